@@ -1,0 +1,133 @@
+"""PinnerFormer (Pancha et al., KDD 2022): a user embedding from the user's timeline.
+
+python -m pinjax.train --config=configs/pinnerformer.py            # pinworld, a laptop CPU
+python -m pinjax.train --config=configs/pinnerformer.py:paper      # published size, a TPU slice
+python -m pinjax.train --config=configs/pinnerformer.py:test       # seconds
+python -m pinjax.train --config=configs/pinnerformer.py:ml1m --config.data.name=DIR
+"""
+
+from ml_collections import ConfigDict
+
+DAY = 24 * 60 * 60
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of a variant; every field may be overridden as --config.section.field=value."""
+    config = ConfigDict()
+    config.system = "pinnerformer"
+
+    data = config.data = ConfigDict()
+    data.name = "pinworld/small"  # pinworld/tiny|small|base, or a directory by pinjax.prepare
+    data.dir = "~/.cache/pinjax"  # where named data sets are kept
+    data.users = 64  # users in a batch, over all devices
+    data.length = 64  # M: actions that the model sees
+    data.workers = 0  # processes that read ahead; 0: threads, enough below some 5,000 users/s
+    data.content = True  # items are their content vectors, and learned ids if model.id_dim is not 0
+    data.positives = "save, closeup>=10, click>=10"  # which actions are labels: type, seconds
+    data.surfaces = "home"  # ... on which surfaces ("": all)
+
+    objective = config.objective = ConfigDict()
+    objective.name = "dense_all_action"  # or all_action, sasrec, next_action
+    objective.labels = 16  # pairs a user, for the all-action objectives
+    objective.horizon = 28 * DAY  # K, seconds
+
+    model = config.model = ConfigDict()
+    model.layers = 2
+    model.width = 128  # H
+    model.heads = 4
+    model.dim = 64  # D: numbers in an embedding
+    model.features = ("item", "action", "surface", "duration", "time")  # of an action
+    model.positions = True  # learned positional encoding
+    model.id_dim = 64  # numbers of an item's learned id (0: none)
+    model.id_buckets = 0  # rows of the learned id table; 0: one for each item, no hashing
+    model.pin_hidden = 256  # hidden width of the pin tower
+    model.dropout = 0.0
+    model.dtype = "float32"  # of the arithmetic; parameters and normalisation stay float32
+    model.remat = False  # recompute activations in the backward pass: less memory, more time
+
+    loss = config.loss = ConfigDict()
+    loss.in_batch = 1_024  # negatives that are other users' positives, at most
+    loss.random = 2_048  # negatives drawn uniformly from the catalogue
+    loss.terms = "joined"  # one normaliser over both kinds, or "summed": a loss for each
+    loss.log_q = True  # correct logits by the log of the sampling probability
+    # The sketch over-counts by at most e / width of all counts with probability 1 - e^-depth;
+    # it takes 4 * depth * width bytes.
+    loss.sketch_depth = 4
+    loss.sketch_width = 2**16
+    loss.sketch_decay = 1.0  # below 1, a count fades by this factor a step
+
+    train = config.train = ConfigDict()
+    train.seed = 0
+    train.steps = 1_500
+    train.learning_rate = 2e-3  # peak, after warm-up; then cosine decay to 0
+    train.warmup_steps = 100
+    train.b1 = 0.9
+    train.b2 = 0.98
+    train.weight_decay = 0.01  # of the kernels of dense layers
+    train.clip_norm = 1.0  # largest global norm of the gradient
+    train.log_every = 50  # steps
+    train.checkpoint_every = 500
+    train.evaluate_every = 500  # on the validation users
+    train.select = ""  # a validation metric: serve its best checkpoint (none: the last one)
+
+    evaluate = config.evaluate = ConfigDict()
+    evaluate.moments = (0.0,)  # moments T, in days after the training period
+    evaluate.window = 14 * DAY  # labels are what a user engages with in (T, T + window]
+    evaluate.cadences = ("window", "daily", "realtime")  # when embeddings are recomputed
+    evaluate.users = 2_000  # at most, a moment
+    evaluate.index_size = 1_000_000  # a seeded sample where more items existed at T
+    evaluate.filter_seen = False  # leave what the user has acted on out of the results
+    evaluate.batch = 256  # windows at a time
+
+    if variant == "paper":
+        _paper(config)
+    elif variant == "test":
+        _test(config)
+    elif variant == "ml1m":
+        _ml1m(config)
+    elif variant:
+        raise ValueError(f"variant {variant!r} is none of paper, test, ml1m")
+    return config
+
+
+def _paper(config: ConfigDict) -> None:
+    """Published size: 6 layers of 768, 256 actions, 128 users a chip of a 16-chip slice."""
+    config.data.name = "pinworld/base"
+    config.data.users = 2_048
+    config.data.length = 256
+    config.data.workers = 8
+    config.objective.labels = 32
+    config.model.update(layers=6, width=768, heads=8, dim=256, id_dim=0, pin_hidden=1_024)
+    config.model.update(dtype="bfloat16", remat=True)
+    config.loss.update(in_batch=5_000, random=8_192, sketch_width=2**24)
+    config.train.update(steps=100_000, learning_rate=1e-3, warmup_steps=2_000)
+    config.train.update(checkpoint_every=5_000, evaluate_every=5_000)
+    config.evaluate.users = 20_000
+
+
+def _test(config: ConfigDict) -> None:
+    """Everything that the default does, in seconds."""
+    config.data.update(name="pinworld/tiny", users=16, length=16)
+    config.objective.labels = 4
+    config.model.update(width=16, heads=2, dim=8, id_dim=8, pin_hidden=16)
+    config.loss.update(in_batch=32, random=64, sketch_width=2**10)
+    config.train.update(steps=30, warmup_steps=5, log_every=5)
+    config.train.update(checkpoint_every=10, evaluate_every=20)
+    config.evaluate.update(users=40, batch=32)
+
+
+def _ml1m(config: ConfigDict) -> None:
+    """MovieLens-1M by the published leave-one-out protocol: all items ranked, seen ones filtered.
+
+    The log has no times, types or surfaces, and an item is its learned id alone.
+    """
+    config.data.update(
+        name="ml1m", users=128, length=200, content=False, positives="action", surfaces=""
+    )
+    config.objective.name = "sasrec"
+    config.model.update(width=128, heads=2, dim=128, id_dim=128, pin_hidden=256)
+    config.model.update(features=("item",), dropout=0.2)
+    config.loss.update(in_batch=0, random=3_000)
+    config.train.update(steps=6_000, learning_rate=1e-3, weight_decay=0.0)
+    config.train.update(checkpoint_every=500, evaluate_every=500, select="valid/NDCG@10")
+    config.evaluate.update(cadences=("window",), users=10_000, filter_seen=True)

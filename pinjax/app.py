@@ -1,0 +1,75 @@
+"""How every command starts: flags, quiet logs, and one line for an error that a user can mend."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+from etils import epath
+from ml_collections import config_flags
+
+from pinjax.errors import InputError
+
+EXIT_INPUT = 2  # wrong flags, config or data: the message says what to mend
+EXIT_PREEMPTED = 75  # stopped by SIGTERM with its state saved: start the same command again
+
+
+def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Defines --config and --workdir, the flags of the commands that work on a run."""
+    config = config_flags.DEFINE_config_file(
+        "config", None, "config of the run: FILE or FILE:VARIANT", lock_config=True
+    )
+    workdir = flags.DEFINE_string(
+        "workdir", None, "directory of the run; if not given, work/ and the config's name"
+    )
+    flags.mark_flag_as_required("config")
+    return config, workdir
+
+
+def workdir_of(flag: flags.FlagHolder) -> epath.Path:
+    """The run's directory: as given, or work/CONFIG or work/CONFIG-VARIANT."""
+    if flag.value:
+        return epath.Path(flag.value)
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    file, _, variant = name.partition(":")
+    stem = epath.Path(file).stem
+    return epath.Path("work") / (f"{stem}-{variant}" if variant else stem)
+
+
+def flags_of_run() -> str:
+    """The flags as they were given, for the commands to type next."""
+    return " ".join(shlex.quote(argument) for argument in sys.argv[1:])
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Parses the flags, runs `main` and exits with its return value.
+
+    An `InputError`, and a flag or config override that does not parse, end as one line on
+    stderr and `EXIT_INPUT`.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    logging.set_verbosity(logging.ERROR)
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return app.parse_flags_with_usage(argv)
+        # What ml_collections raises for a wrong override or a config file that is not there.
+        except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+            raise SystemExit(_complain(error)) from None
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        if len(argv) > 1:
+            return _complain(f"unexpected argument {argv[1]!r}; every argument is a --flag=value")
+        try:
+            return main(argv)
+        except InputError as error:
+            return _complain(error)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _complain(error: object) -> int:
+    line = " ".join(str(error).split())
+    print(f"error: {line}", file=sys.stderr)
+    return EXIT_INPUT

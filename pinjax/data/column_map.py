@@ -1,0 +1,91 @@
+"""The column map: what `pinjax.prepare` has to know about a log, with every field's default."""
+
+import ml_collections
+
+from pinjax.errors import InputError
+
+UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}  # microseconds in one
+
+
+def default() -> ml_collections.ConfigDict:
+    """A column map to start from; a config sets what its log needs (see configs/prepare)."""
+    config = ml_collections.ConfigDict()
+    config.name = "log"  # the data set's name, as printed in tables
+    config.delimiter = ","  # of CSV files; Parquet needs none
+    config.tolerance = 0.0  # share of a file's rows that may be unusable: dropped and counted
+    config.min_actions = 1  # users with fewer are dropped; leave-one-out needs 3
+    config.max_actions = 64  # action types kept, most frequent first; the rest become "unknown"
+    config.max_surfaces = 1000  # surfaces kept, likewise
+
+    events = config.events = ml_collections.ConfigDict()
+    events.header = ()  # column names of a CSV file that has no header line
+    events.user = "user"  # integer or text ids
+    events.item = "item"  # integer or text ids
+    events.time = "time"  # "" where the log's order is all there is (leave-one-out only)
+    events.time_unit = ""  # s, ms or us since 1970 in UTC; "" for timestamps, dates, ISO 8601 text
+    events.since = ""  # ISO 8601: earlier rows are dropped, say those with a placeholder date
+    events.duration = ""  # a column, null where unknown; "" for none
+    events.duration_unit = "s"  # s, ms or us
+    events.surface = ()  # columns, joined as "a|b" where there are several
+    # The action type comes from one of three; with none of them every row is an "action".
+    events.action = ""  # a column that names it
+    events.action_by_file = ()  # ((file name without its suffix, type), ...)
+    events.action_rules = ()  # ((type, column, value), ...): the first that holds, else "unknown"
+
+    catalogue = config.catalogue = ml_collections.ConfigDict()  # of the table in --items, if any
+    catalogue.id = "item"  # integer or text ids, as in the log
+    catalogue.created = ""  # a column; "" or null: the item's first action
+    catalogue.created_unit = ""  # as events.time_unit
+    catalogue.topic = ""  # a column; "" with tags: the item's tag that the most items carry
+    catalogue.content = ""  # a column of lists of numbers, one length; null: no content
+    catalogue.tags = ""  # a text column, from which content vectors are made
+    catalogue.tag_separator = ""  # between the tags of one row; "": a tag a row, so ids may repeat
+    catalogue.tag_dim = 64  # numbers in a vector made from tags
+    catalogue.keep_unseen = True  # keep the items that have no action in the log
+
+    split = config.split = ml_collections.ConfigDict()
+    split.kind = "time"  # time, or leave_one_out: last action tests, the one before validates
+    split.train_end = ""  # ISO 8601: nothing later is trained on; "": split.test_days
+    split.test_days = 28.0  # days from train_end to the newest action
+    split.valid = 0.1  # share of users, by a hash of their ids
+    split.test = 0.1  # share of users
+    split.seed = 0  # of that hash
+    return config
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Refuses values that are right for no log.
+
+    Raises:
+      InputError: naming the field.
+    """
+    events, catalogue, split = config.events, config.catalogue, config.split
+
+    def expect(holds: bool, field: str, expected: str) -> None:
+        if not holds:
+            value = config
+            for name in field.split("."):
+                value = value[name]
+            raise InputError(f"config.{field} is {value!r}; expected {expected}")
+
+    by_time = split.kind == "time"
+    expect(by_time or split.kind == "leave_one_out", "split.kind", "'time' or 'leave_one_out'")
+    expect(0 < split.valid < 1, "split.valid", "a share of the users, above 0")
+    expect(0 < split.test < 1 - split.valid, "split.test", "a share above 0, and users to train on")
+    expect(bool(events.time) or not by_time, "events.time", "a column, to split by time")
+    fewest = 1 if by_time else 3
+    expect(config.min_actions >= fewest, "min_actions", f"{fewest} or more with this split")
+    expect(0 <= config.tolerance < 1, "tolerance", "a share of the rows, from 0 to below 1")
+    expect(0 < config.max_actions < 2**8, "max_actions", "1 to 255")
+    expect(0 < config.max_surfaces < 2**16, "max_surfaces", "1 to 65,535")
+    expect(events.duration_unit in UNITS, "events.duration_unit", "s, ms or us")
+    for field, unit in (
+        ("events.time_unit", events.time_unit),
+        ("catalogue.created_unit", catalogue.created_unit),
+    ):
+        expect(unit in ("", *UNITS), field, "s, ms, us, or '' for timestamps and text")
+    others = bool(events.action) + bool(events.action_by_file) + bool(events.action_rules)
+    expect(others < 2, "events.action", "only one of action, action_by_file and action_rules set")
+    expect(
+        not (catalogue.tags and catalogue.content), "catalogue.tags", "'' beside a content column"
+    )

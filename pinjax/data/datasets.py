@@ -1,0 +1,95 @@
+"""Opens a data set by name: the simulated one, or a directory that `pinjax.prepare` wrote."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from pinjax.data import pinworld, schema
+from pinjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set on disk, read as it is needed.
+
+    Attributes:
+      directory: where it lies.
+      metadata: what is known about it.
+    """
+
+    directory: epath.Path
+    metadata: schema.Metadata
+
+    @functools.cached_property
+    def catalogue(self) -> schema.Catalogue:
+        return schema.Catalogue.read(self.directory / schema.CATALOGUE_FILE)
+
+    @functools.cached_property
+    def oracle(self) -> pinworld.Oracle | None:
+        """The best possible ranking, known only of a simulated world."""
+        if self.metadata.name.startswith(pinworld.NAME):
+            return pinworld.Oracle.load(self.directory)
+        return None
+
+    @functools.cache  # noqa: B019, a data set lives as long as its command
+    def timelines(self, split: str) -> Any:
+        """Random access to the packed timelines of a split: `source[row]["actions"]`."""
+        return tfds.builder_from_directory(self.directory).as_data_source(split)
+
+    def chunk(self, split: str, start: int, stop: int) -> "Chunk":
+        """The timelines of the rows from `start` to `stop` of a split, as far as there are."""
+        source = self.timelines(split)
+        rows = source.__getitems__(list(range(start, min(stop, len(source)))))
+        records, offsets = schema.unpack(row["actions"] for row in rows)
+        return Chunk([row["user"].decode() for row in rows], records, offsets)
+
+    def chunks(self, split: str, users: int = 4096) -> Iterator["Chunk"]:
+        """The timelines of a split in order, `users` at a time."""
+        for start in range(0, len(self.timelines(split)), users):
+            yield self.chunk(split, start, start + users)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Timelines of some users, flat: see `schema.unpack`.
+
+    Attributes:
+      users: the users' own ids, as text.
+      records: `schema.ACTION` (n,).
+      offsets: int64 (len(users) + 1,).
+    """
+
+    users: list[str]
+    records: np.ndarray
+    offsets: np.ndarray
+
+
+def load(name: str, data_dir: str) -> Dataset:
+    """Opens a data set, building `pinworld/SIZE` under `data_dir` when it is not there yet.
+
+    Args:
+      name: `pinworld/tiny`, `pinworld/small`, `pinworld/base`, or a prepared directory, absolute
+        or relative to the current directory or to `data_dir`.
+      data_dir: where named data sets are kept.
+
+    Raises:
+      InputError: where there is no such data set.
+    """
+    data_dir = epath.Path(data_dir).expanduser()
+    world, _, size = name.partition("/")
+    if world == pinworld.NAME:
+        directory = pinworld.ensure(size, data_dir)
+    else:
+        places = [epath.Path(name), data_dir / name]
+        found = [place for place in places if (place / schema.CATALOGUE_FILE).exists()]
+        if not found:
+            looked = " and ".join(map(str, places))
+            raise InputError(f"data.name: no prepared data set in {looked}; see pinjax.prepare")
+        directory = found[0]
+    builder = tfds.builder_from_directory(directory)
+    return Dataset(directory, schema.Metadata.from_tfds(builder.info.metadata))

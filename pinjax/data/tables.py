@@ -1,0 +1,227 @@
+"""Columns of a Parquet or CSV file, read as ids, moments, numbers or text."""
+
+import datetime
+import difflib
+import reprlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from etils import epath
+
+from pinjax.data import column_map
+from pinjax.errors import InputError
+
+
+def read(
+    path: epath.PathLike, columns: Sequence[str], delimiter: str, header: Sequence[str] = ()
+) -> pa.Table:
+    """Reads some columns of a file: Parquet by its suffix, everything else as CSV.
+
+    The columns of a CSV file come as text, so that ids such as "007" stay what they are; an empty
+    field is null. Compressed CSV is read by its suffix (.gz, .bz2).
+
+    Raises:
+      InputError: for a file that is missing, unreadable, empty, or lacks a column.
+    """
+    path = epath.Path(path)
+    columns = list(dict.fromkeys(columns))
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        if path.suffix == ".parquet":
+            file = pq.ParquetFile(path)
+            _require(path, columns, file.schema_arrow.names)
+            table = file.read(columns)
+        else:
+            table = _read_csv(path, columns, delimiter, header)
+    except (pa.ArrowException, OSError) as error:
+        kind = "Parquet" if path.suffix == ".parquet" else "CSV"
+        raise InputError(f"{path}: not readable as {kind}: {error}") from error
+    if not len(table):
+        raise InputError(f"{path}: has no rows")
+    decoded = [
+        column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        for column in table.columns
+    ]
+    return pa.table(decoded, table.column_names)
+
+
+def _read_csv(
+    path: epath.Path, columns: Sequence[str], delimiter: str, header: Sequence[str]
+) -> pa.Table:
+    options = {
+        "read_options": pa.csv.ReadOptions(column_names=list(header)),
+        "parse_options": pa.csv.ParseOptions(delimiter=delimiter),
+    }
+    with pa.csv.open_csv(path, **options) as reader:
+        _require(path, columns, reader.schema.names)
+    convert = pa.csv.ConvertOptions(
+        include_columns=columns,
+        column_types=dict.fromkeys(columns, pa.large_string()),
+        null_values=[""],
+        strings_can_be_null=True,
+    )
+    return pa.csv.read_csv(path, convert_options=convert, **options)
+
+
+def _require(path: epath.Path, columns: Sequence[str], names: Sequence[str]) -> None:
+    for column in columns:
+        if column not in names:
+            near = difflib.get_close_matches(column, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"{path}: no column {column!r} among {', '.join(names)}{hint}")
+
+
+def text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Any plain column as text."""
+    return column.cast(pa.large_string())
+
+
+def ids(path: epath.PathLike, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of ids as int64 where they are integers that fit, else as text; "" is null.
+
+    Raises:
+      InputError: for a column of another type.
+    """
+    if pa.types.is_integer(column.type):
+        try:
+            return column.cast(pa.int64())
+        except pa.ArrowInvalid:  # uint64, and too large
+            return text(column)
+    if not _is_text(column.type) and not pa.types.is_null(column.type):
+        raise InputError(f"{path}: {name} is {column.type}; expected integer or text ids")
+    column = text(column)
+    return pc.if_else(pc.equal(column, ""), None, column)
+
+
+def same_type(
+    columns: Sequence[pa.Array | pa.ChunkedArray],
+) -> list[pa.Array | pa.ChunkedArray]:
+    """Columns of ids, all int64 or else all text, so that they compare."""
+    if len({column.type for column in columns}) > 1:
+        return [text(column) for column in columns]
+    return list(columns)
+
+
+def numbers(path: epath.PathLike, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """A column of numbers, or of numbers as text, as float64; NaN where null or unreadable.
+
+    Raises:
+      InputError: for a column of another type.
+    """
+    kind = column.type
+    if _is_text(kind):
+        return _parse(column.combine_chunks(), [pa.float64()])
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        raise InputError(f"{path}: {name} is {kind}; expected numbers")
+    return _float64(column)
+
+
+def moments(path: epath.PathLike, name: str, column: pa.ChunkedArray, unit: str) -> np.ndarray:
+    """A column of moments as microseconds since 1970 in UTC, float64 (exact until 2255).
+
+    Args:
+      path: the file, for messages.
+      name: the column's name, for messages.
+      column: timestamps, dates or ISO 8601 text (without a zone: UTC); with a unit, numbers.
+      unit: s, ms, us, or "".
+
+    Returns:
+      one moment a row, NaN where null or unreadable.
+
+    Raises:
+      InputError: for a column of another type.
+    """
+    kind = column.type
+    if unit and not pa.types.is_temporal(kind):
+        return np.round(numbers(path, name, column) * column_map.UNITS[unit])
+    if not unit and _is_text(kind):
+        return _parse(column.combine_chunks(), [pa.timestamp("us"), pa.timestamp("us", "UTC")])
+    if not unit and (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+        zone = kind.tz if pa.types.is_timestamp(kind) else None
+        return _float64(column.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64()))
+    if pa.types.is_null(kind):
+        return np.full(len(column), np.nan)
+    expected = f"numbers in {unit}" if unit else "timestamps, dates, ISO 8601 text, or a unit"
+    raise InputError(f"{path}: {name} is {kind}; expected {expected} in the column map")
+
+
+def moment(name: str, iso: str) -> int:
+    """ISO 8601 text from a config (without a zone: UTC) as unix seconds.
+
+    Raises:
+      InputError: where it is none.
+    """
+    try:
+        parsed = datetime.datetime.fromisoformat(iso)
+    except ValueError:
+        raise InputError(f"{name} is {iso!r}; expected a moment such as 2023-01-31") from None
+    return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)).timestamp())
+
+
+class Check(NamedTuple):
+    """What a field of a row has to be, and the rows where it is not.
+
+    Attributes:
+      field: what the row lacks, as counted in the report.
+      column: where it was looked for.
+      expected: what was expected, for the message.
+      bad: bool (rows,).
+    """
+
+    field: str
+    column: str
+    expected: str
+    bad: np.ndarray
+
+
+def usable(
+    path: epath.PathLike, table: pa.Table, checks: Sequence[Check], tolerance: float = 0.0
+) -> tuple[np.ndarray, dict[str, int]]:
+    """The rows that pass all checks, and how many fail by field; rows count from 1.
+
+    Raises:
+      InputError: naming the first bad row, where more than `tolerance` of the rows are bad.
+    """
+    bad = np.zeros(len(table), bool)
+    counts = {}
+    for check in checks:
+        counts[check.field] = int((check.bad & ~bad).sum())
+        bad |= check.bad
+    if bad.sum() > tolerance * len(table):
+        row = int(np.argmax(bad))
+        check = next(check for check in checks if check.bad[row])
+        value = table[check.column][row].as_py()
+        if isinstance(value, list | str):
+            value = reprlib.repr(value)
+        share = f"{bad.sum()} of {len(table)} rows are bad, tolerance is {tolerance:g}"
+        where = f"{path}: row {row + 1}: {check.column}"
+        raise InputError(f"{where} is {value}; expected {check.expected} ({share})")
+    return ~bad, counts
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _float64(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def _parse(values: pa.Array, kinds: Sequence[pa.DataType]) -> np.ndarray:
+    """Text as float64, NaN where it is none of `kinds`: halves what fails until it has the row."""
+    for kind in kinds:
+        try:
+            parsed = values.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+        return _float64(parsed.cast(pa.int64()) if pa.types.is_timestamp(kind) else parsed)
+    if len(values) == 1:
+        return np.array([np.nan])
+    half = len(values) // 2
+    return np.concatenate([_parse(values[:half], kinds), _parse(values[half:], kinds)])

@@ -1,0 +1,249 @@
+"""Windows of history and the labels that follow them, cut from whole timelines.
+
+Everything is vectorised over a batch of timelines in the flat form of `schema.unpack`: records of
+all users one after the other, and the offsets at which each user's begin. An action is named by
+its flat index, and `time_keys` sorts actions of all users at once by (user, time).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from pinjax.data import schema
+from pinjax.errors import InputError
+
+OBJECTIVES = ("next_action", "sasrec", "all_action", "dense_all_action")
+
+_PADDING = np.array((-1, 0, 0.0, 0, 0), schema.ACTION)
+_USER_STRIDE = 2**34  # more than any time plus any horizon: keys of two users never mix
+
+
+@dataclasses.dataclass(frozen=True)
+class Positives:
+    """Which actions are labels: type, minimum duration and surface.
+
+    Attributes:
+      min_seconds: float32 (actions,), per row of the action vocabulary the duration from which it
+        is positive, inf for types that never are.
+      surfaces: bool (surfaces,), per row of the surface vocabulary whether it counts.
+    """
+
+    min_seconds: np.ndarray
+    surfaces: np.ndarray
+
+    @classmethod
+    def create(cls, metadata: schema.Metadata, positives: str, surfaces: str) -> "Positives":
+        """From names, separated by commas.
+
+        Args:
+          metadata: of the data set, for its vocabularies.
+          positives: action types, each with the least duration in seconds where there is one:
+            "save, click>=10".
+          surfaces: "home, search"; "" for all of them.
+
+        Raises:
+          InputError: for a name that is not in the data set's vocabulary.
+        """
+        min_seconds = np.full(len(metadata.actions), np.inf, np.float32)
+        for entry in _split(positives):
+            name, _, seconds = (part.strip() for part in entry.partition(">="))
+            row = _row(metadata.name, "action", metadata.actions, name)
+            try:
+                min_seconds[row] = float(seconds or 0)
+            except ValueError:
+                raise InputError(
+                    f"data.positives: {entry!r} is neither a type nor type>=seconds"
+                ) from None
+        counts = np.full(len(metadata.surfaces), not surfaces)
+        for name in _split(surfaces):
+            counts[_row(metadata.name, "surface", metadata.surfaces, name)] = True
+        return cls(min_seconds, counts)
+
+    def __call__(self, records: np.ndarray) -> np.ndarray:
+        """Bool (n,): which of the records are positive."""
+        long_enough = records["duration"] >= self.min_seconds[records["action"]]
+        return long_enough & self.surfaces[records["surface"]]
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _row(dataset: str, kind: str, vocabulary: Sequence[str], name: str) -> int:
+    if name not in vocabulary:
+        raise InputError(f"{dataset} has no {kind} {name!r}; it has {', '.join(vocabulary)}")
+    return vocabulary.index(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Draws one training window a user, and its labels (PinnerFormer, §3.4 and §3.5).
+
+    The window ends at an action drawn uniformly from those that have a label of their own. The
+    label of the action at time t is, by objective:
+
+      next_action       the next positive action, of the newest action alone;
+      sasrec            the action right after it where that is positive, of every action;
+      all_action        up to `labels` of the positive actions in (t, t + horizon], of the newest;
+      dense_all_action  one positive action in (t, t + horizon], at `labels` random positions.
+
+    Attributes:
+      length: actions in a window, M.
+      objective: one of `OBJECTIVES`.
+      labels: pairs drawn a user, L, for the two all-action objectives.
+      horizon: K, in seconds.
+      positives: which actions are labels.
+      train_end: no later action is seen, as input or as label.
+      leave_one_out: the last two actions of a user are not seen, and times are ranks.
+    """
+
+    length: int
+    objective: str
+    labels: int
+    horizon: int
+    positives: Positives
+    train_end: int
+    leave_one_out: bool = False
+
+    def __post_init__(self):
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"objective {self.objective!r} is none of {', '.join(OBJECTIVES)}")
+
+    @property
+    def pairs(self) -> int:
+        """Labels per user in a batch, counting the missing ones."""
+        return {
+            "next_action": 1,
+            "sasrec": self.length,
+            "all_action": self.labels,
+            "dense_all_action": min(self.labels, self.length),
+        }[self.objective]
+
+    def uniforms(self, rng: np.random.Generator, users: int) -> np.ndarray:
+        """The random numbers in [0, 1) that a batch of `users` needs, a row a user."""
+        return rng.random((users, 1 + self.length + max(self.labels, self.pairs)))
+
+    def __call__(
+        self, records: np.ndarray, offsets: np.ndarray, uniforms: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Draws from B timelines.
+
+        Args:
+          records: `schema.ACTION` (n,), the timelines one after the other.
+          offsets: int64 (B + 1,), where each begins.
+          uniforms: (B, ...), from `self.uniforms`: row by row, so that a user's
+            draw does not depend on who else is in the batch.
+
+        Returns:
+          the fields of `history`, with `label_position` int32 (B, pairs), the index in the window
+          of the action that predicts, and `label_item` int32 (B, pairs), -1 where there is none.
+        """
+        usable = self._usable(records, offsets)
+        first, count, positive = self._labels(records, offsets, usable)
+        ends = _choose(usable & (count > 0), offsets, uniforms[:, 0])
+        window, inside = _window(offsets[:-1], ends, self.length)
+        by_position, by_label = uniforms[:, 1 : 1 + self.length], uniforms[:, 1 + self.length :]
+
+        if self.objective == "dense_all_action":
+            # Random keys, those without a label last: the smallest are a uniform draw.
+            keys = np.where(inside & (count[window] > 0), by_position, 2.0)
+            position = np.argpartition(keys, self.pairs - 1, axis=1)[:, : self.pairs]
+        elif self.objective == "sasrec":
+            position = np.broadcast_to(np.arange(self.length), window.shape)
+        else:
+            position = np.full((len(ends), self.pairs), self.length - 1)
+        action = np.take_along_axis(window, position, axis=1)
+        available = np.where(np.take_along_axis(inside, position, axis=1), count[action], 0)
+
+        if self.objective == "all_action":
+            # Systematic sampling: each label equally likely, none twice, one random number a user.
+            slot = np.arange(self.pairs)
+            spread = ((slot + by_label[:, :1]) * available / self.pairs).astype(np.int64)
+            pick = np.where(available > self.pairs, spread, slot)
+        else:
+            pick = (by_label[:, : self.pairs] * available).astype(np.int64)
+        exists = pick < available
+        label = positive[np.where(exists, first[action] + pick, 0)] if len(positive) else action
+        return {
+            **history(records, offsets[:-1], ends, self.length),
+            "label_position": position.astype(np.int32),
+            "label_item": np.where(exists, records["item"][label], -1).astype(np.int32),
+        }
+
+    def _usable(self, records: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        if self.leave_one_out:
+            left = np.repeat(offsets[1:], np.diff(offsets)) - np.arange(len(records))
+            return left > 2
+        return records["time"] <= self.train_end
+
+    def _labels(
+        self, records: np.ndarray, offsets: np.ndarray, usable: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For every action the labels that it may predict: positive[first : first + count]."""
+        is_positive = self.positives(records) & usable
+        positive = np.flatnonzero(is_positive)
+        if self.objective in ("all_action", "dense_all_action"):
+            key = time_keys(records, offsets)
+            first = np.searchsorted(key[positive], key, "right")
+            last = np.searchsorted(key[positive], key + self.horizon, "right")
+            return first, last - first, positive
+        first = np.cumsum(is_positive)
+        if self.objective == "sasrec":
+            count = np.append(is_positive[1:], False).astype(np.int64)
+            count[offsets[1:] - 1] = 0
+            return first, count, positive
+        total = np.repeat(first[offsets[1:] - 1], np.diff(offsets))
+        return first, np.minimum(total - first, 1), positive
+
+
+def time_keys(records: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """int64 (n,), ascending: the records by (user, time), times of one user in seconds apart."""
+    users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    return users * _USER_STRIDE + records["time"]
+
+
+def newest(keys: np.ndarray, users: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """Flat index of the newest action of each user up to a moment; one before the first if none.
+
+    Args:
+      keys: `time_keys` of the timelines.
+      users: int (n,), rows of the timelines.
+      moments: int (n,), unix seconds.
+    """
+    return np.searchsorted(keys, users.astype(np.int64) * _USER_STRIDE + moments, "right") - 1
+
+
+def history(
+    records: np.ndarray, starts: np.ndarray, ends: np.ndarray, length: int
+) -> dict[str, np.ndarray]:
+    """The newest `length` actions of each window, oldest first, padding before them.
+
+    Args:
+      records: `schema.ACTION` (n,).
+      starts: int64 (B,), the first action of each timeline.
+      ends: int64 (B,), the newest action of each window; one before its start: an empty window.
+      length: M.
+
+    Returns:
+      the fields of `schema.ACTION`, each (B, M); item is -1 where there is no action.
+    """
+    index, inside = _window(starts, ends, length)
+    window = records[index]
+    window[~inside] = _PADDING
+    return {name: np.ascontiguousarray(window[name]) for name in schema.ACTION.names}
+
+
+def _window(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    index = ends[:, None] + np.arange(1 - length, 1)
+    inside = index >= starts[:, None]
+    return np.where(inside, index, 0), inside
+
+
+def _choose(eligible: np.ndarray, offsets: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """One eligible action of each user, uniformly; one before the first where there is none."""
+    before = np.concatenate([[0], np.cumsum(eligible)])[offsets]
+    choices = np.diff(before)
+    rank = before[:-1] + (uniform * choices).astype(np.int64)
+    candidates = np.append(np.flatnonzero(eligible), 0)
+    return np.where(choices > 0, candidates[rank], offsets[:-1] - 1)

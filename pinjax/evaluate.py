@@ -1,0 +1,32 @@
+"""Measures the checkpoint of a run that is to be served: the best, or else the newest.
+
+python -m pinjax.evaluate --config=configs/pinnerformer.py --workdir=DIR --split=test
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+
+from pinjax import app, results
+from pinjax.systems import registry
+from pinjax.training import checkpoint, sharding
+
+CONFIG, WORKDIR = app.run_flags()
+SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "whose users are asked")
+
+
+def main(argv: Sequence[str]) -> int:
+    del argv
+    config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
+    mesh = sharding.make_mesh()
+    system = registry.create(config, mesh)
+    state = checkpoint.load_chosen(workdir, config, system, mesh)
+    rows = system.evaluate(state.params, SPLIT.value, full=True)
+    results.write(workdir, SPLIT.value, int(state.step), rows)
+    print(f"{workdir}, step {int(state.step):,}, split {SPLIT.value}\n")
+    print(results.table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,145 @@
+"""How often each id has been seen, in a fixed amount of memory.
+
+The sampled softmax corrects each logit by the log-probability of its item in the stream of labels.
+A count-min sketch (Cormode & Muthukrishnan, J. Algorithms 2005) learns it while training: `depth`
+rows of `width` counters. An id adds one to a counter of each row; its count is the smallest of
+these counters.
+
+An estimate is never too low (with decay: up to float32 rounding), and with probability at least
+1 - e^-depth it is too high by at most (e / width) * total.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, Key
+
+# One byte of an id and this many bits of a column fit the uint32 arithmetic of `_columns`.
+_MAX_WIDTH = 2**25
+
+_MAX_TOTAL = np.uint32(2**31)
+
+
+@struct.dataclass
+class CountMinSketch:
+    """A sketch; a pytree, to be carried in the train state.
+
+    Counters are uint32 without decay: float32 would silently stop counting at 2^24. With decay they
+    have to hold fractions and are float32, and decay itself keeps them small. Either way `add` sums
+    integers only, so the table does not depend on the order of the ids nor on the devices.
+
+    Attributes:
+      table: (depth, width) counters.
+      multipliers: uint32 (depth, 4), the random weights of an id's four bytes.
+      offsets: uint32 (depth,).
+      total: scalar, the (decayed) number of ids added; of the table's type.
+      decay: what one `add` leaves of all counts before it; 1 forgets nothing.
+    """
+
+    # Any, since a tree map may put shardings or shapes in the place of the arrays.
+    table: Any
+    multipliers: Any
+    offsets: Any
+    total: Any
+    decay: float = struct.field(pytree_node=False)
+
+
+def init(key: Key[Array, ""], depth: int, width: int, decay: float = 1.0) -> CountMinSketch:
+    """Makes an empty sketch.
+
+    Args:
+      key: draws the hash functions. Sketches that are to be merged need the same one.
+      depth: rows; the error bound fails with probability e^-depth.
+      width: counters a row, a power of two; the bound is (e / width) * total.
+      decay: in (0, 1]. With batches of n ids the sketch remembers about the last n / (1 - decay).
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    if depth < 1:
+        raise ValueError(f"depth is {depth}, expected at least 1")
+    if not 2 <= width <= _MAX_WIDTH or width & (width - 1):
+        raise ValueError(f"width is {width}, expected a power of two from 2 to {_MAX_WIDTH}")
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay is {decay}, expected more than 0 and at most 1")
+    dtype = jnp.uint32 if decay == 1 else jnp.float32
+    bits = jax.random.bits(key, (depth, 5), jnp.uint32)
+    return CountMinSketch(
+        table=jnp.zeros((depth, width), dtype),
+        multipliers=bits[:, :4],
+        offsets=bits[:, 4],
+        total=jnp.zeros((), dtype),
+        decay=float(decay),
+    )
+
+
+def add(
+    sketch: CountMinSketch, ids: Int[Array, "*ids"], where: Bool[Array, "*ids"] | None = None
+) -> CountMinSketch:
+    """Decays the sketch, then counts every id once.
+
+    On several devices pass ids that are already gathered: then every device makes the same table by
+    itself. Sharded ids give the same table too, by summing a table of each device.
+
+    Without decay, all counts are halved (rounding up) each time that the total has passed 2^31:
+    else they would wrap around in silence, and halving leaves the probabilities as they are.
+
+    Args:
+      sketch: a sketch.
+      ids: int32 of any shape and value.
+      where: which ids count; all if None.
+    """
+    ones = jnp.ones(ids.shape, jnp.uint32) if where is None else where.astype(jnp.uint32)
+    rows = jnp.arange(sketch.table.shape[0]).reshape(-1, *[1] * ids.ndim)
+    # Counted apart from the table, in integers, whose sum does not depend on their order.
+    seen = jnp.zeros(sketch.table.shape, jnp.uint32).at[rows, _columns(sketch, ids)].add(ones)
+
+    def updated(counts: Array, seen: Array) -> Array:
+        if sketch.decay == 1:
+            return jnp.where(sketch.total > _MAX_TOTAL, counts - counts // 2, counts) + seen
+        return counts * sketch.decay + seen.astype(jnp.float32)
+
+    return sketch.replace(
+        table=updated(sketch.table, seen), total=updated(sketch.total, ones.sum(dtype=jnp.uint32))
+    )
+
+
+def count(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Array:
+    """How often each id was added: (*ids,) of the table's type, never too low."""
+    rows = jnp.arange(sketch.table.shape[0]).reshape(-1, *[1] * ids.ndim)
+    return sketch.table[rows, _columns(sketch, ids)].min(axis=0)
+
+
+def log_probability(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Float[Array, "*ids"]:
+    """The log of each id's share of all that was added, float32.
+
+    It is -inf for an id that was never added: add a batch before using the sketch on it.
+    """
+    counts = count(sketch, ids).astype(jnp.float32)
+    return jnp.log(counts / jnp.maximum(sketch.total.astype(jnp.float32), 1e-30))
+
+
+def merge(a: CountMinSketch, b: CountMinSketch) -> CountMinSketch:
+    """The sketch of both streams together; `a` and `b` come from `init` with the same arguments."""
+    return a.replace(table=a.table + b.table, total=a.total + b.total)
+
+
+def _columns(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Array:
+    """Hashes ids to a column of each row: int32 (depth, *ids).
+
+    Multiply-shift on the vector of an id's bytes (Dietzfelbinger, STACS 1996; Thorup, High Speed
+    Hashing for Integers and Strings, 2015). To multiply the whole id would do with 64-bit numbers;
+    in 32 bits it lets two ids collide with up to twice the probability 1 / width that the error
+    bound needs, while that of the bytes is strongly universal up to 32 - 8 + 1 bits of column.
+    """
+    unsigned = jax.lax.bitcast_convert_type(ids.astype(jnp.int32), jnp.uint32)
+    hashes = sum(
+        jnp.multiply.outer(sketch.multipliers[:, i], unsigned >> (8 * i) & 0xFF) for i in range(4)
+    )
+    hashes += sketch.offsets.reshape(-1, *[1] * ids.ndim)
+    bits = int(math.log2(sketch.table.shape[1]))
+    return (hashes >> (32 - bits)).astype(jnp.int32)

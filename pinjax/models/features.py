@@ -1,0 +1,110 @@
+"""Encodings of what an action is made of besides its item: time, duration, categories."""
+
+import math
+from fractions import Fraction
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int, UInt32
+
+_HOUR = 3600.0
+_DAY = 24 * _HOUR
+
+# PinnerFormer (Pancha et al., KDD 2022), §3.1, in seconds.
+ABSOLUTE_PERIODS = (
+    *(0.25 * _HOUR, 0.5 * _HOUR, _HOUR, 2 * _HOUR, 4 * _HOUR, 8 * _HOUR, 16 * _HOUR),
+    *(_DAY, 7 * _DAY, 28 * _DAY, 365 * _DAY),
+)
+RELATIVE_PERIODS = tuple(float(period) for period in np.geomspace(1, 28 * _DAY, 32))
+
+
+def turns(
+    t: UInt32[Array, "*shape"], periods: tuple[float, ...]
+) -> Float32[Array, "*shape periods"]:
+    """The phase of t / period, in turns, with the whole turns taken off.
+
+    A unix timestamp has more digits than float32, and t mod period of a real period is no integer.
+    So 1 / period is held as a 64-bit fixed-point fraction of a turn, made on the host, and t is
+    multiplied with it in uint32, where whole turns overflow and are gone.
+
+    Args:
+      t: seconds.
+      periods: seconds, each at least 1.
+
+    Returns:
+      Phases in [-0.5, 0.5], off by at most 2^-31 turns and float32's own rounding.
+    """
+    inverses = [round(2**64 / Fraction(period)) for period in periods]
+    high = jnp.asarray([inverse >> 32 & 0xFFFFFFFF for inverse in inverses], jnp.uint32)
+    low = jnp.asarray([inverse & 0xFFFFFFFF for inverse in inverses], jnp.uint32)
+    t = t[..., None]
+    phase = t * high + _high_word(t, low)  # in 2^-32 turns
+    return lax.bitcast_convert_type(phase, jnp.int32).astype(jnp.float32) * 2.0**-32
+
+
+def _high_word(a: UInt32[Array, "..."], b: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """The upper 32 bits of the 64-bit product a * b, in arithmetic of 32 bits."""
+    a_high, a_low, b_high, b_low = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
+    # Neither sum overflows: (2^16 - 1)^2 + 2 * (2^16 - 1) = 2^32 - 1.
+    middle = a_high * b_low + (a_low * b_low >> 16)
+    carry = a_low * b_high + (middle & 0xFFFF)
+    return a_high * b_high + (middle >> 16) + (carry >> 16)
+
+
+class TimeEncoding(nn.Module):
+    """Periodic encoding of a time, with learned phases (PinnerFormer, §3.1).
+
+    P periods make 2P + 1 numbers of a time t:
+
+      cos(2π t / p_i + φ_2i-1), sin(2π t / p_i + φ_2i) for each i, and log(1 + t).
+
+    The phases start at zero. The logarithm is that of 1 + t, so that 0 seconds make 0.
+
+    Attributes:
+      periods: p_i, in seconds, each at least 1.
+    """
+
+    periods: tuple[float, ...]
+
+    @nn.compact
+    def __call__(self, t: UInt32[Array, "*shape"]) -> Float32[Array, "*shape features"]:
+        """Encodes times in seconds, which may be unix timestamps."""
+        phases = self.param("phases", nn.initializers.zeros, (2, len(self.periods)))
+        angles = 2 * math.pi * turns(t, self.periods)
+        cosines = jnp.cos(angles + phases[0])
+        sines = jnp.sin(angles + phases[1])
+        return jnp.concatenate([cosines, sines, log_seconds(t)], axis=-1)
+
+
+def log_seconds(seconds: Array) -> Float32[Array, "... 1"]:
+    """log(1 + seconds): 0 stays 0."""
+    return jnp.log1p(seconds.astype(jnp.float32))[..., None]
+
+
+class CategoryEmbedding(nn.Module):
+    """A small learned table, of which unknown values are no part.
+
+    Attributes:
+      num_categories: size of the vocabulary, with its row 0, "unknown".
+      dim: numbers of an embedding.
+    """
+
+    num_categories: int
+    dim: int
+
+    @nn.compact
+    def __call__(self, rows: Int[Array, "*shape"]) -> Float[Array, "*shape {self.dim}"]:
+        """Embeds rows of the vocabulary. Row 0, and any row that is not in it, is zero."""
+        rows = rows.astype(jnp.int32)
+        init = nn.initializers.normal(1.0)
+        table = self.param("embedding", init, (self.num_categories, self.dim))
+        known = (rows > 0) & (rows < self.num_categories)
+        return jnp.where(known[..., None], table[jnp.where(known, rows, 0)], 0)
+
+
+def unit_length(x: Float[Array, "*shape dim"]) -> Float32[Array, "*shape dim"]:
+    """L2-normalises the last axis, in float32; a zero vector stays zero, and so its gradient."""
+    x = x.astype(jnp.float32)
+    return x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-12))

@@ -1,0 +1,267 @@
+"""The towers of PinnerFormer (Pancha et al., KDD 2022): one for users, one for pins."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32, UInt32
+
+from pinjax.models import features, hash_embedding, transformer
+
+FEATURES = ("item", "action", "surface", "duration", "time")
+
+_CATEGORY_DIM = 16
+_MIN_TEMPERATURE = 0.01
+_INITIAL_TEMPERATURE = 0.07
+
+
+class PinnerFormer(nn.Module):
+    """Users and items as vectors of unit length, compared by their dot product.
+
+    Both towers see an item as the same input vector (`ItemInput`), as in the paper, where it is the
+    item's content embedding.
+
+    A history is a mapping with the fields `item` int32, catalogue rows, -1 for padding; `action`
+    and `surface`, vocabulary rows, integers of any type; `duration` float32, seconds; `time`
+    uint32, unix seconds; each (users, length), oldest first. Padding comes first: the newest action
+    is always the last.
+
+    Attributes:
+      num_items: rows of the catalogue.
+      num_actions: size of the action vocabulary, with its row 0, "unknown".
+      num_surfaces: the same of the surfaces.
+      length: M, the longest history; it is the number of learned positions.
+      layers: transformer blocks of the user tower.
+      width: H.
+      heads: attention heads.
+      dim: D, numbers of an embedding.
+      pin_hidden: hidden width of the pin tower.
+      features: those of `FEATURES` that the user tower sees.
+      positions: whether it has a learned positional encoding.
+      id_dim: numbers of an item's learned input vector; 0: content alone.
+      id_buckets: rows of the table behind it; 0: one for each item.
+      dropout: rate, in the user tower.
+      dtype: of the arithmetic. Parameters, normalisation and outputs are float32.
+      remat: recompute blocks in the backward pass: less memory, more time.
+    """
+
+    num_items: int
+    num_actions: int
+    num_surfaces: int
+    length: int
+    layers: int
+    width: int
+    heads: int
+    dim: int
+    pin_hidden: int
+    features: tuple[str, ...] = FEATURES
+    positions: bool = True
+    id_dim: int = 0
+    id_buckets: int = 0
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def setup(self):
+        self.item_input = ItemInput(self.num_items, self.id_dim, self.id_buckets)
+        self.user_tower = UserTower(
+            num_actions=self.num_actions,
+            num_surfaces=self.num_surfaces,
+            length=self.length,
+            layers=self.layers,
+            width=self.width,
+            heads=self.heads,
+            dim=self.dim,
+            features=self.features,
+            positions=self.positions,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            remat=self.remat,
+        )
+        self.pin_tower = MLP(self.pin_hidden, self.dim, self.dtype)
+        self.log_temperature = self.param(
+            "log_temperature",
+            nn.initializers.constant(math.log(_INITIAL_TEMPERATURE - _MIN_TEMPERATURE)),
+            (),
+        )
+
+    def __call__(
+        self, content: Float[Array, "items content"] | None, history: Mapping[str, Array]
+    ) -> tuple[Float32[Array, "users length dim"], Float32[Array, "users length dim"]]:
+        """Both towers on a history: for `init`."""
+        return self.users(content, history), self.items(content, history["item"])
+
+    def users(
+        self,
+        content: Float[Array, "items content"] | None,
+        history: Mapping[str, Array],
+        train: bool = False,
+    ) -> Float32[Array, "users length {self.dim}"]:
+        """Embeds users at every position; the last is the one to serve.
+
+        Args:
+          content: the catalogue's content vectors, or None where items are their learned ids.
+          history: see the class; it may be shorter than `length`.
+          train: apply dropout, from the rng stream "dropout".
+        """
+        return self.user_tower(self.item_input(content, history["item"]), history, train)
+
+    def items(
+        self, content: Float[Array, "items content"] | None, rows: Int32[Array, "*shape"]
+    ) -> Float32[Array, "*shape {self.dim}"]:
+        """Embeds items of the catalogue. What comes back for a row of -1 means nothing."""
+        return features.unit_length(self.pin_tower(self.item_input(content, rows)))
+
+    def scale(self) -> Float32[Array, ""]:
+        """1 / τ, by which dot products are multiplied to be logits.
+
+        τ is 0.01 + e^x with x learned: it stays above 0.01, and unlike that of a clipped
+        temperature its gradient never becomes zero, from where it could not come back.
+        """
+        return 1 / (_MIN_TEMPERATURE + jnp.exp(self.log_temperature))
+
+
+class ItemInput(nn.Module):
+    """An item as both towers see it: its content vector, a learned vector of its id, or both.
+
+    Attributes:
+      num_items: rows of the catalogue.
+      id_dim: numbers of the learned vector; 0: there is none.
+      id_buckets: rows of its table; 0: one for each item.
+    """
+
+    num_items: int
+    id_dim: int
+    id_buckets: int
+
+    @nn.compact
+    def __call__(
+        self, content: Float[Array, "items content"] | None, rows: Int32[Array, "*shape"]
+    ) -> Float32[Array, "*shape features"]:
+        """Gathers and concatenates the vectors of catalogue rows; -1 is padding and zero.
+
+        Raises:
+          ValueError: there is neither content nor a learned vector.
+        """
+        parts = []
+        if content is not None:
+            # Content comes in any scale, PinSage's with unit length: to a root mean square of 1,
+            # so that its numbers weigh what the other features' do.
+            vectors = features.unit_length(content[jnp.maximum(rows, 0)])
+            vectors *= math.sqrt(content.shape[1])
+            parts.append(jnp.where(rows[..., None] >= 0, vectors, 0))
+        if self.id_dim:
+            table = hash_embedding.HashEmbedding(
+                self.num_items, self.id_dim, self.id_buckets, name="id"
+            )
+            parts.append(table(rows))
+        if not parts:
+            raise ValueError("items have neither content vectors nor id_dim > 0: nothing is known")
+        return jnp.concatenate(parts, axis=-1)
+
+
+class UserTower(nn.Module):
+    """The transformer over a user's actions (§3.1, §3.2). Attributes: see `PinnerFormer`."""
+
+    num_actions: int
+    num_surfaces: int
+    length: int
+    layers: int
+    width: int
+    heads: int
+    dim: int
+    features: tuple[str, ...]
+    positions: bool
+    dropout: float
+    dtype: Any
+    remat: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        items: Float[Array, "users length features"],
+        history: Mapping[str, Array],
+        train: bool,
+    ) -> Float32[Array, "users length {self.dim}"]:
+        """Embeds a user at every position, from that action and those before it.
+
+        The exception is the time of the newest action, which every position knows, since an
+        action's age is one of its features (§3.1). What that action was, no other position knows.
+
+        Args:
+          items: the input vectors of the history's items.
+          history: see `PinnerFormer`.
+          train: apply dropout.
+
+        Raises:
+          ValueError: a feature does not exist, or the history is longer than `length`.
+        """
+        unknown = set(self.features) - set(FEATURES)
+        if unknown:
+            raise ValueError(f"unknown features {sorted(unknown)}, expected some of {FEATURES}")
+        length = items.shape[1]
+        if length > self.length:
+            raise ValueError(f"a history of {length} actions, expected at most {self.length}")
+
+        mask = history["item"] >= 0
+        age, gap = relative_times(history["time"], mask)
+        encoders = {
+            "item": lambda: [items],
+            "action": lambda: [
+                features.CategoryEmbedding(self.num_actions, _CATEGORY_DIM, name="action")(
+                    history["action"]
+                )
+            ],
+            "surface": lambda: [
+                features.CategoryEmbedding(self.num_surfaces, _CATEGORY_DIM, name="surface")(
+                    history["surface"]
+                )
+            ],
+            "duration": lambda: [features.log_seconds(history["duration"])],
+            "time": lambda: [
+                features.TimeEncoding(features.ABSOLUTE_PERIODS, name="time")(history["time"]),
+                features.TimeEncoding(features.RELATIVE_PERIODS, name="age")(age),
+                features.TimeEncoding(features.RELATIVE_PERIODS, name="gap")(gap),
+            ],
+        }
+        x = jnp.concatenate([part for name in self.features for part in encoders[name]()], axis=-1)
+        x = nn.Dense(self.width, dtype=self.dtype, name="projection")(x)
+        if self.positions:
+            init = nn.initializers.normal(0.02)
+            positions = self.param("positions", init, (self.length, self.width))
+            # Counted from the newest action, whatever the length of the history.
+            x += positions[self.length - length :].astype(self.dtype)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = transformer.Transformer(
+            layers=self.layers,
+            heads=self.heads,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            remat=self.remat,
+            name="transformer",
+        )(x, mask, train)
+        return features.unit_length(MLP(self.width, self.dim, self.dtype, name="head")(x))
+
+
+class MLP(nn.Module):
+    """Two layers with a GELU between them."""
+
+    hidden: int
+    out: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*shape in"]) -> Float[Array, "*shape {self.out}"]:
+        x = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
+        return nn.Dense(self.out, dtype=self.dtype, name="out")(x)
+
+
+def relative_times(
+    time: UInt32[Array, "users length"], mask: Array
+) -> tuple[UInt32[Array, "users length"], UInt32[Array, "users length"]]:
+    """Seconds to each user's newest action, and from the previous one (0 for the oldest)."""
+    previous = jnp.roll(time, 1, axis=1)
+    has_previous = jnp.roll(mask, 1, axis=1).at[:, 0].set(False)
+    return time[:, -1:] - time, jnp.where(has_previous, time - previous, 0)

@@ -1,0 +1,97 @@
+"""A causal PreNorm transformer."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+class Transformer(nn.Module):
+    """PreNorm blocks U = V + MHSA(LN(V)), V' = U + FFN(LN(U)) (PinnerFormer, §3.2).
+
+    The blocks are one block scanned over parameters stacked on a leading `layers` axis, so that it
+    is compiled once however many there are. As in GPT-2, a LayerNorm follows the last of them.
+
+    Attributes:
+      layers: number of blocks.
+      heads: attention heads; they divide the width.
+      dropout: rate, on the output of each MHSA and FFN.
+      dtype: of the arithmetic. Parameters, LayerNorm and softmax are float32.
+      remat: keep only each block's input for the backward pass and compute the rest anew.
+    """
+
+    layers: int
+    heads: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length width"],
+        mask: Bool[Array, "batch length"],
+        train: bool = False,
+    ) -> Float[Array, "batch length width"]:
+        """Runs the blocks.
+
+        Args:
+          x: what is at each position.
+          mask: False for padding, which no other position attends to.
+          train: apply dropout, from the rng stream "dropout".
+
+        Raises:
+          ValueError: the heads do not divide the width.
+        """
+        length, width = x.shape[1:]
+        if width % self.heads:
+            raise ValueError(f"width {width} is not divisible by {self.heads} heads")
+        # Padding still attends to itself: a softmax over nothing would spread over everything.
+        visible = mask[:, None, :] | jnp.eye(length, dtype=bool)
+        visible &= jnp.tri(length, dtype=bool)
+
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.layers,
+        )(self.heads, self.dropout, self.dtype, deterministic=not train, name="blocks")
+        x, _ = blocks(x.astype(self.dtype), visible[:, None])
+        return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+
+
+class Block(nn.Module):
+    """One block, in the form that a scan takes: (carry, input) -> (carry, output)."""
+
+    heads: int
+    dropout: float
+    dtype: Any
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length width"],
+        visible: Bool[Array, "batch 1 length length"],
+    ) -> tuple[Float[Array, "batch length width"], None]:
+        width = x.shape[-1]
+
+        def dropout(y):
+            return nn.Dropout(self.dropout, deterministic=self.deterministic)(y)
+
+        y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
+        heads = (3, self.heads, width // self.heads)
+        y = nn.DenseGeneral(heads, dtype=self.dtype, name="query_key_value")(y)
+        query, key, value = jnp.moveaxis(y, 2, 0)
+        y = jax.nn.dot_product_attention(query, key, value, mask=visible)
+        y = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="attention_out")(y)
+        x += dropout(y)
+
+        y = nn.LayerNorm(dtype=self.dtype, name="ffn_norm")(x)
+        y = nn.Dense(4 * width, dtype=self.dtype, name="ffn_in")(y)
+        y = nn.Dense(width, dtype=self.dtype, name="ffn_out")(nn.gelu(y))
+        return x + dropout(y), None

@@ -1,0 +1,49 @@
+"""What a person reads before and after a run: the summary, the table, the next commands."""
+
+import json
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pinjax.retrieval import table as table_lib
+from pinjax.systems import system as system_lib
+
+
+def summary(system: system_lib.System, config: ConfigDict, mesh: Mesh, workdir: epath.Path) -> str:
+    """What is about to run, a line for each thing."""
+    params, _ = jax.eval_shape(system.init, jax.random.key(0))
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
+    device = mesh.devices.flat[0]
+    lines = {
+        "system": config.system,
+        "devices": f"{mesh.size} x {device.device_kind}, mesh {dict(mesh.shape)}",
+        "parameters": f"{numbers:,}",
+        **system.summary,
+        "workdir": str(workdir),
+    }
+    return "\n".join(f"{name:<12}{value}" for name, value in lines.items())
+
+
+def table(rows: list[system_lib.Row]) -> str:
+    """The results table."""
+    return table_lib.format_table([(row.method, row.metrics) for row in rows])
+
+
+def write(workdir: epath.Path, split: str, step: int, rows: list[system_lib.Row]) -> None:
+    """The table as `results_SPLIT.json` in the work directory."""
+    content = {"step": step, "rows": {row.method: row.metrics for row in rows}}
+    (workdir / f"results_{split}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def next_commands(workdir: epath.Path, flags: str) -> str:
+    """Where everything lies, and what to type next."""
+    return "\n".join(
+        [
+            f"checkpoints   {workdir}/checkpoints",
+            f"metrics       {workdir}/metrics.jsonl, and for TensorBoard: --logdir={workdir}",
+            f"next          python -m pinjax.embed {flags} --out={workdir}/embeddings",
+            f"              python -m pinjax.evaluate {flags}",
+        ]
+    )

@@ -1,0 +1,64 @@
+"""Exact maximum-inner-product search on the accelerator."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+
+@functools.partial(jax.jit, static_argnames=("k", "chunk"))
+def search(
+    queries: Float[Array, "queries dim"],
+    index: Float[Array, "items dim"],
+    k: int,
+    *,
+    valid: Bool[Array, " items"] | None = None,
+    chunk: int = 8192,
+) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
+    """The k rows of the index with the largest inner product with each query.
+
+    The index is read in chunks, so that temporaries take queries * (chunk + k) numbers whatever
+    its size. On L2-normalised vectors the score is the cosine.
+
+    Args:
+      queries: floats of any width; a caller with many queries passes them in batches.
+      index: floats of any width; products are summed in float32.
+      k: results of a query.
+      valid: rows that may be returned; all if None.
+      chunk: rows of the index that are scored at a time.
+
+    Returns:
+      (scores float32, rows int32), best first, equal scores by lower row. Where fewer than k rows
+      are valid, the remaining ones are -1 and score -inf.
+    """
+    num_queries, num_items = len(queries), len(index)
+    none = jnp.full((num_queries, k), -jnp.inf), jnp.full((num_queries, k), -1, jnp.int32)
+    if num_items == 0:
+        return none
+    chunk = min(chunk, num_items)
+
+    def merge_chunk(best, start):
+        # The last chunk overlaps the one before, instead of padding, which copies the index.
+        first = jnp.minimum(start, num_items - chunk)
+        rows = first + jnp.arange(chunk, dtype=jnp.int32)
+        eligible = rows >= start
+        if valid is not None:
+            eligible &= jax.lax.dynamic_slice_in_dim(valid, first, chunk)
+        scores = jnp.matmul(
+            queries,
+            jax.lax.dynamic_slice_in_dim(index, first, chunk).T,
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
+        scores = jnp.where(eligible, scores, -jnp.inf)
+        scores, columns = jax.lax.top_k(scores, min(k, chunk))
+        # top_k keeps the order of equal scores, so the lower rows, seen earlier, go first; and so
+        # do the -1 of `none`, before any ineligible row.
+        candidates = jnp.concatenate([best[0], scores], axis=1)
+        candidate_rows = jnp.concatenate([best[1], rows[columns]], axis=1)
+        scores, columns = jax.lax.top_k(candidates, k)
+        return (scores, jnp.take_along_axis(candidate_rows, columns, axis=1)), None
+
+    starts = jnp.arange(0, num_items, chunk, dtype=jnp.int32)
+    return jax.lax.scan(merge_chunk, none, starts)[0]

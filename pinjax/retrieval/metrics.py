@@ -1,0 +1,210 @@
+"""Offline metrics of retrieval, one number a query, and their means over users.
+
+A label is an item that its query should have found; binary relevance. Labels are flat arrays:
+`label_query[i]` is the query that label i belongs to, and a query's labels are distinct.
+Everything here is NumPy on the host and sums in float64.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+# Two float32 computations of one inner product of unit vectors differ by less than this.
+_ROUNDING = 1e-6
+_NORMAL_97_5 = 1.959964
+
+
+class Estimate(NamedTuple):
+    """A mean over users and the half width of its 95 % confidence interval."""
+
+    mean: float
+    half_width: float
+
+
+def label_ranks(
+    top_rows: Int[np.ndarray, "queries k"],
+    top_scores: Float[np.ndarray, "queries k"],
+    label_query: Int[np.ndarray, " labels"],
+    label_rows: Int[np.ndarray, " labels"],
+    label_scores: Float[np.ndarray, " labels"],
+) -> Int[np.ndarray, " labels"]:
+    """How many items of the index each label comes after, 0 for the best.
+
+    A listed label has its position. One that is not listed, such as a label outside a sampled
+    index (PinnerFormer (Pancha et al., KDD 2022), §4.1, ranks labels in a random index of 1M
+    items), comes after the listed items that score as high: ties count against it, so that a
+    model which gives all items the same vector earns nothing.
+
+    Args:
+      top_rows: best first, -1 where a query has fewer results.
+      top_scores: -inf where a query has fewer results.
+      label_query: row of the label's query in the lists.
+      label_rows: row of the label in the same numbering as `top_rows`.
+      label_scores: the label's own score, computed in float32.
+
+    Returns:
+      Ranks in 0..k, of which k stands for all that come after the list.
+    """
+    listed = top_rows[label_query] == label_rows[:, None]
+    ahead = top_scores[label_query] >= label_scores[:, None] - _ROUNDING
+    return np.where(listed.any(axis=1), listed.argmax(axis=1), ahead.sum(axis=1))
+
+
+def recall(
+    ranks: Int[np.ndarray, " labels"],
+    label_query: Int[np.ndarray, " labels"],
+    num_queries: int,
+    k: int,
+    where: Bool[np.ndarray, " labels"] | None = None,
+) -> Float[np.ndarray, " {num_queries}"]:
+    """Recall@k: the share of a query's labels that rank in the top k.
+
+    Args:
+      ranks: as `label_ranks` gives, of lists of at least k.
+      label_query: row of the label's query.
+      num_queries: queries, with and without labels.
+      k: results that count.
+      where: labels that count, such as those of one task; all if None.
+
+    Returns:
+      One number a query, NaN where it has no label that counts.
+    """
+    ranks, label_query = _select(ranks, label_query, where)
+    hits = np.bincount(label_query, ranks < k, num_queries)
+    return _divide(hits, np.bincount(label_query, minlength=num_queries))
+
+
+def hit_rate(
+    ranks: Int[np.ndarray, " labels"],
+    label_query: Int[np.ndarray, " labels"],
+    num_queries: int,
+    k: int,
+    where: Bool[np.ndarray, " labels"] | None = None,
+) -> Float[np.ndarray, " {num_queries}"]:
+    """HR@k: 1 where any of a query's labels ranks in the top k, else 0. Arguments as `recall`."""
+    share = recall(ranks, label_query, num_queries, k, where)
+    return np.where(np.isnan(share), np.nan, share > 0)
+
+
+def ndcg(
+    ranks: Int[np.ndarray, " labels"],
+    label_query: Int[np.ndarray, " labels"],
+    num_queries: int,
+    k: int,
+    where: Bool[np.ndarray, " labels"] | None = None,
+) -> Float[np.ndarray, " {num_queries}"]:
+    """NDCG@k: Σ 1 / log2(rank + 2) over the labels in the top k, as a share of the best possible.
+
+    The best possible list starts with min(k, labels) labels. Labels outside a sampled index may
+    share a rank, each having been ranked alone; they then take consecutive positions. Arguments
+    and result as `recall`.
+    """
+    ranks, label_query = _select(ranks, label_query, where)
+    order = np.lexsort((ranks, label_query))
+    ranks, label_query = ranks[order], label_query[order]
+    counts = np.bincount(label_query, minlength=num_queries)
+    nth = np.arange(len(ranks)) - (np.cumsum(counts) - counts)[label_query]
+
+    # position[i] = max(rank[i], position[i - 1] + 1) within a query: a running maximum of rank -
+    # nth, kept apart from the query before by a step larger than any difference.
+    step = 2 * (len(ranks) + ranks.max(initial=0) + 1)
+    shift = label_query.astype(np.int64) * step
+    position = np.maximum.accumulate(ranks - nth + shift) - shift + nth
+
+    gains = np.where(position < k, 1 / np.log2(position + 2), 0)
+    ideal = np.concatenate([[0], np.cumsum(1 / np.log2(np.arange(k) + 2))])
+    return _divide(np.bincount(label_query, gains, num_queries), ideal[np.minimum(counts, k)])
+
+
+def interest_entropy(
+    top_rows: Int[np.ndarray, "queries k"], topics: Int[np.ndarray, " items"]
+) -> Float[np.ndarray, " queries"]:
+    """Interest Entropy@k: the entropy, in nats, of the topics of a query's top k.
+
+    PinnerFormer (Pancha et al., KDD 2022), §4.1, at k = 50. Results without a known topic are
+    left out.
+
+    Args:
+      top_rows: rows of `topics`, -1 where a query has fewer results.
+      topics: the topic of each item, -1 where unknown.
+
+    Returns:
+      One number a query, 0 if it has a single topic, NaN if it has none.
+    """
+    num_queries = len(top_rows)
+    known = top_rows >= 0
+    known[known] = topics[top_rows[known]] >= 0
+    query, _ = np.nonzero(known)
+    num_topics = topics.max(initial=0) + 1
+    keys, counts = np.unique(query * num_topics + topics[top_rows[known]], return_counts=True)
+    totals = np.bincount(query, minlength=num_queries)
+    share = counts / totals[keys // num_topics]
+    entropy = np.bincount(keys // num_topics, share * np.log(1 / share), num_queries)
+    return np.where(totals > 0, entropy, np.nan)
+
+
+def coverage(top_rows: Int[np.ndarray, "queries k"], num_items: int, share: float = 0.9) -> float:
+    """P90 Coverage@k: the smallest share of the index that makes up 90 % of all results.
+
+    PinnerFormer (Pancha et al., KDD 2022), §4.1, at k = 10. It is small where all users are shown
+    the same items.
+
+    Args:
+      top_rows: the results of all queries, -1 where a query has fewer.
+      num_items: size of the index.
+      share: share of the results.
+
+    Returns:
+      A share of the index in (0, 1], or NaN without results.
+    """
+    counts = np.sort(np.bincount(top_rows[top_rows >= 0], minlength=num_items))[::-1]
+    total = counts.sum()
+    if total == 0:
+        return float("nan")
+    # The tolerance is for a share of the total that is a whole number but for rounding.
+    needed = np.searchsorted(np.cumsum(counts), share * total * (1 - 1e-12)) + 1
+    return needed / num_items
+
+
+def estimate(
+    values: Float[np.ndarray, " queries"], cluster: Int[np.ndarray, " queries"] | None = None
+) -> Estimate:
+    """The mean over queries and its 95 % interval, by the normal approximation over users.
+
+    Queries of one user are not independent: the interval comes from the users' summed deviations
+    from the mean (the cluster-robust standard error of a mean; Liang and Zeger, 1986).
+
+    Args:
+      values: one number a query; NaN is left out.
+      cluster: the user of each query; every query is a user of its own if None.
+
+    Returns:
+      The estimate; the mean is NaN without values, the half width with fewer than two users.
+    """
+    known = ~np.isnan(values)
+    values = values[known].astype(np.float64)
+    if len(values) == 0:
+        return Estimate(float("nan"), float("nan"))
+    mean = values.mean()
+    deviations = values - mean
+    if cluster is not None:
+        _, user = np.unique(cluster[known], return_inverse=True)
+        deviations = np.bincount(user, deviations)
+    users = len(deviations)
+    if users < 2:
+        return Estimate(float(mean), float("nan"))
+    error = np.sqrt(users / (users - 1) * np.sum(deviations**2)) / len(values)
+    return Estimate(float(mean), float(_NORMAL_97_5 * error))
+
+
+def _select(
+    ranks: np.ndarray, label_query: np.ndarray, where: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    return (ranks, label_query) if where is None else (ranks[where], label_query[where])
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """The quotient, NaN where the denominator is 0."""
+    quotient = np.full(len(numerator), np.nan)
+    return np.divide(numerator, denominator, out=quotient, where=denominator > 0)

@@ -1,0 +1,266 @@
+"""PinnerFormer (Pancha et al., KDD 2022): a user as what a transformer makes of their timeline.
+
+A user tower reads the newest M actions under a causal mask and gives an embedding at every
+position, the newest of which is served. A pin tower embeds an item from its features alone. Both
+are of unit length; their dot product over a learned temperature is the logit of a sampled softmax
+with logQ correction.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pinjax.data import batches, datasets, schema, windows
+from pinjax.errors import InputError
+from pinjax.losses import count_min_sketch, sampled_softmax
+from pinjax.models import pinnerformer
+from pinjax.systems import system, user_retrieval
+from pinjax.training import sharding
+
+TERMS = ("joined", "summed")
+SHARD = 2**16  # embeddings to a file
+
+
+def create(config: ConfigDict, mesh: Mesh) -> system.System:
+    """PinnerFormer on the data set that the config names.
+
+    Raises:
+      InputError: where the config does not fit itself or the data.
+    """
+    if config.loss.terms not in TERMS:
+        raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
+    dataset = datasets.load(config.data.name, config.data.dir)
+    metadata = dataset.metadata
+    positives = windows.Positives.create(metadata, config.data.positives, config.data.surfaces)
+    sampler = windows.Sampler(
+        length=config.data.length,
+        objective=config.objective.name,
+        labels=config.objective.labels,
+        horizon=config.objective.horizon,
+        positives=positives,
+        train_end=metadata.train_end,
+        leave_one_out=metadata.leave_one_out,
+    )
+    timelines = dataset.timelines("train")
+    train_batches = batches.Batches(
+        timelines=timelines,
+        sampler=sampler,
+        users=config.data.users,
+        steps=config.train.steps,
+        seed=config.train.seed,
+        shard=(jax.process_index(), jax.process_count()),
+    )
+    model = make_model(config, metadata)
+    frozen = jax.device_put(item_content(config, dataset), sharding.replicated(mesh))
+    embed_users = jax.jit(functools.partial(served, model))
+    embed_items = jax.jit(functools.partial(model.apply, method="items"))
+    judge = user_retrieval.UserRetrieval(
+        "PinnerFormer", dataset, positives, config.data.length, config.evaluate
+    )
+
+    def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
+        embed_history = functools.partial(embed_users, params, frozen)
+        embed_rows = functools.partial(embed_items, params, frozen)
+        splits = schema.SPLITS[:1] if metadata.leave_one_out else schema.SPLITS
+        return {
+            "users": [
+                functools.partial(user_shard, dataset, embed_history, config, moment, split, start)
+                for split in splits
+                for start in range(0, len(dataset.timelines(split)), SHARD)
+            ],
+            "items": [
+                functools.partial(item_shard, dataset, embed_rows, start)
+                for start in range(0, metadata.num_items, SHARD)
+            ],
+        }
+
+    def evaluate(params: Any, split: str, full: bool = False) -> list[system.Row]:
+        return judge(
+            functools.partial(embed_users, params, frozen),
+            jnp.asarray(
+                embed_catalogue(
+                    functools.partial(embed_items, params, frozen), np.arange(metadata.num_items)
+                )
+            ),
+            split,
+            full,
+        )
+
+    return system.System(
+        init=functools.partial(init, model, config.loss, frozen),
+        loss=functools.partial(loss, model, config.loss, mesh),
+        frozen=frozen,
+        batches=functools.partial(train_batches.iterate, workers=config.data.workers),
+        evaluate=evaluate,
+        embed=embed,
+        embed_moment=metadata.train_end,
+        summary={
+            "data set": f"{metadata.name}: {len(timelines):,} users, {metadata.num_items:,} items",
+            "batch": f"{config.data.users} users x {config.data.length} actions, "
+            f"{sampler.pairs} labels each",
+        },
+        digest=metadata.digest,
+    )
+
+
+def make_model(config: ConfigDict, metadata: schema.Metadata) -> pinnerformer.PinnerFormer:
+    """The two towers, sized for the data set."""
+    return pinnerformer.PinnerFormer(
+        num_items=metadata.num_items,
+        num_actions=len(metadata.actions),
+        num_surfaces=len(metadata.surfaces),
+        length=config.data.length,
+        **config.model,
+    )
+
+
+def item_content(config: ConfigDict, dataset: datasets.Dataset) -> jax.Array | None:
+    """The catalogue's content vectors in bfloat16, or None where the items are ids alone."""
+    if not config.data.content:
+        return None
+    if dataset.catalogue.content is None:
+        raise InputError(
+            f"data.content: {dataset.metadata.name} has no content vectors; set data.content to "
+            "False and model.id_dim above 0, so that items are learned ids"
+        )
+    return jnp.asarray(dataset.catalogue.content, jnp.bfloat16)
+
+
+def init(
+    model: pinnerformer.PinnerFormer,
+    config: ConfigDict,
+    content: jax.Array | None,
+    key: jax.Array,
+) -> tuple[Any, Any]:
+    """Parameters, and the sketch that counts how often an item is a label."""
+    params_key, sketch_key = jax.random.split(key)
+    history = {
+        name: jnp.zeros((1, model.length), dtype)
+        for name, (dtype, _) in schema.ACTION.fields.items()
+    }
+    params = model.init(params_key, content, history)
+    sketch = count_min_sketch.init(
+        sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
+    )
+    return params, sketch
+
+
+def loss(
+    model: pinnerformer.PinnerFormer,
+    config: ConfigDict,
+    mesh: Mesh,
+    params: Any,
+    content: jax.Array | None,
+    sketch: count_min_sketch.CountMinSketch,
+    batch: system.Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
+    """The loss of a global batch (§3.3), with labels as the objective drew them (§3.5)."""
+    everywhere = functools.partial(
+        lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
+    )
+    choice_key, random_key, dropout_key = jax.random.split(key, 3)
+    embed_items = functools.partial(model.apply, params, content, method="items")
+
+    # Queries are the embeddings at the positions that predict, positives what they predict.
+    outputs = model.apply(
+        params, content, batch, train=True, rngs={"dropout": dropout_key}, method="users"
+    )
+    queries = jnp.take_along_axis(outputs, batch["label_position"][..., None], axis=1)
+    labels = batch["label_item"]
+    exists = labels >= 0
+    positives = embed_items(labels)
+
+    # Negatives are labels of the whole batch, gathered from all devices, and random items.
+    all_labels, all_positives = everywhere((labels.ravel(), positives.reshape(-1, model.dim)))
+    chosen = choose(choice_key, all_labels, config.in_batch)
+    num_chosen = (all_labels[chosen] >= 0).sum()
+    random_items = jax.random.randint(random_key, (config.random,), 0, model.num_items)
+
+    # logQ is the log of how often an item is expected among the negatives.
+    sketch = count_min_sketch.add(sketch, all_labels, where=all_labels >= 0)
+
+    def log_q(ids: jax.Array, num_batch: jax.Array | int, num_random: int) -> jax.Array:
+        expected = sampled_softmax.log_expected_count(
+            count_min_sketch.log_probability(sketch, ids), num_batch, num_random, model.num_items
+        )
+        return jnp.where(config.log_q & (ids >= 0), expected, 0.0)
+
+    def term(ids, embeddings, num_batch, num_random) -> jax.Array:
+        negatives = sampled_softmax.Negatives(
+            embeddings=embeddings,
+            ids=ids,
+            log_q=log_q(ids, num_batch, num_random),
+            positive_log_q=log_q(labels, num_batch, num_random),
+        )
+        # Masked for a user are all of the user's own labels.
+        return sampled_softmax.sampled_softmax(
+            queries, positives, negatives, scale, excluded_ids=labels
+        )
+
+    scale = model.apply(params, method="scale")
+    in_batch = all_labels[chosen], all_positives[chosen]
+    random = random_items, embed_items(random_items)
+    if config.terms == "joined":
+        ids, embeddings = jax.tree.map(lambda *x: jnp.concatenate(x), in_batch, random)
+        losses = term(ids, embeddings, num_chosen, config.random)
+    else:
+        losses = term(*in_batch, num_chosen, 0) + term(*random, 0, config.random)
+
+    value = (losses * sampled_softmax.equal_user_weights(exists)).sum()
+    metrics = {"temperature": 1 / scale, "labels_per_user": exists.sum() / len(labels)}
+    return value, (metrics, sketch)
+
+
+def choose(key: jax.Array, labels: jax.Array, count: int) -> jax.Array:
+    """The places of `count` labels (all if there are fewer), at random, missing ones last."""
+    priority = jnp.where(labels >= 0, jax.random.uniform(key, labels.shape), -1.0)
+    return lax.top_k(priority, min(count, len(labels)))[1]
+
+
+def served(
+    model: pinnerformer.PinnerFormer, params: Any, content: jax.Array | None, history: system.Batch
+) -> jax.Array:
+    """The user embeddings (users, dim) of histories: the output at the newest action."""
+    return model.apply(params, content, history, train=False, method="users")[:, -1]
+
+
+def embed_catalogue(embed_rows: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:
+    """The embeddings of items, (rows, dim)."""
+    return user_retrieval.in_batches(embed_rows, rows.astype(np.int32), min(len(rows), 2**14))
+
+
+def item_shard(
+    dataset: datasets.Dataset, embed_rows: Callable[[np.ndarray], jax.Array], start: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Own ids and embeddings of the items from row `start` on."""
+    ids = dataset.catalogue.ids[start : start + SHARD]
+    return ids, embed_catalogue(embed_rows, start + np.arange(len(ids)))
+
+
+def user_shard(
+    dataset: datasets.Dataset,
+    embed_history: Callable[[system.Batch], jax.Array],
+    config: ConfigDict,
+    moment: int,
+    split: str,
+    start: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Own ids and embeddings of the users from row `start` on who had acted by the moment."""
+    chunk = dataset.chunk(split, start, start + SHARD)
+    users = np.arange(len(chunk.users))
+    keys = windows.time_keys(chunk.records, chunk.offsets)
+    newest = windows.newest(keys, users, np.full(len(users), moment))
+    users = users[newest >= chunk.offsets[:-1]]
+    history = windows.history(
+        chunk.records, chunk.offsets[users], newest[users], config.data.length
+    )
+    ids = np.array(chunk.users)[users]
+    return ids, user_retrieval.in_batches(embed_history, history, config.evaluate.batch)

@@ -1,0 +1,57 @@
+"""What a system is to the trainer and to the other commands."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+Shard = Callable[[], tuple[np.ndarray, np.ndarray]]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A recommender system as pure functions.
+
+    `frozen` is what a step reads and never changes, the item features above all. It is an argument
+    of the step, since what a jitted function closes over is copied into its program.
+
+    Attributes:
+      init: (key) -> (params, sketches).
+      loss: (params, frozen, sketches, batch, key) -> scalar, (metrics, new sketches). The batch
+        is the global one, sharded over the mesh's `data` axis.
+      frozen: pytree of device arrays.
+      batches: (first step) -> iterator of host batches, this process's share of each.
+      evaluate: (params, split) -> rows of a results table; `full` adds what takes longer.
+      embed: (params, moment) -> the tables that serving needs, by name, each as its shards:
+        functions that make (own ids (rows,), vectors float32 (rows, dim)).
+      embed_moment: the moment to embed at unless one is given, unix seconds.
+      summary: what a person wants to know at the start, by name.
+      digest: identity of the data set; a checkpoint belongs to it.
+    """
+
+    init: Callable[[jax.Array], tuple[Any, Any]]
+    loss: Callable[..., tuple[jax.Array, tuple[Metrics, Any]]]
+    frozen: Any
+    batches: Callable[[int], Iterator[Batch]]
+    evaluate: Callable[..., list["Row"]]
+    embed: Callable[[Any, int], dict[str, list[Shard]]]
+    embed_moment: int
+    summary: dict[str, str]
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a results table.
+
+    Attributes:
+      method: what was measured.
+      metrics: by name, (value, half width of the 95 % interval over users, or None).
+    """
+
+    method: str
+    metrics: dict[str, tuple[float, float | None]]

@@ -1,0 +1,237 @@
+"""How user embeddings are judged: by what the users engage with next (PinnerFormer, §4.1).
+
+Recall@10 is the share of a user's labels (`data.held_out`) among the ten items of the index that
+are nearest to the user's embedding.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from pinjax.data import datasets, held_out, windows
+from pinjax.errors import InputError
+from pinjax.retrieval import exact, metrics
+from pinjax.systems import system
+
+_DEEPEST = 50  # results of a query: Interest Entropy@50 looks at all, the other metrics at 10
+_QUERIES = 1024  # searched at a time
+_USERS = 256  # ranked by the oracle at a time
+_SUFFIX = {"window": "", "daily": ", daily", "realtime": ", real time"}
+
+
+class Found(NamedTuple):
+    """What an index answers.
+
+    Attributes:
+      rows: int32 (queries, k), best first, -1 where there are fewer results.
+      scores: float32 (queries, k).
+      label_scores: float32 (labels,), the labels' own scores for their queries.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    label_scores: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class UserRetrieval:
+    """Measures a user tower and an item tower on a data set.
+
+    Attributes:
+      name: of the method, for its rows of the table.
+      dataset: where users, items and moments come from.
+      positives: which actions are labels.
+      length: actions in a history.
+      config: the `evaluate` section of a run's config.
+    """
+
+    name: str
+    dataset: datasets.Dataset
+    positives: windows.Positives
+    length: int
+    config: ConfigDict
+
+    def __post_init__(self):
+        for cadence in self.config.cadences:
+            if cadence not in held_out.CADENCES:
+                known = ", ".join(held_out.CADENCES)
+                raise InputError(f"evaluate.cadences: {cadence!r} is none of {known}")
+
+    def __call__(
+        self,
+        embed_users: Callable[[dict[str, np.ndarray]], jax.Array],
+        items: jax.Array,
+        split: str,
+        full: bool,
+    ) -> list[system.Row]:
+        """The table of a split, over all moments.
+
+        Args:
+          embed_users: from histories, fields of (`config.batch`, length), to (batch, dim).
+          items: (items, dim), the embedding of every item of the catalogue.
+          split: whose users are asked.
+          full: with all cadences, the approximate index and the baselines; else the first row.
+        """
+        source = held_out.HeldOut(
+            self.dataset,
+            self.positives,
+            self.length,
+            window=self.config.window,
+            max_users=self.config.users,
+            index_size=self.config.index_size,
+            filter_seen=self.config.filter_seen,
+        )
+        table = _Table(self.dataset.catalogue.topics)
+        for moment in source.moments(self.config.moments):
+            index = source.index(moment)
+            counts = source.counts(moment) if full else None
+            for cadence in self.config.cadences if full else self.config.cadences[:1]:
+                asked = source.questions(split, moment, cadence)
+                users = in_batches(embed_users, asked.histories, self.config.batch)
+                name = self.name + _SUFFIX[cadence]
+                table.add(name, asked, index, _search(users, items, index, asked), counts)
+            if not full:
+                continue
+            asked = source.questions(split, moment)
+            if self.dataset.oracle is not None:
+                table.add("oracle", asked, index, self._oracle(asked, moment, index), counts)
+            for name, score in (("ever", counts.ever), ("lately", counts.lately)):
+                found = _popular(score.astype(np.float32), index, asked)
+                table.add(f"popularity, {name}", asked, index, found, counts)
+        return table.rows()
+
+    def _oracle(self, asked: held_out.Questions, moment: int, index: np.ndarray) -> Found:
+        """The best ranking that a simulated world allows; its queries are users."""
+        rows, scores, label_scores = [], [], np.empty(len(asked.label_item), np.float32)
+        for start in range(0, len(asked.users), _USERS):
+            users = asked.users[start : start + _USERS]
+            expected = self.dataset.oracle.scores(users, moment, self.config.window)
+            label = np.flatnonzero(
+                (asked.label_user >= start) & (asked.label_user < start + _USERS)
+            )
+            label_scores[label] = expected[asked.label_user[label] - start, asked.label_item[label]]
+            top = _best(np.where(index, expected, -1))
+            rows.append(top)
+            scores.append(np.take_along_axis(expected, top, axis=1))
+        return Found(np.concatenate(rows), np.concatenate(scores), label_scores)
+
+
+def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
+    """Applies a compiled function to the rows of arrays, `size` at a time.
+
+    Args:
+      function: from a pytree of arrays of `size` rows to another.
+      arrays: pytree of arrays with equally many rows; the last batch repeats the last row.
+      size: rows of a batch.
+
+    Returns:
+      NumPy arrays with a row for each row of `arrays`.
+    """
+    total = len(jax.tree.leaves(arrays)[0])
+    results = []
+    for start in range(0, total, size):
+        rows = np.minimum(np.arange(start, start + size), total - 1)
+        result = function(jax.tree.map(lambda x, rows=rows: x[rows], arrays))
+        results.append(jax.tree.map(lambda x, n=total - start: np.asarray(x)[:n], result))
+    return jax.tree.map(lambda *x: np.concatenate(x), *results)
+
+
+def _search(
+    users: np.ndarray, items: jax.Array, index: np.ndarray, asked: held_out.Questions
+) -> Found:
+    """Exact search, without what each user had seen where that is to be left out."""
+    most_seen = np.bincount(asked.seen[:, 0], minlength=1).max()
+    depth = int(min(_DEEPEST + most_seen, len(items)))
+    valid = jnp.asarray(index)
+    scores, rows = in_batches(
+        lambda batch: exact.search(batch, items, depth, valid=valid), users, _QUERIES
+    )
+    if most_seen:
+        query = np.arange(len(rows))[:, None]
+        pairs = asked.seen[:, 0] * len(items) + asked.seen[:, 1]
+        seen = np.isin(query * len(items) + rows, pairs)
+        fresh = np.argsort(seen, axis=1, kind="stable")[:, :_DEEPEST]
+        rows = np.where(seen, -1, rows)[query, fresh]
+        scores = np.where(seen, -np.inf, scores)[query, fresh]
+    label_items = np.asarray(items[asked.label_item], np.float32)
+    return Found(rows, scores, np.einsum("ld,ld->l", users[asked.label_query], label_items))
+
+
+def _popular(score: np.ndarray, index: np.ndarray, asked: held_out.Questions) -> Found:
+    """The same ranking for everybody."""
+    top = _best(np.where(index, score, -1)[None])
+    shape = (len(asked.query_user), top.shape[1])
+    rows, scores = np.broadcast_to(top, shape), np.broadcast_to(score[top], shape)
+    return Found(rows, scores, score[asked.label_item])
+
+
+def _best(scores: np.ndarray) -> np.ndarray:
+    """The rows of the highest scores, best first: int64 (queries, depth)."""
+    depth = min(_DEEPEST, scores.shape[1])
+    top = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
+    order = np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(top, order, axis=1)
+
+
+class _Table:
+    """Gathers the numbers of each method, user by user, over moments."""
+
+    def __init__(self, topics: np.ndarray):
+        self._topics = topics
+        self._users = collections.defaultdict(list)
+        self._values = collections.defaultdict(lambda: collections.defaultdict(list))
+        self._coverage = collections.defaultdict(list)
+
+    def add(
+        self,
+        method: str,
+        asked: held_out.Questions,
+        index: np.ndarray,
+        found: Found,
+        counts: held_out.Counts | None,
+    ) -> None:
+        """Adds what a method found at a moment."""
+        ranks = metrics.label_ranks(
+            found.rows, found.scores, asked.label_query, asked.label_item, found.label_scores
+        )
+        user, number = asked.label_user, len(asked.users)
+        values = {
+            "R@10": metrics.recall(ranks, user, number, 10),
+            "HR@10": metrics.hit_rate(ranks, user, number, 10),
+            "NDCG@10": metrics.ndcg(ranks, user, number, 10),
+        }
+        if counts is not None:
+            new = ~counts.known[asked.label_item]
+            values["R@10 new"] = metrics.recall(ranks, user, number, 10, where=new)
+            values["R@10 known"] = metrics.recall(ranks, user, number, 10, where=~new)
+        if len(asked.query_user) == number:  # one list a user
+            values["entropy@50"] = metrics.interest_entropy(found.rows, self._topics)
+            share = metrics.coverage(found.rows[:, :10], len(index))
+            self._coverage[method].append(share * len(index) / index.sum())
+        self._users[method] += asked.users
+        for name, value in values.items():
+            self._values[method][name].append(value)
+
+    def rows(self) -> list[system.Row]:
+        """A row for each method, in the order in which they came."""
+        rows = []
+        for method, values in self._values.items():
+            _, cluster = np.unique(self._users[method], return_inverse=True)
+            cells = {
+                name: tuple(metrics.estimate(np.concatenate(value), cluster))
+                for name, value in values.items()
+            }
+            if self._coverage[method]:
+                cells["P90 cov@10"] = (float(np.mean(self._coverage[method])), None)
+            rows.append(system.Row(method, cells))
+        best = {row.method: row.metrics["R@10"][0] for row in rows}.get("oracle")
+        if best is not None:
+            for row in rows:
+                row.metrics["of oracle"] = (row.metrics["R@10"][0] / best, None)
+        return rows

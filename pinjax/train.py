@@ -1,0 +1,46 @@
+"""Trains a system and measures it.
+
+    python -m pinjax.train --config=configs/pinnerformer.py --workdir=DIR
+
+A run that was stopped goes on with the same command.
+"""
+
+from collections.abc import Sequence
+
+import jax
+
+from pinjax import app, results
+from pinjax.systems import registry
+from pinjax.training import checkpoint, loop, sharding
+
+CONFIG, WORKDIR = app.run_flags()
+
+
+def main(argv: Sequence[str]) -> int:
+    del argv
+    config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
+    mesh = sharding.make_mesh()
+    sharding.check_batch(mesh, "data.users", config.data.users)
+    system = registry.create(config, mesh)
+    checkpoint.claim(workdir, config, system.digest)
+    checkpoints = checkpoint.Checkpoints(workdir, config.train.select)
+    print(results.summary(system, config, mesh, workdir))
+
+    result = loop.train(system, config.train, mesh, workdir, checkpoints)
+    if not result.finished:
+        print(f"stopped after step {int(result.state.step)}; the same command goes on from there")
+        return app.EXIT_PREEMPTED
+
+    state = result.state
+    if checkpoints.chosen != int(state.step):
+        state = checkpoints.restore(checkpoints.chosen, jax.eval_shape(lambda: state), mesh)
+    checkpoints.close()
+    rows = system.evaluate(state.params, "test", full=True)
+    results.write(workdir, "test", int(state.step), rows)
+    print(results.table(rows))
+    print(results.next_commands(workdir, app.flags_of_run()))
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

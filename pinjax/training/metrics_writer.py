@@ -1,0 +1,42 @@
+"""Metrics of a run: JSON lines for programs, TensorBoard events for people."""
+
+import json
+import time
+from collections.abc import Mapping
+
+import tensorboardX
+from etils import epath
+
+
+class MetricsWriter:
+    """Writes to `metrics.jsonl` and to TensorBoard's event files in one directory.
+
+    A run that goes on from a checkpoint passes the step that it starts at: what was written of
+    later steps by the process that died is dropped.
+    """
+
+    def __init__(self, directory: epath.PathLike, first_step: int):
+        directory = epath.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._path = directory / "metrics.jsonl"
+        kept = []
+        if self._path.exists():
+            for line in self._path.read_text().splitlines():
+                if not line.endswith("}"):  # the process died while writing it
+                    continue
+                if json.loads(line)["step"] <= first_step:
+                    kept.append(line + "\n")
+        self._path.write_text("".join(kept))
+        self._events = tensorboardX.SummaryWriter(str(directory), purge_step=first_step + 1)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds the metrics of a step (steps done, so the first is 1)."""
+        line = {"step": step, "time": round(time.time(), 3), **metrics}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()

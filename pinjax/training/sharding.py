@@ -1,0 +1,36 @@
+"""The device mesh, and where arrays lie on it."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pinjax.errors import InputError
+
+
+def make_mesh() -> Mesh:
+    """All devices of all processes along `data`; `model` is there to shard large tables over."""
+    devices = np.array(jax.devices())
+    return Mesh(devices.reshape(len(devices), 1), ("data", "model"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def over_data(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """The global batch on the mesh, from each process's share of its rows."""
+    sharding = over_data(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }
+
+
+def check_batch(mesh: Mesh, name: str, size: int) -> None:
+    """Refuses a global batch that the devices cannot share equally."""
+    devices = mesh.shape["data"]
+    if size % devices:
+        raise InputError(f"{name}={size} is not divisible by the {devices} devices of the mesh")

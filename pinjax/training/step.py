@@ -1,0 +1,95 @@
+"""Train state, and the one step that changes it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from flax import struct
+from ml_collections import ConfigDict
+
+from pinjax.systems import system as system_lib
+
+
+class State(struct.PyTreeNode):
+    """All that a run carries from step to step, and all that a checkpoint holds.
+
+    Attributes:
+      step: int32 scalar, steps done.
+      params: pytree of float32.
+      opt_state: optax's.
+      sketches: the system's count-min sketches.
+      key: uint32 data of the run's random key; each step folds its number into it.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    sketches: Any
+    key: jax.Array
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """AdamW with global-norm clipping, linear warm-up and cosine decay to zero."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=min(config.warmup_steps, config.steps),
+        decay_steps=max(config.steps, config.warmup_steps + 1),
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            weight_decay=config.weight_decay,
+            mask=_decayed,
+        ),
+    )
+
+
+def _decayed(params: Any) -> Any:
+    """Weight decay is for the kernels of dense layers, not for biases, scales or embeddings."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) == "kernel", params
+    )
+
+
+def init_state(
+    system: system_lib.System, optimizer: optax.GradientTransformation, seed: int
+) -> State:
+    init_key, key = jax.random.split(jax.random.key(seed))
+    params, sketches = system.init(init_key)
+    return State(
+        step=jax.numpy.zeros((), jax.numpy.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        sketches=sketches,
+        key=jax.random.key_data(key),
+    )
+
+
+def make_step(
+    system: system_lib.System, optimizer: optax.GradientTransformation
+) -> Callable[[State, Any, system_lib.Batch], tuple[State, system_lib.Metrics]]:
+    """(state, frozen, batch) -> (state, metrics), to be jitted with the state donated."""
+
+    def train_step(state: State, frozen: Any, batch: system_lib.Batch):
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        (loss, (metrics, sketches)), grads = jax.value_and_grad(system.loss, has_aux=True)(
+            state.params, frozen, state.sketches, batch, key
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+        return (
+            state.replace(
+                step=state.step + 1,
+                params=optax.apply_updates(state.params, updates),
+                opt_state=opt_state,
+                sketches=sketches,
+            ),
+            metrics,
+        )
+
+    return train_step

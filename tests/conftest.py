@@ -1,0 +1,17 @@
+"""Every test runs on eight CPU devices, so that sharding is exercised everywhere."""
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture
+def rng(request):
+    """A NumPy generator seeded by the test's own name."""
+    import zlib
+
+    import numpy as np
+
+    return np.random.default_rng(zlib.crc32(request.node.name.encode()))
