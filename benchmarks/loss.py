@@ -41,9 +41,9 @@ def vectors(key, count):
     """Random (count, DIM) of norm about 1, drawn in pieces to need no more room."""
 
     def draw(key):
-        return jax.random.normal(key, (count // 8, DIM)) / DIM**0.5
+        return jax.random.normal(key, (8, DIM)) / DIM**0.5
 
-    return jax.lax.map(draw, jax.random.split(key, 8)).reshape(count, DIM)
+    return jax.lax.map(draw, jax.random.split(key, count // 8)).reshape(count, DIM)
 
 
 def make_arguments(negatives):

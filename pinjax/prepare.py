@@ -55,7 +55,7 @@ def _next_command(metadata: schema.Metadata) -> str:
     command += f" --config.data.name={_OUT.value} --config.data.surfaces="
     command += f" --config.data.positives='{', '.join(metadata.actions[1:])}'"
     if "items without content" not in metadata.report:
-        command += " --config.model.content=False"
+        command += " --config.data.content=False"
     return command
 
 

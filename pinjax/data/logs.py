@@ -65,13 +65,7 @@ def read(paths: Sequence[epath.PathLike], config: ml_collections.ConfigDict) -> 
         parts.append(part)
         for name, count in counts.items():
             report[name] = report.get(name, 0) + count
-    for name in ("user", "item"):
-        columns = tables.same_type([part[name] for part in parts])
-        parts = [
-            part.set_column(part.column_names.index(name), name, column)
-            for part, column in zip(parts, columns, strict=True)
-        ]
-    table = pa.concat_tables(parts)
+    table = _concatenate(parts)
     if not len(table):
         raise InputError(f"{', '.join(map(str, paths))}: no usable row is left")
 
@@ -167,6 +161,17 @@ def _read_file(
     }
     report = {"rows read": rows, "dropped as too early": int(dropped.sum()), **counts}
     return pa.table(columns).filter(pa.array(good & ~dropped)), report
+
+
+def _concatenate(parts: Sequence[pa.Table]) -> pa.Table:
+    """Tables of `_read_file` as one, their ids of one type."""
+    for name in ("user", "item"):
+        columns = tables.same_type([part[name] for part in parts])
+        parts = [
+            part.set_column(part.column_names.index(name), name, column)
+            for part, column in zip(parts, columns, strict=True)
+        ]
+    return pa.concat_tables(parts)
 
 
 def _check_time(

@@ -86,7 +86,10 @@ class Oracle:
         row = {user: i for i, user in enumerate(self.users.tolist())}
         rows = np.array([row[user] for user in user_ids], np.int64)
         mass = self._mass(moment, horizon_seconds)[rows].astype(np.float32)
-        return mass[:, self.leaf] * self._choice(moment, horizon_seconds)[self.taste[rows]]
+        return (
+            np.take(mass, self.leaf, axis=1)
+            * self._choice(moment, horizon_seconds)[self.taste[rows]]
+        )
 
     def expected_recall(self, moment: int, horizon_seconds: int, k: int = 10) -> float:
         """What the oracle's own top k recalls of a user's distinct positives, on average.
@@ -103,7 +106,7 @@ class Oracle:
         chunk = max(1, 2**22 // len(self.leaf))
         for start in range(0, len(self.users), chunk):
             rows = slice(start, start + chunk)
-            expected = mass[rows][:, self.leaf] * choice[self.taste[rows]]
+            expected = np.take(mass[rows], self.leaf, axis=1) * choice[self.taste[rows]]
             new = positives[rows] - expected.sum(axis=1)  # too rare to meet one twice
             chance = -np.expm1(-expected)
             best = np.partition(chance, -k, axis=1)[:, -k:].sum(axis=1)

@@ -128,13 +128,15 @@ class World:
         self.tastes = TASTE_STRENGTH * tastes / np.linalg.norm(tastes, axis=1, keepdims=True)
         self.content = self._draw_content(rng, roots)
 
-        # _cumulative[taste, j] = taste * leaves + leaf of pin _order[j] + share of the leaf's
-        # chances up to that pin: one sorted table for all tastes and leaves.
+        # One sorted table for all tastes and leaves: for pin _order[j] and a taste, the number
+        # taste * leaves + leaf + share of the leaf's chances up to that pin.
         self._order = order
-        chance = pinworld_oracle.appeal(self.popularity, self.style, self.tastes)[:, order]
+        chance = pinworld_oracle.appeal(self.popularity, self.style, self.tastes)
+        chance = np.take(chance, order, axis=1)
         total = np.add.reduceat(chance, first, axis=1, dtype=np.float64)
-        self._cumulative = np.cumsum(chance / total[:, self.leaf[order]], axis=1)
-        self._cumulative += np.arange(TASTES)[:, None] * leaves
+        chance = chance / np.take(total, self.leaf[order], axis=1)
+        cumulative = np.cumsum(chance, axis=1) + np.arange(TASTES)[:, None] * leaves
+        self._cumulative = cumulative.ravel()
 
     def choose(
         self, rng: np.random.Generator, leaf: np.ndarray, taste: np.ndarray, time: np.ndarray
@@ -145,7 +147,7 @@ class World:
         pending = np.arange(len(leaf))
         while len(pending):
             place = key[pending] + rng.random(len(pending))
-            column = np.searchsorted(self._cumulative.ravel()[:-1], place, side="right")
+            column = np.searchsorted(self._cumulative[:-1], place, side="right")
             pins[pending] = self._order[column % len(self._order)]
             pending = pending[self.created[pins[pending]] > time[pending]]
         return pins

@@ -140,7 +140,7 @@ class Catalogue:
         if self.content is not None:
             columns["content"] = vector_array(self.content.astype(np.float16))
         with epath.Path(path).open("wb") as file:
-            pq.write_table(pa.table(columns), file)
+            pq.write_table(pa.table(columns), file, use_dictionary=False)
 
     @classmethod
     def read(cls, path: epath.PathLike) -> "Catalogue":

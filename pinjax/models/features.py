@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Float32, Int, UInt32
+from jaxtyping import Array, Float, Float32, Integer, Shaped, UInt32
 
 _HOUR = 3600.0
 _DAY = 24 * _HOUR
@@ -78,7 +78,7 @@ class TimeEncoding(nn.Module):
         return jnp.concatenate([cosines, sines, log_seconds(t)], axis=-1)
 
 
-def log_seconds(seconds: Array) -> Float32[Array, "... 1"]:
+def log_seconds(seconds: Shaped[Array, "*shape"]) -> Float32[Array, "*shape 1"]:
     """log(1 + seconds): 0 stays 0."""
     return jnp.log1p(seconds.astype(jnp.float32))[..., None]
 
@@ -95,7 +95,7 @@ class CategoryEmbedding(nn.Module):
     dim: int
 
     @nn.compact
-    def __call__(self, rows: Int[Array, "*shape"]) -> Float[Array, "*shape {self.dim}"]:
+    def __call__(self, rows: Integer[Array, "*shape"]) -> Float[Array, "*shape {self.dim}"]:
         """Embeds rows of the vocabulary. Row 0, and any row that is not in it, is zero."""
         rows = rows.astype(jnp.int32)
         init = nn.initializers.normal(1.0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
 from pinjax.models import features, hash_embedding, transformer
 
@@ -206,27 +206,26 @@ class UserTower(nn.Module):
             raise ValueError(f"a history of {length} actions, expected at most {self.length}")
 
         mask = history["item"] >= 0
-        age, gap = relative_times(history["time"], mask)
-        encoders = {
-            "item": lambda: [items],
-            "action": lambda: [
-                features.CategoryEmbedding(self.num_actions, _CATEGORY_DIM, name="action")(
-                    history["action"]
-                )
-            ],
-            "surface": lambda: [
-                features.CategoryEmbedding(self.num_surfaces, _CATEGORY_DIM, name="surface")(
-                    history["surface"]
-                )
-            ],
-            "duration": lambda: [features.log_seconds(history["duration"])],
-            "time": lambda: [
+        parts = []
+        if "item" in self.features:
+            parts.append(items)
+        if "action" in self.features:
+            table = features.CategoryEmbedding(self.num_actions, _CATEGORY_DIM, name="action")
+            parts.append(table(history["action"]))
+        if "surface" in self.features:
+            table = features.CategoryEmbedding(self.num_surfaces, _CATEGORY_DIM, name="surface")
+            parts.append(table(history["surface"]))
+        if "duration" in self.features:
+            parts.append(features.log_seconds(history["duration"]))
+        if "time" in self.features:
+            age, gap = relative_times(history["time"], mask)
+            parts += [
                 features.TimeEncoding(features.ABSOLUTE_PERIODS, name="time")(history["time"]),
                 features.TimeEncoding(features.RELATIVE_PERIODS, name="age")(age),
                 features.TimeEncoding(features.RELATIVE_PERIODS, name="gap")(gap),
-            ],
-        }
-        x = jnp.concatenate([part for name in self.features for part in encoders[name]()], axis=-1)
+            ]
+
+        x = jnp.concatenate(parts, axis=-1)
         x = nn.Dense(self.width, dtype=self.dtype, name="projection")(x)
         if self.positions:
             init = nn.initializers.normal(0.02)
@@ -259,7 +258,7 @@ class MLP(nn.Module):
 
 
 def relative_times(
-    time: UInt32[Array, "users length"], mask: Array
+    time: UInt32[Array, "users length"], mask: Bool[Array, "users length"]
 ) -> tuple[UInt32[Array, "users length"], UInt32[Array, "users length"]]:
     """Seconds to each user's newest action, and from the previous one (0 for the oldest)."""
     previous = jnp.roll(time, 1, axis=1)

@@ -59,6 +59,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=self.layers,
+            unroll=2,  # what a loop carries is copied: on a CPU, a third of the time of two layers
         )(self.heads, self.dropout, self.dtype, deterministic=not train, name="blocks")
         x, _ = blocks(x.astype(self.dtype), visible[:, None])
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x)

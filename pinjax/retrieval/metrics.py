@@ -32,7 +32,7 @@ def label_ranks(
     """How many items of the index each label comes after, 0 for the best.
 
     A listed label has its position. One that is not listed, such as a label outside a sampled
-    index (PinnerFormer (Pancha et al., KDD 2022), §4.1, ranks labels in a random index of 1M
+    index (PinnerFormer (Pancha et al., KDD 2022), §4, ranks labels in a random index of 1M
     items), comes after the listed items that score as high: ties count against it, so that a
     model which gives all items the same vector earns nothing.
 
@@ -122,7 +122,7 @@ def interest_entropy(
 ) -> Float[np.ndarray, " queries"]:
     """Interest Entropy@k: the entropy, in nats, of the topics of a query's top k.
 
-    PinnerFormer (Pancha et al., KDD 2022), §4.1, at k = 50. Results without a known topic are
+    PinnerFormer (Pancha et al., KDD 2022), §4, at k = 50. Results without a known topic are
     left out.
 
     Args:
@@ -147,7 +147,7 @@ def interest_entropy(
 def coverage(top_rows: Int[np.ndarray, "queries k"], num_items: int, share: float = 0.9) -> float:
     """P90 Coverage@k: the smallest share of the index that makes up 90 % of all results.
 
-    PinnerFormer (Pancha et al., KDD 2022), §4.1, at k = 10. It is small where all users are shown
+    PinnerFormer (Pancha et al., KDD 2022), §4, at k = 10. It is small where all users are shown
     the same items.
 
     Args:

@@ -17,7 +17,8 @@ def format_table(rows: Sequence[tuple[str, dict[str, Cell]]], width: int = 100) 
     Returns:
       Lines without a newline at the end.
 
-    >>> popularity, ours = {"R@10": (0.021, None)}, {"R@10": (0.2293, 0.0031), "queries/s": (9e3, None)}
+    >>> popularity = {"R@10": (0.021, None)}
+    >>> ours = {"R@10": (0.2293, 0.0031), "queries/s": (9e3, None)}
     >>> print(format_table([("popularity", popularity), ("PinnerFormer", ours)]))
     method        R@10             queries/s
     popularity    0.0210                   -

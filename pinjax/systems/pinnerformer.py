@@ -36,6 +36,10 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     """
     if config.loss.terms not in TERMS:
         raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
+    if config.model.width % config.model.heads:
+        raise InputError(
+            f"model.width={config.model.width} is not divisible by model.heads={config.model.heads}"
+        )
     dataset = datasets.load(config.data.name, config.data.dir)
     metadata = dataset.metadata
     positives = windows.Positives.create(metadata, config.data.positives, config.data.surfaces)

@@ -6,7 +6,9 @@ are nearest to the user's embedding.
 
 import collections
 import dataclasses
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +18,13 @@ from ml_collections import ConfigDict
 
 from pinjax.data import datasets, held_out, windows
 from pinjax.errors import InputError
-from pinjax.retrieval import exact, metrics
+from pinjax.retrieval import exact, metrics, scann_index
 from pinjax.systems import system
 
 _DEEPEST = 50  # results of a query: Interest Entropy@50 looks at all, the other metrics at 10
 _QUERIES = 1024  # searched at a time
 _USERS = 256  # ranked by the oracle at a time
+_HAS_SCANN = importlib.util.find_spec("scann") is not None  # it has wheels for Linux alone
 _SUFFIX = {"window": "", "daily": ", daily", "realtime": ", real time"}
 
 
@@ -95,7 +98,11 @@ class UserRetrieval:
                 asked = source.questions(split, moment, cadence)
                 users = in_batches(embed_users, asked.histories, self.config.batch)
                 name = self.name + _SUFFIX[cadence]
-                table.add(name, asked, index, _search(users, items, index, asked), counts)
+                found = _search(users, items, index, asked)
+                table.add(name, asked, index, found, counts)
+                if full and cadence == "window" and not self.config.filter_seen and _HAS_SCANN:
+                    approximate, speed = _search_scann(users, items, index, found)
+                    table.add(f"{name}, ScaNN", asked, index, approximate, counts, speed)
             if not full:
                 continue
             asked = source.questions(split, moment)
@@ -163,6 +170,24 @@ def _search(
     return Found(rows, scores, np.einsum("ld,ld->l", users[asked.label_query], label_items))
 
 
+def _search_scann(
+    users: np.ndarray, items: jax.Array, index: np.ndarray, exactly: Found
+) -> tuple[Found, dict[str, float]]:
+    """Approximate search, and what it gains and loses beside the exact one."""
+    rows = np.flatnonzero(index).astype(np.int32)
+    vectors = np.asarray(items)[rows]
+    searcher = scann_index.build(vectors, _DEEPEST)
+    scores, found = scann_index.search(searcher, users, _DEEPEST)
+    compared = scann_index.recall_against_exact(searcher, vectors, users, 10)
+    speed = {
+        "ANN recall@10": compared.recall,
+        "queries/s": compared.queries_per_second,
+        "exact queries/s": compared.exact_queries_per_second,
+    }
+    found = np.where(found >= 0, rows[found], -1)
+    return Found(found, scores, exactly.label_scores), speed
+
+
 def _popular(score: np.ndarray, index: np.ndarray, asked: held_out.Questions) -> Found:
     """The same ranking for everybody."""
     top = _best(np.where(index, score, -1)[None])
@@ -186,7 +211,7 @@ class _Table:
         self._topics = topics
         self._users = collections.defaultdict(list)
         self._values = collections.defaultdict(lambda: collections.defaultdict(list))
-        self._coverage = collections.defaultdict(list)
+        self._plain = collections.defaultdict(lambda: collections.defaultdict(list))
 
     def add(
         self,
@@ -195,8 +220,9 @@ class _Table:
         index: np.ndarray,
         found: Found,
         counts: held_out.Counts | None,
+        plain: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """Adds what a method found at a moment."""
+        """Adds what a method found at a moment; `plain` are numbers of the method, not of users."""
         ranks = metrics.label_ranks(
             found.rows, found.scores, asked.label_query, asked.label_item, found.label_scores
         )
@@ -213,10 +239,12 @@ class _Table:
         if len(asked.query_user) == number:  # one list a user
             values["entropy@50"] = metrics.interest_entropy(found.rows, self._topics)
             share = metrics.coverage(found.rows[:, :10], len(index))
-            self._coverage[method].append(share * len(index) / index.sum())
+            plain = {"P90 cov@10": share * len(index) / index.sum(), **plain}
         self._users[method] += asked.users
         for name, value in values.items():
             self._values[method][name].append(value)
+        for name, value in plain.items():
+            self._plain[method][name].append(value)
 
     def rows(self) -> list[system.Row]:
         """A row for each method, in the order in which they came."""
@@ -227,8 +255,8 @@ class _Table:
                 name: tuple(metrics.estimate(np.concatenate(value), cluster))
                 for name, value in values.items()
             }
-            if self._coverage[method]:
-                cells["P90 cov@10"] = (float(np.mean(self._coverage[method])), None)
+            for name, value in self._plain[method].items():
+                cells[name] = (float(np.mean(value)), None)
             rows.append(system.Row(method, cells))
         best = {row.method: row.metrics["R@10"][0] for row in rows}.get("oracle")
         if best is not None:

@@ -1,5 +1,7 @@
 """The device mesh, and where arrays lie on it."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -7,9 +9,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pinjax.errors import InputError
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes along `data`; `model` is there to shard large tables over."""
-    devices = np.array(jax.devices())
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices (of all processes) along `data`; `model` is there to shard large tables over."""
+    devices = np.array(jax.devices() if devices is None else devices)
     return Mesh(devices.reshape(len(devices), 1), ("data", "model"))
 
 

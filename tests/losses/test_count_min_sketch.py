@@ -39,14 +39,14 @@ def test_never_under_counts_and_error_bound_holds(rng):
 @pytest.mark.parametrize("stride", [1, 256, 65536])
 def test_pairs_of_regular_ids_collide_as_rarely_as_random_ones(stride):
     # Strong universality: over the draw of the hash, two ids collide with probability 1 / width.
-    width, ids = 64, jnp.arange(200) * stride - 100 * stride
+    width, ids = 64, jnp.arange(100) * stride - 50 * stride
 
     @jax.jit
     def collisions(key):
         columns = count_min_sketch._columns(init(key, 500, width), ids)
         return (columns[:, :, None] == columns[:, None, :]).sum() - columns.size
 
-    share = float(collisions(jax.random.key(1))) / (500 * 200 * 199)
+    share = float(collisions(jax.random.key(1))) / (500 * 100 * 99)
     assert share == pytest.approx(1 / width, rel=0.15)
 
 

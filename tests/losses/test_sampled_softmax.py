@@ -215,7 +215,7 @@ def test_corrected_gradient_approaches_the_full_softmax(rng, num_batch, num_rand
             )
             return lib.sampled_softmax(
                 query.reshape(1, 1, DIM),
-                items[positive].reshape(1, 1, DIM),
+                jnp.asarray(items[positive]).reshape(1, 1, DIM),
                 negatives,
                 jnp.float32(scale),
                 jnp.full((1, 1), -1),

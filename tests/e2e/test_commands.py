@@ -1,0 +1,206 @@
+"""The commands, run as a user runs them: in processes of their own, from flags to files."""
+
+import json
+import os
+import pathlib
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pinjax.data import schema
+from pinjax.systems import registry
+from pinjax.training import checkpoint, sharding
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Fails where anything imported TensorFlow on the way.
+RUN = """
+import runpy, sys
+sys.argv[0] = sys.argv.pop(1)
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=False)
+finally:
+    assert "tensorflow" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("e2e")
+
+
+def start(home, command, workdir, *flags):
+    config = f"--config={ROOT}/configs/pinnerformer.py:test"
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-c", RUN, f"pinjax.{command}", config, f"--workdir={workdir}"),
+            *(f"--config.data.dir={home}/data", "--config.train.log_every=1"),
+            *("--config.train.checkpoint_every=4", *flags),
+        ],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return out, err
+
+
+def steps_logged(workdir):
+    path = workdir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for_step(process, workdir, step):
+    while steps_logged(workdir) < step:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def unbroken(home):
+    """A run from its first to its last step: its directory and what it printed."""
+    workdir = home / "unbroken"
+    return workdir, finish(start(home, "train", workdir))[0]
+
+
+def state_of(home, workdir):
+    config = runpy.run_path(str(ROOT / "configs/pinnerformer.py"))["get_config"]("test")
+    config.data.dir = f"{home}/data"
+    config.train.update(log_every=1, checkpoint_every=4)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    return checkpoint.load_chosen(workdir, config, registry.create(config, mesh), mesh)
+
+
+def assert_same_end(home, workdir, unbroken):
+    found, expected = state_of(home, workdir), state_of(home, unbroken[0])
+    assert int(found.step) == 30
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_training_ends_with_a_table_and_the_next_commands(unbroken):
+    workdir, out = unbroken
+    for method in ("PinnerFormer ", "oracle", "popularity, ever", "popularity, lately"):
+        assert f"\n{method}" in out
+    assert f"{workdir}/checkpoints" in out
+    assert "python -m pinjax.embed" in out
+    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == list(range(1, 31))
+    assert np.mean([m["loss"] for m in metrics[-5:]]) < np.mean([m["loss"] for m in metrics[:5]])
+    assert {"valid/R@10", "temperature", "gradient_norm"} <= metrics[-1].keys()
+    assert any(path.name.startswith("events.") for path in workdir.iterdir())
+
+
+def test_killed_at_three_random_steps_a_run_ends_the_same(home, unbroken, rng):
+    workdir = home / "killed"
+    for step in sorted(rng.choice(np.arange(2, 27), 3, replace=False)):
+        process = start(home, "train", workdir)
+        wait_for_step(process, workdir, step)
+        process.kill()
+        process.communicate()
+    finish(start(home, "train", workdir))
+    assert_same_end(home, workdir, unbroken)
+    assert steps_logged(workdir) == 30
+
+
+def test_preempted_a_run_says_so_and_ends_the_same(home, unbroken):
+    workdir = home / "preempted"
+    process = start(home, "train", workdir)
+    wait_for_step(process, workdir, 6)
+    process.send_signal(signal.SIGTERM)
+    out, _ = finish(process, code=75)
+    assert "the same command goes on from there" in out
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert f"stopped after step {saved};" in out
+    finish(start(home, "train", workdir))
+    assert_same_end(home, workdir, unbroken)
+
+
+def test_evaluate_prints_the_table_of_training(home, unbroken):
+    workdir, trained = unbroken
+    out, _ = finish(start(home, "evaluate", workdir))
+    table = out[out.index("method") :].rstrip()
+    assert table in trained
+    results = json.loads((workdir / "results_test.json").read_text())
+    assert results["step"] == 30
+    assert 0 <= results["rows"]["PinnerFormer"]["R@10"][0] <= 1
+
+
+def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
+    workdir, _ = unbroken
+    out = home / "embeddings"
+    finish(start(home, "embed", workdir, f"--out={out}", "--precision=float32"))
+    files = sorted(path.name for path in out.iterdir())
+    assert files == [
+        "items-00000-of-00001.parquet",
+        "manifest.json",
+        *(f"users-{i:05d}-of-00003.parquet" for i in range(3)),
+    ]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["step"] == 30
+    items = pq.read_table(out / files[0])
+    vectors = schema.vectors(items["vector"])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    catalogue = schema.Catalogue.read(next((home / "data").rglob(schema.CATALOGUE_FILE)))
+    np.testing.assert_array_equal(items["id"].to_numpy(), catalogue.ids)
+
+    # One file is lost: it alone is written again, and the same.
+    before = (out / "users-00001-of-00003.parquet").read_bytes()
+    (out / "users-00001-of-00003.parquet").unlink()
+    times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    finish(start(home, "embed", workdir, f"--out={out}", "--precision=float32"))
+    assert (out / "users-00001-of-00003.parquet").read_bytes() == before
+    assert all(path.stat().st_mtime_ns == t for path, t in times.items())
+
+    # Another moment is another set of embeddings.
+    early = ("--moment=2025-02-01", "--precision=float32")
+    _, err = finish(start(home, "embed", workdir, f"--out={out}", *early), code=2)
+    assert "holds embeddings of moment" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.train.step=3"], "Did you mean"),
+        (["--config.train.steps=many"], "many"),
+        (["--config.data.name=nowhere"], "data.name: no prepared data set in nowhere"),
+        (["--config.data.name=pinworld/huge"], "pinworld/huge"),
+        (["--config.data.positives=sav"], "no action 'sav'"),
+        (["--config.objective.name=sas"], "objective 'sas' is none of"),
+        (["--config.loss.terms=both"], "loss.terms: 'both' is none of"),
+        (["--config.model.heads=3"], "model.width=16 is not divisible by model.heads=3"),
+        (["--config.evaluate.cadences=hourly,"], "'hourly' is none of window"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_wrong_input_is_one_line(home, unbroken, flags, message):
+    del unbroken  # the data set is there
+    _, err = finish(start(home, "train", home / "wrong", *flags), code=2)
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert not (home / "wrong" / "checkpoints").exists()
+
+
+def test_another_config_in_the_same_directory_is_refused(home, unbroken):
+    flags = ("--config.train.learning_rate=0.5",)
+    _, err = finish(start(home, "train", unbroken[0], *flags), code=2)
+    assert "holds a run with train.learning_rate=0.002, this one has" in err

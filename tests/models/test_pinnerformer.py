@@ -1,0 +1,218 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pinjax.models import pinnerformer
+
+LENGTH, NUM_ITEMS = 6, 20
+CHANGES = {"item": 5, "action": 1, "surface": 1, "duration": 7.5, "time": 3_000}
+
+
+def make(**kwargs):
+    defaults = dict(num_items=NUM_ITEMS, num_actions=4, num_surfaces=3, length=LENGTH)
+    size = dict(layers=1, width=16, heads=2, dim=8, pin_hidden=12, id_dim=4)
+    return pinnerformer.PinnerFormer(**(defaults | size | kwargs))
+
+
+@pytest.fixture(scope="module")
+def content():
+    return jnp.asarray(np.random.default_rng(0).standard_normal((NUM_ITEMS, 5)), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def history():
+    """Two users of this century, the second with two actions of padding."""
+    rng = np.random.default_rng(1)
+    gaps = rng.integers(10_000, 1_000_000, (2, LENGTH))
+    history = {
+        "item": rng.integers(0, 10, (2, LENGTH)).astype(np.int32),
+        "action": rng.integers(1, 3, (2, LENGTH)).astype(np.uint8),
+        "surface": np.ones((2, LENGTH), np.uint16),
+        "duration": rng.exponential(20, (2, LENGTH)).astype(np.float32),
+        "time": (1_700_000_000 + gaps.cumsum(axis=1)).astype(np.uint32),
+    }
+    history["item"][1, :2] = -1
+    for name in ("action", "surface", "duration", "time"):
+        history[name][1, :2] = 0
+    return history
+
+
+@functools.cache
+def params_of(model):
+    """Random parameters, drawn here, since compiling an `init` takes longer than the tests."""
+    rng = np.random.default_rng(2)
+    fields = {"item": "i4", "action": "u1", "surface": "u2", "duration": "f4", "time": "u4"}
+    history = {name: jax.ShapeDtypeStruct((1, LENGTH), dtype) for name, dtype in fields.items()}
+    content = jax.ShapeDtypeStruct((NUM_ITEMS, 5), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), content, history)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), shapes
+    )
+
+
+@functools.cache
+def users_of(model):
+    return jax.jit(functools.partial(model.apply, method="users"))
+
+
+def users(model, content, history, params=None):
+    return np.asarray(users_of(model)(params or params_of(model), content, history))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_causality(content, history, name):
+    first = {field: values[:1] for field, values in history.items()}
+    # Row j of the batch: action j changed; the last row: none changed.
+    rows = {field: np.repeat(values, LENGTH + 1, axis=0) for field, values in first.items()}
+    rows[name][np.arange(LENGTH), np.arange(LENGTH)] += CHANGES[name]
+    outputs = users(make(), content, rows)
+    changed = (np.abs(outputs[:-1] - outputs[-1]) > 1e-6).any(axis=-1)
+    expected = np.tri(LENGTH, dtype=bool).T  # of action j, at positions j and later
+    if name == "time":
+        expected[-1] = True  # every action's age is counted from the newest one
+    np.testing.assert_array_equal(changed, expected)
+
+
+def test_padding_has_no_influence(content, history):
+    model = make()
+    outputs = users(model, content, history)
+
+    padding = {field: values.copy() for field, values in history.items()}
+    for name in ("action", "surface", "duration", "time"):
+        padding[name][1, :2] += CHANGES[name]
+    np.testing.assert_array_equal(users(model, content, padding)[1, 2:], outputs[1, 2:])
+
+    # Positions are counted from the newest action, so a shorter array is the same history.
+    short = {field: values[1:, 2:] for field, values in history.items()}
+    np.testing.assert_allclose(users(model, content, short)[0], outputs[1, 2:], atol=1e-5)
+
+
+def test_user_without_actions_has_an_embedding_of_no_one_else(content, history):
+    nobody = {field: np.zeros_like(values) for field, values in history.items()}
+    nobody["item"][:] = -1
+    nobody["item"][1, -1] = 3
+    outputs = users(make(), content, nobody)
+    np.testing.assert_allclose(np.linalg.norm(outputs, axis=-1), 1, rtol=1e-5)
+    assert np.abs(outputs[0, -1] - outputs[1, -1]).max() > 1e-3
+
+
+def test_both_towers_give_unit_vectors_in_float32(content, history):
+    model = make(dtype=jnp.bfloat16)
+    rows = jnp.arange(NUM_ITEMS).reshape(4, 5)
+    items = model.apply(params_of(model), content, rows, method="items")
+    outputs = users(model, content, history)
+    for embeddings, shape in ((outputs, (2, 6, 8)), (items, (4, 5, 8))):
+        assert embeddings.shape == shape
+        assert embeddings.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=-1), 1, rtol=1e-5)
+
+
+def test_bfloat16_is_close(content, history):
+    params = params_of(make())
+    exact = users(make(), content, history)
+    rounded = users(make(dtype=jnp.bfloat16), content, history, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    assert (exact * rounded).sum(axis=-1).min() > 0.999
+
+
+def test_features_left_out_are_not_seen(content, history):
+    first = {field: values[:1] for field, values in history.items()}
+    changed = {
+        field: values + np.asarray(CHANGES[field] * (field != "item"), values.dtype)
+        for field, values in first.items()
+    }
+    both = {field: np.concatenate([first[field], changed[field]]) for field in first}
+    outputs = users(make(features=("item",)), content, both)
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [("item", 5 + 4), ("action", 16), ("surface", 16), ("duration", 1), ("time", 23 + 65 + 65)],
+)
+def test_numbers_that_make_a_feature(name, numbers):
+    tower = params_of(make(features=(name,)))["params"]["user_tower"]
+    assert tower["projection"]["kernel"].shape == (numbers, 16)
+
+
+def test_learned_positions():
+    without = params_of(make(positions=False))["params"]["user_tower"]
+    assert "positions" not in without
+    assert params_of(make())["params"]["user_tower"]["positions"].shape == (LENGTH, 16)
+
+
+def test_item_input_is_content_and_learned_vector(content):
+    rows = jnp.array([[3, -1], [0, 19]])
+    model = pinnerformer.ItemInput(NUM_ITEMS, id_dim=4, id_buckets=0)
+    params = {"params": params_of(make())["params"]["item_input"]}
+    vectors = np.asarray(model.apply(params, 100 * content, rows))
+
+    content, rows = np.asarray(content), np.asarray(rows)
+    of_content = content[rows] / np.sqrt(np.square(content[rows]).mean(axis=-1, keepdims=True))
+    learned = np.asarray(params["params"]["id"]["embedding"])[rows]
+    expected = np.concatenate([of_content, learned], axis=-1)
+    expected[0, 1] = 0
+    np.testing.assert_allclose(vectors, expected, rtol=1e-5)
+
+    ids_alone = np.asarray(model.apply(params, None, jnp.asarray(rows)))
+    np.testing.assert_array_equal(ids_alone, vectors[..., 5:])
+
+
+def test_towers_share_the_learned_vectors(content, history):
+    model = make()
+    before = params_of(model)["params"]
+    item = int(history["item"][0, -1])
+    table = before["item_input"]["id"]["embedding"].at[item].add(1)
+    after = before | {"item_input": {"id": {"embedding": table}}}
+    items = [
+        model.apply({"params": params}, content, jnp.array([item]), method="items")
+        for params in (before, after)
+    ]
+    newest = [
+        users(model, content, history, {"params": params})[0, -1] for params in (before, after)
+    ]
+    assert np.abs(items[0] - items[1]).max() > 1e-3
+    assert np.abs(newest[0] - newest[1]).max() > 1e-3
+
+
+def test_relative_times():
+    newest = 2**32 - 1  # no difference may pass through a signed or a floating number
+    time = np.array([[0, 0, newest - 10, newest - 7, newest], [1, 2, 4, 8, 2**31 + 9]], np.uint32)
+    mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], bool)
+    age, gap = pinnerformer.relative_times(jnp.asarray(time), jnp.asarray(mask))
+    np.testing.assert_array_equal(age[0, 2:], [10, 7, 0])
+    np.testing.assert_array_equal(gap[0, 2:], [0, 3, 7])
+    np.testing.assert_array_equal(age[1], time[1, -1] - time[1])
+    np.testing.assert_array_equal(gap[1], [0, 1, 2, 4, 2**31 + 1])
+
+
+def test_scale_is_bounded_and_never_stuck():
+    @jax.jit
+    def scale(x):
+        return make().apply({"params": {"log_temperature": x}}, method="scale")
+
+    for x in (-12.0, -5.0, 0.0, 3.0):
+        value, gradient = jax.value_and_grad(scale)(jnp.float32(x))
+        temperature = 0.01 + np.exp(x)
+        assert value == pytest.approx(1 / temperature, rel=1e-4)
+        assert gradient == pytest.approx(-np.exp(x) / temperature**2, rel=1e-4)
+        assert gradient < 0
+
+
+def test_unknown_feature(content, history):
+    model = make(features=("item", "colour"))
+    with pytest.raises(ValueError, match=r"^unknown features \['colour'\], expected some of "):
+        jax.eval_shape(model.init, jax.random.key(0), content, history)
+
+
+def test_too_long_a_history(content, history):
+    with pytest.raises(ValueError, match=r"^a history of 6 actions, expected at most 5"):
+        jax.eval_shape(make(length=5).init, jax.random.key(0), content, history)
+
+
+def test_items_of_which_nothing_is_known(history):
+    with pytest.raises(ValueError, match=r"^items have neither content vectors nor id_dim > 0"):
+        jax.eval_shape(make(id_dim=0).init, jax.random.key(0), None, history)

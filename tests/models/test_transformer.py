@@ -1,0 +1,179 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pinjax.models import transformer
+
+BATCH, LENGTH, WIDTH, HEADS, LAYERS = 3, 5, 8, 2, 3
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((BATCH, LENGTH, WIDTH)).astype(np.float32)
+    mask = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
+    return x, mask
+
+
+@pytest.fixture(scope="module")
+def params(inputs):
+    """Random everywhere, since norms and biases that start at one and zero hide mistakes."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(make().init, jax.random.key(0), *inputs)
+    return jax.tree.map(
+        lambda leaf: (0.5 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes
+    )
+
+
+def make(**kwargs):
+    return transformer.Transformer(layers=LAYERS, heads=HEADS, **kwargs)
+
+
+@functools.cache
+def value_and_gradient(model):
+    """(params, x, mask) -> outputs, and the gradients of a sum of their sines."""
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
+    def function(params, x, mask):
+        outputs = model.apply(params, x, mask)
+        return jnp.sin(outputs).sum(), outputs
+
+    return function
+
+
+@functools.cache
+def forward(model):
+    return jax.jit(functools.partial(model.apply, train=False))
+
+
+def norm(x, params):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return x * params["scale"] + params["bias"]
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def numpy_transformer(params, x, mask):
+    """In float64, a user and a position at a time."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["params"])
+    outputs = np.array(x, np.float64)
+    for user, layer in np.ndindex(len(x), LAYERS):
+        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
+        v = outputs[user]
+        u = v.copy()
+        normed = norm(v, block["attention_norm"])
+        projection = block["query_key_value"]
+        projected = np.einsum("tw,wkhd->kthd", normed, projection["kernel"])
+        query, key, value = projected + projection["bias"][:, None]
+        for position in range(LENGTH):
+            seen = [j for j in range(position + 1) if mask[user, j] or j == position]
+            for head in range(HEADS):
+                logits = key[seen, head] @ query[position, head] / np.sqrt(WIDTH // HEADS)
+                weights = np.exp(logits) / np.exp(logits).sum()
+                u[position] += weights @ value[seen, head] @ block["attention_out"]["kernel"][head]
+        u += block["attention_out"]["bias"]
+        normed = norm(u, block["ffn_norm"])
+        hidden = gelu(normed @ block["ffn_in"]["kernel"] + block["ffn_in"]["bias"])
+        outputs[user] = u + hidden @ block["ffn_out"]["kernel"] + block["ffn_out"]["bias"]
+    return norm(outputs, params["norm"])
+
+
+def test_against_numpy(params, inputs):
+    outputs = forward(make())(params, *inputs)
+    np.testing.assert_allclose(outputs, numpy_transformer(params, *inputs), rtol=1e-4, atol=1e-4)
+
+
+def test_hidden_width_of_the_ffn(params):
+    assert params["params"]["blocks"]["ffn_in"]["kernel"].shape == (LAYERS, WIDTH, 4 * WIDTH)
+
+
+def test_remat_changes_neither_values_nor_gradients(params, inputs):
+    plain = value_and_gradient(make())(params, *inputs)
+    remat = value_and_gradient(make(remat=True))(params, *inputs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, remat)
+
+
+def test_scan_is_a_loop_over_the_same_parameters(params, inputs):
+    block = transformer.Block(HEADS, 0.0, jnp.float32, deterministic=True)
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
+    def loop(params, x, mask):
+        visible = (mask[:, None, :] | np.eye(LENGTH, dtype=bool)) & np.tri(LENGTH, dtype=bool)
+        for layer in range(LAYERS):
+            of_layer = jax.tree.map(lambda leaf: leaf[layer], params["params"]["blocks"])  # noqa: B023
+            x, _ = block.apply({"params": of_layer}, x, visible[:, None])
+        norm = params["params"]["norm"]
+        centred = x - x.mean(-1, keepdims=True)
+        x = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
+        outputs = x * norm["scale"] + norm["bias"]
+        return jnp.sin(outputs).sum(), outputs
+
+    scanned = value_and_gradient(make())(params, *inputs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        scanned,
+        loop(params, *inputs),
+    )
+
+
+def test_positions_see_neither_later_ones_nor_padding(params, inputs):
+    x, mask = inputs
+    apply = forward(make())
+    before = np.asarray(apply(params, x, mask))
+
+    later = x.copy()
+    later[:, 3] *= -1
+    after = np.asarray(apply(params, later, mask))
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert (np.abs(before - after)[:2, 3:] > 1e-6).any(axis=-1).all()
+
+    padding = x.copy()
+    padding[~mask] *= -1
+    after = np.asarray(apply(params, padding, mask))
+    np.testing.assert_array_equal(before[mask], after[mask])
+
+
+def test_bfloat16_is_close_and_keeps_float32_parameters(params, inputs):
+    model = make(dtype=jnp.bfloat16)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+
+    outputs = forward(model)(params, *inputs)
+    exact = np.asarray(forward(make())(params, *inputs))
+    assert outputs.dtype == jnp.bfloat16
+    assert np.linalg.norm(np.asarray(outputs, np.float32) - exact) < 0.03 * np.linalg.norm(exact)
+
+
+def test_dropout_only_while_training(params, inputs):
+    model = make(dropout=0.5)
+
+    @jax.jit
+    def train(params, x, mask, key):
+        return model.apply(params, x, mask, train=True, rngs={"dropout": key})
+
+    exact = forward(make())(params, *inputs)
+    np.testing.assert_array_equal(forward(model)(params, *inputs), exact)
+    first, second, again = (train(params, *inputs, jax.random.key(seed)) for seed in (0, 1, 0))
+    assert np.abs(first - second).max() > 0.1
+    np.testing.assert_array_equal(first, again)
+
+
+def test_published_size_has_43_million_parameters():
+    model = transformer.Transformer(layers=6, heads=8)
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, 4, 768)), jnp.ones((1, 4), bool)
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == pytest.approx(42.5e6, rel=0.01)
+
+
+def test_heads_must_divide_the_width(inputs):
+    model = transformer.Transformer(layers=1, heads=3)
+    with pytest.raises(ValueError, match=r"^width 8 is not divisible by 3 heads"):
+        jax.eval_shape(model.init, jax.random.key(0), *inputs)

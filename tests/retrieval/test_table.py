@@ -1,0 +1,36 @@
+import doctest
+
+from pinjax.retrieval import table
+
+
+def test_doctest():
+    assert doctest.testmod(table).failed == 0
+
+
+def test_cells_and_missing_ones():
+    text = table.format_table(
+        [
+            ("popularity", {"R@10": (0.02, 0.001), "cov": (float("nan"), None)}),
+            ("ours", {"R@10": (0.2293, 0.0031), "queries/s": (12345.6, None)}),
+            ("alone", {"R@10": (0.5, float("nan"))}),
+        ]
+    )
+    assert text.splitlines() == [
+        "method      R@10             cov  queries/s",
+        "popularity  0.0200 ± 0.0010    -          -",
+        "ours        0.2293 ± 0.0031    -     12,346",
+        "alone       0.5000             -          -",
+    ]
+
+
+def test_columns_beyond_the_width_follow_below():
+    metrics = {f"metric {i}": (i / 7, 0.01) for i in range(9)}
+    lines = table.format_table([("a", metrics), ("b", metrics)], width=60).splitlines()
+    assert max(map(len, lines)) <= 60
+    headers = [line for line in lines if line.startswith("method")]
+    names = [name.strip() for line in headers for name in line.split("  ")[1:] if name.strip()]
+    assert names == list(metrics)
+
+
+def test_no_rows():
+    assert table.format_table([]) == "method"

@@ -1,0 +1,150 @@
+"""The page against the paper's formula in NumPy, and against itself on several devices."""
+
+import functools
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pinjax.errors import InputError
+from pinjax.systems import pinnerformer, registry
+from pinjax.training import sharding, step
+
+CONFIG = pathlib.Path(__file__).parents[2] / "configs/pinnerformer.py"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def make_config(data_dir, **sections):
+    config = runpy.run_path(str(CONFIG))["get_config"]("test")
+    config.data.dir = str(data_dir)
+    for section, fields in sections.items():
+        config[section].update(fields)
+    return config
+
+
+def mesh_of(devices):
+    return sharding.make_mesh(jax.devices()[:devices])
+
+
+@pytest.mark.parametrize("log_q", [True, False])
+@pytest.mark.parametrize("terms", ["joined", "summed"])
+def test_loss_is_the_formula(data_dir, terms, log_q):
+    """Everything but the towers' outputs is computed anew, in float64, one pair at a time."""
+    # A sketch as wide as this has no collisions among 1,000 items, or hardly any.
+    loss = dict(terms=terms, log_q=log_q, in_batch=20, random=30, sketch_width=2**20)
+    config = make_config(data_dir, loss=loss)
+    mesh = mesh_of(1)
+    system = registry.create(config, mesh)
+    params, sketch = system.init(jax.random.key(1))
+    batch = jax.device_put(next(system.batches(0)))
+    key = jax.random.key(2)
+    value, (metrics, sketch) = jax.jit(system.loss)(params, system.frozen, sketch, batch, key)
+
+    dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
+    model = pinnerformer.make_model(config, dataset.metadata)
+    apply = functools.partial(model.apply, params, system.frozen)
+    outputs = np.asarray(apply(batch, method="users"), np.float64)
+    everything = jnp.arange(model.num_items, dtype=jnp.int32)
+    items = np.asarray(apply(everything, method="items"), np.float64)
+    scale = float(model.apply(params, method="scale"))
+
+    labels = np.asarray(batch["label_item"])
+    flat = labels.ravel()
+    choice_key, random_key, _ = jax.random.split(key, 3)
+    priority = np.where(flat >= 0, jax.random.uniform(choice_key, flat.shape), -1)
+    in_batch = flat[np.argsort(-priority)[:20]]
+    random = np.asarray(jax.random.randint(random_key, (30,), 0, model.num_items))
+    frequency = {item: np.mean(flat[flat >= 0] == item) for item in {*flat, *in_batch, *random}}
+
+    def pair_loss(user, query, positive, negatives, batch_size, random_size):
+        def logit(item):
+            expected = batch_size * frequency[item] + random_size / model.num_items
+            return scale * query @ items[item] - (np.log(expected) if log_q else 0)
+
+        kept = [logit(n) for n in negatives if n not in labels[user]]
+        return -logit(positive) + np.logaddexp.reduce([logit(positive), *kept])
+
+    total = 0.0
+    users = [u for u in range(len(labels)) if (labels[u] >= 0).any()]
+    for u in users:
+        pairs = [j for j in range(labels.shape[1]) if labels[u, j] >= 0]
+        for j in pairs:
+            query = outputs[u, batch["label_position"][u, j]]
+            if terms == "joined":
+                value_of_pair = pair_loss(u, query, labels[u, j], [*in_batch, *random], 20, 30)
+            else:
+                value_of_pair = pair_loss(u, query, labels[u, j], in_batch, 20, 0)
+                value_of_pair += pair_loss(u, query, labels[u, j], random, 0, 30)
+            total += value_of_pair / len(pairs) / len(users)
+    np.testing.assert_allclose(float(value), total, rtol=1e-5)
+    assert int(sketch.total) == (flat >= 0).sum()
+    np.testing.assert_allclose(metrics["temperature"], 0.07, rtol=1e-5)
+
+
+def test_choice_is_without_replacement_and_takes_missing_ones_last():
+    labels = jnp.array([5, -1, 7, 8, -1, 9])
+    for seed in range(20):
+        chosen = np.asarray(pinnerformer.choose(jax.random.key(seed), labels, 5))
+        assert len(set(chosen)) == 5
+        assert set(np.asarray(labels)[chosen[:4]]) == {5, 7, 8, 9}
+    assert len(pinnerformer.choose(jax.random.key(0), labels, 99)) == 6
+
+
+def test_one_two_and_eight_devices_agree(data_dir):
+    """The same global batches give the same losses and the same parameters."""
+    config = make_config(data_dir)
+    ends = []
+    for devices in (1, 2, 8):
+        mesh = mesh_of(devices)
+        system = registry.create(config, mesh)
+        optimizer = step.make_optimizer(config.train)
+        replicated = sharding.replicated(mesh)
+        state = jax.jit(
+            functools.partial(step.init_state, system, optimizer, 0), out_shardings=replicated
+        )()
+        train_step = jax.jit(
+            step.make_step(system, optimizer), out_shardings=(replicated, replicated)
+        )
+        losses = []
+        batches = system.batches(0)
+        for _ in range(4):
+            batch = sharding.place_batch(mesh, next(batches))
+            assert len(batch["item"].sharding.device_set) == devices
+            state, metrics = train_step(state, system.frozen, batch)
+            losses.append(float(metrics["loss"]))
+        ends.append((losses, jax.device_get(state)))
+    for losses, state in ends[1:]:
+        np.testing.assert_allclose(losses, ends[0][0], rtol=1e-5)
+        np.testing.assert_array_equal(state.sketches.table, ends[0][1].sketches.table)
+        for a, b in zip(
+            jax.tree.leaves(state.params), jax.tree.leaves(ends[0][1].params), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_data_without_content_needs_learned_ids(data_dir, monkeypatch):
+    config = make_config(data_dir, data={"content": True})
+    load = pinnerformer.datasets.load
+
+    def without_content(name, directory):
+        dataset = load(name, directory)
+        object.__setattr__(dataset.catalogue, "content", None)
+        return dataset
+
+    monkeypatch.setattr(pinnerformer.datasets, "load", without_content)
+    with pytest.raises(InputError, match=r"pinworld/tiny has no content vectors; set data.content"):
+        registry.create(config, mesh_of(1))
+
+
+def test_unknown_system_is_refused(data_dir):
+    config = make_config(data_dir)
+    config.system = "itempage"
+    with pytest.raises(InputError, match="'itempage' is none of pinnerformer"):
+        registry.create(config, mesh_of(1))
