@@ -29,8 +29,7 @@ def plain(queries, positives, negatives, scale, excluded_ids):
     logits = jnp.einsum("gpd,nd->gpn", queries, negatives.embeddings) * scale - negatives.log_q
     excluded = (negatives.ids[:, None] == excluded_ids[:, None, :]).any(-1) | (negatives.ids == -1)
     logits = jnp.where(excluded[:, None, :], -jnp.inf, logits)
-    logits = jnp.concatenate([positive[..., None], logits], axis=-1)
-    return jax.nn.logsumexp(logits, axis=-1) - positive
+    return jax.nn.softplus(jax.nn.logsumexp(logits, axis=-1) - positive)
 
 
 LOSSES = {"plain": plain, "blocked": sampled_softmax.sampled_softmax}
@@ -85,26 +84,30 @@ def run(step, arguments):
     return time.perf_counter() - start, result
 
 
+def resident():
+    """This process's peak so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
 def peak_memory(name, negatives):
-    """Peak resident bytes and seconds of one step in a process of its own."""
-    output = subprocess.run(
-        [sys.executable, __file__, name, str(negatives)], check=True, capture_output=True, text=True
-    ).stdout
-    peak, seconds = output.split()
-    return int(peak), float(seconds)
+    """One step in a process of its own: peak MiB before it and of all, and its seconds."""
+    command = [sys.executable, __file__, name, str(negatives)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [float(figure) for figure in output.split()]
 
 
 def child(name, negatives):
-    step, arguments = compile_step(name, make_arguments(negatives))
+    step, arguments = compile_step(name, jax.block_until_ready(make_arguments(negatives)))
+    before = resident()
     seconds, _ = run(step, arguments)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, seconds)
+    print(before, resident(), seconds)
 
 
 def main():
     negatives = 13_192
     # First, since a process starts with its parent's peak.
-    peaks = {name: peak_memory(name, negatives)[0] / 2**20 for name in LOSSES}
-    peak_of_million, seconds_of_million = peak_memory("blocked", 1_000_000)
+    peaks = {name: peak_memory(name, negatives) for name in LOSSES}
+    _, peak_of_million, seconds_of_million = peak_memory("blocked", 1_000_000)
 
     steps = {name: compile_step(name, make_arguments(negatives)) for name in LOSSES}
     results = [run(*step)[1] for step in steps.values()]
@@ -120,22 +123,23 @@ def main():
     figures = {
         name: (
             step.memory_analysis().temp_size_in_bytes / 2**20,
-            peaks[name],
+            peaks[name][1],
+            peaks[name][1] - peaks[name][0],
             statistics.median(times[name]),
         )
         for name, (step, _) in steps.items()
     }
     print(f"{GROUPS * PAIRS:,} pairs, {negatives:,} negatives, {DIM} dimensions, float32, ", end="")
     print(f"forward and backward on {jax.devices()[0].device_kind}, median of {REPEATS}")
-    print(f"{'':10}{'temporaries MiB':>18}{'peak RSS MiB':>16}{'seconds':>10}")
-    for name, (temporaries, peak, seconds) in figures.items():
-        print(f"{name:10}{temporaries:18.0f}{peak:16.0f}{seconds:10.2f}")
+    print(f"{'':10}{'temporaries MiB':>18}{'peak RSS MiB':>16}{'by the step':>16}{'seconds':>10}")
+    for name, (temporaries, peak, added, seconds) in figures.items():
+        print(f"{name:10}{temporaries:18.0f}{peak:16.0f}{added:16.0f}{seconds:10.2f}")
     ratios = [b / p for p, b in zip(figures["plain"], figures["blocked"], strict=True)]
-    print(f"{'ratio':10}{ratios[0]:18.2f}{ratios[1]:16.2f}{ratios[2]:10.2f}")
+    print(f"{'ratio':10}{ratios[0]:18.2f}{ratios[1]:16.2f}{ratios[2]:16.2f}{ratios[3]:10.2f}")
     print(f"largest relative difference of loss and gradients: {difference:.1e}")
 
     print(
-        f"1,000,000 negatives, blocked: peak RSS {peak_of_million / 2**30:.2f} GiB, "
+        f"1,000,000 negatives, blocked: peak RSS {peak_of_million / 2**10:.2f} GiB, "
         f"{seconds_of_million:.0f} s"
     )
 

@@ -85,8 +85,12 @@ def get_config(variant: str = "") -> ConfigDict:
         _test(config)
     elif variant == "ml1m":
         _ml1m(config)
+    elif variant == "ifdb":
+        _ifdb(config)
+    elif variant == "globo":
+        _globo(config)
     elif variant:
-        raise ValueError(f"variant {variant!r} is none of paper, test, ml1m")
+        raise ValueError(f"variant {variant!r} is none of paper, test, ml1m, ifdb, globo")
     return config
 
 
@@ -131,3 +135,24 @@ def _ml1m(config: ConfigDict) -> None:
     config.train.update(steps=6_000, learning_rate=1e-3, weight_decay=0.0)
     config.train.update(checkpoint_every=500, evaluate_every=500, select="valid/NDCG@10")
     config.evaluate.update(cadences=("window",), users=10_000, filter_seen=True)
+
+
+def _ifdb(config: ConfigDict) -> None:
+    """Interactive fiction, configs/prepare/ifdb.py: rolling windows of four weeks from 2023 on."""
+    config.data.update(name="ifdb", positives="played, wish-listed", surfaces="")
+    config.objective.horizon = 365 * DAY
+    config.model.update(features=("item", "action", "time"), dropout=0.2)
+    config.train.update(steps=1_000, learning_rate=1e-3)
+    config.train.update(checkpoint_every=100, evaluate_every=100, select="valid/R@10")
+    config.evaluate.moments = tuple(28.0 * window for window in range(44))
+    config.evaluate.update(window=28 * DAY, cadences=("window",), filter_seen=True, batch=64)
+
+
+def _globo(config: ConfigDict) -> None:
+    """News, configs/prepare/globo.py: the day after training, for users of all devices."""
+    config.data.update(name="globo", content=False, positives="action", surfaces="")
+    config.objective.horizon = 1 * DAY
+    config.model.update(features=("item", "surface", "time"), dropout=0.1)
+    config.train.update(steps=3_000, learning_rate=1e-3)
+    config.train.update(checkpoint_every=500, evaluate_every=500, select="valid/R@10")
+    config.evaluate.update(window=1 * DAY, cadences=("window",), users=20_000, filter_seen=True)

@@ -187,7 +187,7 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
         (["--config.objective.name=sas"], "objective 'sas' is none of"),
         (["--config.loss.terms=both"], "loss.terms: 'both' is none of"),
         (["--config.model.heads=3"], "model.width=16 is not divisible by model.heads=3"),
-        (["--config.evaluate.cadences=hourly,"], "'hourly' is none of window"),
+        (["--config.evaluate.cadences=('hourly',)"], "'hourly' is none of window"),
         (["stray"], "unexpected argument 'stray'"),
     ],
 )
