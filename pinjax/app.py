@@ -53,9 +53,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
-            return app.parse_flags_with_usage(argv)
-        # What ml_collections raises for a wrong override or a config file that is not there.
-        except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+            return flags.FLAGS(argv)
+        except (  # from absl, and from ml_collections for a wrong override or a missing file
+            *(flags.Error, AttributeError, LookupError, TypeError),
+            *(ValueError, OSError, ImportError),
+        ) as error:
             raise SystemExit(_complain(error)) from None
 
     def guarded(argv: Sequence[str]) -> int | None:

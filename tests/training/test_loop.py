@@ -63,6 +63,7 @@ def regression(disturb=lambda step, batch: None):
         batches=batches,
         evaluate=evaluate,
         embed=None,
+        embed_moment=0,
         summary={},
         digest="",
     )
