@@ -11,7 +11,7 @@ class HashEmbedding(nn.Module):
 
     Hash functions send an id to rows of one shared table, and learned importance weights of its own
     sum them up: w_1 E[h_1] + w_2 E[h_2]. Two ids look the same only if all their hashes collide.
-    Where the table has room for every id, each simply has its row.
+    Where the table has room for every id, each simply has its row. Rows are scaled by sqrt(dim).
 
     Attributes:
       num_ids: ids are 0 to num_ids - 1.
@@ -30,7 +30,7 @@ class HashEmbedding(nn.Module):
         """Embeds ids; -1 is padding and embedded as zero."""
         exists = ids >= 0
         ids = jnp.where(exists, ids, 0)
-        init = nn.initializers.normal(0.1)
+        init = nn.initializers.normal(0.02)
         if 0 < self.num_buckets < self.num_ids:
             table = self.param("embedding", init, (self.num_buckets, self.dim))
             ones = nn.initializers.ones
@@ -40,7 +40,9 @@ class HashEmbedding(nn.Module):
         else:
             table = self.param("embedding", init, (self.num_ids, self.dim))
             embedding = table[ids]
-        return jnp.where(exists[..., None], embedding, 0)
+        # Adam moves each number of a table by about the learning rate: too slow for rows that are
+        # seldom seen, unless what is read is larger than what is stored.
+        return jnp.where(exists[..., None], embedding * self.dim**0.5, 0)
 
 
 def hash_ids(ids: Int[Array, "*shape"], num_hashes: int) -> UInt32[Array, "*shape hashes"]:

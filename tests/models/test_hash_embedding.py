@@ -67,11 +67,12 @@ def test_against_a_dense_computation(rng, num_buckets):
     else:
         row_of = np.eye(50)[IDS][:, :, None]
     importance = params.get("importance", np.ones((50, 1)))
-    by_row = np.einsum("abi,ih,abhr->abr", id_of, importance, row_of)
+    scale = 4**0.5
+    by_row = scale * np.einsum("abi,ih,abhr->abr", id_of, importance, row_of)
     expected = {"embedding": np.einsum("abr,abd->rd", by_row, weights)}
     if "importance" in params:
         expected["importance"] = np.einsum(
-            "abi,abhr,rd,abd->ih", id_of, row_of, params["embedding"], weights
+            "abi,abhr,rd,abd->ih", id_of, row_of, scale * params["embedding"], weights
         )
     np.testing.assert_allclose(embedded, by_row @ params["embedding"], rtol=1e-5, atol=1e-5)
     assert (np.asarray(embedded)[0, 1] == 0).all()

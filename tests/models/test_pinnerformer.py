@@ -152,7 +152,7 @@ def test_item_input_is_content_and_learned_vector(content):
 
     content, rows = np.asarray(content), np.asarray(rows)
     of_content = content[rows] / np.sqrt(np.square(content[rows]).mean(axis=-1, keepdims=True))
-    learned = np.asarray(params["params"]["id"]["embedding"])[rows]
+    learned = 2 * np.asarray(params["params"]["id"]["embedding"])[rows]  # sqrt(id_dim)
     expected = np.concatenate([of_content, learned], axis=-1)
     expected[0, 1] = 0
     np.testing.assert_allclose(vectors, expected, rtol=1e-5)
