@@ -11,7 +11,6 @@ import itertools
 import numpy as np
 
 from pinjax.data import datasets, windows
-from pinjax.errors import InputError
 
 DAY = 24 * 60 * 60
 
@@ -138,10 +137,8 @@ class HeldOut:
     def questions(self, split: str, moment: int, cadence: str = "window") -> Questions:
         """The questions of a split at a moment.
 
-        The users are those with a history at the moment itself and a label, at any cadence.
-
-        Raises:
-          InputError: where there is no such user.
+        The users are those with a history at the moment itself and a label, at any cadence. There
+        may be none.
         """
         parts: list[Questions] = []
         left = self.max_users
@@ -150,13 +147,7 @@ class HeldOut:
             left -= len(parts[-1].users)
             if left <= 0:
                 break
-        whole = _concatenate(parts)
-        if not whole.users:
-            raise InputError(
-                f"{self.dataset.metadata.name}, split {split}: no user has a history at {moment} "
-                f"and a label in the {self.window} s after it"
-            )
-        return whole
+        return _concatenate(parts)
 
     def _of_chunk(
         self, chunk: datasets.Chunk, split: str, moment: int, cadence: str, most_users: int

@@ -80,6 +80,9 @@ class UserRetrieval:
           items: (items, dim), the embedding of every item of the catalogue.
           split: whose users are asked.
           full: with all cadences, the approximate index and the baselines; else the first row.
+
+        Raises:
+          InputError: where nobody is asked at any moment.
         """
         source = held_out.HeldOut(
             self.dataset,
@@ -92,10 +95,13 @@ class UserRetrieval:
         )
         table = _Table(self.dataset.catalogue.topics)
         for moment in source.moments(self.config.moments):
+            once = source.questions(split, moment)
+            if not once.users:
+                continue
             index = source.index(moment)
             counts = source.counts(moment) if full else None
             for cadence in self.config.cadences if full else self.config.cadences[:1]:
-                asked = source.questions(split, moment, cadence)
+                asked = once if cadence == "window" else source.questions(split, moment, cadence)
                 users = in_batches(embed_users, asked.histories, self.config.batch)
                 name = self.name + _SUFFIX[cadence]
                 found = _search(users, items, index, asked)
@@ -105,13 +111,18 @@ class UserRetrieval:
                     table.add(f"{name}, ScaNN", asked, index, approximate, counts, speed)
             if not full:
                 continue
-            asked = source.questions(split, moment)
             if self.dataset.oracle is not None:
-                table.add("oracle", asked, index, self._oracle(asked, moment, index), counts)
+                table.add("oracle", once, index, self._oracle(once, moment, index), counts)
             for name, score in (("ever", counts.ever), ("lately", counts.lately)):
-                found = _popular(score.astype(np.float32), index, asked)
-                table.add(f"popularity, {name}", asked, index, found, counts)
-        return table.rows()
+                found = _popular(score.astype(np.float32), index, once)
+                table.add(f"popularity, {name}", once, index, found, counts)
+        rows = table.rows()
+        if not rows:
+            raise InputError(
+                f"{self.dataset.metadata.name}, split {split}: at no moment has a user a history "
+                f"and a label in the {self.config.window} s after it"
+            )
+        return rows
 
     def _oracle(self, asked: held_out.Questions, moment: int, index: np.ndarray) -> Found:
         """The best ranking that a simulated world allows; its queries are users."""
