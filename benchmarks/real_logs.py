@@ -1,0 +1,311 @@
+"""PinnerFormer on two real logs, beside popularity, item co-occurrence and RecTools' SASRec.
+
+    python3 -m venv .venv-peers && .venv-peers/bin/pip install -r benchmarks/requirements-peers.txt
+    python benchmarks/real_logs.py --data=DIR      # of DIR/ifdb/*.parquet and DIR/globo/*.parquet
+
+Split by global time and by user: all methods learn from the same training users up to the same
+moment, and answer the same questions about other users, later. A question is what a user had done
+by a moment T; an answer is ten of the items that existed at T, none that the user has acted on; the
+right one is what the user engages with in the window after T. An item that did not exist at T is
+missed by everybody. All answers are judged by the same code. Popularity alone also knows what the
+training users did between the end of training and T.
+
+What was chosen was chosen on the validation users: PinnerFormer's config, the history that
+co-occurrence looks at. Of globo a seeded part of the users is taken, so that a CPU is enough.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import ml_collections
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import scipy.sparse
+from absl import app, flags
+
+from pinjax.data import datasets, held_out, windows
+from pinjax.retrieval import metrics, table
+from pinjax.systems import pinnerformer, registry, user_retrieval
+from pinjax.training import checkpoint, sharding
+
+_DATA = flags.DEFINE_string("data", None, "directory of the raw logs", required=True)
+_OUT = flags.DEFINE_string("out", "work/real_logs", "where data sets and runs are kept")
+_LOGS = flags.DEFINE_list("logs", ["ifdb", "globo"], "which logs")
+_PEERS = flags.DEFINE_string("peers", ".venv-peers/bin/python", "the Python that has RecTools")
+
+ROOT = pathlib.Path(__file__).parents[1]
+K = 10
+GLOBO_USERS = 40_000
+HISTORIES = (1, 2, 5, 10, 20, 50, 100)  # actions that co-occurrence may look at
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+    """The questions of a split at all moments, one query for each user and moment.
+
+    Attributes:
+      users: own id of each query's user.
+      moment: int (queries,), row of `index`, `ever` and `lately`.
+      index: bool (moments, items), what may be an answer.
+      ever: int (moments, items), positive actions of the training users by the moment.
+      lately: the same in the window before the moment.
+      histories: what PinnerFormer sees of each query.
+      seen: int (actions, 2), query and item of all that users had done, in order.
+      label_query: int (labels,).
+      label_item: int (labels,).
+    """
+
+    users: np.ndarray
+    moment: np.ndarray
+    index: np.ndarray
+    ever: np.ndarray
+    lately: np.ndarray
+    histories: dict[str, np.ndarray]
+    seen: np.ndarray
+    label_query: np.ndarray
+    label_item: np.ndarray
+
+    @classmethod
+    def of(cls, source: held_out.HeldOut, split: str, days: tuple[float, ...]) -> "Exam":
+        moments = source.moments(days)
+        parts = [source.questions(split, moment) for moment in moments]
+        counts = [source.counts(moment) for moment in moments]
+        sizes = [len(part.users) for part in parts]
+        numbered = list(zip(parts, np.cumsum([0, *sizes]), strict=False))
+        return cls(
+            users=np.concatenate([part.users for part in parts]),
+            moment=np.repeat(np.arange(len(moments)), sizes),
+            index=np.stack([source.index(moment) for moment in moments]),
+            ever=np.stack([count.ever for count in counts]),
+            lately=np.stack([count.lately for count in counts]),
+            histories={
+                name: np.concatenate([part.histories[name] for part in parts])
+                for name in parts[0].histories
+            },
+            seen=np.concatenate([part.seen + np.array([first, 0]) for part, first in numbered]),
+            label_query=np.concatenate([part.label_query + first for part, first in numbered]),
+            label_item=np.concatenate([part.label_item for part in parts]),
+        )
+
+    def answers(self, score: Callable[[slice], np.ndarray]) -> np.ndarray:
+        """The K best answers to every query, int (queries, K).
+
+        Args:
+          score: from a slice of the queries to their scores, (queries, items).
+        """
+        parts = []
+        for start in range(0, len(self.users), 256):
+            queries = slice(start, min(start + 256, len(self.users)))
+            scores = np.where(self.index[self.moment[queries]], score(queries), -np.inf)
+            first, last = np.searchsorted(self.seen[:, 0], [queries.start, queries.stop])
+            query, item = self.seen[first:last].T
+            scores[query - start, item] = -np.inf
+            parts.append(np.argsort(-scores, axis=1, kind="stable")[:, :K])
+        return np.concatenate(parts)
+
+    def judge(self, answers: np.ndarray) -> dict[str, table.Cell]:
+        """Metrics of answers, int (queries, K), best first, -1 where there are fewer."""
+        falling = np.broadcast_to(-np.arange(K, dtype=np.float32), answers.shape)
+        unlisted = np.full(len(self.label_item), -np.inf, np.float32)
+        ranks = metrics.label_ranks(answers, falling, self.label_query, self.label_item, unlisted)
+        _, user = np.unique(self.users, return_inverse=True)
+
+        def estimate(metric) -> table.Cell:
+            return tuple(
+                metrics.estimate(metric(ranks, self.label_query, len(self.users), K), user)
+            )
+
+        return {
+            "R@10": estimate(metrics.recall),
+            "HR@10": estimate(metrics.hit_rate),
+            "NDCG@10": estimate(metrics.ndcg),
+        }
+
+
+def prepare(log: str, raw: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+    """Makes the data set of a log, and says where."""
+    if log == "ifdb":
+        names, items, flags_ = ("playedgames", "wishlists"), "gametags", ()
+        events = [raw / log / f"{name}.parquet" for name in names]
+    else:
+        events, items = [out / "clicks.parquet"], "articles"
+        flags_ = ("--config.split.test=0.3",)
+        _part_of_users(raw / log / "clicks.parquet", events[0])
+    directory = out / log
+    _command(
+        "prepare",
+        f"--config=configs/prepare/{log}.py",
+        *(f"--events={path}" for path in events),
+        f"--items={raw / log / items}.parquet",
+        f"--out={directory}",
+        *flags_,
+    )
+    return directory
+
+
+def _part_of_users(source: pathlib.Path, target: pathlib.Path) -> None:
+    clicks = pq.read_table(source)
+    users = np.unique(clicks["user_id"].to_numpy())
+    part = np.random.default_rng(0).choice(users, GLOBO_USERS, replace=False)
+    pq.write_table(clicks.filter(pc.is_in(clicks["user_id"], pa.array(part))), target)
+
+
+def _command(name: str, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", f"pinjax.{name}", *arguments], check=True, cwd=ROOT)
+
+
+def train(log: str, directory: pathlib.Path, workdir: pathlib.Path) -> float:
+    """Trains PinnerFormer by its command; the seconds until its own table is printed."""
+    started = time.perf_counter()
+    _command(
+        "train",
+        f"--config=configs/pinnerformer.py:{log}",
+        f"--config.data.name={directory}",
+        f"--workdir={workdir}",
+    )
+    return time.perf_counter() - started
+
+
+def trained_answers(
+    exam: Exam, dataset: datasets.Dataset, config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> np.ndarray:
+    """The answers of the checkpoint that the run in `workdir` serves."""
+    mesh = sharding.make_mesh()
+    params = checkpoint.load_chosen(workdir, config, registry.create(config, mesh), mesh).params
+    model = pinnerformer.make_model(config, dataset.metadata)
+    content = pinnerformer.item_content(config, dataset)
+    embed_users = jax.jit(functools.partial(pinnerformer.served, model, params, content))
+    embed_items = jax.jit(functools.partial(model.apply, params, content, method="items"))
+    users = user_retrieval.in_batches(embed_users, exam.histories, config.evaluate.batch)
+    items = pinnerformer.embed_catalogue(embed_items, np.arange(len(dataset.catalogue)))
+    return exam.answers(lambda queries: users[queries] @ items.T)
+
+
+def training_actions(dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """What there is to learn from: row of the user, and `schema.ACTION`, each (actions,)."""
+    chunk = dataset.chunk("train", 0, len(dataset.timelines("train")))
+    user = np.repeat(np.arange(len(chunk.users)), np.diff(chunk.offsets))
+    past = chunk.records["time"] <= dataset.metadata.train_end
+    return user[past], chunk.records[past]
+
+
+def cosine_neighbours(user: np.ndarray, item: np.ndarray, items: int) -> scipy.sparse.csr_array:
+    """How much the users of two items overlap, |U ∩ V| / sqrt(|U| |V|), 0 of an item with itself.
+
+    Args:
+      user: int (actions,), rows.
+      item: int (actions,), rows; a user who acted on an item twice counts once.
+      items: how many there are.
+    """
+    user, item = np.unique(np.stack([user, item]), axis=1)
+    shape = (user.max(initial=-1) + 1, items)
+    matrix = scipy.sparse.csr_array((np.ones(len(user)), (user, item)), shape)
+    matrix /= np.sqrt(np.maximum(matrix.sum(axis=0), 1))
+    overlap = (matrix.T @ matrix).tocsr()
+    overlap.setdiag(0)
+    return overlap
+
+
+def co_occurrence_answers(
+    exam: Exam, neighbours: scipy.sparse.csr_array, popularity: np.ndarray, length: int
+) -> np.ndarray:
+    """By the neighbours of the newest `length` actions, summed; ties go to the more popular."""
+    query = exam.seen[:, 0]
+    recent = np.searchsorted(query, query, "right") - np.arange(len(query)) <= length
+    shape = (len(exam.users), len(popularity))
+    profiles = scipy.sparse.csr_array((np.ones(recent.sum()), exam.seen[recent].T), shape)
+    tie = 1e-6 * popularity / popularity.max()
+    return exam.answers(lambda queries: (profiles[queries] @ neighbours).toarray() + tie)
+
+
+def sasrec_answers(
+    exam: Exam, user: np.ndarray, actions: np.ndarray, out: pathlib.Path
+) -> tuple[np.ndarray, float]:
+    """RecTools' answers and the seconds of its training, in the environment of the peers."""
+    questions, answers = out / "sasrec_questions.npz", out / "sasrec_answers.npz"
+    np.savez(
+        questions,
+        user=user,
+        item=actions["item"],
+        time=actions["time"],
+        moment=exam.moment,
+        index=exam.index,
+        history_query=exam.seen[:, 0],
+        history_item=exam.seen[:, 1],
+    )
+    script = pathlib.Path(__file__).with_name("rectools_sasrec.py")
+    subprocess.run([_PEERS.value, script, questions, answers], check=True)
+    with np.load(answers) as file:
+        return file["rows"], float(file["seconds"])
+
+
+def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
+    """Trains everything on a log and prints the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    directory, workdir = prepare(log, raw, out), out / f"pinnerformer-{log}"
+    config = runpy.run_path(str(ROOT / "configs/pinnerformer.py"))["get_config"](log)
+    config.data.name = str(directory)
+    seconds = {"PinnerFormer": train(log, directory, workdir)}
+
+    dataset = datasets.load(config.data.name, config.data.dir)
+    positives = windows.Positives.create(
+        dataset.metadata, config.data.positives, config.data.surfaces
+    )
+    source = held_out.HeldOut(
+        dataset,
+        positives,
+        config.data.length,
+        window=config.evaluate.window,
+        max_users=config.evaluate.users,
+        index_size=config.evaluate.index_size,
+        filter_seen=True,
+    )
+    valid, test = (Exam.of(source, split, config.evaluate.moments) for split in ("valid", "test"))
+    popularity = dataset.catalogue.counts
+    answers = {
+        "popularity, ever": test.answers(lambda queries: test.ever[test.moment[queries]]),
+        "popularity, lately": test.answers(lambda queries: test.lately[test.moment[queries]]),
+    }
+
+    user, actions = training_actions(dataset)
+    started = time.perf_counter()
+    positive = positives(actions)
+    neighbours = cosine_neighbours(user[positive], actions["item"][positive], len(popularity))
+    seconds["co-occurrence"] = time.perf_counter() - started
+    by_length = {
+        length: valid.judge(co_occurrence_answers(valid, neighbours, popularity, length))["R@10"]
+        for length in HISTORIES
+    }
+    length = max(by_length, key=by_length.get)
+    answers["co-occurrence"] = co_occurrence_answers(test, neighbours, popularity, length)
+    answers["SASRec"], seconds["SASRec"] = sasrec_answers(test, user, actions, out)
+    answers["PinnerFormer"] = trained_answers(test, dataset, config, workdir)
+
+    rows = [(name, test.judge(lists)) for name, lists in answers.items()]
+    for name, cells in rows:
+        cells["train, s"] = (seconds.get(name, float("nan")), None)
+    recall = {name: cells["R@10"][0] for name, cells in rows}
+    print(f"\n{log}: {len(test.users):,} queries, {len(test.label_item):,} labels, ", end="")
+    print(f"{os.cpu_count()} cores; co-occurrence of the newest {length} actions")
+    print(table.format_table(rows))
+    for name in ("co-occurrence", "SASRec"):
+        print(f"PinnerFormer / {name:<14} {recall['PinnerFormer'] / recall[name]:.2f}")
+
+
+def main(_):
+    for log in _LOGS.value:
+        measure(log, pathlib.Path(_DATA.value).absolute(), pathlib.Path(_OUT.value).absolute())
+
+
+if __name__ == "__main__":
+    app.run(main)
