@@ -153,7 +153,7 @@ def _globo(config: ConfigDict) -> None:
 def _kuairand(config: ConfigDict) -> None:
     """Short videos, configs/prepare/kuairand.py: hate is seen, but never a label."""
     config.data.update(name="kuairand", content=False, surfaces="")
-    config.data.positives = "follow, forward, comment, like, long view, click"
+    config.data.positives = "follow, forward, comment, like"
     config.objective.horizon = 7 * DAY
     config.model.update(features=("item", "action", "duration", "time"), dropout=0.2)
     config.train.update(steps=300, learning_rate=1e-3)

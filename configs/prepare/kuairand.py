@@ -19,15 +19,13 @@ def get_config() -> ConfigDict:
     config.events.time_unit = "ms"
     config.events.duration = "play_time_ms"
     config.events.duration_unit = "ms"
-    # From the rarest to the commonest: of several things done in one row, the one that says most.
+    # Of several things done in one row, the one that says most. Every row is liked or hated.
     config.events.action_rules = (
         ("hate", "label", 0),
         ("follow", "is_follow", 1),
         ("forward", "is_forward", 1),
         ("comment", "is_comment", 1),
         ("like", "label", 1),
-        ("long view", "long_view", 1),
-        ("click", "is_click", 1),
     )
     config.split.test_days = 4.0
     config.split.valid = 0.2
