@@ -80,8 +80,9 @@ def _row(dataset: str, kind: str, vocabulary: Sequence[str], name: str) -> int:
 class Sampler:
     """Draws one training window a user, and its labels (PinnerFormer, §3.4 and §3.5).
 
-    The window ends at an action drawn uniformly from those that have a label of their own. The
-    label of the action at time t is, by objective:
+    The window ends at an action drawn uniformly from those that have a label of their own and, since
+    the users that are served have a past, either a full window or half of them before it. The label
+    of the action at time t is, by objective:
 
       next_action       the next positive action, of the newest action alone;
       sasrec            the action right after it where that is positive, of every action;
@@ -141,7 +142,7 @@ class Sampler:
         """
         usable = self._usable(records, offsets)
         first, count, positive = self._labels(records, offsets, usable)
-        ends = _choose(usable & (count > 0), offsets, uniforms[:, 0])
+        ends = _choose(self._may_end(usable & (count > 0), offsets), offsets, uniforms[:, 0])
         window, inside = _window(offsets[:-1], ends, self.length)
         by_position, by_label = uniforms[:, 1 : 1 + self.length], uniforms[:, 1 + self.length :]
 
@@ -176,6 +177,14 @@ class Sampler:
             left = np.repeat(offsets[1:], np.diff(offsets)) - np.arange(len(records))
             return left > 2
         return records["time"] <= self.train_end
+
+    def _may_end(self, trainable: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Bool (n,): the trainable actions whose history is long, as far as the user has one."""
+        lengths = np.diff(offsets)
+        place = np.arange(len(trainable)) - np.repeat(offsets[:-1], lengths)
+        last = np.maximum.reduceat(np.where(trainable, place, 0), offsets[:-1])
+        least = np.minimum(self.length - 1, last // 2)
+        return trainable & (place >= np.repeat(least, lengths))
 
     def _labels(
         self, records: np.ndarray, offsets: np.ndarray, usable: np.ndarray
