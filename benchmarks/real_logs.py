@@ -35,7 +35,7 @@ from absl import app, flags
 
 from pinjax.data import datasets, held_out, windows
 from pinjax.retrieval import metrics, table
-from pinjax.systems import pinnerformer, registry, user_retrieval
+from pinjax.systems import batching, pinnerformer, registry
 from pinjax.training import checkpoint, sharding
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw logs", required=True)
@@ -186,7 +186,7 @@ def trained_answers(
     content = pinnerformer.item_content(config, dataset)
     embed_users = jax.jit(functools.partial(pinnerformer.served, model, params, content))
     embed_items = jax.jit(functools.partial(model.apply, params, content, method="items"))
-    users = user_retrieval.in_batches(embed_users, exam.histories, config.evaluate.batch)
+    users = batching.in_batches(embed_users, exam.histories, config.evaluate.batch)
     items = pinnerformer.embed_catalogue(embed_items, np.arange(len(dataset.catalogue)))
     return exam.answers(lambda queries: users[queries] @ items.T)
 

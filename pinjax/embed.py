@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     manifest = {
         "step": int(state.step),
         "checkpoint": _hash_of_arrays(state.params),
-        "dataset": system.digest,
+        **system.identity,
         "config": hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest(),
         "moment": _iso(moment),
         "precision": PRECISION.value,

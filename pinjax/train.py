@@ -20,9 +20,8 @@ def main(argv: Sequence[str]) -> int:
     del argv
     config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
     mesh = sharding.make_mesh()
-    sharding.check_batch(mesh, "data.users", config.data.users)
     system = registry.create(config, mesh)
-    checkpoint.claim(workdir, config, system.digest)
+    checkpoint.claim(workdir, config, system.identity)
     checkpoints = checkpoint.Checkpoints(workdir, config.train.select)
     print(results.summary(system, config, mesh, workdir))
 

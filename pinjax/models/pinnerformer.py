@@ -8,13 +8,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
-from pinjax.models import features, hash_embedding, transformer
+from pinjax.models import features, hash_embedding, temperature, transformer
 
 FEATURES = ("item", "action", "surface", "duration", "time")
 
 _CATEGORY_DIM = 16
-_MIN_TEMPERATURE = 0.01
-_INITIAL_TEMPERATURE = 0.07
 
 
 class PinnerFormer(nn.Module):
@@ -81,16 +79,13 @@ class PinnerFormer(nn.Module):
             remat=self.remat,
         )
         self.pin_tower = MLP(self.pin_hidden, self.dim, self.dtype)
-        self.log_temperature = self.param(
-            "log_temperature",
-            nn.initializers.constant(math.log(_INITIAL_TEMPERATURE - _MIN_TEMPERATURE)),
-            (),
-        )
+        self.temperature = temperature.Temperature()
 
     def __call__(
         self, content: Float[Array, "items content"] | None, history: Mapping[str, Array]
     ) -> tuple[Float32[Array, "users length dim"], Float32[Array, "users length dim"]]:
         """Both towers on a history: for `init`."""
+        self.scale()
         return self.users(content, history), self.items(content, history["item"])
 
     def users(
@@ -115,12 +110,8 @@ class PinnerFormer(nn.Module):
         return features.unit_length(self.pin_tower(self.item_input(content, rows)))
 
     def scale(self) -> Float32[Array, ""]:
-        """1 / τ, by which dot products are multiplied to be logits.
-
-        τ is 0.01 + e^x with x learned: it stays above 0.01, and unlike that of a clipped
-        temperature its gradient never becomes zero, from where it could not come back.
-        """
-        return 1 / (_MIN_TEMPERATURE + jnp.exp(self.log_temperature))
+        """1 / τ, by which dot products are multiplied to be logits."""
+        return self.temperature()
 
 
 class ItemInput(nn.Module):

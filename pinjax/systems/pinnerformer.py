@@ -21,7 +21,7 @@ from pinjax.data import batches, datasets, schema, windows
 from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import pinnerformer
-from pinjax.systems import system, user_retrieval
+from pinjax.systems import batching, system, user_retrieval
 from pinjax.training import sharding
 
 TERMS = ("joined", "summed")
@@ -40,6 +40,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         raise InputError(
             f"model.width={config.model.width} is not divisible by model.heads={config.model.heads}"
         )
+    sharding.check_batch(mesh, "data.users", config.data.users)
     dataset = datasets.load(config.data.name, config.data.dir)
     metadata = dataset.metadata
     positives = windows.Positives.create(metadata, config.data.positives, config.data.surfaces)
@@ -110,7 +111,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             "batch": f"{config.data.users} users x {config.data.length} actions, "
             f"{sampler.pairs} labels each",
         },
-        digest=metadata.digest,
+        identity={"dataset": metadata.digest},
     )
 
 
@@ -238,7 +239,7 @@ def served(
 
 def embed_catalogue(embed_rows: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:
     """The embeddings of items, (rows, dim)."""
-    return user_retrieval.in_batches(embed_rows, rows.astype(np.int32), min(len(rows), 2**14))
+    return batching.in_batches(embed_rows, rows.astype(np.int32), min(len(rows), 2**14))
 
 
 def item_shard(
@@ -267,4 +268,4 @@ def user_shard(
         chunk.records, chunk.offsets[users], newest[users], config.data.length
     )
     ids = np.array(chunk.users)[users]
-    return ids, user_retrieval.in_batches(embed_history, history, config.evaluate.batch)
+    return ids, batching.in_batches(embed_history, history, config.evaluate.batch)

@@ -30,7 +30,7 @@ class System:
         functions that make (own ids (rows,), vectors float32 (rows, dim)).
       embed_moment: the moment to embed at unless one is given, unix seconds.
       summary: what a person wants to know at the start, by name.
-      digest: identity of the data set; a checkpoint belongs to it.
+      identity: by name, hashes of what a checkpoint belongs to: the data set, frozen tables.
     """
 
     init: Callable[[jax.Array], tuple[Any, Any]]
@@ -41,7 +41,7 @@ class System:
     embed: Callable[[Any, int], dict[str, list[Shard]]]
     embed_moment: int
     summary: dict[str, str]
-    digest: str
+    identity: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)

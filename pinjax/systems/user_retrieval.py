@@ -9,7 +9,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from pinjax.data import datasets, held_out, windows
 from pinjax.errors import InputError
 from pinjax.retrieval import exact, metrics, scann_index
-from pinjax.systems import system
+from pinjax.systems import batching, system
 
 _DEEPEST = 50  # results of a query: Interest Entropy@50 looks at all, the other metrics at 10
 _QUERIES = 1024  # searched at a time
@@ -102,7 +102,7 @@ class UserRetrieval:
             counts = source.counts(moment) if full else None
             for cadence in self.config.cadences if full else self.config.cadences[:1]:
                 asked = once if cadence == "window" else source.questions(split, moment, cadence)
-                users = in_batches(embed_users, asked.histories, self.config.batch)
+                users = batching.in_batches(embed_users, asked.histories, self.config.batch)
                 name = self.name + _SUFFIX[cadence]
                 found = _search(users, items, index, asked)
                 table.add(name, asked, index, found, counts)
@@ -140,26 +140,6 @@ class UserRetrieval:
         return Found(np.concatenate(rows), np.concatenate(scores), label_scores)
 
 
-def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
-    """Applies a compiled function to the rows of arrays, `size` at a time.
-
-    Args:
-      function: from a pytree of arrays of `size` rows to another.
-      arrays: pytree of arrays with equally many rows; the last batch repeats the last row.
-      size: rows of a batch.
-
-    Returns:
-      NumPy arrays with a row for each row of `arrays`.
-    """
-    total = len(jax.tree.leaves(arrays)[0])
-    results = []
-    for start in range(0, total, size):
-        rows = np.minimum(np.arange(start, start + size), total - 1)
-        result = function(jax.tree.map(lambda x, rows=rows: x[rows], arrays))
-        results.append(jax.tree.map(lambda x, n=total - start: np.asarray(x)[:n], result))
-    return jax.tree.map(lambda *x: np.concatenate(x), *results)
-
-
 def _search(
     users: np.ndarray, items: jax.Array, index: np.ndarray, asked: held_out.Questions
 ) -> Found:
@@ -167,7 +147,7 @@ def _search(
     most_seen = np.bincount(asked.seen[:, 0], minlength=1).max()
     depth = int(min(_DEEPEST + most_seen, len(items)))
     valid = jnp.asarray(index)
-    scores, rows = in_batches(
+    scores, rows = batching.in_batches(
         lambda batch: exact.search(batch, items, depth, valid=valid), users, _QUERIES
     )
     if most_seen:

@@ -84,13 +84,13 @@ class Checkpoints:
         self._manager.close()
 
 
-def claim(workdir: epath.PathLike, config: ConfigDict, digest: str) -> None:
+def claim(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, str]) -> None:
     """Notes in `workdir` which run it belongs to, or checks that it belongs to this one.
 
     Raises:
-      InputError: where the directory holds a run of another config or data set.
+      InputError: where the directory holds a run of another config, data set or frozen table.
     """
-    run = {"config": json.loads(config.to_json()), "dataset": digest}
+    run = {"config": json.loads(config.to_json()), **identity}
     path = epath.Path(workdir) / _RUN_FILE
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,11 +114,12 @@ def load_chosen(
     """The state of the run in `workdir` that is to be evaluated and served.
 
     Raises:
-      InputError: where `workdir` holds no checkpoint, or a run of another config or data set.
+      InputError: where `workdir` holds no checkpoint, or a run of another config, data set or
+        frozen table.
     """
     if not (epath.Path(workdir) / _RUN_FILE).exists():
         raise InputError(f"{workdir} holds no run; train one with --workdir={workdir}")
-    claim(workdir, config, system.digest)
+    claim(workdir, config, system.identity)
     checkpoints = Checkpoints(workdir, config.train.select)
     if checkpoints.chosen is None:
         raise InputError(f"{workdir} holds no checkpoint yet")

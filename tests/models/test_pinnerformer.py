@@ -192,7 +192,7 @@ def test_relative_times():
 def test_scale_is_bounded_and_never_stuck():
     @jax.jit
     def scale(x):
-        return make().apply({"params": {"log_temperature": x}}, method="scale")
+        return make().apply({"params": {"temperature": {"log_temperature": x}}}, method="scale")
 
     for x in (-12.0, -5.0, 0.0, 3.0):
         value, gradient = jax.value_and_grad(scale)(jnp.float32(x))

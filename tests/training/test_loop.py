@@ -65,7 +65,7 @@ def regression(disturb=lambda step, batch: None):
         embed=None,
         embed_moment=0,
         summary={},
-        digest="",
+        identity={},
     )
 
 
@@ -182,9 +182,10 @@ def test_the_best_checkpoint_is_kept_and_chosen(tmp_path):
 
 def test_a_work_directory_belongs_to_one_run(tmp_path):
     config = ConfigDict({"train": {"steps": 3, "log_every": 1}})
-    checkpoint.claim(tmp_path, config, "digest")
-    checkpoint.claim(tmp_path, ConfigDict({"train": {"steps": 3, "log_every": 2}}), "digest")
+    identity = {"dataset": "digest"}
+    checkpoint.claim(tmp_path, config, identity)
+    checkpoint.claim(tmp_path, ConfigDict({"train": {"steps": 3, "log_every": 2}}), identity)
     with pytest.raises(InputError, match=r"train\.steps=3, this one has train\.steps=4"):
-        checkpoint.claim(tmp_path, ConfigDict({"train": {"steps": 4, "log_every": 1}}), "digest")
+        checkpoint.claim(tmp_path, ConfigDict({"train": {"steps": 4, "log_every": 1}}), identity)
     with pytest.raises(InputError, match=r"dataset=digest, this one has dataset=other"):
-        checkpoint.claim(tmp_path, config, "other")
+        checkpoint.claim(tmp_path, config, {"dataset": "other"})

@@ -1,0 +1,27 @@
+"""Compiled functions over more rows than they take at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
+    """Applies a compiled function to the rows of arrays, `size` at a time.
+
+    Args:
+      function: from a pytree of arrays of `size` rows to another.
+      arrays: pytree of arrays with equally many rows; the last batch repeats the last row.
+      size: rows of a batch.
+
+    Returns:
+      NumPy arrays with a row for each row of `arrays`.
+    """
+    total = len(jax.tree.leaves(arrays)[0])
+    results = []
+    for start in range(0, total, size):
+        rows = np.minimum(np.arange(start, start + size), total - 1)
+        result = function(jax.tree.map(lambda x, rows=rows: x[rows], arrays))
+        results.append(jax.tree.map(lambda x, n=total - start: np.asarray(x)[:n], result))
+    return jax.tree.map(lambda *x: np.concatenate(x), *results)
