@@ -28,14 +28,14 @@ def get_config(variant: str = "") -> ConfigDict:
 
     objective = config.objective = ConfigDict()
     objective.name = "dense_all_action"  # or all_action, sasrec, next_action
-    objective.labels = 16  # pairs a user, for the all-action objectives
+    objective.labels = 32  # pairs a user, for the all-action objectives
     objective.horizon = 28 * DAY  # K, seconds
 
     model = config.model = ConfigDict()
-    model.layers = 2
+    model.layers = 1
     model.width = 128  # H
     model.heads = 4
-    model.dim = 64  # D: numbers in an embedding
+    model.dim = 128  # D: numbers in an embedding
     model.features = ("item", "action", "surface", "duration", "time")  # of an action
     model.positions = True  # learned positional encoding
     model.id_dim = 64  # numbers of an item's learned id (0: none)
@@ -58,7 +58,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     train = config.train = ConfigDict()
     train.seed = 0
-    train.steps = 1_500
+    train.steps = 1_400
     train.learning_rate = 2e-3  # peak, after warm-up; then cosine decay to 0
     train.warmup_steps = 100
     train.b1 = 0.9
@@ -66,8 +66,8 @@ def get_config(variant: str = "") -> ConfigDict:
     train.weight_decay = 0.01  # of the kernels of dense layers
     train.clip_norm = 1.0  # largest global norm of the gradient
     train.log_every = 50  # steps
-    train.checkpoint_every = 500
-    train.evaluate_every = 500  # on the validation users
+    train.checkpoint_every = 700
+    train.evaluate_every = 700  # on the validation users
     train.select = ""  # a validation metric: serve its best checkpoint (none: the last one)
 
     evaluate = config.evaluate = ConfigDict()
@@ -105,7 +105,7 @@ def _test(config: ConfigDict) -> None:
     """Everything that the default does, in seconds."""
     config.data.update(name="pinworld/tiny", users=16, length=16)
     config.objective.labels = 4
-    config.model.update(width=16, heads=2, dim=8, id_dim=8, pin_hidden=16)
+    config.model.update(layers=2, width=16, heads=2, dim=8, id_dim=8, pin_hidden=16)
     config.loss.update(in_batch=32, random=64, sketch_width=2**10)
     config.train.update(steps=30, warmup_steps=5, log_every=5)
     config.train.update(checkpoint_every=10, evaluate_every=20)
@@ -121,7 +121,7 @@ def _ml1m(config: ConfigDict) -> None:
         name="ml1m", users=128, length=200, content=False, positives="action", surfaces=""
     )
     config.objective.name = "sasrec"
-    config.model.update(width=128, heads=2, dim=128, id_dim=128, pin_hidden=256)
+    config.model.update(layers=2, width=128, heads=2, dim=128, id_dim=128, pin_hidden=256)
     config.model.update(features=("item",), dropout=0.2)
     config.loss.update(in_batch=0, random=3_000)
     config.train.update(steps=6_000, learning_rate=1e-3, weight_decay=0.0)
@@ -133,7 +133,8 @@ def _ifdb(config: ConfigDict) -> None:
     """Interactive fiction, configs/prepare/ifdb.py: rolling windows of four weeks from 2023 on."""
     config.data.update(name="ifdb", positives="played, wish-listed", surfaces="")
     config.objective.horizon = 365 * DAY
-    config.model.update(features=("item", "action", "time"), dropout=0.2)
+    config.objective.labels = 16
+    config.model.update(layers=2, dim=64, features=("item", "action", "time"), dropout=0.2)
     config.train.update(steps=1_000, learning_rate=1e-3)
     config.train.update(checkpoint_every=100, evaluate_every=100, select="valid/R@10")
     config.evaluate.moments = tuple(28.0 * window for window in range(44))
@@ -144,7 +145,8 @@ def _globo(config: ConfigDict) -> None:
     """News, configs/prepare/globo.py: the day after training, for users of all devices."""
     config.data.update(name="globo", content=False, positives="action", surfaces="")
     config.objective.horizon = 1 * DAY
-    config.model.update(features=("item", "surface", "time"), dropout=0.1)
+    config.objective.labels = 16
+    config.model.update(layers=2, dim=64, features=("item", "surface", "time"), dropout=0.1)
     config.train.update(steps=3_000, learning_rate=1e-3)
     config.train.update(checkpoint_every=500, evaluate_every=500, select="valid/R@10")
     config.evaluate.update(window=1 * DAY, cadences=("window",), users=20_000, filter_seen=True)

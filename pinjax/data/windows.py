@@ -80,9 +80,9 @@ def _row(dataset: str, kind: str, vocabulary: Sequence[str], name: str) -> int:
 class Sampler:
     """Draws one training window a user, and its labels (PinnerFormer, §3.4 and §3.5).
 
-    The window ends at an action drawn uniformly from those that have a label of their own and, since
-    the users that are served have a past, either a full window or half of them before it. The label
-    of the action at time t is, by objective:
+    The window ends at an action drawn uniformly from those that have a label of their own and a
+    long history, as users that are served have: a full window, or half of all their actions. The
+    label of the action at time t is, by objective:
 
       next_action       the next positive action, of the newest action alone;
       sasrec            the action right after it where that is positive, of every action;
