@@ -5,9 +5,12 @@ from collections.abc import Sequence
 
 Cell = tuple[float, float | None]
 
+_MISSING: Cell = (math.nan, None)
+
 
 def format_table(rows: Sequence[tuple[str, dict[str, Cell]]], width: int = 100) -> str:
-    """Methods by metrics, aligned; columns that do not fit in the width follow below.
+    """Methods by metrics, aligned; columns that do not fit in the width follow below, for the
+    methods that have any of them.
 
     Args:
       rows: (method, metrics by name) pairs. A metric is its value and the half width of its
@@ -24,17 +27,27 @@ def format_table(rows: Sequence[tuple[str, dict[str, Cell]]], width: int = 100) 
     popularity    0.0210                   -
     PinnerFormer  0.2293 ± 0.0031      9,000
     """
-    methods = _pad(["method", *(method for method, _ in rows)], str.ljust)
-    blocks = [[methods]]
-    for name in dict.fromkeys(name for _, metrics in rows for name in metrics):
-        column = _column(name, [metrics.get(name, (math.nan, None)) for _, metrics in rows])
-        line = sum(len(cells[0]) + 2 for cells in [*blocks[-1], column]) - 2
-        if line > width and len(blocks[-1]) > 1:
-            blocks.append([methods])
-        blocks[-1].append(column)
-    return "\n\n".join(
-        "\n".join("  ".join(line).rstrip() for line in zip(*block, strict=True)) for block in blocks
-    )
+    names = dict.fromkeys(name for _, metrics in rows for name in metrics)
+    longest = max(map(len, ["method", *(method for method, _ in rows)]))
+    blocks, used = [[]], longest
+    for name in names:
+        column = len(_column(name, [metrics.get(name, _MISSING) for _, metrics in rows])[0])
+        used += column + 2
+        if used > width and blocks[-1]:
+            blocks.append([])
+            used = longest + column + 2
+        blocks[-1].append(name)
+    return "\n\n".join(_block(rows, block) for block in blocks)
+
+
+def _block(rows: Sequence[tuple[str, dict[str, Cell]]], names: Sequence[str]) -> str:
+    """Some of the columns, and the rows that have anything in them."""
+    cells = [(method, [metrics.get(name, _MISSING) for name in names]) for method, metrics in rows]
+    cells = [row for row in cells if not all(math.isnan(value) for value, _ in row[1])]
+    columns = [_pad(["method", *(method for method, _ in cells)], str.ljust)]
+    for i, name in enumerate(names):
+        columns.append(_column(name, [row[i] for _, row in cells]))
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def _column(name: str, cells: list[Cell]) -> list[str]:

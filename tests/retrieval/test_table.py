@@ -32,5 +32,15 @@ def test_columns_beyond_the_width_follow_below():
     assert names == list(metrics)
 
 
+def test_methods_without_any_of_the_columns_below_are_left_out_there():
+    both = {f"metric {i}": (0.5, 0.01) for i in range(2)}
+    rows = [("ours", both | {"queries/s": (9e3, None)}), ("popularity", both)]
+    assert table.format_table(rows, width=52).splitlines()[-3:] == [
+        "",
+        "method  queries/s",
+        "ours        9,000",
+    ]
+
+
 def test_no_rows():
     assert table.format_table([]) == "method"
