@@ -1,0 +1,418 @@
+"""Text as token ids: word unigrams, word bigrams and character trigrams.
+
+These are the tokens of ItemSage (Baltescu et al., KDD 2022):
+
+    "Café Table" -> café, table; "café table"; <ca, caf, afé, fé>, <ta, tab, abl, ble, le>
+
+A text is normalised by `normalise`. A word is a maximal run of letters, marks and numbers, Unicode
+categories L, M and N; everything else separates. Scripts without spaces thus make long words, of
+which trigrams are what is left. A lone surrogate separates, and so does a zero-width joiner; a
+variation selector is a mark. A bigram is two words that follow one another in one text, whatever
+stands between them. Trigrams are those of one word between two boundary marks, so that a word of n
+characters has n (fastText: Bojanowski et al., TACL 2017, §3.2).
+
+Categories and NFKC are those of Python's Unicode version. Versions differ on characters that the
+older one does not know, and hardly elsewhere.
+
+Everything is vectorised over a chunk of texts. Words and bigrams are compared by 64-bit hashes,
+trigrams exactly. Among n distinct words or bigrams some two collide, and count as one, with
+probability n^2 / 2^65: 3e-8 for a million, 3e-4 for a hundred million. An unknown one is taken for
+one of a million in the vocabulary with probability 5e-14.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from etils import epath
+
+from pinjax.errors import InputError
+
+KINDS = ("unigram", "bigram", "trigram")
+
+_ROWS = pa.schema([("kind", pa.string()), ("token", pa.large_string()), ("count", pa.int64())])
+_VERSION = "pinjax.vocabulary"  # key of the format in a file's metadata
+_FORMAT = "1"  # changes with every change of what a text's tokens are
+_CHUNK = 2**17  # characters that are worked on at once, so that they stay in the cache
+_CHARACTER = 21  # bits of a code point
+_BEGIN, _END = ord("<"), ord(">")  # no word holds them
+
+
+class Ragged(NamedTuple):
+    """The tokens of several texts.
+
+    Attributes:
+      tokens: int32 (tokens,), text by text.
+      offsets: int64 (texts + 1,), where each text's begin.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+
+
+def normalise(text: str | None) -> str:
+    """NFKC in lower case, "" for None.
+
+    Lower-casing may take a text out of NFKC ("J" and a caron have no composed form, "j" and a caron
+    have), so NFKC is applied again. That is enough to make it idempotent: whatever NFKC composes of
+    lower-case characters is in lower case.
+    """
+    folded = unicodedata.normalize("NFKC", text or "").lower()
+    return unicodedata.normalize("NFKC", folded)
+
+
+def interleave(columns: Sequence[Ragged]) -> Ragged:
+    """Several texts of the same things, thing by thing: (things * columns) texts."""
+    lengths = np.stack([np.diff(column.offsets) for column in columns], axis=1)
+    offsets = _offsets(lengths.ravel())
+    tokens = np.empty(offsets[-1], np.int32)
+    for number, column in enumerate(columns):
+        shift = offsets[number :: len(columns)][: len(lengths)] - column.offsets[:-1]
+        tokens[np.repeat(shift, lengths[:, number]) + np.arange(len(column.tokens))] = column.tokens
+    return Ragged(tokens, offsets)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The tokens that have an id.
+
+    Attributes:
+      rows: a table with columns kind, token, count: all unigrams, all bigrams ("two words"), all
+        trigrams, each most frequent first. A token's id is its row.
+    """
+
+    rows: pa.Table
+
+    @classmethod
+    def build(
+        cls, texts: Iterable[str | None], *, unigrams: int, bigrams: int, trigrams: int
+    ) -> "Vocabulary":
+        """The most frequent tokens of each kind.
+
+        Of equally frequent ones those come first that are smaller by code points, so that the order
+        of the texts does not matter.
+
+        Args:
+          texts: in any order; equal ones count as often as they come.
+          unigrams: how many of them are kept; the paper keeps 200,000.
+          bigrams: 1,000,000 in the paper.
+          trigrams: 64,000 in the paper.
+
+        Raises:
+          InputError: for a negative number.
+        """
+        sizes = (unigrams, bigrams, trigrams)
+        if min(sizes) < 0:
+            raise InputError(f"vocabulary sizes are {sizes}; expected none below 0")
+        (keys, word_counts, words), (_, pair_counts, first, second), (packed, triple_counts) = (
+            _count(texts)
+        )
+        words = pa.array(words, pa.large_string())
+        rank = np.empty(len(words), int)
+        rank[pc.sort_indices(words).to_numpy()] = np.arange(len(words))
+        first, second = np.searchsorted(keys, first), np.searchsorted(keys, second)
+
+        word = np.lexsort((rank, -word_counts))[:unigrams]
+        pair = np.lexsort((rank[second], rank[first], -pair_counts))[:bigrams]
+        triple = np.lexsort((packed, -triple_counts))[:trigrams]
+        space = pa.scalar(" ", pa.large_string())
+        tokens = (
+            words.take(word),
+            pc.binary_join_element_wise(words.take(first[pair]), words.take(second[pair]), space),
+            pa.array(_unpack(packed[triple]), pa.large_string()),
+        )
+        counts = (word_counts[word], pair_counts[pair], triple_counts[triple])
+        columns = {
+            "kind": np.repeat(KINDS, [len(kind) for kind in tokens]),
+            "token": pa.concat_arrays(tokens),
+            "count": np.concatenate(counts),
+        }
+        return cls(pa.table(columns, _ROWS))
+
+    @functools.cached_property
+    def sizes(self) -> tuple[int, int, int]:
+        """How many unigrams, bigrams and trigrams there are."""
+        return tuple(
+            pc.sum(pc.equal(self.rows["kind"], kind), min_count=0).as_py() for kind in KINDS
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Sha-256 of the tokens and the format: where it is equal, texts have equal tokens."""
+        whole = hashlib.sha256(f"{_FORMAT} {self.sizes}".encode())
+        whole.update("\n".join(self.rows["token"].to_pylist()).encode())
+        return whole.hexdigest()
+
+    def save(self, path: epath.PathLike) -> None:
+        """Writes one Parquet file, whole or not at all."""
+        path = epath.Path(path)
+        metadata = {_VERSION: _FORMAT, "sizes": str(self.sizes), "digest": self.digest}
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            pq.write_table(self.rows.replace_schema_metadata(metadata), file)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: epath.PathLike) -> "Vocabulary":
+        """Reads what `save` wrote.
+
+        Raises:
+          InputError: for a file that is missing, another one, of another format, or changed.
+        """
+        path = epath.Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; expected a vocabulary")
+        try:
+            with path.open("rb") as file:
+                rows = pq.read_table(file)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: not readable as Parquet: {error}") from error
+        metadata = {
+            name.decode(): text.decode() for name, text in (rows.schema.metadata or {}).items()
+        }
+        if _VERSION not in metadata:
+            raise InputError(f"{path}: no vocabulary; expected {_VERSION} in the file's metadata")
+        if metadata[_VERSION] != _FORMAT:
+            raise InputError(f"{path}: {_VERSION} is {metadata[_VERSION]}; expected {_FORMAT}")
+        vocabulary = cls(rows.replace_schema_metadata())
+        if rows.schema != _ROWS or vocabulary.digest != metadata.get("digest"):
+            raise InputError(f"{path}: its rows are not those that were saved; expected its digest")
+        return vocabulary
+
+    def encode(self, texts: Iterable[str | None]) -> Ragged:
+        """Token ids of texts: of each its unigrams in order, then its bigrams, then its trigrams.
+
+        Tokens without an id are left out; a text that is None or "" has none.
+        """
+        parts = [self._encode(chunk) for chunk in _chunks(texts)]
+        tokens, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Ragged(tokens, _offsets(counts))
+
+    def _encode(self, chunk: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(int32 (tokens,), int64 (texts,)): the tokens of a chunk, and how many each text has."""
+        split = _split(chunk)
+        counts = np.empty((len(chunk), len(KINDS)), np.int64)
+        found = []
+        for kind, lookup in enumerate(self._lookups):
+            ids = lookup(split.keys[kind])
+            known = ids >= 0
+            counts[:, kind] = np.diff(_offsets(known)[split.bounds[kind]])
+            found.append(ids[known])
+        ends = np.cumsum(counts).reshape(counts.shape)
+        tokens = np.empty(counts.sum(), np.int32)
+        for kind, ids in enumerate(found):
+            # How much further back a text's tokens stand than among those of their kind alone.
+            shift = ends[:, kind] - np.cumsum(counts[:, kind])
+            tokens[np.repeat(shift, counts[:, kind]) + np.arange(len(ids))] = ids
+        return tokens, counts.sum(axis=1)
+
+    @functools.cached_property
+    def _lookups(self) -> tuple["_Lookup", "_Lookup", "_Lookup"]:
+        unigrams, bigrams, _ = self.sizes
+        tokens = self.rows["token"]
+        words = _chunks(tokens.slice(0, unigrams).to_pylist())
+        pairs = _chunks(tokens.slice(unigrams, bigrams).to_pylist())
+        codes = _code_points("".join(tokens.slice(unigrams + bigrams).to_pylist()))
+        return (
+            _Lookup(np.concatenate([_split(chunk).keys[0] for chunk in words]), 0),
+            _Lookup(np.concatenate([_split(chunk).keys[1] for chunk in pairs]), unigrams),
+            _Lookup(_pack(codes[0::3], codes[1::3], codes[2::3]), unigrams + bigrams),
+        )
+
+
+def _count(texts: Iterable[str | None]) -> tuple[tuple[np.ndarray, ...], ...]:
+    """Of each kind the distinct keys, ascending, their counts, and what spells them.
+
+    Returns:
+      (words, counts, spellings), (bigrams, counts, first words, second words), (trigrams, counts).
+    """
+    words, pairs, triples = _Counts(), _Counts(), _Counts()
+    for chunk in _chunks(texts):
+        split = _split(chunk)
+        word, pair, _ = split.keys
+        key, count, start, end = _distinct(word, np.ones(len(word), int), *split.spans)
+        spelt = [split.joined[a:b] for a, b in zip(start, end, strict=True)]
+        words.add(key, count, np.array(spelt, object))
+        first, second = split.pairs
+        pairs.add(*_distinct(pair, np.ones(len(pair), int), word[first], word[second]))
+
+    distinct = words.total()
+    _, counts, spelt = distinct
+    end = 0
+    for chunk in _chunks(spelt):  # each word once, since its trigrams are always the same
+        split = _split(chunk)
+        start, end = end, end + len(chunk)
+        count = np.repeat(counts[start:end], np.diff(split.bounds[2]))
+        triples.add(*_distinct(split.keys[2], count))
+    return distinct, pairs.total(), triples.total()
+
+
+class _Split(NamedTuple):
+    """A chunk of texts in tokens; each triple is unigrams, bigrams, trigrams.
+
+    Attributes:
+      joined: the texts, with a separator before and after each.
+      spans: int64 (words,) twice, where in `joined` each word begins and ends.
+      pairs: int64 (bigrams,) twice, the first and second word of each bigram.
+      keys: uint64 (tokens,) of each kind: hashes of words and bigrams, trigrams packed.
+      bounds: int64 (texts + 1,) of each kind, where each text's tokens begin in `keys`.
+    """
+
+    joined: str
+    spans: tuple[np.ndarray, np.ndarray]
+    pairs: tuple[np.ndarray, np.ndarray]
+    keys: tuple[np.ndarray, np.ndarray, np.ndarray]
+    bounds: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _chunks(texts: Iterable[str | None]) -> Iterator[list[str]]:
+    """Normalised texts, in chunks of bounded size unless one text is larger; the last may be []."""
+    chunk, size = [], 0
+    for text in texts:
+        text = normalise(text)
+        chunk.append(text)
+        size += len(text) + 1
+        if size >= _CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    yield chunk
+
+
+def _split(texts: list[str]) -> _Split:
+    joined = "\n".join(["", *texts, ""])
+    codes = _code_points(joined)
+    in_word = _word_characters()[codes]
+    edges = np.flatnonzero(in_word[1:] != in_word[:-1]) + 1
+    starts, ends = edges[0::2], edges[1::2]
+    # The separator before each text: counted, not searched for, since a text may hold it as well.
+    borders = _offsets(np.fromiter(map(len, texts), np.int64, len(texts)) + 1)
+    character = np.flatnonzero(in_word)
+    character_offsets = _offsets(ends - starts)
+    code = codes[character].astype(np.uint64)
+
+    position = np.arange(len(character)) - np.repeat(character_offsets[:-1], ends - starts)
+    mixed = _mix(code | position.astype(np.uint64) << np.uint64(_CHARACTER))
+    words = np.add.reduceat(mixed, character_offsets[:-1])
+
+    left, right = codes[character - 1], codes[character + 1]
+    left[character_offsets[:-1]], right[character_offsets[1:] - 1] = _BEGIN, _END
+
+    word_bounds = np.searchsorted(starts, borders)
+    follows = np.ones(len(starts), bool)
+    follows[word_bounds[:-1][np.diff(word_bounds) > 0]] = False
+    second = np.flatnonzero(follows)
+    pair_counts = np.maximum(np.diff(word_bounds) - 1, 0)
+    return _Split(
+        joined=joined,
+        spans=(starts, ends),
+        pairs=(second - 1, second),
+        keys=(words, _mix(words[second - 1]) + words[second], _pack(left, code, right)),
+        bounds=(word_bounds, _offsets(pair_counts), character_offsets[word_bounds]),
+    )
+
+
+@functools.cache
+def _word_characters() -> np.ndarray:
+    """Bool (all code points,): which are letters, marks or numbers."""
+    categories = map(unicodedata.category, map(chr, range(sys.maxunicode + 1)))
+    return np.fromiter((category[0] in "LMN" for category in categories), bool)
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def _pack(left: np.ndarray, middle: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Three code points as one uint64, ordered as they are."""
+    packed = left.astype(np.uint64) << np.uint64(_CHARACTER) | middle
+    return packed << np.uint64(_CHARACTER) | right
+
+
+def _unpack(packed: np.ndarray) -> list[str]:
+    codes = packed[:, None] >> np.array([2 * _CHARACTER, _CHARACTER, 0], np.uint64)
+    codes &= np.uint64(2**_CHARACTER - 1)
+    text = codes.astype("<u4").tobytes().decode("utf-32-le")
+    return [text[i : i + 3] for i in range(0, len(text), 3)]
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """A bijection of uint64 that scatters: that of SplitMix64 (Steele et al., OOPSLA 2014)."""
+    values = values ^ values >> np.uint64(30)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
+
+
+def _offsets(counts: np.ndarray) -> np.ndarray:
+    """The sums of all counts before each, and of all: int64 (len(counts) + 1,)."""
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
+
+
+def _distinct(keys: np.ndarray, counts: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Each key once, ascending, with the sum of its counts and one of its rows of the columns."""
+    order = np.argsort(keys)
+    keys = keys[order]
+    first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
+    sums = np.diff(_offsets(counts[order])[np.append(first, len(keys))])
+    return keys[first], sums, *(column[order[first]] for column in columns)
+
+
+class _Counts:
+    """Counts of keys that come in parts, as `_distinct` makes them."""
+
+    def __init__(self):
+        self._parts = []
+
+    def add(self, *part: np.ndarray) -> None:
+        self._parts.append(part)
+        # Only when they have doubled, so that a key is sorted a logarithmic number of times.
+        if sum(len(keys) for keys, *_ in self._parts[1:]) > len(self._parts[0][0]):
+            self._parts = [self.total()]
+
+    def total(self) -> tuple[np.ndarray, ...]:
+        return _distinct(*(np.concatenate(column) for column in zip(*self._parts, strict=True)))
+
+
+class _Lookup:
+    """Ids by key: a hash table with linear probing, at most a quarter full."""
+
+    def __init__(self, keys: np.ndarray, first_id: int):
+        bits = max(4 * len(keys), 2).bit_length()
+        self._shift = np.uint64(64 - bits)
+        home = self._home(keys)
+        order = np.argsort(home, kind="stable")
+        rank = np.arange(len(keys))
+        # Each key in the first slot from its home on that those before it have left.
+        slot = rank + np.maximum.accumulate(home[order] - rank)
+        slots = max(2**bits, slot.max(initial=0) + 1) + 1
+        self._keys, self._ids = np.zeros(slots, np.uint64), np.full(slots, -1, np.int32)
+        self._keys[slot], self._ids[slot] = keys[order], first_id + order
+
+    def _home(self, keys: np.ndarray) -> np.ndarray:
+        return (_mix(keys) >> self._shift).astype(np.int64)
+
+    def __call__(self, keys: np.ndarray) -> np.ndarray:
+        """Int32 (n,), -1 where there is none."""
+        slot = self._home(keys)
+        ids = self._ids[slot]
+        wrong = np.flatnonzero((self._keys[slot] != keys) & (ids >= 0))
+        while len(wrong):
+            slot[wrong] += 1
+            ids[wrong] = self._ids[slot[wrong]]
+            wrong = wrong[(self._keys[slot[wrong]] != keys[wrong]) & (ids[wrong] >= 0)]
+        return ids
