@@ -1,9 +1,16 @@
 """Learned embeddings of ids, in a table that may be smaller than their number."""
 
+import functools
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
+
+# Tokens that are looked up at once: what they make stays in a CPU's cache.
+_BLOCK_SIZE = 1024
 
 
 class HashEmbedding(nn.Module):
@@ -30,19 +37,123 @@ class HashEmbedding(nn.Module):
         """Embeds ids; -1 is padding and embedded as zero."""
         exists = ids >= 0
         ids = jnp.where(exists, ids, 0)
-        init = nn.initializers.normal(0.02)
-        if 0 < self.num_buckets < self.num_ids:
-            table = self.param("embedding", init, (self.num_buckets, self.dim))
-            ones = nn.initializers.ones
-            importance = self.param("importance", ones, (self.num_ids, self.num_hashes))
-            rows = hash_ids(ids, self.num_hashes) % self.num_buckets
-            embedding = jnp.einsum("...h,...hd->...d", importance[ids], table[rows])
-        else:
-            table = self.param("embedding", init, (self.num_ids, self.dim))
-            embedding = table[ids]
+        table, rows, weights = _look_up(self, self.num_ids, ids)
+        embedding = jnp.einsum("...h,...hd->...d", weights, table[rows])
         # Adam moves each number of a table by about the learning rate: too slow for rows that are
         # seldom seen, unless what is read is larger than what is stored.
         return jnp.where(exists[..., None], embedding * self.dim**0.5, 0)
+
+
+class HashEmbeddingBag(nn.Module):
+    """Sums of hash embeddings: a text as the sum over its tokens (ItemSage, KDD 2022).
+
+    Tokens are embedded as `HashEmbedding` embeds ids. Texts of any length lie one after the other
+    in one flat array, each a segment of it, so that they need no padding of their own.
+
+    Attributes:
+      num_tokens: tokens are 0 to num_tokens - 1.
+      num_buckets: rows of the table; 0 or at least `num_tokens`: a row for each token.
+      dim: numbers of an embedding.
+      num_hashes: rows to a token.
+    """
+
+    num_tokens: int
+    num_buckets: int
+    dim: int
+    num_hashes: int = 2
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "tokens"], segments: Int[Array, "tokens"], num_segments: int
+    ) -> Float[Array, "{num_segments} {self.dim}"]:
+        """Embeds segments; one without tokens is zero.
+
+        Args:
+          tokens: of all segments.
+          segments: the segment of each token, ascending. Tokens of segment `num_segments`, which
+            come last, are padding.
+          num_segments: how many there are.
+        """
+        table, rows, weights = _look_up(self, self.num_tokens, tokens)
+        return _weighted_sums(num_segments, table, rows, weights, segments) * self.dim**0.5
+
+
+def _look_up(
+    module: HashEmbedding | HashEmbeddingBag, num_ids: int, ids: Int[Array, "*shape"]
+) -> tuple[
+    Float[Array, "rows dim"],
+    Int[Array, "*shape hashes"] | UInt32[Array, "*shape hashes"],
+    Float[Array, "*shape hashes"],
+]:
+    """The module's table, made on its first call, and for each id its rows and their weights."""
+    init = nn.initializers.normal(0.02)
+    if 0 < module.num_buckets < num_ids:
+        table = module.param("embedding", init, (module.num_buckets, module.dim))
+        ones = nn.initializers.ones
+        importance = module.param("importance", ones, (num_ids, module.num_hashes))
+        return table, hash_ids(ids, module.num_hashes) % module.num_buckets, importance[ids]
+    table = module.param("embedding", init, (num_ids, module.dim))
+    return table, ids[..., None], jnp.ones((*ids.shape, 1), table.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted_sums(num_segments, table, rows, weights, segments):
+    """The sums over each segment of weights * table[rows]: (num_segments, dim).
+
+    Both passes take a block of tokens at a time, so that the rows of all tokens never exist at
+    once: making room for them takes a CPU longer than the sums. The backward pass adds to one
+    gradient of the table, where autodiff of the loop would make a whole one in every block.
+
+    Args:
+      num_segments: how many there are.
+      table: (rows, dim).
+      rows: int (tokens, hashes).
+      weights: (tokens, hashes).
+      segments: int (tokens,), ascending; what is out of range is dropped.
+    """
+
+    def step(sums, block):
+        rows, weights, segments = block
+        # A sum over hashes, not an einsum, which would first write down all rows.
+        embedding = sum(weights[:, i, None] * table[rows[:, i]] for i in range(rows.shape[1]))
+        return sums.at[segments].add(embedding, mode="drop", indices_are_sorted=True), None
+
+    sums = jnp.zeros((num_segments, table.shape[1]), table.dtype)
+    return lax.scan(step, sums, _blocks(num_segments, rows, weights, segments))[0]
+
+
+def _weighted_sums_fwd(num_segments, *args):
+    return _weighted_sums(num_segments, *args), args
+
+
+def _weighted_sums_bwd(num_segments, args, gradient):
+    table, rows, weights, segments = args
+
+    def step(to_table, block):
+        rows, weights, segments = block
+        to_token = gradient.at[segments].get(mode="fill", fill_value=0, indices_are_sorted=True)
+        to_weights = jnp.einsum("td,thd->th", to_token, table[rows])
+        return to_table.at[rows].add(weights[..., None] * to_token[:, None]), to_weights
+
+    blocks = _blocks(num_segments, rows, weights, segments)
+    to_table, to_weights = lax.scan(step, jnp.zeros_like(table), blocks)
+    to_weights = to_weights.reshape(-1, weights.shape[1])[: len(weights)]
+    return to_table, None, to_weights, None
+
+
+_weighted_sums.defvjp(_weighted_sums_fwd, _weighted_sums_bwd)
+
+
+def _blocks(num_segments, rows, weights, segments):
+    """The same arrays in blocks of tokens, on an axis of its own, with padding in the last."""
+    block_size = max(1, min(_BLOCK_SIZE, len(segments)))
+    padding = (0, -len(segments) % block_size)
+    padded = (
+        jnp.pad(rows, (padding, (0, 0))),
+        jnp.pad(weights, (padding, (0, 0))),
+        jnp.pad(segments, padding, constant_values=num_segments),
+    )
+    return jax.tree.map(lambda x: x.reshape(-1, block_size, *x.shape[1:]), padded)
 
 
 def hash_ids(ids: Int[Array, "*shape"], num_hashes: int) -> UInt32[Array, "*shape hashes"]:

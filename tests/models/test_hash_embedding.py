@@ -79,3 +79,68 @@ def test_against_a_dense_computation(rng, num_buckets):
     assert gradient.keys() == expected.keys()
     for name in gradient:
         np.testing.assert_allclose(gradient[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_buckets", [0, 10, 50])
+def test_bag_against_a_dense_computation(rng, num_buckets, monkeypatch):
+    monkeypatch.setattr(hash_embedding, "_BLOCK_SIZE", 4)  # three blocks, the last not full
+    segments = np.array([0, 0, 2, 2, 2, 2, 2, 3, 5, 6, 6], np.int32)  # of 6, so that 6 is padding
+    tokens = rng.integers(0, 50, len(segments)).astype(np.int32)
+    tokens[:3] = tokens[3]
+    module = hash_embedding.HashEmbeddingBag(num_tokens=50, num_buckets=num_buckets, dim=4)
+    init = functools.partial(module.init, num_segments=6)
+    shapes = jax.eval_shape(init, jax.random.key(0), tokens, segments)["params"]
+    params = {name: rng.standard_normal(x.shape).astype(np.float32) for name, x in shapes.items()}
+    weights = rng.standard_normal((6, 4)).astype(np.float32)
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def sparse(params, tokens, segments):
+        sums = module.apply({"params": params}, tokens, segments, 6)
+        return (sums * weights).sum(), sums
+
+    gradient, sums = sparse(params, tokens, segments)
+
+    # One-hot matrices: t tokens, s segments, i ids, h hashes, r rows, d numbers.
+    segment_of = np.eye(7)[segments, :6]
+    id_of = np.eye(50)[tokens]
+    if num_buckets == 10:
+        row_of = np.eye(10)[hash_embedding.hash_ids(jnp.asarray(tokens), 2) % 10]
+    else:
+        row_of = np.eye(50)[tokens][:, None]
+    importance = params.get("importance", np.ones((50, 1)))
+    scale = 4**0.5
+    by_row = scale * np.einsum("ts,ti,ih,thr->sr", segment_of, id_of, importance, row_of)
+    expected = {"embedding": by_row.T @ weights}
+    if "importance" in params:
+        expected["importance"] = np.einsum(
+            *("ts,ti,thr,rd,sd->ih", segment_of, id_of, row_of),
+            *(scale * params["embedding"], weights),
+        )
+    np.testing.assert_allclose(sums, by_row @ params["embedding"], rtol=1e-5, atol=1e-5)
+    assert (np.asarray(sums)[[1, 4]] == 0).all()
+    assert gradient.keys() == expected.keys()
+    for name in gradient:
+        np.testing.assert_allclose(gradient[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_bag_of_one_token_is_its_hash_embedding():
+    bag = hash_embedding.HashEmbeddingBag(num_tokens=50, num_buckets=10, dim=4)
+    embedding = hash_embedding.HashEmbedding(num_ids=50, num_buckets=10, dim=4)
+
+    @jax.jit
+    def both(ids):
+        sums, params = bag.init_with_output(jax.random.key(0), ids, jnp.arange(4), 4)
+        return sums, embedding.apply(params, ids), params["params"]["importance"]
+
+    sums, expected, importance = both(jnp.array([3, 49, 3, 7]))
+    np.testing.assert_allclose(sums, expected, rtol=1e-6)
+    assert (importance == 1).all()
+
+
+def test_bag_without_tokens():
+    bag = hash_embedding.HashEmbeddingBag(num_tokens=50, num_buckets=10, dim=4)
+    nothing = jnp.zeros(0, jnp.int32)
+    init = jax.jit(bag.init_with_output, static_argnums=3)
+    sums, _ = init(jax.random.key(0), nothing, nothing, 3)
+    np.testing.assert_array_equal(sums, np.zeros((3, 4)))

@@ -1,0 +1,207 @@
+"""The product tower of ItemSage (Baltescu et al., KDD 2022), and the encoders of its comparison."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from pinjax.models import features, hash_embedding, pinnerformer, transformer
+
+ENCODERS = ("transformer", "sum", "sum_mlp", "mlp_concat_mlp")
+
+
+class ItemSage(nn.Module):
+    """Products as vectors of unit length, each made of a set of feature vectors.
+
+    A product has slots: those of its image features, in their order, then one for each text
+    feature. A slot that is empty, an image that is masked or a text without tokens, has no
+    influence. What fills the others goes through an encoder:
+
+      transformer     a linear map by group to `width`, a learned [CLS] vector beside them,
+                      transformer blocks, and an MLP on what comes out at [CLS];
+      sum             a linear map by group to `dim`, summed over the slots;
+      sum_mlp         a linear map by group to `width`, summed, then an MLP;
+      mlp_concat_mlp  an MLP by group to `dim`, concatenated over the slots, then an MLP.
+
+    Attributes:
+      image_features: (name, group, slots) of each feature that is a number of vectors. Features of
+        one group share the weights of their map.
+      text_features: (name, group) of each feature that is a text.
+      num_tokens: size of the vocabulary of all texts.
+      token_buckets: rows of the hash embedding of tokens; 0: one for each token.
+      token_dim: numbers of a text's vector, the sum over its tokens.
+      width: of the transformer, and hidden width of every MLP.
+      dim: numbers of an embedding.
+      layers: transformer blocks, at least 1.
+      heads: attention heads; they divide the width.
+      encoder: one of `ENCODERS`.
+      dtype: of the arithmetic. Parameters, normalisation, softmax and outputs are float32.
+    """
+
+    image_features: tuple[tuple[str, str, int], ...]
+    text_features: tuple[tuple[str, str], ...]
+    num_tokens: int
+    token_buckets: int
+    token_dim: int
+    width: int
+    dim: int
+    layers: int
+    heads: int
+    encoder: str = "transformer"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "products images image_dim"] | None,
+        image_mask: Bool[Array, "products images"] | None,
+        tokens: Int[Array, "tokens"] | None,
+        segments: Int[Array, "tokens"] | None,
+        num_products: int | None = None,
+    ) -> Float32[Array, "products {self.dim}"]:
+        """Embeds products.
+
+        Args:
+          images: the vectors of the image features, of any scale; None if there are no such
+            features.
+          image_mask: False where there is no image.
+          tokens: of all texts, one text after the other; None if there are no text features.
+          segments: product * len(text_features) + text feature of each token, ascending; past the
+            last segment for padding.
+          num_products: how many there are; needed only where there are no images to tell.
+
+        Raises:
+          ValueError: an attribute is out of its range, or the arrays are not those of the features.
+        """
+        self._check(images, image_mask, tokens, segments)
+        slots, masks = [], []  # a feature each: (name of its map, vectors), and which of them exist
+        if images is not None:
+            num_products = len(images)
+            # Before anything is computed, since not even a NaN may come through.
+            vectors = features.unit_length(jnp.where(image_mask[..., None], images, 0))
+            # To a root mean square of 1, as `pinnerformer.ItemInput` does.
+            vectors *= math.sqrt(images.shape[-1])
+            start = 0
+            for _, group, count in self.image_features:
+                slots.append((f"image_{group}", vectors[:, start : start + count]))
+                start += count
+            masks.append(image_mask)
+        if num_products is None:
+            raise ValueError("without images, num_products says how many products there are")
+        if tokens is not None:
+            shape = (num_products, len(self.text_features))
+            vectors = hash_embedding.HashEmbeddingBag(
+                self.num_tokens, self.token_buckets, self.token_dim, name="text"
+            )(tokens, segments, math.prod(shape)).reshape(*shape, self.token_dim)
+            for i, (_, group) in enumerate(self.text_features):
+                slots.append((f"text_{group}", vectors[:, i : i + 1]))
+            filled = jnp.zeros(math.prod(shape), bool)
+            filled = filled.at[segments].set(True, mode="drop", indices_are_sorted=True)
+            masks.append(filled.reshape(shape))
+        mask = jnp.concatenate(masks, axis=1)
+
+        def mapped(make):
+            """Every slot through the module that `make` makes for its group."""
+            maps = {name: make(name=name) for name in dict(slots)}
+            return jnp.concatenate([maps[name](vectors) for name, vectors in slots], axis=1)
+
+        def linear(out):
+            return lambda name: nn.Dense(out, dtype=self.dtype, name=name)
+
+        def mlp(name):
+            return pinnerformer.MLP(self.width, self.dim, self.dtype, name=name)
+
+        def summed(x):
+            return jnp.where(mask[..., None], x, 0).sum(axis=1, dtype=jnp.float32)
+
+        if self.encoder == "transformer":
+            x = mlp("head")(self._transformer(mapped(linear(self.width)), mask))
+        elif self.encoder == "sum":
+            x = summed(mapped(linear(self.dim)))
+        elif self.encoder == "sum_mlp":
+            x = mlp("head")(summed(mapped(linear(self.width))))
+        else:
+            x = jnp.where(mask[..., None], mapped(mlp), 0)
+            x = mlp("head")(x.reshape(num_products, -1))
+        return features.unit_length(x)
+
+    def _check(self, images, image_mask, tokens, segments):
+        if self.encoder not in ENCODERS:
+            raise ValueError(f"unknown encoder {self.encoder!r}, expected one of {ENCODERS}")
+        if self.layers < 1 or self.width % self.heads:
+            raise ValueError(
+                f"{self.layers} layers of width {self.width} and {self.heads} heads, expected "
+                "at least 1, and heads that divide the width"
+            )
+        if not self.image_features and not self.text_features:
+            raise ValueError("neither image nor text features: nothing is known of a product")
+        for kind, listed, arrays in (
+            ("image", self.image_features, (images, image_mask)),
+            ("text", self.text_features, (tokens, segments)),
+        ):
+            given = [array is not None for array in arrays]
+            if given != [bool(listed)] * 2:
+                raise ValueError(
+                    f"{len(listed)} {kind} features and {sum(given)} of their 2 arrays, expected "
+                    "both arrays where there are features, else None"
+                )
+        slots = sum(count for _, _, count in self.image_features)
+        if images is not None and images.shape[1] != slots:
+            raise ValueError(f"{images.shape[1]} images a product, expected {slots}")
+
+    def _transformer(self, x, mask):
+        """The output at [CLS]: (products, width)."""
+        cls = self.param("cls", nn.initializers.normal(0.02), (self.width,)).astype(self.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, self.width)), x], axis=1)
+        mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
+        batch, length = mask.shape
+        visible = jnp.broadcast_to(mask[:, None, None], (batch, 1, length, length))
+        for layer in range(self.layers - 1):
+            x, _ = transformer.Block(
+                self.heads, 0.0, self.dtype, deterministic=True, name=f"block_{layer}"
+            )(x, visible)
+        x = LastBlock(self.heads, self.dtype, name=f"block_{self.layers - 1}")(x, mask)
+        return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+
+
+class LastBlock(nn.Module):
+    """`transformer.Block` without dropout, for the first position alone.
+
+    One query a product lets keys and values stay unmade: with k_j = K y_j, <q, k_j> = <Kᵀq, y_j>,
+    and the mean of values V y_j under the softmax is V on the mean of y_j. That is the same output
+    for a fraction of the work. A bias of the keys would be the same number in all logits of a
+    softmax, so there is none.
+
+    Attributes: see `transformer.Block`.
+    """
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch length width"], mask: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch width"]:
+        """Runs the block; False in the mask is a position that is not attended to."""
+        width = x.shape[-1]
+        heads = (self.heads, width // self.heads)
+        init = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
+        y = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
+        x = x[:, 0]
+        query = nn.DenseGeneral(heads, dtype=self.dtype, name="query")(y[:, 0])
+        key = self.param("key", init, (width, *heads)).astype(self.dtype)
+        value = self.param("value", init, (width, *heads)).astype(self.dtype)
+        bias = self.param("value_bias", nn.initializers.zeros, heads).astype(self.dtype)
+        query = jnp.einsum("bhd,whd->bhw", query * heads[1] ** -0.5, key)
+        logits = jnp.einsum("bhw,blw->bhl", query, y, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(jnp.where(mask[:, None], logits, -jnp.inf)).astype(self.dtype)
+        mean = jnp.einsum("bhl,blw->bhw", weights, y)
+        mean = jnp.einsum("bhw,whd->bhd", mean, value) + bias
+        x += nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="attention_out")(mean)
+
+        y = nn.LayerNorm(dtype=self.dtype, name="ffn_norm")(x)
+        y = nn.Dense(4 * width, dtype=self.dtype, name="ffn_in")(y)
+        return x + nn.Dense(width, dtype=self.dtype, name="ffn_out")(nn.gelu(y))
