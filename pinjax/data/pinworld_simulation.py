@@ -87,6 +87,58 @@ POSITIVE_SHARE = sum(
 )
 
 
+class LeafTable:
+    """Draws items of a leaf by their chances, of which there are several variants.
+
+    One sorted table holds all variants and leaves: for the item order[j] and a variant, the number
+    variant * leaves + leaf + share of the leaf's chances up to that item.
+    """
+
+    def __init__(self, chance: np.ndarray, leaf: np.ndarray, order: np.ndarray):
+        """Makes the table of `chance` (variants, items), up to a factor; the rest: `draw_items`."""
+        self._order = order
+        leaf = leaf[order]
+        self._leaves = leaf[-1] + 1
+        first = np.searchsorted(leaf, np.arange(self._leaves))
+        chance = np.take(chance, order, axis=1)
+        total = np.add.reduceat(chance, first, axis=1, dtype=np.float64)
+        chance = chance / np.take(total, leaf, axis=1)
+        cumulative = np.cumsum(chance, axis=1) + np.arange(len(chance))[:, None] * self._leaves
+        self._cumulative = cumulative.ravel()
+
+    def draw(self, rng: np.random.Generator, variant: np.ndarray, leaf: np.ndarray) -> np.ndarray:
+        """Draws an item for each variant and leaf, int64 (n,)."""
+        place = variant * self._leaves + leaf + rng.random(len(leaf))
+        column = np.searchsorted(self._cumulative[:-1], place, side="right")
+        return self._order[column % len(self._order)]
+
+
+def draw_items(
+    rng: np.random.Generator, items: int, leaf_popularity: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Draws leaf, popularity within it and creation of items, at least one a leaf.
+
+    Returns:
+      (leaf, int32; popularity, float32, up to a factor; created, uint32, unix seconds; the items
+      by leaf, each leaf's most popular first), each (items,).
+    """
+    leaves = len(leaf_popularity)
+    more = rng.choice(leaves, size=items - leaves, p=leaf_popularity)
+    leaf = rng.permutation(np.r_[np.arange(leaves), more]).astype(np.int32)
+    order = np.lexsort((rng.random(items), leaf))
+    first = np.searchsorted(leaf[order], np.arange(leaves))
+    rank = 1 + np.arange(items) - first[leaf[order]]
+    popularity = np.empty(items, np.float32)
+    popularity[order] = 1 / (rank + PIN_OFFSET)
+
+    # A leaf's most popular item is old, so that there is always one to choose.
+    new = rng.random(items) < NEW_PINS
+    new[order[first]] = False
+    age = rng.uniform(0, 365 * DAY, items)
+    created = np.where(new, rng.uniform(START, END, items), START - age)
+    return leaf, popularity, created.astype(np.uint32), order
+
+
 class World:
     """Topics and pins.
 
@@ -99,6 +151,8 @@ class World:
       content: float16 (pins, CONTENT_DIM), of norm 1.
       tastes: float32 (TASTES, STYLE_DIM).
       leaf_popularity: float64 (leaves,), sums to 1.
+      topic: float32 (leaves, CONTENT_DIM), a leaf's part of a content vector.
+      look: float32 (STYLE_DIM, CONTENT_DIM), the projection of styles into content vectors.
       leaves_per_root: the leaves of root r are r * leaves_per_root and those after it.
     """
 
@@ -107,67 +161,61 @@ class World:
         rank = 1 + rng.permutation(leaves)
         self.leaf_popularity = rank**-LEAF_EXPONENT / (rank**-LEAF_EXPONENT).sum()
 
-        more = rng.choice(leaves, size=pins - leaves, p=self.leaf_popularity)
-        self.leaf = rng.permutation(np.r_[np.arange(leaves), more]).astype(np.int32)
-        order = np.lexsort((rng.random(pins), self.leaf))
-        first = np.searchsorted(self.leaf[order], np.arange(leaves))
-        rank = 1 + np.arange(pins) - first[self.leaf[order]]
-        self.popularity = np.empty(pins, np.float32)
-        self.popularity[order] = 1 / (rank + PIN_OFFSET)
-
-        # A leaf's most popular pin is old, so that there is always one to choose.
-        new = rng.random(pins) < NEW_PINS
-        new[order[first]] = False
-        age = rng.uniform(0, 365 * DAY, pins)
-        created = np.where(new, rng.uniform(START, END, pins), START - age)
-        self.created = created.astype(np.uint32)
-
+        items = draw_items(rng, pins, self.leaf_popularity)
+        self.leaf, self.popularity, self.created, order = items
         self.ids = 10**9 + rng.permutation(pins)
         self.style = rng.standard_normal((pins, STYLE_DIM), np.float32)
         tastes = rng.standard_normal((TASTES, STYLE_DIM), np.float32)
         self.tastes = TASTE_STRENGTH * tastes / np.linalg.norm(tastes, axis=1, keepdims=True)
         self.content = self._draw_content(rng, roots)
 
-        # One sorted table for all tastes and leaves: for pin _order[j] and a taste, the number
-        # taste * leaves + leaf + share of the leaf's chances up to that pin.
-        self._order = order
         chance = pinworld_oracle.appeal(self.popularity, self.style, self.tastes)
-        chance = np.take(chance, order, axis=1)
-        total = np.add.reduceat(chance, first, axis=1, dtype=np.float64)
-        chance = chance / np.take(total, self.leaf[order], axis=1)
-        cumulative = np.cumsum(chance, axis=1) + np.arange(TASTES)[:, None] * leaves
-        self._cumulative = cumulative.ravel()
+        self._table = LeafTable(chance, self.leaf, order)
 
     def choose(
         self, rng: np.random.Generator, leaf: np.ndarray, taste: np.ndarray, time: np.ndarray
     ) -> np.ndarray:
         """Draws p(pin | leaf, taste, time), each int64 (n,)."""
         pins = np.empty(len(leaf), np.int64)
-        key = taste * len(self.leaf_popularity) + leaf
         pending = np.arange(len(leaf))
         while len(pending):
-            place = key[pending] + rng.random(len(pending))
-            column = np.searchsorted(self._cumulative[:-1], place, side="right")
-            pins[pending] = self._order[column % len(self._order)]
+            pins[pending] = self._table.draw(rng, taste[pending], leaf[pending])
             pending = pending[self.created[pins[pending]] > time[pending]]
         return pins
 
     def catalogue(self, counts: np.ndarray) -> schema.Catalogue:
         return schema.Catalogue(self.ids, self.leaf, counts, self.created, self.content)
 
+    def observe(
+        self,
+        rng: np.random.Generator,
+        topic: np.ndarray,
+        style: np.ndarray,
+        noise: float = CONTENT_NOISE,
+    ) -> np.ndarray:
+        """Content vectors, float32 (n, CONTENT_DIM) of norm 1.
+
+        Args:
+          rng: of the noise.
+          topic: float32 (n, CONTENT_DIM), rows of `topic` or mixtures of them.
+          style: float32 (n, STYLE_DIM).
+          noise: its standard deviation, in units of the topic's part.
+        """
+        vectors = topic + CONTENT_STYLE * style @ self.look
+        vectors += noise * rng.standard_normal(vectors.shape, np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
     def _draw_content(self, rng: np.random.Generator, roots: int) -> np.ndarray:
         root = rng.standard_normal((roots, 1, LATENT_DIM))
         offset = rng.standard_normal((roots, self.leaves_per_root, LATENT_DIM))
         latent = (root + LEAF_OFFSET * offset).reshape(-1, LATENT_DIM).astype(np.float32)
-        topic = latent @ rng.standard_normal((LATENT_DIM, CONTENT_DIM), np.float32)
-        topic /= np.sqrt(np.mean(topic**2))
-        look = rng.standard_normal((STYLE_DIM, CONTENT_DIM), np.float32) / np.sqrt(STYLE_DIM)
+        self.topic = latent @ rng.standard_normal((LATENT_DIM, CONTENT_DIM), np.float32)
+        self.topic /= np.sqrt(np.mean(self.topic**2))
+        self.look = rng.standard_normal((STYLE_DIM, CONTENT_DIM), np.float32) / np.sqrt(STYLE_DIM)
         content = np.empty((len(self.leaf), CONTENT_DIM), np.float16)
         for start in range(0, len(content), 2**16):  # float32 vectors of all pins may not fit
             rows = slice(start, start + 2**16)
-            vectors = topic[self.leaf[rows]] + CONTENT_STYLE * self.style[rows] @ look
-            vectors += CONTENT_NOISE * rng.standard_normal(vectors.shape, np.float32)
-            content[rows] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+            content[rows] = self.observe(rng, self.topic[self.leaf[rows]], self.style[rows])
         return content
 
 
