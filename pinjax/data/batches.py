@@ -5,6 +5,7 @@ run on one host would have seen.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +15,22 @@ import numpy as np
 from pinjax.data import schema, windows
 
 
+class _Batches:
+    """The batch of every step, by random access: a subclass says how many there are and draws."""
+
+    def iterate(self, first_step: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
+        """Batches from `first_step` on, read ahead by `workers` processes (0: by threads)."""
+        source = grain.MapDataset.source(self)[first_step:]
+        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        dataset = source.to_iter_dataset(ahead)
+        if workers:
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        return iter(dataset)
+
+
 @dataclasses.dataclass(frozen=True)
-class Batches:
-    """The batch of every step, by random access.
+class Batches(_Batches):
+    """Batches of users' timelines.
 
     Attributes:
       timelines: random access to packed timelines (`Dataset.timelines`).
@@ -43,17 +57,132 @@ class Batches:
         # Drawn for the whole batch, so that a user's draw does not depend on the host's share.
         rng = np.random.default_rng([self.seed, step])
         uniforms = self.sampler.uniforms(rng, self.users)[share]
-        order = grain.MapDataset.range(len(self.timelines)).shuffle(seed=self.seed).repeat()
         first = step * self.users
-        rows = [order[i] for i in range(first + share.start, first + share.stop)]
+        rows = _visited(
+            len(self.timelines), self.seed, range(first + share.start, first + share.stop)
+        )
         timelines = (row["actions"] for row in self.timelines.__getitems__(rows))
         return self.sampler(*schema.unpack(timelines), uniforms)
 
-    def iterate(self, first_step: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches from `first_step` on, read ahead by `workers` processes (0: by threads)."""
-        source = grain.MapDataset.source(self)[first_step:]
-        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        dataset = source.to_iter_dataset(ahead)
-        if workers:
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-        return iter(dataset)
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A share of every batch.
+
+    Attributes:
+      name: of `pairs.Metadata.tasks`.
+      weight: its share is that of its weight among all tasks' weights.
+      cap: how many of its pairs one product may be in, at most; 0: any number. Without a cap what
+        is learned is to answer with what is popular (SearchSage, 2021).
+    """
+
+    name: str
+    weight: float
+    cap: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairBatches(_Batches):
+    """Batches of pairs, divided over tasks (ItemSage, Baltescu et al., KDD 2022, §4.3).
+
+    Attributes:
+      pairs: `pairs.PAIR` (pairs,), those of the tasks.
+      tasks: rows of `pairs.Metadata.tasks`, with their weights and caps.
+      size: pairs in the global batch; each epoch of a task visits each of its pairs once.
+      steps: how many batches there are.
+      seed: of the order, and of which pairs a cap leaves out.
+      shard: (index, count): which equal share of each batch this host takes.
+    """
+
+    pairs: np.ndarray
+    tasks: dict[int, Task]
+    size: int
+    steps: int
+    seed: int
+    shard: tuple[int, int] = (0, 1)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        """The fields of `PAIR` but the time, and `excluded`, int32 (pairs, widest).
+
+        The latter are the products of all pairs of the batch with the same query, padded with -1.
+        """
+        parts = []
+        for task, rows in self._rows.items():
+            count = self.shares[task]
+            visits = range(step * count, (step + 1) * count)
+            parts.append(rows[_visited(len(rows), self.seed, visits)])
+        batch = self.pairs[np.concatenate(parts)]
+        # Shuffled, so that every device has pairs of every task.
+        batch = np.random.default_rng([self.seed, step]).permutation(batch)
+        index, count = self.shard
+        share = slice(index * self.size // count, (index + 1) * self.size // count)
+        return {
+            **{name: batch[name][share].astype(np.int32) for name in ("query", "product", "task")},
+            "excluded": _same_query(batch, self.widest)[share],
+        }
+
+    @functools.cached_property
+    def shares(self) -> dict[int, int]:
+        """Pairs of each task in a batch: they sum to its size, by largest remainder."""
+        weights = np.array([task.weight for task in self.tasks.values()])
+        exact = self.size * weights / weights.sum()
+        counts = np.floor(exact).astype(int)
+        left = self.size - counts.sum()
+        counts[np.argsort(counts - exact, kind="stable")[:left]] += 1
+        return dict(zip(self.tasks, counts.tolist(), strict=True))
+
+    def product_weights(self, products: int) -> np.ndarray:
+        """How often each product comes in a batch, expected: float64 (products,)."""
+        weights = np.zeros(products)
+        for task, rows in self._rows.items():
+            share = self.shares[task] / len(rows)
+            weights += share * np.bincount(self.pairs["product"][rows], minlength=products)
+        return weights
+
+    @functools.cached_property
+    def widest(self) -> int:
+        """A power of two that no query of a batch has more pairs than, but for a miracle."""
+        expected = np.zeros(self.pairs["query"].max() + 1)
+        for task, rows in self._rows.items():
+            share = self.shares[task] / len(rows)
+            expected += share * np.bincount(self.pairs["query"][rows], minlength=len(expected))
+        most = expected.max() + 8 * np.sqrt(expected.max()) + 8  # of a Poisson law
+        return int(min(2 ** np.ceil(np.log2(most)), self.size))
+
+    @functools.cached_property
+    def _rows(self) -> dict[int, np.ndarray]:
+        """Rows of `pairs` by task, as many of each product as the task's cap allows."""
+        rng = np.random.default_rng(self.seed)
+        result = {}
+        for task, settings in self.tasks.items():
+            rows = rng.permutation(np.flatnonzero(self.pairs["task"] == task))
+            if settings.cap:
+                rows = rows[_rank_within(self.pairs["product"][rows]) < settings.cap]
+            result[task] = np.sort(rows)
+        return result
+
+
+def _visited(number: int, seed: int, visits: range) -> list[int]:
+    """Which of `number` things come at some visits: epoch after epoch, each in a new order."""
+    order = grain.MapDataset.range(number).shuffle(seed=seed).repeat()
+    return [order[visit] for visit in visits]
+
+
+def _rank_within(groups: np.ndarray) -> np.ndarray:
+    """How many equal values come before each value: int64 (n,)."""
+    order = np.argsort(groups, kind="stable")
+    ordered = groups[order]
+    rank = np.empty(len(groups), np.int64)
+    rank[order] = np.arange(len(groups)) - np.searchsorted(ordered, ordered)
+    return rank
+
+
+def _same_query(batch: np.ndarray, width: int) -> np.ndarray:
+    """For each pair the products of all pairs with its query: int32 (pairs, width), -1 padded."""
+    _, group = np.unique(batch["query"], return_inverse=True)
+    products = np.full((group.max() + 1, width), -1, np.int32)
+    products[group, _rank_within(group)] = batch["product"]
+    return products[group]

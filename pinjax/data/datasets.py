@@ -1,4 +1,4 @@
-"""Opens a data set by name: the simulated one, or a directory that `pinjax.prepare` wrote."""
+"""Opens a data set by name: a simulated one, or a directory of one's own."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from pinjax.data import pinworld, schema
+from pinjax.data import pairs, pinshop, pinworld, schema
 from pinjax.errors import InputError
 
 
@@ -93,3 +93,20 @@ def load(name: str, data_dir: str) -> Dataset:
         directory = found[0]
     builder = tfds.builder_from_directory(directory)
     return Dataset(directory, schema.Metadata.from_tfds(builder.info.metadata))
+
+
+def load_pairs(name: str, data_dir: str) -> pairs.PairSet:
+    """Opens a data set of engagements, building `pinshop/SIZE` when it is not there yet.
+
+    Args:
+      name: `pinshop/tiny`, `pinshop/small`, `pinshop/base`, or a directory.
+      data_dir: where named data sets are kept.
+
+    Raises:
+      InputError: where there is no such data set.
+    """
+    shop, _, size = name.partition("/")
+    if shop == pinshop.NAME:
+        directory = pinshop.ensure(size, epath.Path(data_dir).expanduser())
+        return pairs.read(directory, pinshop.oracle(directory))
+    return pairs.read(name)

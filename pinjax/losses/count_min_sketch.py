@@ -128,6 +128,14 @@ def merge(a: CountMinSketch, b: CountMinSketch) -> CountMinSketch:
     return a.replace(table=a.table + b.table, total=a.total + b.total)
 
 
+def pair_ids(a: Int[Array, "*ids"], b: Int[Array, "*ids"]) -> Int[Array, "*ids"]:
+    """One id for each pair of ids, to be counted as such; two pairs share one of 2^32 by chance."""
+    mixed = a.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
+    mixed = (mixed ^ mixed >> 15) * jnp.uint32(0x85EBCA77) + b.astype(jnp.uint32)
+    mixed = (mixed ^ mixed >> 16) * jnp.uint32(0xC2B2AE3D)
+    return jax.lax.bitcast_convert_type(mixed ^ mixed >> 13, jnp.int32)
+
+
 def _columns(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Array:
     """Hashes ids to a column of each row: int32 (depth, *ids).
 

@@ -1,11 +1,12 @@
 """Batches are a function of (seed, step): whatever the start, the hosts and the workers."""
 
+import collections
 import itertools
 
 import numpy as np
 import pytest
 
-from pinjax.data import batches, schema, windows
+from pinjax.data import batches, pairs, schema, windows
 
 EVERYTHING = windows.Positives(np.zeros(1, np.float32), np.ones(1, bool))
 
@@ -86,3 +87,70 @@ def test_seed_changes_order_and_draws():
 def test_reading_ahead_stops_with_the_consumer():
     iterator = make(steps=10**9).iterate(0, workers=0)
     assert len(list(itertools.islice(iterator, 3))) == 3
+
+
+TASKS = {1: batches.Task("image/click", 3.0, 0), 2: batches.Task("text/save", 1.0, 2)}
+
+
+def make_pairs(rng, number=300):
+    made = np.zeros(number, pairs.PAIR)
+    made["query"] = rng.integers(0, 20, number)
+    made["product"] = rng.integers(0, 30, number)
+    made["task"] = rng.integers(0, 4, number)
+    made["time"] = np.arange(number)  # tells the pairs apart
+    return made
+
+
+def make_pair_batches(made, **fields):
+    defaults = {"pairs": made, "tasks": TASKS, "size": 14, "steps": 40, "seed": 3}
+    return batches.PairBatches(**(defaults | fields))
+
+
+def test_every_batch_has_each_tasks_share(rng):
+    source = make_pair_batches(make_pairs(rng))
+    assert source.shares == {1: 11, 2: 3}  # 10.5 and 3.5: the first of equal remainders
+    for step in range(40):
+        assert np.bincount(source[step]["task"], minlength=4).tolist() == [0, 11, 3, 0]
+    assert make_pair_batches(make_pairs(rng), size=16).shares == {1: 12, 2: 4}
+
+
+def test_each_epoch_of_a_task_visits_its_pairs_once_and_caps_products(rng):
+    made = make_pairs(rng)
+    source = make_pair_batches(made)
+    rows = [source[step] for step in range(40)]
+    for task, settings in TASKS.items():
+        of_task = made[made["task"] == task]
+        kept = collections.Counter()
+        for product, count in collections.Counter(of_task["product"].tolist()).items():
+            kept[product] = min(count, settings.cap or count)
+        drawn = np.concatenate([row["product"][row["task"] == task] for row in rows])
+        batch = source.shares[task]
+        within = collections.Counter(drawn[: kept.total() // batch * batch].tolist())
+        beyond = collections.Counter(drawn[: -(-kept.total() // batch) * batch].tolist())
+        assert within <= kept <= beyond
+
+
+def test_excluded_are_the_products_of_the_same_query(rng):
+    source = make_pair_batches(make_pairs(rng), size=28)
+    for step in range(10):
+        batch = source[step]
+        assert batch["excluded"].shape == (28, source.widest)
+        for query, excluded in zip(batch["query"], batch["excluded"], strict=True):
+            expected = batch["product"][batch["query"] == query]
+            assert sorted(excluded[excluded >= 0]) == sorted(expected)
+
+
+def test_product_weights_are_how_often_a_product_comes(rng):
+    source = make_pair_batches(make_pairs(rng))
+    drawn = np.concatenate([source[step]["product"] for step in range(40)])
+    expected = 40 * source.product_weights(30)
+    np.testing.assert_allclose(expected.sum(), 40 * 14)
+    assert abs(np.bincount(drawn, minlength=30) - expected).max() < 14  # an epoch and a bit
+
+
+def test_hosts_share_a_batch_of_pairs(rng):
+    made = make_pairs(rng)
+    whole = make_pair_batches(made)[7]
+    shares = [make_pair_batches(made, shard=(host, 2))[7] for host in range(2)]
+    joined = {name: np.concatenate([share[name] for share in shares]) for name in whole}
+    assert_equal(joined, whole)

@@ -11,7 +11,7 @@ import pytest
 
 from pinjax.errors import InputError
 from pinjax.systems import pinnerformer, registry
-from pinjax.training import sharding, step
+from pinjax.training import sharding
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs/pinnerformer.py"
 
@@ -97,36 +97,14 @@ def test_choice_is_without_replacement_and_takes_missing_ones_last():
     assert len(pinnerformer.choose(jax.random.key(0), labels, 99)) == 6
 
 
-def test_one_two_and_eight_devices_agree(data_dir):
+def test_one_two_and_eight_devices_agree(data_dir, train_on_devices):
     """The same global batches give the same losses and the same parameters."""
-    config = make_config(data_dir)
-    ends = []
-    for devices in (1, 2, 8):
-        mesh = mesh_of(devices)
-        system = registry.create(config, mesh)
-        optimizer = step.make_optimizer(config.train)
-        replicated = sharding.replicated(mesh)
-        state = jax.jit(
-            functools.partial(step.init_state, system, optimizer, 0), out_shardings=replicated
-        )()
-        train_step = jax.jit(
-            step.make_step(system, optimizer), out_shardings=(replicated, replicated)
-        )
-        losses = []
-        batches = system.batches(0)
-        for _ in range(4):
-            batch = sharding.place_batch(mesh, next(batches))
-            assert len(batch["item"].sharding.device_set) == devices
-            state, metrics = train_step(state, system.frozen, batch)
-            losses.append(float(metrics["loss"]))
-        ends.append((losses, jax.device_get(state)))
-    for losses, state in ends[1:]:
-        np.testing.assert_allclose(losses, ends[0][0], rtol=1e-5)
-        np.testing.assert_array_equal(state.sketches.table, ends[0][1].sketches.table)
-        for a, b in zip(
-            jax.tree.leaves(state.params), jax.tree.leaves(ends[0][1].params), strict=True
-        ):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    (losses, state), *others = train_on_devices(make_config(data_dir), 4)
+    for other_losses, other in others:
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+        np.testing.assert_array_equal(other.sketches.table, state.sketches.table)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+        jax.tree.map(close, other.params, state.params)
 
 
 def test_data_without_content_needs_learned_ids(data_dir, monkeypatch):

@@ -1,0 +1,304 @@
+"""ItemSage (Baltescu et al., KDD 2022): products in the space of frozen query embeddings.
+
+A product tower makes one vector of a product's images and texts, which lies near the frozen vectors
+of the queries that lead to it: of images and of searches alike. One batch is divided over the
+tasks, what kind of query led to what kind of engagement; all of them share the tower and the loss,
+two sampled softmaxes with logQ correction, over the batch's other products and over random ones.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
+
+from pinjax.data import batches, datasets, pairs, text
+from pinjax.errors import InputError
+from pinjax.losses import count_min_sketch, sampled_softmax
+from pinjax.models import features, itemsage, product_features, temperature
+from pinjax.systems import batching, product_retrieval, system
+from pinjax.training import sharding
+
+TERMS = ("summed", "joined", "in_batch", "random")
+ENCODED = 512  # products encoded at a time where a catalogue is embedded
+SHARD = 2**16  # embeddings to a file
+
+
+def create(config: ConfigDict, mesh: Mesh) -> system.System:
+    """ItemSage on the data set that the config names.
+
+    Raises:
+      InputError: where the config does not fit itself or the data.
+    """
+    if config.loss.terms not in TERMS:
+        raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
+    sharding.check_batch(mesh, "loss.random", config.loss.random)
+    dataset = datasets.load_pairs(config.data.name, config.data.dir)
+    metadata = dataset.metadata
+    tasks = _tasks(config.tasks, metadata)
+    train = dataset.pairs("train")
+    train_batches = batches.PairBatches(
+        pairs=train[np.isin(train["task"], list(tasks))],
+        tasks=tasks,
+        size=config.data.pairs,
+        steps=config.train.steps,
+        seed=config.train.seed,
+        shard=(jax.process_index(), jax.process_count()),
+    )
+    encoder = make_encoder(config, dataset)
+    catalogue = make_features(config, dataset)
+    frozen = jax.device_put(
+        {"products": catalogue, "queries": jnp.asarray(dataset.queries.vectors, jnp.bfloat16)},
+        sharding.replicated(mesh),
+    )
+    devices = mesh.shape["data"]
+    lengths = np.diff(catalogue.token_offsets[:: catalogue.text_features or 1])
+    capacities = {
+        "positives": product_features.token_capacity(
+            lengths, train_batches.product_weights(len(lengths)), config.data.pairs // devices
+        ),
+        "random": product_features.token_capacity(
+            lengths, np.ones(len(lengths)), config.loss.random // devices
+        ),
+        "catalogue": product_features.most_tokens(lengths, ENCODED // devices),
+    }
+    embed_rows = jax.jit(
+        functools.partial(encode, encoder, mesh, capacities["catalogue"]), out_shardings=None
+    )
+    judge = product_retrieval.ProductRetrieval("ItemSage", dataset, tuple(tasks), config.evaluate)
+
+    def embed_catalogue(params: Any, rows: np.ndarray) -> np.ndarray:
+        embed = functools.partial(embed_rows, params["encoder"], frozen["products"])
+        return batching.in_batches(embed, rows.astype(np.int32), ENCODED)
+
+    def embed_queries(rows: np.ndarray) -> np.ndarray:
+        return np.asarray(features.unit_length(jnp.asarray(dataset.queries.vectors[rows])))
+
+    def evaluate(params: Any, split: str, full: bool = False) -> list[system.Row]:
+        products = embed_catalogue(params, np.arange(len(dataset.products)))
+        return judge(embed_queries, jnp.asarray(products), split, full)
+
+    def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
+        del moment  # a product is what it is
+
+        def product_shard(start: int) -> tuple[np.ndarray, np.ndarray]:
+            ids = dataset.products.ids[start : start + SHARD]
+            rows = start + np.arange(len(ids))
+            return ids, embed_catalogue(params, rows)
+
+        def query_shard(start: int) -> tuple[np.ndarray, np.ndarray]:
+            ids = dataset.queries.ids[start : start + SHARD]
+            return ids, embed_queries(start + np.arange(len(ids)))
+
+        return {
+            name: [functools.partial(shard, start) for start in range(0, number, SHARD)]
+            for name, shard, number in (
+                ("products", product_shard, len(dataset.products)),
+                ("queries", query_shard, len(dataset.queries)),
+            )
+        }
+
+    return system.System(
+        init=functools.partial(init, encoder, config.loss, frozen["products"]),
+        loss=functools.partial(loss, encoder, config.loss, mesh, capacities, metadata.tasks),
+        frozen=frozen,
+        batches=functools.partial(train_batches.iterate, workers=config.data.workers),
+        evaluate=evaluate,
+        embed=embed,
+        embed_moment=metadata.train_end,
+        summary={
+            "data set": f"{metadata.name}: {len(train_batches.pairs):,} pairs of "
+            f"{len(dataset.queries):,} queries and {len(lengths):,} products",
+            "batch": ", ".join(
+                f"{count} {metadata.tasks[task]}" for task, count in train_batches.shares.items()
+            ),
+        },
+        identity={"dataset": metadata.digest, **dataset.frozen},
+    )
+
+
+def _tasks(config: ConfigDict, metadata: pairs.Metadata) -> dict[int, batches.Task]:
+    """The tasks that the config gives a weight, by their rows."""
+    tasks = {}
+    for name, weight, cap in config:
+        if name not in metadata.tasks:
+            known = ", ".join(metadata.tasks)
+            raise InputError(f"tasks: {metadata.name} has no task {name!r}; it has {known}")
+        tasks[metadata.tasks.index(name)] = batches.Task(name, weight, cap)
+    return tasks
+
+
+def make_encoder(config: ConfigDict, dataset: pairs.PairSet) -> itemsage.ItemSage:
+    """The product tower, sized for the data set."""
+    model = dict(config.model)
+    slots, texts = model.pop("image_slots"), model.pop("texts")
+    return itemsage.ItemSage(
+        image_features=(("image", "image", slots),) if slots else (),
+        text_features=texts,
+        num_tokens=len(dataset.vocabulary),
+        **model,
+    )
+
+
+def make_features(config: ConfigDict, dataset: pairs.PairSet) -> product_features.ProductFeatures:
+    """The features of all products that the config names, as they lie on the device."""
+    names = [name for name, _ in config.model.texts]
+    products = dataset.products
+    for name in names:
+        if name not in products.texts:
+            known = ", ".join(products.texts)
+            raise InputError(f"model.texts: {dataset.metadata.name} has no {name!r}, only {known}")
+    tokens, offsets = text.interleave([products.texts[name] for name in names])
+    return product_features.ProductFeatures(
+        images=jnp.asarray(products.images, jnp.bfloat16),
+        image_offsets=products.image_offsets.astype(np.int32),
+        tokens=tokens,
+        token_offsets=offsets.astype(np.int32),
+    )
+
+
+def init(
+    encoder: itemsage.ItemSage,
+    config: ConfigDict,
+    products: product_features.ProductFeatures,
+    key: jax.Array,
+) -> tuple[Any, Any]:
+    """Parameters, and sketches that count products, queries and pairs of them."""
+    params_key, sketch_key = jax.random.split(key)
+    inputs, _ = gather(encoder, products, jnp.zeros(1, jnp.int32), 1)
+    params = {
+        "encoder": encoder.init(params_key, *inputs),
+        "temperature": temperature.Temperature().init(params_key),
+    }
+    sketch = count_min_sketch.init(
+        sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
+    )
+    return params, {"products": sketch, "queries": sketch, "pairs": sketch}
+
+
+def gather(
+    encoder: itemsage.ItemSage,
+    products: product_features.ProductFeatures,
+    rows: jax.Array,
+    capacity: int,
+) -> tuple[tuple[Any, ...], jax.Array | bool]:
+    """What the encoder takes of products, and whether their tokens fit in the capacity."""
+    images = image_mask = tokens = segments = None
+    fits = True
+    if encoder.image_features:
+        (*_, slots) = encoder.image_features[0]
+        images, image_mask = product_features.gather_images(products, rows, slots)
+    if encoder.text_features:
+        tokens, segments, fits = product_features.gather_tokens(products, rows, capacity)
+    return (images, image_mask, tokens, segments, len(rows)), fits
+
+
+def encode(
+    encoder: itemsage.ItemSage,
+    mesh: Mesh,
+    capacity: int,
+    params: Any,
+    products: product_features.ProductFeatures,
+    rows: jax.Array,
+) -> jax.Array:
+    """The embeddings of products, float32 (rows, dim), each device those of its share of the rows.
+
+    Where their tokens do not fit in the capacity, which does not happen by chance, all are NaN.
+    """
+
+    def of_device(params, products, rows):
+        inputs, fits = gather(encoder, products, rows, capacity)
+        return jnp.where(fits, encoder.apply(params, *inputs), jnp.nan)
+
+    everywhere, over_data = PartitionSpec(), PartitionSpec("data")
+    return jax.shard_map(
+        of_device,
+        mesh=mesh,
+        in_specs=(everywhere, everywhere, over_data),
+        out_specs=over_data,
+        check_vma=False,  # else every scan in the encoder would have to know of the mesh
+    )(params, products, rows)
+
+
+def loss(
+    encoder: itemsage.ItemSage,
+    config: ConfigDict,
+    mesh: Mesh,
+    capacities: dict[str, int],
+    tasks: tuple[str, ...],
+    params: Any,
+    frozen: Any,
+    sketches: dict[str, count_min_sketch.CountMinSketch],
+    batch: system.Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
+    """The loss of a global batch of pairs (§4.2): L_pos + L_neg, or one normaliser over both."""
+    everywhere = functools.partial(
+        lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
+    )
+    num_products = len(frozen["products"].image_offsets) - 1
+    size, num_random = len(batch["product"]), config.random
+
+    def embed(rows: jax.Array, capacity: str) -> jax.Array:
+        rows = lax.with_sharding_constraint(rows, sharding.over_data(mesh))
+        return encode(
+            encoder, mesh, capacities[capacity], params["encoder"], frozen["products"], rows
+        )
+
+    queries = features.unit_length(frozen["queries"][batch["query"]])
+    positives = embed(batch["product"], "positives")
+    random_rows = jax.random.randint(key, (num_random,), 0, num_products)
+
+    # How often products, queries and their pairs have come, over all devices.
+    all_queries, all_products = everywhere((batch["query"], batch["product"]))
+    seen = {
+        "products": all_products,
+        "queries": all_queries,
+        "pairs": count_min_sketch.pair_ids(all_queries, all_products),
+    }
+    sketches = {name: count_min_sketch.add(sketches[name], ids) for name, ids in seen.items()}
+    # log P(p | q) of each pair.
+    positive_log_q = jnp.log(
+        count_min_sketch.count(sketches["pairs"], seen["pairs"])
+        / count_min_sketch.count(sketches["queries"], all_queries)
+    )
+
+    scale = temperature.Temperature().apply(params["temperature"])
+    corrected = jnp.float32(config.log_q)
+
+    def term(ids: jax.Array, embeddings: jax.Array, num_batch: int, num_random: int) -> jax.Array:
+        """Masked are a pair's own product and all others of its query in the batch."""
+        log_q = sampled_softmax.log_expected_count(
+            count_min_sketch.log_probability(sketches["products"], ids),
+            *(num_batch, num_random, num_products),
+        )
+        negatives = sampled_softmax.Negatives(
+            embeddings, ids, corrected * log_q, corrected * positive_log_q[:, None]
+        )
+        return sampled_softmax.sampled_softmax(
+            queries[:, None], positives[:, None], negatives, scale, batch["excluded"]
+        )[:, 0]
+
+    in_batch = all_products, everywhere(positives)
+    random = random_rows, everywhere(embed(random_rows, "random"))
+    if config.terms == "joined":
+        both = jax.tree.map(lambda *x: jnp.concatenate(x), in_batch, random)
+        terms = {"joined": term(*both, size, num_random)}
+    else:
+        terms = {}
+        if config.terms in ("summed", "in_batch"):
+            terms["in_batch"] = term(*in_batch, size, 0)
+        if config.terms in ("summed", "random"):
+            terms["random"] = term(*random, 0, num_random)
+
+    losses = sum(terms.values())
+    metrics = {"temperature": 1 / scale}
+    metrics |= {f"loss/{name}": losses.mean() for name, losses in terms.items()}
+    for row, name in enumerate(tasks):
+        where = batch["task"] == row
+        metrics[f"loss/{name}"] = jnp.mean(losses, where=where)
+    return losses.mean(), (metrics, sketches)

@@ -1,0 +1,37 @@
+"""What the tests of all systems need."""
+
+import functools
+
+import jax
+import pytest
+
+from pinjax.systems import registry
+from pinjax.training import sharding, step
+
+
+@pytest.fixture
+def train_on_devices():
+    """(config, steps) -> the losses and the final state on 1, 2 and 8 devices."""
+
+    def train(config, steps):
+        ends = []
+        for devices in (1, 2, 8):
+            mesh = sharding.make_mesh(jax.devices()[:devices])
+            system = registry.create(config, mesh)
+            optimizer = step.make_optimizer(config.train)
+            replicated = sharding.replicated(mesh)
+            init = functools.partial(step.init_state, system, optimizer, 0)
+            state = jax.jit(init, out_shardings=replicated)()
+            train_step = jax.jit(
+                step.make_step(system, optimizer), out_shardings=(replicated, replicated)
+            )
+            losses, batches = [], system.batches(0)
+            for _ in range(steps):
+                batch = sharding.place_batch(mesh, next(batches))
+                assert all(len(x.sharding.device_set) == devices for x in batch.values())
+                state, metrics = train_step(state, system.frozen, batch)
+                losses.append(float(metrics["loss"]))
+            ends.append((losses, jax.device_get(state)))
+        return ends
+
+    return train

@@ -1,0 +1,148 @@
+"""The page against the paper's formula in NumPy, and against itself on several devices."""
+
+import functools
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pinjax.data import datasets
+from pinjax.errors import InputError
+from pinjax.systems import itemsage, registry
+from pinjax.training import checkpoint, sharding
+
+CONFIG = pathlib.Path(__file__).parents[2] / "configs/itemsage.py"
+SIZE, RANDOM = 32, 24
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def make_config(data_dir, **sections):
+    config = runpy.run_path(str(CONFIG))["get_config"]("test")
+    config.data.dir = str(data_dir)
+    for section, fields in sections.items():
+        config[section].update(fields)
+    return config
+
+
+def mesh_of(devices):
+    return sharding.make_mesh(jax.devices()[:devices])
+
+
+def expected_losses(config, queries, products, batch, random, scale):
+    """Each term of each pair, one pair at a time in float64."""
+    pairs = list(zip(batch["query"].tolist(), batch["product"].tolist(), strict=True))
+    num_products, num_pairs = len(products), len(pairs)
+
+    def count(thing, things):
+        return sum(other == thing for other in things)
+
+    positive_log_q = [
+        np.log(count(pair, pairs) / count(pair[0], [query for query, _ in pairs])) for pair in pairs
+    ]
+
+    def log_q(product, num_batch, num_random):
+        share = count(product, [other for _, other in pairs]) / num_pairs
+        return np.log(num_batch * share + num_random / num_products)
+
+    def term(negatives, num_batch, num_random):
+        losses = []
+        for (query, product), own_log_q in zip(pairs, positive_log_q, strict=True):
+            excluded = {other for asked, other in pairs if asked == query}
+            logits = [scale * queries[query] @ products[product] - config.log_q * own_log_q]
+            logits += [
+                scale * queries[query] @ products[n]
+                - config.log_q * log_q(n, num_batch, num_random)
+                for n in negatives
+                if n not in excluded
+            ]
+            losses.append(np.logaddexp.reduce(logits) - logits[0])
+        return np.array(losses)
+
+    in_batch = [product for _, product in pairs]
+    return {
+        "in_batch": term(in_batch, SIZE, 0),
+        "random": term(random, 0, RANDOM),
+        "joined": term([*in_batch, *random], SIZE, RANDOM),
+    }
+
+
+@pytest.mark.parametrize("log_q", [True, False])
+@pytest.mark.parametrize("terms", itemsage.TERMS)
+def test_loss_is_the_formula(data_dir, terms, log_q):
+    loss = dict(terms=terms, log_q=log_q, random=RANDOM, sketch_width=2**18)
+    config = make_config(data_dir, loss=loss)
+    system = registry.create(config, mesh_of(1))
+    params, sketches = system.init(jax.random.key(1))
+    batch = next(system.batches(0))
+    batch["query"][:5] = batch["query"][0]  # a query with several products
+    for row, query in zip(batch["excluded"], batch["query"], strict=True):
+        same = batch["product"][batch["query"] == query]
+        row[:] = np.append(same, np.full(len(row) - len(same), -1))
+    key = jax.random.key(2)
+    value, (metrics, sketches) = jax.jit(system.loss)(params, system.frozen, sketches, batch, key)
+
+    dataset = datasets.load_pairs(config.data.name, config.data.dir)
+    queries = dataset.queries.vectors.astype(jnp.bfloat16).astype(np.float64)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    encoder = itemsage.make_encoder(config, dataset)
+    everything = jnp.arange(len(dataset.products), dtype=jnp.int32)
+    inputs, fits = itemsage.gather(encoder, system.frozen["products"], everything, 2**17)
+    assert fits
+    products = np.asarray(encoder.apply(params["encoder"], *inputs), np.float64)
+    random = np.asarray(jax.random.randint(key, (RANDOM,), 0, len(products))).tolist()
+
+    losses = expected_losses(config.loss, queries, products, batch, random, 1 / 0.07)
+    names = ("in_batch", "random") if terms == "summed" else (terms,)
+    for name in names:
+        np.testing.assert_allclose(metrics[f"loss/{name}"], losses[name].mean(), rtol=1e-4)
+    total = sum(losses[name] for name in names)
+    np.testing.assert_allclose(float(value), total.mean(), rtol=1e-4)
+    for row, name in enumerate(dataset.metadata.tasks):
+        of_task = total[batch["task"] == row].mean()
+        np.testing.assert_allclose(metrics[f"loss/{name}"], of_task, rtol=1e-4)
+    assert {int(sketch.total) for sketch in sketches.values()} == {SIZE}
+
+
+def test_one_two_and_eight_devices_agree(data_dir, train_on_devices):
+    (losses, state), *others = train_on_devices(make_config(data_dir), 3)
+    for other_losses, other in others:
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+        jax.tree.map(np.testing.assert_array_equal, other.sketches, state.sketches)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-4)
+        jax.tree.map(close, other.params, state.params)
+
+
+def test_other_frozen_tables_are_refused(data_dir, tmp_path):
+    config = make_config(data_dir)
+    identity = registry.create(config, mesh_of(1)).identity
+    assert identity.keys() == {"dataset", "query vectors", "image vectors", "vocabulary"}
+    checkpoint.claim(tmp_path, config, identity)
+    for name in ("query vectors", "image vectors", "vocabulary"):
+        with pytest.raises(InputError, match=f"holds a run with {name}=.*, this one has {name}=x"):
+            checkpoint.claim(tmp_path, config, {**identity, name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"loss": {"terms": "both"}}, "loss.terms: 'both' is none of summed, joined"),
+        ({"model": {"texts": (("titel", "a"),)}}, "has no 'titel', only title, description"),
+    ],
+)
+def test_wrong_config_is_refused(data_dir, sections, message):
+    with pytest.raises(InputError, match=message):
+        registry.create(make_config(data_dir, **sections), mesh_of(1))
+
+
+def test_unknown_task_is_refused(data_dir):
+    config = make_config(data_dir)
+    config.tasks = (("image/clik", 1.0, 0),)
+    with pytest.raises(InputError, match="tasks: pinshop/tiny has no task 'image/clik'"):
+        registry.create(config, mesh_of(1))

@@ -1,0 +1,112 @@
+"""The table of product retrieval, against a loop over engagements."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from pinjax.data import pairs, text
+from pinjax.errors import InputError
+from pinjax.systems import product_retrieval
+
+QUERIES, PRODUCTS, DIM = 12, 130, 4
+TASKS = ("image/click", "text/save", "text/checkout")
+
+
+class Dataset:
+    """A `PairSet` in memory."""
+
+    def __init__(self, rng, oracle=None):
+        self.oracle = oracle
+        self.metadata = pairs.Metadata("shop", TASKS, 0, "")
+        self.products = pairs.Products(
+            *(np.arange(PRODUCTS), np.zeros(PRODUCTS, np.int32), np.zeros(PRODUCTS, np.uint32)),
+            *(np.zeros((0, DIM), np.float16), np.zeros(PRODUCTS + 1, int)),
+            {"title": text.Ragged(np.zeros(0, np.int32), np.zeros(PRODUCTS + 1, int))},
+        )
+        self._pairs = {}
+        for split, number in (("train", 300), ("test", 80)):
+            drawn = np.zeros(number, pairs.PAIR)
+            drawn["query"] = rng.integers(0, QUERIES, number)
+            drawn["product"] = np.minimum(rng.geometric(0.03, number), PRODUCTS - 1)
+            drawn["task"] = rng.integers(0, 3, number)
+            self._pairs[split] = drawn
+        self._pairs["valid"] = self._pairs["test"][:0]
+
+    def pairs(self, split):
+        return self._pairs[split]
+
+
+def judge(dataset, tasks=(0, 1, 2), **config):
+    config = ConfigDict({"queries": 1_000, "index_size": 1_000} | config)
+    return product_retrieval.ProductRetrieval("ours", dataset, tasks, config)
+
+
+def unit(rng, *shape):
+    vectors = rng.standard_normal(shape).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def test_table_is_what_a_loop_counts(rng):
+    likelihood = rng.random((3, QUERIES, PRODUCTS)).astype(np.float32)
+    dataset = Dataset(rng, oracle=lambda queries, task: likelihood[task][queries])
+    queries, products = unit(rng, QUERIES, DIM), unit(rng, PRODUCTS, DIM)
+    rows = judge(dataset)(lambda rows: queries[rows], jnp.asarray(products), "test", full=True)
+    found = {row.method: row.metrics for row in rows}
+    counts = np.bincount(dataset.pairs("train")["product"], minlength=PRODUCTS)
+
+    def recall(score, k, keep):
+        hits = [
+            (score(pair) > score(pair)[pair["product"]]).sum() < k
+            for pair in dataset.pairs("test")
+            if keep(pair)
+        ]
+        return np.mean(hits)
+
+    scores = {
+        "ours": lambda pair: products @ queries[pair["query"]],
+        "oracle": lambda pair: likelihood[pair["task"], pair["query"]],
+    }
+    for name, score in scores.items():
+        for k in (1, 10, 100):
+            assert found[name][f"R@{k}"][0] == pytest.approx(recall(score, k, lambda pair: True))
+            for task, label in enumerate(TASKS):
+                of_task = recall(score, k, lambda pair, task=task: pair["task"] == task)
+                assert found[f"{name}, {label}"][f"R@{k}"][0] == pytest.approx(of_task)
+        cold = recall(score, 10, lambda pair: counts[pair["product"]] == 0)
+        np.testing.assert_allclose(found[name]["R@10 cold"][0], cold)
+    top = set(np.argsort(-counts, kind="stable")[:10])
+    popular = np.mean([product in top for product in dataset.pairs("test")["product"]])
+    assert found["popularity"]["R@10"][0] == pytest.approx(popular)
+
+
+def test_tiers_have_a_third_of_training_each(rng):
+    dataset = Dataset(rng)
+    tiers = judge(dataset)._tiers
+    counts = np.bincount(dataset.pairs("train")["product"], minlength=PRODUCTS)
+    assert (tiers[counts == 0] == product_retrieval.TIERS.index("cold")).all()
+    for tier in range(3):
+        share = counts[tiers == tier].sum() / counts.sum()
+        assert abs(share - 1 / 3) < counts.max() / counts.sum()
+        if tier:
+            assert counts[tiers == tier].max() <= counts[tiers == tier - 1].min()
+
+
+def test_a_sampled_index_and_sampled_queries(rng):
+    dataset = Dataset(rng)
+    queries, products = unit(rng, QUERIES, DIM), unit(rng, PRODUCTS, DIM)
+    judged = judge(dataset, queries=5, index_size=20)
+    assert judged._index().sum() == 20
+    assert len(np.unique(judged._asked("test")["query"])) == 5
+    (row,) = judged(lambda rows: queries[rows], jnp.asarray(products), "test", full=False)
+    index = judged._index()
+    hits = [
+        (index & (products @ queries[q] > (products @ queries[q])[p])).sum() < 10
+        for q, p in judged._asked("test")[["query", "product"]].tolist()
+    ]
+    assert row.metrics["R@10"][0] == pytest.approx(np.mean(hits))
+
+
+def test_nothing_to_judge_is_refused(rng):
+    with pytest.raises(InputError, match="shop, split valid: no engagement of the tasks"):
+        judge(Dataset(rng))(lambda rows: rows, jnp.zeros((PRODUCTS, DIM)), "valid", full=False)
