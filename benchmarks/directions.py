@@ -8,12 +8,9 @@ objectives, and what is lost when embeddings are computed once a window instead 
 """
 
 import itertools
-import json
 import pathlib
-import statistics
-import subprocess
-import sys
 
+import runs
 from absl import app, flags
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the runs are kept", required=True)
@@ -40,59 +37,44 @@ OBJECTIVES = {
 
 def main(_):
     results = {
-        method: [_run(f"{method}-{seed}", seed, settings) for seed in range(_SEEDS.value)]
+        method: [_run(method, seed, settings) for seed in range(_SEEDS.value)]
         for method, settings in (NEGATIVES | OBJECTIVES).items()
     }
     results["dense_all_action"] = results[DEFAULT]
     once, live = "PinnerFormer", "PinnerFormer, real time"
-    recall = {m: [rows[once]["R@10"][0] for rows in runs] for m, runs in results.items()}
-    coverage = {m: [rows[once]["P90 cov@10"][0] for rows in runs] for m, runs in results.items()}
+    recall = {m: [rows[once]["R@10"][0] for rows in seeds] for m, seeds in results.items()}
+    coverage = {m: [rows[once]["P90 cov@10"][0] for rows in seeds] for m, seeds in results.items()}
     drop = {
-        m: [1 - rows[once]["R@10"][0] / rows[live]["R@10"][0] for rows in runs]
-        for m, runs in results.items()
+        m: [1 - rows[once]["R@10"][0] / rows[live]["R@10"][0] for rows in seeds]
+        for m, seeds in results.items()
     }
     print(f"{'':<24}{'R@10':>18}{'P90 cov@10':>18}{'drop from live':>18}")
     for method in results:
-        cells = "".join(f"{_mean_and_range(x[method]):>18}" for x in (recall, coverage, drop))
+        cells = "".join(f"{runs.mean_and_range(x[method]):>18}" for x in (recall, coverage, drop))
         print(f"{method:<24}{cells}")
 
     print()
     for other in NEGATIVES:
         if other != DEFAULT:
-            _claim(f"R@10: {DEFAULT} > {other}", recall[DEFAULT], recall[other])
+            runs.claim(f"R@10: {DEFAULT} > {other}", recall[DEFAULT], recall[other])
     for other in NEGATIVES:
         if "random" not in other:
             for kind in ("no logQ, random", "logQ, random"):
-                _claim(f"coverage: {kind} < {other}", coverage[other], coverage[kind])
+                runs.claim(f"coverage: {kind} < {other}", coverage[other], coverage[kind])
     ladder = ("dense_all_action", "all_action", "sasrec", "next_action")
     for better, worse in itertools.pairwise(ladder):
-        _claim(f"R@10: {better} > {worse}", recall[better], recall[worse])
-    _claim("drop: dense_all_action < sasrec", drop["sasrec"], drop["dense_all_action"])
+        runs.claim(f"R@10: {better} > {worse}", recall[better], recall[worse])
+    runs.claim("drop: dense_all_action < sasrec", drop["sasrec"], drop["dense_all_action"])
 
 
-def _run(name: str, seed: int, settings: tuple[str, ...]) -> dict:
-    workdir = pathlib.Path(_WORKDIR.value, name.replace(", ", "-").replace(" ", "-"))
-    results = workdir / "results_test.json"
-    if not results.exists():
-        command = [
-            *(sys.executable, "-m", "pinjax.train", "--config=configs/pinnerformer.py"),
-            *(f"--workdir={workdir}", f"--config.train.seed={seed}"),
-            *(f"--config.train.steps={_STEPS.value}", "--config.train.evaluate_every=0"),
-            *(f"--config.data.dir={_DATA_DIR.value}", *settings),
-        ]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return json.loads(results.read_text())["rows"]
-
-
-def _mean_and_range(values: list[float]) -> str:
-    return f"{statistics.mean(values):.4f} ± {(max(values) - min(values)) / 2:.4f}"
-
-
-def _claim(text: str, higher: list[float], lower: list[float]) -> None:
-    """Prints whether the first is higher: by mean, and with how many of the seeds."""
-    wins = sum(a > b for a, b in zip(higher, lower, strict=True))
-    verdict = "holds" if statistics.mean(higher) > statistics.mean(lower) else "does not hold"
-    print(f"{text:<52} {verdict}, {wins} of {len(higher)} seeds")
+def _run(method: str, seed: int, settings: tuple[str, ...]) -> runs.Rows:
+    return runs.train(
+        "configs/pinnerformer.py",
+        pathlib.Path(_WORKDIR.value, runs.directory(method, seed)),
+        *(f"--config.train.seed={seed}", f"--config.train.steps={_STEPS.value}"),
+        *("--config.train.evaluate_every=0", f"--config.data.dir={_DATA_DIR.value}"),
+        *settings,
+    )
 
 
 if __name__ == "__main__":

@@ -158,3 +158,12 @@ def test_is_a_pytree_of_anything():
 def test_refuses_what_it_cannot_be(depth, width, decay):
     with pytest.raises(ValueError, match="expected"):
         count_min_sketch.init(jax.random.key(0), depth, width, decay)
+
+
+def test_ids_of_pairs_hardly_ever_collide():
+    a, b = jnp.meshgrid(jnp.arange(1_000), 64 * jnp.arange(1_000))
+    ids = np.asarray(count_min_sketch.pair_ids(a, b))
+    collisions = ids.size - len(np.unique(ids))
+    expected = ids.size**2 / 2 / 2**32
+    assert collisions < expected + 5 * np.sqrt(expected)
+    assert ids[3, 7] != ids[7, 3]
