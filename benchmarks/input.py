@@ -12,7 +12,7 @@ import random
 import statistics
 import time
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from pinjax.data import batches, datasets, windows
 
@@ -23,6 +23,7 @@ USERS, LENGTH, LABELS, HORIZON = 128, 256, 32, 28 * 24 * 60 * 60
 
 
 def main(_):
+    logging.set_verbosity(logging.ERROR)
     os.sched_setaffinity(0, {0})
     dataset = datasets.load("pinworld/small", _DATA_DIR.value)
     positives = windows.Positives.create(dataset.metadata, "save, closeup>=10, click>=10", "home")

@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scipy.sparse
-from absl import app, flags
+from absl import app, flags, logging
 
 from pinjax.data import datasets, held_out, windows
 from pinjax.retrieval import metrics, table
@@ -303,6 +303,7 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def main(_):
+    logging.set_verbosity(logging.ERROR)
     for log in _LOGS.value:
         measure(log, pathlib.Path(_DATA.value).absolute(), pathlib.Path(_OUT.value).absolute())
 

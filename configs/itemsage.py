@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.tasks = tuple((f"{kind}/{e}", 1.0, 0) for kind in ("image", "text") for e in ENGAGEMENTS)
 
     model = config.model = ConfigDict()
-    model.image_slots = 20  # images of a product that the tower sees (0: none)
+    model.image_slots = 8  # images of a product that the tower sees, at most (0: none)
     model.texts = tuple((name, name) for name in TEXTS)  # (text feature, group of its linear map)
     model.encoder = "transformer"  # or the baselines sum, sum_mlp, mlp_concat_mlp
     model.token_buckets = 20_000  # rows of the hash embedding of tokens; 0: one for each token
@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.dtype = "float32"  # of the arithmetic; parameters and normalisation stay float32
 
     loss = config.loss = ConfigDict()
-    loss.random = 1_024  # negatives drawn uniformly from the catalogue
+    loss.random = 512  # negatives drawn uniformly from the catalogue
     loss.terms = "summed"  # a loss for each kind of negatives; joined, or in_batch or random alone
     loss.log_q = True  # correct logits by the log of the sampling probability
     # The sketches over-count by at most e / width of all counts with probability 1 - e^-depth;
@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     train = config.train = ConfigDict()
     train.seed = 0
-    train.steps = 1_500
+    train.steps = 1_000
     train.learning_rate = 1e-3  # peak, after warm-up; then cosine decay to 0
     train.warmup_steps = 100
     train.b1 = 0.9
@@ -78,7 +78,7 @@ def get_config(variant: str = "") -> ConfigDict:
 def _paper(config: ConfigDict) -> None:
     """Published size: 100,000 x 256 hashed tokens, one block of 512 with 8 heads."""
     config.data.update(name="pinshop/base", pairs=8_192, workers=8)
-    config.model.update(token_buckets=100_000, token_dim=256, width=512, heads=8)
+    config.model.update(image_slots=20, token_buckets=100_000, token_dim=256, width=512, heads=8)
     config.model.dtype = "bfloat16"
     config.loss.update(random=8_192, sketch_width=2**22)
     config.train.update(steps=100_000, warmup_steps=2_000)

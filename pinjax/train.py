@@ -36,8 +36,7 @@ def main(argv: Sequence[str]) -> int:
     checkpoints.close()
     rows = system.evaluate(state.params, "test", full=True)
     results.write(workdir, "test", int(state.step), rows)
-    print(results.table(rows))
-    print(results.next_commands(workdir, app.flags_of_run()))
+    print(f"\n{results.table(rows)}\n\n{results.next_commands(workdir, app.flags_of_run())}")
     return 0
 
 

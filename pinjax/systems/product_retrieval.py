@@ -79,7 +79,9 @@ class ProductRetrieval:
         ranks = metrics.label_ranks(
             everybody, popularity[everybody], query, product, popularity[product]
         )
-        return table + self._rows("popularity", ranks, engagements, full)
+        table += self._rows("popularity", ranks, engagements, full)
+        system.add_share_of_oracle(table)
+        return table
 
     def _oracle_ranks(self, engagements: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Ranks of the engagements' products under the best ranking of their task."""

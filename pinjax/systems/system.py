@@ -55,3 +55,18 @@ class Row:
 
     method: str
     metrics: dict[str, tuple[float, float | None]]
+
+
+def add_share_of_oracle(rows: list[Row]) -> None:
+    """Adds each row's share of the oracle's Recall@10, if there is a row "oracle".
+
+    A row "METHOD, PART" is held against "oracle, PART" where there is such a row.
+    """
+    best = {row.method: row.metrics["R@10"][0] for row in rows}
+    if "oracle" not in best:
+        return
+    for row in rows:
+        _, _, part = row.method.partition(", ")
+        oracle = best.get(f"oracle, {part}", best["oracle"])
+        share = row.metrics["R@10"][0] / oracle if oracle else float("nan")
+        row.metrics["of oracle"] = (share, None)

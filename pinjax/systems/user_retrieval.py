@@ -249,8 +249,5 @@ class _Table:
             for name, value in self._plain[method].items():
                 cells[name] = (float(np.mean(value)), None)
             rows.append(system.Row(method, cells))
-        best = {row.method: row.metrics["R@10"][0] for row in rows}.get("oracle")
-        if best is not None:
-            for row in rows:
-                row.metrics["of oracle"] = (row.metrics["R@10"][0] / best, None)
+        system.add_share_of_oracle(rows)
         return rows

@@ -75,6 +75,9 @@ def test_table_is_what_a_loop_counts(rng):
                 assert found[f"{name}, {label}"][f"R@{k}"][0] == pytest.approx(of_task)
         cold = recall(score, 10, lambda pair: counts[pair["product"]] == 0)
         np.testing.assert_allclose(found[name]["R@10 cold"][0], cold)
+    for name in ("ours", "ours, text/save"):
+        share = found[name]["R@10"][0] / found[name.replace("ours", "oracle")]["R@10"][0]
+        assert found[name]["of oracle"][0] == pytest.approx(share)
     top = set(np.argsort(-counts, kind="stable")[:10])
     popular = np.mean([product in top for product in dataset.pairs("test")["product"]])
     assert found["popularity"]["R@10"][0] == pytest.approx(popular)
