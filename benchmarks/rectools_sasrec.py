@@ -34,13 +34,14 @@ def main(source: str, target: str) -> None:
     seconds = time.perf_counter() - started
 
     popularity = train[Columns.Item].value_counts()
+    known = model.data_preparator.get_known_item_ids()  # users with one action are not learned from
     rows = np.full((len(arrays["moment"]), K), -1)
     for moment, index in enumerate(arrays["index"]):
         asked = np.flatnonzero(arrays["moment"] == moment)
         part = np.flatnonzero(np.isin(arrays["history_query"], asked))
         seen = interactions(arrays["history_query"][part], arrays["history_item"][part], part)
         candidates = popularity.index[index[popularity.index]]
-        warm = seen.loc[seen[Columns.Item].isin(popularity.index), Columns.User].unique()
+        warm = seen.loc[seen[Columns.Item].isin(known), Columns.User].unique()
         cold = np.setdiff1d(asked, warm)
         rows[cold] = candidates[:K]
         if len(warm):
@@ -49,7 +50,7 @@ def main(source: str, target: str) -> None:
                 Dataset.construct(seen),
                 k=K,
                 filter_viewed=True,
-                items_to_recommend=candidates,
+                items_to_recommend=np.intersect1d(candidates, known),
             )
             rows[found[Columns.User], found[Columns.Rank] - 1] = found[Columns.Item]
     np.savez(target, rows=rows, seconds=seconds)
