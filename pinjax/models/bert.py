@@ -1,0 +1,150 @@
+"""BERT's encoder, and the query tower of SearchSage on top of it."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from pinjax.models import features
+
+_INIT = nn.initializers.truncated_normal(0.02)
+
+
+class Bert(nn.Module):
+    """The encoder of BERT (Devlin et al., NAACL 2019), for single texts.
+
+    LayerNorm of token + position + token type, then PostNorm blocks U = LN(V + MHSA(V)),
+    V' = LN(U + FFN(U)), with the exact GELU. A single text is of token type 0 throughout. Without
+    token types it is the encoder of DistilBERT (Sanh et al., 2019). The blocks are one block
+    scanned over parameters stacked on a leading `layers` axis.
+
+    Attributes:
+      vocabulary: number of tokens.
+      positions: the longest text, in tokens.
+      token_types: rows of that table; 0: there is none.
+      layers: number of blocks.
+      heads: attention heads; they divide the width.
+      width: numbers at a position.
+      ffn_width: hidden width of each FFN.
+      epsilon: of every LayerNorm, added to the variance.
+      dropout: rate, on the output of each MHSA and FFN.
+      dtype: of the arithmetic. Parameters, LayerNorm and softmax are float32.
+      remat: keep only each block's input for the backward pass and compute the rest anew.
+    """
+
+    vocabulary: int
+    positions: int
+    token_types: int
+    layers: int
+    heads: int
+    width: int
+    ffn_width: int
+    epsilon: float = 1e-12
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        ids: Int[Array, "texts length"],
+        mask: Bool[Array, "texts length"],
+        train: bool = False,
+    ) -> Float[Array, "texts length {self.width}"]:
+        """Encodes texts.
+
+        Args:
+          ids: tokens, the first of each text at position 0. One that is not in the vocabulary
+            makes its text NaN.
+          mask: False for padding, which no position attends to. What comes out there means nothing.
+          train: apply dropout, from the rng stream "dropout".
+
+        Raises:
+          ValueError: the texts are longer than `positions`, or the heads do not divide the width.
+        """
+        length = ids.shape[1]
+        if length > self.positions:
+            raise ValueError(f"texts of {length} tokens, expected at most {self.positions}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        x = nn.Embed(self.vocabulary, self.width, embedding_init=_INIT, name="token")(ids)
+        x += self.param("position", _INIT, (self.positions, self.width))[:length]
+        if self.token_types:
+            x += self.param("token_type", _INIT, (self.token_types, self.width))[0]
+        x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm")(x)
+
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.layers,
+        )(
+            *(self.heads, self.ffn_width, self.epsilon, self.dropout, self.dtype),
+            deterministic=not train,
+            name="blocks",
+        )
+        x, _ = blocks(x, mask[:, None, None])
+        return x
+
+
+class Block(nn.Module):
+    """One block, in the form that a scan takes: (carry, input) -> (carry, output)."""
+
+    heads: int
+    ffn_width: int
+    epsilon: float
+    dropout: float
+    dtype: Any
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "texts length width"],
+        visible: Bool[Array, "texts 1 1 length"],
+    ) -> tuple[Float[Array, "texts length width"], None]:
+        width = x.shape[-1]
+
+        def added(y, name):
+            y = nn.Dropout(self.dropout, deterministic=self.deterministic)(y)
+            return nn.LayerNorm(self.epsilon, dtype=self.dtype, name=name)(x + y)
+
+        def linear(shape, name, axis=-1):
+            return nn.DenseGeneral(shape, axis=axis, dtype=self.dtype, kernel_init=_INIT, name=name)
+
+        y = linear((3, self.heads, width // self.heads), "query_key_value")(x)
+        query, key, value = jnp.moveaxis(y, 2, 0)
+        y = jax.nn.dot_product_attention(query, key, value, mask=visible)
+        x = added(linear(width, "attention_out", (-2, -1))(y), "attention_norm")
+
+        y = nn.gelu(linear(self.ffn_width, "ffn_in")(x), approximate=False)
+        x = added(linear(width, "ffn_out")(y), "ffn_norm")
+        return x, None
+
+
+class QueryTower(nn.Module):
+    """Queries as vectors of unit length (SearchSage, Pinterest Engineering, 2021).
+
+    Attributes:
+      encoder: of text.
+      dim: numbers of an embedding.
+    """
+
+    encoder: Bert
+    dim: int = 256
+
+    @nn.compact
+    def __call__(
+        self,
+        ids: Int[Array, "queries length"],
+        mask: Bool[Array, "queries length"],
+        train: bool = False,
+    ) -> Float32[Array, "queries {self.dim}"]:
+        """Embeds queries: a linear map of what is at position 0, [CLS]. See `Bert`."""
+        x = self.encoder(ids, mask, train)[:, 0]
+        x = nn.Dense(self.dim, dtype=self.encoder.dtype, name="out")(x)
+        return features.unit_length(x)
