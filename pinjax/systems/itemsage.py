@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pinjax.data import batches, datasets, pairs, text
+from pinjax.data import datasets, pairs, text
 from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import features, itemsage, product_features, temperature
-from pinjax.systems import batching, product_retrieval, system
+from pinjax.systems import batching, engagements, product_retrieval, system
 from pinjax.training import sharding
 
 TERMS = ("summed", "joined", "in_batch", "random")
@@ -39,16 +39,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     sharding.check_batch(mesh, "loss.random", config.loss.random)
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     metadata = dataset.metadata
-    tasks = _tasks(config.tasks, metadata)
-    train = dataset.pairs("train")
-    train_batches = batches.PairBatches(
-        pairs=train[np.isin(train["task"], list(tasks))],
-        tasks=tasks,
-        size=config.data.pairs,
-        steps=config.train.steps,
-        seed=config.train.seed,
-        shard=(jax.process_index(), jax.process_count()),
-    )
+    train_batches = engagements.train_batches(config, dataset)
     encoder = make_encoder(config, dataset)
     catalogue = make_features(config, dataset)
     frozen = jax.device_put(
@@ -69,7 +60,9 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     embed_rows = jax.jit(
         functools.partial(encode, encoder, mesh, capacities["catalogue"]), out_shardings=None
     )
-    judge = product_retrieval.ProductRetrieval("ItemSage", dataset, tuple(tasks), config.evaluate)
+    judge = product_retrieval.ProductRetrieval(
+        "ItemSage", dataset, tuple(train_batches.tasks), config.evaluate
+    )
 
     def embed_catalogue(params: Any, rows: np.ndarray) -> np.ndarray:
         embed = functools.partial(embed_rows, params["encoder"], frozen["products"])
@@ -85,21 +78,15 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
         del moment  # a product is what it is
 
-        def product_shard(start: int) -> tuple[np.ndarray, np.ndarray]:
-            ids = dataset.products.ids[start : start + SHARD]
-            rows = start + np.arange(len(ids))
-            return ids, embed_catalogue(params, rows)
+        def product_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return dataset.products.ids[rows], embed_catalogue(params, rows)
 
-        def query_shard(start: int) -> tuple[np.ndarray, np.ndarray]:
-            ids = dataset.queries.ids[start : start + SHARD]
-            return ids, embed_queries(start + np.arange(len(ids)))
+        def query_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return dataset.queries.ids[rows], embed_queries(rows)
 
         return {
-            name: [functools.partial(shard, start) for start in range(0, number, SHARD)]
-            for name, shard, number in (
-                ("products", product_shard, len(dataset.products)),
-                ("queries", query_shard, len(dataset.queries)),
-            )
+            "products": system.shards(product_shard, np.arange(len(dataset.products)), SHARD),
+            "queries": system.shards(query_shard, np.arange(len(dataset.queries)), SHARD),
         }
 
     return system.System(
@@ -110,26 +97,9 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         evaluate=evaluate,
         embed=embed,
         embed_moment=metadata.train_end,
-        summary={
-            "data set": f"{metadata.name}: {len(train_batches.pairs):,} pairs of "
-            f"{len(dataset.queries):,} queries and {len(lengths):,} products",
-            "batch": ", ".join(
-                f"{count} {metadata.tasks[task]}" for task, count in train_batches.shares.items()
-            ),
-        },
+        summary=engagements.summary(dataset, train_batches),
         identity={"dataset": metadata.digest, **dataset.frozen},
     )
-
-
-def _tasks(config: ConfigDict, metadata: pairs.Metadata) -> dict[int, batches.Task]:
-    """The tasks that the config gives a weight, by their rows."""
-    tasks = {}
-    for name, weight, cap in config:
-        if name not in metadata.tasks:
-            known = ", ".join(metadata.tasks)
-            raise InputError(f"tasks: {metadata.name} has no task {name!r}; it has {known}")
-        tasks[metadata.tasks.index(name)] = batches.Task(name, weight, cap)
-    return tasks
 
 
 def make_encoder(config: ConfigDict, dataset: pairs.PairSet) -> itemsage.ItemSage:
@@ -214,14 +184,7 @@ def encode(
         inputs, fits = gather(encoder, products, rows, capacity)
         return jnp.where(fits, encoder.apply(params, *inputs), jnp.nan)
 
-    everywhere, over_data = PartitionSpec(), PartitionSpec("data")
-    return jax.shard_map(
-        of_device,
-        mesh=mesh,
-        in_specs=(everywhere, everywhere, over_data),
-        out_specs=over_data,
-        check_vma=False,  # else every scan in the encoder would have to know of the mesh
-    )(params, products, rows)
+    return sharding.by_rows(mesh, of_device)(params, products, rows)
 
 
 def loss(

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from pinjax.errors import InputError
 from pinjax.systems import system
 
-SYSTEMS = ("pinnerformer", "itemsage")
+SYSTEMS = ("pinnerformer", "itemsage", "searchsage")
 
 
 def create(config: ConfigDict, mesh: Mesh) -> system.System:

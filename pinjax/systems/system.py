@@ -1,6 +1,7 @@
 """What a system is to the trainer and to the other commands."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,6 +43,15 @@ class System:
     embed_moment: int
     summary: dict[str, str]
     identity: dict[str, str]
+
+
+def shards(
+    embed: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], rows: np.ndarray, size: int
+) -> list[Shard]:
+    """A table as its shards of `size` rows, each made by `embed`, from rows to ids and vectors."""
+    return [
+        functools.partial(embed, rows[start : start + size]) for start in range(0, len(rows), size)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

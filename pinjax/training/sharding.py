@@ -1,6 +1,6 @@
 """The device mesh, and where arrays lie on it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -21,6 +21,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def over_data(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def by_rows(mesh: Mesh, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """(a, b, rows) -> function(a, b, rows), each device with its own share of the rows alone.
+
+    For what has flattened ragged arrays inside, of which no axis could be sharded. `a` and `b` are
+    replicated; the result has an axis of rows, and is sharded over `data` as they are.
+    """
+    everywhere, over_data = PartitionSpec(), PartitionSpec("data")
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(everywhere, everywhere, over_data),
+        out_specs=over_data,
+        check_vma=False,  # else every scan inside would have to know of the mesh
+    )
 
 
 def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

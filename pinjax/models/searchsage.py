@@ -1,0 +1,46 @@
+"""The cheap query tower of SearchSage: a bag of hashed tokens."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int
+
+from pinjax.models import features, hash_embedding, pinnerformer
+
+
+class BagTower(nn.Module):
+    """Queries as vectors of unit length: the sum of their tokens' hash embeddings through an MLP.
+
+    Attributes:
+      num_tokens: size of the vocabulary.
+      token_buckets: rows of the hash embedding of tokens; 0: one for each token.
+      token_dim: numbers of a token's vector.
+      width: hidden width of the MLP.
+      dim: numbers of an embedding.
+      dtype: of the MLP's arithmetic.
+    """
+
+    num_tokens: int
+    token_buckets: int
+    token_dim: int
+    width: int
+    dim: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Int[Array, "tokens"], segments: Int[Array, "tokens"], num_queries: int
+    ) -> Float32[Array, "{num_queries} {self.dim}"]:
+        """Embeds queries.
+
+        Args:
+          tokens: of all queries, one query after the other.
+          segments: the query of each token, ascending; past the last one for padding.
+          num_queries: how many there are.
+        """
+        x = hash_embedding.HashEmbeddingBag(
+            self.num_tokens, self.token_buckets, self.token_dim, name="text"
+        )(tokens, segments, num_queries)
+        x = pinnerformer.MLP(self.width, self.dim, self.dtype, name="head")(x)
+        return features.unit_length(x)

@@ -1,0 +1,44 @@
+"""What the systems that learn from engagements share: their batches, and what is said of them."""
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from pinjax.data import batches, pairs
+from pinjax.errors import InputError
+
+
+def train_batches(config: ConfigDict, dataset: pairs.PairSet) -> batches.PairBatches:
+    """Batches of the training pairs, divided over the tasks that the config names.
+
+    Raises:
+      InputError: for a task that the data set does not have, or has no training pair of.
+    """
+    metadata, train = dataset.metadata, dataset.pairs("train")
+    tasks = {}
+    for name, weight, cap in config.tasks:
+        if name not in metadata.tasks:
+            known = ", ".join(metadata.tasks)
+            raise InputError(f"tasks: {metadata.name} has no task {name!r}; it has {known}")
+        task = metadata.tasks.index(name)
+        if not (train["task"] == task).any():
+            raise InputError(f"tasks: {metadata.name} has no training pair of {name!r}")
+        tasks[task] = batches.Task(name, weight, cap)
+    return batches.PairBatches(
+        pairs=train[np.isin(train["task"], list(tasks))],
+        tasks=tasks,
+        size=config.data.pairs,
+        steps=config.train.steps,
+        seed=config.train.seed,
+        shard=(jax.process_index(), jax.process_count()),
+    )
+
+
+def summary(dataset: pairs.PairSet, made: batches.PairBatches) -> dict[str, str]:
+    """What a person wants to know at the start, by name."""
+    metadata = dataset.metadata
+    return {
+        "data set": f"{metadata.name}: {len(made.pairs):,} pairs of "
+        f"{len(dataset.queries):,} queries and {len(dataset.products):,} products",
+        "batch": ", ".join(f"{n} {metadata.tasks[task]}" for task, n in made.shares.items()),
+    }

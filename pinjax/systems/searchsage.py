@@ -1,0 +1,246 @@
+"""SearchSage (Pinterest engineering, 2021): search queries in the space of frozen item vectors.
+
+A query tower reads the text of a search and gives a vector near those of the items that it led to.
+The item tower is frozen: an item is the vector that it already has. So one index of items serves
+searches too. The loss is a softmax over the batch's items.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pinjax.data import datasets, pairs, pretrained, text
+from pinjax.errors import InputError
+from pinjax.losses import count_min_sketch, sampled_softmax
+from pinjax.models import bert, features, product_features, searchsage, temperature
+from pinjax.systems import batching, engagements, product_retrieval, system
+from pinjax.training import sharding
+
+ENCODERS = ("bag", "bert")
+ENCODED = 256  # queries encoded at a time where all of them are embedded
+SHARD = 2**16  # embeddings to a file
+
+
+def create(config: ConfigDict, mesh: Mesh) -> system.System:
+    """SearchSage on the data set that the config names.
+
+    Raises:
+      InputError: where the config does not fit itself or the data.
+    """
+    if config.model.encoder not in ENCODERS:
+        known = ", ".join(ENCODERS)
+        raise InputError(f"model.encoder: {config.model.encoder!r} is none of {known}")
+    sharding.check_batch(mesh, "data.pairs", config.data.pairs)
+    dataset = datasets.load_pairs(config.data.name, config.data.dir)
+    train_batches = engagements.train_batches(config, dataset)
+    items = item_vectors(dataset)
+    tower = (make_bag if config.model.encoder == "bag" else make_bert)(config, dataset)
+    replicated = sharding.replicated(mesh)
+    frozen = jax.device_put({"items": items, "texts": tower.texts}, replicated)
+    embed_rows = jax.jit(functools.partial(tower.embed, mesh))
+    judge = product_retrieval.ProductRetrieval(
+        "SearchSage", dataset, tuple(train_batches.tasks), config.evaluate
+    )
+
+    def embed_queries(params: Any, rows: np.ndarray) -> np.ndarray:
+        embed = functools.partial(embed_rows, params["tower"], frozen["texts"])
+        return batching.in_batches(embed, rows.astype(np.int32), ENCODED)
+
+    def evaluate(params: Any, split: str, full: bool = False) -> list[system.Row]:
+        return judge(functools.partial(embed_queries, params), items, split, full)
+
+    def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
+        del moment  # a query is what it is
+
+        def query_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return dataset.queries.ids[rows], embed_queries(params, rows)
+
+        def product_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return dataset.products.ids[rows], np.asarray(items[rows])
+
+        searches = np.flatnonzero(dataset.queries.kinds == "text")
+        known = np.arange(len(items))
+        return {
+            "queries": system.shards(query_shard, searches, SHARD),
+            "products": system.shards(product_shard, known, SHARD),
+        }
+
+    return system.System(
+        init=functools.partial(init, tower, config.loss),
+        loss=functools.partial(loss, tower, config.loss, mesh),
+        frozen=frozen,
+        batches=functools.partial(train_batches.iterate, workers=config.data.workers),
+        evaluate=evaluate,
+        embed=embed,
+        embed_moment=dataset.metadata.train_end,
+        summary=engagements.summary(dataset, train_batches),
+        identity={"dataset": dataset.metadata.digest, **dataset.frozen},
+    )
+
+
+def item_vectors(dataset: pairs.PairSet) -> jax.Array:
+    """The frozen vectors of items, float32 (items, dim): the mean of each one's images.
+
+    Of unit length; zeros for an item without images, which no query finds.
+    """
+    offsets = dataset.products.image_offsets
+    item = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    images = features.unit_length(jnp.asarray(dataset.products.images))
+    sums = jax.ops.segment_sum(images, item, len(offsets) - 1, indices_are_sorted=True)
+    return features.unit_length(sums)
+
+
+class Tower(NamedTuple):
+    """A query tower, whatever it is made of.
+
+    Attributes:
+      texts: what it reads of all queries, in device memory.
+      init: (key) -> params.
+      apply: (params, texts, rows) -> float32 (rows, dim).
+    """
+
+    texts: Any
+    init: Callable[[jax.Array], Any]
+    apply: Callable[..., jax.Array]
+
+    def embed(self, mesh: Mesh, params: Any, texts: Any, rows: jax.Array) -> jax.Array:
+        return sharding.by_rows(mesh, self.apply)(params, texts, rows)
+
+
+def make_bag(config: ConfigDict, dataset: pairs.PairSet) -> Tower:
+    """A bag of hashed tokens: the cheap tower."""
+    tokens, offsets = dataset.vocabulary.encode(_searches(dataset))
+    longest = int(np.diff(offsets).max(initial=1))
+    texts = product_features.ProductFeatures(
+        images=jnp.zeros((0, 1)),
+        image_offsets=jnp.zeros(len(offsets), jnp.int32),
+        tokens=jnp.asarray(tokens),
+        token_offsets=jnp.asarray(offsets, jnp.int32),
+    )
+    model = searchsage.BagTower(
+        num_tokens=len(dataset.vocabulary),
+        token_buckets=config.model.token_buckets,
+        token_dim=config.model.token_dim,
+        width=config.model.width,
+        dim=dataset.products.images.shape[1],
+        dtype=config.model.dtype,
+    )
+
+    def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
+        tokens, segments, _ = product_features.gather_tokens(texts, rows, len(rows) * longest)
+        return model.apply(params, tokens, segments, len(rows))
+
+    def init(key: jax.Array) -> Any:
+        one = jnp.zeros(1, jnp.int32)
+        return model.init(key, one, one, 1)
+
+    return Tower(texts, init, apply)
+
+
+def make_bert(config: ConfigDict, dataset: pairs.PairSet) -> Tower:
+    """A transformer: from the weights in `model.pretrained`, or else from scratch.
+
+    From scratch its tokens are the words of the vocabulary, after one that stands for [CLS].
+    """
+    searches, length = _searches(dataset), config.model.length
+    weights = None
+    if config.model.pretrained:
+        sizes, weights, tokenizer = pretrained.read(config.model.pretrained, length)
+        ids, mask = tokenizer(searches)
+    else:
+        words = dataset.vocabulary.sizes[0]
+        sizes = {
+            **{"vocabulary": words + 1, "positions": length, "token_types": 0},
+            **{"layers": config.model.layers, "heads": config.model.heads},
+            **{"width": config.model.width, "ffn_width": 4 * config.model.width},
+        }
+        ids, mask = _word_ids(dataset.vocabulary.encode(searches), words, length)
+    texts = jnp.asarray(ids), jnp.asarray(mask)
+    encoder = bert.Bert(**sizes, dtype=config.model.dtype)
+    model = bert.QueryTower(encoder, dataset.products.images.shape[1])
+
+    def init(key: jax.Array) -> Any:
+        params = model.init(key, *jax.tree.map(lambda x: x[:1], texts))
+        if weights is not None:
+            params["params"]["encoder"] = jax.tree.map(jnp.asarray, weights)
+        return params
+
+    def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
+        ids, mask = texts
+        return model.apply(params, ids[rows], mask[rows])
+
+    return Tower(texts, init, apply)
+
+
+def _searches(dataset: pairs.PairSet) -> list[str]:
+    """The text of every query, "" for those that are no search."""
+    queries = dataset.queries
+    return np.where(queries.kinds == "text", queries.ids, "").tolist()
+
+
+def _word_ids(encoded: text.Ragged, words: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """[CLS] and the first words of each text: int32 (texts, length), and where there is one."""
+    tokens, offsets = encoded
+    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    row, word = row[tokens < words], tokens[tokens < words]
+    place = 1 + np.arange(len(row)) - np.searchsorted(row, row)
+    ids = np.zeros((len(offsets) - 1, length), np.int32)
+    mask = np.zeros(ids.shape, bool)
+    ids[:, 0], mask[:, 0] = words, True
+    fits = place < length
+    ids[row[fits], place[fits]], mask[row[fits], place[fits]] = word[fits], True
+    return ids, mask
+
+
+def init(tower: Tower, config: ConfigDict, key: jax.Array) -> tuple[Any, Any]:
+    """Parameters, and the sketch that counts how often an item is an answer."""
+    params_key, sketch_key = jax.random.split(key)
+    params = {
+        "tower": tower.init(params_key),
+        "temperature": temperature.Temperature().init(params_key),
+    }
+    sketch = count_min_sketch.init(
+        sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
+    )
+    return params, sketch
+
+
+def loss(
+    tower: Tower,
+    config: ConfigDict,
+    mesh: Mesh,
+    params: Any,
+    frozen: Any,
+    sketch: count_min_sketch.CountMinSketch,
+    batch: system.Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
+    """The softmax of a global batch of pairs over the batch's items, with logQ correction."""
+    del key
+    everywhere = functools.partial(
+        lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
+    )
+    queries = tower.embed(mesh, params["tower"], frozen["texts"], batch["query"])
+    positives = frozen["items"][batch["product"]]
+    ids, embeddings = everywhere((batch["product"], positives))
+    sketch = count_min_sketch.add(sketch, ids)
+    log_q = jnp.float32(config.log_q) * sampled_softmax.log_expected_count(
+        count_min_sketch.log_probability(sketch, ids), len(ids), 0, len(frozen["items"])
+    )
+    scale = temperature.Temperature().apply(params["temperature"])
+    # Masked are a pair's own item and all others of its query in the batch.
+    losses = sampled_softmax.sampled_softmax(
+        queries[:, None],
+        positives[:, None],
+        sampled_softmax.Negatives(embeddings, ids, log_q, log_q[:, None]),
+        scale,
+        batch["excluded"],
+    )
+    return losses.mean(), ({"temperature": 1 / scale}, sketch)

@@ -1,0 +1,99 @@
+"""The page against the formula in NumPy, and against itself on several devices."""
+
+import functools
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pinjax.data import datasets
+from pinjax.errors import InputError
+from pinjax.systems import registry, searchsage
+from pinjax.training import sharding
+
+CONFIG = pathlib.Path(__file__).parents[2] / "configs/searchsage.py"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def make_config(data_dir, **sections):
+    config = runpy.run_path(str(CONFIG))["get_config"]("test")
+    config.data.dir = str(data_dir)
+    for section, fields in sections.items():
+        config[section].update(fields)
+    return config
+
+
+def mesh_of(devices):
+    return sharding.make_mesh(jax.devices()[:devices])
+
+
+@pytest.mark.parametrize("encoder", searchsage.ENCODERS)
+def test_loss_is_the_formula(data_dir, encoder):
+    config = make_config(data_dir, model={"encoder": encoder}, loss={"sketch_width": 2**18})
+    system = registry.create(config, mesh_of(1))
+    params, sketch = system.init(jax.random.key(1))
+    batch = next(system.batches(0))
+    arguments = params, system.frozen, sketch, batch, jax.random.key(2)
+    value, (metrics, sketch) = jax.jit(system.loss)(*arguments)
+
+    dataset = datasets.load_pairs(config.data.name, config.data.dir)
+    make = searchsage.make_bag if encoder == "bag" else searchsage.make_bert
+    tower = make(config, dataset)
+    queries = np.asarray(tower.apply(params["tower"], tower.texts, jnp.asarray(batch["query"])))
+    items = np.asarray(searchsage.item_vectors(dataset), np.float64)
+    products = batch["product"].tolist()
+    log_q = {p: np.log(len(products) * products.count(p) / len(products)) for p in products}
+    losses = []
+    for query, vector, product in zip(batch["query"], queries, products, strict=True):
+        same = set(batch["product"][batch["query"] == query])
+        logits = [vector @ items[product] / 0.07 - log_q[product]]
+        logits += [vector @ items[p] / 0.07 - log_q[p] for p in products if p not in same]
+        losses.append(np.logaddexp.reduce(logits) - logits[0])
+    np.testing.assert_allclose(float(value), np.mean(losses), rtol=1e-4)
+    np.testing.assert_allclose(metrics["temperature"], 0.07, rtol=1e-5)
+    assert int(sketch.total) == len(products)
+
+
+def test_one_two_and_eight_devices_agree(data_dir, train_on_devices):
+    (losses, state), *others = train_on_devices(make_config(data_dir), 3)
+    for other_losses, other in others:
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-4)
+        jax.tree.map(close, other.params, state.params)
+
+
+def test_an_item_is_the_mean_of_its_images(data_dir):
+    dataset = datasets.load_pairs("pinshop/tiny", str(data_dir))
+    found = np.asarray(searchsage.item_vectors(dataset))
+    offsets = dataset.products.image_offsets
+    assert (np.diff(offsets) == 0).any()
+    for row in range(0, len(offsets) - 1, 7):
+        images = dataset.products.images[offsets[row] : offsets[row + 1]].astype(np.float64)
+        images /= np.linalg.norm(images, axis=1, keepdims=True)
+        expected = images.sum(axis=0)
+        expected /= max(np.linalg.norm(expected), 1e-9)
+        np.testing.assert_allclose(found[row], expected, atol=1e-5)
+
+
+def test_words_follow_cls_and_are_cut(data_dir):
+    dataset = datasets.load_pairs("pinshop/tiny", str(data_dir))
+    words = dataset.vocabulary.sizes[0]
+    tokens = dataset.vocabulary.rows["token"].to_pylist()
+    texts = ["", f"{tokens[3]} unheard-of {tokens[1]}", " ".join(tokens[:9])]
+    ids, mask = searchsage._word_ids(dataset.vocabulary.encode(texts), words, 4)
+    assert ids[:, 0].tolist() == [words] * 3
+    assert mask.sum(axis=1).tolist() == [1, 3, 4]
+    assert ids[1, :3].tolist() == [words, 3, 1]
+    assert ids[2].tolist() == [words, 0, 1, 2]
+
+
+def test_an_unknown_encoder_is_refused(data_dir):
+    with pytest.raises(InputError, match="'lstm' is none of bag, bert"):
+        registry.create(make_config(data_dir, model={"encoder": "lstm"}), mesh_of(1))
