@@ -36,6 +36,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     """
     if config.loss.terms not in TERMS:
         raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
+    sharding.check_batch(mesh, "data.pairs", config.data.pairs)
     sharding.check_batch(mesh, "loss.random", config.loss.random)
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     metadata = dataset.metadata
