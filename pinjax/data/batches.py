@@ -52,8 +52,7 @@ class Batches(_Batches):
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        index, count = self.shard
-        share = slice(index * self.users // count, (index + 1) * self.users // count)
+        share = _share(self.users, self.shard)
         # Drawn for the whole batch, so that a user's draw does not depend on the host's share.
         rng = np.random.default_rng([self.seed, step])
         uniforms = self.sampler.uniforms(rng, self.users)[share]
@@ -117,8 +116,7 @@ class PairBatches(_Batches):
         batch = self.pairs[np.concatenate(parts)]
         # Shuffled, so that every device has pairs of every task.
         batch = np.random.default_rng([self.seed, step]).permutation(batch)
-        index, count = self.shard
-        share = slice(index * self.size // count, (index + 1) * self.size // count)
+        share = _share(self.size, self.shard)
         return {
             **{name: batch[name][share].astype(np.int32) for name in ("query", "product", "task")},
             "excluded": _same_query(batch, self.widest)[share],
@@ -163,6 +161,12 @@ class PairBatches(_Batches):
                 rows = rows[_rank_within(self.pairs["product"][rows]) < settings.cap]
             result[task] = np.sort(rows)
         return result
+
+
+def _share(size: int, shard: tuple[int, int]) -> slice:
+    """The rows of a global batch that a host takes."""
+    index, count = shard
+    return slice(index * size // count, (index + 1) * size // count)
 
 
 def _visited(number: int, seed: int, visits: range) -> list[int]:

@@ -180,13 +180,13 @@ def _config(path: epath.Path) -> tuple[_Family, dict[str, Any]]:
         kind = config["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: expected JSON with a model_type: {error!r}") from error
-    if kind not in _FAMILIES:
+    if kind not in list(_FAMILIES):  # what is no text may have no hash
         raise InputError(f"{path}: model_type is {kind!r}; expected one of {list(_FAMILIES)}")
     family = _FAMILIES[kind]
     sizes = {}
     for size, key in family.sizes.items():
         sizes[size] = config.get(key)
-        if not isinstance(sizes[size], int) or sizes[size] < 1:
+        if type(sizes[size]) is not int or sizes[size] < 1:  # `true` is an int, too
             raise InputError(f"{path}: {key} is {sizes[size]!r}; expected an integer above 0")
     if sizes["width"] % sizes["heads"]:
         raise InputError(

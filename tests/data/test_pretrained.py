@@ -249,8 +249,10 @@ def test_configs_that_do_not_fit_are_refused(rng, tmp_path):
         refused(match, tmp_path)
 
     refuses("model_type is 'gpt2'; expected one of", model_type="gpt2")
+    refuses(r"model_type is \[\]; expected one of", model_type=[])
     refuses("hidden_size is None; expected an integer above 0", hidden_size=None)
     refuses("hidden_size is 0; expected", hidden_size=0)
+    refuses("num_attention_heads is True; expected an integer", num_attention_heads=True)
     refuses("width 8 and 3 heads", num_attention_heads=3)
     refuses("hidden_act is 'relu'; expected 'gelu'", hidden_act="relu")
     refuses("layer_norm_eps is '1'; expected a number", layer_norm_eps="1")

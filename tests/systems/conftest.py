@@ -1,12 +1,42 @@
 """What the tests of all systems need."""
 
 import functools
+import pathlib
+import runpy
 
 import jax
 import pytest
 
 from pinjax.systems import registry
 from pinjax.training import sharding, step
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def make_config(request, data_dir):
+    """(section=fields, ...) -> the :test variant of the module's SYSTEM with other fields."""
+
+    def make(**sections):
+        path = CONFIGS / f"{request.module.SYSTEM}.py"
+        config = runpy.run_path(str(path))["get_config"]("test")
+        config.data.dir = str(data_dir)
+        for section, fields in sections.items():
+            config[section].update(fields)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    """Of one device."""
+    return sharding.make_mesh(jax.devices()[:1])
 
 
 @pytest.fixture

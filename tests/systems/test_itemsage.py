@@ -1,8 +1,6 @@
 """The page against the paper's formula in NumPy, and against itself on several devices."""
 
 import functools
-import pathlib
-import runpy
 
 import jax
 import jax.numpy as jnp
@@ -12,27 +10,10 @@ import pytest
 from pinjax.data import datasets
 from pinjax.errors import InputError
 from pinjax.systems import itemsage, registry
-from pinjax.training import checkpoint, sharding
+from pinjax.training import checkpoint
 
-CONFIG = pathlib.Path(__file__).parents[2] / "configs/itemsage.py"
+SYSTEM = "itemsage"
 SIZE, RANDOM = 32, 24
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-def make_config(data_dir, **sections):
-    config = runpy.run_path(str(CONFIG))["get_config"]("test")
-    config.data.dir = str(data_dir)
-    for section, fields in sections.items():
-        config[section].update(fields)
-    return config
-
-
-def mesh_of(devices):
-    return sharding.make_mesh(jax.devices()[:devices])
 
 
 def expected_losses(config, queries, products, batch, random, scale):
@@ -75,10 +56,10 @@ def expected_losses(config, queries, products, batch, random, scale):
 
 @pytest.mark.parametrize("log_q", [True, False])
 @pytest.mark.parametrize("terms", itemsage.TERMS)
-def test_loss_is_the_formula(data_dir, terms, log_q):
+def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     loss = dict(terms=terms, log_q=log_q, random=RANDOM, sketch_width=2**18)
-    config = make_config(data_dir, loss=loss)
-    system = registry.create(config, mesh_of(1))
+    config = make_config(loss=loss)
+    system = registry.create(config, mesh)
     params, sketches = system.init(jax.random.key(1))
     batch = next(system.batches(0))
     batch["query"][:5] = batch["query"][0]  # a query with several products
@@ -110,8 +91,8 @@ def test_loss_is_the_formula(data_dir, terms, log_q):
     assert {int(sketch.total) for sketch in sketches.values()} == {SIZE}
 
 
-def test_one_two_and_eight_devices_agree(data_dir, train_on_devices):
-    (losses, state), *others = train_on_devices(make_config(data_dir), 3)
+def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
+    (losses, state), *others = train_on_devices(make_config(), 3)
     for other_losses, other in others:
         np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
         jax.tree.map(np.testing.assert_array_equal, other.sketches, state.sketches)
@@ -119,9 +100,9 @@ def test_one_two_and_eight_devices_agree(data_dir, train_on_devices):
         jax.tree.map(close, other.params, state.params)
 
 
-def test_other_frozen_tables_are_refused(data_dir, tmp_path):
-    config = make_config(data_dir)
-    identity = registry.create(config, mesh_of(1)).identity
+def test_other_frozen_tables_are_refused(make_config, tmp_path, mesh):
+    config = make_config()
+    identity = registry.create(config, mesh).identity
     assert identity.keys() == {"dataset", "query vectors", "image vectors", "vocabulary"}
     checkpoint.claim(tmp_path, config, identity)
     for name in ("query vectors", "image vectors", "vocabulary"):
@@ -136,13 +117,13 @@ def test_other_frozen_tables_are_refused(data_dir, tmp_path):
         ({"model": {"texts": (("titel", "a"),)}}, "has no 'titel', only title, description"),
     ],
 )
-def test_wrong_config_is_refused(data_dir, sections, message):
+def test_wrong_config_is_refused(make_config, sections, message, mesh):
     with pytest.raises(InputError, match=message):
-        registry.create(make_config(data_dir, **sections), mesh_of(1))
+        registry.create(make_config(**sections), mesh)
 
 
-def test_unknown_task_is_refused(data_dir):
-    config = make_config(data_dir)
+def test_unknown_task_is_refused(make_config, mesh):
+    config = make_config()
     config.tasks = (("image/clik", 1.0, 0),)
     with pytest.raises(InputError, match="tasks: pinshop/tiny has no task 'image/clik'"):
-        registry.create(config, mesh_of(1))
+        registry.create(config, mesh)

@@ -1,8 +1,6 @@
 """The page against the paper's formula in NumPy, and against itself on several devices."""
 
 import functools
-import pathlib
-import runpy
 
 import jax
 import jax.numpy as jnp
@@ -11,36 +9,17 @@ import pytest
 
 from pinjax.errors import InputError
 from pinjax.systems import pinnerformer, registry
-from pinjax.training import sharding
 
-CONFIG = pathlib.Path(__file__).parents[2] / "configs/pinnerformer.py"
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-def make_config(data_dir, **sections):
-    config = runpy.run_path(str(CONFIG))["get_config"]("test")
-    config.data.dir = str(data_dir)
-    for section, fields in sections.items():
-        config[section].update(fields)
-    return config
-
-
-def mesh_of(devices):
-    return sharding.make_mesh(jax.devices()[:devices])
+SYSTEM = "pinnerformer"
 
 
 @pytest.mark.parametrize("log_q", [True, False])
 @pytest.mark.parametrize("terms", ["joined", "summed"])
-def test_loss_is_the_formula(data_dir, terms, log_q):
+def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     """Everything but the towers' outputs is computed anew, in float64, one pair at a time."""
     # A sketch as wide as this has no collisions among 1,000 items, or hardly any.
     loss = dict(terms=terms, log_q=log_q, in_batch=20, random=30, sketch_width=2**20)
-    config = make_config(data_dir, loss=loss)
-    mesh = mesh_of(1)
+    config = make_config(loss=loss)
     system = registry.create(config, mesh)
     params, sketch = system.init(jax.random.key(1))
     batch = jax.device_put(next(system.batches(0)))
@@ -97,9 +76,9 @@ def test_choice_is_without_replacement_and_takes_missing_ones_last():
     assert len(pinnerformer.choose(jax.random.key(0), labels, 99)) == 6
 
 
-def test_one_two_and_eight_devices_agree(data_dir, train_on_devices):
+def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
     """The same global batches give the same losses and the same parameters."""
-    (losses, state), *others = train_on_devices(make_config(data_dir), 4)
+    (losses, state), *others = train_on_devices(make_config(), 4)
     for other_losses, other in others:
         np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
         np.testing.assert_array_equal(other.sketches.table, state.sketches.table)
@@ -107,8 +86,8 @@ def test_one_two_and_eight_devices_agree(data_dir, train_on_devices):
         jax.tree.map(close, other.params, state.params)
 
 
-def test_data_without_content_needs_learned_ids(data_dir, monkeypatch):
-    config = make_config(data_dir, data={"content": True})
+def test_data_without_content_needs_learned_ids(make_config, monkeypatch, mesh):
+    config = make_config(data={"content": True})
     load = pinnerformer.datasets.load
 
     def without_content(name, directory):
@@ -118,11 +97,11 @@ def test_data_without_content_needs_learned_ids(data_dir, monkeypatch):
 
     monkeypatch.setattr(pinnerformer.datasets, "load", without_content)
     with pytest.raises(InputError, match=r"pinworld/tiny has no content vectors; set data.content"):
-        registry.create(config, mesh_of(1))
+        registry.create(config, mesh)
 
 
-def test_unknown_system_is_refused(data_dir):
-    config = make_config(data_dir)
+def test_unknown_system_is_refused(make_config, mesh):
+    config = make_config()
     config.system = "itempage"
     with pytest.raises(InputError, match="'itempage' is none of pinnerformer"):
-        registry.create(config, mesh_of(1))
+        registry.create(config, mesh)

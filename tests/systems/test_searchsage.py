@@ -1,8 +1,6 @@
 """The page against the formula in NumPy, and against itself on several devices."""
 
 import functools
-import pathlib
-import runpy
 
 import jax
 import jax.numpy as jnp
@@ -12,32 +10,14 @@ import pytest
 from pinjax.data import datasets
 from pinjax.errors import InputError
 from pinjax.systems import registry, searchsage
-from pinjax.training import sharding
 
-CONFIG = pathlib.Path(__file__).parents[2] / "configs/searchsage.py"
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-def make_config(data_dir, **sections):
-    config = runpy.run_path(str(CONFIG))["get_config"]("test")
-    config.data.dir = str(data_dir)
-    for section, fields in sections.items():
-        config[section].update(fields)
-    return config
-
-
-def mesh_of(devices):
-    return sharding.make_mesh(jax.devices()[:devices])
+SYSTEM = "searchsage"
 
 
 @pytest.mark.parametrize("encoder", searchsage.ENCODERS)
-def test_loss_is_the_formula(data_dir, encoder):
-    config = make_config(data_dir, model={"encoder": encoder}, loss={"sketch_width": 2**18})
-    system = registry.create(config, mesh_of(1))
+def test_loss_is_the_formula(make_config, encoder, mesh):
+    config = make_config(model={"encoder": encoder}, loss={"sketch_width": 2**18})
+    system = registry.create(config, mesh)
     params, sketch = system.init(jax.random.key(1))
     batch = next(system.batches(0))
     arguments = params, system.frozen, sketch, batch, jax.random.key(2)
@@ -61,8 +41,8 @@ def test_loss_is_the_formula(data_dir, encoder):
     assert int(sketch.total) == len(products)
 
 
-def test_one_two_and_eight_devices_agree(data_dir, train_on_devices):
-    (losses, state), *others = train_on_devices(make_config(data_dir), 3)
+def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
+    (losses, state), *others = train_on_devices(make_config(), 3)
     for other_losses, other in others:
         np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
         close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-4)
@@ -94,6 +74,6 @@ def test_words_follow_cls_and_are_cut(data_dir):
     assert ids[2].tolist() == [words, 0, 1, 2]
 
 
-def test_an_unknown_encoder_is_refused(data_dir):
+def test_an_unknown_encoder_is_refused(make_config, mesh):
     with pytest.raises(InputError, match="'lstm' is none of bag, bert"):
-        registry.create(make_config(data_dir, model={"encoder": "lstm"}), mesh_of(1))
+        registry.create(make_config(model={"encoder": "lstm"}), mesh)
