@@ -1,24 +1,28 @@
-"""Prepares a log of one's own: Parquet or CSV in, a data set on disk out.
+"""Prepares a log or engagements of one's own: Parquet or CSV in, a data set on disk out.
 
     python -m pinjax.prepare --config=configs/prepare/ifdb.py \
         --events=played.parquet --events=wishlists.parquet --items=tags.parquet --out=DIR
+    python -m pinjax.prepare --config=configs/prepare/homedepot.py \
+        --events=train.parquet --items=train.parquet --out=DIR
 
-The config is a column map, `pinjax.data.column_map.default()` says what it may hold; any field
-may be overridden as --config.section.field=value.
+The config is a column map. `pinjax.data.column_map` says what it may hold: `default()` for the
+timelines of users, `engagements()` for products and what led to them. Any field may be overridden
+as --config.section.field=value.
 """
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from pinjax import app
-from pinjax.data import prepared, schema
+from pinjax.data import engagements, pairs, prepared, schema
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "column map", lock_config=True)
 _EVENTS = flags.DEFINE_multi_string(
-    "events", None, "file of actions, Parquet or CSV; several, in order: repeat it, or use commas"
+    "events", None, "file of events, Parquet or CSV; several, in order: repeat it, or use commas"
 )
 _ITEMS = flags.DEFINE_string("items", None, "file of items, Parquet or CSV")
 _OUT = flags.DEFINE_string("out", None, "directory of the data set, not there yet")
@@ -29,10 +33,14 @@ def main(argv: Sequence[str]) -> int:
     del argv
     started = time.monotonic()
     events = ",".join(_EVENTS.value).split(",")
-    metadata, is_new = prepared.prepare(events, _ITEMS.value, _OUT.value, _CONFIG.value)
+    config = _CONFIG.value
+    of_pairs = config.kind == "engagements"
+    prepare = engagements.prepare if of_pairs else prepared.prepare
+    metadata, is_new = prepare(events, _ITEMS.value, _OUT.value, config)
     print(_table(metadata.report))
     done = f"prepared in {time.monotonic() - started:.1f} s" if is_new else "already prepared"
-    print(f"\n{done}: {_OUT.value}\nnext: {_next_command(metadata)}")
+    following = _next_for_pairs(metadata, config) if of_pairs else _next_command(metadata)
+    print(f"\n{done}: {_OUT.value}\nnext: {following}")
     return 0
 
 
@@ -57,6 +65,27 @@ def _next_command(metadata: schema.Metadata) -> str:
     if "items without content" not in metadata.report:
         command += " --config.data.content=False"
     return command
+
+
+def _next_for_pairs(metadata: pairs.Metadata, config: ConfigDict) -> str:
+    """Training ItemSage, or also SearchSage where there are searches, on all tasks."""
+    tasks = [task for task in metadata.tasks if metadata.report[f"train, {task}"]]
+
+    def command(system: str, cap: int, *more: str) -> str:
+        settings = "".join(f'("{task}", 1.0, {cap}), ' for task in tasks).rstrip()
+        flags_ = (f"--config.data.name={_OUT.value}", f"--config.tasks=({settings})", *more)
+        return shlex.join(
+            ["python", "-m", "pinjax.train", f"--config=configs/{system}.py", *flags_]
+        )
+
+    texts = "".join(f'("{name}", "{name}"), ' for name, _ in config.catalogue.texts).rstrip()
+    dim = metadata.report["numbers in a query's vector"]
+    following = command(
+        "itemsage", 0, f"--config.model.texts=({texts})", f"--config.model.dim={dim}"
+    )
+    if config.events.query:
+        following += f"\n  or: {command('searchsage', 50)}"
+    return following
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The column map: what `pinjax.prepare` has to know about a log, with every field's default."""
+"""Column maps: what `pinjax.prepare` has to know about one's files, with every field's default."""
+
+import functools
 
 import ml_collections
 
@@ -10,6 +12,7 @@ UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}  # microseconds in one
 def default() -> ml_collections.ConfigDict:
     """A column map to start from; a config sets what its log needs (see configs/prepare)."""
     config = ml_collections.ConfigDict()
+    config.kind = "timelines"  # what is made of it, for PinnerFormer; see also `engagements`
     config.name = "log"  # the data set's name, as printed in tables
     config.delimiter = ","  # of CSV files; Parquet needs none
     config.tolerance = 0.0  # share of a file's rows that may be unusable: dropped and counted
@@ -53,6 +56,56 @@ def default() -> ml_collections.ConfigDict:
     return config
 
 
+def engagements() -> ml_collections.ConfigDict:
+    """A column map of engagements and products, for ItemSage and SearchSage."""
+    config = ml_collections.ConfigDict()
+    config.kind = "engagements"
+    config.name = "log"  # the data set's name, as printed in tables
+    config.delimiter = ","  # of CSV files; Parquet needs none
+    config.tolerance = 0.0  # share of an events file's rows that may be unusable: dropped, counted
+
+    events = config.events = ml_collections.ConfigDict()
+    events.header = ()  # column names of a CSV file that has no header line
+    events.item = "item"  # integer or text ids, each in the table of items
+    events.time = ""  # "" where there are no times: then the split is by a hash
+    events.time_unit = ""  # s, ms or us since 1970 in UTC; "" for timestamps, dates, ISO 8601 text
+    # The kind of engagement, as in `default`; with none of them every row is an "action".
+    events.action = ""
+    events.action_by_file = ()
+    events.action_rules = ()
+    events.least = ()  # (column, number): rows with less are dropped
+    # What led to the engagement is one of two: a search, or an item before it.
+    events.query = ""  # a column with the text of the search
+    events.group = ""  # a column of baskets or sequences: integer or text ids
+    events.position = ""  # a column of numbers that orders a group; "": rows are in order
+    events.ahead = 1  # an item is a query for each of so many next ones of its group
+
+    catalogue = config.catalogue = ml_collections.ConfigDict()  # of the table in --items
+    catalogue.id = "item"
+    catalogue.repeats = False  # whether ids may come again; then an item's first row counts
+    catalogue.texts = ()  # ((text feature, column), ...), null where unknown
+    catalogue.images = ""  # a column of lists of numbers, one length; null: no image
+    catalogue.topic = ""  # a column
+
+    vectors = config.vectors = ml_collections.ConfigDict()  # made where none are given
+    vectors.texts = ()  # the text features from whose words they are made
+    vectors.dim = 256  # numbers in a vector
+
+    vocabulary = config.vocabulary = ml_collections.ConfigDict()  # tokens that are kept
+    vocabulary.unigrams = 200_000
+    vocabulary.bigrams = 1_000_000
+    vocabulary.trigrams = 64_000
+
+    split = config.split = ml_collections.ConfigDict()
+    split.train_end = ""  # ISO 8601: nothing later is trained on; "": split.test_days
+    split.test_days = 28.0  # days from train_end to the newest engagement
+    split.valid = 0.1  # share of searches or groups; with times, of the later engagements' queries
+    split.test = 0.1  # likewise; with times only the ratio of the two counts
+    split.cold = 0.05  # share of items, by a hash of their ids, without engagements in training
+    split.seed = 0  # of the hashes
+    return config
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses values that are right for no log.
 
@@ -61,13 +114,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     events, catalogue, split = config.events, config.catalogue, config.split
 
-    def expect(holds: bool, field: str, expected: str) -> None:
-        if not holds:
-            value = config
-            for name in field.split("."):
-                value = value[name]
-            raise InputError(f"config.{field} is {value!r}; expected {expected}")
-
+    expect = functools.partial(_expect, config)
     by_time = split.kind == "time"
     expect(by_time or split.kind == "leave_one_out", "split.kind", "'time' or 'leave_one_out'")
     expect(0 < split.valid < 1, "split.valid", "a share of the users, above 0")
@@ -84,8 +131,50 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("catalogue.created_unit", catalogue.created_unit),
     ):
         expect(unit in ("", *UNITS), field, "s, ms, us, or '' for timestamps and text")
-    others = bool(events.action) + bool(events.action_by_file) + bool(events.action_rules)
-    expect(others < 2, "events.action", "only one of action, action_by_file and action_rules set")
+    _check_action(config)
     expect(
         not (catalogue.tags and catalogue.content), "catalogue.tags", "'' beside a content column"
     )
+
+
+def check_engagements(config: ml_collections.ConfigDict) -> None:
+    """Refuses values that are right for no engagements.
+
+    Raises:
+      InputError: naming the field.
+    """
+    events, catalogue, split = config.events, config.catalogue, config.split
+    expect = functools.partial(_expect, config)
+    expect(0 < split.valid < 1, "split.valid", "a share above 0")
+    expect(0 < split.test < 1 - split.valid, "split.test", "a share above 0, and some to train on")
+    expect(0 <= split.cold < 1, "split.cold", "a share of the items, from 0 to below 1")
+    expect(0 <= config.tolerance < 1, "tolerance", "a share of the rows, from 0 to below 1")
+    expect(events.time_unit in ("", *UNITS), "events.time_unit", "s, ms, us, or '' for timestamps")
+    _check_action(config)
+    expect(len(events.least) in (0, 2), "events.least", "(column, number) or ()")
+    expect(
+        bool(events.query) != bool(events.group), "events.query", "either it or events.group set"
+    )
+    expect(events.ahead >= 1, "events.ahead", "1 or more")
+    features = dict(catalogue.texts)
+    expect(len(features) == len(catalogue.texts), "catalogue.texts", "each feature once")
+    known = all(name in features for name in config.vectors.texts)
+    expect(known, "vectors.texts", f"some of {', '.join(features) or 'catalogue.texts'}")
+    made = bool(events.query) or not catalogue.images
+    expect(bool(config.vectors.texts) or not made, "vectors.texts", "features to make vectors from")
+    expect(config.vectors.dim >= 1, "vectors.dim", "1 or more")
+
+
+def _expect(config: ml_collections.ConfigDict, holds: bool, field: str, expected: str) -> None:
+    if not holds:
+        value = config
+        for name in field.split("."):
+            value = value[name]
+        raise InputError(f"config.{field} is {value!r}; expected {expected}")
+
+
+def _check_action(config: ml_collections.ConfigDict) -> None:
+    events = config.events
+    others = bool(events.action) + bool(events.action_by_file) + bool(events.action_rules)
+    expected = "only one of action, action_by_file and action_rules set"
+    _expect(config, others < 2, "events.action", expected)

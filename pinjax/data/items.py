@@ -56,14 +56,14 @@ def read(path: epath.PathLike, config: ml_collections.ConfigDict) -> Items:
         created = tables.moments(path, names.created, column, names.created_unit) / 1e6
         bad = column.is_valid().to_numpy() & ~((created >= 0) & (created < _LATEST))
         checks.append(tables.Check("created", names.created, "a moment from 1970 to 2106", bad))
-    vectors = None
+    given = None
     if names.content:
-        vectors, bad = _vectors(path, names.content, table[names.content])
-        expected = f"{vectors.shape[1]} finite numbers, as in the first row"
+        given, bad = vectors(path, names.content, table[names.content])
+        expected = f"{given.shape[1]} finite numbers, as in the first row"
         checks.append(tables.Check("content", names.content, expected, bad))
     tables.usable(path, table, checks)
 
-    content = None if vectors is None else vectors[first]
+    content = None if given is None else given[first]
     topics = np.full(len(distinct), -1, np.int32)
     if names.tags:
         row, tag = _tags(table[names.tags], names.tag_separator)
@@ -152,25 +152,44 @@ def tag_vectors(
         raise InputError(f"{path}: {shape[1]} tags on {items} items; expected 2 or more of each")
     matrix = scipy.sparse.csr_array((np.ones(len(item)), (item, tag)), shape)
     matrix.sum_duplicates()
-    carriers = np.bincount(matrix.indices, minlength=shape[1])
-    matrix.data = np.log((1 + items) / (1 + carriers[matrix.indices])) + 1
-    matrix = scipy.sparse.diags_array(1 / _lengths(matrix)) @ matrix
-    vectors = _truncated_svd(matrix, dim)
+    matrix.data[:] = 1
+    matrix = weighted(matrix, inverse_frequency(matrix))
+    return unit_rows(matrix @ latent_space(matrix, dim))
+
+
+def inverse_frequency(matrix: scipy.sparse.csr_array) -> np.ndarray:
+    """The weight of each column by how many of the n rows have it: log((1 + n) / (1 + rows)) + 1.
+
+    Args:
+      matrix: (rows, columns), without duplicates.
+    """
+    carriers = np.bincount(matrix.indices, minlength=matrix.shape[1])
+    return np.log((1 + matrix.shape[0]) / (1 + carriers)) + 1
+
+
+def weighted(matrix: scipy.sparse.csr_array, weights: np.ndarray) -> scipy.sparse.csr_array:
+    """The columns times their weights, then the rows at unit length: TF-IDF."""
+    matrix = (matrix @ scipy.sparse.diags_array(weights)).tocsr()
+    return scipy.sparse.diags_array(1 / _lengths(matrix)) @ matrix
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows of unit length as float16, zeros where they are (almost) zero."""
     return (vectors / _lengths(vectors)[:, None]).astype(np.float16)
 
 
-def _truncated_svd(matrix: scipy.sparse.csr_array, rank: int) -> np.ndarray:
-    """The rows in the space of the largest singular values, (rows, at most `rank`).
+def latent_space(matrix: scipy.sparse.csr_array, rank: int) -> np.ndarray:
+    """The right singular vectors of the largest singular values, (columns, at most `rank`).
 
     A seeded range finder with power iterations (Halko, Martinsson & Tropp, SIAM Review 2011,
     Algorithm 4.4), so that the result is a function of the matrix alone.
     """
     basis = np.random.default_rng(0).standard_normal((matrix.shape[1], rank + 16))
     for _ in range(5):
-        basis, _ = np.linalg.qr(matrix @ basis)
-        basis, _ = np.linalg.qr(matrix.T @ basis)
-    left, scale, _ = np.linalg.svd(matrix @ basis, full_matrices=False)
-    return (left * scale)[:, :rank]
+        basis, _ = np.linalg.qr(matrix.T @ (matrix @ basis))
+    # Those of the triangular factor, which is small where there are many rows.
+    _, _, right = np.linalg.svd(np.linalg.qr(matrix @ basis, mode="r"), full_matrices=False)
+    return basis @ right[:rank].T
 
 
 def _lengths(rows: np.ndarray | scipy.sparse.csr_array) -> np.ndarray:
@@ -203,7 +222,7 @@ def _commonest(item: np.ndarray, tag: np.ndarray, items: int) -> np.ndarray:
     return topics
 
 
-def _vectors(
+def vectors(
     path: epath.PathLike, name: str, column: pa.ChunkedArray
 ) -> tuple[np.ndarray, np.ndarray]:
     """A column of lists as (float16 (rows, dim), zeros where null; bool (rows,), what is bad)."""
@@ -221,7 +240,7 @@ def _vectors(
     bad = known & (length != dim)
     whole = column.filter(pa.array(known & ~bad))
     values = pc.list_flatten(whole).cast(pa.float32()).to_numpy(zero_copy_only=False)
-    vectors = np.zeros((len(column), dim), np.float16)
+    made = np.zeros((len(column), dim), np.float16)
     with np.errstate(over="ignore"):
-        vectors[known & ~bad] = values.reshape(-1, dim)
-    return vectors, bad | ~np.isfinite(vectors).all(axis=1)
+        made[known & ~bad] = values.reshape(-1, dim)
+    return made, bad | ~np.isfinite(made).all(axis=1)

@@ -1,0 +1,30 @@
+"""Home Depot's search relevance: 74,000 judged pairs of a search and a product.
+
+python -m pinjax.prepare --config=configs/prepare/homedepot.py \
+    --events=train.parquet --items=train.parquet --out=DIR
+python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
+    '--config.tasks=(("text/relevant", 1.0, 0),)' '--config.model.texts=(("title", "title"),)'
+python -m pinjax.train --config=configs/searchsage.py --config.data.name=DIR \
+    '--config.tasks=(("text/relevant", 1.0, 50),)'
+
+A product is engaged with where its relevance, from 1 to 3 and the mean of several judges, is at
+least 2.33. Vectors are made of the words of titles.
+"""
+
+from ml_collections import ConfigDict
+
+from pinjax.data import column_map
+
+
+def get_config() -> ConfigDict:
+    config = column_map.engagements()
+    config.name = "homedepot"
+    config.events.item = "product_uid"
+    config.events.query = "search_term"
+    config.events.least = ("relevance", 2.33)
+    config.events.action_by_file = (("train", "relevant"),)
+    config.catalogue.id = "product_uid"
+    config.catalogue.repeats = True  # a row for each search; few products have two titles
+    config.catalogue.texts = (("title", "product_title"),)
+    config.vectors.texts = ("title",)
+    return config

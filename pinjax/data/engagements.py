@@ -1,0 +1,429 @@
+"""Any engagements in: files of events and products, read by a column map, out as `pairs`.
+
+What led to an engagement is a search, or an item that came shortly before it in a basket or a
+sequence. Frozen vectors are the user's own, or they are made of texts: TF-IDF over words and a
+truncated SVD (latent semantic analysis). Such vectors stand in for those of PinSage and SearchSage,
+which ItemSage and SearchSage are trained against as published; they know words, not engagements.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+
+import ml_collections
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse
+from etils import epath
+
+from pinjax.data import column_map, logs, pairs, prepared, schema, tables, text
+from pinjax.data import items as items_lib
+from pinjax.errors import InputError
+
+_SECOND = 1_000_000
+_DAY = 24 * 60 * 60
+_TASKS = 2**8  # `pairs.PAIR` holds a task in 8 bits
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """A table of items.
+
+    Attributes:
+      ids: the items' own ids, int64 or text, each once.
+      topics: int32 (items,), -1 where unknown.
+      images: float16 (items, dim), zeros where unknown, or None.
+      texts: by name of the feature, each item's text or None.
+    """
+
+    ids: pa.Array
+    topics: np.ndarray
+    images: np.ndarray | None
+    texts: dict[str, list[str | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Engagements:
+    """Queries and what they led to.
+
+    Attributes:
+      kind: of all queries, "text" or "image".
+      queries: texts of searches, or ids of items.
+      query_items: int (queries,), the rows of the items that the queries are; None for searches.
+      pairs: `pairs.PAIR` (n,), in order of time, `task` a row of `names`.
+      names: of the kinds of engagement, most frequent first.
+      key: int (n,), which of `keys` each pair is split by.
+      keys: normalised texts of searches, or ids of items or groups.
+    """
+
+    kind: str
+    queries: list[str]
+    query_items: np.ndarray | None
+    pairs: np.ndarray
+    names: tuple[str, ...]
+    key: np.ndarray
+    keys: list[int | str]
+
+
+def prepare(
+    events: Sequence[epath.PathLike],
+    items: epath.PathLike | None,
+    out: epath.PathLike,
+    config: ml_collections.ConfigDict,
+) -> tuple[pairs.Metadata, bool]:
+    """Prepares engagements, unless `out` already holds just this.
+
+    Args:
+      events: files of engagements.
+      items: the file of items.
+      out: the data set's directory; written under another name, then renamed.
+      config: a column map, see `column_map.engagements`.
+
+    Returns:
+      (what is known about the data set, whether it was made now).
+
+    Raises:
+      InputError: for wrong input; nothing is left behind.
+    """
+    column_map.check_engagements(config)
+    if not items:
+        raise InputError("--items is missing; expected a file of the items that are engaged with")
+    out = epath.Path(out)
+    digest = prepared._digest([*events, items], config)
+    known = out / "metadata.json"
+    if known.exists() and digest in known.read_text():
+        return pairs.read(out).metadata, False
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out}: holds something else; expected a new or an empty directory")
+
+    table = read_items(items, config)
+    made, report = read_events(events, table, config)
+    train_end = _train_end(made.pairs["time"], config.split) if config.events.time else 0
+    splits = split(made, table.ids, train_end, config)
+    trained = np.zeros(len(table.ids), bool)
+    trained[made.pairs["product"][splits == 0]] = True
+    vocabulary = text.Vocabulary.build(
+        itertools.chain.from_iterable(
+            itertools.compress(column, trained) for column in table.texts.values()
+        ),
+        **config.vocabulary,
+    )
+    texts = {name: vocabulary.encode(column) for name, column in table.texts.items()}
+    images, vectors = _vectors(items, table, texts, made, vocabulary, config)
+
+    has_image = images.any(axis=1)
+    products = pairs.Products(
+        ids=table.ids.to_numpy(zero_copy_only=False),
+        topics=table.topics,
+        created=np.zeros(len(table.ids), np.uint32),
+        images=images[has_image],
+        image_offsets=np.concatenate([[0], np.cumsum(has_image)]),
+        texts=texts,
+    )
+    queries = pairs.Queries(
+        ids=np.array(made.queries, object),
+        kinds=np.full(len(made.queries), made.kind, object),
+        vectors=vectors,
+    )
+    tasks = tuple(f"{made.kind}/{name}" for name in made.names)
+    report |= {
+        "queries": len(queries),
+        "queries without a vector": int((~vectors.any(axis=1)).sum()),
+        "numbers in a query's vector": vectors.shape[1],
+        "products": len(products),
+        "products without an image": int((~has_image).sum()),
+        "products in training": int(trained.sum()),
+        **{f"{kind}s": size for kind, size in zip(text.KINDS, vocabulary.sizes, strict=True)},
+    }
+    if config.events.time:
+        report["train_end"] = prepared._iso(train_end)
+    for row, name in enumerate(schema.SPLITS):
+        count = np.bincount(made.pairs["task"][splits == row], minlength=len(tasks))
+        report |= {f"{name}, {task}": int(n) for task, n in zip(tasks, count, strict=True)}
+    metadata = pairs.Metadata(config.name, tasks, train_end, digest, report)
+    try:
+        pairs.write(out, metadata, products, queries, vocabulary, made.pairs, splits)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+    return metadata, True
+
+
+def read_items(path: epath.PathLike, config: ml_collections.ConfigDict) -> Items:
+    """Reads a table of items by the `catalogue` section of a column map.
+
+    Raises:
+      InputError: for wrong input; here no bad row is tolerated.
+    """
+    names = config.catalogue
+    columns = [column for _, column in names.texts]
+    wanted = [names.id, *columns, names.images, names.topic]
+    table = tables.read(path, list(filter(None, wanted)), config.delimiter)
+    ids = tables.ids(path, names.id, table[names.id]).combine_chunks()
+    checks = [tables.Check("item", names.id, "an item's id", ids.is_null().to_numpy(False))]
+    distinct = ids.unique()
+    first = np.unique(pc.index_in(ids, distinct).to_numpy(), return_index=True)[1]
+    if not names.repeats:
+        repeated = np.ones(len(table), bool)
+        repeated[first] = False
+        checks.append(tables.Check("item", names.id, "each item once", repeated))
+    images = None
+    if names.images:
+        images, bad = items_lib.vectors(path, names.images, table[names.images])
+        expected = f"{images.shape[1]} finite numbers, as in the first row"
+        checks.append(tables.Check("image", names.images, expected, bad))
+        images = images[first]
+    tables.usable(path, table, checks)
+
+    topics = np.full(len(distinct), -1, np.int32)
+    if names.topic:
+        encoded = _text(path, names.topic, table[names.topic]).combine_chunks().dictionary_encode()
+        topics = encoded.indices.fill_null(-1).to_numpy()[first]
+    texts = {
+        name: _text(path, column, table[column]).take(pa.array(first)).to_pylist()
+        for name, column in names.texts
+    }
+    return Items(distinct, topics, images, texts)
+
+
+def read_events(
+    paths: Sequence[epath.PathLike], items: Items, config: ml_collections.ConfigDict
+) -> tuple[Engagements, dict[str, int]]:
+    """Reads engagements.
+
+    Rows without an item of the table, a query or group, a position or a time between 1970 and 2106
+    are bad: more of them than `config.tolerance` allows are refused. Searches that are equal but
+    for spaces around them are one query. An item is no query for itself.
+
+    Args:
+      paths: Parquet or CSV files; a group's rows may lie in several.
+      items: the table of items.
+      config: a column map.
+
+    Returns:
+      (queries and pairs, counts for the report).
+
+    Raises:
+      InputError: for wrong input.
+    """
+    report: dict[str, int] = {"rows read": 0}
+    parts = []
+    for path in map(epath.Path, paths):
+        part, counts = _read_file(path, items, config)
+        parts.append(part)
+        for name, count in counts.items():
+            report[name] = report.get(name, 0) + count
+    leads = tables.same_type([part["lead"] for part in parts])
+    parts = [p.set_column(0, "lead", lead) for p, lead in zip(parts, leads, strict=True)]
+    table = pa.concat_tables(parts)
+    where = ", ".join(map(str, paths))
+    if not len(table):
+        raise InputError(f"{where}: no usable row is left")
+
+    leads, lead = logs._encode(table["lead"])
+    item, time = table["item"].to_numpy(), table["time"].to_numpy()
+    if config.events.query:
+        led = np.arange(len(table))
+        query, key = lead, lead
+        queries, query_items = leads.to_pylist(), None
+        keys = [text.normalise(query) for query in queries]
+    else:
+        before, led = _next_ones(lead, table["position"].to_numpy(), config.events.ahead)
+        other = item[before] != item[led]
+        report["an item after itself"] = int((~other).sum())
+        before, led = before[other], led[other]
+        if not len(led):
+            raise InputError(f"{where}: no two items in a {config.events.group}")
+        query_items, query = np.unique(item[before], return_inverse=True)
+        queries = tables.text(items.ids.take(pa.array(query_items))).to_pylist()
+        key, keys = (query, queries) if config.events.time else (lead[led], leads.to_pylist())
+
+    order = np.argsort(time[led], kind="stable")
+    led, query = led[order], query[order]
+    names, task = _names(table["action"].take(pa.array(led)))
+    made = np.empty(len(led), pairs.PAIR)
+    made["query"], made["product"], made["task"] = query, item[led], task
+    made["time"] = time[led] // _SECOND
+    kind = "text" if config.events.query else "image"
+    return Engagements(kind, queries, query_items, made, names, key[order], keys), report
+
+
+def split(
+    made: Engagements, ids: pa.Array, train_end: int, config: ml_collections.ConfigDict
+) -> np.ndarray:
+    """Which of `schema.SPLITS` each pair is of: int8 (pairs,).
+
+    With times, what is later than `train_end` is held out, in valid or test by the query. Without,
+    a search or a group is in one split. What would be in training of a cold item goes to valid or
+    test by the item; that an item is cold says nothing of pairs whose query it is.
+
+    Args:
+      made: the pairs.
+      ids: the items' own ids.
+      train_end: unix seconds, used only where the column map has a time.
+      config: a column map.
+
+    Raises:
+      InputError: where a split is empty.
+    """
+    shares = config.split
+    tests = shares.test / (shares.valid + shares.test)
+    if config.events.time:
+        splits = _hashed(made.keys, shares.seed, 1, tests)[made.key]
+        splits[made.pairs["time"] <= train_end] = 0
+    else:
+        splits = _hashed(made.keys, shares.seed, shares.valid, shares.test)[made.key]
+    ids = ids.to_pylist()
+    cold = _hashed(ids, f"{shares.seed}:cold", 0, shares.cold) > 0
+    held_out = _hashed(ids, f"{shares.seed}:held out", 1, tests)
+    product = made.pairs["product"]
+    splits = np.where((splits == 0) & cold[product], held_out[product], splits)
+    for row, name in enumerate(schema.SPLITS):
+        if not (splits == row).any():
+            raise InputError(f"no engagement of {len(splits)} falls into {name}; see config.split")
+    return splits
+
+
+def _hashed(keys: Iterable[int | str], seed: int | str, valid: float, test: float) -> np.ndarray:
+    """Int8 (keys,), rows of `schema.SPLITS`: see `prepared.split_of`."""
+    shares = ml_collections.FrozenConfigDict({"seed": seed, "valid": valid, "test": test})
+    splits = (schema.SPLITS.index(prepared.split_of(key, shares)) for key in keys)
+    return np.fromiter(splits, np.int8)
+
+
+def _read_file(
+    path: epath.Path, items: Items, config: ml_collections.ConfigDict
+) -> tuple[pa.Table, dict[str, int]]:
+    """The usable rows of a file.
+
+    Their columns are lead (search or group), item (row), time (us), position and action.
+    """
+    events = config.events
+    wanted = [events.item, events.time, events.query, events.group, events.position, events.action]
+    wanted += [*events.least[:1], *(column for _, column, _ in events.action_rules)]
+    table = tables.read(path, list(filter(None, wanted)), config.delimiter, events.header)
+    rows = len(table)
+
+    known, item = tables.same_type([items.ids, tables.ids(path, events.item, table[events.item])])
+    item = pc.index_in(item, known).fill_null(-1).to_numpy()
+    checks = [tables.Check("item", events.item, "an id of the table of items", item < 0)]
+    if events.query:
+        lead = _text(path, events.query, table[events.query])
+        lead = pc.utf8_trim_whitespace(lead)
+        lead = pc.if_else(pc.equal(lead, ""), None, lead)
+        name, expected = events.query, "the text of a search"
+    else:
+        lead = tables.ids(path, events.group, table[events.group])
+        name, expected = events.group, "a group's id"
+    checks.append(tables.Check("query or group", name, expected, lead.is_null().to_numpy()))
+    position, time, dropped = np.zeros(rows), np.zeros(rows), np.zeros(rows, bool)
+    if events.least:
+        column, least = events.least
+        value = tables.numbers(path, column, table[column])
+        checks.append(tables.Check(column, column, "a number", np.isnan(value)))
+        dropped = value < least
+    if events.position:
+        position = tables.numbers(path, events.position, table[events.position])
+        bad = np.isnan(position)
+        checks.append(tables.Check("position", events.position, "a number", bad))
+    if events.time:
+        time = tables.moments(path, events.time, table[events.time], events.time_unit)
+        checks.append(logs._check_time(table, time, dropped, events))
+
+    checks = [check._replace(bad=check.bad & ~dropped) for check in checks]
+    good, counts = tables.usable(path, table, checks, config.tolerance)
+    counts = {f"dropped for a bad {field}": count for field, count in counts.items()}
+    good &= ~dropped
+    columns = {
+        "lead": lead,
+        "item": item,
+        "time": np.where(good, time, 0).astype(np.int64),
+        "position": position,
+        "action": logs._action(path, table, events),
+    }
+    report = {"rows read": rows, "dropped as too little": int(dropped.sum()), **counts}
+    return pa.table(columns).filter(pa.array(good)), report
+
+
+def _next_ones(
+    group: np.ndarray, position: np.ndarray, ahead: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two rows of one group, of which the second is one of the `ahead` next after the first."""
+    order = np.lexsort((position, group))
+    first, second = [], []
+    for step in range(1, ahead + 1):
+        same = group[order[:-step]] == group[order[step:]]
+        first.append(order[:-step][same])
+        second.append(order[step:][same])
+    return np.concatenate(first), np.concatenate(second)
+
+
+def _names(actions: pa.ChunkedArray) -> tuple[tuple[str, ...], np.ndarray]:
+    """The kinds of engagement that come, most frequent first, and the row of each pair's."""
+    names, row, others = logs._vocabulary(actions, _TASKS - 1)
+    if others:
+        raise InputError(f"more than {_TASKS - 1} kinds of engagement; see config.events.action")
+    come = np.bincount(row, minlength=len(names)) > 0
+    return tuple(itertools.compress(names, come)), (np.cumsum(come) - 1)[row]
+
+
+def _vectors(
+    path: epath.PathLike,
+    items: Items,
+    texts: dict[str, text.Ragged],
+    made: Engagements,
+    vocabulary: text.Vocabulary,
+    config: ml_collections.ConfigDict,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frozen vectors of items and of queries, float16, zeros where there is none.
+
+    Images are the table's, or made of texts in their place. A search's vector is made of its words
+    in the space of the items' texts; the vector of an item as a query is that of its image.
+    """
+    images = items.images
+    if images is None or made.query_items is None:
+        words = vocabulary.sizes[0]
+        counts = sum(_word_counts(texts[name], words) for name in config.vectors.texts)
+        if min(counts.shape) < 2:
+            found = f"{words} words on {len(items.ids)} items"
+            raise InputError(f"{path}: {found}; expected 2 or more of each to make vectors from")
+        weights = items_lib.inverse_frequency(counts)
+        matrix = items_lib.weighted(counts, weights)
+        space = items_lib.latent_space(matrix, config.vectors.dim)
+        if images is None:
+            images = items_lib.unit_rows(matrix @ space)
+    if made.query_items is not None:
+        return images, images[made.query_items]
+    asked = _word_counts(vocabulary.encode(made.queries), words)
+    return images, items_lib.unit_rows(items_lib.weighted(asked, weights) @ space)
+
+
+def _word_counts(encoded: text.Ragged, words: int) -> scipy.sparse.csr_array:
+    """How often each text has each word of the vocabulary, float64 (texts, words)."""
+    tokens, offsets = encoded
+    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    is_word = tokens < words
+    place = row[is_word], tokens[is_word]
+    counts = scipy.sparse.csr_array((np.ones(is_word.sum()), place), (len(offsets) - 1, words))
+    counts.sum_duplicates()
+    return counts
+
+
+def _train_end(time: np.ndarray, shares: ml_collections.ConfigDict) -> int:
+    first, last = int(time.min()), int(time.max())
+    if shares.train_end:
+        train_end = tables.moment("split.train_end", shares.train_end)
+    else:
+        train_end = last - round(shares.test_days * _DAY)
+    if not first <= train_end < last:
+        between = f"{prepared._iso(first)} and {prepared._iso(last)}"
+        expected = f"a moment between the first and last engagement, {between}"
+        raise InputError(f"train_end is {prepared._iso(train_end)}; expected {expected}")
+    return train_end
+
+
+def _text(path: epath.PathLike, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = column.type
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raise InputError(f"{path}: {name} is {kind}; expected text")
+    return tables.text(column)

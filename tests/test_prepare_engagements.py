@@ -1,0 +1,412 @@
+"""Engagements as `prepare` writes them, against a plain-Python reading, and what it refuses."""
+
+import collections
+import hashlib
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pinjax.data import column_map, engagements, pairs, schema, text
+from pinjax.errors import InputError
+
+ROOT = pathlib.Path(__file__).parents[1]
+RAW = ROOT.parent / "shared/data"
+START = 1_600_000_000
+WORDS = [f"word{number}" for number in range(20)]
+
+
+@pytest.fixture
+def events(rng):
+    n = 400
+    return {
+        "item": rng.integers(100, 130, n).astype(object),
+        "time": START + rng.permutation(n) * 3600,
+        "query": [" ".join(rng.choice(WORDS, 2)) for _ in range(n)],
+        "relevance": rng.integers(1, 4, n).astype(float),
+        "bought": rng.integers(0, 2, n),
+        "basket": rng.integers(0, 60, n).astype(object),
+        "place": rng.permutation(n).astype(object),
+    }
+
+
+@pytest.fixture
+def table(rng):
+    return {
+        "item": np.arange(131, 99, -1).astype(object),
+        "name": [" ".join(rng.choice(WORDS, 4)) + f" own{i}" for i in range(131, 99, -1)],
+        "note": [None if i % 3 else str(rng.choice(WORDS)) for i in range(32)],
+        "v": rng.normal(size=(32, 4)).tolist(),
+        "kind": [str(rng.choice(["x", "y"])) for _ in range(32)],
+    }
+
+
+def make_config(**changes):
+    """Searches without times; `changes` as section__field."""
+    config = column_map.engagements()
+    config.events.update(query="query", action_rules=(("buy", "bought", 1), ("click", "bought", 0)))
+    config.catalogue.update(texts=(("title", "name"), ("note", "note")), topic="kind")
+    config.vectors.update(texts=("title",), dim=5)
+    config.split.update(valid=0.2, test=0.2, cold=0.2, test_days=5.0)
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        config[section][field] = value
+    return config
+
+
+def grouped(**changes):
+    return make_config(events__query="", events__group="basket", **changes)
+
+
+def prepare(tmp_path, events, table, config, out="out"):
+    pq.write_table(pa.table(events), tmp_path / "e.parquet")
+    pq.write_table(pa.table(table), tmp_path / "i.parquet")
+    engagements.prepare([tmp_path / "e.parquet"], tmp_path / "i.parquet", tmp_path / out, config)
+    return pairs.read(tmp_path / out)
+
+
+def share(key):
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") / 2**64
+
+
+def expected_split(config, key, item, time, train_end):
+    valid, test = config.split.valid, config.split.test
+    if config.events.time:
+        half = test / (valid + test)
+        split = "train" if time <= train_end else "test" if share(f"0:{key}") < half else "valid"
+    else:
+        drawn = share(f"0:{key}")
+        split = "test" if drawn < test else "valid" if drawn < test + valid else "train"
+    if split == "train" and share(f"0:cold:{item}") < config.split.cold:
+        half = test / (valid + test)
+        split = "test" if share(f"0:held out:{item}") < half else "valid"
+    return split
+
+
+def read_plainly(events, config):
+    """[(query, item, task, time, key of the split)] of a log."""
+    rows = [dict(zip(events, row, strict=True)) for row in zip(*events.values(), strict=True)]
+    if config.events.least:
+        column, least = config.events.least
+        rows = [row for row in rows if row[column] >= least]
+    times = bool(config.events.time)
+    found = []
+    if config.events.query:
+        for row in rows:
+            name = "text/buy" if row["bought"] else "text/click"
+            time = row["time"] if times else 0
+            found.append((row["query"].strip(), row["item"], name, time, row["query"].strip()))
+        return found
+    baskets = collections.defaultdict(list)
+    for row in rows:
+        baskets[row["basket"]].append(row)
+    for basket, members in baskets.items():
+        if config.events.position:
+            members.sort(key=lambda row: row["place"])
+        for first, before in enumerate(members):
+            for row in members[first + 1 : first + 1 + config.events.ahead]:
+                if row["item"] != before["item"]:
+                    name = "image/buy" if row["bought"] else "image/click"
+                    key = before["item"] if times else basket
+                    time = row["time"] if times else 0
+                    found.append((str(before["item"]), row["item"], name, time, key))
+    return found
+
+
+CASES = {
+    "searches": make_config(),
+    "searches that are relevant": make_config(events__least=("relevance", 2.0)),
+    "searches in time": make_config(events__time="time", events__time_unit="s"),
+    "baskets": grouped(),
+    "baskets, three ahead": grouped(events__position="place", events__ahead=3),
+    "baskets in time": grouped(events__time="time", events__time_unit="s", events__ahead=2),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_writes_what_the_log_holds(tmp_path, events, table, case):
+    config = CASES[case]
+    events["query"][3] = f" {events['query'][3]} "
+    made = prepare(tmp_path, events, table, config)
+    found = read_plainly(events, config)
+    last = max(time for *_, time, _ in found)
+    train_end = last - 5 * 86400 if config.events.time else 0
+    assert made.metadata.train_end == train_end
+    expected = collections.Counter(
+        (expected_split(config, key, item, time, train_end), query, item, task, time)
+        for query, item, task, time, key in found
+    )
+    written = collections.Counter()
+    for split in schema.SPLITS:
+        part = made.pairs(split)
+        assert (np.diff(part["time"].astype(int)) >= 0).all()
+        for pair in part:
+            query, item = made.queries.ids[pair["query"]], made.products.ids[pair["product"]]
+            written[split, query, item, made.metadata.tasks[pair["task"]], pair["time"]] += 1
+    assert written == expected
+    trained_on = {item for split, _, item, *_ in expected if split == "train"}
+    cold = {item for item in events["item"] if share(f"0:cold:{item}") < 0.2}
+    assert cold
+    assert not cold & trained_on
+
+    kind = "text" if config.events.query else "image"
+    assert set(made.queries.kinds) == {kind}
+    assert len(set(made.queries.ids)) == len(made.queries)
+    assert made.products.ids.tolist() == list(table["item"])
+    names = list(dict.fromkeys(table["kind"]))
+    assert made.products.topics.tolist() == [names.index(name) for name in table["kind"]]
+
+    # The vocabulary is that of the items in training pairs, each once.
+    texts = [
+        line
+        for column in ("name", "note")
+        for item, line in zip(table["item"], table[column], strict=True)
+        if item in trained_on
+    ]
+    vocabulary = text.Vocabulary.build(texts, unigrams=10**6, bigrams=10**6, trigrams=10**6)
+    assert made.vocabulary.rows.equals(vocabulary.rows)
+    for feature, column in (("title", "name"), ("note", "note")):
+        for one, other in zip(
+            made.products.texts[feature], vocabulary.encode(table[column]), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+    if kind == "image":
+        place = [list(table["item"]).index(int(query)) for query in made.queries.ids]
+        np.testing.assert_array_equal(made.queries.vectors, made.products.images[place])
+
+
+def dense_vectors(known, asked, words, dim):
+    """TF-IDF and a dense SVD of texts, float64: unit vectors of those and of some others."""
+
+    def counts(lines):
+        return np.array([[line.split().count(word) for word in words] for line in lines], float)
+
+    def unit(rows):
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+    idf = np.log((1 + len(known)) / (1 + (counts(known) > 0).sum(axis=0))) + 1
+    matrix = unit(counts(known) * idf)
+    space = np.linalg.svd(matrix, full_matrices=False)[2][:dim].T
+    return unit(matrix @ space), unit(unit(counts(asked) * idf) @ space)
+
+
+@pytest.mark.parametrize("dim", [5, 200])
+def test_made_vectors_equal_a_dense_svd(tmp_path, events, table, dim):
+    table["name"][4] = "unheard of" if dim == 5 else table["name"][4]
+    events["item"][events["item"] == table["item"][4]] = table["item"][5]  # not in training
+    made = prepare(tmp_path, events, table, make_config(vectors__dim=dim))
+    words = [
+        token["token"] for token in made.vocabulary.rows.to_pylist() if token["kind"] == "unigram"
+    ]
+    items, queries = dense_vectors(table["name"], made.queries.ids, words, dim)
+    has_image = np.diff(made.products.image_offsets) > 0
+    assert has_image.tolist() == [bool(set(name.split()) & set(words)) for name in table["name"]]
+    images = made.products.images.astype(float)
+    assert images.shape[1] == min(dim, 32, len(words))
+    found = made.queries.vectors.astype(float)
+    # A basis is given up to signs, so similarities are compared.
+    np.testing.assert_allclose(
+        images @ images.T, (items @ items.T)[has_image][:, has_image], atol=2e-3
+    )
+    np.testing.assert_allclose(found @ images.T, (queries @ items.T)[:, has_image], atol=2e-3)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=2e-3)
+
+
+def test_vectors_that_are_given(tmp_path, events, table):
+    table["v"][7] = None
+    config = grouped(catalogue__images="v", vectors__texts=())
+    made = prepare(tmp_path, events, table, config)
+    given = np.float16([v or np.zeros(4) for v in table["v"]])
+    has_image = np.arange(32) != 7
+    np.testing.assert_array_equal(made.products.images, given[has_image])
+    np.testing.assert_array_equal(np.diff(made.products.image_offsets), has_image)
+    place = [list(table["item"]).index(int(query)) for query in made.queries.ids]
+    np.testing.assert_array_equal(made.queries.vectors, given[place])
+
+    searches = prepare(tmp_path, events, table, make_config(catalogue__images="v"), "searches")
+    np.testing.assert_array_equal(searches.products.images, given[has_image])
+    assert searches.queries.vectors.shape[1] == 5
+
+
+def test_the_first_row_of_an_item_counts_where_it_may_repeat(tmp_path, events, table):
+    twice = {name: [*values, *values[::-1]] for name, values in table.items()}
+    twice["name"][32:] = ["other"] * 32
+    once = prepare(tmp_path, events, table, make_config(), "once")
+    made = prepare(tmp_path, events, twice, make_config(catalogue__repeats=True), "twice")
+    assert made.products.ids.tolist() == once.products.ids.tolist()
+    assert made.vocabulary.rows.equals(once.vocabulary.rows)
+    np.testing.assert_array_equal(made.products.topics, once.products.topics)
+
+
+BAD = {
+    "null item": ("e", "item", 4, None, "row 5: item is None; expected an id of the table"),
+    "unknown item": ("e", "item", 4, 7, "row 5: item is 7; expected an id of the table of items"),
+    "no search": ("e", "query", 4, " ", "row 5: query is ' '; expected the text of a search"),
+    "NaN": ("e", "relevance", 4, np.nan, "row 5: relevance is nan; expected a number"),
+    "bad time": ("e", "time", 4, -1, "row 5: time is -1; expected a moment from 1970 to 2106"),
+    "no group": ("e", "basket", 4, None, "row 5: basket is None; expected a group's id"),
+    "no position": ("e", "place", 4, None, "row 5: place is None; expected a number"),
+    "item twice": ("i", "item", 1, 131, "row 2: item is 131; expected each item once"),
+    "item without id": ("i", "item", 1, None, "row 2: item is None; expected an item's id"),
+    "short image": ("i", "v", 1, [1.0], r"row 2: v is \[1.0\]; expected 4 finite numbers"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refuses_a_bad_row(tmp_path, events, table, case):
+    file, column, row, value, message = BAD[case]
+    columns = events if file == "e" else table
+    columns[column] = list(columns[column])
+    columns[column][row] = value
+    config = make_config(events__time="time", events__time_unit="s", catalogue__images="v")
+    config.events.least = ("relevance", 1.0)
+    if column in ("basket", "place"):
+        config.events.update(query="", group="basket", position="place")
+    check_refused(tmp_path, f"{file}.parquet: {message}", events, table, config)
+
+
+def check_refused(tmp_path, message, *args):
+    with pytest.raises(InputError, match=message) as error:
+        prepare(tmp_path, *args)
+    assert "\n" not in str(error.value)
+    assert set(os.listdir(tmp_path)) <= {"e.parquet", "i.parquet"}
+
+
+BAD_CONFIGS = {
+    "a search and a group": ({"events__group": "basket"}, "events.query is 'query'; expected eit"),
+    "nothing to make vectors from": (
+        {"vectors__texts": ()},
+        "vectors.texts is .*expected features",
+    ),
+    "no such feature": ({"vectors__texts": ("name",)}, "vectors.texts is .*some of title, note"),
+    "no such column": ({"events__query": "qery"}, "no column 'qery' .*did you mean 'query'"),
+    "lists as text": ({"catalogue__texts": (("title", "v"),)}, "v is list.*expected text"),
+    "shares over 1": ({"split__valid": 0.9}, "split.test is 0.2; expected"),
+    "empty split": ({"split__valid": 1e-9}, "no engagement of 400 falls into valid"),
+    "all too little": ({"events__least": ("relevance", 9)}, "no usable row is left"),
+    "no words": ({"vocabulary__unigrams": 0}, "0 words on 32 items; expected 2 or more"),
+    "end outside": (
+        {"events__time": "time", "events__time_unit": "s", "split__train_end": "2031-01-01"},
+        "train_end is 2031.*expected a moment between",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_refuses_a_bad_config(tmp_path, events, table, case):
+    changes, message = BAD_CONFIGS[case]
+    config = make_config(split__cold=0.0)
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        config[section][field] = value
+    check_refused(tmp_path, message, events, table, config)
+
+
+def test_tolerated_rows_are_counted(tmp_path, events, table):
+    events["item"][:3] = None
+    events["query"][3] = ""
+    config = make_config()
+    config.tolerance = 0.01
+    made = prepare(tmp_path, events, table, config)
+    report = made.metadata.report
+    assert report["dropped for a bad item"] == 3
+    assert report["dropped for a bad query or group"] == 1
+    assert sum(len(made.pairs(split)) for split in schema.SPLITS) == 396
+
+
+def test_a_group_may_lie_in_several_files(tmp_path, events, table):
+    whole = prepare(tmp_path, events, table, grouped(), "whole")
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    pq.write_table(pa.table(events)[:150], paths[0])
+    pq.write_table(pa.table(events)[150:], paths[1])
+    engagements.prepare(paths, tmp_path / "i.parquet", tmp_path / "parts", grouped())
+    for split in schema.SPLITS:
+        np.testing.assert_array_equal(
+            pairs.read(tmp_path / "parts").pairs(split), whole.pairs(split)
+        )
+
+
+def test_the_same_input_is_prepared_once(tmp_path, events, table):
+    first = prepare(tmp_path, events, table, make_config())
+    files = [tmp_path / "e.parquet"], tmp_path / "i.parquet", tmp_path / "out"
+    assert engagements.prepare(*files, make_config()) == (first.metadata, False)
+    with pytest.raises(InputError, match="holds something else"):
+        engagements.prepare(*files, make_config(split__seed=1))
+    with pytest.raises(InputError, match="--items is missing"):
+        engagements.prepare(files[0], None, tmp_path / "other", make_config())
+
+
+CONFIG = """
+from pinjax.data import column_map
+
+def get_config():
+    config = column_map.engagements()
+    config.events.query = "query"
+    config.catalogue.texts = (("title", "name"),)
+    config.vectors.update(texts=("title",), dim=5)
+    return config
+"""
+
+
+def test_command_prints_a_report_and_the_next_commands(tmp_path, events, table):
+    (tmp_path / "map.py").write_text(CONFIG)
+    pq.write_table(pa.table(events), tmp_path / "e.parquet")
+    pq.write_table(pa.table(table), tmp_path / "i.parquet")
+    flags = {"config": "map.py", "events": "e.parquet", "items": "i.parquet", "out": "out"}
+    arguments = [f"--{name}={tmp_path}/{value}" for name, value in flags.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "pinjax.prepare", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "train, text/action" in done.stdout
+    itemsage, searchsage = done.stdout.splitlines()[-2:]
+    start = "python -m pinjax.train --config=configs/"
+    data = f" --config.data.name={tmp_path}/out "
+    assert itemsage == (
+        f"next: {start}itemsage.py{data}'--config.tasks=((\"text/action\", 1.0, 0),)' "
+        '\'--config.model.texts=(("title", "title"),)\' --config.model.dim=5'
+    )
+    assert searchsage == (
+        f"  or: {start}searchsage.py{data}'--config.tasks=((\"text/action\", 1.0, 50),)'"
+    )
+
+
+def prepare_real(tmp_path, name, events, items):
+    config = runpy.run_path(str(ROOT / f"configs/prepare/{name}.py"))["get_config"]()
+    config.vectors.dim = 8
+    events, items = RAW / name / events, RAW / name / items
+    engagements.prepare([events], items, tmp_path / name, config)
+    return pairs.read(tmp_path / name), pq.read_table(events)
+
+
+@pytest.mark.skipif(not RAW.exists(), reason="needs the public logs in shared/data")
+def test_homedepot_is_the_relevant_rows(tmp_path):
+    made, rows = prepare_real(tmp_path, "homedepot", "train.parquet", "train.parquet")
+    counts = [len(made.pairs(split)) for split in schema.SPLITS]
+    assert sum(counts) == (rows["relevance"].to_numpy() >= 2.33).sum()
+    assert 0.7 < counts[0] / sum(counts) < 0.8  # 0.8 of the searches, less the cold items
+    assert made.products.ids.tolist() == list(dict.fromkeys(rows["product_uid"].to_pylist()))
+    assert made.metadata.tasks == ("text/relevant",)
+
+
+@pytest.mark.skipif(not RAW.exists(), reason="needs the public logs in shared/data")
+def test_instacart_is_neighbours_in_baskets(tmp_path):
+    made, rows = prepare_real(
+        tmp_path, "instacart", "order_products__train.parquet", "products.parquet"
+    )
+    counts = [len(made.pairs(split)) for split in schema.SPLITS]
+    assert sum(counts) == len(rows) - len(rows["order_id"].unique())
+    assert made.metadata.tasks == ("image/reorder", "image/add")
+    reorders = sum((made.pairs(split)["task"] == 0).sum() for split in schema.SPLITS)
+    later = rows["add_to_cart_order"].to_numpy() > 1
+    assert reorders == rows["reordered"].to_numpy()[later].sum()
