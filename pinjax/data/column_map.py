@@ -113,7 +113,6 @@ def check(config: ml_collections.ConfigDict) -> None:
       InputError: naming the field.
     """
     events, catalogue, split = config.events, config.catalogue, config.split
-
     expect = functools.partial(_expect, config)
     by_time = split.kind == "time"
     expect(by_time or split.kind == "leave_one_out", "split.kind", "'time' or 'leave_one_out'")
