@@ -48,7 +48,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         sharding.replicated(mesh),
     )
     devices = mesh.shape["data"]
-    lengths = np.diff(catalogue.token_offsets[:: catalogue.text_features or 1])
+    lengths = np.diff(catalogue.token_offsets[:: catalogue.text_features])
     capacities = {
         "positives": product_features.token_capacity(
             lengths, train_batches.product_weights(len(lengths)), config.data.pairs // devices
@@ -58,9 +58,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         ),
         "catalogue": product_features.most_tokens(lengths, ENCODED // devices),
     }
-    embed_rows = jax.jit(
-        functools.partial(encode, encoder, mesh, capacities["catalogue"]), out_shardings=None
-    )
+    embed_rows = jax.jit(functools.partial(encode, encoder, mesh, capacities["catalogue"]))
     judge = product_retrieval.ProductRetrieval(
         "ItemSage", dataset, tuple(train_batches.tasks), config.evaluate
     )
@@ -123,7 +121,8 @@ def make_features(config: ConfigDict, dataset: pairs.PairSet) -> product_feature
         if name not in products.texts:
             known = ", ".join(products.texts)
             raise InputError(f"model.texts: {dataset.metadata.name} has no {name!r}, only {known}")
-    tokens, offsets = text.interleave([products.texts[name] for name in names])
+    none = text.Ragged(np.zeros(0, np.int32), np.zeros(len(products) + 1, np.int64))
+    tokens, offsets = text.interleave([products.texts[name] for name in names] or [none])
     return product_features.ProductFeatures(
         images=jnp.asarray(products.images, jnp.bfloat16),
         image_offsets=products.image_offsets.astype(np.int32),
@@ -161,7 +160,7 @@ def gather(
     images = image_mask = tokens = segments = None
     fits = True
     if encoder.image_features:
-        (*_, slots) = encoder.image_features[0]
+        slots = encoder.image_features[0][-1]
         images, image_mask = product_features.gather_images(products, rows, slots)
     if encoder.text_features:
         tokens, segments, fits = product_features.gather_tokens(products, rows, capacity)

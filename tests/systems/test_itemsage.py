@@ -91,6 +91,17 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     assert {int(sketch.total) for sketch in sketches.values()} == {SIZE}
 
 
+@pytest.mark.parametrize("model", [{"texts": ()}, {"image_slots": 0}])
+def test_images_or_texts_alone_work_by_config(make_config, model, mesh):
+    system = registry.create(make_config(model=model), mesh)
+    params, sketches = system.init(jax.random.key(1))
+    batch, key = next(system.batches(0)), jax.random.key(2)
+    value, _ = jax.jit(system.loss)(params, system.frozen, sketches, batch, key)
+    assert np.isfinite(value)
+    (row,) = system.evaluate(params, "valid")
+    assert 0 < row.metrics["R@100"][0] < 1
+
+
 def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
     (losses, state), *others = train_on_devices(make_config(), 3)
     for other_losses, other in others:
