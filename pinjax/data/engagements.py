@@ -22,7 +22,6 @@ from pinjax.data import items as items_lib
 from pinjax.errors import InputError
 
 _SECOND = 1_000_000
-_DAY = 24 * 60 * 60
 _TASKS = 2**8  # `pairs.PAIR` holds a task in 8 bits
 
 
@@ -90,16 +89,13 @@ def prepare(
     if not items:
         raise InputError("--items is missing; expected a file of the items that are engaged with")
     out = epath.Path(out)
-    digest = prepared._digest([*events, items], config)
-    known = out / "metadata.json"
-    if known.exists() and digest in known.read_text():
+    digest = prepared.digest_of([*events, items], config)
+    if prepared.is_there(out, digest):
         return pairs.read(out).metadata, False
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: holds something else; expected a new or an empty directory")
 
     table = read_items(items, config)
     made, report = read_events(events, table, config)
-    train_end = _train_end(made.pairs["time"], config.split) if config.events.time else 0
+    train_end = prepared.train_end_of(made.pairs["time"], config.split) if config.events.time else 0
     splits = split(made, table.ids, train_end, config)
     trained = np.zeros(len(table.ids), bool)
     trained[made.pairs["product"][splits == 0]] = True
@@ -137,7 +133,7 @@ def prepare(
         **{f"{kind}s": size for kind, size in zip(text.KINDS, vocabulary.sizes, strict=True)},
     }
     if config.events.time:
-        report["train_end"] = prepared._iso(train_end)
+        report["train_end"] = prepared.iso(train_end)
     for row, name in enumerate(schema.SPLITS):
         count = np.bincount(made.pairs["task"][splits == row], minlength=len(tasks))
         report |= {f"{name}, {task}": int(n) for task, n in zip(tasks, count, strict=True)}
@@ -220,7 +216,7 @@ def read_events(
     if not len(table):
         raise InputError(f"{where}: no usable row is left")
 
-    leads, lead = logs._encode(table["lead"])
+    leads, lead = logs.encode(table["lead"])
     item, time = table["item"].to_numpy(), table["time"].to_numpy()
     if config.events.query:
         led = np.arange(len(table))
@@ -328,7 +324,7 @@ def _read_file(
         checks.append(tables.Check("position", events.position, "a number", bad))
     if events.time:
         time = tables.moments(path, events.time, table[events.time], events.time_unit)
-        checks.append(logs._check_time(table, time, dropped, events))
+        checks.append(logs.check_time(table, time, dropped, events))
 
     checks = [check._replace(bad=check.bad & ~dropped) for check in checks]
     good, counts = tables.usable(path, table, checks, config.tolerance)
@@ -339,7 +335,7 @@ def _read_file(
         "item": item,
         "time": np.where(good, time, 0).astype(np.int64),
         "position": position,
-        "action": logs._action(path, table, events),
+        "action": logs.action_types(path, table, events),
     }
     report = {"rows read": rows, "dropped as too little": int(dropped.sum()), **counts}
     return pa.table(columns).filter(pa.array(good)), report
@@ -360,7 +356,7 @@ def _next_ones(
 
 def _names(actions: pa.ChunkedArray) -> tuple[tuple[str, ...], np.ndarray]:
     """The kinds of engagement that come, most frequent first, and the row of each pair's."""
-    names, row, others = logs._vocabulary(actions, _TASKS - 1)
+    names, row, others = logs.vocabulary(actions, _TASKS - 1)
     if others:
         raise InputError(f"more than {_TASKS - 1} kinds of engagement; see config.events.action")
     come = np.bincount(row, minlength=len(names)) > 0
@@ -407,19 +403,6 @@ def _word_counts(encoded: text.Ragged, words: int) -> scipy.sparse.csr_array:
     counts = scipy.sparse.csr_array((np.ones(is_word.sum()), place), (len(offsets) - 1, words))
     counts.sum_duplicates()
     return counts
-
-
-def _train_end(time: np.ndarray, shares: ml_collections.ConfigDict) -> int:
-    first, last = int(time.min()), int(time.max())
-    if shares.train_end:
-        train_end = tables.moment("split.train_end", shares.train_end)
-    else:
-        train_end = last - round(shares.test_days * _DAY)
-    if not first <= train_end < last:
-        between = f"{prepared._iso(first)} and {prepared._iso(last)}"
-        expected = f"a moment between the first and last engagement, {between}"
-        raise InputError(f"train_end is {prepared._iso(train_end)}; expected {expected}")
-    return train_end
 
 
 def _text(path: epath.PathLike, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -69,11 +69,11 @@ def read(paths: Sequence[epath.PathLike], config: ml_collections.ConfigDict) -> 
     if not len(table):
         raise InputError(f"{', '.join(map(str, paths))}: no usable row is left")
 
-    users, user = _encode(table["user"])
-    items, item = _encode(table["item"])
+    users, user = encode(table["user"])
+    items, item = encode(table["item"])
     time = table["time"].to_numpy()
-    actions, action, rare_actions = _vocabulary(table["action"], config.max_actions)
-    surfaces, surface, rare_surfaces = _vocabulary(table["surface"], config.max_surfaces)
+    actions, action, rare_actions = vocabulary(table["action"], config.max_actions)
+    surfaces, surface, rare_surfaces = vocabulary(table["surface"], config.max_surfaces)
     report["actions outside the vocabulary"] = rare_actions
     report["surfaces outside the vocabulary"] = rare_surfaces
 
@@ -138,7 +138,7 @@ def _read_file(
         time = tables.moments(path, events.time, table[events.time], events.time_unit)
         if events.since:
             dropped = time < tables.moment("events.since", events.since) * _SECOND
-        checks.append(_check_time(table, time, dropped, events))
+        checks.append(check_time(table, time, dropped, events))
     duration = np.zeros(rows)
     if events.duration:
         column = table[events.duration]
@@ -156,7 +156,7 @@ def _read_file(
         "item": item,
         "time": np.where(good & ~dropped, time, 0).astype(np.int64),
         "duration": duration.astype(np.float32),
-        "action": _action(path, table, events),
+        "action": action_types(path, table, events),
         "surface": _surface(table, events.surface),
     }
     report = {"rows read": rows, "dropped as too early": int(dropped.sum()), **counts}
@@ -174,9 +174,10 @@ def _concatenate(parts: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def _check_time(
+def check_time(
     table: pa.Table, time: np.ndarray, dropped: np.ndarray, events: ml_collections.ConfigDict
 ) -> tables.Check:
+    """Moments, in microseconds, have to be from 1970 to 2106, and of one unit."""
     known = (time >= 0) & (time < _LATEST)
     late = known & (time >= _EARLY)
     expected = "a moment from 1970 to 2106"
@@ -188,7 +189,10 @@ def _check_time(
     return tables.Check("time", events.time, expected, ~known)
 
 
-def _action(path: epath.Path, table: pa.Table, events: ml_collections.ConfigDict) -> pa.Array:
+def action_types(
+    path: epath.Path, table: pa.Table, events: ml_collections.ConfigDict
+) -> pa.Array | pa.ChunkedArray:
+    """The name of each row's action type, as a column map's `events` say."""
     rows = len(table)
     if events.action:
         return tables.text(table[events.action])
@@ -226,15 +230,15 @@ def _repeats(*keys: np.ndarray) -> np.ndarray:
     return repeats
 
 
-def _encode(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+def encode(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
     """Distinct values in the order of their first rows, and the row of each value in them."""
     encoded = column.combine_chunks().dictionary_encode()
     return encoded.dictionary, encoded.indices.to_numpy()
 
 
-def _vocabulary(column: pa.ChunkedArray, size: int) -> tuple[tuple[str, ...], np.ndarray, int]:
+def vocabulary(column: pa.ChunkedArray, size: int) -> tuple[tuple[str, ...], np.ndarray, int]:
     """The most frequent values after "unknown", each row's place among them, and the rows left."""
-    distinct, codes = _encode(column.fill_null(UNKNOWN))
+    distinct, codes = encode(column.fill_null(UNKNOWN))
     names = distinct.to_pylist()
     count = np.bincount(codes, minlength=len(names))
     ranked = sorted(range(len(names)), key=lambda code: (-count[code], names[code]))

@@ -85,19 +85,19 @@ def prepare(
     """
     column_map.check(config)
     out = epath.Path(out)
-    digest = _digest([*events, *([items] if items else [])], config)
-    known = out / "metadata.json"
-    if known.exists() and digest in (content := known.read_text()):
-        return schema.Metadata.from_tfds(json.loads(content)), False
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: holds something else; expected a new or an empty directory")
+    digest = digest_of([*events, *([items] if items else [])], config)
+    if is_there(out, digest):
+        content = json.loads((out / "metadata.json").read_text())
+        return schema.Metadata.from_tfds(content), False
 
     log = logs.read(events, config)
     table = items_lib.read(items, config) if items else None
     catalogue, rows, report = items_lib.join(table, log, config)
     log.records["item"] = rows[log.records["item"]]
     splits = _splits(log, config.split)
-    train_end = _train_end(log, config.split)
+    by_time = config.split.kind == "time"
+    time = log.records["time"]
+    train_end = train_end_of(time, config.split) if by_time else int(time.max())
     counted = _trained_on(log, splits["train"], train_end, config.split)
     counts = np.bincount(log.records["item"][counted], minlength=len(catalogue))
     catalogue = dataclasses.replace(catalogue, counts=counts)
@@ -107,12 +107,26 @@ def prepare(
         surfaces=log.surfaces,
         num_items=len(catalogue),
         train_end=train_end,
-        leave_one_out=config.split.kind == "leave_one_out",
+        leave_one_out=not by_time,
         digest=digest,
         report={**_report(log, splits, train_end, config.split), **report},
     )
     _write(out, log, splits, metadata, catalogue)
     return metadata, True
+
+
+def is_there(out: epath.Path, digest: str) -> bool:
+    """Whether a directory holds the data set of this digest.
+
+    Raises:
+      InputError: where it holds anything else.
+    """
+    known = out / "metadata.json"
+    if known.exists() and digest in known.read_text():
+        return True
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out}: holds something else; expected a new or an empty directory")
+    return False
 
 
 def split_of(user: int | str, split: ml_collections.ConfigDict) -> str:
@@ -124,7 +138,7 @@ def split_of(user: int | str, split: ml_collections.ConfigDict) -> str:
     return "valid" if share < split.test + split.valid else "train"
 
 
-def _digest(paths: Sequence[epath.PathLike], config: ml_collections.ConfigDict) -> str:
+def digest_of(paths: Sequence[epath.PathLike], config: ml_collections.ConfigDict) -> str:
     """Hash of the column map, the files' names and all that they hold."""
     whole = hashlib.sha256(f"{Prepared.VERSION} {config.to_json(sort_keys=True)}".encode())
     for path in map(epath.Path, paths):
@@ -147,17 +161,24 @@ def _splits(log: logs.Log, split: ml_collections.ConfigDict) -> dict[str, np.nda
     return splits
 
 
-def _train_end(log: logs.Log, split: ml_collections.ConfigDict) -> int:
-    first, last = int(log.records["time"].min()), int(log.records["time"].max())
-    if split.kind == "leave_one_out":
-        return last
+def train_end_of(time: np.ndarray, split: ml_collections.ConfigDict) -> int:
+    """The moment after which nothing is trained on, unix seconds.
+
+    Args:
+      time: unix seconds of all actions.
+      split: the `split` section of a column map.
+
+    Raises:
+      InputError: where it is not between the first and the last action.
+    """
+    first, last = int(time.min()), int(time.max())
     if split.train_end:
         train_end = tables.moment("split.train_end", split.train_end)
     else:
         train_end = last - round(split.test_days * _DAY)
     if not first <= train_end < last:
-        between = f"between the log's first and last action, {_iso(first)} and {_iso(last)}"
-        raise InputError(f"train_end is {_iso(train_end)}; expected a moment {between}")
+        between = f"between the log's first and last action, {iso(first)} and {iso(last)}"
+        raise InputError(f"train_end is {iso(train_end)}; expected a moment {between}")
     return train_end
 
 
@@ -179,9 +200,9 @@ def _report(
     by_time = split.kind == "time"
     report = {**log.report, "actions": len(log.records)}
     if by_time:
-        report["first action"] = _iso(log.records["time"].min())
-        report["train_end"] = _iso(train_end)
-        report["last action"] = _iso(log.records["time"].max())
+        report["first action"] = iso(log.records["time"].min())
+        report["train_end"] = iso(train_end)
+        report["last action"] = iso(log.records["time"].max())
     of_type = np.bincount(log.records["action"], minlength=len(log.actions))
     report |= {f"actions: {name}": int(of_type[row]) for row, name in enumerate(log.actions)}
     report |= {"surfaces": len(log.surfaces) - 1, "users": len(log.users)}
@@ -190,7 +211,8 @@ def _report(
     return report
 
 
-def _iso(seconds: int) -> str:
+def iso(seconds: int) -> str:
+    """Unix seconds as people read them, in UTC."""
     return str(np.datetime64(int(seconds), "s")).replace("T", " ")
 
 
