@@ -25,7 +25,6 @@ from pinjax.training import sharding
 
 TERMS = ("summed", "joined", "in_batch", "random")
 ENCODED = 512  # products encoded at a time where a catalogue is embedded
-SHARD = 2**16  # embeddings to a file
 
 
 def create(config: ConfigDict, mesh: Mesh) -> system.System:
@@ -84,8 +83,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             return dataset.queries.ids[rows], embed_queries(rows)
 
         return {
-            "products": system.shards(product_shard, np.arange(len(dataset.products)), SHARD),
-            "queries": system.shards(query_shard, np.arange(len(dataset.queries)), SHARD),
+            "products": system.shards(product_shard, np.arange(len(dataset.products))),
+            "queries": system.shards(query_shard, np.arange(len(dataset.queries))),
         }
 
     return system.System(

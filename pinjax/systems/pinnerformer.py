@@ -25,7 +25,6 @@ from pinjax.systems import batching, system, user_retrieval
 from pinjax.training import sharding
 
 TERMS = ("joined", "summed")
-SHARD = 2**16  # embeddings to a file
 
 
 def create(config: ConfigDict, mesh: Mesh) -> system.System:
@@ -78,11 +77,11 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             "users": [
                 functools.partial(user_shard, dataset, embed_history, config, moment, split, start)
                 for split in splits
-                for start in range(0, len(dataset.timelines(split)), SHARD)
+                for start in range(0, len(dataset.timelines(split)), system.SHARD)
             ],
             "items": [
                 functools.partial(item_shard, dataset, embed_rows, start)
-                for start in range(0, metadata.num_items, SHARD)
+                for start in range(0, metadata.num_items, system.SHARD)
             ],
         }
 
@@ -246,7 +245,7 @@ def item_shard(
     dataset: datasets.Dataset, embed_rows: Callable[[np.ndarray], jax.Array], start: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Own ids and embeddings of the items from row `start` on."""
-    ids = dataset.catalogue.ids[start : start + SHARD]
+    ids = dataset.catalogue.ids[start : start + system.SHARD]
     return ids, embed_catalogue(embed_rows, start + np.arange(len(ids)))
 
 
@@ -259,7 +258,7 @@ def user_shard(
     start: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Own ids and embeddings of the users from row `start` on who had acted by the moment."""
-    chunk = dataset.chunk(split, start, start + SHARD)
+    chunk = dataset.chunk(split, start, start + system.SHARD)
     users = np.arange(len(chunk.users))
     keys = windows.time_keys(chunk.records, chunk.offsets)
     newest = windows.newest(keys, users, np.full(len(users), moment))

@@ -25,7 +25,6 @@ from pinjax.training import sharding
 
 ENCODERS = ("bag", "bert")
 ENCODED = 256  # queries encoded at a time where all of them are embedded
-SHARD = 2**16  # embeddings to a file
 
 
 def create(config: ConfigDict, mesh: Mesh) -> system.System:
@@ -68,8 +67,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         searches = np.flatnonzero(dataset.queries.kinds == "text")
         known = np.arange(len(items))
         return {
-            "queries": system.shards(query_shard, searches, SHARD),
-            "products": system.shards(product_shard, known, SHARD),
+            "queries": system.shards(query_shard, searches),
+            "products": system.shards(product_shard, known),
         }
 
     return system.System(

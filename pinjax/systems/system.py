@@ -12,6 +12,8 @@ Batch = dict[str, np.ndarray]
 Shard = Callable[[], tuple[np.ndarray, np.ndarray]]
 Metrics = dict[str, jax.Array]
 
+SHARD = 2**16  # embeddings to a file
+
 
 @dataclasses.dataclass(frozen=True)
 class System:
@@ -46,12 +48,11 @@ class System:
 
 
 def shards(
-    embed: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], rows: np.ndarray, size: int
+    embed: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], rows: np.ndarray
 ) -> list[Shard]:
-    """A table as its shards of `size` rows, each made by `embed`, from rows to ids and vectors."""
-    return [
-        functools.partial(embed, rows[start : start + size]) for start in range(0, len(rows), size)
-    ]
+    """A table as its shards of `SHARD` rows, each made by `embed`, from rows to ids and vectors."""
+    starts = range(0, len(rows), SHARD)
+    return [functools.partial(embed, rows[start : start + SHARD]) for start in starts]
 
 
 @dataclasses.dataclass(frozen=True)
