@@ -36,7 +36,8 @@ def get_config(variant: str = "") -> ConfigDict:
     model.width = 128  # H
     model.heads = 4
     model.dim = 128  # D: numbers in an embedding
-    model.features = ("item", "action", "surface", "duration", "time")  # of an action
+    # Of an action; "moment", which is not the paper's, is that at which an embedding is asked for.
+    model.features = ("item", "action", "surface", "duration", "time")
     model.positions = True  # learned positional encoding
     model.id_dim = 64  # numbers of an item's learned id (0: none)
     model.id_buckets = 0  # rows of the learned id table; 0: one for each item, no hashing

@@ -14,8 +14,8 @@ from pinjax.data import datasets, windows
 
 DAY = 24 * 60 * 60
 
-# When a user's embedding is computed: from the label's time and T, the moment of the newest one
-# that does not know of the label.
+# When a user's embedding is computed: from the label's time and T, the latest time of the newest
+# one that does not know of the label.
 _LATEST_EMBEDDING = {
     "window": lambda time, moment: np.full_like(time, moment),
     "daily": lambda time, moment: time - 1 - (time - 1 - moment) % DAY,
@@ -156,19 +156,19 @@ class HeldOut:
         if self._leave_one_out:
             held_out = 2 if split == "valid" else 1
             label = (offsets[1:] - held_out)[np.diff(offsets) > held_out]
-            newest = label - 1
+            query = np.stack([label - 1, records["time"][label - 1]])
         else:
-            label, newest = self._in_window(records, offsets, moment, cadence)
+            label, query = self._in_window(records, offsets, moment, cadence)
         owner = _owner(offsets, label)
         keep = np.isin(owner, np.unique(owner)[:most_users])
-        label, newest = label[keep], newest[keep]
-        # A history is known by its newest action, so labels between two actions share a query.
-        ends, label_query = np.unique(newest, return_inverse=True)
+        label, query = label[keep], query[:, keep]
+        # Labels that are asked of the same history at the same moment share a query.
+        (ends, asked), label_query = np.unique(query, axis=1, return_inverse=True)
         user, query_user = np.unique(_owner(offsets, ends), return_inverse=True)
         starts = offsets[user][query_user]
         return Questions(
             users=[chunk.users[u] for u in user],
-            histories=windows.history(records, starts, ends, self.length),
+            histories=windows.history(records, starts, ends, self.length, asked[:, None]),
             query_user=query_user,
             label_query=label_query,
             label_item=records["item"][label],
@@ -178,7 +178,10 @@ class HeldOut:
     def _in_window(
         self, records: np.ndarray, offsets: np.ndarray, moment: int, cadence: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Labels, and for each the newest action that its query knows: flat indices."""
+        """Labels, and for each its query (2, labels): the newest action it knows, and when it is.
+
+        Actions are flat indices. Embeddings in real time are computed at the action itself.
+        """
         keys = windows.time_keys(records, offsets)
         time = records["time"].astype(np.int64)
         inside = (time > moment) & (time <= moment + self.window)
@@ -190,7 +193,11 @@ class HeldOut:
         label, owner = label[first], owner[first]
         known = windows.newest(keys, owner, np.full_like(owner, moment)) >= offsets[owner]
         label, owner = label[known], owner[known]
-        return label, windows.newest(keys, owner, _LATEST_EMBEDDING[cadence](time[label], moment))
+        asked = _LATEST_EMBEDDING[cadence](time[label], moment)
+        newest = windows.newest(keys, owner, asked)
+        if cadence == "realtime":
+            asked = np.maximum(time[newest], moment)
+        return label, np.stack([newest, asked])
 
 
 def _owner(offsets: np.ndarray, action: np.ndarray) -> np.ndarray:

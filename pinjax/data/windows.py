@@ -16,6 +16,7 @@ from pinjax.errors import InputError
 OBJECTIVES = ("next_action", "sasrec", "all_action", "dense_all_action")
 
 _PADDING = np.array((-1, 0, 0.0, 0, 0), schema.ACTION)
+_NEVER = np.iinfo(np.int64).max
 _USER_STRIDE = 2**34  # more than any time plus any horizon: keys of two users never mix
 
 
@@ -89,6 +90,9 @@ class Sampler:
       all_action        up to `labels` of the positive actions in (t, t + horizon], of the newest;
       dense_all_action  one positive action in (t, t + horizon], at `labels` random positions.
 
+    An embedding is asked for after its action and before what it is to foretell: at a moment drawn
+    uniformly between the two.
+
     Attributes:
       length: actions in a window, M.
       objective: one of `OBJECTIVES`.
@@ -123,7 +127,7 @@ class Sampler:
 
     def uniforms(self, rng: np.random.Generator, users: int) -> np.ndarray:
         """The random numbers in [0, 1) that a batch of `users` needs, a row a user."""
-        return rng.random((users, 1 + self.length + max(self.labels, self.pairs)))
+        return rng.random((users, 1 + 2 * self.length + max(self.labels, self.pairs)))
 
     def __call__(
         self, records: np.ndarray, offsets: np.ndarray, uniforms: np.ndarray
@@ -137,14 +141,16 @@ class Sampler:
             draw does not depend on who else is in the batch.
 
         Returns:
-          the fields of `history`, with `label_position` int32 (B, pairs), the index in the window
-          of the action that predicts, and `label_item` int32 (B, pairs), -1 where there is none.
+          the fields of `history`; `label_position` int32 (B, pairs), the index in the window
+          of the action that predicts; and `label_item` int32 (B, pairs), -1 where there is none.
         """
         usable = self._usable(records, offsets)
         first, count, positive = self._labels(records, offsets, usable)
         ends = _choose(self._may_end(usable & (count > 0), offsets), offsets, uniforms[:, 0])
         window, inside = _window(offsets[:-1], ends, self.length)
-        by_position, by_label = uniforms[:, 1 : 1 + self.length], uniforms[:, 1 + self.length :]
+        by_position, by_moment, by_label = np.split(
+            uniforms[:, 1:], [self.length, 2 * self.length], axis=1
+        )
 
         if self.objective == "dense_all_action":
             # Random keys, those without a label last: the smallest are a uniform draw.
@@ -166,8 +172,14 @@ class Sampler:
             pick = (by_label[:, : self.pairs] * available).astype(np.int64)
         exists = pick < available
         label = positive[np.where(exists, first[action] + pick, 0)] if len(positive) else action
+        time = records["time"].astype(np.int64)
+        first_label = np.full(window.shape, _NEVER)
+        row = np.arange(len(ends))[:, None]
+        np.minimum.at(first_label, (row, position), np.where(exists, time[label], _NEVER))
+        wait = np.where(first_label < _NEVER, first_label - time[window], 0)
+        moments = time[window] + (by_moment * wait).astype(np.int64)
         return {
-            **history(records, offsets[:-1], ends, self.length),
+            **history(records, offsets[:-1], ends, self.length, moments),
             "label_position": position.astype(np.int32),
             "label_item": np.where(exists, records["item"][label], -1).astype(np.int32),
         }
@@ -224,7 +236,7 @@ def newest(keys: np.ndarray, users: np.ndarray, moments: np.ndarray) -> np.ndarr
 
 
 def history(
-    records: np.ndarray, starts: np.ndarray, ends: np.ndarray, length: int
+    records: np.ndarray, starts: np.ndarray, ends: np.ndarray, length: int, moments: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The newest `length` actions of each window, oldest first, padding before them.
 
@@ -233,14 +245,17 @@ def history(
       starts: int64 (B,), the first action of each timeline.
       ends: int64 (B,), the newest action of each window; one before its start: an empty window.
       length: M.
+      moments: int (B, 1) or (B, M), when an embedding is asked for, of a window or of each action.
 
     Returns:
-      the fields of `schema.ACTION`, each (B, M); item is -1 where there is no action.
+      the fields of `schema.ACTION`, each (B, M), item being -1 where there is no action; and
+      `moment` uint32 (B, M), unix seconds, when the embedding at an action is asked for.
     """
     index, inside = _window(starts, ends, length)
     window = records[index]
     window[~inside] = _PADDING
-    return {name: np.ascontiguousarray(window[name]) for name in schema.ACTION.names}
+    fields = {name: np.ascontiguousarray(window[name]) for name in schema.ACTION.names}
+    return {**fields, "moment": np.maximum(fields["time"], moments).astype(np.uint32)}
 
 
 def _window(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
 from pinjax.models import features, hash_embedding, temperature, transformer
 
-FEATURES = ("item", "action", "surface", "duration", "time")
+FEATURES = ("item", "action", "surface", "duration", "time", "moment")
 
 _CATEGORY_DIM = 16
 
@@ -24,7 +24,9 @@ class PinnerFormer(nn.Module):
     A history is a mapping with the fields `item` int32, catalogue rows, -1 for padding; `action`
     and `surface`, vocabulary rows, integers of any type; `duration` float32, seconds; `time`
     uint32, unix seconds; each (users, length), oldest first. Padding comes first: the newest action
-    is always the last.
+    is always the last. The feature `moment` is not the paper's: when the embedding at an action is
+    asked for, uint32, unix seconds, no earlier than that action. Without it what is served is the
+    embedding of the moment at which a user last acted, which in the news, say, is long ago.
 
     Attributes:
       num_items: rows of the catalogue.
@@ -54,7 +56,7 @@ class PinnerFormer(nn.Module):
     heads: int
     dim: int
     pin_hidden: int
-    features: tuple[str, ...] = FEATURES
+    features: tuple[str, ...] = ("item", "action", "surface", "duration", "time")
     positions: bool = True
     id_dim: int = 0
     id_buckets: int = 0
@@ -232,6 +234,18 @@ class UserTower(nn.Module):
             remat=self.remat,
             name="transformer",
         )(x, mask, train)
+        if "moment" in self.features:
+            moment = history["moment"]
+            x = jnp.concatenate(
+                [
+                    x,
+                    features.TimeEncoding(features.ABSOLUTE_PERIODS, name="moment")(moment),
+                    features.TimeEncoding(features.RELATIVE_PERIODS, name="since")(
+                        moment - history["time"]
+                    ),
+                ],
+                axis=-1,
+            )
         return features.unit_length(MLP(self.width, self.dim, self.dtype, name="head")(x))
 
 

@@ -8,7 +8,7 @@ with logQ correction.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,19 @@ from pinjax.systems import batching, system, user_retrieval
 from pinjax.training import sharding
 
 TERMS = ("joined", "summed")
+
+
+class Frozen(NamedTuple):
+    """What a step reads of the catalogue.
+
+    Attributes:
+      content: bfloat16 (items, dim), or None where items are their learned ids alone.
+      corpus: int32 (n,), the items that existed when the training period ended. Random negatives
+        are drawn from these: an item of a later day would only be learned to be never wanted.
+    """
+
+    content: jax.Array | None
+    corpus: jax.Array
 
 
 def create(config: ConfigDict, mesh: Mesh) -> system.System:
@@ -62,16 +75,23 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         shard=(jax.process_index(), jax.process_count()),
     )
     model = make_model(config, metadata)
-    frozen = jax.device_put(item_content(config, dataset), sharding.replicated(mesh))
+    content = item_content(config, dataset)
+    corpus = np.flatnonzero(dataset.catalogue.created <= metadata.train_end).astype(np.int32)
+    frozen = jax.device_put(Frozen(content, corpus), sharding.replicated(mesh))
     embed_users = jax.jit(functools.partial(served, model))
     embed_items = jax.jit(functools.partial(model.apply, method="items"))
     judge = user_retrieval.UserRetrieval(
         "PinnerFormer", dataset, positives, config.data.length, config.evaluate
     )
 
+    def towers(params: Any):
+        return (
+            functools.partial(embed_users, params, frozen.content),
+            functools.partial(embed_items, params, frozen.content),
+        )
+
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
-        embed_history = functools.partial(embed_users, params, frozen)
-        embed_rows = functools.partial(embed_items, params, frozen)
+        embed_history, embed_rows = towers(params)
         splits = schema.SPLITS[:1] if metadata.leave_one_out else schema.SPLITS
         return {
             "users": [
@@ -86,19 +106,12 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         }
 
     def evaluate(params: Any, split: str, full: bool = False) -> list[system.Row]:
-        return judge(
-            functools.partial(embed_users, params, frozen),
-            jnp.asarray(
-                embed_catalogue(
-                    functools.partial(embed_items, params, frozen), np.arange(metadata.num_items)
-                )
-            ),
-            split,
-            full,
-        )
+        embed_history, embed_rows = towers(params)
+        items = embed_catalogue(embed_rows, np.arange(metadata.num_items))
+        return judge(embed_history, jnp.asarray(items), split, full)
 
     return system.System(
-        init=functools.partial(init, model, config.loss, frozen),
+        init=functools.partial(init, model, config.loss, frozen.content),
         loss=functools.partial(loss, model, config.loss, mesh),
         frozen=frozen,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
@@ -149,6 +162,7 @@ def init(
         name: jnp.zeros((1, model.length), dtype)
         for name, (dtype, _) in schema.ACTION.fields.items()
     }
+    history["moment"] = history["time"]
     params = model.init(params_key, content, history)
     sketch = count_min_sketch.init(
         sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
@@ -161,7 +175,7 @@ def loss(
     config: ConfigDict,
     mesh: Mesh,
     params: Any,
-    content: jax.Array | None,
+    frozen: Frozen,
     sketch: count_min_sketch.CountMinSketch,
     batch: system.Batch,
     key: jax.Array,
@@ -171,6 +185,7 @@ def loss(
         lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
     )
     choice_key, random_key, dropout_key = jax.random.split(key, 3)
+    content, corpus = frozen
     embed_items = functools.partial(model.apply, params, content, method="items")
 
     # Queries are the embeddings at the positions that predict, positives what they predict.
@@ -186,14 +201,14 @@ def loss(
     all_labels, all_positives = everywhere((labels.ravel(), positives.reshape(-1, model.dim)))
     chosen = choose(choice_key, all_labels, config.in_batch)
     num_chosen = (all_labels[chosen] >= 0).sum()
-    random_items = jax.random.randint(random_key, (config.random,), 0, model.num_items)
+    random_items = corpus[jax.random.randint(random_key, (config.random,), 0, len(corpus))]
 
     # logQ is the log of how often an item is expected among the negatives.
     sketch = count_min_sketch.add(sketch, all_labels, where=all_labels >= 0)
 
     def log_q(ids: jax.Array, num_batch: jax.Array | int, num_random: int) -> jax.Array:
         expected = sampled_softmax.log_expected_count(
-            count_min_sketch.log_probability(sketch, ids), num_batch, num_random, model.num_items
+            count_min_sketch.log_probability(sketch, ids), num_batch, num_random, len(corpus)
         )
         return jnp.where(config.log_q & (ids >= 0), expected, 0.0)
 
@@ -261,10 +276,11 @@ def user_shard(
     chunk = dataset.chunk(split, start, start + system.SHARD)
     users = np.arange(len(chunk.users))
     keys = windows.time_keys(chunk.records, chunk.offsets)
-    newest = windows.newest(keys, users, np.full(len(users), moment))
+    newest = windows.newest(keys, users, np.full((len(users), 1), moment))
     users = users[newest >= chunk.offsets[:-1]]
     history = windows.history(
-        chunk.records, chunk.offsets[users], newest[users], config.data.length
+        *(chunk.records, chunk.offsets[users], newest[users], config.data.length),
+        moments=np.full(len(users), moment),
     )
     ids = np.array(chunk.users)[users]
     return ids, batching.in_batches(embed_history, history, config.evaluate.batch)

@@ -62,7 +62,7 @@ def is_positive(action):
 
 
 def expected(rows, cadence):
-    """{(user, label item): actions that the query may know}."""
+    """{(user, label item): actions that the query may know, when it is asked}."""
     answers = {}
     for u, row in enumerate(rows):
         if not (row["time"] <= T).any():
@@ -76,7 +76,10 @@ def expected(rows, cadence):
             asked = {"window": T, "realtime": time - 1}.get(cadence)
             if cadence == "daily":
                 asked = max(T + d * DAY for d in range(15) if T + d * DAY < time)
-            answers[u, action["item"]] = row[row["time"] <= asked]
+            known = row[row["time"] <= asked]
+            if cadence == "realtime":
+                asked = max(T, int(known["time"][-1]))
+            answers[u, action["item"]] = known, asked
     return answers
 
 
@@ -88,7 +91,8 @@ def test_questions_are_the_enumerated_ones(rows, cadence):
     assert list(zip(user, questions.label_item, strict=True)).__len__() == len(answers)
     assert questions.users == [f"test{u}" for u in sorted({u for u, _ in answers})]
     for u, item, query in zip(user, questions.label_item, questions.label_query, strict=True):
-        known = answers[u, item]
+        known, asked = answers[u, item]
+        assert questions.histories["moment"][query, -1] == asked
         newest = known[-6:]
         for name in schema.ACTION.names:
             history = questions.histories[name][query]
@@ -131,6 +135,7 @@ def test_leave_one_out(rows, split, held):
             questions.seen[questions.seen[:, 0] == query, 1], row["item"][:-held]
         )
         assert questions.histories["item"][query, -1] == row["item"][-held - 1]
+        assert questions.histories["moment"][query, -1] == row["time"][-held - 1]
 
 
 def test_index_holds_what_existed_and_a_sample_of_a_large_one(rows):

@@ -129,6 +129,14 @@ def _check_labels(row, batch, u, end, draw, labels_seen):
         if first + p >= 0
     }
     drawn = [(first + p, item) for p, item in pairs if item >= 0]
+    time = row["time"].astype(int)
+    for i in {i for i, _ in drawn}:
+        latest = [  # of an item that may be drawn twice, the time is not known
+            max(time[j] for j in expected[i] if row["item"][j] == item)
+            for position, item in drawn
+            if position == i
+        ]
+        assert time[i] <= batch["moment"][u, i - first] <= max(time[i], min(latest) - 1)
     for i, item in drawn:
         assert item in {row["item"][j] for j in expected[i]}
         if draw.objective != "sasrec" or end == i:
@@ -169,6 +177,19 @@ def test_dense_positions_labels_and_ends_are_uniform(rng):
     assert abs(counts - counts.mean()).max() < 5 * np.sqrt(counts.mean())
 
 
+def test_moments_are_uniform_between_an_action_and_its_first_label(rng):
+    row = np.zeros(3, schema.ACTION)
+    row["time"], row["action"], row["surface"] = (100, 500, 540), 1, 1
+    draw = sampler("all_action", length=1, horizon=450)
+    records, offsets = schema.unpack([schema.pack(row)] * 4000)
+    batch = draw(records, offsets, draw.uniforms(rng, 4000))
+    moment = batch["moment"][batch["time"] == 100]
+    assert ((moment >= 100) & (moment < 500)).all()
+    counts = np.bincount((moment - 100) // 50, minlength=8)
+    assert len(counts) == 8
+    assert abs(counts - counts.mean()).max() < 5 * np.sqrt(counts.mean())
+
+
 def test_a_users_draw_does_not_depend_on_the_rest_of_the_batch(rng):
     rows, records, offsets = timelines(rng)
     draw = sampler("dense_all_action")
@@ -205,7 +226,8 @@ def test_history_at_a_moment_ends_at_the_moment(rng):
     for moment in (0, 300, 301, 2**32 - 1):
         users = np.arange(len(rows))
         ends = windows.newest(keys, users, np.full(len(rows), moment))
-        got = windows.history(records, offsets[:-1], ends, 6)
+        got = windows.history(records, offsets[:-1], ends, 6, np.full((len(rows), 1), moment))
+        assert (got["moment"] == moment).all()
         for u, row in enumerate(rows):
             past = row[row["time"] <= moment][-6:]
             np.testing.assert_array_equal(

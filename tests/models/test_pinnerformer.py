@@ -34,6 +34,7 @@ def history():
         "duration": rng.exponential(20, (2, LENGTH)).astype(np.float32),
         "time": (1_700_000_000 + gaps.cumsum(axis=1)).astype(np.uint32),
     }
+    history["moment"] = history["time"] + np.uint32(1_000)
     history["item"][1, :2] = -1
     for name in ("action", "surface", "duration", "time"):
         history[name][1, :2] = 0
@@ -44,7 +45,8 @@ def history():
 def params_of(model):
     """Random parameters, drawn here, since compiling an `init` takes longer than the tests."""
     rng = np.random.default_rng(2)
-    fields = {"item": "i4", "action": "u1", "surface": "u2", "duration": "f4", "time": "u4"}
+    fields = {"item": "i4", "action": "u1", "surface": "u2", "duration": "f4"}
+    fields |= {"time": "u4", "moment": "u4"}
     history = {name: jax.ShapeDtypeStruct((1, LENGTH), dtype) for name, dtype in fields.items()}
     content = jax.ShapeDtypeStruct((NUM_ITEMS, 5), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), content, history)
@@ -74,6 +76,17 @@ def test_causality(content, history, name):
     if name == "time":
         expected[-1] = True  # every action's age is counted from the newest one
     np.testing.assert_array_equal(changed, expected)
+
+
+def test_only_the_embedding_at_an_action_depends_on_its_moment(content, history):
+    later = {**history, "moment": history["moment"].copy()}
+    later["moment"][0, 3] += 50_000
+    model = make(features=pinnerformer.FEATURES)
+    changed = np.abs(users(model, content, later) - users(model, content, history)) > 1e-6
+    expected = np.zeros((2, LENGTH), bool)
+    expected[0, 3] = True
+    np.testing.assert_array_equal(changed.any(axis=-1), expected)
+    np.testing.assert_array_equal(users(make(), content, later), users(make(), content, history))
 
 
 def test_padding_has_no_influence(content, history):
@@ -121,7 +134,7 @@ def test_bfloat16_is_close(content, history):
 def test_features_left_out_are_not_seen(content, history):
     first = {field: values[:1] for field, values in history.items()}
     changed = {
-        field: values + np.asarray(CHANGES[field] * (field != "item"), values.dtype)
+        field: values + np.asarray(CHANGES.get(field, 0) * (field != "item"), values.dtype)
         for field, values in first.items()
     }
     both = {field: np.concatenate([first[field], changed[field]]) for field in first}

@@ -28,7 +28,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
 
     dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
     model = pinnerformer.make_model(config, dataset.metadata)
-    apply = functools.partial(model.apply, params, system.frozen)
+    apply = functools.partial(model.apply, params, system.frozen.content)
     outputs = np.asarray(apply(batch, method="users"), np.float64)
     everything = jnp.arange(model.num_items, dtype=jnp.int32)
     items = np.asarray(apply(everything, method="items"), np.float64)
@@ -39,12 +39,14 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     choice_key, random_key, _ = jax.random.split(key, 3)
     priority = np.where(flat >= 0, jax.random.uniform(choice_key, flat.shape), -1)
     in_batch = flat[np.argsort(-priority)[:20]]
-    random = np.asarray(jax.random.randint(random_key, (30,), 0, model.num_items))
+    corpus = np.flatnonzero(dataset.catalogue.created <= dataset.metadata.train_end)
+    assert len(corpus) < model.num_items
+    random = corpus[np.asarray(jax.random.randint(random_key, (30,), 0, len(corpus)))]
     frequency = {item: np.mean(flat[flat >= 0] == item) for item in {*flat, *in_batch, *random}}
 
     def pair_loss(user, query, positive, negatives, batch_size, random_size):
         def logit(item):
-            expected = batch_size * frequency[item] + random_size / model.num_items
+            expected = batch_size * frequency[item] + random_size / len(corpus)
             return scale * query @ items[item] - (np.log(expected) if log_q else 0)
 
         kept = [logit(n) for n in negatives if n not in labels[user]]
