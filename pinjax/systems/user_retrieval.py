@@ -144,21 +144,33 @@ def _search(
     users: np.ndarray, items: jax.Array, index: np.ndarray, asked: held_out.Questions
 ) -> Found:
     """Exact search, without what each user had seen where that is to be left out."""
-    most_seen = np.bincount(asked.seen[:, 0], minlength=1).max()
-    depth = int(min(_DEEPEST + most_seen, len(items)))
+    depth = min(_depth(asked), len(items))
     valid = jnp.asarray(index)
     scores, rows = batching.in_batches(
         lambda batch: exact.search(batch, items, depth, valid=valid), users, _QUERIES
     )
-    if most_seen:
-        query = np.arange(len(rows))[:, None]
-        pairs = asked.seen[:, 0] * len(items) + asked.seen[:, 1]
-        seen = np.isin(query * len(items) + rows, pairs)
-        fresh = np.argsort(seen, axis=1, kind="stable")[:, :_DEEPEST]
-        rows = np.where(seen, -1, rows)[query, fresh]
-        scores = np.where(seen, -np.inf, scores)[query, fresh]
     label_items = np.asarray(items[asked.label_item], np.float32)
-    return Found(rows, scores, np.einsum("ld,ld->l", users[asked.label_query], label_items))
+    label_scores = np.einsum("ld,ld->l", users[asked.label_query], label_items)
+    return _without_seen(Found(rows, scores, label_scores), asked, len(items))
+
+
+def _depth(asked: held_out.Questions) -> int:
+    """Results of a query, so many that enough are left without what its user has seen."""
+    return _DEEPEST + int(np.bincount(asked.seen[:, 0], minlength=1).max())
+
+
+def _without_seen(found: Found, asked: held_out.Questions, items: int) -> Found:
+    """Moves the others up. A label that its user had seen is not found, whatever its score."""
+    query = np.arange(len(found.rows))[:, None]
+    pairs = asked.seen[:, 0] * items + asked.seen[:, 1]
+    seen = np.isin(query * items + found.rows, pairs)
+    fresh = np.argsort(seen, axis=1, kind="stable")[:, :_DEEPEST]
+    seen_label = np.isin(asked.label_query * items + asked.label_item, pairs)
+    return Found(
+        np.where(seen, -1, found.rows)[query, fresh],
+        np.where(seen, -np.inf, found.scores)[query, fresh],
+        np.where(seen_label, -np.inf, found.label_scores),
+    )
 
 
 def _search_scann(
@@ -180,16 +192,16 @@ def _search_scann(
 
 
 def _popular(score: np.ndarray, index: np.ndarray, asked: held_out.Questions) -> Found:
-    """The same ranking for everybody."""
-    top = _best(np.where(index, score, -1)[None])
+    """The same ranking for everybody, without what each user had seen where that is left out."""
+    top = _best(np.where(index, score, -1)[None], _depth(asked))
     shape = (len(asked.query_user), top.shape[1])
     rows, scores = np.broadcast_to(top, shape), np.broadcast_to(score[top], shape)
-    return Found(rows, scores, score[asked.label_item])
+    return _without_seen(Found(rows, scores, score[asked.label_item]), asked, len(index))
 
 
-def _best(scores: np.ndarray) -> np.ndarray:
+def _best(scores: np.ndarray, depth: int = _DEEPEST) -> np.ndarray:
     """The rows of the highest scores, best first: int64 (queries, depth)."""
-    depth = min(_DEEPEST, scores.shape[1])
+    depth = min(depth, scores.shape[1])
     top = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
     order = np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable")
     return np.take_along_axis(top, order, axis=1)
