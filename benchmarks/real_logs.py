@@ -11,7 +11,8 @@ missed by everybody. All answers are judged by the same code. Popularity alone a
 training users did between the end of training and T.
 
 What was chosen was chosen on the validation users: PinnerFormer's config, the history that
-co-occurrence looks at. Of globo a seeded part of the users is taken, so that a CPU is enough.
+co-occurrence looks at, the time that counts as recent for popularity. Of globo a seeded part of the
+users is taken, so that a CPU is enough.
 """
 
 import dataclasses
@@ -47,6 +48,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 K = 10
 GLOBO_USERS = 40_000
 HISTORIES = (1, 2, 5, 10, 20, 50, 100)  # actions that co-occurrence may look at
+RECENT = (1, 3, 6, 12, 24, 72, 168, 672, 2_184, 4_368, 8_736)  # hours that popularity may count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +57,10 @@ class Exam:
 
     Attributes:
       users: own id of each query's user.
-      moment: int (queries,), row of `index`, `ever` and `lately`.
+      moment: int (queries,), row of `index` and of the counts.
       index: bool (moments, items), what may be an answer.
       ever: int (moments, items), positive actions of the training users by the moment.
-      lately: the same in the window before the moment.
+      recent: by hours, the same in so many hours before the moment.
       histories: what PinnerFormer sees of each query.
       seen: int (actions, 2), query and item of all that users had done, in order.
       label_query: int (labels,).
@@ -69,7 +71,7 @@ class Exam:
     moment: np.ndarray
     index: np.ndarray
     ever: np.ndarray
-    lately: np.ndarray
+    recent: dict[int, np.ndarray]
     histories: dict[str, np.ndarray]
     seen: np.ndarray
     label_query: np.ndarray
@@ -79,15 +81,19 @@ class Exam:
     def of(cls, source: held_out.HeldOut, split: str, days: tuple[float, ...]) -> "Exam":
         moments = source.moments(days)
         parts = [source.questions(split, moment) for moment in moments]
-        counts = [source.counts(moment) for moment in moments]
+
+        def recent(hours: int) -> np.ndarray:
+            counted = dataclasses.replace(source, window=hours * 3600)
+            return np.stack([counted.counts(moment).lately for moment in moments])
+
         sizes = [len(part.users) for part in parts]
         numbered = list(zip(parts, np.cumsum([0, *sizes]), strict=False))
         return cls(
             users=np.concatenate([part.users for part in parts]),
             moment=np.repeat(np.arange(len(moments)), sizes),
             index=np.stack([source.index(moment) for moment in moments]),
-            ever=np.stack([count.ever for count in counts]),
-            lately=np.stack([count.lately for count in counts]),
+            ever=np.stack([source.counts(moment).ever for moment in moments]),
+            recent={hours: recent(hours) for hours in RECENT},
             histories={
                 name: np.concatenate([part.histories[name] for part in parts])
                 for name in parts[0].histories
@@ -112,6 +118,10 @@ class Exam:
             scores[query - start, item] = -np.inf
             parts.append(np.argsort(-scores, axis=1, kind="stable")[:, :K])
         return np.concatenate(parts)
+
+    def popularity_answers(self, counts: np.ndarray) -> np.ndarray:
+        """By counts, int (moments, items)."""
+        return self.answers(lambda queries: counts[self.moment[queries]])
 
     def judge(self, answers: np.ndarray) -> dict[str, table.Cell]:
         """Metrics of answers, int (queries, K), best first, -1 where there are fewer."""
@@ -272,9 +282,14 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
     )
     valid, test = (Exam.of(source, split, config.evaluate.moments) for split in ("valid", "test"))
     popularity = dataset.catalogue.counts
+    by_hours = {
+        hours: valid.judge(valid.popularity_answers(valid.recent[hours]))["R@10"]
+        for hours in RECENT
+    }
+    hours = max(by_hours, key=by_hours.get)
     answers = {
-        "popularity, ever": test.answers(lambda queries: test.ever[test.moment[queries]]),
-        "popularity, lately": test.answers(lambda queries: test.lately[test.moment[queries]]),
+        "popularity, ever": test.popularity_answers(test.ever),
+        "popularity, recent": test.popularity_answers(test.recent[hours]),
     }
 
     user, actions = training_actions(dataset)
@@ -296,10 +311,11 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
         cells["train, s"] = (seconds.get(name, float("nan")), None)
     recall = {name: cells["R@10"][0] for name, cells in rows}
     print(f"\n{log}: {len(test.users):,} queries, {len(test.label_item):,} labels, ", end="")
-    print(f"{os.cpu_count()} cores; co-occurrence of the newest {length} actions")
+    print(f"{os.cpu_count()} cores")
+    print(f"recent: {hours} hours; co-occurrence: of the newest {length} actions")
     print(table.format_table(rows))
-    for name in ("co-occurrence", "SASRec"):
-        print(f"PinnerFormer / {name:<14} {recall['PinnerFormer'] / recall[name]:.2f}")
+    for name in list(answers)[:-1]:
+        print(f"PinnerFormer / {name:<18} {recall['PinnerFormer'] / recall[name]:.2f}")
 
 
 def main(_):
