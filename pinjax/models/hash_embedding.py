@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 # Tokens that are looked up at once: what they make stays in a CPU's cache.
 _BLOCK_SIZE = 1024
+_STDDEV = 0.02  # of the numbers in a shared table at first
 
 
 class HashEmbedding(nn.Module):
@@ -18,7 +19,8 @@ class HashEmbedding(nn.Module):
 
     Hash functions send an id to rows of one shared table, and learned importance weights of its own
     sum them up: w_1 E[h_1] + w_2 E[h_2]. Two ids look the same only if all their hashes collide.
-    Where the table has room for every id, each simply has its row. Rows are scaled by sqrt(dim).
+    Where the table has room for every id, each simply has its row, which is zero at first: an id
+    that training never meets adds nothing. Rows are scaled by sqrt(dim).
 
     Attributes:
       num_ids: ids are 0 to num_ids - 1.
@@ -37,7 +39,7 @@ class HashEmbedding(nn.Module):
         """Embeds ids; -1 is padding and embedded as zero."""
         exists = ids >= 0
         ids = jnp.where(exists, ids, 0)
-        table, rows, weights = _look_up(self, self.num_ids, ids)
+        table, rows, weights = _look_up(self, self.num_ids, ids, nn.initializers.zeros)
         embedding = jnp.einsum("...h,...hd->...d", weights, table[rows])
         # Adam moves each number of a table by about the learning rate: too slow for rows that are
         # seldom seen, unless what is read is larger than what is stored.
@@ -74,25 +76,32 @@ class HashEmbeddingBag(nn.Module):
             come last, are padding.
           num_segments: how many there are.
         """
-        table, rows, weights = _look_up(self, self.num_tokens, tokens)
+        init = nn.initializers.normal(_STDDEV)
+        table, rows, weights = _look_up(self, self.num_tokens, tokens, init)
         return _weighted_sums(num_segments, table, rows, weights, segments) * self.dim**0.5
 
 
 def _look_up(
-    module: HashEmbedding | HashEmbeddingBag, num_ids: int, ids: Int[Array, "*shape"]
+    module: HashEmbedding | HashEmbeddingBag,
+    num_ids: int,
+    ids: Int[Array, "*shape"],
+    row_init: nn.initializers.Initializer,
 ) -> tuple[
     Float[Array, "rows dim"],
     Int[Array, "*shape hashes"] | UInt32[Array, "*shape hashes"],
     Float[Array, "*shape hashes"],
 ]:
-    """The module's table, made on its first call, and for each id its rows and their weights."""
-    init = nn.initializers.normal(0.02)
+    """The module's table, made on its first call, and for each id its rows and their weights.
+
+    A table with a row for each id begins as `row_init` says.
+    """
     if 0 < module.num_buckets < num_ids:
+        init = nn.initializers.normal(_STDDEV)
         table = module.param("embedding", init, (module.num_buckets, module.dim))
         ones = nn.initializers.ones
         importance = module.param("importance", ones, (num_ids, module.num_hashes))
         return table, hash_ids(ids, module.num_hashes) % module.num_buckets, importance[ids]
-    table = module.param("embedding", init, (num_ids, module.dim))
+    table = module.param("embedding", row_init, (num_ids, module.dim))
     return table, ids[..., None], jnp.ones((*ids.shape, 1), table.dtype)
 
 

@@ -124,6 +124,13 @@ def test_bag_against_a_dense_computation(rng, num_buckets, monkeypatch):
         np.testing.assert_allclose(gradient[name], expected[name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("num_buckets", "adds_nothing"), [(0, True), (20, False)])
+def test_an_id_with_a_row_of_its_own_adds_nothing_before_it_is_met(num_buckets, adds_nothing):
+    module = hash_embedding.HashEmbedding(50, 8, num_buckets)
+    embedding, _ = module.init_with_output(jax.random.key(0), jnp.asarray(IDS))
+    assert bool((embedding == 0).all()) == adds_nothing
+
+
 def test_bag_of_one_token_is_its_hash_embedding():
     bag = hash_embedding.HashEmbeddingBag(num_tokens=50, num_buckets=10, dim=4)
     embedding = hash_embedding.HashEmbedding(num_ids=50, num_buckets=10, dim=4)
