@@ -1,8 +1,10 @@
-"""Columns of a Parquet or CSV file, read as ids, moments, numbers or text."""
+"""Columns of a Parquet, npz or CSV file, read as ids, moments, numbers or text."""
 
 import datetime
 import difflib
+import functools
 import reprlib
+import zipfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,14 +18,19 @@ from etils import epath
 from pinjax.data import column_map
 from pinjax.errors import InputError
 
+_SEPARATOR = b"\x1f"  # ASCII's own, for a delimiter of more than one character
+
 
 def read(
     path: epath.PathLike, columns: Sequence[str], delimiter: str, header: Sequence[str] = ()
 ) -> pa.Table:
-    """Reads some columns of a file: Parquet by its suffix, everything else as CSV.
+    """Reads some columns of a file: Parquet or npz by its suffix, everything else as CSV.
+
+    An array of an npz file is a column; where it has more axes than one, a column of lists.
 
     The columns of a CSV file come as text, so that ids such as "007" stay what they are; an empty
-    field is null. Compressed CSV is read by its suffix (.gz, .bz2).
+    field is null. Compressed CSV is read by its suffix (.gz, .bz2). A delimiter may have several
+    characters; then a quote is a character like any other.
 
     Raises:
       InputError: for a file that is missing, unreadable, empty, or lacks a column.
@@ -37,10 +44,14 @@ def read(
             file = pq.ParquetFile(path)
             _require(path, columns, file.schema_arrow.names)
             table = file.read(columns)
+        elif path.suffix == ".npz":
+            table = _read_npz(path, columns)
         else:
             table = _read_csv(path, columns, delimiter, header)
-    except (pa.ArrowException, OSError) as error:
-        kind = "Parquet" if path.suffix == ".parquet" else "CSV"
+    except InputError:  # a ValueError, too
+        raise
+    except (pa.ArrowException, OSError, ValueError, zipfile.BadZipFile) as error:
+        kind = {".parquet": "Parquet", ".npz": "npz"}.get(path.suffix, "CSV")
         raise InputError(f"{path}: not readable as {kind}: {error}") from error
     if not len(table):
         raise InputError(f"{path}: has no rows")
@@ -51,14 +62,36 @@ def read(
     return pa.table(decoded, table.column_names)
 
 
+def _read_npz(path: epath.Path, columns: Sequence[str]) -> pa.Table:
+    with path.open("rb") as file, np.lib.npyio.NpzFile(file) as arrays:
+        _require(path, columns, arrays.files)
+        return pa.table({name: _lists(arrays[name]) for name in columns})
+
+
+def _lists(array: np.ndarray) -> pa.Array:
+    made = pa.array(array.ravel())
+    for size in array.shape[:0:-1]:
+        made = pa.FixedSizeListArray.from_arrays(made, size)
+    return made
+
+
 def _read_csv(
     path: epath.Path, columns: Sequence[str], delimiter: str, header: Sequence[str]
 ) -> pa.Table:
+    if len(delimiter) > 1:
+        with pa.input_stream(str(path)) as stream:
+            lines = stream.read().replace(delimiter.encode(), _SEPARATOR)
+        source = functools.partial(pa.BufferReader, lines)
+        parse = pa.csv.ParseOptions(delimiter=_SEPARATOR.decode(), quote_char=False)
+    else:
+        source = functools.partial(epath.Path, path)
+        parse = pa.csv.ParseOptions(delimiter=delimiter)
+
     options = {
         "read_options": pa.csv.ReadOptions(column_names=list(header)),
-        "parse_options": pa.csv.ParseOptions(delimiter=delimiter),
+        "parse_options": parse,
     }
-    with pa.csv.open_csv(path, **options) as reader:
+    with pa.csv.open_csv(source(), **options) as reader:
         _require(path, columns, reader.schema.names)
     convert = pa.csv.ConvertOptions(
         include_columns=columns,
@@ -66,7 +99,7 @@ def _read_csv(
         null_values=[""],
         strings_can_be_null=True,
     )
-    return pa.csv.read_csv(path, convert_options=convert, **options)
+    return pa.csv.read_csv(source(), convert_options=convert, **options)
 
 
 def _require(path: epath.Path, columns: Sequence[str], names: Sequence[str]) -> None:

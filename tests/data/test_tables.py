@@ -1,0 +1,71 @@
+"""Columns as they come out of files of each kind."""
+
+import gzip
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pinjax.data import tables
+from pinjax.errors import InputError
+
+
+def test_arrays_of_an_npz_file_are_columns(tmp_path, rng):
+    arrays = {
+        "number": np.arange(4, dtype=np.int32),
+        "name": np.array(["a", "b", "c", "d"]),
+        "vector": rng.normal(size=(4, 3)).astype(np.float16),
+        "images": rng.normal(size=(4, 2, 3)).astype(np.float32),
+    }
+    np.savez(tmp_path / "a.npz", **arrays, unused=np.zeros(7))
+    table = tables.read(tmp_path / "a.npz", list(arrays), ",")
+    pq.write_table(table.select(["number", "images"]), tmp_path / "a.parquet")
+    again = tables.read(tmp_path / "a.parquet", ["number", "images"], ",")
+    assert table.column_names == list(arrays)
+    for name, array in arrays.items():
+        assert table[name].to_pylist() == array.tolist()
+    assert again["images"].to_pylist() == arrays["images"].tolist()
+
+
+@pytest.mark.parametrize("name", ["a.dat", "a.dat.gz"])
+def test_a_delimiter_may_have_several_characters(tmp_path, name):
+    lines = '1::"Ah", he: said::x\r\n2::::café\r\n'.encode()
+    (tmp_path / name).write_bytes(gzip.compress(lines) if name.endswith("gz") else lines)
+    table = tables.read(tmp_path / name, ["text", "id", "last"], "::", ("id", "text", "last"))
+    assert table.to_pydict() == {
+        "text": ['"Ah", he: said', None],
+        "id": ["1", "2"],
+        "last": ["x", "café"],
+    }
+
+
+def broken(tmp_path):
+    np.savez(tmp_path / "uneven.npz", a=np.zeros(2), b=np.zeros(3))
+    np.savez(tmp_path / "objects.npz", a=np.array([{}], object), b=np.zeros(1))
+    np.savez(tmp_path / "other.npz", a=np.zeros(2), bb=np.zeros(2))
+    np.savez(tmp_path / "nothing.npz", a=np.zeros(0), b=np.zeros((0, 3)))
+    (tmp_path / "text.npz").write_bytes(b"no archive")
+    np.save(tmp_path / "array", np.zeros(2))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    (tmp_path / "latin.dat").write_bytes("a::b\n1::é\n".encode("latin-1"))
+    (tmp_path / "ragged.dat").write_text("a::b\n1\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("uneven.npz", "not readable as npz"),
+        ("objects.npz", "not readable as npz"),
+        ("text.npz", "not readable as npz"),
+        ("array.npz", "not readable as npz"),
+        ("nothing.npz", "has no rows"),
+        ("other.npz", "no column 'b' among a, bb; did you mean 'bb'"),
+        ("latin.dat", "not readable as CSV.*UTF8"),
+        ("ragged.dat", "not readable as CSV"),
+    ],
+)
+def test_refuses_an_unreadable_file(tmp_path, name, message):
+    broken(tmp_path)
+    with pytest.raises(InputError, match=f"{name}: {message}") as error:
+        tables.read(tmp_path / name, ["a", "b"], "::")
+    assert "\n" not in str(error.value)
