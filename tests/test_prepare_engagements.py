@@ -220,18 +220,43 @@ def test_made_vectors_equal_a_dense_svd(tmp_path, events, table, dim):
 
 def test_vectors_that_are_given(tmp_path, events, table):
     table["v"][7] = None
-    config = grouped(catalogue__images="v", vectors__texts=())
-    made = prepare(tmp_path, events, table, config)
+    table["v"][8] = [0.0] * 4
+    has_image = ~np.isin(np.arange(32), (7, 8))
     given = np.float16([v or np.zeros(4) for v in table["v"]])
-    has_image = np.arange(32) != 7
-    np.testing.assert_array_equal(made.products.images, given[has_image])
-    np.testing.assert_array_equal(np.diff(made.products.image_offsets), has_image)
-    place = [list(table["item"]).index(int(query)) for query in made.queries.ids]
-    np.testing.assert_array_equal(made.queries.vectors, given[place])
-
     searches = prepare(tmp_path, events, table, make_config(catalogue__images="v"), "searches")
     np.testing.assert_array_equal(searches.products.images, given[has_image])
+    np.testing.assert_array_equal(np.diff(searches.products.image_offsets), has_image)
     assert searches.queries.vectors.shape[1] == 5
+
+    config = grouped(catalogue__images="v", vectors__texts=())
+    config.tolerance = 0.2
+    made = prepare(tmp_path, events, table, config)
+    np.testing.assert_array_equal(made.products.images, given[has_image])
+    place = [list(table["item"]).index(int(query)) for query in made.queries.ids]
+    np.testing.assert_array_equal(made.queries.vectors, given[place])
+    unseen = {str(table["item"][7]), str(table["item"][8])}
+    found = [query for query, *_ in read_plainly(events, config)]
+    dropped = sum(query in unseen for query in found)
+    assert 0 < dropped == made.metadata.report["dropped for a query without a vector"]
+    assert not unseen & set(made.queries.ids)
+    assert sum(len(made.pairs(split)) for split in schema.SPLITS) == len(found) - dropped
+
+
+def test_an_item_may_have_several_images(tmp_path, events, table, rng):
+    images = [rng.normal(size=(rng.integers(4), 3)).tolist() for _ in range(32)]
+    images[3], images[4] = None, [[0.0] * 3, [1.0, 2.0, 3.0]]  # padded, as some tables are
+    table["v"] = images
+    config = grouped(catalogue__images="v", vectors__texts=())
+    config.tolerance = 0.9
+    made = prepare(tmp_path, events, table, config)
+    images[4] = images[4][1:]
+    counts = [len(own or ()) for own in images]
+    assert np.diff(made.products.image_offsets).tolist() == counts
+    expected = np.float16(np.concatenate([own for own in images if own]))
+    np.testing.assert_array_equal(made.products.images, expected)
+    for query, vector in zip(made.queries.ids, made.queries.vectors, strict=True):
+        first = images[list(table["item"]).index(int(query))][0]
+        np.testing.assert_array_equal(vector, np.float16(first))
 
 
 def test_the_first_row_of_an_item_counts_where_it_may_repeat(tmp_path, events, table):
@@ -255,6 +280,7 @@ BAD = {
     "item twice": ("i", "item", 1, 131, "row 2: item is 131; expected each item once"),
     "item without id": ("i", "item", 1, None, "row 2: item is None; expected an item's id"),
     "short image": ("i", "v", 1, [1.0], r"row 2: v is \[1.0\]; expected 4 finite numbers"),
+    "no image of a query": ("i", "v", 3, None, "item 128 leads to others and has no v; expected a"),
 }
 
 
@@ -266,9 +292,25 @@ def test_refuses_a_bad_row(tmp_path, events, table, case):
     columns[column][row] = value
     config = make_config(events__time="time", events__time_unit="s", catalogue__images="v")
     config.events.least = ("relevance", 1.0)
-    if column in ("basket", "place"):
+    if column in ("basket", "place") or case == "no image of a query":
         config.events.update(query="", group="basket", position="place")
+        file = "e"
     check_refused(tmp_path, f"{file}.parquet: {message}", events, table, config)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ([[1.0, 2.0], None], "row 2: v is .*expected 2 finite numbers an image"),
+        ([[1.0, 2.0], [1.0]], "row 2: v is .*expected 2 finite numbers an image"),
+        ([[1.0, np.nan]], "row 2: v is .*expected 2 finite numbers an image"),
+        (None, "v has no numbers; expected a vector"),
+    ],
+)
+def test_refuses_bad_images(tmp_path, events, table, bad, message):
+    some = [] if bad is None else [[3.0, 4.0]]
+    table["v"] = pa.array([some, bad or [], *([some] * 30)], pa.list_(pa.list_(pa.float32())))
+    check_refused(tmp_path, message, events, table, make_config(catalogue__images="v"))
 
 
 def check_refused(tmp_path, message, *args):

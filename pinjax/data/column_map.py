@@ -62,7 +62,9 @@ def engagements() -> ml_collections.ConfigDict:
     config.kind = "engagements"
     config.name = "log"  # the data set's name, as printed in tables
     config.delimiter = ","  # of CSV files; Parquet needs none
-    config.tolerance = 0.0  # share of an events file's rows that may be unusable: dropped, counted
+    # The share of an events file's rows that may be unusable, and of pairs of a query without the
+    # vector that the files have of others: dropped and counted.
+    config.tolerance = 0.0
 
     events = config.events = ml_collections.ConfigDict()
     events.header = ()  # column names of a CSV file that has no header line
@@ -84,7 +86,9 @@ def engagements() -> ml_collections.ConfigDict:
     catalogue.id = "item"
     catalogue.repeats = False  # whether ids may come again; then an item's first row counts
     catalogue.texts = ()  # ((text feature, column), ...), null where unknown
-    catalogue.images = ""  # a column of lists of numbers, one length; null: no image
+    # A column of lists of numbers, one length, or of lists of such lists: an image or several.
+    # Null or zeros: none. Without the column, an image is a vector that is made of the words.
+    catalogue.images = ""
     catalogue.topic = ""  # a column
 
     vectors = config.vectors = ml_collections.ConfigDict()  # made where none are given

@@ -32,13 +32,15 @@ class Items:
     Attributes:
       ids: the items' own ids, int64 or text, each once.
       topics: int32 (items,), -1 where unknown.
-      images: float16 (items, dim), zeros where unknown, or None.
+      images: float16 (images, dim), the vectors of all images, item by item, or None.
+      image_counts: int (items,), how many images each item has.
       texts: by name of the feature, each item's text or None.
     """
 
     ids: pa.Array
     topics: np.ndarray
     images: np.ndarray | None
+    image_counts: np.ndarray
     texts: dict[str, list[str | None]]
 
 
@@ -106,15 +108,14 @@ def prepare(
         **config.vocabulary,
     )
     texts = {name: vocabulary.encode(column) for name, column in table.texts.items()}
-    images, vectors = _vectors(items, table, texts, made, vocabulary, config)
+    images, image_counts, vectors = _vectors(items, table, texts, made, vocabulary, config)
 
-    has_image = images.any(axis=1)
     products = pairs.Products(
         ids=table.ids.to_numpy(zero_copy_only=False),
         topics=table.topics,
         created=np.zeros(len(table.ids), np.uint32),
-        images=images[has_image],
-        image_offsets=np.concatenate([[0], np.cumsum(has_image)]),
+        images=images,
+        image_offsets=np.concatenate([[0], np.cumsum(image_counts)]),
         texts=texts,
     )
     queries = pairs.Queries(
@@ -128,7 +129,7 @@ def prepare(
         "queries without a vector": int((~vectors.any(axis=1)).sum()),
         "numbers in a query's vector": vectors.shape[1],
         "products": len(products),
-        "products without an image": int((~has_image).sum()),
+        "products without an image": int((image_counts == 0).sum()),
         "products in training": int(trained.sum()),
         **{f"{kind}s": size for kind, size in zip(text.KINDS, vocabulary.sizes, strict=True)},
     }
@@ -163,12 +164,13 @@ def read_items(path: epath.PathLike, config: ml_collections.ConfigDict) -> Items
         repeated = np.ones(len(table), bool)
         repeated[first] = False
         checks.append(tables.Check("item", names.id, "each item once", repeated))
-    images = None
+    images, image_counts = None, np.zeros(len(table), int)
     if names.images:
-        images, bad = items_lib.vectors(path, names.images, table[names.images])
-        expected = f"{images.shape[1]} finite numbers, as in the first row"
+        images, row, bad = _images(path, names.images, table[names.images])
+        expected = f"{images.shape[1]} finite numbers an image, as in the first"
         checks.append(tables.Check("image", names.images, expected, bad))
-        images = images[first]
+        images = images[np.isin(row, first)]
+        image_counts = np.bincount(row, minlength=len(table))
     tables.usable(path, table, checks)
 
     topics = np.full(len(distinct), -1, np.int32)
@@ -179,7 +181,23 @@ def read_items(path: epath.PathLike, config: ml_collections.ConfigDict) -> Items
         name: _text(path, column, table[column]).take(pa.array(first)).to_pylist()
         for name, column in names.texts
     }
-    return Items(distinct, topics, images, texts)
+    return Items(distinct, topics, images, image_counts[first], texts)
+
+
+def _images(
+    path: epath.PathLike, name: str, column: pa.ChunkedArray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(float16 (images, dim), int (images,) the row of each, bool (rows,) which rows are bad)."""
+    rows, row, missing = len(column), np.arange(len(column)), np.zeros(len(column), bool)
+    if pa.types.is_nested(getattr(column.type, "value_type", column.type)):
+        lists = column.combine_chunks()
+        row = np.repeat(row, pc.list_value_length(lists).fill_null(0).to_numpy())
+        column = pa.chunked_array([pc.list_flatten(lists)])
+        missing = column.is_null().to_numpy()
+    images, bad = items_lib.vectors(path, name, column)
+    bad = np.bincount(row[bad | missing], minlength=rows) > 0
+    some = images.any(axis=1)
+    return images[some], row[some], bad
 
 
 def read_events(
@@ -189,7 +207,8 @@ def read_events(
 
     Rows without an item of the table, a query or group, a position or a time between 1970 and 2106
     are bad: more of them than `config.tolerance` allows are refused. Searches that are equal but
-    for spaces around them are one query. An item is no query for itself.
+    for spaces around them are one query. An item is no query for itself. Where images are given,
+    so are the vectors of items as queries; pairs of an item without any are tolerated likewise.
 
     Args:
       paths: Parquet or CSV files; a group's rows may lie in several.
@@ -230,6 +249,17 @@ def read_events(
         before, led = before[other], led[other]
         if not len(led):
             raise InputError(f"{where}: no two items in a {config.events.group}")
+        if items.images is not None:
+            known = items.image_counts[item[before]] > 0
+            report["dropped for a query without a vector"] = int((~known).sum())
+            if (~known).sum() > config.tolerance * len(known):
+                first = items.ids[int(item[before][np.argmin(known)])].as_py()
+                share = f"{(~known).sum()} of {len(known)} pairs have none"
+                raise InputError(
+                    f"{where}: item {first} leads to others and has no {config.catalogue.images}; "
+                    f"expected a vector of each query ({share}, tolerance is {config.tolerance:g})"
+                )
+            before, led = before[known], led[known]
         query_items, query = np.unique(item[before], return_inverse=True)
         queries = tables.text(items.ids.take(pa.array(query_items))).to_pylist()
         key, keys = (query, queries) if config.events.time else (lead[led], leads.to_pylist())
@@ -370,13 +400,14 @@ def _vectors(
     made: Engagements,
     vocabulary: text.Vocabulary,
     config: ml_collections.ConfigDict,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Frozen vectors of items and of queries, float16, zeros where there is none.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images (images, dim), int (items,) how many each item has, and queries' vectors; float16.
 
     Images are the table's, or made of texts in their place. A search's vector is made of its words
-    in the space of the items' texts; the vector of an item as a query is that of its image.
+    in the space of the items' texts; the vector of an item as a query is that of its first image.
+    A query is zeros where there is nothing to make its vector of.
     """
-    images = items.images
+    images, image_counts = items.images, items.image_counts
     if images is None or made.query_items is None:
         words = vocabulary.sizes[0]
         counts = sum(_word_counts(texts[name], words) for name in config.vectors.texts)
@@ -388,10 +419,15 @@ def _vectors(
         space = items_lib.latent_space(matrix, config.vectors.dim)
         if images is None:
             images = items_lib.unit_rows(matrix @ space)
+            image_counts = images.any(axis=1).astype(int)
+            images = images[image_counts > 0]
     if made.query_items is not None:
-        return images, images[made.query_items]
+        vectors = np.zeros((len(image_counts), images.shape[1]), np.float16)
+        first = np.cumsum(image_counts) - image_counts
+        vectors[image_counts > 0] = images[first[image_counts > 0]]
+        return images, image_counts, vectors[made.query_items]
     asked = _word_counts(vocabulary.encode(made.queries), words)
-    return images, items_lib.unit_rows(items_lib.weighted(asked, weights) @ space)
+    return images, image_counts, items_lib.unit_rows(items_lib.weighted(asked, weights) @ space)
 
 
 def _word_counts(encoded: text.Ragged, words: int) -> scipy.sparse.csr_array:

@@ -234,7 +234,7 @@ def vectors(
     column = column.combine_chunks()
     length = pc.list_value_length(column).fill_null(0).to_numpy()
     known = column.is_valid().to_numpy(False)
-    dim = int(length[np.argmax(known)])
+    dim = int(next(iter(length[known]), 0))
     if not dim:
         raise InputError(f"{path}: {name} has no numbers; expected a vector in the first row")
     bad = known & (length != dim)
