@@ -24,7 +24,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "column map", lock_con
 _EVENTS = flags.DEFINE_multi_string(
     "events", None, "file of events, Parquet or CSV; several, in order: repeat it, or use commas"
 )
-_ITEMS = flags.DEFINE_string("items", None, "file of items, Parquet or CSV")
+_ITEMS = flags.DEFINE_string(
+    "items", None, "file of items, Parquet, npz or CSV; then, after commas, those of config.sides"
+)
 _OUT = flags.DEFINE_string("out", None, "directory of the data set, not there yet")
 flags.mark_flags_as_required(["config", "events", "out"])
 
@@ -36,7 +38,10 @@ def main(argv: Sequence[str]) -> int:
     config = _CONFIG.value
     of_pairs = config.kind == "engagements"
     prepare = engagements.prepare if of_pairs else prepared.prepare
-    metadata, is_new = prepare(events, _ITEMS.value, _OUT.value, config)
+    items = _ITEMS.value
+    if of_pairs:
+        items = items.split(",") if items else []
+    metadata, is_new = prepare(events, items, _OUT.value, config)
     print(_table(metadata.report))
     done = f"prepared in {time.monotonic() - started:.1f} s" if is_new else "already prepared"
     following = _next_for_pairs(metadata, config) if of_pairs else _next_command(metadata)

@@ -1,7 +1,9 @@
 """Engagements as `prepare` writes them, against a plain-Python reading, and what it refuses."""
 
 import collections
+import gzip
 import hashlib
+import itertools
 import os
 import pathlib
 import runpy
@@ -67,7 +69,7 @@ def grouped(**changes):
 def prepare(tmp_path, events, table, config, out="out"):
     pq.write_table(pa.table(events), tmp_path / "e.parquet")
     pq.write_table(pa.table(table), tmp_path / "i.parquet")
-    engagements.prepare([tmp_path / "e.parquet"], tmp_path / "i.parquet", tmp_path / out, config)
+    engagements.prepare([tmp_path / "e.parquet"], [tmp_path / "i.parquet"], tmp_path / out, config)
     return pairs.read(tmp_path / out)
 
 
@@ -367,7 +369,7 @@ def test_a_group_may_lie_in_several_files(tmp_path, events, table):
     paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     pq.write_table(pa.table(events)[:150], paths[0])
     pq.write_table(pa.table(events)[150:], paths[1])
-    engagements.prepare(paths, tmp_path / "i.parquet", tmp_path / "parts", grouped())
+    engagements.prepare(paths, [tmp_path / "i.parquet"], tmp_path / "parts", grouped())
     for split in schema.SPLITS:
         np.testing.assert_array_equal(
             pairs.read(tmp_path / "parts").pairs(split), whole.pairs(split)
@@ -376,12 +378,96 @@ def test_a_group_may_lie_in_several_files(tmp_path, events, table):
 
 def test_the_same_input_is_prepared_once(tmp_path, events, table):
     first = prepare(tmp_path, events, table, make_config())
-    files = [tmp_path / "e.parquet"], tmp_path / "i.parquet", tmp_path / "out"
+    files = [tmp_path / "e.parquet"], [tmp_path / "i.parquet"], tmp_path / "out"
     assert engagements.prepare(*files, make_config()) == (first.metadata, False)
     with pytest.raises(InputError, match="holds something else"):
         engagements.prepare(*files, make_config(split__seed=1))
     with pytest.raises(InputError, match="--items is missing"):
-        engagements.prepare(files[0], None, tmp_path / "other", make_config())
+        engagements.prepare(files[0], [], tmp_path / "other", make_config())
+
+
+@pytest.fixture
+def sides(tmp_path, events, table, rng):
+    """(numbers of the items, posters by number, column map) of a table with two files beside it."""
+    numbers = rng.permutation(32)
+    table["key"] = numbers.astype(object)
+    table["key"][5] = None
+    posters = rng.normal(size=(20, 2, 3)).astype(np.float16)  # two each of twenty items
+    np.savez(tmp_path / "posters.npz", number=np.arange(20), vectors=posters)
+    lines = [f"{number}::place{number}, caf\xe9::x" for number in range(32)]
+    (tmp_path / "lines.dat").write_text("\n".join(lines), encoding="utf-8")
+    pq.write_table(pa.table(events), tmp_path / "e.parquet")
+    pq.write_table(pa.table(table), tmp_path / "i.parquet")
+    config = make_config(catalogue__images="posters.vectors")
+    config.catalogue.texts = (("title", "name"), ("place", "lines.where"))
+    header = ("id", "where", "sort")
+    config.sides.lines = column_map.side(on="key", id="id", delimiter="::", header=header)
+    config.sides.posters = column_map.side(on="key", id="number", partial=True)
+    return numbers, posters, config
+
+
+SIDES = ("posters.npz", "lines.dat")
+
+
+def prepare_sides(tmp_path, config, files=SIDES):
+    files = [tmp_path / name for name in ("i.parquet", *files)]
+    engagements.prepare([tmp_path / "e.parquet"], files, tmp_path / "out", config)
+    return pairs.read(tmp_path / "out")
+
+
+def test_columns_are_looked_up_in_other_files(tmp_path, sides):
+    numbers, posters, config = sides
+    made = prepare_sides(tmp_path, config)
+    known = [None if row == 5 else number for row, number in enumerate(numbers)]
+    shown = [number is not None and number < 20 for number in known]
+    assert np.diff(made.products.image_offsets).tolist() == [2 * some for some in shown]
+    expected = np.concatenate([posters[number] for number in numbers[shown]])
+    np.testing.assert_array_equal(made.products.images, expected)
+    texts = [None if number is None else f"place{number}, caf\xe9" for number in known]
+    for one, other in zip(made.products.texts["place"], made.vocabulary.encode(texts), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert "caf\xe9" in made.vocabulary.rows["token"].to_pylist()
+
+
+def test_refuses_bad_sides(tmp_path, sides):
+    *_, config = sides
+
+    def refused(message, files=SIDES):
+        with pytest.raises(InputError, match=message) as error:
+            prepare_sides(tmp_path, config, files)
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "out").exists()
+
+    def lines(*more):
+        whole = [*(f"{number}::a::b" for number in range(31)), *more]
+        (tmp_path / "lines.dat").write_text("\n".join(whole))
+
+    refused("--items has lines.dat after i.parquet; expected lines, posters", SIDES[1:])
+    refused("--items has lines.dat, lines.dat, posters.npz after", (SIDES[1], *SIDES[::-1]))
+    row = 1 + list(sides[0]).index(31)
+    lines()
+    refused(rf"i.parquet: row {row}: key is 31; expected an id of lines.dat \(1 of 32")
+    lines("31::a::b", "7::a::b")
+    refused("lines.dat: row 33: id is '7'; expected each id once")
+    lines("::a::b")
+    refused("lines.dat: row 32: id is None; expected an id")
+    lines("31::a::b")
+    config.catalogue.texts = (("title", "name"), ("place", "lines.wher"))
+    refused("lines.dat: no column 'wher' among id, where, sort; did you mean 'where'")
+    config.catalogue.texts = (("title", "name"), ("place", "lime.where"))
+    refused("i.parquet: no column 'lime.where' among")
+    config.catalogue.texts = (("title", "name"),)
+    config.sides.posters.on = "kee"
+    refused("i.parquet: no column 'kee' among .*did you mean 'key'")
+    config.sides.posters.on = "key"
+    posters = sides[1]
+    row = 1 + list(sides[0]).index(4)
+    np.savez(
+        tmp_path / "posters.npz",
+        number=np.arange(20),
+        vectors=np.where(posters == posters[4, 1, 0], np.nan, posters),
+    )
+    refused(f"i.parquet: row {row}: posters.vectors is .*expected 3 finite numbers an image")
 
 
 CONFIG = """
@@ -424,16 +510,22 @@ def test_command_prints_a_report_and_the_next_commands(tmp_path, events, table):
 
 
 def prepare_real(tmp_path, name, events, items):
-    config = runpy.run_path(str(ROOT / f"configs/prepare/{name}.py"))["get_config"]()
+    """`name` of a config and of a folder, or both."""
+    config, folder = name if isinstance(name, tuple) else (name, name)
+    config = runpy.run_path(str(ROOT / f"configs/prepare/{config}.py"))["get_config"]()
     config.vectors.dim = 8
-    events, items = RAW / name / events, RAW / name / items
-    engagements.prepare([events], items, tmp_path / name, config)
-    return pairs.read(tmp_path / name), pq.read_table(events)
+    events, items = ([RAW / folder / file for file in files] for files in (events, items))
+    engagements.prepare(events, items, tmp_path / folder, config)
+    return pairs.read(tmp_path / folder)
 
 
-@pytest.mark.skipif(not RAW.exists(), reason="needs the public logs in shared/data")
+needs_logs = pytest.mark.skipif(not RAW.exists(), reason="needs the public logs in shared/data")
+
+
+@needs_logs
 def test_homedepot_is_the_relevant_rows(tmp_path):
-    made, rows = prepare_real(tmp_path, "homedepot", "train.parquet", "train.parquet")
+    made = prepare_real(tmp_path, "homedepot", ["train.parquet"], ["train.parquet"])
+    rows = pq.read_table(RAW / "homedepot/train.parquet")
     counts = [len(made.pairs(split)) for split in schema.SPLITS]
     assert sum(counts) == (rows["relevance"].to_numpy() >= 2.33).sum()
     assert 0.7 < counts[0] / sum(counts) < 0.8  # 0.8 of the searches, less the cold items
@@ -441,14 +533,57 @@ def test_homedepot_is_the_relevant_rows(tmp_path):
     assert made.metadata.tasks == ("text/relevant",)
 
 
-@pytest.mark.skipif(not RAW.exists(), reason="needs the public logs in shared/data")
+def tokens(made, feature, item):
+    """The tokens of an item's text."""
+    rows = made.vocabulary.rows["token"].to_pylist()
+    found, offsets = made.products.texts[feature]
+    row = made.products.ids.tolist().index(item)
+    return {rows[token] for token in found[offsets[row] : offsets[row + 1]]}
+
+
+@needs_logs
 def test_instacart_is_neighbours_in_baskets(tmp_path):
-    made, rows = prepare_real(
-        tmp_path, "instacart", "order_products__train.parquet", "products.parquet"
-    )
+    items = ["products.parquet", "aisles.parquet", "departments.parquet"]
+    made = prepare_real(tmp_path, "instacart", ["order_products__train.parquet"], items)
+    rows = pq.read_table(RAW / "instacart/order_products__train.parquet")
     counts = [len(made.pairs(split)) for split in schema.SPLITS]
     assert sum(counts) == len(rows) - len(rows["order_id"].unique())
     assert made.metadata.tasks == ("image/reorder", "image/add")
     reorders = sum((made.pairs(split)["task"] == 0).sum() for split in schema.SPLITS)
     later = rows["add_to_cart_order"].to_numpy() > 1
     assert reorders == rows["reordered"].to_numpy()[later].sum()
+    assert {"organic", "bananas"} <= tokens(made, "name", 13176)
+    assert {"fresh", "fruits"} <= tokens(made, "aisle", 13176)
+    assert "produce" in tokens(made, "department", 13176)
+
+
+@needs_logs
+def test_movielens_is_neighbours_of_users_with_posters(tmp_path):
+    items = ["sas_to_original_items.txt", "movies_extrainfos.dat", "poster_features.npz"]
+    made = prepare_real(tmp_path, ("movielens", "movielens_1m"), ["ml-1m.txt.gz"], items)
+    folder = RAW / "movielens_1m"
+    original = dict(line.split() for line in (folder / items[0]).read_text().splitlines())
+    with np.load(folder / items[-1]) as posters:
+        vectors = dict(zip(posters["movie_id"].astype(str), posters["features"], strict=True))
+    expected = [vectors[film] for film in original.values() if film in vectors]
+    np.testing.assert_array_equal(made.products.images, expected)
+    queries = [vectors[original[item]] for item in made.queries.ids]
+    np.testing.assert_array_equal(made.queries.vectors, queries)
+
+    lines = gzip.decompress((folder / "ml-1m.txt.gz").read_bytes()).decode().splitlines()
+    rows = [line.split() for line in lines]
+    found = [
+        (before, item)
+        for (user, before), (other, item) in itertools.pairwise(rows)
+        if user == other and original[before] in vectors
+    ]
+    assert made.metadata.tasks == ("image/rated",)
+    assert sum(len(made.pairs(split)) for split in schema.SPLITS) == len(found)
+    assert len(found) > 0.99 * 999_611
+    # A user's pairs are in one split, so each split's share is about that of its users.
+    assert 0.7 < len(made.pairs("train")) / len(found) < 0.8
+    item = next(item for item, film in original.items() if film == "1")
+    assert {"toy", "story", "toy story"} <= tokens(made, "title", item)
+    assert {"tom", "hanks"} <= tokens(made, "cast", item)
+    assert {"woody", "buzz"} <= tokens(made, "plot", item)
+    assert "animation" in tokens(made, "genres", item)

@@ -82,7 +82,9 @@ def engagements() -> ml_collections.ConfigDict:
     events.position = ""  # a column of numbers that orders a group; "": rows are in order
     events.ahead = 1  # an item is a query for each of so many next ones of its group
 
-    catalogue = config.catalogue = ml_collections.ConfigDict()  # of the table in --items
+    # Of the first file in --items; "FILE.column" is a column of another one, see `sides`.
+    catalogue = config.catalogue = ml_collections.ConfigDict()
+    catalogue.header = ()  # column names of a CSV file that has no header line
     catalogue.id = "item"
     catalogue.repeats = False  # whether ids may come again; then an item's first row counts
     catalogue.texts = ()  # ((text feature, column), ...), null where unknown
@@ -90,6 +92,9 @@ def engagements() -> ml_collections.ConfigDict:
     # Null or zeros: none. Without the column, an image is a vector that is made of the words.
     catalogue.images = ""
     catalogue.topic = ""  # a column
+
+    # The other files in --items, by name up to the first dot: config.sides.FILE = side(...).
+    config.sides = ml_collections.ConfigDict()
 
     vectors = config.vectors = ml_collections.ConfigDict()  # made where none are given
     vectors.texts = ()  # the text features from whose words they are made
@@ -108,6 +113,22 @@ def engagements() -> ml_collections.ConfigDict:
     split.cold = 0.05  # share of items, by a hash of their ids, without engagements in training
     split.seed = 0  # of the hashes
     return config
+
+
+def side(
+    on: str, id: str, partial: bool = False, delimiter: str = ",", header: tuple[str, ...] = ()
+) -> ml_collections.ConfigDict:
+    """A file in which something is looked up for each item.
+
+    Args:
+      on: a column of the first file; null: nothing is known of the item.
+      id: the column of this file that equals it, each value once.
+      partial: whether rows may be missing; then nothing is known of their items.
+      delimiter: of a CSV file; with several characters, quotes mean nothing.
+      header: column names of a CSV file that has no header line.
+    """
+    fields = {"on": on, "id": id, "partial": partial, "delimiter": delimiter, "header": header}
+    return ml_collections.ConfigDict(fields)
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -69,7 +69,7 @@ class Engagements:
 
 def prepare(
     events: Sequence[epath.PathLike],
-    items: epath.PathLike | None,
+    items: Sequence[epath.PathLike],
     out: epath.PathLike,
     config: ml_collections.ConfigDict,
 ) -> tuple[pairs.Metadata, bool]:
@@ -77,7 +77,7 @@ def prepare(
 
     Args:
       events: files of engagements.
-      items: the file of items.
+      items: the file of items, and those of `config.sides`.
       out: the data set's directory; written under another name, then renamed.
       config: a column map, see `column_map.engagements`.
 
@@ -91,7 +91,7 @@ def prepare(
     if not items:
         raise InputError("--items is missing; expected a file of the items that are engaged with")
     out = epath.Path(out)
-    digest = prepared.digest_of([*events, items], config)
+    digest = prepared.digest_of([*events, *items], config)
     if prepared.is_there(out, digest):
         return pairs.read(out).metadata, False
 
@@ -108,7 +108,7 @@ def prepare(
         **config.vocabulary,
     )
     texts = {name: vocabulary.encode(column) for name, column in table.texts.items()}
-    images, image_counts, vectors = _vectors(items, table, texts, made, vocabulary, config)
+    images, image_counts, vectors = _vectors(items[0], table, texts, made, vocabulary, config)
 
     products = pairs.Products(
         ids=table.ids.to_numpy(zero_copy_only=False),
@@ -146,16 +146,20 @@ def prepare(
     return metadata, True
 
 
-def read_items(path: epath.PathLike, config: ml_collections.ConfigDict) -> Items:
+def read_items(paths: Sequence[epath.PathLike], config: ml_collections.ConfigDict) -> Items:
     """Reads a table of items by the `catalogue` section of a column map.
+
+    Args:
+      paths: the file of items, then those in which its columns are looked up, in any order.
+      config: a column map.
 
     Raises:
       InputError: for wrong input; here no bad row is tolerated.
     """
-    names = config.catalogue
+    names, path = config.catalogue, epath.Path(paths[0])
     columns = [column for _, column in names.texts]
     wanted = [names.id, *columns, names.images, names.topic]
-    table = tables.read(path, list(filter(None, wanted)), config.delimiter)
+    table = _looked_up(paths, list(filter(None, wanted)), config)
     ids = tables.ids(path, names.id, table[names.id]).combine_chunks()
     checks = [tables.Check("item", names.id, "an item's id", ids.is_null().to_numpy(False))]
     distinct = ids.unique()
@@ -182,6 +186,49 @@ def read_items(path: epath.PathLike, config: ml_collections.ConfigDict) -> Items
         for name, column in names.texts
     }
     return Items(distinct, topics, images, image_counts[first], texts)
+
+
+def _looked_up(
+    paths: Sequence[epath.PathLike], columns: Sequence[str], config: ml_collections.ConfigDict
+) -> pa.Table:
+    """Columns of the first file, and those that are looked up in `config.sides`."""
+    path, *others = map(epath.Path, paths)
+    named = {other.name.split(".")[0]: other for other in others}
+    if set(named) != set(config.sides) or len(named) < len(others):
+        given = ", ".join(other.name for other in others) or "nothing"
+        expected = ", ".join(config.sides) or "nothing"
+        raise InputError(f"--items has {given} after {path.name}; expected {expected}")
+    own = [side.on for side in config.sides.values()]
+    wanted = {name: [] for name in named}
+    for column in columns:
+        name, _, field = column.partition(".")
+        if name in named:
+            wanted[name].append(field)
+        else:
+            own.append(column)
+
+    table = tables.read(path, own, config.delimiter, config.catalogue.header)
+    for name, side in config.sides.items():
+        file = named[name]
+        more = tables.read(file, [side.id, *wanted[name]], side.delimiter, side.header)
+        ids = tables.ids(file, side.id, more[side.id]).combine_chunks()
+        first = np.unique(pc.index_in(ids, ids.unique()).to_numpy(), return_index=True)[1]
+        repeated = np.ones(len(more), bool)
+        repeated[first] = False
+        checks = [
+            tables.Check("id", side.id, "an id", ids.is_null().to_numpy(False)),
+            tables.Check("id", side.id, "each id once", repeated),
+        ]
+        tables.usable(file, more, checks)
+        known, asked = tables.same_type([ids, tables.ids(path, side.on, table[side.on])])
+        row = pc.index_in(asked, known).combine_chunks()
+        if not side.partial:
+            missing = pc.and_(row.is_null(), asked.is_valid().combine_chunks()).to_numpy(False)
+            expected = f"an id of {file.name}"
+            tables.usable(path, table, [tables.Check(side.on, side.on, expected, missing)])
+        for field in dict.fromkeys(wanted[name]):
+            table = table.append_column(f"{name}.{field}", more[field].combine_chunks().take(row))
+    return table
 
 
 def _images(
