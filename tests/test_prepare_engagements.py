@@ -1,6 +1,7 @@
 """Engagements as `prepare` writes them, against a plain-Python reading, and what it refuses."""
 
 import collections
+import datetime
 import gzip
 import hashlib
 import itertools
@@ -21,6 +22,7 @@ from pinjax.errors import InputError
 ROOT = pathlib.Path(__file__).parents[1]
 RAW = ROOT.parent / "shared/data"
 START = 1_600_000_000
+SINCE = 1_600_128_000  # 2020-09-15
 WORDS = [f"word{number}" for number in range(20)]
 
 
@@ -98,6 +100,8 @@ def read_plainly(events, config):
         column, least = config.events.least
         rows = [row for row in rows if row[column] >= least]
     times = bool(config.events.time)
+    if config.events.since:
+        rows = [row for row in rows if row["time"] >= SINCE]
     found = []
     if config.events.query:
         for row in rows:
@@ -111,6 +115,8 @@ def read_plainly(events, config):
     for basket, members in baskets.items():
         if config.events.position:
             members.sort(key=lambda row: row["place"])
+        elif times:
+            members.sort(key=lambda row: row["time"])
         for first, before in enumerate(members):
             for row in members[first + 1 : first + 1 + config.events.ahead]:
                 if row["item"] != before["item"]:
@@ -128,6 +134,9 @@ CASES = {
     "baskets": grouped(),
     "baskets, three ahead": grouped(events__position="place", events__ahead=3),
     "baskets in time": grouped(events__time="time", events__time_unit="s", events__ahead=2),
+    "baskets in time, later ones": grouped(
+        events__time="time", events__time_unit="s", events__since="2020-09-15"
+    ),
 }
 
 
@@ -163,6 +172,18 @@ def test_writes_what_the_log_holds(tmp_path, events, table, case):
     assert made.products.ids.tolist() == list(table["item"])
     names = list(dict.fromkeys(table["kind"]))
     assert made.products.topics.tolist() == [names.index(name) for name in table["kind"]]
+
+    if config.events.time:  # made of its first row, be it a pair or not
+        since = SINCE if config.events.since else 0
+        first = {}
+        for item, time in zip(events["item"], events["time"], strict=True):
+            if time >= since:
+                first[item] = min(first.get(item, 2**32), time)
+        assert made.products.created.tolist() == [first.get(item, 0) for item in table["item"]]
+        early = sum(events["time"] < since)
+        assert made.metadata.report.get("dropped as too early", 0) == early
+    else:
+        assert not made.products.created.any()
 
     # The vocabulary is that of the items in training pairs, each once.
     texts = [
@@ -271,6 +292,20 @@ def test_the_first_row_of_an_item_counts_where_it_may_repeat(tmp_path, events, t
     np.testing.assert_array_equal(made.products.topics, once.products.topics)
 
 
+def test_an_item_is_as_old_as_the_table_says_or_its_first_engagement(tmp_path, events, table):
+    time = events["time"]
+    table["since"] = [int(START - 10 + 40_000 * row) * 1000 for row in range(32)]
+    table["since"][3] = None
+    config = make_config(events__time="time", events__time_unit="s", catalogue__created="since")
+    config.catalogue.created_unit = "ms"
+    made = prepare(tmp_path, events, table, config)
+    for item, since, created in zip(
+        table["item"], table["since"], made.products.created, strict=True
+    ):
+        known = [*time[events["item"] == item], *([] if since is None else [since / 1000])]
+        assert created == int(min(known, default=0))
+
+
 BAD = {
     "null item": ("e", "item", 4, None, "row 5: item is None; expected an id of the table"),
     "unknown item": ("e", "item", 4, 7, "row 5: item is 7; expected an id of the table of items"),
@@ -282,6 +317,7 @@ BAD = {
     "item twice": ("i", "item", 1, 131, "row 2: item is 131; expected each item once"),
     "item without id": ("i", "item", 1, None, "row 2: item is None; expected an item's id"),
     "short image": ("i", "v", 1, [1.0], r"row 2: v is \[1.0\]; expected 4 finite numbers"),
+    "bad date of an item": ("i", "since", 1, -1, "row 2: since is -1; expected a moment from 1970"),
     "no image of a query": ("i", "v", 3, None, "item 128 leads to others and has no v; expected a"),
 }
 
@@ -290,9 +326,11 @@ BAD = {
 def test_refuses_a_bad_row(tmp_path, events, table, case):
     file, column, row, value, message = BAD[case]
     columns = events if file == "e" else table
+    table["since"] = [1_500_000_000] * 32
     columns[column] = list(columns[column])
     columns[column][row] = value
     config = make_config(events__time="time", events__time_unit="s", catalogue__images="v")
+    config.catalogue.update(created="since", created_unit="s")
     config.events.least = ("relevance", 1.0)
     if column in ("basket", "place") or case == "no image of a query":
         config.events.update(query="", group="basket", position="place")
@@ -331,6 +369,19 @@ BAD_CONFIGS = {
     "no such feature": ({"vectors__texts": ("name",)}, "vectors.texts is .*some of title, note"),
     "no such column": ({"events__query": "qery"}, "no column 'qery' .*did you mean 'query'"),
     "lists as text": ({"catalogue__texts": (("title", "v"),)}, "v is list.*expected text"),
+    "since without times": (
+        {"events__since": "2020-01-01"},
+        "events.since is .*without events.time",
+    ),
+    "no moment": (
+        {"events__time": "time", "events__time_unit": "s", "events__since": "lately"},
+        "events.since is 'lately'; expected a moment",
+    ),
+    "dates without times": ({"catalogue__created": "kind"}, "created is .*without events.time"),
+    "unit of dates": (
+        {"catalogue__created_unit": "h"},
+        "catalogue.created_unit is 'h'; expected s",
+    ),
     "shares over 1": ({"split__valid": 0.9}, "split.test is 0.2; expected"),
     "empty split": ({"split__valid": 1e-9}, "no engagement of 400 falls into valid"),
     "all too little": ({"events__least": ("relevance", 9)}, "no usable row is left"),
@@ -587,3 +638,42 @@ def test_movielens_is_neighbours_of_users_with_posters(tmp_path):
     assert {"tom", "hanks"} <= tokens(made, "cast", item)
     assert {"woody", "buzz"} <= tokens(made, "plot", item)
     assert "animation" in tokens(made, "genres", item)
+
+
+@needs_logs
+def test_ifdb_pairs_are_neighbours_in_time(tmp_path):
+    files = ["playedgames.parquet", "wishlists.parquet"]
+    made = prepare_real(tmp_path, ("ifdb_pairs", "ifdb"), files, ["game_docs_retrieval.parquet"])
+    games = pq.read_table(RAW / "ifdb/game_docs_retrieval.parquet", columns=["gameid", "title"])
+    titles = dict(zip(*(games[name].to_pylist() for name in ("gameid", "title")), strict=True))
+    sequences, first = collections.defaultdict(list), {}
+    for name in files:
+        for row in pq.read_table(RAW / "ifdb" / name).to_pylist():
+            game, time = row["gameid"], row["date_added"].replace(tzinfo=datetime.UTC)
+            if time.year >= 2007 and game in titles:
+                sequences[row["userid"]].append((time, game, name))
+                first[game] = min(first.get(game, time), time)
+    expected = collections.Counter()
+    for rows in sequences.values():
+        rows.sort(key=lambda row: row[0])
+        for (_, before, _), (time, game, name) in itertools.pairwise(rows):
+            if game != before:
+                task = "image/played" if name == files[0] else "image/wish-listed"
+                expected[before, game, task, int(time.timestamp())] += 1
+    written = collections.Counter()
+    ids, tasks = made.products.ids, made.metadata.tasks
+    train_end = datetime.datetime(2023, 1, 1, tzinfo=datetime.UTC).timestamp()
+    for split in schema.SPLITS:
+        part = made.pairs(split)
+        assert len(part) > 5_000
+        assert ((part["time"] <= train_end) == (split == "train")).all()
+        assert (made.products.created[part["product"]] <= part["time"]).all()
+        for pair in part:
+            query = made.queries.ids[pair["query"]]
+            written[query, ids[pair["product"]], tasks[pair["task"]], int(pair["time"])] += 1
+    assert written == expected
+    since = [int(first[game].timestamp()) if game in first else 0 for game in ids]
+    assert made.products.created.tolist() == since
+    game = next(game for game, title in titles.items() if title == "Square Circle")
+    assert tokens(made, "title", game) >= {"square", "circle"}
+    assert tokens(made, "tags", game) >= {"dystopia", "prison"}

@@ -71,6 +71,7 @@ def engagements() -> ml_collections.ConfigDict:
     events.item = "item"  # integer or text ids, each in the table of items
     events.time = ""  # "" where there are no times: then the split is by a hash
     events.time_unit = ""  # s, ms or us since 1970 in UTC; "" for timestamps, dates, ISO 8601 text
+    events.since = ""  # ISO 8601: earlier rows are dropped, say those with a placeholder date
     # The kind of engagement, as in `default`; with none of them every row is an "action".
     events.action = ""
     events.action_by_file = ()
@@ -79,7 +80,7 @@ def engagements() -> ml_collections.ConfigDict:
     # What led to the engagement is one of two: a search, or an item before it.
     events.query = ""  # a column with the text of the search
     events.group = ""  # a column of baskets or sequences: integer or text ids
-    events.position = ""  # a column of numbers that orders a group; "": rows are in order
+    events.position = ""  # a column of numbers that orders a group; "": the time, then the rows
     events.ahead = 1  # an item is a query for each of so many next ones of its group
 
     # Of the first file in --items; "FILE.column" is a column of another one, see `sides`.
@@ -91,6 +92,8 @@ def engagements() -> ml_collections.ConfigDict:
     # A column of lists of numbers, one length, or of lists of such lists: an image or several.
     # Null or zeros: none. Without the column, an image is a vector that is made of the words.
     catalogue.images = ""
+    catalogue.created = ""  # a column; "", null or later than it: the item's first engagement
+    catalogue.created_unit = ""  # as events.time_unit
     catalogue.topic = ""  # a column
 
     # The other files in --items, by name up to the first dot: config.sides.FILE = side(...).
@@ -173,7 +176,16 @@ def check_engagements(config: ml_collections.ConfigDict) -> None:
     expect(0 < split.test < 1 - split.valid, "split.test", "a share above 0, and some to train on")
     expect(0 <= split.cold < 1, "split.cold", "a share of the items, from 0 to below 1")
     expect(0 <= config.tolerance < 1, "tolerance", "a share of the rows, from 0 to below 1")
-    expect(events.time_unit in ("", *UNITS), "events.time_unit", "s, ms, us, or '' for timestamps")
+    for field, unit in (
+        ("events.time_unit", events.time_unit),
+        ("catalogue.created_unit", catalogue.created_unit),
+    ):
+        expect(unit in ("", *UNITS), field, "s, ms, us, or '' for timestamps and text")
+    for field, value in (
+        ("events.since", events.since),
+        ("catalogue.created", catalogue.created),
+    ):
+        expect(bool(events.time) or not value, field, "'' without events.time")
     _check_action(config)
     expect(len(events.least) in (0, 2), "events.least", "(column, number) or ()")
     expect(

@@ -22,6 +22,7 @@ from pinjax.data import items as items_lib
 from pinjax.errors import InputError
 
 _SECOND = 1_000_000
+_LATEST = 2**32  # `pairs` holds seconds in 32 bits: 2106
 _TASKS = 2**8  # `pairs.PAIR` holds a task in 8 bits
 
 
@@ -32,6 +33,7 @@ class Items:
     Attributes:
       ids: the items' own ids, int64 or text, each once.
       topics: int32 (items,), -1 where unknown.
+      created: unix seconds, float64 (items,), NaN where unknown.
       images: float16 (images, dim), the vectors of all images, item by item, or None.
       image_counts: int (items,), how many images each item has.
       texts: by name of the feature, each item's text or None.
@@ -39,6 +41,7 @@ class Items:
 
     ids: pa.Array
     topics: np.ndarray
+    created: np.ndarray
     images: np.ndarray | None
     image_counts: np.ndarray
     texts: dict[str, list[str | None]]
@@ -56,6 +59,8 @@ class Engagements:
       names: of the kinds of engagement, most frequent first.
       key: int (n,), which of `keys` each pair is split by.
       keys: normalised texts of searches, or ids of items or groups.
+      first: unix seconds of each item's first row, float64 (items,), NaN for an item without any;
+        0 where there are no times.
     """
 
     kind: str
@@ -65,6 +70,7 @@ class Engagements:
     names: tuple[str, ...]
     key: np.ndarray
     keys: list[int | str]
+    first: np.ndarray
 
 
 def prepare(
@@ -113,7 +119,7 @@ def prepare(
     products = pairs.Products(
         ids=table.ids.to_numpy(zero_copy_only=False),
         topics=table.topics,
-        created=np.zeros(len(table.ids), np.uint32),
+        created=np.nan_to_num(np.fmin(table.created, made.first)).astype(np.uint32),
         images=images,
         image_offsets=np.concatenate([[0], np.cumsum(image_counts)]),
         texts=texts,
@@ -158,7 +164,7 @@ def read_items(paths: Sequence[epath.PathLike], config: ml_collections.ConfigDic
     """
     names, path = config.catalogue, epath.Path(paths[0])
     columns = [column for _, column in names.texts]
-    wanted = [names.id, *columns, names.images, names.topic]
+    wanted = [names.id, *columns, names.images, names.created, names.topic]
     table = _looked_up(paths, list(filter(None, wanted)), config)
     ids = tables.ids(path, names.id, table[names.id]).combine_chunks()
     checks = [tables.Check("item", names.id, "an item's id", ids.is_null().to_numpy(False))]
@@ -168,6 +174,12 @@ def read_items(paths: Sequence[epath.PathLike], config: ml_collections.ConfigDic
         repeated = np.ones(len(table), bool)
         repeated[first] = False
         checks.append(tables.Check("item", names.id, "each item once", repeated))
+    created = np.full(len(table), np.nan)
+    if names.created:
+        column = table[names.created]
+        created = tables.moments(path, names.created, column, names.created_unit) / _SECOND
+        bad = column.is_valid().to_numpy() & ~((created >= 0) & (created < _LATEST))
+        checks.append(tables.Check("created", names.created, "a moment from 1970 to 2106", bad))
     images, image_counts = None, np.zeros(len(table), int)
     if names.images:
         images, row, bad = _images(path, names.images, table[names.images])
@@ -185,7 +197,7 @@ def read_items(paths: Sequence[epath.PathLike], config: ml_collections.ConfigDic
         name: _text(path, column, table[column]).take(pa.array(first)).to_pylist()
         for name, column in names.texts
     }
-    return Items(distinct, topics, images, image_counts[first], texts)
+    return Items(distinct, topics, created[first], images, image_counts[first], texts)
 
 
 def _looked_up(
@@ -290,7 +302,8 @@ def read_events(
         queries, query_items = leads.to_pylist(), None
         keys = [text.normalise(query) for query in queries]
     else:
-        before, led = _next_ones(lead, table["position"].to_numpy(), config.events.ahead)
+        place = table["position"].to_numpy() if config.events.position else time
+        before, led = _next_ones(lead, place, config.events.ahead)
         other = item[before] != item[led]
         report["an item after itself"] = int((~other).sum())
         before, led = before[other], led[other]
@@ -318,7 +331,9 @@ def read_events(
     made["query"], made["product"], made["task"] = query, item[led], task
     made["time"] = time[led] // _SECOND
     kind = "text" if config.events.query else "image"
-    return Engagements(kind, queries, query_items, made, names, key[order], keys), report
+    first = np.full(len(items.ids), np.nan)
+    np.fmin.at(first, item, time // _SECOND)
+    return Engagements(kind, queries, query_items, made, names, key[order], keys, first), report
 
 
 def split(
@@ -399,8 +414,13 @@ def _read_file(
         position = tables.numbers(path, events.position, table[events.position])
         bad = np.isnan(position)
         checks.append(tables.Check("position", events.position, "a number", bad))
+    report = {"rows read": rows, "dropped as too little": int(dropped.sum())}
     if events.time:
         time = tables.moments(path, events.time, table[events.time], events.time_unit)
+        if events.since:
+            early = ~dropped & (time < tables.moment("events.since", events.since) * _SECOND)
+            report["dropped as too early"] = int(early.sum())
+            dropped = dropped | early
         checks.append(logs.check_time(table, time, dropped, events))
 
     checks = [check._replace(bad=check.bad & ~dropped) for check in checks]
@@ -414,8 +434,7 @@ def _read_file(
         "position": position,
         "action": logs.action_types(path, table, events),
     }
-    report = {"rows read": rows, "dropped as too little": int(dropped.sum()), **counts}
-    return pa.table(columns).filter(pa.array(good)), report
+    return pa.table(columns).filter(pa.array(good)), {**report, **counts}
 
 
 def _next_ones(
