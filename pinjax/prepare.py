@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from pinjax import app
 from pinjax.data import engagements, pairs, prepared, schema
+from pinjax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "column map", lock_config=True)
 _EVENTS = flags.DEFINE_multi_string(
@@ -26,6 +27,9 @@ _EVENTS = flags.DEFINE_multi_string(
 )
 _ITEMS = flags.DEFINE_string(
     "items", None, "file of items, Parquet, npz or CSV; then, after commas, those of config.sides"
+)
+_QUERIES = flags.DEFINE_string(
+    "queries", None, "file of queries' own vectors, for engagements; without it they are made"
 )
 _OUT = flags.DEFINE_string("out", None, "directory of the data set, not there yet")
 flags.mark_flags_as_required(["config", "events", "out"])
@@ -37,11 +41,13 @@ def main(argv: Sequence[str]) -> int:
     events = ",".join(_EVENTS.value).split(",")
     config = _CONFIG.value
     of_pairs = config.kind == "engagements"
-    prepare = engagements.prepare if of_pairs else prepared.prepare
-    items = _ITEMS.value
     if of_pairs:
-        items = items.split(",") if items else []
-    metadata, is_new = prepare(events, items, _OUT.value, config)
+        items = _ITEMS.value.split(",") if _ITEMS.value else []
+        metadata, is_new = engagements.prepare(events, items, _OUT.value, config, _QUERIES.value)
+    elif _QUERIES.value:
+        raise InputError(f"--queries is {_QUERIES.value}; expected only with engagements")
+    else:
+        metadata, is_new = prepared.prepare(events, _ITEMS.value, _OUT.value, config)
     print(_table(metadata.report))
     done = f"prepared in {time.monotonic() - started:.1f} s" if is_new else "already prepared"
     following = _next_for_pairs(metadata, config) if of_pairs else _next_command(metadata)

@@ -2,6 +2,7 @@
 
 import collections
 import datetime
+import functools
 import gzip
 import hashlib
 import itertools
@@ -68,9 +69,13 @@ def grouped(**changes):
     return make_config(events__query="", events__group="basket", **changes)
 
 
-def prepare(tmp_path, events, table, config, out="out"):
+def prepare_inputs(tmp_path, events, table):
     pq.write_table(pa.table(events), tmp_path / "e.parquet")
     pq.write_table(pa.table(table), tmp_path / "i.parquet")
+
+
+def prepare(tmp_path, events, table, config, out="out"):
+    prepare_inputs(tmp_path, events, table)
     engagements.prepare([tmp_path / "e.parquet"], [tmp_path / "i.parquet"], tmp_path / out, config)
     return pairs.read(tmp_path / out)
 
@@ -260,7 +265,7 @@ def test_vectors_that_are_given(tmp_path, events, table):
     unseen = {str(table["item"][7]), str(table["item"][8])}
     found = [query for query, *_ in read_plainly(events, config)]
     dropped = sum(query in unseen for query in found)
-    assert 0 < dropped == made.metadata.report["dropped for a query without a vector"]
+    assert 0 < dropped == made.metadata.report["dropped for a bad query's vector"]
     assert not unseen & set(made.queries.ids)
     assert sum(len(made.pairs(split)) for split in schema.SPLITS) == len(found) - dropped
 
@@ -437,6 +442,98 @@ def test_the_same_input_is_prepared_once(tmp_path, events, table):
         engagements.prepare(files[0], [], tmp_path / "other", make_config())
 
 
+def prepare_asked(tmp_path, events, table, config, queries, out="out"):
+    prepare_inputs(tmp_path, events, table)
+    pq.write_table(pa.table(queries), tmp_path / "q.parquet")
+    files = [tmp_path / "e.parquet"], [tmp_path / "i.parquet"]
+    engagements.prepare(*files, tmp_path / out, config, tmp_path / "q.parquet")
+    return pairs.read(tmp_path / out)
+
+
+@pytest.fixture
+def queries(events, rng):
+    """A table of all searches, in another order, and of others."""
+    texts = [*rng.permutation(sorted(set(events["query"]))).tolist(), "never asked"]
+    return {"query": texts, "vector": rng.normal(size=(len(texts), 3)).tolist()}
+
+
+def test_queries_have_their_own_vectors(tmp_path, events, table, queries):
+    events["query"][3] = f" {events['query'][3]} "
+    queries["query"][2] += "  "
+    config = make_config(catalogue__images="v", vectors__texts=())
+    made = prepare_asked(tmp_path, events, table, config, queries)
+    own = {
+        query.strip(): np.float16(vector)
+        for query, vector in zip(queries["query"], queries["vector"], strict=True)
+    }
+    assert len(made.queries) == len(own) - 1
+    for query, vector in zip(made.queries.ids, made.queries.vectors, strict=True):
+        np.testing.assert_array_equal(vector, own[query])
+
+    other = {**queries, "vector": [[1.0, 2.0]] * len(own)}
+    with pytest.raises(InputError, match="holds something else"):
+        prepare_asked(tmp_path, events, table, config, other)
+
+
+@pytest.mark.parametrize("kind", [int, str])
+def test_items_as_queries_have_their_own_vectors(tmp_path, events, table, rng, kind):
+    table["v"][7] = None  # which is no matter here
+    ids = rng.permutation(table["item"])
+    queries = {"query": [kind(item) for item in ids], "vector": rng.normal(size=(32, 3)).tolist()}
+    config = grouped(catalogue__images="v", vectors__texts=())
+    made = prepare_asked(tmp_path, events, table, config, queries)
+    own = dict(zip(ids.astype(str), np.float16(queries["vector"]), strict=True))
+    np.testing.assert_array_equal(made.queries.vectors, [own[query] for query in made.queries.ids])
+    row = ids.tolist().index(110)
+    without = {name: [*column[:row], *column[row + 1 :]] for name, column in queries.items()}
+    config.tolerance = 0.1
+    made = prepare_asked(tmp_path, events, table, config, without, "without")
+    led = sum(query == "110" for query, *_ in read_plainly(events, config))
+    assert made.metadata.report["dropped for a bad query's vector"] == led > 0
+    assert "110" not in made.queries.ids
+
+
+BAD_QUERIES = {
+    "twice": (1, "query", lambda old, other: f" {other}", "row 2: query is .*expected each query"),
+    "no text": (1, "query", lambda old, other: " ", "row 2: query is ' '; expected the text of a"),
+    "short": (1, "vector", lambda old, other: old[:2], "row 2: vector is .*expected 3 finite numb"),
+    "null": (1, "vector", lambda old, other: None, "row 2: vector is None; expected 3 finite numb"),
+    "zeros": (1, "vector", lambda old, other: [0.0] * 3, "row 2: vector is .*not all of them 0"),
+    "NaN": (1, "vector", lambda old, other: [0.0, 1.0, np.nan], "row 2: vector is .*3 finite numb"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_QUERIES)
+def test_refuses_bad_queries(tmp_path, events, table, queries, case):
+    row, column, change, message = BAD_QUERIES[case]
+    queries[column][row] = change(queries[column][row], queries[column][0])
+    refused_queries(tmp_path, f"q.parquet: {message}", events, table, make_config(), queries)
+
+
+def refused_queries(tmp_path, message, *args):
+    with pytest.raises(InputError, match=message) as error:
+        prepare_asked(tmp_path, *args)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_refuses_a_query_without_a_vector(tmp_path, events, table, queries):
+    lacking = [queries["query"].index(query) for query in {events["query"][4], events["query"][9]}]
+    for column in queries.values():
+        for row in sorted(lacking, reverse=True):
+            del column[row]
+    refused = functools.partial(refused_queries, tmp_path)
+    message = f"e.parquet: row 5: query is '{events['query'][4]}'; expected a search that has its"
+    refused(message, events, table, make_config(), queries)
+    config = make_config(queries__vector="vectr")
+    refused("q.parquet: no column 'vectr' .*did you mean 'vector'", events, table, config, queries)
+    by_item = {"query": table["item"][1:], "vector": [[1.0, 2.0]] * 31}
+    message = "item 131 leads to others and is not in .*q.parquet; expected a vector"
+    events["item"][:2] = 131, 130
+    events["basket"][:2] = 1000
+    refused(message, events, table, grouped(), by_item)
+
+
 @pytest.fixture
 def sides(tmp_path, events, table, rng):
     """(numbers of the items, posters by number, column map) of a table with two files beside it."""
@@ -447,8 +544,7 @@ def sides(tmp_path, events, table, rng):
     np.savez(tmp_path / "posters.npz", number=np.arange(20), vectors=posters)
     lines = [f"{number}::place{number}, caf\xe9::x" for number in range(32)]
     (tmp_path / "lines.dat").write_text("\n".join(lines), encoding="utf-8")
-    pq.write_table(pa.table(events), tmp_path / "e.parquet")
-    pq.write_table(pa.table(table), tmp_path / "i.parquet")
+    prepare_inputs(tmp_path, events, table)
     config = make_config(catalogue__images="posters.vectors")
     config.catalogue.texts = (("title", "name"), ("place", "lines.where"))
     header = ("id", "where", "sort")

@@ -99,6 +99,10 @@ def engagements() -> ml_collections.ConfigDict:
     # The other files in --items, by name up to the first dot: config.sides.FILE = side(...).
     config.sides = ml_collections.ConfigDict()
 
+    queries = config.queries = ml_collections.ConfigDict()  # of the table in --queries, if any
+    queries.id = "query"  # texts of searches, or ids of items that lead to others; each once
+    queries.vector = "vector"  # a column of lists of numbers, one length
+
     vectors = config.vectors = ml_collections.ConfigDict()  # made where none are given
     vectors.texts = ()  # the text features from whose words they are made
     vectors.dim = 256  # numbers in a vector
@@ -164,8 +168,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def check_engagements(config: ml_collections.ConfigDict) -> None:
+def check_engagements(config: ml_collections.ConfigDict, own_queries: bool = False) -> None:
     """Refuses values that are right for no engagements.
+
+    Args:
+      config: a column map.
+      own_queries: whether a table gives the vectors of queries.
 
     Raises:
       InputError: naming the field.
@@ -196,7 +204,7 @@ def check_engagements(config: ml_collections.ConfigDict) -> None:
     expect(len(features) == len(catalogue.texts), "catalogue.texts", "each feature once")
     known = all(name in features for name in config.vectors.texts)
     expect(known, "vectors.texts", f"some of {', '.join(features) or 'catalogue.texts'}")
-    made = bool(events.query) or not catalogue.images
+    made = (bool(events.query) and not own_queries) or not catalogue.images
     expect(bool(config.vectors.texts) or not made, "vectors.texts", "features to make vectors from")
     expect(config.vectors.dim >= 1, "vectors.dim", "1 or more")
 

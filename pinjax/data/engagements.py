@@ -48,6 +48,21 @@ class Items:
 
 
 @dataclasses.dataclass(frozen=True)
+class QueryVectors:
+    """A table of queries.
+
+    Attributes:
+      path: the file, for messages.
+      ids: texts of searches, or ids of items, int64 or text; each once.
+      vectors: float16 (queries, dim).
+    """
+
+    path: epath.Path
+    ids: pa.Array
+    vectors: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Engagements:
     """Queries and what they led to.
 
@@ -78,6 +93,7 @@ def prepare(
     items: Sequence[epath.PathLike],
     out: epath.PathLike,
     config: ml_collections.ConfigDict,
+    queries: epath.PathLike | None = None,
 ) -> tuple[pairs.Metadata, bool]:
     """Prepares engagements, unless `out` already holds just this.
 
@@ -86,6 +102,7 @@ def prepare(
       items: the file of items, and those of `config.sides`.
       out: the data set's directory; written under another name, then renamed.
       config: a column map, see `column_map.engagements`.
+      queries: a file of queries' own vectors, or None.
 
     Returns:
       (what is known about the data set, whether it was made now).
@@ -93,16 +110,17 @@ def prepare(
     Raises:
       InputError: for wrong input; nothing is left behind.
     """
-    column_map.check_engagements(config)
+    column_map.check_engagements(config, own_queries=bool(queries))
     if not items:
         raise InputError("--items is missing; expected a file of the items that are engaged with")
     out = epath.Path(out)
-    digest = prepared.digest_of([*events, *items], config)
+    digest = prepared.digest_of([*events, *items, *([queries] if queries else [])], config)
     if prepared.is_there(out, digest):
         return pairs.read(out).metadata, False
 
     table = read_items(items, config)
-    made, report = read_events(events, table, config)
+    given = read_queries(queries, config) if queries else None
+    made, report = read_events(events, table, config, given)
     train_end = prepared.train_end_of(made.pairs["time"], config.split) if config.events.time else 0
     splits = split(made, table.ids, train_end, config)
     trained = np.zeros(len(table.ids), bool)
@@ -114,7 +132,9 @@ def prepare(
         **config.vocabulary,
     )
     texts = {name: vocabulary.encode(column) for name, column in table.texts.items()}
-    images, image_counts, vectors = _vectors(items[0], table, texts, made, vocabulary, config)
+    images, image_counts, vectors = _vectors(
+        items[0], table, texts, made, given, vocabulary, config
+    )
 
     products = pairs.Products(
         ids=table.ids.to_numpy(zero_copy_only=False),
@@ -124,14 +144,14 @@ def prepare(
         image_offsets=np.concatenate([[0], np.cumsum(image_counts)]),
         texts=texts,
     )
-    queries = pairs.Queries(
+    asked = pairs.Queries(
         ids=np.array(made.queries, object),
         kinds=np.full(len(made.queries), made.kind, object),
         vectors=vectors,
     )
     tasks = tuple(f"{made.kind}/{name}" for name in made.names)
     report |= {
-        "queries": len(queries),
+        "queries": len(asked),
         "queries without a vector": int((~vectors.any(axis=1)).sum()),
         "numbers in a query's vector": vectors.shape[1],
         "products": len(products),
@@ -146,7 +166,7 @@ def prepare(
         report |= {f"{name}, {task}": int(n) for task, n in zip(tasks, count, strict=True)}
     metadata = pairs.Metadata(config.name, tasks, train_end, digest, report)
     try:
-        pairs.write(out, metadata, products, queries, vocabulary, made.pairs, splits)
+        pairs.write(out, metadata, products, asked, vocabulary, made.pairs, splits)
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror}") from error
     return metadata, True
@@ -259,20 +279,50 @@ def _images(
     return images[some], row[some], bad
 
 
+def read_queries(path: epath.PathLike, config: ml_collections.ConfigDict) -> QueryVectors:
+    """Reads a table of queries by the `queries` section of a column map.
+
+    Raises:
+      InputError: for wrong input; here no bad row is tolerated, and a vector of zeros is none.
+    """
+    path, names = epath.Path(path), config.queries
+    table = tables.read(path, [names.id, names.vector], config.delimiter)
+    if config.events.query:
+        ids, expected = _searches(path, names.id, table[names.id]), "the text of a search"
+    else:
+        ids, expected = tables.ids(path, names.id, table[names.id]), "an item's id"
+    ids = ids.combine_chunks()
+    repeated = np.ones(len(table), bool)
+    repeated[np.unique(pc.index_in(ids, ids.unique()).to_numpy(), return_index=True)[1]] = False
+    vectors, bad = items_lib.vectors(path, names.vector, table[names.vector])
+    finite = f"{vectors.shape[1]} finite numbers, not all of them 0"
+    checks = [
+        tables.Check("query", names.id, expected, ids.is_null().to_numpy(False)),
+        tables.Check("query", names.id, "each query once", repeated),
+        tables.Check("vector", names.vector, finite, bad | ~vectors.any(axis=1)),
+    ]
+    tables.usable(path, table, checks)
+    return QueryVectors(path, ids, vectors)
+
+
 def read_events(
-    paths: Sequence[epath.PathLike], items: Items, config: ml_collections.ConfigDict
+    paths: Sequence[epath.PathLike],
+    items: Items,
+    config: ml_collections.ConfigDict,
+    given: QueryVectors | None = None,
 ) -> tuple[Engagements, dict[str, int]]:
     """Reads engagements.
 
     Rows without an item of the table, a query or group, a position or a time between 1970 and 2106
     are bad: more of them than `config.tolerance` allows are refused. Searches that are equal but
-    for spaces around them are one query. An item is no query for itself. Where images are given,
-    so are the vectors of items as queries; pairs of an item without any are tolerated likewise.
+    for spaces around them are one query. An item is no query for itself. Where queries' vectors
+    are given, by a table of them or as images of items, those without one are bad likewise.
 
     Args:
       paths: Parquet or CSV files; a group's rows may lie in several.
       items: the table of items.
       config: a column map.
+      given: the queries' own vectors, or None.
 
     Returns:
       (queries and pairs, counts for the report).
@@ -283,7 +333,7 @@ def read_events(
     report: dict[str, int] = {"rows read": 0}
     parts = []
     for path in map(epath.Path, paths):
-        part, counts = _read_file(path, items, config)
+        part, counts = _read_file(path, items, config, given)
         parts.append(part)
         for name, count in counts.items():
             report[name] = report.get(name, 0) + count
@@ -309,17 +359,9 @@ def read_events(
         before, led = before[other], led[other]
         if not len(led):
             raise InputError(f"{where}: no two items in a {config.events.group}")
-        if items.images is not None:
-            known = items.image_counts[item[before]] > 0
-            report["dropped for a query without a vector"] = int((~known).sum())
-            if (~known).sum() > config.tolerance * len(known):
-                first = items.ids[int(item[before][np.argmin(known)])].as_py()
-                share = f"{(~known).sum()} of {len(known)} pairs have none"
-                raise InputError(
-                    f"{where}: item {first} leads to others and has no {config.catalogue.images}; "
-                    f"expected a vector of each query ({share}, tolerance is {config.tolerance:g})"
-                )
-            before, led = before[known], led[known]
+        known = _have_vectors(where, item[before], items, config, given)
+        report["dropped for a bad query's vector"] = int((~known).sum())
+        before, led = before[known], led[known]
         query_items, query = np.unique(item[before], return_inverse=True)
         queries = tables.text(items.ids.take(pa.array(query_items))).to_pylist()
         key, keys = (query, queries) if config.events.time else (lead[led], leads.to_pylist())
@@ -379,8 +421,41 @@ def _hashed(keys: Iterable[int | str], seed: int | str, valid: float, test: floa
     return np.fromiter(splits, np.int8)
 
 
+def _have_vectors(
+    where: str,
+    query: np.ndarray,
+    items: Items,
+    config: ml_collections.ConfigDict,
+    given: QueryVectors | None,
+) -> np.ndarray:
+    """Bool (pairs,): whose query, a row of the items, has a vector or will get one of words.
+
+    Raises:
+      InputError: where more have none than `config.tolerance` allows.
+    """
+    has, lacks = np.ones(len(items.ids), bool), ""
+    if given is not None:
+        has = pc.is_in(tables.text(items.ids), tables.text(given.ids)).to_numpy(False)
+        lacks = f"is not in {given.path}"
+    elif items.images is not None:
+        has, lacks = items.image_counts > 0, f"has no {config.catalogue.images}"
+    known = has[query]
+    without = int((~known).sum())
+    if without > config.tolerance * len(known):
+        item = items.ids[int(query[np.argmin(known)])].as_py()
+        share = f"{without} of {len(known)} pairs have none, tolerance is {config.tolerance:g}"
+        raise InputError(
+            f"{where}: item {item} leads to others and {lacks}; expected a vector of each query "
+            f"({share})"
+        )
+    return known
+
+
 def _read_file(
-    path: epath.Path, items: Items, config: ml_collections.ConfigDict
+    path: epath.Path,
+    items: Items,
+    config: ml_collections.ConfigDict,
+    given: QueryVectors | None,
 ) -> tuple[pa.Table, dict[str, int]]:
     """The usable rows of a file.
 
@@ -396,14 +471,16 @@ def _read_file(
     item = pc.index_in(item, known).fill_null(-1).to_numpy()
     checks = [tables.Check("item", events.item, "an id of the table of items", item < 0)]
     if events.query:
-        lead = _text(path, events.query, table[events.query])
-        lead = pc.utf8_trim_whitespace(lead)
-        lead = pc.if_else(pc.equal(lead, ""), None, lead)
+        lead = _searches(path, events.query, table[events.query])
         name, expected = events.query, "the text of a search"
     else:
         lead = tables.ids(path, events.group, table[events.group])
         name, expected = events.group, "a group's id"
     checks.append(tables.Check("query or group", name, expected, lead.is_null().to_numpy()))
+    if events.query and given is not None:
+        lacks = pc.and_(lead.is_valid(), pc.invert(pc.is_in(lead, given.ids))).to_numpy()
+        expected = f"a search that has its vector in {given.path}"
+        checks.append(tables.Check("query's vector", events.query, expected, lacks))
     position, time, dropped = np.zeros(rows), np.zeros(rows), np.zeros(rows, bool)
     if events.least:
         column, least = events.least
@@ -464,17 +541,18 @@ def _vectors(
     items: Items,
     texts: dict[str, text.Ragged],
     made: Engagements,
+    given: QueryVectors | None,
     vocabulary: text.Vocabulary,
     config: ml_collections.ConfigDict,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images (images, dim), int (items,) how many each item has, and queries' vectors; float16.
 
-    Images are the table's, or made of texts in their place. A search's vector is made of its words
-    in the space of the items' texts; the vector of an item as a query is that of its first image.
-    A query is zeros where there is nothing to make its vector of.
+    Images are the table's, or made of texts in their place. Queries' vectors are the given ones. Or
+    else a search's is made of its words in the space of the items' texts, zeros where it has none
+    of their words; and that of an item as a query is the vector of its first image.
     """
     images, image_counts = items.images, items.image_counts
-    if images is None or made.query_items is None:
+    if images is None or (made.query_items is None and given is None):
         words = vocabulary.sizes[0]
         counts = sum(_word_counts(texts[name], words) for name in config.vectors.texts)
         if min(counts.shape) < 2:
@@ -487,6 +565,10 @@ def _vectors(
             images = items_lib.unit_rows(matrix @ space)
             image_counts = images.any(axis=1).astype(int)
             images = images[image_counts > 0]
+    if given is not None:
+        asked = pa.array(made.queries, pa.large_string())
+        row = pc.index_in(asked, tables.text(given.ids)).to_numpy()
+        return images, image_counts, given.vectors[row]
     if made.query_items is not None:
         vectors = np.zeros((len(image_counts), images.shape[1]), np.float16)
         first = np.cumsum(image_counts) - image_counts
@@ -494,6 +576,12 @@ def _vectors(
         return images, image_counts, vectors[made.query_items]
     asked = _word_counts(vocabulary.encode(made.queries), words)
     return images, image_counts, items_lib.unit_rows(items_lib.weighted(asked, weights) @ space)
+
+
+def _searches(path: epath.PathLike, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of texts without spaces around them, null where nothing is left."""
+    column = pc.utf8_trim_whitespace(_text(path, name, column))
+    return pc.if_else(pc.equal(column, ""), None, column)
 
 
 def _word_counts(encoded: text.Ragged, words: int) -> scipy.sparse.csr_array:
