@@ -1,4 +1,4 @@
-"""Prepares a log or engagements of one's own: Parquet or CSV in, a data set on disk out.
+"""Prepares a log or engagements of one's own: Parquet, npz or CSV in, a data set on disk out.
 
     python -m pinjax.prepare --config=configs/prepare/ifdb.py \
         --events=played.parquet --events=wishlists.parquet --items=tags.parquet --out=DIR
@@ -23,7 +23,9 @@ from pinjax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "column map", lock_config=True)
 _EVENTS = flags.DEFINE_multi_string(
-    "events", None, "file of events, Parquet or CSV; several, in order: repeat it, or use commas"
+    "events",
+    None,
+    "file of events, Parquet, npz or CSV; several, in order: with commas or repeated",
 )
 _ITEMS = flags.DEFINE_string(
     "items", None, "file of items, Parquet, npz or CSV; then, after commas, those of config.sides"

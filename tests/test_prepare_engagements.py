@@ -758,15 +758,16 @@ def test_ifdb_pairs_are_neighbours_in_time(tmp_path):
                 expected[before, game, task, int(time.timestamp())] += 1
     written = collections.Counter()
     ids, tasks = made.products.ids, made.metadata.tasks
+    assert set(tasks) == {"image/played", "image/wish-listed"}
     train_end = datetime.datetime(2023, 1, 1, tzinfo=datetime.UTC).timestamp()
     for split in schema.SPLITS:
         part = made.pairs(split)
         assert len(part) > 5_000
         assert ((part["time"] <= train_end) == (split == "train")).all()
         assert (made.products.created[part["product"]] <= part["time"]).all()
-        for pair in part:
-            query = made.queries.ids[pair["query"]]
-            written[query, ids[pair["product"]], tasks[pair["task"]], int(pair["time"])] += 1
+        query, product = made.queries.ids[part["query"]], ids[part["product"]]
+        task = np.array(tasks)[part["task"]].tolist()
+        written.update(zip(query, product, task, part["time"].tolist(), strict=True))
     assert written == expected
     since = [int(first[game].timestamp()) if game in first else 0 for game in ids]
     assert made.products.created.tolist() == since

@@ -61,9 +61,9 @@ def engagements() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.kind = "engagements"
     config.name = "log"  # the data set's name, as printed in tables
-    config.delimiter = ","  # of CSV files; Parquet needs none
-    # The share of an events file's rows that may be unusable, and of pairs of a query without the
-    # vector that the files have of others: dropped and counted.
+    config.delimiter = ","  # of CSV files; Parquet and npz need none
+    # The share of what may be unusable, dropped and counted: of an events file's rows and, where
+    # vectors of queries are given, as a table or as images of items, of pairs whose query has none.
     config.tolerance = 0.0
 
     events = config.events = ml_collections.ConfigDict()
@@ -80,7 +80,8 @@ def engagements() -> ml_collections.ConfigDict:
     # What led to the engagement is one of two: a search, or an item before it.
     events.query = ""  # a column with the text of the search
     events.group = ""  # a column of baskets or sequences: integer or text ids
-    events.position = ""  # a column of numbers that orders a group; "": the time, then the rows
+    # A column of numbers that orders a group; "": by time, if there are times, then as rows lie.
+    events.position = ""
     events.ahead = 1  # an item is a query for each of so many next ones of its group
 
     # Of the first file in --items; "FILE.column" is a column of another one, see `sides`.

@@ -189,10 +189,9 @@ def read_items(paths: Sequence[epath.PathLike], config: ml_collections.ConfigDic
     ids = tables.ids(path, names.id, table[names.id]).combine_chunks()
     checks = [tables.Check("item", names.id, "an item's id", ids.is_null().to_numpy(False))]
     distinct = ids.unique()
-    first = np.unique(pc.index_in(ids, distinct).to_numpy(), return_index=True)[1]
+    repeated = _repeated(ids)
+    first = np.flatnonzero(~repeated)
     if not names.repeats:
-        repeated = np.ones(len(table), bool)
-        repeated[first] = False
         checks.append(tables.Check("item", names.id, "each item once", repeated))
     created = np.full(len(table), np.nan)
     if names.created:
@@ -244,12 +243,9 @@ def _looked_up(
         file = named[name]
         more = tables.read(file, [side.id, *wanted[name]], side.delimiter, side.header)
         ids = tables.ids(file, side.id, more[side.id]).combine_chunks()
-        first = np.unique(pc.index_in(ids, ids.unique()).to_numpy(), return_index=True)[1]
-        repeated = np.ones(len(more), bool)
-        repeated[first] = False
         checks = [
             tables.Check("id", side.id, "an id", ids.is_null().to_numpy(False)),
-            tables.Check("id", side.id, "each id once", repeated),
+            tables.Check("id", side.id, "each id once", _repeated(ids)),
         ]
         tables.usable(file, more, checks)
         known, asked = tables.same_type([ids, tables.ids(path, side.on, table[side.on])])
@@ -261,6 +257,13 @@ def _looked_up(
         for field in dict.fromkeys(wanted[name]):
             table = table.append_column(f"{name}.{field}", more[field].combine_chunks().take(row))
     return table
+
+
+def _repeated(ids: pa.Array) -> np.ndarray:
+    """Bool (rows,): those that equal an earlier one."""
+    repeated = np.ones(len(ids), bool)
+    repeated[np.unique(pc.index_in(ids, ids.unique()).to_numpy(), return_index=True)[1]] = False
+    return repeated
 
 
 def _images(
@@ -292,13 +295,11 @@ def read_queries(path: epath.PathLike, config: ml_collections.ConfigDict) -> Que
     else:
         ids, expected = tables.ids(path, names.id, table[names.id]), "an item's id"
     ids = ids.combine_chunks()
-    repeated = np.ones(len(table), bool)
-    repeated[np.unique(pc.index_in(ids, ids.unique()).to_numpy(), return_index=True)[1]] = False
     vectors, bad = items_lib.vectors(path, names.vector, table[names.vector])
     finite = f"{vectors.shape[1]} finite numbers, not all of them 0"
     checks = [
         tables.Check("query", names.id, expected, ids.is_null().to_numpy(False)),
-        tables.Check("query", names.id, "each query once", repeated),
+        tables.Check("query", names.id, "each query once", _repeated(ids)),
         tables.Check("vector", names.vector, finite, bad | ~vectors.any(axis=1)),
     ]
     tables.usable(path, table, checks)
@@ -319,7 +320,7 @@ def read_events(
     are given, by a table of them or as images of items, those without one are bad likewise.
 
     Args:
-      paths: Parquet or CSV files; a group's rows may lie in several.
+      paths: Parquet, npz or CSV files; a group's rows may lie in several.
       items: the table of items.
       config: a column map.
       given: the queries' own vectors, or None.

@@ -52,7 +52,7 @@ def read(paths: Sequence[epath.PathLike], config: ml_collections.ConfigDict) -> 
     earlier than the row of the same user before them.
 
     Args:
-      paths: Parquet or CSV files, in the order of the log.
+      paths: Parquet, npz or CSV files, in the order of the log.
       config: a column map, see `pinjax.data.column_map`.
 
     Raises:
