@@ -362,6 +362,7 @@ def test_command_prints_a_report_and_the_next_command(tmp_path, log):
     [
         ("--config.split.test_dais=3", "Did you mean .*test_days"),
         ("--config.split.kind=random", "split.kind is 'random'"),
+        ("--queries=q.parquet", "--queries is q.parquet; expected only with engagements"),
     ],
 )
 def test_command_refuses_in_one_line(tmp_path, log, flag, message):

@@ -624,17 +624,21 @@ def get_config():
     config = column_map.engagements()
     config.events.query = "query"
     config.catalogue.texts = (("title", "name"),)
+    config.catalogue.topic = "names.kind"
+    config.sides.names = column_map.side(on="item", id="item")
     config.vectors.update(texts=("title",), dim=5)
     return config
 """
 
 
-def test_command_prints_a_report_and_the_next_commands(tmp_path, events, table):
+def test_command_prints_a_report_and_the_next_commands(tmp_path, events, table, queries):
     (tmp_path / "map.py").write_text(CONFIG)
-    pq.write_table(pa.table(events), tmp_path / "e.parquet")
-    pq.write_table(pa.table(table), tmp_path / "i.parquet")
-    flags = {"config": "map.py", "events": "e.parquet", "items": "i.parquet", "out": "out"}
+    prepare_inputs(tmp_path, events, table)
+    pq.write_table(pa.table(table), tmp_path / "names.parquet")
+    pq.write_table(pa.table(queries), tmp_path / "q.parquet")
+    flags = {"config": "map.py", "events": "e.parquet", "queries": "q.parquet", "out": "out"}
     arguments = [f"--{name}={tmp_path}/{value}" for name, value in flags.items()]
+    arguments.append(f"--items={tmp_path}/i.parquet,{tmp_path}/names.parquet")
     done = subprocess.run(
         [sys.executable, "-m", "pinjax.prepare", *arguments],
         cwd=ROOT,
@@ -649,7 +653,7 @@ def test_command_prints_a_report_and_the_next_commands(tmp_path, events, table):
     data = f" --config.data.name={tmp_path}/out "
     assert itemsage == (
         f"next: {start}itemsage.py{data}'--config.tasks=((\"text/action\", 1.0, 0),)' "
-        '\'--config.model.texts=(("title", "title"),)\' --config.model.dim=5'
+        '\'--config.model.texts=(("title", "title"),)\' --config.model.dim=3'
     )
     assert searchsage == (
         f"  or: {start}searchsage.py{data}'--config.tasks=((\"text/action\", 1.0, 50),)'"
