@@ -42,10 +42,13 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     train_batches = engagements.train_batches(config, dataset)
     encoder = make_encoder(config, dataset)
     catalogue = make_features(config, dataset)
-    frozen = jax.device_put(
-        {"products": catalogue, "queries": jnp.asarray(dataset.queries.vectors, jnp.bfloat16)},
-        sharding.replicated(mesh),
-    )
+    frozen = {
+        "products": catalogue,
+        "queries": jnp.asarray(dataset.queries.vectors, jnp.bfloat16),
+        # Random negatives are products that existed in the training period.
+        "corpus": np.flatnonzero(dataset.products.created <= metadata.train_end).astype(np.int32),
+    }
+    frozen = jax.device_put(frozen, sharding.replicated(mesh))
     devices = mesh.shape["data"]
     lengths = np.diff(catalogue.token_offsets[:: catalogue.text_features])
     capacities = {
@@ -202,7 +205,7 @@ def loss(
     everywhere = functools.partial(
         lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
     )
-    num_products = len(frozen["products"].image_offsets) - 1
+    corpus = frozen["corpus"]
     size, num_random = len(batch["product"]), config.random
 
     def embed(rows: jax.Array, capacity: str) -> jax.Array:
@@ -213,7 +216,7 @@ def loss(
 
     queries = features.unit_length(frozen["queries"][batch["query"]])
     positives = embed(batch["product"], "positives")
-    random_rows = jax.random.randint(key, (num_random,), 0, num_products)
+    random_rows = corpus[jax.random.randint(key, (num_random,), 0, len(corpus))]
 
     # How often products, queries and their pairs have come, over all devices.
     all_queries, all_products = everywhere((batch["query"], batch["product"]))
@@ -236,7 +239,7 @@ def loss(
         """Masked are a pair's own product and all others of its query in the batch."""
         log_q = sampled_softmax.log_expected_count(
             count_min_sketch.log_probability(sketches["products"], ids),
-            *(num_batch, num_random, num_products),
+            *(num_batch, num_random, len(corpus)),
         )
         negatives = sampled_softmax.Negatives(
             embeddings, ids, corrected * log_q, corrected * positive_log_q[:, None]
