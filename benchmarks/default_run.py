@@ -1,8 +1,8 @@
-"""The default run, from command to table: wall time, peak memory, and what it reaches.
+"""A run, from command to table: wall time, peak memory, and what it reaches.
 
-    python benchmarks/default_run.py                                # six minutes
+    python benchmarks/default_run.py                                     # six minutes
     python benchmarks/default_run.py --config=configs/itemsage.py
-    python benchmarks/default_run.py --steps=12000                  # about an hour
+    python benchmarks/default_run.py --config=configs/pinnerformer.py:hour
 
 Everything is made anew, the data set too; only the installation is there.
 """
@@ -19,7 +19,6 @@ import time
 from absl import app, flags
 
 _CONFIG = flags.DEFINE_string("config", "configs/pinnerformer.py", "config of the run")
-_STEPS = flags.DEFINE_integer("steps", None, "instead of the config's")
 
 
 def main(_):
@@ -27,7 +26,6 @@ def main(_):
         command = [
             *(sys.executable, "-m", "pinjax.train", f"--config={_CONFIG.value}"),
             *(f"--workdir={directory}/run", f"--config.data.dir={directory}/data"),
-            *([f"--config.train.steps={_STEPS.value}"] if _STEPS.value else []),
         ]
         start = time.perf_counter()
         subprocess.run(command, check=True)
