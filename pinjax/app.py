@@ -5,14 +5,25 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
 from pinjax.errors import InputError
+from pinjax.training import processes
 
 EXIT_INPUT = 2  # wrong flags, config or data: the message says what to mend
 EXIT_PREEMPTED = 75  # stopped by SIGTERM with its state saved: start the same command again
+EXIT_LOST = 76  # another process of the job died: start the same command again, everywhere
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of the first of several processes; a Cloud TPU slice and SLURM need no such flag",
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "how many they are")
+_PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0")
 
 
 def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
@@ -63,10 +74,21 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     def guarded(argv: Sequence[str]) -> int | None:
         if len(argv) > 1:
             return _complain(f"unexpected argument {argv[1]!r}; every argument is a --flag=value")
+        job = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+        if None in job and any(value is not None for value in job):
+            return _complain("--coordinator, --processes and --process go together")
+        processes.join(*job)
+        if not processes.is_first():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
         try:
             return main(argv)
         except InputError as error:
             return _complain(error)
+        except jax.errors.JaxRuntimeError as error:
+            if processes.count() == 1:
+                raise
+            _complain(f"lost another process of the job, start all of them again: {error}")
+            os._exit(EXIT_LOST)  # an orderly end would wait for the dead
 
     app.run(guarded, flags_parser=parse)
 

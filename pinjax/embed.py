@@ -26,7 +26,7 @@ from pinjax.data import schema
 from pinjax.errors import InputError
 from pinjax.systems import registry
 from pinjax.systems import system as system_lib
-from pinjax.training import checkpoint, sharding
+from pinjax.training import checkpoint, processes, sharding
 
 CONFIG, WORKDIR = app.run_flags()
 OUT = flags.DEFINE_string("out", None, "directory to write to", required=True)
@@ -51,12 +51,18 @@ def main(argv: Sequence[str]) -> int:
         "moment": _iso(moment),
         "precision": PRECISION.value,
     }
-    _claim(out, manifest)
+    with processes.first_before_others():
+        _claim(out, manifest)
     tables = system.embed(state.params, moment)
     for name, shards in tables.items():
-        for number, shard in enumerate(tqdm.tqdm(shards, name, unit="file")):
-            path = out / f"{name}-{number:05d}-of-{len(shards):05d}.parquet"
-            if not path.exists():
+        paths = [
+            out / f"{name}-{number:05d}-of-{len(shards):05d}.parquet"
+            for number in range(len(shards))
+        ]
+        missing = processes.as_first(np.array([not path.exists() for path in paths]))
+        progress = tqdm.tqdm(shards, name, unit="file", disable=not processes.is_first())
+        for path, shard, wanted in zip(paths, progress, missing, strict=True):
+            if wanted:
                 _write(path, shard, moment)
     print(f"{out}: {', '.join(tables)} as of {_iso(moment)}, step {manifest['step']:,}")
     return 0
@@ -64,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _write(path: epath.Path, shard: system_lib.Shard, moment: int) -> None:
     ids, vectors = shard()
+    if not processes.is_first():
+        return
     table = pa.table(
         {
             "id": pa.array(ids),

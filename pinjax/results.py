@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from pinjax.retrieval import table as table_lib
 from pinjax.systems import system as system_lib
+from pinjax.training import processes
 
 
 def summary(system: system_lib.System, config: ConfigDict, mesh: Mesh, workdir: epath.Path) -> str:
@@ -33,6 +34,8 @@ def table(rows: list[system_lib.Row]) -> str:
 
 def write(workdir: epath.Path, split: str, step: int, rows: list[system_lib.Row]) -> None:
     """The table as `results_SPLIT.json` in the work directory."""
+    if not processes.is_first():
+        return
     content = {"step": step, "rows": {row.method: row.metrics for row in rows}}
     (workdir / f"results_{split}.json").write_text(json.dumps(content, indent=2) + "\n")
 

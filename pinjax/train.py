@@ -11,7 +11,7 @@ import jax
 
 from pinjax import app, results
 from pinjax.systems import registry
-from pinjax.training import checkpoint, loop, sharding
+from pinjax.training import checkpoint, loop, processes, sharding
 
 CONFIG, WORKDIR = app.run_flags()
 
@@ -21,7 +21,8 @@ def main(argv: Sequence[str]) -> int:
     config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
     mesh = sharding.make_mesh()
     system = registry.create(config, mesh)
-    checkpoint.claim(workdir, config, system.identity)
+    with processes.first_before_others():
+        checkpoint.claim(workdir, config, system.identity)
     checkpoints = checkpoint.Checkpoints(workdir, config.train.select)
     print(results.summary(system, config, mesh, workdir))
 

@@ -12,6 +12,8 @@ from etils import epath
 from pinjax.data import pairs, pinshop, pinworld, schema
 from pinjax.errors import InputError
 
+_SIMULATED = {pinworld.NAME: pinworld.ensure, pinshop.NAME: pinshop.ensure}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -67,6 +69,17 @@ class Chunk:
     users: list[str]
     records: np.ndarray
     offsets: np.ndarray
+
+
+def ensure(name: str, data_dir: str) -> None:
+    """Builds a simulated data set under `data_dir` when it is not there yet.
+
+    Raises:
+      InputError: where there is no such size.
+    """
+    kind, _, size = name.partition("/")
+    if kind in _SIMULATED:
+        _SIMULATED[kind](size, epath.Path(data_dir).expanduser())
 
 
 def load(name: str, data_dir: str) -> Dataset:

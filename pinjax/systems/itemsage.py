@@ -60,7 +60,10 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         ),
         "catalogue": product_features.most_tokens(lengths, ENCODED // devices),
     }
-    embed_rows = jax.jit(functools.partial(encode, encoder, mesh, capacities["catalogue"]))
+    embed_rows = jax.jit(
+        functools.partial(encode, encoder, mesh, capacities["catalogue"]),
+        out_shardings=sharding.replicated(mesh),
+    )
     judge = product_retrieval.ProductRetrieval(
         "ItemSage", dataset, tuple(train_batches.tasks), config.evaluate
     )

@@ -78,8 +78,9 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     content = item_content(config, dataset)
     corpus = np.flatnonzero(dataset.catalogue.created <= metadata.train_end).astype(np.int32)
     frozen = jax.device_put(Frozen(content, corpus), sharding.replicated(mesh))
-    embed_users = jax.jit(functools.partial(served, model))
-    embed_items = jax.jit(functools.partial(model.apply, method="items"))
+    compiled = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    embed_users = compiled(functools.partial(served, model))
+    embed_items = compiled(functools.partial(model.apply, method="items"))
     judge = user_retrieval.UserRetrieval(
         "PinnerFormer", dataset, positives, config.data.length, config.evaluate
     )

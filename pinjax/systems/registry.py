@@ -5,8 +5,10 @@ import importlib
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from pinjax.data import datasets
 from pinjax.errors import InputError
 from pinjax.systems import system
+from pinjax.training import processes
 
 SYSTEMS = ("pinnerformer", "itemsage", "searchsage")
 
@@ -19,4 +21,6 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     """
     if config.system not in SYSTEMS:
         raise InputError(f"system {config.system!r} is none of {', '.join(SYSTEMS)}")
+    with processes.first_before_others():
+        datasets.ensure(config.data.name, config.data.dir)
     return importlib.import_module(f"pinjax.systems.{config.system}").create(config, mesh)

@@ -43,7 +43,9 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     tower = (make_bag if config.model.encoder == "bag" else make_bert)(config, dataset)
     replicated = sharding.replicated(mesh)
     frozen = jax.device_put({"items": items, "texts": tower.texts}, replicated)
-    embed_rows = jax.jit(functools.partial(tower.embed, mesh))
+    embed_rows = jax.jit(
+        functools.partial(tower.embed, mesh), out_shardings=sharding.replicated(mesh)
+    )
     judge = product_retrieval.ProductRetrieval(
         "SearchSage", dataset, tuple(train_batches.tasks), config.evaluate
     )

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from pinjax.errors import InputError
 from pinjax.systems import system as system_lib
-from pinjax.training import checkpoint, metrics_writer, sharding, step
+from pinjax.training import checkpoint, metrics_writer, processes, sharding, step
 
 _IN_FLIGHT = 2  # steps given to the device before the loop waits for the oldest
 
@@ -69,9 +69,15 @@ def train(
         donate_argnums=0,
         out_shardings=(replicated, replicated),
     )
-    writer = metrics_writer.MetricsWriter(workdir, first)
+    writer = metrics_writer.MetricsWriter(workdir, first) if processes.is_first() else None
     stop = _StopOnSigterm()
-    progress = tqdm.tqdm(total=config.steps, initial=first, unit="step", dynamic_ncols=True)
+    progress = tqdm.tqdm(
+        total=config.steps,
+        initial=first,
+        unit="step",
+        dynamic_ncols=True,
+        disable=not processes.is_first(),
+    )
     pending: list[system_lib.Metrics] = []
 
     # The loop.
@@ -87,7 +93,7 @@ def train(
             if len(pending) > _IN_FLIGHT:
                 jax.block_until_ready(pending[-1 - _IN_FLIGHT])
 
-            stopping = stop.requested
+            stopping = processes.agree_to_stop(stop.requested, done)
             last = done == config.steps
             evaluating = last or _due(done, config.evaluate_every)
             saving = last or evaluating or stopping or _due(done, config.checkpoint_every)
@@ -99,11 +105,13 @@ def train(
             if evaluating:
                 best = _first_row(system.evaluate(state.params, "valid"))
                 means |= {f"valid/{name}": value for name, value in best.items()}
-            writer.write(done, means)
+            if writer:
+                writer.write(done, means)
             if saving:
                 checkpoints.save(done, state, means if evaluating else None)
     checkpoints.wait()
-    writer.close()
+    if writer:
+        writer.close()
     return Result(state, done == config.steps)
 
 
@@ -137,17 +145,22 @@ def _fetch(
 
 
 class _StopOnSigterm:
-    """Notes SIGTERM (a preemption) instead of dying of it, while inside."""
+    """Notes SIGTERM (a preemption) instead of dying of it, while inside.
+
+    Of several processes each has JAX's handler, which tells the others.
+    """
 
     def __init__(self):
         self.requested = False
 
     def __enter__(self):
-        self._previous = signal.signal(signal.SIGTERM, self._note)
+        if processes.count() == 1:
+            self._previous = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def _note(self, signum, frame):
         self.requested = True
 
     def __exit__(self, *exc):
-        signal.signal(signal.SIGTERM, self._previous)
+        if processes.count() == 1:
+            signal.signal(signal.SIGTERM, self._previous)

@@ -1,0 +1,61 @@
+"""The processes of a job, one for each host: all run the same program, the first one writes."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+_TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
+_PATIENCE = 60  # seconds without a sign of life after which a process is taken to be dead
+
+
+def join(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Joins the other processes of the job, before any device is used; alone, does nothing.
+
+    Args:
+      coordinator: HOST:PORT of the first process; None: as SLURM or a Cloud TPU slice says.
+      count: how many processes there are.
+      index: which of them this is.
+    """
+    if coordinator:
+        jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=_PATIENCE)
+    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        jax.distributed.initialize(heartbeat_timeout_seconds=_PATIENCE)
+    elif any(map(os.path.exists, _TPU_DEVICES)):
+        with contextlib.suppress(ValueError):  # another device under a TPU's name
+            jax.distributed.initialize(heartbeat_timeout_seconds=_PATIENCE)
+
+
+def is_first() -> bool:
+    return jax.process_index() == 0
+
+
+def count() -> int:
+    return jax.process_count()
+
+
+@contextlib.contextmanager
+def first_before_others() -> Iterator[None]:
+    """The first process does what is inside, then the others do: what makes files if need be."""
+    if not is_first():
+        multihost_utils.sync_global_devices("first")
+    try:
+        yield
+    finally:  # an error of the first one's is the others' too
+        if is_first():
+            multihost_utils.sync_global_devices("first")
+
+
+def as_first(array: np.ndarray) -> np.ndarray:
+    """The first process's array, everywhere."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
+def agree_to_stop(requested: bool, step: int) -> bool:
+    """Whether to stop after a step: all processes at the same one, once any has had SIGTERM."""
+    if jax.process_count() == 1:
+        return requested
+    return multihost_utils.reached_preemption_sync_point(step)

@@ -1,0 +1,136 @@
+"""Several processes on one machine, as they run on several hosts."""
+
+import functools
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+DEVICES = 4  # of all processes together
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def start(workdir, data_dir, count, *flags):
+    """Starts the processes of a job."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    devices = f"--xla_force_host_platform_device_count={DEVICES // count}"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices}
+    command = [
+        *(sys.executable, "-m", "pinjax.train", "--config=configs/pinnerformer.py:test"),
+        *(f"--workdir={workdir}", f"--config.data.dir={data_dir}"),
+        *("--config.model.layers=1", f"--config.train.steps={STEPS}", "--config.train.log_every=1"),
+        *("--config.train.evaluate_every=0", '--config.evaluate.cadences=("window",)'),
+        *flags,
+    ]
+    jobs = [
+        (f"--coordinator={coordinator}", f"--processes={count}", f"--process={index}")
+        for index in range(count if count > 1 else 0)
+    ] or [()]
+    return [
+        subprocess.Popen(
+            [*command, *job], cwd=ROOT, env=env, text=True, stdout=-1, stderr=subprocess.PIPE
+        )
+        for job in jobs
+    ]
+
+
+def finish(processes, timeout=300):
+    """[(exit code, stdout, stderr), ...]"""
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in processes]
+        return [(p.returncode, *texts) for p, texts in zip(processes, outputs, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def outcome(workdir):
+    """Losses, final parameters and the table of a run."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    path = workdir / f"checkpoints/{STEPS}/state"
+    with ocp.StandardCheckpointer() as checkpointer:
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            checkpointer.metadata(path).item_metadata.tree,
+        )
+        state = checkpointer.restore(path, like)
+    table = json.loads((workdir / "results_test.json").read_text())["rows"]
+    return [json.loads(line)["loss"] for line in lines], state["params"], table
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, data_dir):
+    workdir = tmp_path_factory.mktemp("alone")
+    [(code, _, stderr)] = finish(start(workdir, data_dir, 1))
+    assert code == 0, stderr
+    return outcome(workdir)
+
+
+def assert_same(found, expected):
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    assert len(found[0]) == STEPS
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    jax.tree.map(close, found[1], expected[1])
+    assert found[2].keys() == expected[2].keys()
+    assert found[2]["PinnerFormer"]["R@10"] == pytest.approx(
+        expected[2]["PinnerFormer"]["R@10"], abs=0.02
+    )
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_do_what_one_does(tmp_path, data_dir, alone, count):
+    ends = finish(start(tmp_path, data_dir, count))
+    for code, _, stderr in ends:
+        assert code == 0, stderr
+    assert "PinnerFormer" in ends[0][1]
+    assert not any("R@10" in stdout for _, stdout, _ in ends[1:])  # one of them speaks
+    assert_same(outcome(tmp_path), alone)
+
+
+def test_all_stop_where_one_is_told_to_and_go_on(tmp_path, data_dir, alone):
+    processes = start(tmp_path, data_dir, 2, "--config.data.workers=0")
+    wait_for_steps(tmp_path, processes, 1)
+    processes[1].send_signal(signal.SIGTERM)
+    ends = finish(processes)
+    if [code for code, _, _ in ends] != [0, 0]:  # too late to be told
+        assert [code for code, _, _ in ends] == [75, 75], ends
+        assert "the same command goes on" in ends[0][1]
+        assert [code for code, _, _ in finish(start(tmp_path, data_dir, 2))] == [0, 0]
+    assert_same(outcome(tmp_path), alone)
+
+
+def test_a_process_that_dies_ends_the_others_and_the_job_goes_on(tmp_path, data_dir, alone):
+    every = "--config.train.checkpoint_every=1"
+    processes = start(tmp_path, data_dir, 2, every)
+    wait_for_steps(tmp_path, processes, 2)
+    processes[1].kill()
+    code, _, stderr = finish(processes[:1], timeout=120)[0]
+    assert code != 0
+    assert "start all of them again" in stderr
+    assert [code for code, _, _ in finish(start(tmp_path, data_dir, 2, every))] == [0, 0]
+    assert_same(outcome(tmp_path), alone)
+
+
+def wait_for_steps(workdir, processes, steps):
+    metrics = workdir / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < steps:
+        assert all(process.poll() is None for process in processes), finish(processes)
+        time.sleep(0.05)
