@@ -37,13 +37,23 @@ def ensure(size: str, data_dir: epath.PathLike) -> epath.Path:
     Raises:
       InputError: where there is no such size.
     """
+    made_of = size_of(size)
+    directory = epath.Path(data_dir) / NAME / size / VERSION
+    if not directory.exists():
+        _build(simulation.Shop(made_of), f"{NAME}/{size}", directory)
+    return directory
+
+
+def size_of(size: str) -> simulation.Size:
+    """What a shop of a size is made of.
+
+    Raises:
+      InputError: where there is no such size.
+    """
     if size not in simulation.SIZES:
         sizes = ", ".join(f"{NAME}/{name}" for name in simulation.SIZES)
         raise InputError(f"data.name: no data set {NAME}/{size}; expected one of {sizes}")
-    directory = epath.Path(data_dir) / NAME / size / VERSION
-    if not directory.exists():
-        _build(simulation.Shop(simulation.SIZES[size]), f"{NAME}/{size}", directory)
-    return directory
+    return simulation.SIZES[size]
 
 
 def oracle(directory: epath.PathLike) -> pairs.Oracle:

@@ -137,15 +137,25 @@ def ensure(size: str, data_dir: epath.PathLike) -> epath.Path:
     Raises:
       InputError: where there is no such size.
     """
-    if size not in Pinworld.builder_configs:
-        sizes = ", ".join(f"{NAME}/{name}" for name in Pinworld.builder_configs)
-        raise InputError(f"data.name: no data set {NAME}/{size}; expected one of {sizes}")
+    builder_config(size)
     builder = Pinworld(config=size, data_dir=data_dir, file_format="array_record")
     if not builder.data_path.exists():
         logging.info("Building %s/%s in %s, once", NAME, size, builder.data_path)
         with _quiet():
             builder.download_and_prepare()
     return builder.data_path
+
+
+def builder_config(size: str) -> Config:
+    """What a world of a size is made of.
+
+    Raises:
+      InputError: where there is no such size.
+    """
+    if size not in Pinworld.builder_configs:
+        sizes = ", ".join(f"{NAME}/{name}" for name in Pinworld.builder_configs)
+        raise InputError(f"data.name: no data set {NAME}/{size}; expected one of {sizes}")
+    return Pinworld.builder_configs[size]
 
 
 def draw_world(config: Config) -> simulation.World:

@@ -77,6 +77,18 @@ def _row(dataset: str, kind: str, vocabulary: Sequence[str], name: str) -> int:
     return vocabulary.index(name)
 
 
+def labels_per_user(objective: str, length: int, labels: int) -> int:
+    """Labels per user in a batch, counting the missing ones: see `Sampler`."""
+    if objective not in OBJECTIVES:
+        raise InputError(f"objective {objective!r} is none of {', '.join(OBJECTIVES)}")
+    return {
+        "next_action": 1,
+        "sasrec": length,
+        "all_action": labels,
+        "dense_all_action": min(labels, length),
+    }[objective]
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampler:
     """Draws one training window a user, and its labels (PinnerFormer, §3.4 and §3.5).
@@ -112,18 +124,12 @@ class Sampler:
     leave_one_out: bool = False
 
     def __post_init__(self):
-        if self.objective not in OBJECTIVES:
-            raise InputError(f"objective {self.objective!r} is none of {', '.join(OBJECTIVES)}")
+        labels_per_user(self.objective, self.length, self.labels)  # refuses an unknown one
 
     @property
     def pairs(self) -> int:
         """Labels per user in a batch, counting the missing ones."""
-        return {
-            "next_action": 1,
-            "sasrec": self.length,
-            "all_action": self.labels,
-            "dense_all_action": min(self.labels, self.length),
-        }[self.objective]
+        return labels_per_user(self.objective, self.length, self.labels)
 
     def uniforms(self, rng: np.random.Generator, users: int) -> np.ndarray:
         """The random numbers in [0, 1) that a batch of `users` needs, a row a user."""

@@ -33,14 +33,11 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     Raises:
       InputError: where the config does not fit itself or the data.
     """
-    if config.loss.terms not in TERMS:
-        raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
-    sharding.check_batch(mesh, "data.pairs", config.data.pairs)
-    sharding.check_batch(mesh, "loss.random", config.loss.random)
+    check(config, mesh)
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     metadata = dataset.metadata
     train_batches = engagements.train_batches(config, dataset)
-    encoder = make_encoder(config, dataset)
+    encoder = make_encoder(config, len(dataset.vocabulary))
     catalogue = make_features(config, dataset)
     frozen = {
         "products": catalogue,
@@ -106,14 +103,24 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     )
 
 
-def make_encoder(config: ConfigDict, dataset: pairs.PairSet) -> itemsage.ItemSage:
-    """The product tower, sized for the data set."""
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses a config that does not fit itself or the mesh, whatever the data."""
+    if config.loss.terms not in TERMS:
+        raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
+    if config.model.encoder == "transformer":
+        system.check_heads(config.model)
+    sharding.check_batch(mesh, "data.pairs", config.data.pairs)
+    sharding.check_batch(mesh, "loss.random", config.loss.random)
+
+
+def make_encoder(config: ConfigDict, num_tokens: int) -> itemsage.ItemSage:
+    """The product tower, for a vocabulary of so many tokens."""
     model = dict(config.model)
     slots, texts = model.pop("image_slots"), model.pop("texts")
     return itemsage.ItemSage(
         image_features=(("image", "image", slots),) if slots else (),
         text_features=texts,
-        num_tokens=len(dataset.vocabulary),
+        num_tokens=num_tokens,
         **model,
     )
 
@@ -144,7 +151,13 @@ def init(
 ) -> tuple[Any, Any]:
     """Parameters, and sketches that count products, queries and pairs of them."""
     params_key, sketch_key = jax.random.split(key)
-    inputs, _ = gather(encoder, products, jnp.zeros(1, jnp.int32), 1)
+    one = product_features.ProductFeatures(  # as wide, and with as many texts, is all that counts
+        images=jnp.zeros((1, products.images.shape[1]), products.images.dtype),
+        image_offsets=jnp.zeros(2, jnp.int32),
+        tokens=jnp.zeros(1, jnp.int32),
+        token_offsets=jnp.zeros(products.text_features + 1, jnp.int32),
+    )
+    inputs, _ = gather(encoder, one, jnp.zeros(1, jnp.int32), 1)
     params = {
         "encoder": encoder.init(params_key, *inputs),
         "temperature": temperature.Temperature().init(params_key),

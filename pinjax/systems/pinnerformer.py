@@ -46,13 +46,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     Raises:
       InputError: where the config does not fit itself or the data.
     """
-    if config.loss.terms not in TERMS:
-        raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
-    if config.model.width % config.model.heads:
-        raise InputError(
-            f"model.width={config.model.width} is not divisible by model.heads={config.model.heads}"
-        )
-    sharding.check_batch(mesh, "data.users", config.data.users)
+    check(config, mesh)
     dataset = datasets.load(config.data.name, config.data.dir)
     metadata = dataset.metadata
     positives = windows.Positives.create(metadata, config.data.positives, config.data.surfaces)
@@ -128,6 +122,14 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     )
 
 
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses a config that does not fit itself or the mesh, whatever the data."""
+    if config.loss.terms not in TERMS:
+        raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
+    system.check_heads(config.model)
+    sharding.check_batch(mesh, "data.users", config.data.users)
+
+
 def make_model(config: ConfigDict, metadata: schema.Metadata) -> pinnerformer.PinnerFormer:
     """The two towers, sized for the data set."""
     return pinnerformer.PinnerFormer(
@@ -154,7 +156,7 @@ def item_content(config: ConfigDict, dataset: datasets.Dataset) -> jax.Array | N
 def init(
     model: pinnerformer.PinnerFormer,
     config: ConfigDict,
-    content: jax.Array | None,
+    content: jax.Array | jax.ShapeDtypeStruct | None,
     key: jax.Array,
 ) -> tuple[Any, Any]:
     """Parameters, and the sketch that counts how often an item is a label."""
@@ -164,6 +166,8 @@ def init(
         for name, (dtype, _) in schema.ACTION.fields.items()
     }
     history["moment"] = history["time"]
+    if content is not None:  # as wide is all that counts
+        content = jnp.zeros((1, content.shape[1]), content.dtype)
     params = model.init(params_key, content, history)
     sketch = count_min_sketch.init(
         sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
@@ -198,10 +202,11 @@ def loss(
     exists = labels >= 0
     positives = embed_items(labels)
 
-    # Negatives are labels of the whole batch, gathered from all devices, and random items.
-    all_labels, all_positives = everywhere((labels.ravel(), positives.reshape(-1, model.dim)))
-    chosen = choose(choice_key, all_labels, config.in_batch)
-    num_chosen = (all_labels[chosen] >= 0).sum()
+    # Negatives are labels of the whole batch and random items. Ids are gathered from all devices
+    # and the chosen ones embedded anew, which is far less than to gather all embeddings.
+    all_labels = everywhere(labels.ravel())
+    chosen = all_labels[choose(choice_key, all_labels, config.in_batch)]
+    num_chosen = (chosen >= 0).sum()
     random_items = corpus[jax.random.randint(random_key, (config.random,), 0, len(corpus))]
 
     # logQ is the log of how often an item is expected among the negatives.
@@ -226,7 +231,7 @@ def loss(
         )
 
     scale = model.apply(params, method="scale")
-    in_batch = all_labels[chosen], all_positives[chosen]
+    in_batch = chosen, embed_items(chosen)
     random = random_items, embed_items(random_items)
     if config.terms == "joined":
         ids, embeddings = jax.tree.map(lambda *x: jnp.concatenate(x), in_batch, random)

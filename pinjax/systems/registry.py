@@ -1,13 +1,14 @@
 """From `config.system` to its page. Nothing else branches on a system's name."""
 
 import importlib
+from types import ModuleType
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax.data import datasets
 from pinjax.errors import InputError
-from pinjax.systems import system
+from pinjax.systems import outline, system
 from pinjax.training import processes
 
 SYSTEMS = ("pinnerformer", "itemsage", "searchsage")
@@ -19,8 +20,18 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     Raises:
       InputError: where the name is unknown, or the config does not fit the data.
     """
-    if config.system not in SYSTEMS:
-        raise InputError(f"system {config.system!r} is none of {', '.join(SYSTEMS)}")
+    page = _page("pinjax.systems", config)
     with processes.first_before_others():
         datasets.ensure(config.data.name, config.data.dir)
-    return importlib.import_module(f"pinjax.systems.{config.system}").create(config, mesh)
+    return page.create(config, mesh)
+
+
+def create_outline(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline:
+    """The same without data, for a catalogue of so many items if a number is given."""
+    return _page("pinjax.systems.outlines", config).create(config, mesh, items)
+
+
+def _page(package: str, config: ConfigDict) -> ModuleType:
+    if config.system not in SYSTEMS:
+        raise InputError(f"system {config.system!r} is none of {', '.join(SYSTEMS)}")
+    return importlib.import_module(f"{package}.{config.system}")

@@ -33,10 +33,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     Raises:
       InputError: where the config does not fit itself or the data.
     """
-    if config.model.encoder not in ENCODERS:
-        known = ", ".join(ENCODERS)
-        raise InputError(f"model.encoder: {config.model.encoder!r} is none of {known}")
-    sharding.check_batch(mesh, "data.pairs", config.data.pairs)
+    check(config, mesh)
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     train_batches = engagements.train_batches(config, dataset)
     items = item_vectors(dataset)
@@ -86,6 +83,16 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     )
 
 
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses a config that does not fit itself or the mesh, whatever the data."""
+    if config.model.encoder not in ENCODERS:
+        known = ", ".join(ENCODERS)
+        raise InputError(f"model.encoder: {config.model.encoder!r} is none of {known}")
+    if config.model.encoder == "bert" and not config.model.pretrained:
+        system.check_heads(config.model)
+    sharding.check_batch(mesh, "data.pairs", config.data.pairs)
+
+
 def item_vectors(dataset: pairs.PairSet) -> jax.Array:
     """The frozen vectors of items, float32 (items, dim): the mean of each one's images.
 
@@ -125,13 +132,19 @@ def make_bag(config: ConfigDict, dataset: pairs.PairSet) -> Tower:
         tokens=jnp.asarray(tokens),
         token_offsets=jnp.asarray(offsets, jnp.int32),
     )
+    dim = dataset.products.images.shape[1]
+    return bag_tower(config.model, texts, len(dataset.vocabulary), longest, dim)
+
+
+def bag_tower(config: ConfigDict, texts: Any, num_tokens: int, longest: int, dim: int) -> Tower:
+    """The bag for texts of at most `longest` tokens, in front of vectors of `dim` numbers."""
     model = searchsage.BagTower(
-        num_tokens=len(dataset.vocabulary),
-        token_buckets=config.model.token_buckets,
-        token_dim=config.model.token_dim,
-        width=config.model.width,
-        dim=dataset.products.images.shape[1],
-        dtype=config.model.dtype,
+        num_tokens=num_tokens,
+        token_buckets=config.token_buckets,
+        token_dim=config.token_dim,
+        width=config.width,
+        dim=dim,
+        dtype=config.dtype,
     )
 
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
@@ -157,18 +170,31 @@ def make_bert(config: ConfigDict, dataset: pairs.PairSet) -> Tower:
         ids, mask = tokenizer(searches)
     else:
         words = dataset.vocabulary.sizes[0]
-        sizes = {
-            **{"vocabulary": words + 1, "positions": length, "token_types": 0},
-            **{"layers": config.model.layers, "heads": config.model.heads},
-            **{"width": config.model.width, "ffn_width": 4 * config.model.width},
-        }
+        sizes = bert_sizes(config.model, words)
         ids, mask = _word_ids(dataset.vocabulary.encode(searches), words, length)
     texts = jnp.asarray(ids), jnp.asarray(mask)
-    encoder = bert.Bert(**sizes, dtype=config.model.dtype)
-    model = bert.QueryTower(encoder, dataset.products.images.shape[1])
+    dim = dataset.products.images.shape[1]
+    return bert_tower(sizes, config.model.dtype, texts, dim, weights)
+
+
+def bert_sizes(config: ConfigDict, words: int) -> dict[str, int]:
+    """What a transformer from scratch is made of, where there are so many words."""
+    return {
+        **{"vocabulary": words + 1, "positions": config.length, "token_types": 0},
+        **{"layers": config.layers, "heads": config.heads},
+        **{"width": config.width, "ffn_width": 4 * config.width},
+    }
+
+
+def bert_tower(
+    sizes: dict[str, Any], dtype: str, texts: Any, dim: int, weights: Any = None
+) -> Tower:
+    """The transformer of such sizes, in front of vectors of `dim` numbers."""
+    encoder = bert.Bert(**sizes, dtype=dtype)
+    model = bert.QueryTower(encoder, dim)
 
     def init(key: jax.Array) -> Any:
-        params = model.init(key, *jax.tree.map(lambda x: x[:1], texts))
+        params = model.init(key, *(jnp.zeros((1, x.shape[1]), x.dtype) for x in texts))
         if weights is not None:
             params["params"]["encoder"] = jax.tree.map(jnp.asarray, weights)
         return params

@@ -7,6 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
+
+from pinjax.errors import InputError
 
 Batch = dict[str, np.ndarray]
 Shard = Callable[[], tuple[np.ndarray, np.ndarray]]
@@ -45,6 +48,12 @@ class System:
     embed_moment: int
     summary: dict[str, str]
     identity: dict[str, str]
+
+
+def check_heads(model: ConfigDict) -> None:
+    """Refuses attention heads that do not divide the width."""
+    if model.width % model.heads:
+        raise InputError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
 
 
 def shards(

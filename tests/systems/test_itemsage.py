@@ -72,7 +72,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     queries = dataset.queries.vectors.astype(jnp.bfloat16).astype(np.float64)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    encoder = itemsage.make_encoder(config, dataset)
+    encoder = itemsage.make_encoder(config, len(dataset.vocabulary))
     everything = jnp.arange(len(dataset.products), dtype=jnp.int32)
     inputs, fits = itemsage.gather(encoder, system.frozen["products"], everything, 2**17)
     assert fits

@@ -1,0 +1,83 @@
+"""Compiles a system for devices that need not be there, and says what it takes on each.
+
+    python -m pinjax.compile --config=configs/pinnerformer.py:paper --topology=v5e:4x4
+
+Compiled are the real train step and what embeds and searches, from shapes alone: no data set is
+read beyond its sizes, and pinworld and pinshop are not simulated. A topology is a slice of TPUs
+(v5e:4x4, v5p:2x2x4, v6e:8x8); without one the devices at hand are compiled for.
+
+The estimate of a step's time is a bound from the chip's published rates: no step is faster.
+"""
+
+import json
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from pinjax import app
+from pinjax.compiler import largest_batch, programs, rates, report, topology
+from pinjax.systems import registry
+from pinjax.training import sharding
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "config of the run: FILE or FILE:VARIANT", lock_config=True
+)
+flags.mark_flag_as_required("config")
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "slice of TPUs, as v5e:4x4; default: the devices at hand"
+)
+ITEMS = flags.DEFINE_integer(
+    "items", None, "items of the catalogue; default: those of the data set", lower_bound=1
+)
+LARGEST = flags.DEFINE_bool(
+    "largest_batch", False, "find the largest batch that fits: two to four more compilations"
+)
+JSON = flags.DEFINE_bool("json", False, "print JSON")
+
+
+def main(argv: Sequence[str]) -> int:
+    del argv
+    config, devices = CONFIG.value, topology.devices(TOPOLOGY.value)
+    mesh, chip = sharding.make_mesh(devices), rates.of(devices)
+    outline = registry.create_outline(config, mesh, ITEMS.value)
+    field, size = outline.size
+    advice = _advice(config, field)
+    steps = [programs.train_step(outline, config.train, mesh), *programs.others(outline, mesh)]
+    reports = {step.name: programs.measure(step, chip, advice) for step in steps}
+    found = None
+    if LARGEST.value and chip:
+        found = largest_batch.find(config, mesh, ITEMS.value, chip, reports["train step"].peak)
+
+    about = {
+        "config": config_flags.get_config_filename(flags.FLAGS["config"]),
+        "devices": f"{mesh.size} x {chip.name if chip else devices[0].device_kind}",
+        "mesh": dict(mesh.shape),
+        "batch": f"{field}={size}, {size // mesh.shape['data']} on each chip",
+    }
+    if JSON.value:
+        about |= {"largest batch": found, "programs": report.as_json(reports)}
+        print(json.dumps(about, indent=2))
+        return 0
+    trained = reports["train step"]
+    print("\n".join(f"{name:<9}{value}" for name, value in about.items()))
+    print(f"\n{report.table(reports, chip)}\n\n{report.collectives(trained)}")
+    if found:
+        print(
+            f"\nthe largest batch that fits: {field}={found}, {found // mesh.shape['data']} a chip"
+        )
+    if trained.roofline:
+        print(f"\na step at best\n{trained.roofline.formula()}")
+    return 0
+
+
+def _advice(config: ConfigDict, field: str) -> str:
+    """What takes memory, by the names of its fields."""
+    fields = [f"a smaller --config.{field}"]
+    if "remat" in config.model and not config.model.remat:
+        fields.append("--config.model.remat=True")
+    return ", ".join([*fields, "fewer --items, or more chips"])
+
+
+if __name__ == "__main__":
+    app.run(main)

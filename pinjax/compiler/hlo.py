@@ -1,0 +1,326 @@
+"""What a compiled program does on each device, read from its text.
+
+XLA's own `cost_analysis` counts the body of a loop once, however often it runs, and the layers of a
+transformer and the blocks of a loss are loops. Here a body counts as often as the compiler knows
+that it runs, and collectives are told apart.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+COLLECTIVES = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
+
+_BITS = {"pred": 8, "token": 0, "opaque": 0} | {
+    f"{kind}{bits}": bits for kind in "sufc" for bits in (2, 4, 8, 16, 32, 64, 128)
+}
+# Names for what is elsewhere, or the start of what another instruction ends.
+_FREE = (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
+    *("while", "call", "conditional", "partition-id", "replica-id", "opt-barrier"),
+)
+_NULLARY = ("parameter", "constant")
+_CALLS = ("calls", "to_apply", "body", "branch_computations", "true_computation")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]((?:\{[^}]*\})?)")
+_NAME = re.compile(r"%([\w.\-]+)")
+
+
+class Array(NamedTuple):
+    """A dense array of a program: its dimensions, its bytes, and whether it lies in main memory."""
+
+    dims: tuple[int, ...]
+    bytes: int
+    main: bool
+
+
+class Instruction(NamedTuple):
+    """A line of a program.
+
+    Attributes:
+      name: what others call its result.
+      arrays: its result; several of a tuple.
+      opcode: what it does.
+      operands: names of other instructions; a parameter's number, or a constant's value.
+      attributes: the rest of the line.
+      root: whether it is the result of its computation.
+    """
+
+    name: str
+    arrays: tuple[Array, ...]
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    root: bool
+
+
+@dataclasses.dataclass
+class Collective:
+    """Collectives of one kind and source.
+
+    Attributes:
+      kind: one of `COLLECTIVES`.
+      source: the operation of the program that it comes from, as JAX names it.
+      count: how often it runs.
+      sent: bytes that each device sends in all of these, where a ring does it.
+    """
+
+    kind: str
+    source: str
+    count: int = 0
+    sent: float = 0.0
+
+
+@dataclasses.dataclass
+class Cost:
+    """What a program does on each device in one call.
+
+    Attributes:
+      flops: of matrix products and convolutions.
+      bytes: read from and written to main memory, each instruction by itself.
+      collectives: by what they are and where they come from, the largest first.
+      unknown_loops: loops that count once, since the compiler does not know how often they run.
+    """
+
+    flops: float
+    bytes: float
+    collectives: list[Collective]
+    unknown_loops: int
+
+
+def cost(text: str) -> Cost:
+    """The cost of a program, from `compiled.as_text()`."""
+    return _Walk(text).cost()
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """The instructions of each computation, and the name of the one that a call enters."""
+    computations, entry, current = {}, "", None
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith(" ") and "->" in line:
+            name = _NAME.search(line)[1]
+            current = computations[name] = []
+            entry = name if line.startswith("ENTRY") else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and " = " in line:
+            current.append(_instruction(line.strip()))
+    return computations, entry
+
+
+def _instruction(line: str) -> Instruction:
+    name, _, rest = line.partition(" = ")
+    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    opcode, _, _ = rest.partition("(")
+    end = _closing(rest, len(opcode))
+    operands, attributes = rest[len(opcode) : end], rest[end:]
+    return Instruction(
+        name=name.removeprefix("ROOT ").lstrip("%"),
+        arrays=tuple(_arrays(shape)),
+        opcode=opcode,
+        operands=(operands[1:-1],) if opcode in _NULLARY else tuple(_NAME.findall(operands)),
+        attributes=attributes,
+        root=name.startswith("ROOT "),
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    """The place after the bracket that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if not depth:
+            return place + 1
+    raise ValueError(f"no closing bracket in {text[:80]}")
+
+
+def _arrays(shape: str) -> Iterator[Array]:
+    for dtype, dims, layout in _ARRAY.findall(shape):
+        dims = tuple(int(size) for size in dims.split(",") if size)
+        digits = re.match(r"(?:bf|f8e|f4e)?(\w+)", dtype)[0]
+        bits = _BITS.get(dtype) or (16 if dtype == "bf16" else 8 if digits.startswith("f8") else 0)
+        # Memory space 1 is on the chip itself, 5 that of the host.
+        yield Array(dims, math.prod(dims) * bits // 8, "S(" not in layout)
+
+
+class _Walk:
+    """Adds up over the computations of a program, loops as often as they run."""
+
+    def __init__(self, text: str):
+        self._computations, self._entry = parse(text)
+        self._devices = int((re.search(r"num_partitions=(\d+)", text) or [0, 1])[1])
+        self._collectives: dict[tuple[str, str], Collective] = {}
+        self._channels: set[str] = set()
+        self._unknown = 0
+        self._flops = self._bytes = 0.0
+
+    def cost(self) -> Cost:
+        self._visit(self._entry, 1, fused=False)
+        largest = sorted(self._collectives.values(), key=lambda found: -found.sent)
+        return Cost(self._flops, self._bytes, largest, self._unknown)
+
+    def _visit(self, name: str, times: int, fused: bool) -> None:
+        by_name = self._names(name)
+        for line in self._computations[name]:
+            kind = line.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                self._add_collective(kind, line, by_name, times)
+            elif kind in ("dot", "convolution"):
+                self._flops += times * _product_flops(line, by_name)
+            if not fused:
+                self._bytes += times * self._traffic(line, by_name)
+            if kind in COLLECTIVES or line.opcode in ("reduce", "sort", "scatter", "map"):
+                continue  # what they apply is a scalar's work
+            inside = fused or line.opcode == "fusion"
+            runs = times * self._trips(line) if line.opcode == "while" else times
+            for called in _called(line):
+                self._visit(called, runs, inside)
+
+    @functools.cache  # noqa: B019, a walk lives as long as one call
+    def _names(self, name: str) -> dict[str, Instruction]:
+        return {line.name: line for line in self._computations[name]}
+
+    def _trips(self, line: Instruction) -> int:
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line.attributes):
+            return int(known[1])
+        # The TPU compiler does not say. A scan of JAX counts from 0 by 1 while below a constant.
+        condition = self._names(re.search(r"condition=%([\w.\-]+)", line.attributes)[1])
+        root = next(inner for inner in condition.values() if inner.root)
+        if root.opcode == "compare" and "direction=LT" in root.attributes:
+            counter, limit = (condition[name] for name in root.operands)
+            if counter.opcode == "get-tuple-element" and limit.opcode == "constant":
+                return int(limit.operands[0])
+        self._unknown += 1
+        return 1
+
+    def _add_collective(self, kind, line, by_name, times) -> None:
+        operands = sum(a.bytes for name in line.operands for a in by_name[name].arrays)
+        n = _group_size(line.attributes) or self._devices
+        factor = {
+            "all-reduce": 2 * (n - 1) / n,
+            "all-gather": n - 1,
+            "collective-permute": 1,
+            "collective-broadcast": 1,
+        }.get(kind, (n - 1) / n)
+        source = (re.search(r'op_name="([^"]*)"', line.attributes) or ["", ""])[1]
+        # TPUs hide a collective behind several fusions, each of which names it.
+        channel = re.search(r"channel_id=(\d+)", line.attributes)
+        if channel and channel[1] in self._channels:
+            return
+        self._channels |= {channel[1]} if channel else set()
+        found = self._collectives.setdefault((kind, source), Collective(kind, source))
+        found.count += times
+        found.sent += times * factor * operands
+
+    def _traffic(self, line: Instruction, by_name: dict[str, Instruction]) -> int:
+        """Bytes of main memory that an instruction reads and writes."""
+        opcode = line.opcode
+        if opcode in _FREE or opcode.endswith("-done"):
+            return 0
+        results = sum(array.bytes for array in line.arrays if array.main)
+        if opcode in ("dynamic-slice", "slice", "gather"):
+            return 2 * results
+        reads = [sum(a.bytes for a in by_name[name].arrays if a.main) for name in line.operands]
+        if opcode in ("dynamic-update-slice", "scatter"):
+            return 2 * sum(reads[1:])
+        if opcode.endswith("-start"):  # its result names its operands, too
+            return max(results, sum(reads))
+        if opcode != "fusion":
+            return results + sum(reads)
+        (called,) = _called(line)
+        body = self._computations[called]
+        place = {name: i for i, name in _parameters(body)}
+        users = collections.defaultdict(list)
+        for inner in body:
+            for operand in inner.operands:
+                users[operand].append(inner)
+        for name, i in place.items():
+            uses = users[name]
+            if uses and all(u.opcode in ("dynamic-slice", "gather", "slice") for u in uses):
+                taken = sum(array.bytes for use in uses for array in use.arrays)
+                reads[i] = min(reads[i], taken)
+            elif uses and all(
+                u.opcode == "dynamic-update-slice" and u.operands[0] == name for u in uses
+            ):
+                # Written in place: what is not updated is not touched.
+                inner_names = self._names(called)
+                updates = sum(a.bytes for u in uses for a in inner_names[u.operands[1]].arrays)
+                results = max(0, results - reads[i]) + updates
+                reads[i] = 0
+        return results + sum(reads)
+
+
+def _parameters(body: list[Instruction]) -> Iterator[tuple[int, str]]:
+    for line in body:
+        if line.opcode == "parameter":
+            yield int(line.operands[0]), line.name
+
+
+def _called(line: Instruction) -> list[str]:
+    found = []
+    for attribute in _CALLS:
+        match = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", line.attributes)
+        if match:
+            found += _NAME.findall(match[1])
+    return found
+
+
+def _group_size(attributes: str) -> int:
+    """Devices that take part in a collective together; 0 where all do."""
+    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+        return len(match[1].split(","))
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+        return int(match[1])
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+    return 0
+
+
+def _product_flops(line: Instruction, by_name: dict[str, Instruction]) -> float:
+    left, right = (by_name[name].arrays[0].dims for name in line.operands[:2])
+    outputs = math.prod(line.arrays[0].dims)
+    if line.opcode == "dot":
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.attributes)[1]
+        return 2.0 * outputs * math.prod(left[int(i)] for i in contracted.split(",") if i)
+    # TPUs write a matrix product as a convolution.
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes)
+    left_labels, right_labels, out_labels = labels[1], labels[2], labels[3]
+    window = re.search(r"window=\{([^}]*)\}", line.attributes)
+    fields = dict(re.findall(r"(\w+)=(\S+)", window[1])) if window else {}
+    flops = 2.0 * right[right_labels.index("i")]
+    flops *= math.prod(line.arrays[0].dims[out_labels.index(label)] for label in "bf")
+    for axis in sorted(set(out_labels) - set("bf")):
+        inputs = left[left_labels.index(axis)]
+        kernel, result = (
+            right[right_labels.index(axis)],
+            line.arrays[0].dims[out_labels.index(axis)],
+        )
+        flops *= _positions(fields, int(axis), inputs, kernel, result)
+    return flops
+
+
+def _positions(fields: dict[str, str], axis: int, inputs: int, kernel: int, outputs: int) -> int:
+    """Along an axis, how many pairs of an output and a kernel position meet an input.
+
+    Batched products are convolutions over dilated inputs, most of whose positions hold nothing.
+    """
+
+    def field(name: str, default: str) -> str:
+        return fields[name].split("x")[axis] if name in fields else default
+
+    dilation = int(field("lhs_dilate", "1"))
+    low = int(field("pad", "0_0").split("_")[0])
+    place = np.arange(outputs)[:, None] * int(field("stride", "1")) - low
+    place = place + np.arange(kernel) * int(field("rhs_dilate", "1"))
+    inside = (place >= 0) & (place <= (inputs - 1) * dilation) & (place % dilation == 0)
+    return int(inside.sum())

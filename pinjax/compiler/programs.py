@@ -1,0 +1,208 @@
+"""The programs of a system, compiled, and what each takes on a chip."""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pinjax.compiler import flops, hlo, rates, roofline
+from pinjax.errors import InputError
+from pinjax.systems import outline as outline_lib
+from pinjax.training import sharding, step
+
+_GIB = rates.GIB
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A function to compile.
+
+    Attributes:
+      name: for people.
+      function: jitted.
+      arguments: by what they are, pytrees of shapes as they lie on the mesh, in order.
+      flops: model FLOPs of a chip.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+    flops: float
+
+    def bytes(self) -> dict[str, int]:
+        """What each argument takes on a chip."""
+        return {name: bytes_on_chip(tree) for name, tree in self.arguments.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a program takes on a chip, in bytes where nothing else is said.
+
+    Attributes:
+      arguments: by what they are, without the padding of layouts.
+      temporary: what lives only within a call, activations above all.
+      peak: all that is in memory at once: arguments, results, temporary and the program.
+      model_flops: by the shapes of the model's matrix products; forward and backward three times
+        the forward ones.
+      compiled_flops: of the matrix products in the compiled program, recomputation among them.
+      xla_flops: by the compiler's `cost_analysis`, which counts the body of a loop once.
+      traffic: read from and written to main memory.
+      collectives: the largest first.
+      unknown_loops: loops counted once, since nobody knows how often they run.
+      seconds: to lower and compile.
+      roofline: None where the chip's rates are not known.
+    """
+
+    arguments: dict[str, int]
+    temporary: int
+    peak: int
+    model_flops: float
+    compiled_flops: float
+    xla_flops: float
+    traffic: float
+    collectives: list[hlo.Collective]
+    unknown_loops: int
+    seconds: float
+    roofline: roofline.Roofline | None
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a chip sends to others."""
+        return sum(collective.sent for collective in self.collectives)
+
+
+def bytes_on_chip(tree: Any) -> int:
+    """Bytes of arrays on one device, by their shapes and shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def train_step(outline: outline_lib.Outline, config: ConfigDict, mesh: Mesh) -> Program:
+    """The step of `training.loop`, with its state donated."""
+    replicated, over_data = sharding.replicated(mesh), sharding.over_data(mesh)
+    optimizer = step.make_optimizer(config)
+    state = jax.eval_shape(lambda: step.init_state(outline, optimizer, config.seed))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    forward = flops.of_matmuls(
+        *(outline.loss, state.params, outline.frozen, state.sketches, outline.batch, key),
+        devices=mesh.size,
+    )
+    function = step.make_step(outline, optimizer)
+
+    def by_part(params, opt_state, rest, frozen, batch):
+        return function(step.State(params=params, opt_state=opt_state, **rest), frozen, batch)
+
+    rest = {"step": state.step, "sketches": state.sketches, "key": state.key}
+    return Program(
+        "train step",
+        jax.jit(by_part, donate_argnums=(0, 1, 2), out_shardings=(replicated, replicated)),
+        {
+            "parameters": outline_lib.placed(state.params, replicated),
+            "optimiser": outline_lib.placed(state.opt_state, replicated),
+            "sketches": outline_lib.placed(rest, replicated),
+            "feature table": outline_lib.placed(outline.frozen, replicated),
+            "batch": outline_lib.placed(outline.batch, over_data),
+        },
+        3 * forward / mesh.size,
+    )
+
+
+def others(outline: outline_lib.Outline, mesh: Mesh) -> list[Program]:
+    """What embeds and searches; every chip has all that goes in."""
+    replicated = sharding.replicated(mesh)
+    return [
+        Program(
+            name,
+            jax.jit(function),
+            {part: outline_lib.placed(tree, replicated) for part, tree in arguments.items()},
+            flops.of_matmuls(function, *arguments.values()),
+        )
+        for name, (function, arguments) in outline.others.items()
+    ]
+
+
+def measure(program: Program, chip: rates.Chip | None, advice: str) -> Report:
+    """Compiles a program.
+
+    Args:
+      program: what to compile.
+      chip: whose memory and rates bound it, if they are known.
+      advice: what to change where memory is too small.
+
+    Raises:
+      InputError: where the program does not fit in a chip's memory.
+    """
+    arguments = program.bytes()
+    if chip and sum(arguments.values()) > chip.memory:
+        largest = max(arguments, key=arguments.get)
+        raise InputError(
+            f"{program.name}: the {largest} takes {arguments[largest] / _GIB:,.1f} GiB of the "
+            f"{chip.memory / _GIB:,.0f} GiB of a {chip.name}, all arguments "
+            f"{sum(arguments.values()) / _GIB:,.1f} GiB; change {advice}"
+        )
+    start = time.monotonic()
+    lowered = program.function.lower(*program.arguments.values())
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(_too_large(program, str(error), advice)) from None
+    seconds = time.monotonic() - start
+    memory, found = compiled.memory_analysis(), hlo.cost(compiled.as_text())
+    report = Report(
+        arguments=arguments,
+        temporary=memory.temp_size_in_bytes,
+        peak=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes,
+        model_flops=program.flops,
+        compiled_flops=found.flops,
+        xla_flops=(compiled.cost_analysis() or {}).get("flops", float("nan")),
+        traffic=found.bytes,
+        collectives=found.collectives,
+        unknown_loops=found.unknown_loops,
+        seconds=seconds,
+        roofline=None,
+    )
+    if chip is None:
+        return report
+    bound = roofline.Roofline(chip, report.model_flops, report.traffic, report.sent)
+    return dataclasses.replace(report, roofline=bound)
+
+
+def _too_large(program: Program, error: str, advice: str) -> str:
+    """The compiler names no array, so the largest one that the program writes down is named."""
+    sizes = re.findall(r"([\d.]+[KMGT])", error)
+    needed = f"needs {sizes[0]}iB of the {sizes[1]}iB" if len(sizes) > 1 else "has not the memory"
+    jaxpr = jax.make_jaxpr(program.function)(*program.arguments.values()).jaxpr
+    size, shape, where = _largest(jaxpr)
+    return (
+        f"{program.name}: a chip {needed} that it has; the largest array of all chips is {shape}, "
+        f"{size / _GIB:,.1f} GiB, in {where}; change {advice}"
+    )
+
+
+def _largest(jaxpr) -> tuple[int, str, str]:
+    """Bytes, shape and place of the largest result of an operation."""
+    best = 0, "", ""
+    for equation in jaxpr.eqns:
+        inner = [_largest(program) for program in flops.jaxprs(equation.params)]
+        place = str(equation.source_info.name_stack) or equation.primitive.name
+        own = [
+            (var.aval.size * var.aval.dtype.itemsize, var.aval.str_short(), place)
+            for var in equation.outvars
+            if hasattr(var.aval, "dtype")
+        ]
+        best = max(best, *own, *inner)
+    return best

@@ -1,0 +1,56 @@
+"""What a chip can do, as its maker publishes it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A chip's published rates.
+
+    Attributes:
+      name: as people call it.
+      flops: bfloat16, dense, a second.
+      memory: bytes.
+      bandwidth: of the memory, bytes a second.
+      interconnect: bytes a second that it can send to other chips, over all its links.
+    """
+
+    name: str
+    flops: float
+    memory: float
+    bandwidth: float
+    interconnect: float
+
+
+# By JAX's device_kind. TPUs: docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, the table of
+# specifications, where the interconnect is given in bits, one way. GPUs: NVIDIA's data
+# sheets of the SXM versions, where NVLink is given as the sum of both ways.
+CHIPS = {
+    "TPU v4": Chip("TPU v4", 275e12, 32 * GIB, 1.2e12, 2400e9 / 8),
+    "TPU v5 lite": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 1600e9 / 8),
+    "TPU v5": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 4800e9 / 8),
+    "TPU v6 lite": Chip("TPU v6e", 918e12, 32 * GIB, 1600e9, 3200e9 / 8),
+    "NVIDIA H100 80GB HBM3": Chip("NVIDIA H100", 989e12, 80e9, 3.35e12, 900e9 / 2),
+    "NVIDIA H200": Chip("NVIDIA H200", 989e12, 141e9, 4.8e12, 900e9 / 2),
+}
+
+
+def of(devices: Sequence[jax.Device]) -> Chip | None:
+    """The rates of a device; None where they are not known, as of a CPU.
+
+    Of a chip that JAX takes for several devices, as TPU v4 without its cores joined, each has its
+    share.
+    """
+    chip = CHIPS.get(devices[0].device_kind)
+    if chip is None or not hasattr(devices[0], "coords"):
+        return chip
+    cores = len(devices) // len({tuple(device.coords) for device in devices})
+    if cores == 1:
+        return chip
+    rates = (chip.flops, chip.memory, chip.bandwidth, chip.interconnect)
+    return Chip(f"{chip.name} core", *(rate / cores for rate in rates))

@@ -1,0 +1,52 @@
+"""A system without its data: what a compiler needs to know of it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from pinjax.retrieval import exact
+from pinjax.systems import system
+
+Shape = jax.ShapeDtypeStruct
+
+
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """A system by its functions and the shapes of what they take.
+
+    Attributes:
+      init: as in `System`.
+      loss: as in `System`.
+      frozen: pytree of shapes, as in `System`.
+      batch: shapes of the global batch, by name.
+      size: (the config's field, its value) of the global batch.
+      others: what is compiled beside the train step, embedding and search: by name a function and
+        the shapes of its arguments, by what they are, in order; on every device the same.
+    """
+
+    init: Callable[[jax.Array], tuple[Any, Any]]
+    loss: Callable[..., tuple[jax.Array, tuple[system.Metrics, Any]]]
+    frozen: Any
+    batch: dict[str, Shape]
+    size: tuple[str, int]
+    others: dict[str, tuple[Callable[..., Any], dict[str, Any]]]
+
+
+def placed(tree: Any, sharding: NamedSharding) -> Any:
+    """The shapes of arrays as they lie on a mesh."""
+    return jax.tree.map(lambda x: Shape(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def search(items: int, dim: int, k: int) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Exact search, as evaluation does it: 1,024 queries at a time."""
+    queries, index = Shape((1024, dim), jnp.float32), Shape((items, dim), jnp.float32)
+
+    def function(queries: jax.Array, index: tuple[jax.Array, jax.Array]) -> Any:
+        vectors, valid = index
+        return exact.search(queries, vectors, min(k, items), valid=valid)
+
+    return function, {"batch": queries, "index": (index, Shape((items,), jnp.bool_))}

@@ -1,0 +1,76 @@
+"""ItemSage without its data."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pinjax.data import sizes
+from pinjax.models import product_features
+from pinjax.systems import itemsage as page
+from pinjax.systems import outline
+from pinjax.systems.outline import Shape
+
+
+def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline:
+    """The outline of what `page.create` makes, with another number of products if one is given.
+
+    Every product is taken to be drawn equally often.
+
+    Raises:
+      InputError: where the config does not fit itself, the mesh or the data.
+    """
+    page.check(config, mesh)
+    size = sizes.engagements(config.data.name, config.data.dir, items)
+    encoder = page.make_encoder(config, size.vocabulary)
+    texts = max(1, len(config.model.texts))
+    products = product_features.ProductFeatures(
+        images=Shape((size.images, size.dim), jnp.bfloat16),
+        image_offsets=Shape((size.products + 1,), jnp.int32),
+        tokens=Shape((round(size.products * size.text_tokens.mean()),), jnp.int32),
+        token_offsets=Shape((size.products * texts + 1,), jnp.int32),
+    )
+    frozen = {"products": products, "queries": Shape((size.queries, size.dim), jnp.bfloat16)}
+
+    def capacity(number: int) -> int:
+        weights = np.ones(len(size.text_tokens))
+        share = number // mesh.shape["data"]
+        return product_features.token_capacity(size.text_tokens, weights, share)
+
+    capacities = {"positives": capacity(config.data.pairs), "random": capacity(config.loss.random)}
+    init = functools.partial(page.init, encoder, config.loss, products)
+    params, _ = jax.eval_shape(init, jax.random.key(0))
+    pairs = Shape((config.data.pairs,), jnp.int32)
+    return outline.Outline(
+        init=init,
+        loss=functools.partial(
+            page.loss,
+            encoder,
+            config.loss,
+            mesh,
+            capacities,
+            tuple(name for name, *_ in config.tasks),
+        ),
+        frozen=frozen,
+        batch={
+            "query": pairs,
+            "product": pairs,
+            "task": Shape(pairs.shape, jnp.uint8),
+            "excluded": Shape((config.data.pairs, size.same_query), jnp.int32),
+        },
+        size=("data.pairs", config.data.pairs),
+        others={
+            "embed products": (
+                functools.partial(page.encode, encoder, mesh, capacity(page.ENCODED)),
+                {
+                    "parameters": params["encoder"],
+                    "feature table": products,
+                    "batch": Shape((page.ENCODED,), jnp.int32),
+                },
+            ),
+            "search": outline.search(size.products, config.model.dim, 100),
+        },
+    )

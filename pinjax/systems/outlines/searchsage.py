@@ -1,0 +1,73 @@
+"""SearchSage without its data."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pinjax.data import pretrained, sizes
+from pinjax.models import product_features
+from pinjax.systems import outline
+from pinjax.systems import searchsage as page
+from pinjax.systems.outline import Shape
+
+
+def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline:
+    """The outline of what `page.create` makes, with another number of items if one is given.
+
+    Raises:
+      InputError: where the config does not fit itself, the mesh or the data.
+    """
+    page.check(config, mesh)
+    size = sizes.engagements(config.data.name, config.data.dir, items)
+    tower = (_bag if config.model.encoder == "bag" else _bert)(config, size)
+    vectors = Shape((size.products, size.dim), jnp.float32)
+    init = functools.partial(page.init, tower, config.loss)
+    params, _ = jax.eval_shape(init, jax.random.key(0))
+    pairs = Shape((config.data.pairs,), jnp.int32)
+    return outline.Outline(
+        init=init,
+        loss=functools.partial(page.loss, tower, config.loss, mesh),
+        frozen={"items": vectors, "texts": tower.texts},
+        batch={
+            "query": pairs,
+            "product": pairs,
+            "task": Shape(pairs.shape, jnp.uint8),
+            "excluded": Shape((config.data.pairs, size.same_query), jnp.int32),
+        },
+        size=("data.pairs", config.data.pairs),
+        others={
+            "embed queries": (
+                functools.partial(tower.embed, mesh),
+                {
+                    "parameters": params["tower"],
+                    "feature table": tower.texts,
+                    "batch": Shape((page.ENCODED,), jnp.int32),
+                },
+            ),
+            "search": outline.search(size.products, size.dim, 100),
+        },
+    )
+
+
+def _bag(config: ConfigDict, size: sizes.Engagements) -> page.Tower:
+    texts = product_features.ProductFeatures(
+        images=Shape((0, 1), jnp.float32),
+        image_offsets=Shape((size.queries + 1,), jnp.int32),
+        tokens=Shape((size.queries * size.query_tokens,), jnp.int32),
+        token_offsets=Shape((size.queries + 1,), jnp.int32),
+    )
+    return page.bag_tower(config.model, texts, size.vocabulary, size.query_tokens, size.dim)
+
+
+def _bert(config: ConfigDict, size: sizes.Engagements) -> page.Tower:
+    model = config.model
+    if model.pretrained:
+        made_of, *_ = pretrained.read(model.pretrained, model.length)
+    else:
+        made_of = page.bert_sizes(model, size.words)
+    ids = Shape((size.queries, model.length), jnp.int32)
+    mask = Shape(ids.shape, jnp.bool_)
+    return page.bert_tower(made_of, model.dtype, (ids, mask), size.dim)

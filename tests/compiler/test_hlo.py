@@ -1,0 +1,184 @@
+"""Costs read from compiled programs, against bytes and FLOPs counted by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from pinjax.compiler import hlo
+from pinjax.training import sharding
+
+DEVICES = 8
+F32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh()
+
+
+def cost_of(mesh, function, in_specs, out_specs, *shapes):
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    lowered = jax.jit(mapped).lower(*(F32(shape) for shape in shapes))
+    return hlo.cost(lowered.compile().as_text())
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "out_spec", "sent"),
+    [
+        # Of 16 x 4 float32 on each device a ring sends:
+        ("all-reduce", lambda x: lax.psum(x, "data"), P(), 2 * 7 / 8 * 256),
+        ("all-gather", lambda x: lax.all_gather(x, "data"), P("data"), 7 * 256),
+        (
+            "reduce-scatter",
+            lambda x: lax.psum_scatter(x, "data", tiled=True),
+            P("data"),
+            7 / 8 * 256,
+        ),
+        (
+            "all-to-all",
+            lambda x: lax.all_to_all(x, "data", 0, 0, tiled=True),
+            P("data"),
+            7 / 8 * 256,
+        ),
+        (
+            "collective-permute",
+            lambda x: lax.ppermute(x, "data", [(i, (i + 1) % 8) for i in range(8)]),
+            P("data"),
+            256,
+        ),
+    ],
+)
+def test_each_collective_sends_what_a_ring_sends(mesh, kind, function, out_spec, sent):
+    cost = cost_of(mesh, function, P("data"), out_spec, (16 * DEVICES, 4))
+    (found,) = cost.collectives
+    assert (found.kind, found.count) == (kind, 1)
+    assert found.sent == pytest.approx(sent)
+    assert cost.flops == 0
+
+
+def test_a_scan_counts_as_often_as_it_runs(mesh):
+    """Five steps, with a product on each device and the sum of it over all."""
+
+    def function(x, weights):
+        def body(x, w):
+            return lax.pcast(lax.psum(x @ w, "data"), "data", to="varying"), None
+
+        return lax.scan(body, x, weights)[0]
+
+    cost = cost_of(mesh, function, (P("data"), P()), P("data"), (4 * DEVICES, 32), (5, 32, 32))
+    (found,) = cost.collectives
+    assert (found.kind, found.count) == ("all-reduce", 5)
+    assert found.sent == pytest.approx(5 * 2 * 7 / 8 * 4 * 32 * 4)
+    assert cost.flops == 5 * 2 * 4 * 32 * 32
+    assert cost.unknown_loops == 0
+
+
+def test_a_loop_of_unknown_length_counts_once_and_is_told():
+    def function(x, w):
+        return lax.while_loop(lambda x: x.sum() < 1, lambda x: x @ w, x)
+
+    lowered = jax.jit(function).lower(F32((8, 8)), F32((8, 8)))
+    cost = hlo.cost(lowered.compile().as_text())
+    assert cost.unknown_loops == 1
+    assert cost.flops == 2 * 8**3
+
+
+def test_groups_of_a_mesh_of_two_axes():
+    """A sum over one axis of two is among that axis' devices alone."""
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    cost = cost_of(mesh, lambda x: lax.psum(x, "model"), P("data", "model"), P("data"), (4, 32))
+    (found,) = cost.collectives
+    assert found.sent == pytest.approx(2 * 3 / 4 * 2 * 8 * 4)
+
+
+def test_without_loops_it_agrees_with_xla():
+    def function(x, w, v):
+        return jnp.einsum("bij,jk->bik", jax.nn.relu(x), w) @ v
+
+    lowered = jax.jit(function).lower(F32((4, 64, 128)), F32((128, 64)), F32((64, 32)))
+    compiled = lowered.compile()
+    cost, expected = hlo.cost(compiled.as_text()), compiled.cost_analysis()
+    assert cost.flops == 2 * 4 * 64 * 128 * 64 + 2 * 4 * 64 * 64 * 32
+    assert cost.flops == pytest.approx(expected["flops"], rel=0.02)
+    assert cost.bytes == pytest.approx(expected["bytes accessed"], rel=0.2)
+
+
+# As the TPU compiler writes: products as convolutions, layouts with tiles and memory spaces, loops
+# without their trip count, and a collective that several fusions share.
+TPU = """\
+HloModule jit_f, is_scheduled=true, num_partitions=16
+
+%body (p: (s32[], bf16[128,768])) -> (s32[], bf16[128,768]) {
+  %p = (s32[]{:T(128)}, bf16[128,768]{1,0:T(8,128)(2,1)}) parameter(0)
+  %one = s32[]{:T(128)} constant(1)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %x = bf16[128,768]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %next = s32[]{:T(128)} add(%i, %one)
+  %product = bf16[128,768]{1,0:T(8,128)(2,1)S(1)} fusion(%x), kind=kOutput, calls=%fused
+  %sum = bf16[128,768]{1,0:T(8,128)(2,1)} all-reduce(%product), channel_id=7, \
+replica_groups=[1,16]<=[16], to_apply=%add, metadata={op_name="jit(f)/while/add"}
+  ROOT %t = (s32[]{:T(128)}, bf16[128,768]{1,0:T(8,128)(2,1)}) tuple(%next, %sum)
+}
+
+%fused (q: bf16[128,768]) -> bf16[128,768] {
+  %q = bf16[128,768]{1,0:T(8,128)(2,1)} parameter(0)
+  %w = bf16[768,768]{1,0:T(8,128)(2,1)} broadcast(%q), dimensions={}
+  ROOT %convolution.1 = bf16[128,768]{1,0} convolution(%q, %w), dim_labels=bf_io->bf
+}
+
+%attention (a: f32[8,64,96], b: f32[8,64,96]) -> f32[8,64,64] {
+  %a = f32[8,64,96]{2,1,0} parameter(0)
+  %b = f32[8,64,96]{2,1,0} parameter(1)
+  ROOT %convolution.2 = f32[8,64,64]{2,1,0} convolution(%a, %b), \
+window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0oi->0bf
+}
+
+%condition (r: (s32[], bf16[128,768])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(3)
+  %r = (s32[]{:T(128)}, bf16[128,768]{1,0:T(8,128)(2,1)}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%r), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%j, %limit), direction=LT
+}
+
+%first (f: s32[128]) -> s32[2048] {
+  %f = s32[128]{0:T(128)} parameter(0)
+  ROOT %g = s32[2048]{0:T(128)} all-gather(%f), channel_id=9, dimensions={0}
+}
+
+%second (h: s32[128]) -> s32[2048] {
+  %h = s32[128]{0:T(128)} parameter(0)
+  ROOT %k = s32[2048]{0:T(128)} all-gather(%h), channel_id=9, dimensions={0}
+}
+
+ENTRY %main (x: bf16[128,768], ids: s32[128], y: f32[8,64,96]) -> bf16[128,768] {
+  %x.1 = bf16[128,768]{1,0:T(8,128)(2,1)} parameter(0), metadata={op_name="x"}
+  %ids = s32[128]{0:T(128)} parameter(1)
+  %y = f32[8,64,96]{2,1,0} parameter(2)
+  %zero = s32[]{:T(128)} constant(0)
+  %start = s32[2048]{0:T(128)} fusion(%ids), kind=kCustom, calls=%first
+  %end = s32[2048]{0:T(128)} fusion(%ids), kind=kCustom, calls=%second
+  %scores = f32[8,64,64]{2,1,0} fusion(%y, %y), kind=kOutput, calls=%attention
+  %t.1 = (s32[]{:T(128)}, /*index=1*/bf16[128,768]{1,0:T(8,128)(2,1)}) tuple(%zero, %x.1)
+  %loop = (s32[]{:T(128)}, bf16[128,768]{1,0:T(8,128)(2,1)}) while(%t.1), \
+condition=%condition, body=%body
+  ROOT %out = bf16[128,768]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_what_the_tpu_compiler_writes():
+    cost = hlo.cost(TPU)
+    assert cost.flops == 3 * 2 * 128 * 768 * 768 + 2 * 8 * 64 * 64 * 96
+    assert cost.unknown_loops == 0
+    assert [(found.kind, found.count, found.sent) for found in cost.collectives] == [
+        ("all-reduce", 3, pytest.approx(3 * 2 * 15 / 16 * 128 * 768 * 2)),
+        ("all-gather", 1, 15 * 128 * 4),
+    ]
+    matrix, ids = 128 * 768 * 2, (128 + 2048) * 4
+    # The loop: a counter, a fusion that reads alone, since its result stays on the chip, and a sum
+    # that writes alone.
+    assert cost.bytes == 3 * (3 * 4 + 2 * matrix) + 2 * ids + (2 * 96 + 64) * 8 * 64 * 4
