@@ -12,6 +12,7 @@ The estimate of a step's time is a bound from the chip's published rates: no ste
 import json
 from collections.abc import Sequence
 
+import tqdm
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -31,7 +32,7 @@ ITEMS = flags.DEFINE_integer(
     "items", None, "items of the catalogue; default: those of the data set", lower_bound=1
 )
 LARGEST = flags.DEFINE_bool(
-    "largest_batch", False, "find the largest batch that fits: two to four more compilations"
+    "largest_batch", False, "find the largest batch that fits: up to four more compilations"
 )
 JSON = flags.DEFINE_bool("json", False, "print JSON")
 
@@ -44,10 +45,13 @@ def main(argv: Sequence[str]) -> int:
     field, size = outline.size
     advice = _advice(config, field)
     steps = [programs.train_step(outline, config.train, mesh), *programs.others(outline, mesh)]
-    reports = {step.name: programs.measure(step, chip, advice) for step in steps}
+    progress = tqdm.tqdm(steps, "compiling", unit="program", disable=None)  # on a terminal alone
+    reports = {step.name: programs.measure(step, chip, advice) for step in progress}
     found = None
     if LARGEST.value and chip:
-        found = largest_batch.find(config, mesh, ITEMS.value, chip, reports["train step"].peak)
+        found = largest_batch.find(
+            *(config, mesh, ITEMS.value, chip, outline.size, reports["train step"].peak)
+        )
 
     about = {
         "config": config_flags.get_config_filename(flags.FLAGS["config"]),

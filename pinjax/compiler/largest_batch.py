@@ -7,45 +7,55 @@ from pinjax.compiler import programs, rates
 from pinjax.errors import InputError
 from pinjax.systems import registry
 
-_TRIES = 3  # of a batch that the line through two others promises to fit
+_TRIES = 3  # at most, beside that of twice the batch
 
 
-def find(config: ConfigDict, mesh: Mesh, items: int | None, chip: rates.Chip, peak: int) -> int:
-    """The largest global batch that fits, to a sixteenth.
+def find(
+    config: ConfigDict,
+    mesh: Mesh,
+    items: int | None,
+    chip: rates.Chip,
+    size: tuple[str, int],
+    peak: int,
+) -> int:
+    """The largest global batch that is found to fit in some compilations.
 
-    Memory is about a line over the batch: it is drawn through the config's batch and twice that,
-    and the batch at which it meets the chip's memory is compiled. Where that does not fit, one
-    that is a sixteenth smaller is, and so on.
+    Memory is about a line over the batch. It is drawn through the config's batch and twice that,
+    and where it meets the chip's memory a batch is compiled, and one a sixteenth smaller until one
+    fits. Where not even twice the batch fits, the answer is looked for below it, by halves.
 
     Args:
       config: of the run.
       mesh: of the devices.
       items: of the catalogue, if not those of the data set.
       chip: whose memory is met.
-      peak: bytes that the config's own batch takes on it.
-
-    Raises:
-      InputError: where no batch that was tried fits.
+      size: `Outline.size`, of the config's own batch, which fits.
+      peak: bytes that it takes.
     """
-    field, size = registry.create_outline(config, mesh, items).size
-    try:
-        twice = _peak(config, mesh, items, chip, field, 2 * size)
-    except InputError:  # then the answer is between the two
-        twice, guess = None, 2 * size
-    if twice is not None:
-        guess = int(size + size * (chip.memory - peak) / max(twice - peak, 1))
-    best = size if twice is None else 2 * size
-    for attempt in range(_TRIES):
-        tried = int(guess * (1 - (attempt + (twice is None)) / 16))
-        tried -= tried % mesh.shape["data"]
-        if tried <= best:
-            break
+    field, own = size
+
+    def peak_of(size: int) -> int | None:
         try:
-            _peak(config, mesh, items, chip, field, tried)
+            return _peak(config, mesh, items, chip, field, size)
         except InputError:
-            continue
-        return tried
-    return best
+            return None
+
+    def shared(size: float) -> int:
+        return int(size) // mesh.shape["data"] * mesh.shape["data"]
+
+    twice = peak_of(2 * own)
+    if twice is None:
+        fits, fails = own, 2 * own
+        for _ in range(_TRIES):
+            middle = shared((fits + fails) / 2)
+            fits, fails = (fits, middle) if peak_of(middle) is None else (middle, fails)
+        return fits
+    end = own + own * (chip.memory - peak) / max(twice - peak, 1)
+    for sixteenths in range(16, 16 - _TRIES, -1):
+        tried = shared(end * sixteenths / 16)
+        if tried > 2 * own and peak_of(tried) is not None:
+            return tried
+    return 2 * own
 
 
 def _peak(config, mesh, items, chip, field, size) -> int:

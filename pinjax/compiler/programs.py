@@ -16,8 +16,6 @@ from pinjax.errors import InputError
 from pinjax.systems import outline as outline_lib
 from pinjax.training import sharding, step
 
-_GIB = rates.GIB
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -144,9 +142,9 @@ def measure(program: Program, chip: rates.Chip | None, advice: str) -> Report:
     if chip and sum(arguments.values()) > chip.memory:
         largest = max(arguments, key=arguments.get)
         raise InputError(
-            f"{program.name}: the {largest} takes {arguments[largest] / _GIB:,.1f} GiB of the "
-            f"{chip.memory / _GIB:,.0f} GiB of a {chip.name}, all arguments "
-            f"{sum(arguments.values()) / _GIB:,.1f} GiB; change {advice}"
+            f"{program.name}: the {largest} takes {rates.size(arguments[largest])} of the "
+            f"{rates.size(chip.memory)} of a {chip.name}, all arguments "
+            f"{rates.size(sum(arguments.values()))}; change {advice}"
         )
     start = time.monotonic()
     lowered = program.function.lower(*program.arguments.values())
@@ -183,13 +181,13 @@ def measure(program: Program, chip: rates.Chip | None, advice: str) -> Report:
 
 def _too_large(program: Program, error: str, advice: str) -> str:
     """The compiler names no array, so the largest one that the program writes down is named."""
-    sizes = re.findall(r"([\d.]+[KMGT])", error)
-    needed = f"needs {sizes[0]}iB of the {sizes[1]}iB" if len(sizes) > 1 else "has not the memory"
+    sizes = re.findall(r"([\d.]+)([KMGT])\b", error)
+    needed = " of the ".join(f"{number} {unit}iB" for number, unit in sizes[:2])
     jaxpr = jax.make_jaxpr(program.function)(*program.arguments.values()).jaxpr
     size, shape, where = _largest(jaxpr)
     return (
-        f"{program.name}: a chip {needed} that it has; the largest array of all chips is {shape}, "
-        f"{size / _GIB:,.1f} GiB, in {where}; change {advice}"
+        f"{program.name}: a chip needs {needed} that it has; the largest array over all chips is "
+        f"{shape}, {rates.size(size)}, in {where}; change {advice}"
     )
 
 
@@ -200,9 +198,13 @@ def _largest(jaxpr) -> tuple[int, str, str]:
         inner = [_largest(program) for program in flops.jaxprs(equation.params)]
         place = str(equation.source_info.name_stack) or equation.primitive.name
         own = [
-            (var.aval.size * var.aval.dtype.itemsize, var.aval.str_short(), place)
+            (
+                var.aval.size * var.aval.dtype.itemsize,
+                f"{var.aval.dtype}{list(var.aval.shape)}",
+                place,
+            )
             for var in equation.outvars
             if hasattr(var.aval, "dtype")
         ]
-        best = max(best, *own, *inner)
+        best = max([best, *own, *inner], key=lambda found: found[0])
     return best

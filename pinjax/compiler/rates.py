@@ -54,3 +54,12 @@ def of(devices: Sequence[jax.Device]) -> Chip | None:
         return chip
     rates = (chip.flops, chip.memory, chip.bandwidth, chip.interconnect)
     return Chip(f"{chip.name} core", *(rate / cores for rate in rates))
+
+
+def size(size: float) -> str:
+    """Bytes, for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:,.3g} {unit}"
+        size /= 1024
+    return f"{size:,.2f} GiB"

@@ -17,16 +17,19 @@ def table(reports: dict[str, programs.Report], chip: rates.Chip | None) -> str:
     names = dict.fromkeys(name for report in reports.values() for name in report.arguments)
     for name in names:
         sizes = [report.arguments.get(name) for report in reports.values()]
-        add(name, ["" if size is None else _size(size) for size in sizes])
-    add("activations", [_size(report.temporary) for report in reports.values()])
-    add("peak memory", [_size(report.peak) for report in reports.values()])
+        add(name, ["" if size is None else rates.size(size) for size in sizes])
+    add("activations", [rates.size(report.temporary) for report in reports.values()])
+    add("peak memory", [rates.size(report.peak) for report in reports.values()])
     if chip:
-        add(f"  of {_size(chip.memory)}", [f"{r.peak / chip.memory:.0%}" for r in reports.values()])
+        add(
+            f"  of {rates.size(chip.memory)}",
+            [f"{r.peak / chip.memory:.0%}" for r in reports.values()],
+        )
     add("model FLOPs", [_flops(report.model_flops) for report in reports.values()])
     add("compiled FLOPs", [_flops(report.compiled_flops) for report in reports.values()])
     add("  loops once", [_flops(report.xla_flops) for report in reports.values()])
-    add("memory traffic", [_size(r.traffic) for r in reports.values()])
-    add("sent to others", [_size(r.sent) for r in reports.values()])
+    add("memory traffic", [rates.size(r.traffic) for r in reports.values()])
+    add("sent to others", [rates.size(r.sent) for r in reports.values()])
     if chip:
         bounds = [report.roofline for report in reports.values()]
         add("step at best", [f"{1e3 * bound.step:,.3g} ms" for bound in bounds])
@@ -46,7 +49,7 @@ def collectives(report: programs.Report) -> str:
     for kind, found in by_kind.items():
         times, sent = sum(x.count for x in found), sum(x.sent for x in found)
         share = f"{found[0].sent / max(sent, 1e-9):.0%} {_short(found[0].source)}"
-        rows.append((kind, [f"{times:,}", _size(sent), share]))
+        rows.append((kind, [f"{times:,}", rates.size(sent), share]))
     return _aligned(rows) if by_kind else "no collectives"
 
 
@@ -60,14 +63,6 @@ def as_json(reports: dict[str, programs.Report]) -> dict[str, Any]:
             fields["roofline"] |= {"seconds": bound.seconds, "bound": bound.bound}
         result[name] = fields
     return result
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:,.3g} {unit}"
-        size /= 1024
-    return f"{size:,.2f} GiB"
 
 
 def _flops(number: float) -> str:

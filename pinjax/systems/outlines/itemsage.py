@@ -58,7 +58,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         batch={
             "query": pairs,
             "product": pairs,
-            "task": Shape(pairs.shape, jnp.uint8),
+            "task": pairs,
             "excluded": Shape((config.data.pairs, size.same_query), jnp.int32),
         },
         size=("data.pairs", config.data.pairs),

@@ -1,0 +1,122 @@
+"""What is said of programs: what fits, what does not, and the largest batch between the two."""
+
+import importlib.util
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pinjax.compiler import largest_batch, programs, rates, report, topology
+from pinjax.errors import InputError
+from pinjax.systems import outline as outline_lib
+from pinjax.systems import registry
+from pinjax.training import sharding
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+CHIP = rates.Chip("test chip", flops=1e12, memory=2**30, bandwidth=1e11, interconnect=1e10)
+NAMES = {"v5e:4x4": 16, "v5p:2x2x4": 16, "v6e:16x16": 256}
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
+)
+
+
+@pytest.fixture
+def mesh():
+    return sharding.make_mesh()
+
+
+def make_program(mesh, rows, function=lambda x, w: jnp.sin(x @ w).sum()):
+    arguments = {
+        "batch": outline_lib.placed(
+            jax.ShapeDtypeStruct((rows, 64), jnp.float32), sharding.over_data(mesh)
+        ),
+        "feature table": outline_lib.placed(
+            jax.ShapeDtypeStruct((64, 32), jnp.float32), sharding.replicated(mesh)
+        ),
+    }
+    return programs.Program("step", jax.jit(function), arguments, 2.0 * rows / 8 * 64 * 32)
+
+
+def test_a_chip_has_its_share_of_what_is_sharded(mesh):
+    program = make_program(mesh, 1024)
+    found = programs.measure(program, CHIP, "")
+    assert found.arguments == {"batch": 1024 // 8 * 64 * 4, "feature table": 64 * 32 * 4}
+    assert found.compiled_flops == found.model_flops == found.roofline.flops
+    assert found.peak >= sum(found.arguments.values()) + found.temporary
+    assert found.roofline.bound == "HBM"
+    text = report.table({"step": found}, CHIP)
+    for words in ("feature table        8 KiB", "bound by", "  of 1.00 GiB", "0.524 M"):
+        assert words in text
+    assert len({len(line) for line in text.splitlines()}) == 1
+    assert "all-reduce" in report.collectives(found)
+    assert report.as_json({"step": found})["step"]["roofline"]["bound"] == "HBM"
+
+
+def test_arguments_that_do_not_fit_are_refused_before_compiling(mesh):
+    message = (
+        r"step: the batch takes 16.00 GiB of the 1.00 GiB of a test chip, .* GiB; change the batch"
+    )
+    with pytest.raises(InputError, match=message):
+        programs.measure(make_program(mesh, 2**29), CHIP, "the batch")
+
+
+def test_out_of_memory_names_an_array_and_what_to_change(mesh):
+    """The words of the TPU compiler, which names no array."""
+    words = "CompileTimeHbmOom: HLO temporaries (29.87G) exceeds available HBM (15.75G). HLO module"
+    program = make_program(mesh, 8192)
+    line = programs._too_large(program, words, "a smaller batch")
+    assert line == (
+        "step: a chip needs 29.87 GiB of the 15.75 GiB that it has; the largest array over all "
+        "chips is float32[8192, 32], 1 MiB, in dot_general; change a smaller batch"
+    )
+
+
+def test_the_largest_batch_is_where_memory_ends(mesh, monkeypatch):
+    config = runpy.run_path(str(CONFIGS / "pinnerformer.py"))["get_config"]("test")
+    tried = []
+
+    def peak(config, mesh, items, chip, field, size):
+        tried.append(size)
+        if size > 900:
+            raise InputError("too large")
+        return 1_000 + 10 * size
+
+    monkeypatch.setattr(largest_batch, "_peak", peak)
+    chip = rates.Chip("test chip", 1.0, memory=10_999, bandwidth=1.0, interconnect=1.0)
+    # The line through 1,160 for 16 and 1,320 for 32 ends at 999, which does not fit in truth.
+    size = ("data.users", 16)
+    assert largest_batch.find(config, mesh, None, chip, size, 1_160) == 872
+    assert tried == [32, 992, 936, 872]
+
+    # Where not even twice the batch fits, it is between the two.
+    tried.clear()
+    assert largest_batch.find(config, mesh, None, chip, ("data.users", 512), 6_120) == 896
+    assert tried == [1024, 768, 896, 960]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_without_the_tpu_compiler_it_says_how_to_get_it():
+    with pytest.raises(InputError, match=r"pip install --no-deps -r requirements-compile.txt"):
+        topology.devices("v5e:4x4")
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", NAMES)
+def test_the_chips_of_topologies_are_known(name):
+    devices = topology.devices(name)
+    assert len(devices) == NAMES[name]
+    assert rates.of(devices).name == f"TPU {name.split(':')[0]}"
+
+
+@needs_libtpu
+def test_a_train_step_compiles_for_tpus():
+    config = runpy.run_path(str(CONFIGS / "searchsage.py"))["get_config"]("test")
+    devices = topology.devices("v5e:2x2")
+    mesh = sharding.make_mesh(devices)
+    step = programs.train_step(registry.create_outline(config, mesh, None), config.train, mesh)
+    found = programs.measure(step, rates.of(devices), "")
+    assert found.unknown_loops == 0
+    assert "all-reduce" in {collective.kind for collective in found.collectives}
+    assert 0 < found.peak < 2**30

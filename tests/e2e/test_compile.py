@@ -1,0 +1,63 @@
+"""The command for eight devices at hand, in a process of its own, from flags to output."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(config, *flags, code=0):
+    command = [sys.executable, "-m", "pinjax.compile", f"--config={ROOT}/configs/{config}", *flags]
+    settings = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    settings["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    env = os.environ | settings
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_pinnerformer_as_json():
+    done = run("pinnerformer.py:test", "--json")
+    found = json.loads(done.stdout)
+    assert not done.stderr
+    assert (found["devices"], found["mesh"]) == ("8 x cpu", {"data": 8, "model": 1})
+    assert set(found["programs"]) == {"train step", "embed users", "embed items", "search"}
+    step = found["programs"]["train step"]
+    # AdamW keeps two numbers and two counts; content is 1,000 vectors of 256 numbers in bfloat16.
+    arguments = step["arguments"]
+    assert arguments["optimiser"] == 2 * arguments["parameters"] + 2 * 4
+    assert arguments["feature table"] == 1_000 * 256 * 2 + 1_000 * 4
+    # All gradients are summed over the devices, in float32 here, and not much more is.
+    assert 2 * 7 / 8 * arguments["parameters"] < step["sent"] < 4 * arguments["parameters"]
+    assert step["model_flops"] < step["compiled_flops"] < 1.5 * step["model_flops"]
+    assert step["peak"] > sum(arguments.values())
+
+
+def test_searchsage_as_a_table():
+    out = run("searchsage.py:test").stdout
+    for words in ("8 x cpu", "data.pairs=32, 4 on each chip", "embed queries", "all-reduce"):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.data.users=12"], "data.users=12 is not divisible by the 8 devices of the mesh"),
+        (["--config.data.name=nowhere"], "no prepared data set in nowhere"),
+        (["--topology=v5e:3x5"], "--topology"),
+    ],
+)
+def test_wrong_input_is_one_line(flags, message):
+    done = run("pinnerformer.py:test", *flags, code=2)
+    assert not done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    if flags[0].startswith("--topology") and importlib.util.find_spec("libtpu") is None:
+        assert "pip install --no-deps -r requirements-compile.txt" in line

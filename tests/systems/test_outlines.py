@@ -1,0 +1,87 @@
+"""A system without its data is the same as with it."""
+
+import functools
+import pathlib
+import runpy
+
+import jax
+import pytest
+
+from pinjax.errors import InputError
+from pinjax.systems import registry
+from pinjax.training import sharding
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+
+
+def get_config(system, data_dir):
+    config = runpy.run_path(str(CONFIGS / f"{system}.py"))["get_config"]("test")
+    config.data.dir = str(data_dir)
+    return config
+
+
+def kinds(tree):
+    """Names, types and numbers of axes: what texts a shop draws is not known before."""
+    return jax.tree.map(lambda x: (x.dtype, x.ndim), tree)
+
+
+@pytest.mark.parametrize("name", registry.SYSTEMS)
+def test_outline_is_that_of_the_system(name, data_dir, mesh):
+    config = get_config(name, data_dir)
+    outline = registry.create_outline(config, mesh, None)
+    real = registry.create(config, mesh)
+    batch = next(real.batches(0))
+    expected = jax.eval_shape(lambda: (real.frozen, batch))
+    key = jax.random.key(0)
+    made, real_made = (jax.eval_shape(s.init, key) for s in (outline, real))
+    assert kinds((outline.frozen, outline.batch)) == kinds(expected)
+    if name == "pinnerformer":  # all of whose sizes are known
+        shapes = functools.partial(jax.tree.map, lambda x: x.shape)
+        assert shapes((outline.frozen.content, outline.batch)) == shapes(
+            (expected[0].content, expected[1])
+        )
+        assert shapes(made) == shapes(real_made)
+    assert kinds(made) == kinds(real_made)
+    value, _ = jax.eval_shape(
+        outline.loss, made[0], outline.frozen, made[1], outline.batch, jax.random.key(0)
+    )
+    assert value.shape == ()
+    for function, arguments in outline.others.values():
+        jax.eval_shape(function, *arguments.values())
+
+
+@pytest.mark.parametrize("name", registry.SYSTEMS)
+def test_another_number_of_items(name, data_dir, mesh):
+    outline = registry.create_outline(get_config(name, data_dir), mesh, 12_345)
+    assert 12_345 in {
+        axis
+        for leaf in jax.tree.leaves(outline.others["search"])
+        for axis in getattr(leaf, "shape", ())
+    }
+
+
+@pytest.mark.parametrize("name", registry.SYSTEMS)
+def test_data_that_is_not_there_needs_its_size(name, data_dir, mesh):
+    config = get_config(name, data_dir)
+    config.data.name = "nowhere"
+    with pytest.raises(InputError, match="or say how large it is: --items"):
+        registry.create_outline(config, mesh, None)
+    assert registry.create_outline(config, mesh, 100).frozen is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "fields", "message"),
+    [
+        ("pinnerformer", "data", {"users": 12}, "data.users=12 is not divisible by the 8 devices"),
+        ("itemsage", "data", {"pairs": 12}, "data.pairs=12 is not divisible by the 8 devices"),
+        ("searchsage", "data", {"pairs": 12}, "data.pairs=12 is not divisible by the 8 devices"),
+        ("pinnerformer", "model", {"heads": 3}, "model.width=16 is not divisible by model.heads=3"),
+        ("itemsage", "model", {"heads": 3}, "model.width=16 is not divisible by model.heads=3"),
+        ("searchsage", "model", {"heads": 3, "encoder": "bert"}, "not divisible by model.heads=3"),
+    ],
+)
+def test_what_does_not_divide_is_refused(data_dir, name, section, fields, message):
+    config = get_config(name, data_dir)
+    config[section].update(fields)
+    with pytest.raises(InputError, match=message):
+        registry.create_outline(config, sharding.make_mesh(), None)
