@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
     field, size = outline.size
     advice = _advice(config, field)
     steps = [programs.train_step(outline, config.train, mesh), *programs.others(outline, mesh)]
+    for step in steps if chip else ():
+        programs.check_arguments(step, chip, advice)
     progress = tqdm.tqdm(steps, "compiling", unit="program", disable=None)  # on a terminal alone
     reports = {step.name: programs.measure(step, chip, advice) for step in progress}
     found = None
@@ -66,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
     trained = reports["train step"]
     print("\n".join(f"{name:<9}{value}" for name, value in about.items()))
     print(f"\n{report.table(reports, chip)}\n\n{report.collectives(trained)}")
+    if trained.unknown_loops:
+        print(f"\n{trained.unknown_loops} loops of unknown length are counted as if they ran once")
     if found:
         print(
             f"\nthe largest batch that fits: {field}={found}, {found // mesh.shape['data']} a chip"

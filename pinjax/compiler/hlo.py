@@ -20,7 +20,7 @@ COLLECTIVES = (
     *("collective-permute", "collective-broadcast"),
 )
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0} | {
+_BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0} | {
     f"{kind}{bits}": bits for kind in "sufc" for bits in (2, 4, 8, 16, 32, 64, 128)
 }
 # Names for what is elsewhere, or the start of what another instruction ends.
@@ -146,9 +146,8 @@ def _closing(text: str, start: int) -> int:
 def _arrays(shape: str) -> Iterator[Array]:
     for dtype, dims, layout in _ARRAY.findall(shape):
         dims = tuple(int(size) for size in dims.split(",") if size)
-        digits = re.match(r"(?:bf|f8e|f4e)?(\w+)", dtype)[0]
-        bits = _BITS.get(dtype) or (16 if dtype == "bf16" else 8 if digits.startswith("f8") else 0)
-        # Memory space 1 is on the chip itself, 5 that of the host.
+        bits = 8 if dtype.startswith("f8") else _BITS[dtype]
+        # Without a memory space it is main memory; 1 is on the chip itself.
         yield Array(dims, math.prod(dims) * bits // 8, "S(" not in layout)
 
 
@@ -237,26 +236,43 @@ class _Walk:
         if opcode != "fusion":
             return results + sum(reads)
         (called,) = _called(line)
-        body = self._computations[called]
-        place = {name: i for i, name in _parameters(body)}
-        users = collections.defaultdict(list)
-        for inner in body:
-            for operand in inner.operands:
-                users[operand].append(inner)
-        for name, i in place.items():
-            uses = users[name]
-            if uses and all(u.opcode in ("dynamic-slice", "gather", "slice") for u in uses):
-                taken = sum(array.bytes for use in uses for array in use.arrays)
-                reads[i] = min(reads[i], taken)
-            elif uses and all(
-                u.opcode == "dynamic-update-slice" and u.operands[0] == name for u in uses
-            ):
-                # Written in place: what is not updated is not touched.
-                inner_names = self._names(called)
-                updates = sum(a.bytes for u in uses for a in inner_names[u.operands[1]].arrays)
-                results = max(0, results - reads[i]) + updates
-                reads[i] = 0
+        for number, name in _parameters(self._computations[called]):
+            touched, written = self._touched(called, name)
+            if written and touched < reads[number]:  # in place: the rest of it is not written
+                results = max(0, results - reads[number]) + touched
+                touched = 0
+            reads[number] = min(reads[number], touched)
         return results + sum(reads)
+
+    def _touched(self, computation: str, name: str) -> tuple[int, bool]:
+        """Bytes of an array that a fusion touches, and whether it updates it in place."""
+        by_name, touched, written = self._names(computation), 0, False
+        for use in self._users(computation)[name]:
+            place = use.operands.index(name)
+            if use.opcode in ("dynamic-slice", "slice", "gather") and place == 0:
+                touched += sum(array.bytes for array in use.arrays)
+            elif use.opcode == "dynamic-update-slice" and place == 0:
+                touched += sum(array.bytes for array in by_name[use.operands[1]].arrays)
+                written = True
+            elif use.opcode == "bitcast":
+                more, updated = self._touched(computation, use.name)
+                touched, written = touched + more, written or updated
+            elif use.opcode == "fusion":
+                (called,) = _called(use)
+                inner = dict(_parameters(self._computations[called]))[place]
+                more, updated = self._touched(called, inner)
+                touched, written = touched + more, written or updated
+            else:
+                touched += sum(array.bytes for array in by_name[name].arrays)
+        return touched, written
+
+    @functools.cache  # noqa: B019
+    def _users(self, computation: str) -> dict[str, list[Instruction]]:
+        users = collections.defaultdict(list)
+        for line in self._computations[computation]:
+            for operand in dict.fromkeys(line.operands):
+                users[operand].append(line)
+        return users
 
 
 def _parameters(body: list[Instruction]) -> Iterator[tuple[int, str]]:

@@ -127,6 +127,18 @@ def others(outline: outline_lib.Outline, mesh: Mesh) -> list[Program]:
     ]
 
 
+def check_arguments(program: Program, chip: rates.Chip, advice: str) -> None:
+    """Refuses, before anything is compiled, arguments that alone are too large for a chip."""
+    arguments = program.bytes()
+    if sum(arguments.values()) > chip.memory:
+        largest = max(arguments, key=arguments.get)
+        raise InputError(
+            f"{program.name}: the {largest} takes {rates.size(arguments[largest])} of the "
+            f"{rates.size(chip.memory)} of a {chip.name}, all arguments "
+            f"{rates.size(sum(arguments.values()))}; change {advice}"
+        )
+
+
 def measure(program: Program, chip: rates.Chip | None, advice: str) -> Report:
     """Compiles a program.
 
@@ -138,14 +150,6 @@ def measure(program: Program, chip: rates.Chip | None, advice: str) -> Report:
     Raises:
       InputError: where the program does not fit in a chip's memory.
     """
-    arguments = program.bytes()
-    if chip and sum(arguments.values()) > chip.memory:
-        largest = max(arguments, key=arguments.get)
-        raise InputError(
-            f"{program.name}: the {largest} takes {rates.size(arguments[largest])} of the "
-            f"{rates.size(chip.memory)} of a {chip.name}, all arguments "
-            f"{rates.size(sum(arguments.values()))}; change {advice}"
-        )
     start = time.monotonic()
     lowered = program.function.lower(*program.arguments.values())
     try:
@@ -157,7 +161,7 @@ def measure(program: Program, chip: rates.Chip | None, advice: str) -> Report:
     seconds = time.monotonic() - start
     memory, found = compiled.memory_analysis(), hlo.cost(compiled.as_text())
     report = Report(
-        arguments=arguments,
+        arguments=program.bytes(),
         temporary=memory.temp_size_in_bytes,
         peak=memory.argument_size_in_bytes
         + memory.output_size_in_bytes

@@ -182,3 +182,43 @@ def test_what_the_tpu_compiler_writes():
     # The loop: a counter, a fusion that reads alone, since its result stays on the chip, and a sum
     # that writes alone.
     assert cost.bytes == 3 * (3 * 4 + 2 * matrix) + 2 * ids + (2 * 96 + 64) * 8 * 64 * 4
+
+
+IN_PLACE = """\
+HloModule jit_g, is_scheduled=true
+
+%row (t: f32[1,100,8], n: s32[]) -> f32[1,8] {
+  %t = f32[1,100,8]{2,1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %flat = f32[100,8]{1,0} bitcast(%t)
+  ROOT %slice = f32[1,8]{1,0} dynamic-slice(%flat, %n, %n), dynamic_slice_sizes={1,8}
+}
+
+%reads (t.1: f32[1,100,8], n.1: s32[]) -> f32[1,8] {
+  %t.1 = f32[1,100,8]{2,1,0} parameter(0)
+  %n.1 = s32[] parameter(1)
+  %inner = f32[1,8]{1,0} fusion(%t.1, %n.1), kind=kLoop, calls=%row
+  ROOT %double = f32[1,8]{1,0} add(%inner, %inner)
+}
+
+%writes (t.2: f32[1,100,8], n.2: s32[], u: f32[1,1,8]) -> f32[1,100,8] {
+  %t.2 = f32[1,100,8]{2,1,0} parameter(0)
+  %u = f32[1,1,8]{2,1,0} parameter(2)
+  %n.2 = s32[] parameter(1)
+  ROOT %new = f32[1,100,8]{2,1,0} dynamic-update-slice(%t.2, %u, %n.2, %n.2, %n.2)
+}
+
+ENTRY %main (table: f32[1,100,8], i: s32[]) -> f32[1,100,8] {
+  %table = f32[1,100,8]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %taken = f32[1,8]{1,0} fusion(%table, %i), kind=kLoop, calls=%reads
+  %shaped = f32[1,1,8]{2,1,0} bitcast(%taken)
+  ROOT %put = f32[1,100,8]{2,1,0} fusion(%table, %i, %shaped), kind=kLoop, calls=%writes
+}
+"""
+
+
+def test_of_a_table_only_the_rows_that_are_touched_count():
+    """As in a scan over stacked weights: a row is read, and a row is written in place."""
+    row, index = 8 * 4, 4
+    assert hlo.cost(IN_PLACE).bytes == (row + index + row) + (index + row + row)

@@ -59,7 +59,8 @@ def test_arguments_that_do_not_fit_are_refused_before_compiling(mesh):
         r"step: the batch takes 16.00 GiB of the 1.00 GiB of a test chip, .* GiB; change the batch"
     )
     with pytest.raises(InputError, match=message):
-        programs.measure(make_program(mesh, 2**29), CHIP, "the batch")
+        programs.check_arguments(make_program(mesh, 2**29), CHIP, "the batch")
+    programs.check_arguments(make_program(mesh, 2**20), CHIP, "the batch")
 
 
 def test_out_of_memory_names_an_array_and_what_to_change(mesh):

@@ -35,7 +35,8 @@ def test_pinnerformer_as_json():
     assert arguments["feature table"] == 1_000 * 256 * 2 + 1_000 * 4
     # All gradients are summed over the devices, in float32 here, and not much more is.
     assert 2 * 7 / 8 * arguments["parameters"] < step["sent"] < 4 * arguments["parameters"]
-    assert step["model_flops"] < step["compiled_flops"] < 1.5 * step["model_flops"]
+    # Negatives are embedded on every device, and a model of this size does little beside.
+    assert step["model_flops"] < step["compiled_flops"] < 2 * step["model_flops"]
     assert step["peak"] > sum(arguments.values())
 
 

@@ -5,6 +5,7 @@ import pathlib
 import runpy
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from pinjax.errors import InputError
@@ -48,6 +49,20 @@ def test_outline_is_that_of_the_system(name, data_dir, mesh):
     assert value.shape == ()
     for function, arguments in outline.others.values():
         jax.eval_shape(function, *arguments.values())
+
+
+def test_a_directory_tells_its_own_sizes(data_dir, mesh):
+    config = get_config("itemsage", data_dir)
+    real = registry.create(config, mesh)
+    (directory,) = (data_dir / "pinshop" / "tiny").iterdir()
+    config.data.name = str(directory)
+    outline = registry.create_outline(config, mesh, None)
+    key = jax.random.key(0)
+    for made, expected in (
+        (outline.frozen, real.frozen),
+        (jax.eval_shape(outline.init, key), jax.eval_shape(real.init, key)),
+    ):
+        assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, expected)
 
 
 @pytest.mark.parametrize("name", registry.SYSTEMS)
