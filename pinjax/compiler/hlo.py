@@ -210,7 +210,9 @@ class _Walk:
             "collective-permute": 1,
             "collective-broadcast": 1,
         }.get(kind, (n - 1) / n)
-        source = (re.search(r'op_name="([^"]*)"', line.attributes) or ["", ""])[1]
+        source = (re.search(r'op_name="([^"]*)"', line.attributes) or ["", ""])[1].replace(
+            "\\'", "'"
+        )
         # TPUs hide a collective behind several fusions, each of which names it.
         channel = re.search(r"channel_id=(\d+)", line.attributes)
         if channel and channel[1] in self._channels:

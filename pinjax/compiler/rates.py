@@ -59,7 +59,7 @@ def of(devices: Sequence[jax.Device]) -> Chip | None:
 def size(size: float) -> str:
     """Bytes, for people."""
     for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
+        if size < 1000:
             return f"{size:,.3g} {unit}"
         size /= 1024
     return f"{size:,.2f} GiB"

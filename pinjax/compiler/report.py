@@ -76,7 +76,7 @@ def _short(source: str) -> str:
 
 
 def _aligned(rows: list[tuple[str, list[str]]]) -> str:
-    """The first and the last of unequal columns to the left, numbers to the right."""
+    """Columns: names to the left, what is said of them to the right."""
     first = max(len(name) for name, _ in rows)
     widths = [
         max(len(cell) for cell in column) for column in zip(*(r for _, r in rows), strict=True)

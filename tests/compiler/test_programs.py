@@ -121,3 +121,19 @@ def test_a_train_step_compiles_for_tpus():
     assert found.unknown_loops == 0
     assert "all-reduce" in {collective.kind for collective in found.collectives}
     assert 0 < found.peak < 2**30
+
+
+@needs_libtpu
+def test_out_of_memory_of_the_tpu_compiler_is_one_line():
+    devices = topology.devices("v5e:2x2")
+
+    def function(x, w):
+        y = jnp.sort(x @ (x.T @ x @ w @ w.T)[:64])
+        return jnp.sort(y[:, :1] * y[:, :1].T).T @ y
+
+    program = make_program(sharding.make_mesh(devices), 2**17, function)
+    message = (
+        r"step: a chip needs [\d.]+ GiB of the 15.75 GiB .* float32\[131072, 131072\], 64.00 GiB"
+    )
+    with pytest.raises(InputError, match=message):
+        programs.measure(program, rates.of(devices), "the batch")
