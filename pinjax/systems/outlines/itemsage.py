@@ -33,7 +33,11 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         tokens=Shape((round(size.products * size.text_tokens.mean()),), jnp.int32),
         token_offsets=Shape((size.products * texts + 1,), jnp.int32),
     )
-    frozen = {"products": products, "queries": Shape((size.queries, size.dim), jnp.bfloat16)}
+    frozen = {
+        "products": products,
+        "queries": Shape((size.queries, size.dim), jnp.bfloat16),
+        "corpus": Shape((size.products,), jnp.int32),
+    }
 
     def capacity(number: int) -> int:
         weights = np.ones(len(size.text_tokens))
