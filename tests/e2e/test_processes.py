@@ -17,7 +17,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEVICES = 4  # of all processes together
-STEPS = 6
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,18 @@ def start(workdir, data_dir, count, *flags):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{free.getsockname()[1]}"
-    devices = f"--xla_force_host_platform_device_count={DEVICES // count}"
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices}
+    env = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(DEVICES // count),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles faster
+    }
     command = [
         *(sys.executable, "-m", "pinjax.train", "--config=configs/pinnerformer.py:test"),
         *(f"--workdir={workdir}", f"--config.data.dir={data_dir}"),
         *("--config.model.layers=1", f"--config.train.steps={STEPS}", "--config.train.log_every=1"),
-        *("--config.train.evaluate_every=0", '--config.evaluate.cadences=("window",)'),
+        *("--config.train.evaluate_every=0", "--config.train.checkpoint_every=1"),
+        *('--config.evaluate.cadences=("window",)', "--config.evaluate.users=20"),
         *flags,
     ]
     jobs = [
@@ -87,7 +92,8 @@ def alone(tmp_path_factory, data_dir):
 def assert_same(found, expected):
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     assert len(found[0]) == STEPS
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    # The gradient of a key's bias is zero but for rounding, which Adam makes large.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3)
     jax.tree.map(close, found[1], expected[1])
     assert found[2].keys() == expected[2].keys()
     assert found[2]["PinnerFormer"]["R@10"] == pytest.approx(
@@ -95,37 +101,33 @@ def assert_same(found, expected):
     )
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_do_what_one_does(tmp_path, data_dir, alone, count):
-    ends = finish(start(tmp_path, data_dir, count))
+def test_four_processes_do_what_one_does(tmp_path, data_dir, alone):
+    ends = finish(start(tmp_path, data_dir, 4))
     for code, _, stderr in ends:
         assert code == 0, stderr
-    assert "PinnerFormer" in ends[0][1]
+    assert "R@10" in ends[0][1]
     assert not any("R@10" in stdout for _, stdout, _ in ends[1:])  # one of them speaks
     assert_same(outcome(tmp_path), alone)
 
 
-def test_all_stop_where_one_is_told_to_and_go_on(tmp_path, data_dir, alone):
-    processes = start(tmp_path, data_dir, 2, "--config.data.workers=0")
+def test_a_job_goes_on_after_one_process_was_stopped_and_one_died(tmp_path, data_dir, alone):
+    processes = start(tmp_path, data_dir, 2)
     wait_for_steps(tmp_path, processes, 1)
     processes[1].send_signal(signal.SIGTERM)
     ends = finish(processes)
-    if [code for code, _, _ in ends] != [0, 0]:  # too late to be told
-        assert [code for code, _, _ in ends] == [75, 75], ends
-        assert "the same command goes on" in ends[0][1]
-        assert [code for code, _, _ in finish(start(tmp_path, data_dir, 2))] == [0, 0]
-    assert_same(outcome(tmp_path), alone)
+    assert [code for code, _, _ in ends] == [75, 75], ends
+    assert "the same command goes on" in ends[0][1]
 
-
-def test_a_process_that_dies_ends_the_others_and_the_job_goes_on(tmp_path, data_dir, alone):
-    every = "--config.train.checkpoint_every=1"
-    processes = start(tmp_path, data_dir, 2, every)
-    wait_for_steps(tmp_path, processes, 2)
+    processes = start(tmp_path, data_dir, 2)
+    wait_for_steps(tmp_path, processes, STEPS // 2)
     processes[1].kill()
-    code, _, stderr = finish(processes[:1], timeout=120)[0]
-    assert code != 0
+    (code, _, stderr), _ = finish(processes, timeout=120)
+    assert code == 76
     assert "start all of them again" in stderr
-    assert [code for code, _, _ in finish(start(tmp_path, data_dir, 2, every))] == [0, 0]
+    assert len(stderr.splitlines()[-1]) < 1_000
+
+    ends = finish(start(tmp_path, data_dir, 2))
+    assert [code for code, _, _ in ends] == [0, 0], ends
     assert_same(outcome(tmp_path), alone)
 
 
@@ -133,4 +135,4 @@ def wait_for_steps(workdir, processes, steps):
     metrics = workdir / "metrics.jsonl"
     while not metrics.exists() or len(metrics.read_text().splitlines()) < steps:
         assert all(process.poll() is None for process in processes), finish(processes)
-        time.sleep(0.05)
+        time.sleep(0.02)
