@@ -250,6 +250,7 @@ def sasrec_answers(
         time=actions["time"],
         moment=exam.moment,
         index=exam.index,
+        length=exam.histories["item"].shape[1],
         history_query=exam.seen[:, 0],
         history_item=exam.seen[:, 1],
     )

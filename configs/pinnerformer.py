@@ -142,13 +142,18 @@ def _ml1m(config: ConfigDict) -> None:
 
 
 def _ifdb(config: ConfigDict) -> None:
-    """Interactive fiction, configs/prepare/ifdb.py: rolling windows of four weeks from 2023 on."""
+    """Interactive fiction, configs/prepare/ifdb.py: rolling windows of four weeks from 2023 on.
+
+    There are few users, of whom learned ids are soon learned by heart; so games are their tags.
+    """
     config.data.update(name="ifdb", positives="played, wish-listed", surfaces="")
     config.objective.horizon = 365 * DAY
     config.objective.labels = 16
-    config.model.update(layers=2, dim=64, features=("item", "action", "time"), dropout=0.2)
-    config.train.update(steps=1_000, learning_rate=1e-3)
-    config.train.update(checkpoint_every=100, evaluate_every=100, select="valid/R@10")
+    config.model.update(width=64, dim=64, id_dim=0, pin_hidden=64, dropout=0.5)
+    config.model.features = ("item", "action", "time")
+    config.loss.update(in_batch=512, random=1_024)
+    config.train.update(steps=250, learning_rate=1e-3)
+    config.train.update(checkpoint_every=50, evaluate_every=50, select="valid/R@10")
     config.evaluate.moments = tuple(28.0 * window for window in range(44))
     config.evaluate.update(window=28 * DAY, cadences=("window",), filter_seen=True, batch=64)
 
