@@ -241,7 +241,8 @@ def loss(
         "queries": all_queries,
         "pairs": count_min_sketch.pair_ids(all_queries, all_products),
     }
-    sketches = {name: count_min_sketch.add(sketches[name], ids) for name, ids in seen.items()}
+    add = sharding.on_each(mesh, count_min_sketch.add)
+    sketches = {name: add(sketches[name], ids) for name, ids in seen.items()}
     # log P(p | q) of each pair.
     positive_log_q = jnp.log(
         count_min_sketch.count(sketches["pairs"], seen["pairs"])

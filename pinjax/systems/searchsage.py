@@ -257,7 +257,7 @@ def loss(
     queries = tower.embed(mesh, params["tower"], frozen["texts"], batch["query"])
     positives = frozen["items"][batch["product"]]
     ids, embeddings = everywhere((batch["product"], positives))
-    sketch = count_min_sketch.add(sketch, ids)
+    sketch = sharding.on_each(mesh, count_min_sketch.add)(sketch, ids)
     log_q = jnp.float32(config.log_q) * sampled_softmax.log_expected_count(
         count_min_sketch.log_probability(sketch, ids), len(ids), 0, len(frozen["items"])
     )

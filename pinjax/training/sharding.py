@@ -1,6 +1,7 @@
 """The device mesh, and where arrays lie on it."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,6 +37,17 @@ def by_rows(mesh: Mesh, function: Callable[..., jax.Array]) -> Callable[..., jax
         in_specs=(everywhere, everywhere, over_data),
         out_specs=over_data,
         check_vma=False,  # else every scan inside would have to know of the mesh
+    )
+
+
+def on_each(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of replicated arguments, computed whole by every device.
+
+    Left to itself the compiler may give each device a part, and send what costs more than it saves.
+    """
+    everywhere = PartitionSpec()
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
     )
 
 
