@@ -83,6 +83,25 @@ class ProductRetrieval:
         system.add_share_of_oracle(table)
         return table
 
+    def asked(self, split: str) -> np.ndarray:
+        """Rows of the queries that are judged, (asked,), ascending: all of a split, or a sample."""
+        return np.unique(self._asked(split)["query"])
+
+    def of_answers(self, name: str, answers: np.ndarray, split: str) -> list[system.Row]:
+        """The table of a method that comes with its answers, over all tasks and by task.
+
+        Args:
+          name: of the method.
+          answers: rows of products, int (asked, k), to the queries of `asked`, best first, -1 where
+            there are fewer. A product that is not among them is missed at any depth.
+          split: whose engagements are looked for.
+        """
+        engagements = self._asked(split)
+        _, query = np.unique(engagements["query"], return_inverse=True)
+        listed = answers[query] == engagements["product"][:, None]
+        ranks = np.where(listed.any(axis=1), listed.argmax(axis=1), len(self.dataset.products))
+        return self._rows(name, ranks, engagements, by_task=True)
+
     def _oracle_ranks(self, engagements: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Ranks of the engagements' products under the best ranking of their task."""
         ranks = np.empty(len(engagements), np.int64)

@@ -83,6 +83,29 @@ def test_table_is_what_a_loop_counts(rng):
     assert found["popularity"]["R@10"][0] == pytest.approx(popular)
 
 
+def test_answers_of_another_method_are_judged_alike(rng):
+    dataset = Dataset(rng)
+    judged = judge(dataset, queries=8)
+    asked = judged.asked("test")
+    answers = np.stack([rng.permutation(PRODUCTS)[:20] for _ in asked])
+    answers[:, 15:] = -1
+    found = {row.method: row.metrics for row in judged.of_answers("other", answers, "test")}
+    counts = np.bincount(dataset.pairs("train")["product"], minlength=PRODUCTS)
+    engaged = [pair for pair in dataset.pairs("test") if pair["query"] in asked]
+
+    def recall(k, keep):
+        lists = dict(zip(asked, answers.tolist(), strict=True))
+        return np.mean([p["product"] in lists[p["query"]][:k] for p in engaged if keep(p)])
+
+    for k in (1, 10, 100):
+        assert found["other"][f"R@{k}"][0] == pytest.approx(recall(k, lambda pair: True))
+        for task, label in enumerate(TASKS):
+            of_task = recall(k, lambda pair, task=task: pair["task"] == task)
+            assert found[f"other, {label}"][f"R@{k}"][0] == pytest.approx(of_task)
+    cold = recall(10, lambda pair: counts[pair["product"]] == 0)
+    np.testing.assert_allclose(found["other"]["R@10 cold"][0], cold)
+
+
 def test_tiers_have_a_third_of_training_each(rng):
     dataset = Dataset(rng)
     tiers = judge(dataset)._tiers
