@@ -1,0 +1,234 @@
+"""ItemSage and SearchSage on four real sets of engagements, beside TF-IDF, BM25 and chance.
+
+    python3 -m venv .venv-peers && .venv-peers/bin/pip install -r benchmarks/requirements-peers.txt
+    python benchmarks/real_engagements.py --data=DIR --workdir=DIR
+
+On ifdb and instacart ItemSage is held against the nearest neighbours by TF-IDF of the query item's
+texts, on cold products above all: of ifdb those that are new since training ended, of instacart
+those without engagements in training, a hashed 20th among them. On homedepot SearchSage is held
+against BM25 over the titles, on searches that were not trained on. On movielens ItemSage sees
+texts and images, or one of them.
+
+All answers are to the same questions over the same index and judged by the same code; TF-IDF and
+BM25 read the same texts. TF-IDF leaves the query item out of its answers, ItemSage does not. What
+is chosen is chosen on validation, by the metric that is compared: the checkpoint, and how TF-IDF
+and BM25 cut texts into words. A run that is finished in --workdir is not made again, and neither is
+a data set that is prepared there.
+"""
+
+import json
+import pathlib
+import runpy
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import runs
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from pinjax.data import engagements, pairs
+from pinjax.retrieval import table
+from pinjax.systems import product_retrieval, system
+
+_DATA = flags.DEFINE_string("data", None, "directory of the raw tables", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "where data sets and runs are kept", required=True)
+_SETS = flags.DEFINE_list("sets", ["ifdb", "instacart", "homedepot", "movielens"], "which sets")
+_STEPS = flags.DEFINE_integer("steps", None, "of every run, if not those of its config")
+_PEERS = flags.DEFINE_string("peers", ".venv-peers/bin/python", "the Python with the peers")
+
+ROOT = pathlib.Path(__file__).parents[1]
+K = 10
+EVALUATE_EVERY = 250  # steps; the best of these checkpoints is served
+
+
+class Source(NamedTuple):
+    """A real set of engagements and what is measured on it.
+
+    Attributes:
+      directory: of its raw tables.
+      column_map: name in configs/prepare.
+      events: files of engagements.
+      items: files of items.
+      system: name in configs.
+      metric: what is compared, and decides what is chosen on validation.
+      peer: the method of text_search.py; "" where ItemSage's features are compared.
+    """
+
+    directory: str
+    column_map: str
+    events: tuple[str, ...]
+    items: tuple[str, ...]
+    system: str
+    metric: str
+    peer: str
+
+
+SOURCES = {
+    "ifdb": Source(
+        *("ifdb", "ifdb_pairs", ("playedgames.parquet", "wishlists.parquet")),
+        *(("game_docs_retrieval.parquet",), "itemsage", "R@10 cold", "TF-IDF"),
+    ),
+    "instacart": Source(
+        *("instacart", "instacart", ("order_products__train.parquet",)),
+        ("products.parquet", "aisles.parquet", "departments.parquet"),
+        *("itemsage", "R@10 cold", "TF-IDF"),
+    ),
+    "homedepot": Source(
+        *("homedepot", "homedepot", ("train.parquet",), ("train.parquet",)),
+        *("searchsage", "R@10", "BM25"),
+    ),
+    "movielens": Source(
+        *("movielens_1m", "movielens", ("ml-1m.txt.gz",)),
+        ("sas_to_original_items.txt", "movies_extrainfos.dat", "poster_features.npz"),
+        *("itemsage", "R@10", ""),
+    ),
+}
+NAMES = {"itemsage": "ItemSage", "searchsage": "SearchSage"}
+CAPS = {"itemsage": 0, "searchsage": 50}  # pairs of one product, as in the configs
+FEATURES = {
+    "texts and images": (),
+    "texts only": ("--config.model.image_slots=0",),
+    "images only": ("--config.model.texts=()",),
+}
+
+
+def prepare(source: Source, raw: pathlib.Path, out: pathlib.Path) -> pairs.PairSet:
+    """The data set in `out`, made by the command if it is not there."""
+    command = [sys.executable, "-m", "pinjax.prepare", f"--out={out}"]
+    command += [f"--config=configs/prepare/{source.column_map}.py"]
+    command += [f"--events={','.join(str(raw / name) for name in source.events)}"]
+    command += [f"--items={','.join(str(raw / name) for name in source.items)}"]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return pairs.read(out)
+
+
+def trained_tasks(dataset: pairs.PairSet) -> tuple[int, ...]:
+    """Rows of the tasks that have engagements in training."""
+    return tuple(np.unique(dataset.pairs("train")["task"]).tolist())
+
+
+def train(
+    source: Source, dataset: pairs.PairSet, texts: list[str], workdir: pathlib.Path, *more: str
+) -> dict[str, table.Cell]:
+    """Trains by the command; the first row of its table and that of popularity."""
+    names = [dataset.metadata.tasks[task] for task in trained_tasks(dataset)]
+    settings = [f"--config.data.name={dataset.directory}"]
+    settings += [f"--config.tasks={tuple((name, 1.0, CAPS[source.system]) for name in names)}"]
+    settings += [f"--config.train.evaluate_every={EVALUATE_EVERY}"]
+    settings += [f"--config.train.select=valid/{source.metric}"]
+    if source.system == "itemsage":
+        settings += [f"--config.model.texts={tuple((name, name) for name in texts)}"]
+    if _STEPS.value:
+        settings += [f"--config.train.steps={_STEPS.value}"]
+    rows = runs.train(f"configs/{source.system}.py", workdir, *settings, *more)
+    return {name: rows[name] for name in (NAMES[source.system], "popularity")}
+
+
+def item_texts(source: Source, raw: pathlib.Path, column_map: ConfigDict) -> list[str]:
+    """All texts of each item in one, in the order of the data set's products."""
+    items = engagements.read_items([raw / name for name in source.items], column_map)
+    return ["\n".join(filter(None, texts)) for texts in zip(*items.texts.values(), strict=True)]
+
+
+def peer_answers(
+    method: str,
+    dataset: pairs.PairSet,
+    texts: list[str],
+    asked: np.ndarray,
+    workdir: pathlib.Path,
+) -> dict[str, np.ndarray]:
+    """A peer's answers to queries, by how it cuts texts into words, int (asked, 100)."""
+    ids = dataset.queries.ids[asked]
+    own = np.full(len(asked), -1)
+    searches = dataset.queries.kinds[asked] == "text"
+    row = {str(product): row for row, product in enumerate(dataset.products.ids)}
+    own[~searches] = [row[query] for query in ids[~searches]]
+    content = {
+        "method": method,
+        "products": texts,
+        "queries": [
+            query if product < 0 else texts[product]
+            for query, product in zip(ids, own, strict=True)
+        ],
+        "own": own.tolist(),
+    }
+    questions, answers = workdir / "questions.json", workdir / "answers.npz"
+    questions.write_text(json.dumps(content))
+    script = pathlib.Path(__file__).with_name("text_search.py")
+    subprocess.run([_PEERS.value, script, questions, answers], check=True)
+    with np.load(answers) as file:
+        return dict(file)
+
+
+def peer(
+    source: Source,
+    judge: product_retrieval.ProductRetrieval,
+    texts: list[str],
+    workdir: pathlib.Path,
+) -> tuple[system.Row, str]:
+    """A peer's row on test, and what was chosen for it on validation."""
+    asked = {split: judge.asked(split) for split in ("valid", "test")}
+    everything = np.concatenate(list(asked.values()))
+    found = peer_answers(source.peer, judge.dataset, texts, everything, workdir)
+
+    def row(chosen: str, split: str) -> system.Row:
+        parts = np.split(found[chosen], [len(asked["valid"])])
+        answers = dict(zip(asked, parts, strict=True))[split]
+        return judge.of_answers(source.peer, answers, split)[0]
+
+    chosen = max(found, key=lambda name: row(name, "valid").metrics[source.metric])
+    return row(chosen, "test"), chosen
+
+
+def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
+    """Trains and judges everything on a set and prints the table."""
+    source = SOURCES[name]
+    raw = raw / source.directory
+    workdir.mkdir(parents=True, exist_ok=True)
+    dataset = prepare(source, raw, workdir / name)
+    column_map = _config(f"prepare/{source.column_map}")
+    fields = [field for field, _ in column_map.catalogue.texts]
+    judge = product_retrieval.ProductRetrieval(
+        NAMES[source.system], dataset, trained_tasks(dataset), _config(source.system).evaluate
+    )
+    rows = {}
+    print(f"\n{name}: {len(judge.asked('test')):,} queries, {len(dataset.products):,} products")
+    if source.peer:
+        texts = item_texts(source, raw, column_map)
+        found, chosen = peer(source, judge, texts, workdir)
+        rows[source.peer] = found.metrics
+        print(f"{source.peer}: {chosen}")
+        rows |= train(source, dataset, fields, workdir / f"{name}-{source.system}")
+    else:
+        for method, settings in FEATURES.items():
+            directory = workdir / f"{name}-{runs.directory(method, 0)}"
+            made = train(source, dataset, fields, directory, *settings)
+            rows[method] = made.pop(NAMES[source.system])
+            rows |= made
+    index = min(len(dataset.products), judge.config.index_size)
+    rows["chance"] = {
+        metric: (K / index, None) for metric in dict.fromkeys(("R@10", source.metric))
+    }
+    print(table.format_table(list(rows.items())))
+    first = NAMES[source.system] if source.peer else next(iter(FEATURES))
+    for other in rows:
+        if other != first:
+            ratio = rows[first][source.metric][0] / rows[other][source.metric][0]
+            print(f"{source.metric}, {first} / {other:<12} {ratio:.2f}")
+
+
+def _config(name: str) -> ConfigDict:
+    return runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"]()
+
+
+def main(_):
+    logging.set_verbosity(logging.ERROR)
+    for name in _SETS.value:
+        raw, workdir = (pathlib.Path(path.value).absolute() for path in (_DATA, _WORKDIR))
+        measure(name, raw, workdir)
+
+
+if __name__ == "__main__":
+    app.run(main)
