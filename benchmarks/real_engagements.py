@@ -212,11 +212,10 @@ def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
         metric: (K / index, None) for metric in dict.fromkeys(("R@10", source.metric))
     }
     print(table.format_table(list(rows.items())))
-    first = NAMES[source.system] if source.peer else next(iter(FEATURES))
-    for other in rows:
-        if other != first:
-            ratio = rows[first][source.metric][0] / rows[other][source.metric][0]
-            print(f"{source.metric}, {first} / {other:<12} {ratio:.2f}")
+    ours, *others = [method for method in rows if method not in (source.peer, "popularity")]
+    for other in (source.peer, *others) if source.peer else others:
+        ratio = rows[ours][source.metric][0] / rows[other][source.metric][0]
+        print(f"{source.metric}, {ours} / {other:<12} {ratio:.2f}")
 
 
 def _config(name: str) -> ConfigDict:

@@ -43,7 +43,9 @@ def answers(rows: np.ndarray, scores: np.ndarray, own: np.ndarray) -> np.ndarray
     return np.take_along_axis(rows, last, axis=1)[:, :K]
 
 
-def cut(texts: list[str], pattern: str, stemmer: Stemmer.Stemmer, stop: str) -> list[list[str]]:
+def cut(
+    texts: list[str], pattern: str, stemmer: Stemmer.Stemmer, stop: str | list[str]
+) -> list[list[str]]:
     return bm25s.tokenize(
         texts,
         token_pattern=pattern,
@@ -56,8 +58,8 @@ def cut(texts: list[str], pattern: str, stemmer: Stemmer.Stemmer, stop: str) -> 
 
 def tf_idf(products: list[str], queries: list[str], pattern: str, stemmer: Stemmer.Stemmer):
     vectorizer = TfidfVectorizer(analyzer=lambda words: words)
-    held = vectorizer.fit_transform(cut(products, pattern, stemmer, "")).T.tocsr()
-    asked = vectorizer.transform(cut(queries, pattern, stemmer, ""))
+    held = vectorizer.fit_transform(cut(products, pattern, stemmer, [])).T.tocsr()
+    asked = vectorizer.transform(cut(queries, pattern, stemmer, []))
     rows = np.empty((len(queries), K + 1), int)
     scores = np.empty(rows.shape)
     for start in range(0, len(queries), BATCH):
