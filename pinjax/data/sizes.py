@@ -29,6 +29,7 @@ class Engagements:
 
     Attributes:
       products: how many.
+      existed: how many of them existed in the training period.
       queries: how many.
       dim: numbers of an image's and of a query's vector.
       images: of all products together.
@@ -40,6 +41,7 @@ class Engagements:
     """
 
     products: int
+    existed: int
     queries: int
     dim: int
     images: int
@@ -91,6 +93,7 @@ def engagements(name: str, data_dir: str, items: int | None) -> Engagements:
     kind, _, size = name.partition("/")
     found = Engagements(
         products=items or 0,
+        existed=items or 0,
         queries=items or 0,
         dim=world.CONTENT_DIM,
         images=round((items or 0) * _MEAN_IMAGES),
@@ -104,7 +107,11 @@ def engagements(name: str, data_dir: str, items: int | None) -> Engagements:
         known = pinshop.size_of(size)
         number = items or known.products  # the queries are as many of each kind
         return dataclasses.replace(
-            found, products=number, queries=2 * known.queries, images=round(number * _MEAN_IMAGES)
+            found,
+            products=number,
+            existed=number,
+            queries=2 * known.queries,
+            images=round(number * _MEAN_IMAGES),
         )
     try:
         dataset = datasets.load_pairs(name, data_dir)
@@ -118,6 +125,7 @@ def engagements(name: str, data_dir: str, items: int | None) -> Engagements:
     factor = (items or len(products)) / len(products)
     return Engagements(
         products=items or len(products),
+        existed=round((products.created <= dataset.metadata.train_end).sum() * factor),
         queries=len(queries),
         dim=products.images.shape[1],
         images=round(len(products.images) * factor),
