@@ -24,7 +24,7 @@ from rectools.models import SASRecModel
 from rectools.models.nn.transformers.utils import leave_one_out_mask
 
 K = 10
-PATIENCE, MAX_EPOCHS, NEGATIVES = 3, 100, 256
+PATIENCE, MAX_EPOCHS, NEGATIVES = 3, 100, 64
 
 
 def main(source: str, target: str) -> None:
