@@ -282,11 +282,11 @@ def user_shard(
     chunk = dataset.chunk(split, start, start + system.SHARD)
     users = np.arange(len(chunk.users))
     keys = windows.time_keys(chunk.records, chunk.offsets)
-    newest = windows.newest(keys, users, np.full((len(users), 1), moment))
+    newest = windows.newest(keys, users, np.full(len(users), moment))
     users = users[newest >= chunk.offsets[:-1]]
     history = windows.history(
         *(chunk.records, chunk.offsets[users], newest[users], config.data.length),
-        moments=np.full(len(users), moment),
+        moments=np.full((len(users), 1), moment),
     )
     ids = np.array(chunk.users)[users]
     return ids, batching.in_batches(embed_history, history, config.evaluate.batch)
