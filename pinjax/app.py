@@ -26,15 +26,21 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "how many they are")
 _PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0")
 
 
-def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
-    """Defines --config and --workdir, the flags of the commands that work on a run."""
+def config_flag() -> flags.FlagHolder:
+    """Defines --config, of a run."""
     config = config_flags.DEFINE_config_file(
         "config", None, "config of the run: FILE or FILE:VARIANT", lock_config=True
     )
+    flags.mark_flag_as_required("config")
+    return config
+
+
+def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Defines --config and --workdir, the flags of the commands that work on a run."""
+    config = config_flag()
     workdir = flags.DEFINE_string(
         "workdir", None, "directory of the run; if not given, work/ and the config's name"
     )
-    flags.mark_flag_as_required("config")
     return config, workdir
 
 

@@ -21,10 +21,7 @@ from pinjax.compiler import largest_batch, programs, rates, report, topology
 from pinjax.systems import registry
 from pinjax.training import sharding
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "config of the run: FILE or FILE:VARIANT", lock_config=True
-)
-flags.mark_flag_as_required("config")
+CONFIG = app.config_flag()
 TOPOLOGY = flags.DEFINE_string(
     "topology", None, "slice of TPUs, as v5e:4x4; default: the devices at hand"
 )

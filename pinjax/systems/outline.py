@@ -41,6 +41,12 @@ def placed(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda x: Shape(x.shape, x.dtype, sharding=sharding), tree)
 
 
+def pairs_batch(pairs: int, same_query: int) -> dict[str, Shape]:
+    """The shapes of `batches.PairBatches`, for so many pairs of a query in a batch at most."""
+    fields = {name: Shape((pairs,), jnp.int32) for name in ("query", "product", "task")}
+    return {**fields, "excluded": Shape((pairs, same_query), jnp.int32)}
+
+
 def search(items: int, dim: int, k: int) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Exact search, as evaluation does it: 1,024 queries at a time."""
     queries, index = Shape((1024, dim), jnp.float32), Shape((items, dim), jnp.float32)

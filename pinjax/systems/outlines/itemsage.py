@@ -47,7 +47,6 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     capacities = {"positives": capacity(config.data.pairs), "random": capacity(config.loss.random)}
     init = functools.partial(page.init, encoder, config.loss, products)
     params, _ = jax.eval_shape(init, jax.random.key(0))
-    pairs = Shape((config.data.pairs,), jnp.int32)
     return outline.Outline(
         init=init,
         loss=functools.partial(
@@ -59,12 +58,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
             tuple(name for name, *_ in config.tasks),
         ),
         frozen=frozen,
-        batch={
-            "query": pairs,
-            "product": pairs,
-            "task": pairs,
-            "excluded": Shape((config.data.pairs, size.same_query), jnp.int32),
-        },
+        batch=outline.pairs_batch(config.data.pairs, size.same_query),
         size=("data.pairs", config.data.pairs),
         others={
             "embed products": (

@@ -26,17 +26,11 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     vectors = Shape((size.products, size.dim), jnp.float32)
     init = functools.partial(page.init, tower, config.loss)
     params, _ = jax.eval_shape(init, jax.random.key(0))
-    pairs = Shape((config.data.pairs,), jnp.int32)
     return outline.Outline(
         init=init,
         loss=functools.partial(page.loss, tower, config.loss, mesh),
         frozen={"items": vectors, "texts": tower.texts},
-        batch={
-            "query": pairs,
-            "product": pairs,
-            "task": pairs,
-            "excluded": Shape((config.data.pairs, size.same_query), jnp.int32),
-        },
+        batch=outline.pairs_batch(config.data.pairs, size.same_query),
         size=("data.pairs", config.data.pairs),
         others={
             "embed queries": (
