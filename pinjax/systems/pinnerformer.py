@@ -124,6 +124,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
+    if config.data.degree and not config.data.content:
+        raise InputError("data.degree is a number beside content vectors: set data.content, too")
     if config.loss.terms not in TERMS:
         raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
     system.check_heads(config.model)
@@ -142,7 +144,12 @@ def make_model(config: ConfigDict, metadata: schema.Metadata) -> pinnerformer.Pi
 
 
 def item_content(config: ConfigDict, dataset: datasets.Dataset) -> jax.Array | None:
-    """The catalogue's content vectors in bfloat16, or None where the items are ids alone."""
+    """The catalogue's content vectors in bfloat16, or None where the items are ids alone.
+
+    With `data.degree` they have one number more: the log of an item's actions in training, of mean
+    0 and variance 1, beside numbers of a mean square of 1. It is PinSage's log degree (Ying et al.,
+    KDD 2018, §4.1): how popular an item is does not show in its content.
+    """
     if not config.data.content:
         return None
     if dataset.catalogue.content is None:
@@ -150,7 +157,13 @@ def item_content(config: ConfigDict, dataset: datasets.Dataset) -> jax.Array | N
             f"data.content: {dataset.metadata.name} has no content vectors; set data.content to "
             "False and model.id_dim above 0, so that items are learned ids"
         )
-    return jnp.asarray(dataset.catalogue.content, jnp.bfloat16)
+    content = np.asarray(dataset.catalogue.content, np.float32)
+    if config.data.degree:
+        degree = np.log1p(dataset.catalogue.counts)
+        degree = (degree - degree.mean()) / max(degree.std(), 1e-6)
+        square = np.square(content).mean(axis=1, keepdims=True)
+        content = np.c_[content / np.sqrt(np.maximum(square, 1e-12)), degree]
+    return jnp.asarray(content, jnp.bfloat16)
 
 
 def init(

@@ -102,6 +102,26 @@ def test_data_without_content_needs_learned_ids(make_config, monkeypatch, mesh):
         registry.create(config, mesh)
 
 
+def test_degree_stands_beside_content(make_config):
+    config = make_config(data={"content": True, "degree": True})
+    dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
+    table = np.asarray(pinnerformer.item_content(config, dataset), np.float64)
+    content = np.asarray(dataset.catalogue.content, np.float64)
+    dim = content.shape[1]
+    expected = content * np.sqrt(dim) / np.linalg.norm(content, axis=1, keepdims=True)
+    np.testing.assert_allclose(table[:, :dim], expected, rtol=2**-8, atol=1e-6)
+    degree = np.log(1 + dataset.catalogue.counts)
+    np.testing.assert_allclose(table[:, dim:].mean(), 0, atol=1e-3)
+    np.testing.assert_allclose(table[:, dim:].std(), 1, atol=1e-3)
+    assert np.corrcoef(table[:, dim], degree)[0, 1] > 0.9999
+
+
+def test_degree_needs_content(make_config, mesh):
+    config = make_config(data={"content": False, "degree": True}, model={"id_dim": 8})
+    with pytest.raises(InputError, match=r"data\.degree is a number beside content vectors"):
+        registry.create(config, mesh)
+
+
 def test_unknown_system_is_refused(make_config, mesh):
     config = make_config()
     config.system = "itempage"

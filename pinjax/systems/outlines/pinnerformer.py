@@ -27,7 +27,8 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     if config.data.content and not size.content_dim:
         raise InputError(f"data.content: {config.data.name} has no content vectors")
     model = page.make_model(config, size.metadata)
-    content = Shape((num_items, size.content_dim), jnp.bfloat16) if config.data.content else None
+    width = size.content_dim + config.data.degree
+    content = Shape((num_items, width), jnp.bfloat16) if config.data.content else None
     frozen = page.Frozen(content, Shape((num_items,), jnp.int32))
     pairs = windows.labels_per_user(
         config.objective.name, config.data.length, config.objective.labels
