@@ -58,9 +58,12 @@ class TimeEncoding(nn.Module):
 
     P periods make 2P + 1 numbers of a time t:
 
-      cos(2π t / p_i + φ_2i-1), sin(2π t / p_i + φ_2i) for each i, and log(1 + t).
+      cos(2π t / p_i + φ_2i-1) / 4, sin(2π t / p_i + φ_2i) / 4 for each i, and log(1 + t) / 16.
 
-    The phases start at zero. The logarithm is that of 1 + t, so that 0 seconds make 0.
+    The phases start at zero. The logarithm is that of 1 + t, so that 0 seconds make 0. What the
+    numbers are divided by is not the paper's, and a linear layer could undo it: most periods say
+    nothing of an item, a logarithm is far from 0, and Adam changes all weights alike, so that as
+    they are they drown a content vector for the first thousand steps.
 
     Attributes:
       periods: p_i, in seconds, each at least 1.
@@ -75,12 +78,12 @@ class TimeEncoding(nn.Module):
         angles = 2 * math.pi * turns(t, self.periods)
         cosines = jnp.cos(angles + phases[0])
         sines = jnp.sin(angles + phases[1])
-        return jnp.concatenate([cosines, sines, log_seconds(t)], axis=-1)
+        return jnp.concatenate([cosines / 4, sines / 4, log_seconds(t)], axis=-1)
 
 
 def log_seconds(seconds: Shaped[Array, "*shape"]) -> Float32[Array, "*shape 1"]:
-    """log(1 + seconds): 0 stays 0."""
-    return jnp.log1p(seconds.astype(jnp.float32))[..., None]
+    """log(1 + seconds) / 16, which is 0 for 0 and 1 for a hundred days."""
+    return jnp.log1p(seconds.astype(jnp.float32))[..., None] / 16
 
 
 class CategoryEmbedding(nn.Module):
