@@ -192,7 +192,7 @@ def trained_answers(
     """The answers of the checkpoint that the run in `workdir` serves."""
     mesh = sharding.make_mesh()
     params = checkpoint.load_chosen(workdir, config, registry.create(config, mesh), mesh).params
-    model = pinnerformer.make_model(config, dataset.metadata)
+    model = pinnerformer.make_model(config, dataset.metadata, mesh)
     content = pinnerformer.item_content(config, dataset)
     embed_users = jax.jit(functools.partial(pinnerformer.served, model, params, content))
     embed_items = jax.jit(functools.partial(model.apply, params, content, method="items"))

@@ -72,6 +72,12 @@ def get_config(variant: str = "") -> ConfigDict:
     train.checkpoint_every = 700
     train.evaluate_every = 700  # on the validation users
     train.select = ""  # a validation metric: serve its best checkpoint (none: the last one)
+    train.model_devices = 1  # devices along the mesh's axis `model`; over the others goes the batch
+    # Where parameters lie: "PATTERN = AXES; ...", as in "ffn_in/kernel = . . model; ffn_out/kernel
+    # = . model", axes of the mesh for each dimension; the others are on every device.
+    train.shard = ""
+    train.shard_optimizer = False  # the optimiser's state is shared out over `data`
+    train.shard_tables = False  # rows of item features and learned ids, over all devices
 
     evaluate = config.evaluate = ConfigDict()
     evaluate.moments = (0.0,)  # moments T, in days after the training period
@@ -108,13 +114,14 @@ def _hour(config: ConfigDict) -> None:
     """The default's data for an hour on two CPU cores.
 
     How much a user likes a topic is a sum over actions of something that is not linear in a content
-    vector, so it takes a second layer. Users come by fifty times: learned ids would know them by
-    heart, so how popular an item is comes from its degree. Fewer negatives make more steps.
+    vector, so it takes a second layer, and it takes the actions: 64 are too few for many. Users
+    come by twenty times: learned ids would know them by heart, so how popular an item is comes from
+    its degree. Fewer negatives make more steps.
     """
-    config.data.degree = True
+    config.data.update(length=128, degree=True)
     config.model.update(layers=2, id_dim=0, dropout=0.1)
     config.loss.update(in_batch=512, random=512)
-    config.train.update(steps=12_000, checkpoint_every=1_000, evaluate_every=1_000)
+    config.train.update(steps=6_000, learning_rate=3e-3, checkpoint_every=500, evaluate_every=500)
 
 
 def _test(config: ConfigDict) -> None:

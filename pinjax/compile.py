@@ -37,11 +37,14 @@ JSON = flags.DEFINE_bool("json", False, "print JSON")
 def main(argv: Sequence[str]) -> int:
     del argv
     config, devices = CONFIG.value, topology.devices(TOPOLOGY.value)
-    mesh, chip = sharding.make_mesh(devices), rates.of(devices)
+    mesh, chip = sharding.make_mesh(devices, config.train.model_devices), rates.of(devices)
     outline = registry.create_outline(config, mesh, ITEMS.value)
     field, size = outline.size
     advice = _advice(config, field)
-    steps = [programs.train_step(outline, config.train, mesh), *programs.others(outline, mesh)]
+    steps = [
+        programs.train_step(outline, config.train, mesh),
+        *programs.others(outline, config.train, mesh),
+    ]
     for step in steps if chip else ():
         programs.check_arguments(step, chip, advice)
     progress = tqdm.tqdm(steps, "compiling", unit="program", disable=None)  # on a terminal alone

@@ -39,7 +39,7 @@ PRECISION = flags.DEFINE_enum("precision", "float16", ["float16", "float32"], "o
 def main(argv: Sequence[str]) -> int:
     del argv
     config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), epath.Path(OUT.value)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(model=config.train.model_devices)
     system = registry.create(config, mesh)
     moment = system.embed_moment if MOMENT.value is None else _parse(MOMENT.value)
     state = checkpoint.load_chosen(workdir, config, system, mesh)

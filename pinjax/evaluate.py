@@ -18,7 +18,7 @@ SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "whose users are a
 def main(argv: Sequence[str]) -> int:
     del argv
     config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(model=config.train.model_devices)
     system = registry.create(config, mesh)
     state = checkpoint.load_chosen(workdir, config, system, mesh)
     rows = system.evaluate(state.params, SPLIT.value, full=True)

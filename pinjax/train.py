@@ -19,7 +19,7 @@ CONFIG, WORKDIR = app.run_flags()
 def main(argv: Sequence[str]) -> int:
     del argv
     config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(model=config.train.model_devices)
     system = registry.create(config, mesh)
     with processes.first_before_others():
         checkpoint.claim(workdir, config, system.identity)
@@ -33,7 +33,10 @@ def main(argv: Sequence[str]) -> int:
 
     state = result.state
     if checkpoints.chosen != int(state.step):
-        state = checkpoints.restore(checkpoints.chosen, jax.eval_shape(lambda: state), mesh)
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+        )
+        state = checkpoints.restore(checkpoints.chosen, like)
     checkpoints.close()
     rows = system.evaluate(state.params, "test", full=True)
     results.write(workdir, "test", int(state.step), rows)

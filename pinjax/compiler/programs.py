@@ -87,7 +87,7 @@ def train_step(outline: outline_lib.Outline, config: ConfigDict, mesh: Mesh) -> 
     """The step of `training.loop`, with its state donated."""
     replicated, over_data = sharding.replicated(mesh), sharding.over_data(mesh)
     optimizer = step.make_optimizer(config)
-    state = jax.eval_shape(lambda: step.init_state(outline, optimizer, config.seed))
+    state = step.abstract_state(outline, optimizer, config, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     forward = flops.of_matmuls(
         *(outline.loss, state.params, outline.frozen, state.sketches, outline.batch, key),
@@ -98,14 +98,15 @@ def train_step(outline: outline_lib.Outline, config: ConfigDict, mesh: Mesh) -> 
     def by_part(params, opt_state, rest, frozen, batch):
         return function(step.State(params=params, opt_state=opt_state, **rest), frozen, batch)
 
+    places = jax.tree.map(lambda x: x.sharding, state)
     rest = {"step": state.step, "sketches": state.sketches, "key": state.key}
     return Program(
         "train step",
-        jax.jit(by_part, donate_argnums=(0, 1, 2), out_shardings=(replicated, replicated)),
+        jax.jit(by_part, donate_argnums=(0, 1, 2), out_shardings=(places, replicated)),
         {
-            "parameters": outline_lib.placed(state.params, replicated),
-            "optimiser": outline_lib.placed(state.opt_state, replicated),
-            "sketches": outline_lib.placed(rest, replicated),
+            "parameters": state.params,
+            "optimiser": state.opt_state,
+            "sketches": rest,
             "feature table": outline_lib.placed(outline.frozen, replicated),
             "batch": outline_lib.placed(outline.batch, over_data),
         },
@@ -113,18 +114,21 @@ def train_step(outline: outline_lib.Outline, config: ConfigDict, mesh: Mesh) -> 
     )
 
 
-def others(outline: outline_lib.Outline, mesh: Mesh) -> list[Program]:
-    """What embeds and searches; every chip has all that goes in."""
+def others(outline: outline_lib.Outline, config: ConfigDict, mesh: Mesh) -> list[Program]:
+    """What embeds and searches; what a train step has on every chip, they have, too."""
     replicated = sharding.replicated(mesh)
-    return [
-        Program(
-            name,
-            jax.jit(function),
-            {part: outline_lib.placed(tree, replicated) for part, tree in arguments.items()},
-            flops.of_matmuls(function, *arguments.values()),
-        )
-        for name, (function, arguments) in outline.others.items()
-    ]
+
+    def program(name: str, function: Callable[..., Any], arguments: dict[str, Any], shares: int):
+        placed = {part: outline_lib.placed(tree, replicated) for part, tree in arguments.items()}
+        if "parameters" in arguments:
+            places = sharding.of_state(mesh, config, arguments["parameters"])
+            placed["parameters"] = outline_lib.placed(arguments["parameters"], places)
+        whole = flops.of_matmuls(function, *arguments.values(), devices=shares)
+        return Program(name, jax.jit(function), placed, whole / shares)
+
+    shares = mesh.shape["data"]
+    embed = [program(name, *what, shares) for name, what in outline.embed.items()]
+    return [*embed, program("search", *outline.search, 1)]
 
 
 def check_arguments(program: Program, chip: rates.Chip, advice: str) -> None:

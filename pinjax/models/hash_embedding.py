@@ -9,6 +9,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
+from pinjax.models import tables as tables_lib
+
 # Tokens that are looked up at once: what they make stays in a CPU's cache.
 _BLOCK_SIZE = 1024
 _STDDEV = 0.02  # of the numbers in a shared table at first
@@ -27,20 +29,23 @@ class HashEmbedding(nn.Module):
       dim: numbers of an embedding.
       num_buckets: rows of the table; 0 or at least `num_ids`: a row for each id.
       num_hashes: rows to an id.
+      tables: how the table lies on the devices.
     """
 
     num_ids: int
     dim: int
     num_buckets: int = 0
     num_hashes: int = 2
+    tables: tables_lib.Tables = tables_lib.WHOLE
 
     @nn.compact
     def __call__(self, ids: Int[Array, "*shape"]) -> Float[Array, "*shape {self.dim}"]:
         """Embeds ids; -1 is padding and embedded as zero."""
         exists = ids >= 0
         ids = jnp.where(exists, ids, 0)
-        table, rows, weights = _look_up(self, self.num_ids, ids, nn.initializers.zeros)
-        embedding = jnp.einsum("...h,...hd->...d", weights, table[rows])
+        init = nn.initializers.zeros
+        table, rows, weights = _look_up(self, self.num_ids, ids, init, self.tables)
+        embedding = jnp.einsum("...h,...hd->...d", weights, self.tables.gather(table, rows))
         # Adam moves each number of a table by about the learning rate: too slow for rows that are
         # seldom seen, unless what is read is larger than what is stored.
         return jnp.where(exists[..., None], embedding * self.dim**0.5, 0)
@@ -86,9 +91,10 @@ def _look_up(
     num_ids: int,
     ids: Int[Array, "*shape"],
     row_init: nn.initializers.Initializer,
+    tables: tables_lib.Tables = tables_lib.WHOLE,
 ) -> tuple[
     Float[Array, "rows dim"],
-    Int[Array, "*shape hashes"] | UInt32[Array, "*shape hashes"],
+    Int[Array, "*shape hashes"],
     Float[Array, "*shape hashes"],
 ]:
     """The module's table, made on its first call, and for each id its rows and their weights.
@@ -97,11 +103,13 @@ def _look_up(
     """
     if 0 < module.num_buckets < num_ids:
         init = nn.initializers.normal(_STDDEV)
-        table = module.param("embedding", init, (module.num_buckets, module.dim))
-        ones = nn.initializers.ones
-        importance = module.param("importance", ones, (num_ids, module.num_hashes))
-        return table, hash_ids(ids, module.num_hashes) % module.num_buckets, importance[ids]
-    table = module.param("embedding", row_init, (num_ids, module.dim))
+        shape = tables.num_rows(module.num_buckets), module.dim
+        table = module.param("embedding", init, shape)
+        shape = tables.num_rows(num_ids), module.num_hashes
+        importance = module.param("importance", nn.initializers.ones, shape)
+        rows = (hash_ids(ids, module.num_hashes) % module.num_buckets).astype(jnp.int32)
+        return table, rows, tables.gather(importance, ids)
+    table = module.param("embedding", row_init, (tables.num_rows(num_ids), module.dim))
     return table, ids[..., None], jnp.ones((*ids.shape, 1), table.dtype)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
 from pinjax.models import features, hash_embedding, temperature, transformer
+from pinjax.models import tables as tables_lib
 
 FEATURES = ("item", "action", "surface", "duration", "time", "moment")
 
@@ -45,6 +46,7 @@ class PinnerFormer(nn.Module):
       dropout: rate, in the user tower.
       dtype: of the arithmetic. Parameters, normalisation and outputs are float32.
       remat: recompute blocks in the backward pass: less memory, more time.
+      tables: how content and learned vectors lie on the devices.
     """
 
     num_items: int
@@ -63,9 +65,10 @@ class PinnerFormer(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False
+    tables: tables_lib.Tables = tables_lib.WHOLE
 
     def setup(self):
-        self.item_input = ItemInput(self.num_items, self.id_dim, self.id_buckets)
+        self.item_input = ItemInput(self.num_items, self.id_dim, self.id_buckets, self.tables)
         self.user_tower = UserTower(
             num_actions=self.num_actions,
             num_surfaces=self.num_surfaces,
@@ -123,11 +126,13 @@ class ItemInput(nn.Module):
       num_items: rows of the catalogue.
       id_dim: numbers of the learned vector; 0: there is none.
       id_buckets: rows of its table; 0: one for each item.
+      tables: how content and learned vectors lie on the devices.
     """
 
     num_items: int
     id_dim: int
     id_buckets: int
+    tables: tables_lib.Tables
 
     @nn.compact
     def __call__(
@@ -142,12 +147,12 @@ class ItemInput(nn.Module):
         if content is not None:
             # Content comes in any scale, PinSage's with unit length: to a root mean square of 1,
             # so that its numbers weigh what the other features' do.
-            vectors = features.unit_length(content[jnp.maximum(rows, 0)])
+            vectors = features.unit_length(self.tables.gather(content, rows))
             vectors *= math.sqrt(content.shape[1])
             parts.append(jnp.where(rows[..., None] >= 0, vectors, 0))
         if self.id_dim:
             table = hash_embedding.HashEmbedding(
-                self.num_items, self.id_dim, self.id_buckets, name="id"
+                self.num_items, self.id_dim, self.id_buckets, tables=self.tables, name="id"
             )
             parts.append(table(rows))
         if not parts:

@@ -55,11 +55,10 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         "random": product_features.token_capacity(
             lengths, np.ones(len(lengths)), config.loss.random // devices
         ),
-        "catalogue": product_features.most_tokens(lengths, ENCODED // devices),
+        "catalogue": product_features.most_tokens(lengths, -(-ENCODED // devices)),
     }
-    embed_rows = jax.jit(
-        functools.partial(encode, encoder, mesh, capacities["catalogue"]),
-        out_shardings=sharding.replicated(mesh),
+    embed_rows = sharding.shared_out(
+        mesh, functools.partial(encode, encoder, mesh, capacities["catalogue"])
     )
     judge = product_retrieval.ProductRetrieval(
         "ItemSage", dataset, tuple(train_batches.tasks), config.evaluate
@@ -109,6 +108,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
     if config.model.encoder == "transformer":
         system.check_heads(config.model)
+    system.check_tables_are_whole(config)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
     sharding.check_batch(mesh, "loss.random", config.loss.random)
 

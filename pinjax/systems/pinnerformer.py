@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from pinjax.data import batches, datasets, schema, windows
 from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch, sampled_softmax
-from pinjax.models import pinnerformer
+from pinjax.models import pinnerformer, tables
 from pinjax.systems import batching, system, user_retrieval
 from pinjax.training import sharding
 
@@ -68,13 +68,15 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         seed=config.train.seed,
         shard=(jax.process_index(), jax.process_count()),
     )
-    model = make_model(config, metadata)
+    model = make_model(config, metadata, mesh)
     content = item_content(config, dataset)
+    if content is not None:
+        content = model.tables.lay_out(content)
     corpus = np.flatnonzero(dataset.catalogue.created <= metadata.train_end).astype(np.int32)
-    frozen = jax.device_put(Frozen(content, corpus), sharding.replicated(mesh))
-    compiled = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    embed_users = compiled(functools.partial(served, model))
-    embed_items = compiled(functools.partial(model.apply, method="items"))
+    everywhere = sharding.replicated(mesh)
+    places = Frozen(model.tables.sharding or everywhere, everywhere)
+    frozen = jax.device_put(Frozen(content, corpus), places)
+    embed_users, embed_items = embedders(model, mesh)
     judge = user_retrieval.UserRetrieval(
         "PinnerFormer", dataset, positives, config.data.length, config.evaluate
     )
@@ -130,20 +132,28 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
     system.check_heads(config.model)
     sharding.check_batch(mesh, "data.users", config.data.users)
+    if config.train.shard_tables and tables.STRIPES % mesh.size:
+        raise InputError(
+            f"train.shard_tables: {mesh.size} devices do not divide a table's {tables.STRIPES} "
+            "stripes; their number must be a power of two"
+        )
 
 
-def make_model(config: ConfigDict, metadata: schema.Metadata) -> pinnerformer.PinnerFormer:
+def make_model(
+    config: ConfigDict, metadata: schema.Metadata, mesh: Mesh
+) -> pinnerformer.PinnerFormer:
     """The two towers, sized for the data set."""
     return pinnerformer.PinnerFormer(
         num_items=metadata.num_items,
         num_actions=len(metadata.actions),
         num_surfaces=len(metadata.surfaces),
         length=config.data.length,
+        tables=tables.Tables(mesh if config.train.shard_tables else None),
         **config.model,
     )
 
 
-def item_content(config: ConfigDict, dataset: datasets.Dataset) -> jax.Array | None:
+def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | None:
     """The catalogue's content vectors in bfloat16, or None where the items are ids alone.
 
     With `data.degree` they have one number more: the log of an item's actions in training, of mean
@@ -163,7 +173,7 @@ def item_content(config: ConfigDict, dataset: datasets.Dataset) -> jax.Array | N
         degree = (degree - degree.mean()) / max(degree.std(), 1e-6)
         square = np.square(content).mean(axis=1, keepdims=True)
         content = np.c_[content / np.sqrt(np.maximum(square, 1e-12)), degree]
-    return jnp.asarray(content, jnp.bfloat16)
+    return content.astype(jnp.bfloat16)
 
 
 def init(
@@ -180,7 +190,7 @@ def init(
     }
     history["moment"] = history["time"]
     if content is not None:  # as wide is all that counts
-        content = jnp.zeros((1, content.shape[1]), content.dtype)
+        content = jnp.zeros((model.tables.num_rows(1), content.shape[1]), content.dtype)
     params = model.init(params_key, content, history)
     sketch = count_min_sketch.init(
         sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
@@ -261,6 +271,16 @@ def choose(key: jax.Array, labels: jax.Array, count: int) -> jax.Array:
     """The places of `count` labels (all if there are fewer), at random, missing ones last."""
     priority = jnp.where(labels >= 0, jax.random.uniform(key, labels.shape), -1.0)
     return lax.top_k(priority, min(count, len(labels)))[1]
+
+
+def embedders(
+    model: pinnerformer.PinnerFormer, mesh: Mesh
+) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
+    """Compiled: (params, content, histories) and (params, content, rows) -> embeddings."""
+    return (
+        sharding.shared_out(mesh, functools.partial(served, model)),
+        sharding.shared_out(mesh, functools.partial(model.apply, method="items")),
+    )
 
 
 def served(

@@ -40,9 +40,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     tower = (make_bag if config.model.encoder == "bag" else make_bert)(config, dataset)
     replicated = sharding.replicated(mesh)
     frozen = jax.device_put({"items": items, "texts": tower.texts}, replicated)
-    embed_rows = jax.jit(
-        functools.partial(tower.embed, mesh), out_shardings=sharding.replicated(mesh)
-    )
+    embed_rows = sharding.shared_out(mesh, functools.partial(tower.embed, mesh))
     judge = product_retrieval.ProductRetrieval(
         "SearchSage", dataset, tuple(train_batches.tasks), config.evaluate
     )
@@ -90,6 +88,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise InputError(f"model.encoder: {config.model.encoder!r} is none of {known}")
     if config.model.encoder == "bert" and not config.model.pretrained:
         system.check_heads(config.model)
+    system.check_tables_are_whole(config)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
 
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
@@ -13,11 +12,14 @@ from orbax.checkpoint import checkpoint_managers
 
 from pinjax.errors import InputError
 from pinjax.systems import system as system_lib
-from pinjax.training import sharding, step
+from pinjax.training import step
 
 _RUN_FILE = "run.json"
 # What may differ between the calls of one run: it changes no parameter.
-_FREE = ("evaluate.", "data.dir", "data.workers", "train.log_every")
+_FREE = (
+    *("evaluate.", "data.dir", "data.workers", "train.log_every"),
+    *("train.model_devices", "train.shard", "train.shard_optimizer"),
+)
 
 
 class Checkpoints:
@@ -61,19 +63,14 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(state))
         self._manager.save(step, args=args, metrics=dict(metrics) if metrics else None, force=True)
 
-    def restore(self, step: int, like: Any, mesh: Mesh) -> Any:
-        """The state of a step, replicated on the mesh.
+    def restore(self, step: int, like: Any) -> Any:
+        """The state of a step.
 
         Args:
           step: of a checkpoint that is there.
-          like: pytree of arrays or of their shapes, as `jax.eval_shape` gives them.
-          mesh: need not be the one that the checkpoint was written from.
+          like: pytree of shapes with shardings, which need not be those it was written from.
         """
-        replicated = sharding.replicated(mesh)
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), like
-        )
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         return self._manager.restore(step, args=args).state
 
     def wait(self) -> None:
@@ -101,11 +98,15 @@ def claim(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, st
     old, new = _flatten(json.loads(path.read_text())), _flatten(run)
     for name in sorted(old.keys() | new.keys()):
         short = name.removeprefix("config.")
-        if old.get(name) != new.get(name) and not short.startswith(_FREE):
+        if old.get(name) != new.get(name) and not _is_free(short):
             raise InputError(
                 f"{workdir} holds a run with {short}={old.get(name)}, this one has "
                 f"{short}={new.get(name)}; choose another --workdir"
             )
+
+
+def _is_free(field: str) -> bool:
+    return any(field == free or (free.endswith(".") and field.startswith(free)) for free in _FREE)
 
 
 def load_chosen(
@@ -124,8 +125,8 @@ def load_chosen(
     if checkpoints.chosen is None:
         raise InputError(f"{workdir} holds no checkpoint yet")
     optimizer = step.make_optimizer(config.train)
-    like = jax.eval_shape(lambda: step.init_state(system, optimizer, config.train.seed))
-    state = checkpoints.restore(checkpoints.chosen, like, mesh)
+    like = step.abstract_state(system, optimizer, config.train, mesh)
+    state = checkpoints.restore(checkpoints.chosen, like)
     checkpoints.close()
     return state
 

@@ -1,6 +1,7 @@
 """The training loop: one readable page for every system."""
 
 import dataclasses
+import functools
 import signal
 from collections.abc import Callable, Iterator
 
@@ -43,31 +44,30 @@ def train(
     Args:
       system: what to train.
       config: the `train` section of a run's config.
-      mesh: of all devices; the state is replicated on it, the batch sharded over `data`.
+      mesh: of all devices; the batch is sharded over `data`, the state as the config says.
       workdir: metrics go here.
       checkpoints: of this run.
 
     Raises:
-      InputError: where the loss stops being finite; the batch that did it is saved in `workdir`.
+      InputError: where the config's sharding does not fit, or the loss stops being finite; the
+        batch that did it is saved in `workdir`.
     """
     # State: fresh or restored.
     optimizer = step.make_optimizer(config)
-    replicated = sharding.replicated(mesh)
-
-    def init() -> step.State:
-        return step.init_state(system, optimizer, config.seed)
-
+    like = step.abstract_state(system, optimizer, config, mesh)
+    places = jax.tree.map(lambda x: x.sharding, like)
     if checkpoints.latest is None:
-        state = jax.jit(init, out_shardings=replicated)()
+        init = functools.partial(step.init_state, system, optimizer, config.seed)
+        state = jax.jit(init, out_shardings=places)()
     else:
-        state = checkpoints.restore(checkpoints.latest, jax.eval_shape(init), mesh)
+        state = checkpoints.restore(checkpoints.latest, like)
     first = int(state.step)
 
     # The step.
     train_step = jax.jit(
         step.make_step(system, optimizer),
         donate_argnums=0,
-        out_shardings=(replicated, replicated),
+        out_shardings=(places, sharding.replicated(mesh)),
     )
     writer = metrics_writer.MetricsWriter(workdir, first) if processes.is_first() else None
     stop = _StopOnSigterm()

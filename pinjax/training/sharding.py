@@ -1,19 +1,34 @@
 """The device mesh, and where arrays lie on it."""
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from pinjax.errors import InputError
 
+_TABLES = "/id/(embedding|importance)$"  # the rows of `models.hash_embedding.HashEmbedding`
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices (of all processes) along `data`; `model` is there to shard large tables over."""
+
+def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Mesh:
+    """The devices, by default all of all processes, `model` of them along the axis `model`.
+
+    A batch is sharded over `data`; over `model` lies what the rules of `of_state` put there.
+
+    Raises:
+      InputError: where the devices do not make such a mesh.
+    """
     devices = np.array(jax.devices() if devices is None else devices)
-    return Mesh(devices.reshape(len(devices), 1), ("data", "model"))
+    if model < 1 or len(devices) % model:
+        raise InputError(f"train.model_devices={model} does not divide {len(devices)} devices")
+    return Mesh(devices.reshape(-1, model), ("data", "model"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -40,6 +55,24 @@ def by_rows(mesh: Mesh, function: Callable[..., jax.Array]) -> Callable[..., jax
     )
 
 
+def shared_out(mesh: Mesh, function: Callable[[Any, Any, Any], jax.Array]) -> Callable[..., Any]:
+    """(a, b, rows) -> function(a, b, rows), compiled: each device makes its share, and gets all.
+
+    For what is computed row by row. The rows, a pytree of arrays, need not be divisible by the
+    devices; `a` and `b` may lie anywhere.
+    """
+
+    def padded(a, b, rows):
+        count = len(jax.tree.leaves(rows)[0])
+        more = -count % mesh.shape["data"]
+        rows = jax.tree.map(
+            lambda x: jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)], mode="edge"), rows
+        )
+        return function(a, b, lax.with_sharding_constraint(rows, over_data(mesh)))[:count]
+
+    return jax.jit(padded, out_shardings=replicated(mesh))
+
+
 def on_each(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function of replicated arguments, computed whole by every device.
 
@@ -49,6 +82,89 @@ def on_each(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.shard_map(
         function, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
     )
+
+
+def of_state(mesh: Mesh, config: ConfigDict, state: Any) -> Any:
+    """Where each array of a train state lies.
+
+    Replicated, but for what the config says. `shard` is a list of rules, "PATTERN = AXES; ...": an
+    array in whose path, as "params/params/item_input/id/embedding", the regular expression is found
+    is sharded over mesh axes, one for each dimension, "." for none, "data,model" for both; dots at
+    the end may be left out. The first rule that fits counts, for the optimiser's moments of a
+    parameter as for the parameter. With `shard_optimizer`, moments that no rule fits are sharded
+    over `data`, by their first dimension that it divides (ZeRO, Rajbhandari et al., SC 2020,
+    stage 1). With `shard_tables`, the rows of learned tables are shared out over all devices.
+
+    Args:
+      mesh: of `make_mesh`.
+      config: the `train` section of a run's config.
+      state: pytree of arrays or shapes: a train state, or a part of one.
+
+    Returns:
+      pytree of `NamedSharding`.
+
+    Raises:
+      InputError: where a rule cannot be read, or does not fit what it finds.
+    """
+    rules = _rules(mesh, config)
+
+    def place(path, leaf) -> NamedSharding:
+        name = _name(path)
+        for pattern, axes in rules.items():
+            if leaf.ndim and re.search(pattern, name):
+                _check_fit(mesh, pattern, axes, name, leaf.shape)
+                return NamedSharding(mesh, PartitionSpec(*axes))
+        if config.shard_optimizer and name.startswith("opt_state"):
+            for dimension, size in enumerate(leaf.shape):
+                if size and size % mesh.shape["data"] == 0:
+                    return NamedSharding(mesh, PartitionSpec(*[None] * dimension, "data"))
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def check_rules(mesh: Mesh, config: ConfigDict, state: Any) -> None:
+    """Refuses rules of the `train` section that find nothing in a train state."""
+    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    for pattern in _rules(mesh, config):
+        if pattern != _TABLES and not any(re.search(pattern, name) for name in names):
+            raise InputError(f"train.shard: no parameter's path has {pattern!r} in it")
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _rules(mesh: Mesh, config: ConfigDict) -> dict[str, tuple[Any, ...]]:
+    """The rules by their patterns, in order: the mesh axes of each dimension."""
+    rules = {}
+    for rule in filter(str.strip, config.shard.split(";")):
+        pattern, equals, axes = (part.strip() for part in rule.rpartition("="))
+        named = [None if axis == "." else tuple(axis.split(",")) for axis in axes.split()]
+        unknown = {name for axis in named if axis for name in axis} - set(mesh.axis_names)
+        if not equals or not named or unknown:
+            raise InputError(
+                f"train.shard: {rule.strip()!r} is not PATTERN = AXES, each axis of a dimension "
+                f"one of {', '.join(mesh.axis_names)}, or . for none"
+            )
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"train.shard: {pattern!r} is no pattern: {error}") from None
+        rules[pattern] = tuple(named)
+    return rules | ({_TABLES: (mesh.axis_names,)} if config.shard_tables else {})
+
+
+def _check_fit(
+    mesh: Mesh, pattern: str, axes: tuple[Any, ...], name: str, shape: tuple[int, ...]
+) -> None:
+    """Refuses a rule for an array whose dimensions its axes do not divide."""
+    parts = [math.prod(mesh.shape[axis] for axis in part or ()) for part in axes]
+    if len(parts) > len(shape) or any(s % p for s, p in zip(shape, parts, strict=False)):
+        raise InputError(
+            f"train.shard: {pattern!r} cuts {name} {list(shape)} into {parts} parts, which do "
+            "not divide it"
+        )
 
 
 def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import optax
 from flax import struct
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax.systems import system as system_lib
+from pinjax.training import sharding
 
 
 class State(struct.PyTreeNode):
@@ -67,6 +69,26 @@ def init_state(
         opt_state=optimizer.init(params),
         sketches=sketches,
         key=jax.random.key_data(key),
+    )
+
+
+def abstract_state(
+    system: system_lib.System,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    mesh: Mesh,
+) -> State:
+    """The shapes of `init_state`, each with its place on the mesh by the `train` section.
+
+    Raises:
+      InputError: where the section's rules do not fit the state.
+    """
+    shapes = jax.eval_shape(lambda: init_state(system, optimizer, config.seed))
+    sharding.check_rules(mesh, config, shapes)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        shapes,
+        sharding.of_state(mesh, config, shapes),
     )
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pinjax.models import pinnerformer
+from pinjax.models import pinnerformer, tables
 
 LENGTH, NUM_ITEMS = 6, 20
 CHANGES = {"item": 5, "action": 1, "surface": 1, "duration": 7.5, "time": 3_000}
@@ -159,7 +159,7 @@ def test_learned_positions():
 
 def test_item_input_is_content_and_learned_vector(content):
     rows = jnp.array([[3, -1], [0, 19]])
-    model = pinnerformer.ItemInput(NUM_ITEMS, id_dim=4, id_buckets=0)
+    model = pinnerformer.ItemInput(NUM_ITEMS, id_dim=4, id_buckets=0, tables=tables.WHOLE)
     params = {"params": params_of(make())["params"]["item_input"]}
     vectors = np.asarray(model.apply(params, 100 * content, rows))
 

@@ -41,19 +41,21 @@ def mesh():
 
 @pytest.fixture
 def train_on_devices():
-    """(config, steps) -> the losses and the final state on 1, 2 and 8 devices."""
+    """(config, steps) -> the losses and the final state on 1, 2 and 8 devices, say."""
 
-    def train(config, steps):
+    def train(config, steps, numbers=(1, 2, 8)):
         ends = []
-        for devices in (1, 2, 8):
-            mesh = sharding.make_mesh(jax.devices()[:devices])
+        for devices in numbers:
+            mesh = sharding.make_mesh(jax.devices()[:devices], config.train.model_devices)
             system = registry.create(config, mesh)
             optimizer = step.make_optimizer(config.train)
-            replicated = sharding.replicated(mesh)
+            like = step.abstract_state(system, optimizer, config.train, mesh)
+            places = jax.tree.map(lambda x: x.sharding, like)
             init = functools.partial(step.init_state, system, optimizer, 0)
-            state = jax.jit(init, out_shardings=replicated)()
+            state = jax.jit(init, out_shardings=places)()
             train_step = jax.jit(
-                step.make_step(system, optimizer), out_shardings=(replicated, replicated)
+                step.make_step(system, optimizer),
+                out_shardings=(places, sharding.replicated(mesh)),
             )
             losses, batches = [], system.batches(0)
             for _ in range(steps):

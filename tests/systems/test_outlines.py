@@ -47,7 +47,7 @@ def test_outline_is_that_of_the_system(name, data_dir, mesh):
         outline.loss, made[0], outline.frozen, made[1], outline.batch, jax.random.key(0)
     )
     assert value.shape == ()
-    for function, arguments in outline.others.values():
+    for function, arguments in (*outline.embed.values(), outline.search):
         jax.eval_shape(function, *arguments.values())
 
 
@@ -69,9 +69,7 @@ def test_a_directory_tells_its_own_sizes(data_dir, mesh):
 def test_another_number_of_items(name, data_dir, mesh):
     outline = registry.create_outline(get_config(name, data_dir), mesh, 12_345)
     assert 12_345 in {
-        axis
-        for leaf in jax.tree.leaves(outline.others["search"])
-        for axis in getattr(leaf, "shape", ())
+        axis for leaf in jax.tree.leaves(outline.search) for axis in getattr(leaf, "shape", ())
     }
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from pinjax.errors import InputError
+from pinjax.models import tables
 from pinjax.systems import pinnerformer, registry
+from pinjax.training import sharding
 
 SYSTEM = "pinnerformer"
 
@@ -27,7 +29,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     value, (metrics, sketch) = jax.jit(system.loss)(params, system.frozen, sketch, batch, key)
 
     dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
-    model = pinnerformer.make_model(config, dataset.metadata)
+    model = pinnerformer.make_model(config, dataset.metadata, mesh)
     apply = functools.partial(model.apply, params, system.frozen.content)
     outputs = np.asarray(apply(batch, method="users"), np.float64)
     everything = jnp.arange(model.num_items, dtype=jnp.int32)
@@ -86,6 +88,22 @@ def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
         np.testing.assert_array_equal(other.sketches.table, state.sketches.table)
         close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
         jax.tree.map(close, other.params, state.params)
+
+
+def test_where_state_and_tables_lie_changes_nothing(make_config, train_on_devices):
+    config = make_config()
+    ((losses, state),) = train_on_devices(config, 4, (1,))
+    config.train.update(model_devices=2, shard_optimizer=True, shard_tables=True)
+    config.train.shard = "ffn_in/kernel = . . model; ffn_out/kernel = . model"
+    ((found, sharded),) = train_on_devices(config, 4, (8,))
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    params, expected = sharded.params["params"], state.params["params"]
+    jax.tree.map(close, params["user_tower"], expected["user_tower"])
+    rows = expected["item_input"]["id"]["embedding"]
+    table = params["item_input"]["id"]["embedding"]
+    layout = tables.Tables(sharding.make_mesh())
+    close(table[layout.lies_at(np.arange(len(rows)), len(table))], rows)
 
 
 def test_data_without_content_needs_learned_ids(make_config, monkeypatch, mesh):

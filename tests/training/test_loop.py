@@ -28,6 +28,9 @@ CONFIG = ConfigDict(
         "checkpoint_every": 4,
         "evaluate_every": 6,
         "select": "",
+        "shard": "",
+        "shard_optimizer": False,
+        "shard_tables": False,
     }
 )
 
@@ -174,8 +177,8 @@ def test_the_best_checkpoint_is_kept_and_chosen(tmp_path):
     assert checkpoints.latest == 12
     assert checkpoints.chosen == max(errors, key=errors.get)
     optimizer = step.make_optimizer(config)
-    like = jax.eval_shape(lambda: step.init_state(regression(), optimizer, 0))
-    state = checkpoints.restore(checkpoints.chosen, like, sharding.make_mesh())
+    like = step.abstract_state(regression(), optimizer, config, sharding.make_mesh())
+    state = checkpoints.restore(checkpoints.chosen, like)
     assert float(jnp.abs(state.params["bias"])) == errors[checkpoints.chosen]
     checkpoints.close()
 

@@ -60,7 +60,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         frozen=frozen,
         batch=outline.pairs_batch(config.data.pairs, size.same_query),
         size=("data.pairs", config.data.pairs),
-        others={
+        embed={
             "embed products": (
                 functools.partial(page.encode, encoder, mesh, capacity(page.ENCODED)),
                 {
@@ -69,6 +69,6 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
                     "batch": Shape((page.ENCODED,), jnp.int32),
                 },
             ),
-            "search": outline.search(size.products, config.model.dim, 100),
         },
+        search=outline.search(size.products, config.model.dim, 100),
     )

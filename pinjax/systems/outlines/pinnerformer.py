@@ -26,9 +26,12 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     num_items, users = size.metadata.num_items, config.data.users
     if config.data.content and not size.content_dim:
         raise InputError(f"data.content: {config.data.name} has no content vectors")
-    model = page.make_model(config, size.metadata)
+    model = page.make_model(config, size.metadata, mesh)
     width = size.content_dim + config.data.degree
-    content = Shape((num_items, width), jnp.bfloat16) if config.data.content else None
+    content = None
+    if config.data.content:
+        shape = model.tables.num_rows(num_items), width
+        content = Shape(shape, jnp.bfloat16, sharding=model.tables.sharding)
     frozen = page.Frozen(content, Shape((num_items,), jnp.int32))
     pairs = windows.labels_per_user(
         config.objective.name, config.data.length, config.objective.labels
@@ -45,21 +48,17 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         return {"parameters": params, "feature table": content, "batch": batch}
 
     labels = Shape((users, pairs), jnp.int32)
+    embed_users, embed_items = page.embedders(model, mesh)
+    rows = Shape((min(num_items, 2**14),), jnp.int32)
     return outline.Outline(
         init=init,
         loss=functools.partial(page.loss, model, config.loss, mesh),
         frozen=frozen,
         batch={**history(users), "label_position": labels, "label_item": labels},
         size=("data.users", users),
-        others={
-            "embed users": (
-                functools.partial(page.served, model),
-                arguments(history(config.evaluate.batch)),
-            ),
-            "embed items": (
-                functools.partial(model.apply, method="items"),
-                arguments(Shape((min(num_items, 2**14),), jnp.int32)),
-            ),
-            "search": outline.search(num_items, model.dim, 50),
+        embed={
+            "embed users": (embed_users, arguments(history(config.evaluate.batch))),
+            "embed items": (embed_items, arguments(rows)),
         },
+        search=outline.search(min(num_items, config.evaluate.index_size), model.dim, 50),
     )

@@ -32,7 +32,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         frozen={"items": vectors, "texts": tower.texts},
         batch=outline.pairs_batch(config.data.pairs, size.same_query),
         size=("data.pairs", config.data.pairs),
-        others={
+        embed={
             "embed queries": (
                 functools.partial(tower.embed, mesh),
                 {
@@ -41,8 +41,8 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
                     "batch": Shape((page.ENCODED,), jnp.int32),
                 },
             ),
-            "search": outline.search(size.products, size.dim, 100),
         },
+        search=outline.search(size.products, size.dim, 100),
     )
 
 

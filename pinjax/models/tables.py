@@ -1,0 +1,121 @@
+"""Rows of tables that are too large for one device."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Int32, Shaped
+
+# A row lies in one of so many stripes, whole numbers of which go to a device, and the next row in a
+# stripe far from it: whoever asks for a range of rows, or for the popular ones at the start, asks
+# all devices alike. Places are the same for any number of devices; it must divide this one.
+STRIPES = 1024
+_NEXT = 633  # stripes from a row to the next: by the golden ratio, and odd, so that all are met
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """How large tables lie on the devices, and how their rows come from there.
+
+    Attributes:
+      mesh: over all of whose devices the rows are shared out; None: each has the whole table.
+    """
+
+    mesh: Mesh | None = None
+
+    def num_rows(self, count: int) -> int:
+        """Rows of a table for `count` of them, with those that only fill it up."""
+        return count if self.mesh is None else -(-count // STRIPES) * STRIPES
+
+    def lay_out(self, table: np.ndarray) -> np.ndarray:
+        """A table of the host in the order in which it lies on the devices."""
+        if self.mesh is None:
+            return table
+        rows = np.zeros((self.num_rows(len(table)), *table.shape[1:]), table.dtype)
+        rows[self.lies_at(np.arange(len(table)), len(rows))] = table
+        return rows
+
+    def lies_at(self, rows, num_rows: int):
+        """Where rows lie in a table of `num_rows`, NumPy or JAX arrays."""
+        if self.mesh is None:
+            return rows
+        return rows % STRIPES * _NEXT % STRIPES * (num_rows // STRIPES) + rows // STRIPES
+
+    @property
+    def sharding(self) -> NamedSharding | None:
+        """Of a table's rows; None where each device has them all."""
+        if self.mesh is None:
+            return None
+        return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
+
+    def gather(
+        self, table: Shaped[Array, "rows dim"], rows: Int[Array, "*shape"]
+    ) -> Shaped[Array, "*shape dim"]:
+        """table[rows] of a table with this layout; what comes back for a row of -1 means nothing.
+
+        A device asks the owners for the rows of its own share of `rows` alone, each of them once,
+        so that what it sends and receives grows neither with the table nor with the number of
+        devices. The gradient goes the same way back.
+        """
+        if self.mesh is None:
+            return table[jnp.maximum(rows, 0)]
+        flat = rows.ravel()
+        flat = jnp.pad(flat, (0, -len(flat) % self.mesh.size), constant_values=-1)
+        places = jnp.where(flat >= 0, self.lies_at(flat, len(table)), -1)
+        shared = PartitionSpec(self.mesh.axis_names)
+        exchanged = jax.shard_map(
+            lambda table, places: exchange(table, places, self.mesh.axis_names, self.mesh.size),
+            mesh=self.mesh,
+            in_specs=(shared, shared),
+            out_specs=shared,
+            check_vma=False,  # else autodiff would want the unused cotangents' axes spelt out
+        )(table, places.astype(jnp.int32))
+        return exchanged[: rows.size].reshape(*rows.shape, table.shape[1])
+
+
+WHOLE = Tables()  # on every device
+
+
+def exchange(
+    shard: Shaped[Array, "rows dim"],
+    places: Int32[Array, " places"],
+    axes: tuple[str, ...],
+    devices: int,
+) -> Shaped[Array, "places dim"]:
+    """Rows of a table of which every device has an equal share: to be called on each of them.
+
+    Args:
+      shard: this device's rows; the table is those of all devices, one after the other.
+      places: rows of the table that this device wants, -1 for none.
+      axes: of the mesh, over which the table is shared out.
+      devices: how many there are.
+
+    Returns:
+      The rows. An owner can be asked for eight standard deviations more rows than is expected of
+      places at random; should that not do, the rows above are NaN.
+    """
+    size, (num_rows, _) = len(places), shard.shape
+    capacity = min(size, math.ceil(size / devices + 8 * math.sqrt(size / devices)))
+
+    # Equal places lie together once sorted, and those of one owner, too.
+    order = jnp.argsort(places)
+    ascending = places[order]
+    is_first = jnp.diff(ascending, prepend=-1) != 0  # -1 itself is never asked for
+    unique = jnp.cumsum(is_first) - 1
+    owner = jnp.where(ascending >= 0, ascending // num_rows, devices)
+    before = jnp.zeros(devices + 1, jnp.int32).at[owner].add(is_first, mode="drop")
+    before = jnp.cumsum(before) - before
+    rank = unique - before[owner]  # among what is asked of the owner
+
+    asked = jnp.full((devices, capacity), -1, jnp.int32)
+    asked = asked.at[owner, rank].set(ascending % num_rows, mode="drop")
+    wanted = lax.all_to_all(asked, axes, 0, 0, tiled=True)
+    sent = jnp.where(wanted[..., None] >= 0, shard[jnp.maximum(wanted, 0)], 0)
+    received = lax.all_to_all(sent, axes, 0, 0, tiled=True)
+    rows = received.at[owner, rank].get(mode="fill", fill_value=jnp.nan)
+    rows = jnp.where(ascending[:, None] >= 0, rows, 0)
+    return rows[jnp.argsort(order)]
