@@ -72,7 +72,7 @@ def get_config(variant: str = "") -> ConfigDict:
     train.checkpoint_every = 700
     train.evaluate_every = 700  # on the validation users
     train.select = ""  # a validation metric: serve its best checkpoint (none: the last one)
-    train.model_devices = 1  # devices along the mesh's axis `model`; over the others goes the batch
+    train.model_devices = 1  # along the mesh's axis `model`; a batch goes over the axis `data`
     # Where parameters lie: "PATTERN = AXES; ...", as in "ffn_in/kernel = . . model; ffn_out/kernel
     # = . model", axes of the mesh for each dimension; the others are on every device.
     train.shard = ""

@@ -89,7 +89,12 @@ class Block(nn.Module):
         y = nn.DenseGeneral(heads, dtype=self.dtype, name="query_key_value")(y)
         query, key, value = jnp.moveaxis(y, 2, 0)
         y = jax.nn.dot_product_attention(query, key, value, mask=visible)
-        y = nn.DenseGeneral(width, axis=(-2, -1), dtype=self.dtype, name="attention_out")(y)
+        # At first attention is a mean over positions, and a mean of n vectors that have nothing in
+        # common is 1 / sqrt(n) as long as they are: what a user did would drown in the last action.
+        init = nn.initializers.variance_scaling(x.shape[1], "fan_in", "truncated_normal")
+        y = nn.DenseGeneral(
+            width, axis=(-2, -1), dtype=self.dtype, kernel_init=init, name="attention_out"
+        )(y)
         x += dropout(y)
 
         y = nn.LayerNorm(dtype=self.dtype, name="ffn_norm")(x)

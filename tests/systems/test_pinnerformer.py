@@ -86,7 +86,7 @@ def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
     for other_losses, other in others:
         np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
         np.testing.assert_array_equal(other.sketches.table, state.sketches.table)
-        close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=5e-4)
         jax.tree.map(close, other.params, state.params)
 
 
@@ -97,7 +97,7 @@ def test_where_state_and_tables_lie_changes_nothing(make_config, train_on_device
     config.train.shard = "ffn_in/kernel = . . model; ffn_out/kernel = . model"
     ((found, sharded),) = train_on_devices(config, 4, (8,))
     np.testing.assert_allclose(found, losses, rtol=1e-5)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=5e-4)
     params, expected = sharded.params["params"], state.params["params"]
     jax.tree.map(close, params["user_tower"], expected["user_tower"])
     rows = expected["item_input"]["id"]["embedding"]
