@@ -73,7 +73,7 @@ setup() {
   tpus tpu-vm scp "$code/pinjax.tar.gz" "$name:" --worker=all
   rm -r "$code"
   on_workers all 'mkdir -p pinjax && tar -xzf pinjax.tar.gz -C pinjax && cd pinjax &&
-    . launch/env.sh && install requirements.txt'
+    . launch/env.sh && install requirements.txt && install requirements-gcp.txt'
 }
 
 run_once() {  # run_once ARGUMENT ...: fails with the first worker that does

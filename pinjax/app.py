@@ -1,5 +1,6 @@
 """How every command starts: flags, quiet logs, and one line for an error that a user can mend."""
 
+import importlib.util
 import os
 import shlex
 import sys
@@ -45,8 +46,16 @@ def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
 
 
 def workdir_of(flag: flags.FlagHolder) -> epath.Path:
-    """The run's directory: as given, or work/CONFIG or work/CONFIG-VARIANT."""
+    """The run's directory: as given, or work/CONFIG or work/CONFIG-VARIANT.
+
+    Raises:
+      InputError: for gs://, where what reads and writes there is not installed.
+    """
     if flag.value:
+        if flag.value.startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
+            raise InputError(
+                f"--workdir={flag.value} needs more: pip install -r requirements-gcp.txt"
+            )
         return epath.Path(flag.value)
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     file, _, variant = name.partition(":")

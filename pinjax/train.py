@@ -2,18 +2,23 @@
 
     python -m pinjax.train --config=configs/pinnerformer.py --workdir=DIR
 
-A run that was stopped goes on with the same command.
+A run that was stopped goes on with the same command, and on an accelerator it does not compile
+its programs again.
 """
 
 from collections.abc import Sequence
 
 import jax
+from absl import flags
 
 from pinjax import app, results
 from pinjax.systems import registry
 from pinjax.training import checkpoint, loop, processes, sharding
 
 CONFIG, WORKDIR = app.run_flags()
+PROFILE = flags.DEFINE_integer(
+    "profile", 0, "trace so many steps, for TensorBoard's profiler or xprof: --logdir=WORKDIR"
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +31,9 @@ def main(argv: Sequence[str]) -> int:
     checkpoints = checkpoint.Checkpoints(workdir, config.train.select)
     print(results.summary(system, config, mesh, workdir))
 
-    result = loop.train(system, config.train, mesh, workdir, checkpoints)
+    if jax.default_backend() != "cpu":  # whose programs fit one machine alone
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+    result = loop.train(system, config.train, mesh, workdir, checkpoints, PROFILE.value)
     if not result.finished:
         print(f"stopped after step {int(result.state.step)}; the same command goes on from there")
         return app.EXIT_PREEMPTED

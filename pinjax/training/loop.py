@@ -17,6 +17,7 @@ from pinjax.systems import system as system_lib
 from pinjax.training import checkpoint, metrics_writer, processes, sharding, step
 
 _IN_FLIGHT = 2  # steps given to the device before the loop waits for the oldest
+_UNTRACED = 10  # first steps, of which the first compiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ def train(
     mesh: Mesh,
     workdir: epath.PathLike,
     checkpoints: checkpoint.Checkpoints,
+    traced: int = 0,
 ) -> Result:
     """Trains `system` for `config.steps` steps, going on from the newest checkpoint if any.
 
@@ -47,10 +49,11 @@ def train(
       mesh: of all devices; the batch is sharded over `data`, the state as the config says.
       workdir: metrics go here.
       checkpoints: of this run.
+      traced: steps of which a profiler's trace is written to `workdir`, after the first ten.
 
     Raises:
-      InputError: where the config's sharding does not fit, or the loss stops being finite; the
-        batch that did it is saved in `workdir`.
+      InputError: where the config's sharding does not fit, too few steps are left to trace, or
+        the loss stops being finite; the batch that did it is saved in `workdir`.
     """
     # State: fresh or restored.
     optimizer = step.make_optimizer(config)
@@ -62,6 +65,12 @@ def train(
     else:
         state = checkpoints.restore(checkpoints.latest, like)
     first = int(state.step)
+    tracing = range(first + _UNTRACED, first + _UNTRACED + traced)
+    if tracing and tracing.stop > config.steps:
+        raise InputError(
+            f"a trace of {traced} steps takes {_UNTRACED + traced}, but only "
+            f"{config.steps - first} are left to train"
+        )
 
     # The step.
     train_step = jax.jit(
@@ -85,6 +94,8 @@ def train(
         batches = system.batches(first)
         done, stopping = first, False
         while done < config.steps and not stopping:
+            if tracing and done == tracing.start:
+                jax.profiler.start_trace(workdir)
             batch = sharding.place_batch(mesh, next(batches))
             state, metrics = train_step(state, system.frozen, batch)
             pending.append(metrics)
@@ -92,6 +103,9 @@ def train(
             progress.update()
             if len(pending) > _IN_FLIGHT:
                 jax.block_until_ready(pending[-1 - _IN_FLIGHT])
+            if tracing and done == tracing.stop:
+                jax.block_until_ready(metrics)
+                jax.profiler.stop_trace()
 
             stopping = processes.agree_to_stop(stop.requested, done)
             last = done == config.steps

@@ -19,21 +19,18 @@ class MetricsWriter:
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / "metrics.jsonl"
-        kept = []
-        if self._path.exists():
-            for line in self._path.read_text().splitlines():
-                if not line.endswith("}"):  # the process died while writing it
-                    continue
-                if json.loads(line)["step"] <= first_step:
-                    kept.append(line + "\n")
-        self._path.write_text("".join(kept))
+        self._lines = self._path.read_text().splitlines() if self._path.exists() else []
+        self._lines = [line for line in self._lines if json.loads(line)["step"] <= first_step]
         self._events = tensorboardX.SummaryWriter(str(directory), purge_step=first_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds the metrics of a step (steps done, so the first is 1)."""
         line = {"step": step, "time": round(time.time(), 3), **metrics}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self._lines.append(json.dumps(line))
+        # Whole and by another name, since an object store cannot append.
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("\n".join(self._lines) + "\n")
+        temporary.replace(self._path)
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
         self._events.flush()

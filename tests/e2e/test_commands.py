@@ -1,5 +1,6 @@
 """The commands, run as a user runs them: in processes of their own, from flags to files."""
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -200,6 +201,14 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
         (["--config.model.heads=3"], "model.width=16 is not divisible by model.heads=3"),
         (["--config.evaluate.cadences=('hourly',)"], "'hourly' is none of window"),
         (["stray"], "unexpected argument 'stray'"),
+        (["--config.train.model_devices=3"], "train.model_devices=3 does not divide 1 devices"),
+        pytest.param(
+            ["--workdir=gs://bucket/run"],
+            "--workdir=gs://bucket/run needs more: pip install -r requirements-gcp.txt",
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed"
+            ),
+        ),
     ],
 )
 def test_wrong_input_is_one_line(home, unbroken, flags, message):

@@ -89,7 +89,7 @@ def test_setup_copies_the_code_to_all_workers_and_installs(launch):
     assert done.returncode == 0
     assert verbs(calls) == ["tpu-vm scp", "tpu-vm ssh"]
     assert all("--worker=all" in call for call in calls)
-    assert "install requirements.txt" in calls[1]
+    assert "install requirements.txt && install requirements-gcp.txt" in calls[1]
 
 
 def test_run_has_a_log_for_each_worker_and_deletes_at_the_end(launch):

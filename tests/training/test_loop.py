@@ -72,11 +72,11 @@ def regression(disturb=lambda step, batch: None):
     )
 
 
-def train(workdir, config=CONFIG, **kwargs):
+def train(workdir, config=CONFIG, traced=0, **kwargs):
     checkpoints = checkpoint.Checkpoints(workdir, config.select)
     mesh = sharding.make_mesh()
     try:
-        return loop.train(regression(**kwargs), config, mesh, workdir, checkpoints)
+        return loop.train(regression(**kwargs), config, mesh, workdir, checkpoints, traced)
     finally:
         checkpoints.close()
 
@@ -154,6 +154,15 @@ def test_sigterm_saves_and_the_next_call_goes_on(tmp_path, unbroken):
     result = train(tmp_path)
     for found, expected in zip(leaves(result.state), leaves(unbroken[0]), strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_trace_of_some_steps(tmp_path, unbroken):
+    state = train(tmp_path, traced=2).state
+    np.testing.assert_array_equal(state.params["kernel"], unbroken[0].params["kernel"])
+    (trace,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
+    assert trace.stat().st_size > 1_000
+    with pytest.raises(InputError, match=r"^a trace of 3 steps takes 13, but only 12 are left"):
+        train(tmp_path / "other", traced=3)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_batch(tmp_path):
