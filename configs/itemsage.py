@@ -63,12 +63,12 @@ def get_config(variant: str = "") -> ConfigDict:
     train.checkpoint_every = 500
     train.evaluate_every = 500  # on the validation queries
     train.select = ""  # a validation metric: serve its best checkpoint (none: the last one)
-    train.model_devices = 1  # devices along the mesh's axis `model`; over the others goes the batch
+    train.model_devices = 1  # along the mesh's axis `model`; a batch goes over the axis `data`
     # Where parameters lie: "PATTERN = AXES; ...", as in "ffn_in/kernel = . . model; ffn_out/kernel
     # = . model", axes of the mesh for each dimension; the others are on every device.
     train.shard = ""
     train.shard_optimizer = False  # the optimiser's state is shared out over `data`
-    train.shard_tables = False  # PinnerFormer's can be
+    train.shard_tables = False  # must be False: only PinnerFormer's can be
 
     evaluate = config.evaluate = ConfigDict()
     evaluate.queries = 4_000  # at most, a seeded sample

@@ -120,15 +120,15 @@ def others(outline: outline_lib.Outline, config: ConfigDict, mesh: Mesh) -> list
 
     def program(name: str, function: Callable[..., Any], arguments: dict[str, Any], shares: int):
         placed = {part: outline_lib.placed(tree, replicated) for part, tree in arguments.items()}
-        if "parameters" in arguments:
-            places = sharding.of_state(mesh, config, arguments["parameters"])
-            placed["parameters"] = outline_lib.placed(arguments["parameters"], places)
         whole = flops.of_matmuls(function, *arguments.values(), devices=shares)
         return Program(name, jax.jit(function), placed, whole / shares)
 
-    shares = mesh.shape["data"]
-    embed = [program(name, *what, shares) for name, what in outline.embed.items()]
-    return [*embed, program("search", *outline.search, 1)]
+    state = step.abstract_state(outline, step.make_optimizer(config), config, mesh)
+    embed = outline.embed(state.params).items()
+    return [
+        *(program(name, *what, mesh.size) for name, what in embed),
+        program("search", *outline.search, 1),
+    ]
 
 
 def check_arguments(program: Program, chip: rates.Chip, advice: str) -> None:

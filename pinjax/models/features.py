@@ -60,10 +60,10 @@ class TimeEncoding(nn.Module):
 
       cos(2π t / p_i + φ_2i-1) / 4, sin(2π t / p_i + φ_2i) / 4 for each i, and log(1 + t) / 16.
 
-    The phases start at zero. The logarithm is that of 1 + t, so that 0 seconds make 0. What the
-    numbers are divided by is not the paper's, and a linear layer could undo it: most periods say
-    nothing of an item, a logarithm is far from 0, and Adam changes all weights alike, so that as
-    they are they drown a content vector for the first thousand steps.
+    The phases start at zero. The logarithm is that of 1 + t, so that 0 seconds make 0. The
+    divisors are not the paper's. A linear layer could learn them, but Adam changes all its weights
+    alike: undivided, a logarithm far from 0 and many periods that say nothing drown the content of
+    an item for the first thousand steps.
 
     Attributes:
       periods: p_i, in seconds, each at least 1.

@@ -102,7 +102,8 @@ class PinnerFormer(nn.Module):
         """Embeds users at every position; the last is the one to serve.
 
         Args:
-          content: the catalogue's content vectors, or None where items are their learned ids.
+          content: the catalogue's content vectors, laid out as `tables` says, or None where items
+            are their learned ids.
           history: see the class; it may be shorter than `length`.
           train: apply dropout, from the rng stream "dropout".
         """

@@ -57,9 +57,9 @@ class Tables:
     ) -> Shaped[Array, "*shape dim"]:
         """table[rows] of a table with this layout; what comes back for a row of -1 means nothing.
 
-        A device asks the owners for the rows of its own share of `rows` alone, each of them once,
-        so that what it sends and receives grows neither with the table nor with the number of
-        devices. The gradient goes the same way back.
+        A device asks the owners for the rows of its own share of `rows` alone, each of them once:
+        what it sends and receives does not grow with the table, and with the devices only by the
+        room left for chance (`capacity`). The gradient goes the same way back.
         """
         if self.mesh is None:
             return table[jnp.maximum(rows, 0)]
@@ -78,6 +78,8 @@ class Tables:
 
 
 WHOLE = Tables()  # on every device
+# Of the parameters whose rows a `hash_embedding.HashEmbedding` named "id" shares out.
+PARAMETERS = "/id/(embedding|importance)$"
 
 
 def exchange(
@@ -95,11 +97,10 @@ def exchange(
       devices: how many there are.
 
     Returns:
-      The rows. An owner can be asked for eight standard deviations more rows than is expected of
-      places at random; should that not do, the rows above are NaN.
+      The rows; NaN where an owner is asked for more than its capacity.
     """
-    size, (num_rows, _) = len(places), shard.shape
-    capacity = min(size, math.ceil(size / devices + 8 * math.sqrt(size / devices)))
+    num_rows = len(shard)
+    room = capacity(len(places), devices)
 
     # Equal places lie together once sorted, and those of one owner, too.
     order = jnp.argsort(places)
@@ -111,11 +112,21 @@ def exchange(
     before = jnp.cumsum(before) - before
     rank = unique - before[owner]  # among what is asked of the owner
 
-    asked = jnp.full((devices, capacity), -1, jnp.int32)
+    asked = jnp.full((devices, room), -1, jnp.int32)
     asked = asked.at[owner, rank].set(ascending % num_rows, mode="drop")
     wanted = lax.all_to_all(asked, axes, 0, 0, tiled=True)
     sent = jnp.where(wanted[..., None] >= 0, shard[jnp.maximum(wanted, 0)], 0)
     received = lax.all_to_all(sent, axes, 0, 0, tiled=True)
-    rows = received.at[owner, rank].get(mode="fill", fill_value=jnp.nan)
-    rows = jnp.where(ascending[:, None] >= 0, rows, 0)
-    return rows[jnp.argsort(order)]
+    back = jnp.argsort(order)
+    rows = received.at[owner[back], rank[back]].get(mode="fill", fill_value=jnp.nan)
+    return jnp.where(places[:, None] >= 0, rows, 0)
+
+
+def capacity(size: int, devices: int) -> int:
+    """Rows that an owner can be asked for by a device that wants `size` rows of all owners.
+
+    The number is a Poisson variable for places at random. It is above this by eight standard
+    deviations, with their correction for a Poisson variable's skewness: once in 10^15 times.
+    """
+    mean = size / devices
+    return min(size, math.ceil(mean + 8 * math.sqrt(mean) + (8**2 - 1) / 6))

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from pinjax.errors import InputError
+
 
 def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
     """Applies a compiled function to the rows of arrays, `size` at a time.
@@ -17,6 +19,9 @@ def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
 
     Returns:
       NumPy arrays with a row for each row of `arrays`.
+
+    Raises:
+      InputError: where a result is NaN.
     """
     total = len(jax.tree.leaves(arrays)[0])
     results = []
@@ -24,4 +29,10 @@ def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
         rows = np.minimum(np.arange(start, start + size), total - 1)
         result = function(jax.tree.map(lambda x, rows=rows: x[rows], arrays))
         results.append(jax.tree.map(lambda x, n=total - start: np.asarray(x)[:n], result))
-    return jax.tree.map(lambda *x: np.concatenate(x), *results)
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *results)
+    if any(np.isnan(x).any() for x in jax.tree.leaves(joined)):
+        raise InputError(
+            "an embedding is NaN: so are the parameters, or more was asked of a device than chance "
+            "explains"
+        )
+    return joined

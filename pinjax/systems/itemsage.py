@@ -55,7 +55,9 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         "random": product_features.token_capacity(
             lengths, np.ones(len(lengths)), config.loss.random // devices
         ),
-        "catalogue": product_features.most_tokens(lengths, -(-ENCODED // devices)),
+        "catalogue": product_features.most_tokens(lengths, ENCODED // devices)
+        if ENCODED % devices == 0  # else what is read together is another share in each batch
+        else -(-ENCODED // devices) * int(lengths.max()),
     }
     embed_rows = sharding.shared_out(
         mesh, functools.partial(encode, encoder, mesh, capacities["catalogue"])

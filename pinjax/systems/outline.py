@@ -24,9 +24,9 @@ class Outline:
       frozen: pytree of shapes, as in `System`; what is not replicated has its sharding.
       batch: shapes of the global batch, by name.
       size: (the config's field, its value) of the global batch.
-      embed: by name, what embeds, each device its share of the batch: a function and the shapes of
-        its arguments, by what they are, in order.
-      search: the same, on every device the whole of it.
+      embed: from the shapes of the parameters to what embeds, by name: a function and the shapes of
+        its arguments, by what they are, in order. Each device embeds its share of the batch.
+      search: a function and its arguments, on every device the whole of it.
     """
 
     init: Callable[[jax.Array], tuple[Any, Any]]
@@ -34,24 +34,13 @@ class Outline:
     frozen: Any
     batch: dict[str, Shape]
     size: tuple[str, int]
-    embed: dict[str, tuple[Callable[..., Any], dict[str, Any]]]
+    embed: Callable[[Any], dict[str, tuple[Callable[..., Any], dict[str, Any]]]]
     search: tuple[Callable[..., Any], dict[str, Any]]
 
 
-def placed(tree: Any, places: Any) -> Any:
-    """The shapes of arrays as they lie on a mesh: those that do not say where, as told.
-
-    Args:
-      tree: pytree of shapes.
-      places: their shardings, a prefix of the tree.
-    """
-
-    def place(sharding: NamedSharding, shapes: Any) -> Any:
-        return jax.tree.map(
-            lambda x: Shape(x.shape, x.dtype, sharding=x.sharding or sharding), shapes
-        )
-
-    return jax.tree.map(place, places, tree)
+def placed(tree: Any, sharding: NamedSharding) -> Any:
+    """The shapes of arrays as they lie on a mesh: those that do not say where, as told."""
+    return jax.tree.map(lambda x: Shape(x.shape, x.dtype, sharding=x.sharding or sharding), tree)
 
 
 def pairs_batch(pairs: int, same_query: int) -> dict[str, Shape]:

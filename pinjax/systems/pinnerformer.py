@@ -31,7 +31,8 @@ class Frozen(NamedTuple):
     """What a step reads of the catalogue.
 
     Attributes:
-      content: bfloat16 (items, dim), or None where items are their learned ids alone.
+      content: bfloat16 (rows, dim), laid out as `models.tables` says, or None where items are
+        their learned ids alone.
       corpus: int32 (n,), the items that existed when the training period ended. Random negatives
         are drawn from these: an item of a later day would only be learned to be never wanted.
     """
@@ -71,11 +72,9 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     model = make_model(config, metadata, mesh)
     content = item_content(config, dataset)
     if content is not None:
-        content = model.tables.lay_out(content)
+        content = sharding.place_rows(mesh, model.tables.lay_out(content), model.tables.sharding)
     corpus = np.flatnonzero(dataset.catalogue.created <= metadata.train_end).astype(np.int32)
-    everywhere = sharding.replicated(mesh)
-    places = Frozen(model.tables.sharding or everywhere, everywhere)
-    frozen = jax.device_put(Frozen(content, corpus), places)
+    frozen = Frozen(content, jax.device_put(corpus, sharding.replicated(mesh)))
     embed_users, embed_items = embedders(model, mesh)
     judge = user_retrieval.UserRetrieval(
         "PinnerFormer", dataset, positives, config.data.length, config.evaluate
@@ -104,8 +103,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
 
     def evaluate(params: Any, split: str, full: bool = False) -> list[system.Row]:
         embed_history, embed_rows = towers(params)
-        items = embed_catalogue(embed_rows, np.arange(metadata.num_items))
-        return judge(embed_history, jnp.asarray(items), split, full)
+        return judge(embed_history, functools.partial(embed_catalogue, embed_rows), split, full)
 
     return system.System(
         init=functools.partial(init, model, config.loss, frozen.content),
@@ -135,7 +133,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     if config.train.shard_tables and tables.STRIPES % mesh.size:
         raise InputError(
             f"train.shard_tables: {mesh.size} devices do not divide a table's {tables.STRIPES} "
-            "stripes; their number must be a power of two"
+            "stripes; expected a power of two"
         )
 
 

@@ -42,6 +42,18 @@ class Found(NamedTuple):
     label_scores: np.ndarray
 
 
+class Items(NamedTuple):
+    """Embeddings of items.
+
+    Attributes:
+      rows: int (n,), ascending, of the catalogue.
+      vectors: (n, dim), on the device.
+    """
+
+    rows: np.ndarray
+    vectors: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class UserRetrieval:
     """Measures a user tower and an item tower on a data set.
@@ -69,7 +81,7 @@ class UserRetrieval:
     def __call__(
         self,
         embed_users: Callable[[dict[str, np.ndarray]], jax.Array],
-        items: jax.Array,
+        embed_items: Callable[[np.ndarray], np.ndarray],
         split: str,
         full: bool,
     ) -> list[system.Row]:
@@ -77,7 +89,7 @@ class UserRetrieval:
 
         Args:
           embed_users: from histories, fields of (`config.batch`, length), to (batch, dim).
-          items: (items, dim), the embedding of every item of the catalogue.
+          embed_items: from rows of the catalogue, (n,), to (n, dim).
           split: whose users are asked.
           full: with all cadences, the approximate index and the baselines; else the first row.
 
@@ -94,11 +106,14 @@ class UserRetrieval:
             filter_seen=self.config.filter_seen,
         )
         table = _Table(self.dataset.catalogue.topics)
+        items = None
         for moment in source.moments(self.config.moments):
             once = source.questions(split, moment)
             if not once.users:
                 continue
             index = source.index(moment)
+            if items is None or len(items.rows) < len(index):
+                items = self._embed(embed_items, index, once)
             counts = source.counts(moment) if full else None
             for cadence in self.config.cadences if full else self.config.cadences[:1]:
                 asked = once if cadence == "window" else source.questions(split, moment, cadence)
@@ -124,6 +139,18 @@ class UserRetrieval:
             )
         return rows
 
+    def _embed(
+        self,
+        embed_items: Callable[[np.ndarray], np.ndarray],
+        index: np.ndarray,
+        asked: held_out.Questions,
+    ) -> Items:
+        """The items of an index and the labels, or the whole catalogue where that is no more."""
+        rows = np.arange(len(index))
+        if len(rows) > self.config.index_size:
+            rows = np.union1d(np.flatnonzero(index), asked.label_item)
+        return Items(rows, jnp.asarray(embed_items(rows)))
+
     def _oracle(self, asked: held_out.Questions, moment: int, index: np.ndarray) -> Found:
         """The best ranking that a simulated world allows; its queries are users."""
         rows, scores, label_scores = [], [], np.empty(len(asked.label_item), np.float32)
@@ -140,18 +167,17 @@ class UserRetrieval:
         return Found(np.concatenate(rows), np.concatenate(scores), label_scores)
 
 
-def _search(
-    users: np.ndarray, items: jax.Array, index: np.ndarray, asked: held_out.Questions
-) -> Found:
+def _search(users: np.ndarray, items: Items, index: np.ndarray, asked: held_out.Questions) -> Found:
     """Exact search, without what each user had seen where that is to be left out."""
-    depth = min(_depth(asked), len(items))
-    valid = jnp.asarray(index)
-    scores, rows = batching.in_batches(
-        lambda batch: exact.search(batch, items, depth, valid=valid), users, _QUERIES
+    depth = min(_depth(asked), len(items.rows))
+    valid = jnp.asarray(index[items.rows])
+    scores, found = batching.in_batches(
+        lambda batch: exact.search(batch, items.vectors, depth, valid=valid), users, _QUERIES
     )
-    label_items = np.asarray(items[asked.label_item], np.float32)
-    label_scores = np.einsum("ld,ld->l", users[asked.label_query], label_items)
-    return _without_seen(Found(rows, scores, label_scores), asked, len(items))
+    rows = np.where(found >= 0, items.rows[found], -1)
+    labels = items.vectors[np.searchsorted(items.rows, asked.label_item)]
+    label_scores = np.einsum("ld,ld->l", users[asked.label_query], np.asarray(labels, np.float32))
+    return _without_seen(Found(rows, scores, label_scores), asked, len(index))
 
 
 def _depth(asked: held_out.Questions) -> int:
@@ -174,11 +200,11 @@ def _without_seen(found: Found, asked: held_out.Questions, items: int) -> Found:
 
 
 def _search_scann(
-    users: np.ndarray, items: jax.Array, index: np.ndarray, exactly: Found
+    users: np.ndarray, items: Items, index: np.ndarray, exactly: Found
 ) -> tuple[Found, dict[str, float]]:
     """Approximate search, and what it gains and loses beside the exact one."""
     rows = np.flatnonzero(index).astype(np.int32)
-    vectors = np.asarray(items)[rows]
+    vectors = np.asarray(items.vectors)[index[items.rows]]
     searcher = scann_index.build(vectors, _DEEPEST)
     scores, found = scann_index.search(searcher, users, _DEEPEST)
     compared = scann_index.recall_against_exact(searcher, vectors, users, 10)

@@ -15,7 +15,7 @@ from pinjax.systems import system as system_lib
 from pinjax.training import step
 
 _RUN_FILE = "run.json"
-# What may differ between the calls of one run: it changes no parameter.
+# What may differ between the calls of one run: it changes no parameter, but for rounding.
 _FREE = (
     *("evaluate.", "data.dir", "data.workers", "train.log_every"),
     *("train.model_devices", "train.shard", "train.shard_optimizer"),

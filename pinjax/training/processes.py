@@ -54,6 +54,13 @@ def as_first(array: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
+def whole(array: jax.Array) -> np.ndarray:
+    """An array of which each process may have a part alone."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
 def agree_to_stop(requested: bool, step: int) -> bool:
     """Whether to stop after a step: all processes at the same one, once any has had SIGTERM."""
     if jax.process_count() == 1:

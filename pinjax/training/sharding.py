@@ -13,8 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pinjax.errors import InputError
-
-_TABLES = "/id/(embedding|importance)$"  # the rows of `models.hash_embedding.HashEmbedding`
+from pinjax.models import tables
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Mesh:
@@ -28,7 +27,11 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Me
     devices = np.array(jax.devices() if devices is None else devices)
     if model < 1 or len(devices) % model:
         raise InputError(f"train.model_devices={model} does not divide {len(devices)} devices")
-    return Mesh(devices.reshape(-1, model), ("data", "model"))
+    devices = devices.reshape(-1, model)
+    # Each process reads its own rows of a batch, so devices with the same rows are of one process.
+    if any(len({device.process_index for device in row}) > 1 for row in devices):
+        raise InputError(f"train.model_devices={model} are not all of one process")
+    return Mesh(devices, ("data", "model"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -98,20 +101,21 @@ def of_state(mesh: Mesh, config: ConfigDict, state: Any) -> Any:
     Args:
       mesh: of `make_mesh`.
       config: the `train` section of a run's config.
-      state: pytree of arrays or shapes: a train state, or a part of one.
+      state: a train state, of arrays or shapes.
 
     Returns:
       pytree of `NamedSharding`.
 
     Raises:
-      InputError: where a rule cannot be read, or does not fit what it finds.
+      InputError: where a rule cannot be read, or does not fit what it finds, or finds nothing.
     """
-    rules = _rules(mesh, config)
+    rules, used = _rules(mesh, config), {tables.PARAMETERS}
 
     def place(path, leaf) -> NamedSharding:
-        name = _name(path)
-        for pattern, axes in rules.items():
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for pattern, axes in rules:
             if leaf.ndim and re.search(pattern, name):
+                used.add(pattern)
                 _check_fit(mesh, pattern, axes, name, leaf.shape)
                 return NamedSharding(mesh, PartitionSpec(*axes))
         if config.shard_optimizer and name.startswith("opt_state"):
@@ -120,39 +124,32 @@ def of_state(mesh: Mesh, config: ConfigDict, state: Any) -> Any:
                     return NamedSharding(mesh, PartitionSpec(*[None] * dimension, "data"))
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(place, state)
-
-
-def check_rules(mesh: Mesh, config: ConfigDict, state: Any) -> None:
-    """Refuses rules of the `train` section that find nothing in a train state."""
-    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    for pattern in _rules(mesh, config):
-        if pattern != _TABLES and not any(re.search(pattern, name) for name in names):
+    placed = jax.tree_util.tree_map_with_path(place, state)
+    for pattern, _ in rules:
+        if pattern not in used:
             raise InputError(f"train.shard: no parameter's path has {pattern!r} in it")
+    return placed
 
 
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _rules(mesh: Mesh, config: ConfigDict) -> dict[str, tuple[Any, ...]]:
-    """The rules by their patterns, in order: the mesh axes of each dimension."""
-    rules = {}
+def _rules(mesh: Mesh, config: ConfigDict) -> list[tuple[str, tuple[Any, ...]]]:
+    """The rules in order: a pattern, and the mesh axes of each dimension."""
+    rules = []
     for rule in filter(str.strip, config.shard.split(";")):
         pattern, equals, axes = (part.strip() for part in rule.rpartition("="))
         named = [None if axis == "." else tuple(axis.split(",")) for axis in axes.split()]
-        unknown = {name for axis in named if axis for name in axis} - set(mesh.axis_names)
-        if not equals or not named or unknown:
+        names = [name for axis in named if axis for name in axis]
+        unknown = set(names) - set(mesh.axis_names)
+        if not equals or not named or unknown or len(set(names)) < len(names):
             raise InputError(
-                f"train.shard: {rule.strip()!r} is not PATTERN = AXES, each axis of a dimension "
-                f"one of {', '.join(mesh.axis_names)}, or . for none"
+                f"train.shard: {rule.strip()!r} is not PATTERN = AXES, for each dimension "
+                f"one of {', '.join(mesh.axis_names)} that no other has, or . for none"
             )
         try:
             re.compile(pattern)
         except re.error as error:
             raise InputError(f"train.shard: {pattern!r} is no pattern: {error}") from None
-        rules[pattern] = tuple(named)
-    return rules | ({_TABLES: (mesh.axis_names,)} if config.shard_tables else {})
+        rules.append((pattern, tuple(named)))
+    return rules + [(tables.PARAMETERS, (mesh.axis_names,))] * config.shard_tables
 
 
 def _check_fit(
@@ -169,10 +166,24 @@ def _check_fit(
 
 def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """The global batch on the mesh, from each process's share of its rows."""
-    sharding = over_data(mesh)
+    sharding, processes = over_data(mesh), jax.process_count()
     return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+        name: jax.make_array_from_process_local_data(
+            sharding, rows, (len(rows) * processes, *rows.shape[1:])
+        )
+        for name, rows in batch.items()
     }
+
+
+def place_rows(mesh: Mesh, rows: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
+    """An array that every process has, on the mesh: replicated, or as the sharding says.
+
+    Each device gets its own share alone, where `jax.device_put` would first bring the whole to all
+    devices of several processes.
+    """
+    return jax.make_array_from_callback(
+        rows.shape, sharding or replicated(mesh), lambda index: rows[index]
+    )
 
 
 def check_batch(mesh: Mesh, name: str, size: int) -> None:

@@ -1,6 +1,7 @@
 """Sharded tables against the plain ones, on eight devices."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def test_a_device_holds_its_share_wherever_rows_are_popular(sharded):
 
 
 def test_what_an_owner_cannot_send_is_nan(sharded):
-    """4,096 rows that all belong to one device: more than eight deviations above its share."""
+    """4,096 rows that all belong to one device, whose share would be 512."""
     shared = PartitionSpec(sharded.mesh.axis_names)
     table = jnp.arange(8.0 * 8192)[:, None]
     places = jnp.concatenate([jnp.arange(4096), jnp.full(7 * 4096, -1)]).astype(jnp.int32)
@@ -70,9 +71,21 @@ def test_what_an_owner_cannot_send_is_nan(sharded):
         table, places
     )
     found = np.asarray(found)[:4096, 0]
-    capacity = int(np.ceil(512 + 8 * np.sqrt(512)))
+    capacity = int(np.ceil(512 + 8 * np.sqrt(512) + 63 / 6))
+    assert capacity == tables.capacity(4096, 8)
     np.testing.assert_array_equal(found[:capacity], np.arange(capacity))
     assert np.isnan(found[capacity:]).all()
+
+
+@pytest.mark.parametrize("mean", [0.05, 0.125, 0.5, 1, 3, 20, 128, 2048])
+def test_hardly_ever_is_an_owner_asked_for_too_much(mean):
+    """The chance of a Poisson variable above the capacity, by its probabilities."""
+    devices = 256
+    size = round(mean * devices)
+    above = np.arange(400) + tables.capacity(size, devices) + 1
+    rate = size / devices
+    log_chances = above * math.log(rate) - [math.lgamma(k + 1) for k in above] - rate
+    assert np.logaddexp.reduce(log_chances) < math.log(1e-14)
 
 
 def test_whole_tables_are_left_alone():

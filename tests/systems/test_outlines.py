@@ -47,7 +47,7 @@ def test_outline_is_that_of_the_system(name, data_dir, mesh):
         outline.loss, made[0], outline.frozen, made[1], outline.batch, jax.random.key(0)
     )
     assert value.shape == ()
-    for function, arguments in (*outline.embed.values(), outline.search):
+    for function, arguments in (*outline.embed(made[0]).values(), outline.search):
         jax.eval_shape(function, *arguments.values())
 
 

@@ -18,7 +18,12 @@ def test_popularity_is_the_same_list_for_everybody(make_config, rng, filter_seen
     positives = windows.Positives.create(dataset.metadata, config.data.positives, "home")
     judge = user_retrieval.UserRetrieval("model", dataset, positives, 4, config.evaluate)
     items = jnp.asarray(rng.standard_normal((len(dataset.catalogue), 2)), jnp.float32)
-    rows = judge(lambda histories: jnp.ones((len(histories["item"]), 2)), items, "test", True)
+    rows = judge(
+        lambda histories: jnp.ones((len(histories["item"]), 2)),
+        lambda rows: items[rows],
+        "test",
+        full=True,
+    )
     found = {row.method: row.metrics["R@10"][0] for row in rows}
 
     source = held_out.HeldOut(

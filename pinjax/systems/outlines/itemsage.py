@@ -1,8 +1,8 @@
 """ItemSage without its data."""
 
 import functools
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -13,6 +13,7 @@ from pinjax.models import product_features
 from pinjax.systems import itemsage as page
 from pinjax.systems import outline
 from pinjax.systems.outline import Shape
+from pinjax.training import sharding
 
 
 def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline:
@@ -45,10 +46,18 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         return product_features.token_capacity(size.text_tokens, weights, share)
 
     capacities = {"positives": capacity(config.data.pairs), "random": capacity(config.loss.random)}
-    init = functools.partial(page.init, encoder, config.loss, products)
-    params, _ = jax.eval_shape(init, jax.random.key(0))
+    encode = functools.partial(page.encode, encoder, mesh, capacity(page.ENCODED))
+
+    def embed(params: Any) -> dict[str, Any]:
+        arguments = {
+            "parameters": params["encoder"],
+            "feature table": products,
+            "batch": Shape((page.ENCODED,), jnp.int32),
+        }
+        return {"embed products": (sharding.shared_out(mesh, encode), arguments)}
+
     return outline.Outline(
-        init=init,
+        init=functools.partial(page.init, encoder, config.loss, products),
         loss=functools.partial(
             page.loss,
             encoder,
@@ -60,15 +69,6 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         frozen=frozen,
         batch=outline.pairs_batch(config.data.pairs, size.same_query),
         size=("data.pairs", config.data.pairs),
-        embed={
-            "embed products": (
-                functools.partial(page.encode, encoder, mesh, capacity(page.ENCODED)),
-                {
-                    "parameters": params["encoder"],
-                    "feature table": products,
-                    "batch": Shape((page.ENCODED,), jnp.int32),
-                },
-            ),
-        },
+        embed=embed,
         search=outline.search(size.products, config.model.dim, 100),
     )

@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -36,29 +35,29 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     pairs = windows.labels_per_user(
         config.objective.name, config.data.length, config.objective.labels
     )
-    init = functools.partial(page.init, model, config.loss, content)
-    params, _ = jax.eval_shape(init, jax.random.key(0))
 
     def history(rows: int) -> dict[str, Shape]:
         fields = {name: dtype for name, (dtype, _) in schema.ACTION.fields.items()}
         fields["moment"] = fields["time"]
         return {name: Shape((rows, config.data.length), x) for name, x in fields.items()}
 
-    def arguments(batch: Any) -> dict[str, Any]:
-        return {"parameters": params, "feature table": content, "batch": batch}
-
     labels = Shape((users, pairs), jnp.int32)
     embed_users, embed_items = page.embedders(model, mesh)
     rows = Shape((min(num_items, 2**14),), jnp.int32)
+
+    def embed(params: Any) -> dict[str, Any]:
+        known = {"parameters": params, "feature table": content}
+        return {
+            "embed users": (embed_users, {**known, "batch": history(config.evaluate.batch)}),
+            "embed items": (embed_items, {**known, "batch": rows}),
+        }
+
     return outline.Outline(
-        init=init,
+        init=functools.partial(page.init, model, config.loss, content),
         loss=functools.partial(page.loss, model, config.loss, mesh),
         frozen=frozen,
         batch={**history(users), "label_position": labels, "label_item": labels},
         size=("data.users", users),
-        embed={
-            "embed users": (embed_users, arguments(history(config.evaluate.batch))),
-            "embed items": (embed_items, arguments(rows)),
-        },
+        embed=embed,
         search=outline.search(min(num_items, config.evaluate.index_size), model.dim, 50),
     )

@@ -1,8 +1,8 @@
 """SearchSage without its data."""
 
 import functools
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -12,6 +12,7 @@ from pinjax.models import product_features
 from pinjax.systems import outline
 from pinjax.systems import searchsage as page
 from pinjax.systems.outline import Shape
+from pinjax.training import sharding
 
 
 def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline:
@@ -24,24 +25,23 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     size = sizes.engagements(config.data.name, config.data.dir, items)
     tower = (_bag if config.model.encoder == "bag" else _bert)(config, size)
     vectors = Shape((size.products, size.dim), jnp.float32)
-    init = functools.partial(page.init, tower, config.loss)
-    params, _ = jax.eval_shape(init, jax.random.key(0))
+
+    def embed(params: Any) -> dict[str, Any]:
+        arguments = {
+            "parameters": params["tower"],
+            "feature table": tower.texts,
+            "batch": Shape((page.ENCODED,), jnp.int32),
+        }
+        function = sharding.shared_out(mesh, functools.partial(tower.embed, mesh))
+        return {"embed queries": (function, arguments)}
+
     return outline.Outline(
-        init=init,
+        init=functools.partial(page.init, tower, config.loss),
         loss=functools.partial(page.loss, tower, config.loss, mesh),
         frozen={"items": vectors, "texts": tower.texts},
         batch=outline.pairs_batch(config.data.pairs, size.same_query),
         size=("data.pairs", config.data.pairs),
-        embed={
-            "embed queries": (
-                functools.partial(tower.embed, mesh),
-                {
-                    "parameters": params["tower"],
-                    "feature table": tower.texts,
-                    "batch": Shape((page.ENCODED,), jnp.int32),
-                },
-            ),
-        },
+        embed=embed,
         search=outline.search(size.products, size.dim, 100),
     )
 
