@@ -86,7 +86,7 @@ run_once() {  # run_once ARGUMENT ...: fails with the first worker that does
     mkdir -p "$logs"
   fi
   # The log's last line tells the exit code, which ssh may not.
-  remote="cd pinjax && { launch/run.sh$(printf ' %q' "$@"); code=\$?; echo ended with \$code; exit \$code; }"
+  remote="cd pinjax && { launch/run.sh$([ $# -eq 0 ] || printf ' %q' "$@"); code=\$?; echo ended with \$code; exit \$code; }"
   for ((worker = 0; worker < workers; worker++)); do
     if [ -n "$dry" ]; then
       on_workers "$worker" "$remote"

@@ -110,6 +110,13 @@ def test_run_has_a_log_for_each_worker_and_deletes_at_the_end(launch):
         assert log.read_text() == f"hello of {worker}\nended with 0\n"
 
 
+def test_run_without_arguments_passes_none_on(launch):
+    answers = [{"match": f"--worker={i}", "stdout": "ended with 0"} for i in (0, 1)]
+    done, calls = launch("run", "x", "--zone=z", answers=answers)
+    assert done.returncode == 0
+    assert sum("{ launch/run.sh; code=" in call for call in calls) == 2
+
+
 def test_run_ends_with_the_first_worker_that_fails(launch):
     start = time.monotonic()
     done, calls = launch(
