@@ -24,7 +24,8 @@ def get_config(variant: str = "") -> ConfigDict:
     data.length = 64  # M: actions that the model sees
     data.workers = 0  # processes that read ahead; 0: threads, enough below some 5,000 users/s
     data.content = True  # items are their content vectors, and learned ids if model.id_dim is not 0
-    data.degree = False  # content has the log of an item's actions in training with it
+    # Beside its content an item has the log of its actions in the last so many days of training.
+    data.degree_days = 0.0  # 0: it has not
     data.positives = "save, closeup>=10, click>=10"  # which actions are labels: type, seconds
     data.surfaces = "home"  # ... on which surfaces ("": all)
 
@@ -118,7 +119,7 @@ def _hour(config: ConfigDict) -> None:
     come by twenty times: learned ids would know them by heart, so how popular an item is comes from
     its degree. Fewer negatives make more steps.
     """
-    config.data.update(length=128, degree=True)
+    config.data.update(length=128, degree_days=365.0)
     config.model.update(layers=2, id_dim=0, dropout=0.1)
     config.loss.update(in_batch=512, random=512)
     config.train.update(steps=6_000, learning_rate=3e-3, checkpoint_every=500, evaluate_every=500)
@@ -155,9 +156,11 @@ def _ml1m(config: ConfigDict) -> None:
 def _ifdb(config: ConfigDict) -> None:
     """Interactive fiction, configs/prepare/ifdb.py: rolling windows of four weeks from 2023 on.
 
-    There are few users, of whom learned ids are soon learned by heart; so games are their tags.
+    There are few users, of whom learned ids are soon learned by heart; so games are their tags, and
+    how much they were played in the last year.
     """
     config.data.update(name="ifdb", positives="played, wish-listed", surfaces="")
+    config.data.degree_days = 365.0
     config.objective.horizon = 365 * DAY
     config.objective.labels = 16
     config.model.update(width=64, dim=64, id_dim=0, pin_hidden=64, dropout=0.5)

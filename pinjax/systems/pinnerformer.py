@@ -124,8 +124,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
-    if config.data.degree and not config.data.content:
-        raise InputError("data.degree is a number beside content vectors: set data.content, too")
+    if config.data.degree_days and not config.data.content:
+        raise InputError("data.degree_days: a degree stands beside content; set data.content, too")
     if config.loss.terms not in TERMS:
         raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
     system.check_heads(config.model)
@@ -154,9 +154,9 @@ def make_model(
 def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | None:
     """The catalogue's content vectors in bfloat16, or None where the items are ids alone.
 
-    With `data.degree` they have one number more: the log of an item's actions in training, of mean
-    0 and variance 1, beside numbers of a mean square of 1. It is PinSage's log degree (Ying et al.,
-    KDD 2018, §4.1): how popular an item is does not show in its content.
+    With `data.degree_days` they have one number more: the log of an item's actions in the last days
+    of training, of mean 0 and variance 1, beside numbers of a mean square of 1. It is PinSage's log
+    degree (Ying et al., KDD 2018, §4.1): how popular an item is does not show in its content.
     """
     if not config.data.content:
         return None
@@ -166,12 +166,25 @@ def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | 
             "False and model.id_dim above 0, so that items are learned ids"
         )
     content = np.asarray(dataset.catalogue.content, np.float32)
-    if config.data.degree:
-        degree = np.log1p(dataset.catalogue.counts)
+    if config.data.degree_days:
+        degree = np.log1p(recent_counts(dataset, config.data.degree_days))
         degree = (degree - degree.mean()) / max(degree.std(), 1e-6)
         square = np.square(content).mean(axis=1, keepdims=True)
         content = np.c_[content / np.sqrt(np.maximum(square, 1e-12)), degree]
     return content.astype(jnp.bfloat16)
+
+
+def recent_counts(dataset: datasets.Dataset, days: float) -> np.ndarray:
+    """Actions of training users on each item in the last days of training: int64 (items,)."""
+    metadata = dataset.metadata
+    if metadata.leave_one_out:  # whose times are ranks
+        return dataset.catalogue.counts
+    counts = np.zeros(len(dataset.catalogue), np.int64)
+    for chunk in dataset.chunks("train"):
+        age = metadata.train_end - chunk.records["time"].astype(np.int64)
+        late = (age >= 0) & (age < days * 24 * 60 * 60)
+        counts += np.bincount(chunk.records["item"][late], minlength=len(counts))
+    return counts
 
 
 def init(

@@ -120,23 +120,29 @@ def test_data_without_content_needs_learned_ids(make_config, monkeypatch, mesh):
         registry.create(config, mesh)
 
 
-def test_degree_stands_beside_content(make_config):
-    config = make_config(data={"content": True, "degree": True})
+@pytest.mark.parametrize("days", [20.0, 1e4])
+def test_degree_stands_beside_content(make_config, days):
+    config = make_config(data={"content": True, "degree_days": days})
     dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
     table = np.asarray(pinnerformer.item_content(config, dataset), np.float64)
     content = np.asarray(dataset.catalogue.content, np.float64)
     dim = content.shape[1]
     expected = content * np.sqrt(dim) / np.linalg.norm(content, axis=1, keepdims=True)
     np.testing.assert_allclose(table[:, :dim], expected, rtol=2**-8, atol=1e-6)
-    degree = np.log(1 + dataset.catalogue.counts)
-    np.testing.assert_allclose(table[:, dim:].mean(), 0, atol=1e-3)
-    np.testing.assert_allclose(table[:, dim:].std(), 1, atol=1e-3)
-    assert np.corrcoef(table[:, dim], degree)[0, 1] > 0.9999
+
+    end, count = dataset.metadata.train_end, np.zeros(len(content))
+    for records in (chunk.records for chunk in dataset.chunks("train")):
+        for item, time in zip(records["item"], records["time"].astype(int), strict=True):
+            count[item] += end - days * 86_400 < time <= end
+    if days > 1_000:
+        np.testing.assert_array_equal(count, dataset.catalogue.counts)
+    degree = (np.log(1 + count) - np.log(1 + count).mean()) / np.log(1 + count).std()
+    np.testing.assert_allclose(table[:, dim], degree, rtol=2**-8, atol=1e-6)
 
 
 def test_degree_needs_content(make_config, mesh):
-    config = make_config(data={"content": False, "degree": True}, model={"id_dim": 8})
-    with pytest.raises(InputError, match=r"data\.degree is a number beside content vectors"):
+    config = make_config(data={"content": False, "degree_days": 1.0}, model={"id_dim": 8})
+    with pytest.raises(InputError, match=r"data\.degree_days: a degree stands beside content"):
         registry.create(config, mesh)
 
 

@@ -26,7 +26,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     if config.data.content and not size.content_dim:
         raise InputError(f"data.content: {config.data.name} has no content vectors")
     model = page.make_model(config, size.metadata, mesh)
-    width = size.content_dim + config.data.degree
+    width = size.content_dim + bool(config.data.degree_days)
     content = None
     if config.data.content:
         shape = model.tables.num_rows(num_items), width
