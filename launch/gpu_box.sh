@@ -124,7 +124,7 @@ there_stop() {
 
 on_host() {  # on_host FUNCTION ARGUMENT ...
   local script quote="'\\''"
-  script="mkdir -p ~/pinjax/work/logs; cd ~/pinjax; log=work/logs/gpu_box.log
+  script="mkdir -p ~/pinjax; cd ~/pinjax; mkdir -p work/logs; log=work/logs/gpu_box.log
 $(printf 'host=%q' "$host")
 $(declare -f there_refuse there_going there_last there_note there_keep "$1")
 $(printf '%q ' "$@")"
