@@ -40,10 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
     state = result.state
     if checkpoints.chosen != int(state.step):
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-        )
-        state = checkpoints.restore(checkpoints.chosen, like)
+        state = checkpoints.restore(checkpoints.chosen, state)
     checkpoints.close()
     rows = system.evaluate(state.params, "test", full=True)
     results.write(workdir, "test", int(state.step), rows)

@@ -68,7 +68,8 @@ class Checkpoints:
 
         Args:
           step: of a checkpoint that is there.
-          like: pytree of shapes with shardings, which need not be those it was written from.
+          like: pytree of arrays, or of shapes with shardings; it lies as these do, which need not
+            be as it was written from.
         """
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         return self._manager.restore(step, args=args).state
