@@ -80,14 +80,24 @@ def test_choice_is_without_replacement_and_takes_missing_ones_last():
     assert len(pinnerformer.choose(jax.random.key(0), labels, 99)) == 6
 
 
+def assert_close(found, expected):
+    """Parameters that differ by rounding alone."""
+
+    def close(path, found, expected):
+        # The gradient of a key's bias is zero but for rounding, which Adam makes large.
+        of_keys = "query_key_value/bias" in jax.tree_util.keystr(path, simple=True, separator="/")
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=5e-4 if of_keys else 1e-4)
+
+    jax.tree_util.tree_map_with_path(close, found, expected)
+
+
 def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
     """The same global batches give the same losses and the same parameters."""
     (losses, state), *others = train_on_devices(make_config(), 4)
     for other_losses, other in others:
         np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
         np.testing.assert_array_equal(other.sketches.table, state.sketches.table)
-        close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=5e-4)
-        jax.tree.map(close, other.params, state.params)
+        assert_close(other.params, state.params)
 
 
 def test_where_state_and_tables_lie_changes_nothing(make_config, train_on_devices):
@@ -97,13 +107,12 @@ def test_where_state_and_tables_lie_changes_nothing(make_config, train_on_device
     config.train.shard = "ffn_in/kernel = . . model; ffn_out/kernel = . model"
     ((found, sharded),) = train_on_devices(config, 4, (8,))
     np.testing.assert_allclose(found, losses, rtol=1e-5)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=5e-4)
     params, expected = sharded.params["params"], state.params["params"]
-    jax.tree.map(close, params["user_tower"], expected["user_tower"])
+    assert_close(params["user_tower"], expected["user_tower"])
     rows = expected["item_input"]["id"]["embedding"]
     table = params["item_input"]["id"]["embedding"]
     layout = tables.Tables(sharding.make_mesh())
-    close(table[layout.lies_at(np.arange(len(rows)), len(table))], rows)
+    assert_close(table[layout.lies_at(np.arange(len(rows)), len(table))], rows)
 
 
 def test_data_without_content_needs_learned_ids(make_config, monkeypatch, mesh):
