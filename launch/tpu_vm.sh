@@ -118,7 +118,7 @@ run() {
       delete || true
       create
       setup
-    elif tail -qn 1 "$logs"/worker-*.log | grep -Eq '^ended with (75|76)$'; then
+    elif tail -qn 1 "$logs"/worker-*.log | grep -Eq '^ended with (75|76|134)$'; then
       echo "a worker was stopped or lost: the run goes on" >&2  # the codes are pinjax/app.py's
     else
       tail -n 20 "$logs"/worker-*.log >&2

@@ -16,7 +16,9 @@ from pinjax.training import processes
 
 EXIT_INPUT = 2  # wrong flags, config or data: the message says what to mend
 EXIT_PREEMPTED = 75  # stopped by SIGTERM with its state saved: start the same command again
-EXIT_LOST = 76  # another process of the job died: start the same command again, everywhere
+# Another process of the job died: start the same command again, everywhere. Where JAX's own thread
+# hears of it first, it aborts the process, which a shell sees as 134.
+EXIT_LOST = 76
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",

@@ -10,7 +10,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("code", "again"), [(0, False), (2, False), (75, True), (76, True)])
+@pytest.mark.parametrize(
+    ("code", "again"), [(0, False), (2, False), (75, True), (76, True), (134, True)]
+)
 def test_a_job_that_is_to_go_on_is_queued_again(tmp_path, code, again):
     shutil.copytree(ROOT / "launch", tmp_path / "launch")
     (tmp_path / "launch/env.sh").write_text("install() { echo install $1 >>calls; }\n")

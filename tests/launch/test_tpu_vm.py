@@ -152,7 +152,7 @@ def test_a_spot_slice_that_was_taken_away_is_asked_for_again(launch):
     assert any("create" in call and "--spot" in call for call in calls)
 
 
-@pytest.mark.parametrize("code", [75, 76])
+@pytest.mark.parametrize("code", [75, 76, 134])
 def test_a_run_that_was_stopped_is_started_again(launch, code):
     stopped = {"match": "--worker=0", "stdout": f"ended with {code}", "code": 1, "once": True}
     done, calls = launch("run", "x", "--zone=z", "--", "--config=a.py", answers=[stopped])
