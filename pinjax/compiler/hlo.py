@@ -172,7 +172,7 @@ class _Walk:
         for line in self._computations[name]:
             kind = line.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
-                self._add_collective(kind, line, by_name, times)
+                self._add_collective(kind, line, by_name, times, fused)
             elif kind in ("dot", "convolution"):
                 self._flops += times * _product_flops(line, by_name)
             if not fused:
@@ -201,7 +201,7 @@ class _Walk:
         self._unknown += 1
         return 1
 
-    def _add_collective(self, kind, line, by_name, times) -> None:
+    def _add_collective(self, kind, line, by_name, times, fused) -> None:
         operands = sum(a.bytes for name in line.operands for a in by_name[name].arrays)
         n = _group_size(line.attributes) or self._devices
         factor = {
@@ -213,11 +213,13 @@ class _Walk:
         source = (re.search(r'op_name="([^"]*)"', line.attributes) or ["", ""])[1].replace(
             "\\'", "'"
         )
-        # TPUs hide a collective behind several fusions, each of which names it.
+        # TPUs hide a collective behind several fusions, each of which names it. Outside of fusions
+        # all that a shard_map calls for may be on one channel.
         channel = re.search(r"channel_id=(\d+)", line.attributes)
-        if channel and channel[1] in self._channels:
-            return
-        self._channels |= {channel[1]} if channel else set()
+        if fused and channel:
+            if channel[1] in self._channels:
+                return
+            self._channels.add(channel[1])
         found = self._collectives.setdefault((kind, source), Collective(kind, source))
         found.count += times
         found.sent += times * factor * operands

@@ -254,7 +254,8 @@ def loss(
 
     def term(ids, embeddings, num_batch, num_random) -> jax.Array:
         negatives = sampled_softmax.Negatives(
-            embeddings=embeddings,
+            # Gathered once: the loss goes over them in a loop.
+            embeddings=everywhere(embeddings),
             ids=ids,
             log_q=log_q(ids, num_batch, num_random),
             positive_log_q=log_q(labels, num_batch, num_random),

@@ -108,7 +108,7 @@ def test_without_loops_it_agrees_with_xla():
 
 
 # As the TPU compiler writes: products as convolutions, layouts with tiles and memory spaces, loops
-# without their trip count, and a collective that several fusions share.
+# without their trip count, a collective that several fusions share, and several on one channel.
 TPU = """\
 HloModule jit_f, is_scheduled=true, num_partitions=16
 
@@ -161,6 +161,8 @@ ENTRY %main (x: bf16[128,768], ids: s32[128], y: f32[8,64,96]) -> bf16[128,768] 
   %zero = s32[]{:T(128)} constant(0)
   %start = s32[2048]{0:T(128)} fusion(%ids), kind=kCustom, calls=%first
   %end = s32[2048]{0:T(128)} fusion(%ids), kind=kCustom, calls=%second
+  %asked = s32[16,8]{1,0:T(8,128)} all-to-all(%ids), channel_id=1, dimensions={0}
+  %rows = f32[8,64,96]{2,1,0} all-to-all(%y), channel_id=1, dimensions={0}
   %scores = f32[8,64,64]{2,1,0} fusion(%y, %y), kind=kOutput, calls=%attention
   %t.1 = (s32[]{:T(128)}, /*index=1*/bf16[128,768]{1,0:T(8,128)(2,1)}) tuple(%zero, %x.1)
   %loop = (s32[]{:T(128)}, bf16[128,768]{1,0:T(8,128)(2,1)}) while(%t.1), \
@@ -176,12 +178,15 @@ def test_what_the_tpu_compiler_writes():
     assert cost.unknown_loops == 0
     assert [(found.kind, found.count, found.sent) for found in cost.collectives] == [
         ("all-reduce", 3, pytest.approx(3 * 2 * 15 / 16 * 128 * 768 * 2)),
+        ("all-to-all", 2, pytest.approx(15 / 16 * (128 + 8 * 64 * 96) * 4)),
         ("all-gather", 1, 15 * 128 * 4),
     ]
     matrix, ids = 128 * 768 * 2, (128 + 2048) * 4
     # The loop: a counter, a fusion that reads alone, since its result stays on the chip, and a sum
     # that writes alone.
-    assert cost.bytes == 3 * (3 * 4 + 2 * matrix) + 2 * ids + (2 * 96 + 64) * 8 * 64 * 4
+    exchanged = 2 * 128 * 4 + 2 * 8 * 64 * 96 * 4
+    attention = (2 * 96 + 64) * 8 * 64 * 4
+    assert cost.bytes == 3 * (3 * 4 + 2 * matrix) + 2 * ids + exchanged + attention
 
 
 IN_PLACE = """\
