@@ -14,7 +14,6 @@ pinjax's computes it at [CLS], which is all that is used: nearly all of the rati
 
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peers
 
 from pinjax.models import hash_embedding, itemsage
 
@@ -115,12 +115,7 @@ def compile_step(*arguments):
     return jax.jit(jax.grad(loss, has_aux=True)).lower(*arguments).compile()
 
 
-def largest_difference(a, b):
-    """The largest, over arrays, of |a - b| / |a|."""
-    return max(np.linalg.norm(a[name] - b[name]) / np.linalg.norm(a[name]) for name in a)
-
-
-def main(peers=".venv-peers/bin/python"):
+def main(python=".venv-peers/bin/python"):
     rng = np.random.default_rng(0)
     inputs = jax.device_put(make_inputs(rng))
     towards = rng.standard_normal((PRODUCTS, MODEL.dim), np.float32)
@@ -128,20 +123,18 @@ def main(peers=".venv-peers/bin/python"):
     step = compile_step(params, inputs, towards)
     gradients, embeddings = step(params, inputs, towards)
 
-    times = {"pinjax": [], "PyTorch": []}
+    def seconds():
+        start = time.perf_counter()
+        jax.block_until_ready(step(params, inputs, towards))
+        return time.perf_counter() - start
+
     with tempfile.TemporaryDirectory() as directory:
         source, target = (pathlib.Path(directory, name) for name in ("in.npz", "out.npz"))
         save(source, params, inputs, towards)
-        script = pathlib.Path(__file__).with_name("pytorch_itemsage.py")
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-        with subprocess.Popen([peers, script, source, target], **pipes) as peer:
-            peer.stdout.readline()
-            for _ in range(REPEATS):  # interleaved, so that both see the same machine
-                start = time.perf_counter()
-                jax.block_until_ready(step(params, inputs, towards))
-                times["pinjax"].append(time.perf_counter() - start)
-                peer.stdin.write("\n")
-                times["PyTorch"].append(float(peer.stdout.readline()))
+        with peers.Peer(python, "pytorch_itemsage.py", source, target) as peer:
+            peer.ask()  # a step that warms it up
+            timers = {"pinjax": seconds, "PyTorch": lambda: float(peer.ask())}
+            times = peers.in_turn(timers, REPEATS)
         with np.load(target) as file:
             theirs = dict(file)
 
@@ -154,7 +147,7 @@ def main(peers=".venv-peers/bin/python"):
         print(f" ({min(seconds):.2f} to {max(seconds):.2f})")
     ratio = statistics.median(times["PyTorch"]) / statistics.median(times["pinjax"])
     print(f"{'ratio':8} {ratio:6.2f}")
-    difference = largest_difference(ours, theirs)
+    difference = max(peers.relative_differences(ours, theirs).values())
     print(f"largest relative difference of embeddings and gradients: {difference:.1e}")
 
 

@@ -100,8 +100,6 @@ def main(source: str, target: str) -> None:
         (embeddings * arrays["towards"]).sum().backward()
         return embeddings
 
-    embeddings = step()
-    print("ready", flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         embeddings = step()

@@ -31,6 +31,9 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike, select: str = ""):
         self._select = select
+        directory = epath.Path(workdir) / "checkpoints"
+        if not directory.is_absolute():  # as gs:// is, whose `absolute` would be below here
+            directory = directory.absolute()
         keep = [checkpoint_managers.LatestN(2)]
         if select:
             keep.append(
@@ -41,7 +44,7 @@ class Checkpoints:
                 )
             )
         self._manager = ocp.CheckpointManager(
-            epath.Path(workdir).absolute() / "checkpoints",
+            directory,
             options=ocp.CheckpointManagerOptions(
                 best_fn=(lambda metrics: metrics[select]) if select else None,
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),

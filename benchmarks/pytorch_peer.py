@@ -1,0 +1,297 @@
+"""PinnerFormer's train step in PyTorch, on weights and batches of benchmarks/step.py.
+
+    .venv-peers/bin/python benchmarks/pytorch_peer.py IN.npz OUT.npz plain|chunked
+
+That starts it, once for each form of the loss, and writes lines to its standard input. After the
+first one gradients of the batch "check" are written to OUT.npz, and the answer says how the step
+was compiled. Then each line is a number of steps, and the answer the seconds of a step and the peak
+memory so far, in bytes: CUDA's where there is a GPU, else the process's.
+"""
+
+import json
+import math
+import resource
+import sys
+import time
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 1024  # negatives at once, in the chunked form
+DAY = 24 * 3600
+ABSOLUTE = [900 * 2**i for i in range(7)] + [DAY, 7 * DAY, 28 * DAY, 365 * DAY]  # seconds
+RELATIVE = np.geomspace(1, 28 * DAY, 32).tolist()
+
+
+def log_seconds(t):
+    return torch.log1p(t.float())[..., None] / 16
+
+
+class TimeEncoding(nn.Module):
+    def __init__(self, periods):
+        super().__init__()
+        periods = torch.tensor(periods, dtype=torch.float64)
+        self.register_buffer("periods", periods, persistent=False)
+        self.phases = nn.Parameter(torch.zeros(2, len(periods)))
+
+    def forward(self, t):
+        angles = (2 * math.pi * (t.double()[..., None] / self.periods).frac()).float()
+        cosines, sines = torch.cos(angles + self.phases[0]), torch.sin(angles + self.phases[1])
+        return torch.cat([cosines / 4, sines / 4, log_seconds(t)], dim=-1)
+
+
+class MLP(nn.Module):
+    def __init__(self, width, hidden, out):
+        super().__init__()
+        self.hidden, self.out = nn.Linear(width, hidden), nn.Linear(hidden, out)
+
+    def forward(self, x):
+        return self.out(F.gelu(self.hidden(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads, dropout):
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width, eps=1e-6)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.ffn_norm = nn.LayerNorm(width, eps=1e-6)
+        self.ffn_in = nn.Linear(width, 4 * width)
+        self.ffn_out = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, visible):
+        users, length, width = x.shape
+        y = self.query_key_value(self.attention_norm(x))
+        y = y.view(users, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(*y.unbind(), attn_mask=visible)
+        x = x + self.dropout(self.attention_out(y.transpose(1, 2).reshape(x.shape)))
+        y = F.gelu(self.ffn_in(self.ffn_norm(x)), approximate="tanh")
+        return x + self.dropout(self.ffn_out(y))
+
+
+class CountMinSketch(nn.Module):
+    """pinjax.losses.count_min_sketch without decay, in 64-bit integers."""
+
+    def __init__(self, multipliers, offsets, width):
+        super().__init__()
+        self.register_buffer("multipliers", multipliers, persistent=False)
+        self.register_buffer("offsets", offsets, persistent=False)
+        table = torch.zeros(len(offsets), width, dtype=torch.int64)
+        self.register_buffer("table", table, persistent=False)
+        self.shift = 32 - int(math.log2(width))
+
+    def columns(self, ids):
+        ids = ids.clamp(min=0)
+        hashes = sum(self.multipliers[:, i, None] * (ids >> 8 * i & 0xFF) for i in range(4))
+        return (hashes + self.offsets[:, None] & 0xFFFFFFFF) >> self.shift
+
+    def add(self, ids):
+        counts = (ids >= 0).long().expand(len(self.table), -1)
+        self.table.scatter_add_(1, self.columns(ids), counts)
+
+    def probability(self, ids):
+        counts = self.table.gather(1, self.columns(ids.flatten())).amin(dim=0)
+        return (counts / self.table[0].sum()).view(ids.shape)
+
+
+class PinnerFormer(nn.Module):
+    """Both towers and the loss."""
+
+    def __init__(self, config, form, items, content, sketch, actions, surfaces):
+        super().__init__()
+        model, self.negatives, self.chunked = config["model"], config["loss"], form == "chunked"
+        self.items, self.content, self.sketch, self.remat = items, content, sketch, model["remat"]
+        width, item_dim = model["width"], model["id_dim"]
+        if content is not None:
+            item_dim += content.shape[1]
+        if model["id_dim"]:
+            self.id = nn.Embedding(items, model["id_dim"])
+        self.action = nn.Embedding(actions, 16, padding_idx=0)
+        self.surface = nn.Embedding(surfaces, 16, padding_idx=0)
+        self.time, self.age = TimeEncoding(ABSOLUTE), TimeEncoding(RELATIVE)
+        self.gap = TimeEncoding(RELATIVE)
+        times = 3 + 2 * (len(ABSOLUTE) + 2 * len(RELATIVE))
+        self.projection = nn.Linear(item_dim + 2 * 16 + 1 + times, width)
+        self.positions = nn.Parameter(torch.zeros(config["data"]["length"], width))
+        self.dropout = nn.Dropout(model["dropout"])
+        self.blocks = nn.ModuleList(
+            Block(width, model["heads"], model["dropout"]) for _ in range(model["layers"])
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = MLP(width, width, model["dim"])
+        self.pin_tower = MLP(item_dim, model["pin_hidden"], model["dim"])
+        self.log_temperature = nn.Parameter(torch.zeros(()))
+
+    def item_input(self, rows):
+        exists, rows, parts = (rows >= 0)[..., None], rows.clamp(min=0), []
+        if self.content is not None:
+            content = F.normalize(self.content[rows].float(), dim=-1)
+            parts.append(content * self.content.shape[1] ** 0.5)
+        if hasattr(self, "id"):
+            parts.append(self.id(rows) * self.id.embedding_dim**0.5)
+        return torch.cat(parts, dim=-1) * exists
+
+    def embed_items(self, rows):
+        return F.normalize(self.pin_tower(self.item_input(rows)).float(), dim=-1)
+
+    def embed_users(self, batch):
+        item, time = batch["item"], batch["time"]
+        exists = item >= 0
+        gap = F.pad(torch.where(exists[:, :-1], time.diff(dim=1), 0), (1, 0))
+        features = [
+            *(self.item_input(item), self.action(batch["action"]), self.surface(batch["surface"])),
+            *(log_seconds(batch["duration"]), self.time(time)),
+            *(self.age(time[:, -1:] - time), self.gap(gap)),
+        ]
+        x = self.projection(torch.cat(features, dim=-1))
+        x = self.dropout(x + self.positions.to(x.dtype))
+        # Padding comes first, so causal attention alone would see it.
+        length = item.shape[1]
+        ones = torch.ones(length, length, dtype=torch.bool, device=item.device)
+        itself = torch.eye(length, dtype=torch.bool, device=item.device)
+        visible = ((exists[:, None] | itself) & ones.tril())[:, None]
+        for block in self.blocks:
+            if self.remat:
+                x = checkpoint(block, x, visible, use_reentrant=False)
+            else:
+                x = block(x, visible)
+        return F.normalize(self.head(self.norm(x)).float(), dim=-1)
+
+    def draw(self, labels):
+        """In-batch negatives, some of the labels, and random ones."""
+        labels = labels.flatten()
+        priority = torch.where(labels >= 0, torch.rand(labels.shape, device=labels.device), -1)
+        chosen = labels[priority.topk(min(self.negatives["in_batch"], len(labels))).indices]
+        count = (self.negatives["random"],)
+        return chosen, torch.randint(self.items, count, device=labels.device)
+
+    def log_sum_exp(self, queries, scale, labels, embeddings, ids, log_q):
+        """Over the negatives (n,): (users, pairs) of queries (users, pairs, dim)."""
+        logits = queries @ embeddings.T * scale - log_q
+        excluded = (labels[..., None] == ids).any(dim=1) | (ids < 0)
+        return logits.masked_fill(excluded[:, None], -1e30).logsumexp(dim=-1)
+
+    def forward(self, batch, chosen=None, random=None):
+        labels = batch["label_item"]
+        exists = labels >= 0
+        if chosen is None:
+            chosen, random = self.draw(labels)
+        ids = torch.cat([chosen, random])
+        outputs = self.embed_users(batch)
+        queries = torch.take_along_dim(outputs, batch["label_position"][..., None], dim=1)
+        positives, embeddings = self.embed_items(labels), self.embed_items(ids)
+
+        with torch.no_grad():
+            self.sketch.add(labels.flatten())
+
+            def log_q(ids):
+                expected = (chosen >= 0).sum() * self.sketch.probability(ids)
+                return torch.where(ids >= 0, (expected + len(random) / self.items).log(), 0.0)
+
+            positive_log_q, negatives = log_q(labels), (embeddings, ids, log_q(ids))
+
+        # Logits are float32, as pinjax's: with a learned temperature bfloat16 would round them.
+        with torch.autocast(labels.device.type, enabled=False):
+            scale = 1 / (0.01 + self.log_temperature.exp())
+            positive = (queries * positives).sum(dim=-1) * scale - positive_log_q
+            if self.chunked:
+                chunks = zip(*(x.split(CHUNK) for x in negatives), strict=True)
+                parts = [
+                    checkpoint(
+                        self.log_sum_exp, queries, scale, labels, *chunk, use_reentrant=False
+                    )
+                    for chunk in chunks
+                ]
+                negative = torch.stack(parts).logsumexp(dim=0)
+            else:
+                negative = self.log_sum_exp(queries, scale, labels, *negatives)
+            counts = exists.sum(dim=1, keepdim=True)
+            weights = exists / (counts * (counts > 0).sum()).clamp(min=1)
+            return (F.softplus(negative - positive) * weights).sum()
+
+
+def make_optimizer(model, train):
+    """AdamW with weight decay for the kernels of dense layers; its rate is the peak throughout."""
+    kernels = {layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)}
+    others = [parameter for parameter in model.parameters() if parameter not in kernels]
+    groups = [{"params": list(kernels)}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        groups,
+        lr=train["learning_rate"],
+        betas=(train["b1"], train["b2"]),
+        weight_decay=train["weight_decay"],
+        fused=True,
+    )
+
+
+def main(source: str, target: str, form: str) -> None:
+    sys.stdin.readline()  # until then nothing is there to be read
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with np.load(source) as file:
+        config = json.loads(str(file["config"]))
+        arrays = {x: torch.from_numpy(file[x]).to(device) for x in file.files if x != "config"}
+
+    def named(prefix):
+        return {x.removeprefix(prefix): y for x, y in arrays.items() if x.startswith(prefix)}
+
+    content, weights = arrays.get("content"), named("weight.")
+    if content is not None:
+        content = content.view(torch.bfloat16)  # NumPy has no such type
+    sizes = [len(weights[f"{name}.weight"]) for name in ("action", "surface")]
+    width = config["loss"]["sketch_width"]
+    sketch = CountMinSketch(arrays["multipliers"], arrays["offsets"], width)
+    model = PinnerFormer(config, form, int(arrays["items"]), content, sketch, *sizes).to(device)
+    model.load_state_dict(weights)
+
+    model.eval()  # dropout is random
+    loss = model(named("check."), arrays["chosen"], arrays["random"])
+    loss.backward()
+    gradients = {name: x.grad.cpu().numpy() for name, x in model.named_parameters()}
+    np.savez(target, loss=loss.item(), **gradients)
+
+    model.train()
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TensorFloat32, as XLA's
+    low = config["model"]["dtype"] == "bfloat16"
+    batches = [named(f"batch.{i}.") for i in range(int(arrays["batches"]))]
+    optimizer = make_optimizer(model, config["train"])
+
+    def run(function, steps):
+        for i in range(steps):
+            optimizer.zero_grad()
+            with torch.autocast(device, torch.bfloat16, enabled=low):
+                loss = function(batches[i % len(batches)])
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config["train"]["clip_norm"])
+            optimizer.step()
+        return loss.item()  # when all is done
+
+    function, how = torch.compile(model), f"compiled for {device}"
+    try:
+        run(function, 2)
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        function, how = model, f"eager, since {type(error).__name__}: {reason}; on {device}"
+        run(function, 2)
+    print(how, flush=True)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for line in sys.stdin:
+        steps = int(line)
+        start = time.perf_counter()
+        run(function, steps)
+        seconds = (time.perf_counter() - start) / steps
+        if device == "cuda":
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+        print(seconds, peak, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
