@@ -104,6 +104,7 @@ def cost(text: str) -> Cost:
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """The instructions of each computation, and the name of the one that a call enters."""
     computations, entry, current = {}, "", None
+    text = re.sub(r"kernel_metadata=\{\n.*\n\}", "kernel_metadata={}", text)  # it has line breaks
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" ") and "->" in line:
             name = _NAME.search(line)[1]

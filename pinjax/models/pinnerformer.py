@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
 
 from pinjax.models import features, hash_embedding, temperature, transformer
@@ -47,6 +48,7 @@ class PinnerFormer(nn.Module):
       dtype: of the arithmetic. Parameters, normalisation and outputs are float32.
       remat: recompute blocks in the backward pass: less memory, more time.
       tables: how content and learned vectors lie on the devices.
+      mesh: over whose axis `data` users are shared out; None: they are on one device.
     """
 
     num_items: int
@@ -66,6 +68,7 @@ class PinnerFormer(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     tables: tables_lib.Tables = tables_lib.WHOLE
+    mesh: Mesh | None = None
 
     def setup(self):
         self.item_input = ItemInput(self.num_items, self.id_dim, self.id_buckets, self.tables)
@@ -82,6 +85,7 @@ class PinnerFormer(nn.Module):
             dropout=self.dropout,
             dtype=self.dtype,
             remat=self.remat,
+            mesh=self.mesh,
         )
         self.pin_tower = MLP(self.pin_hidden, self.dim, self.dtype)
         self.temperature = temperature.Temperature()
@@ -176,6 +180,7 @@ class UserTower(nn.Module):
     dropout: float
     dtype: Any
     remat: bool
+    mesh: Mesh | None
 
     @nn.compact
     def __call__(
@@ -238,6 +243,7 @@ class UserTower(nn.Module):
             dropout=self.dropout,
             dtype=self.dtype,
             remat=self.remat,
+            mesh=self.mesh,
             name="transformer",
         )(x, mask, train)
         if "moment" in self.features:

@@ -3,9 +3,11 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
+
+from pinjax.models import attention
 
 
 class Transformer(nn.Module):
@@ -20,6 +22,7 @@ class Transformer(nn.Module):
       dropout: rate, on the output of each MHSA and FFN.
       dtype: of the arithmetic. Parameters, LayerNorm and softmax are float32.
       remat: keep only each block's input for the backward pass and compute the rest anew.
+      mesh: over whose axis `data` the batch is shared out; None: it is on one device.
     """
 
     layers: int
@@ -27,6 +30,7 @@ class Transformer(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -45,13 +49,9 @@ class Transformer(nn.Module):
         Raises:
           ValueError: the heads do not divide the width.
         """
-        length, width = x.shape[1:]
+        width = x.shape[-1]
         if width % self.heads:
             raise ValueError(f"width {width} is not divisible by {self.heads} heads")
-        # Padding still attends to itself: a softmax over nothing would spread over everything.
-        visible = mask[:, None, :] | jnp.eye(length, dtype=bool)
-        visible &= jnp.tri(length, dtype=bool)
-
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         blocks = nn.scan(
             block,
@@ -60,8 +60,8 @@ class Transformer(nn.Module):
             in_axes=nn.broadcast,
             length=self.layers,
             unroll=2,  # what a loop carries is copied: on a CPU, a third of the time of two layers
-        )(self.heads, self.dropout, self.dtype, deterministic=not train, name="blocks")
-        x, _ = blocks(x.astype(self.dtype), visible[:, None])
+        )(self.heads, self.dropout, self.dtype, self.mesh, deterministic=not train, name="blocks")
+        x, _ = blocks(x.astype(self.dtype), mask)
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
 
 
@@ -71,13 +71,14 @@ class Block(nn.Module):
     heads: int
     dropout: float
     dtype: Any
+    mesh: Mesh | None
     deterministic: bool
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "batch length width"],
-        visible: Bool[Array, "batch 1 length length"],
+        mask: Bool[Array, "batch length"],
     ) -> tuple[Float[Array, "batch length width"], None]:
         width = x.shape[-1]
 
@@ -88,7 +89,7 @@ class Block(nn.Module):
         heads = (3, self.heads, width // self.heads)
         y = nn.DenseGeneral(heads, dtype=self.dtype, name="query_key_value")(y)
         query, key, value = jnp.moveaxis(y, 2, 0)
-        y = jax.nn.dot_product_attention(query, key, value, mask=visible)
+        y = attention.causal_attention(query, key, value, mask, self.mesh)
         # At first attention is a mean over positions, and a mean of n vectors that have nothing in
         # common is 1 / sqrt(n) as long as they are: what a user did would drown in the last action.
         init = nn.initializers.variance_scaling(x.shape[1], "fan_in", "truncated_normal")

@@ -147,6 +147,7 @@ def make_model(
         num_surfaces=len(metadata.surfaces),
         length=config.data.length,
         tables=tables.Tables(mesh if config.train.shard_tables else None),
+        mesh=mesh,
         **config.model,
     )
 
@@ -202,7 +203,7 @@ def init(
     history["moment"] = history["time"]
     if content is not None:  # as wide is all that counts
         content = jnp.zeros((model.tables.num_rows(1), content.shape[1]), content.dtype)
-    params = model.init(params_key, content, history)
+    params = model.clone(mesh=None).init(params_key, content, history)  # for one user
     sketch = count_min_sketch.init(
         sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
     )

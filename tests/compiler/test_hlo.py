@@ -164,6 +164,10 @@ ENTRY %main (x: bf16[128,768], ids: s32[128], y: f32[8,64,96]) -> bf16[128,768] 
   %asked = s32[16,8]{1,0:T(8,128)} all-to-all(%ids), channel_id=1, dimensions={0}
   %rows = f32[8,64,96]{2,1,0} all-to-all(%y), channel_id=1, dimensions={0}
   %scores = f32[8,64,64]{2,1,0} fusion(%y, %y), kind=kOutput, calls=%attention
+  %kernel = f32[8,64,96]{2,1,0} custom-call(%y), custom_call_target="tpu_custom_call", \
+frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 256}"
+}}, metadata={op_name="splash"}
   %t.1 = (s32[]{:T(128)}, /*index=1*/bf16[128,768]{1,0:T(8,128)(2,1)}) tuple(%zero, %x.1)
   %loop = (s32[]{:T(128)}, bf16[128,768]{1,0:T(8,128)(2,1)}) while(%t.1), \
 condition=%condition, body=%body
@@ -186,6 +190,7 @@ def test_what_the_tpu_compiler_writes():
     # that writes alone.
     exchanged = 2 * 128 * 4 + 2 * 8 * 64 * 96 * 4
     attention = (2 * 96 + 64) * 8 * 64 * 4
+    attention += 2 * 96 * 8 * 64 * 4  # the kernel, whose notes have line breaks
     assert cost.bytes == 3 * (3 * 4 + 2 * matrix) + 2 * ids + exchanged + attention
 
 

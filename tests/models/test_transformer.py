@@ -100,15 +100,14 @@ def test_remat_changes_neither_values_nor_gradients(params, inputs):
 
 
 def test_scan_is_a_loop_over_the_same_parameters(params, inputs):
-    block = transformer.Block(HEADS, 0.0, jnp.float32, deterministic=True)
+    block = transformer.Block(HEADS, 0.0, jnp.float32, None, deterministic=True)
 
     @jax.jit
     @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
     def loop(params, x, mask):
-        visible = (mask[:, None, :] | np.eye(LENGTH, dtype=bool)) & np.tri(LENGTH, dtype=bool)
         for layer in range(LAYERS):
             of_layer = jax.tree.map(lambda leaf: leaf[layer], params["params"]["blocks"])  # noqa: B023
-            x, _ = block.apply({"params": of_layer}, x, visible[:, None])
+            x, _ = block.apply({"params": of_layer}, x, mask)
         norm = params["params"]["norm"]
         centred = x - x.mean(-1, keepdims=True)
         x = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
