@@ -101,13 +101,18 @@ def assert_same(found, expected):
     )
 
 
-def test_four_processes_do_what_one_does(tmp_path, data_dir, alone):
-    ends = finish(start(tmp_path, data_dir, 4))
-    for code, _, stderr in ends:
-        assert code == 0, stderr
-    assert "R@10" in ends[0][1]
-    assert not any("R@10" in stdout for _, stdout, _ in ends[1:])  # one of them speaks
-    assert_same(outcome(tmp_path), alone)
+def test_four_processes_do_what_one_does(tmp_path, data_dir):
+    """With tables shared out over them all, which they exchange rows of."""
+    outcomes = {}
+    for count in (1, 4):
+        workdir = tmp_path / str(count)
+        ends = finish(start(workdir, data_dir, count, "--config.train.shard_tables=True"))
+        for code, _, stderr in ends:
+            assert code == 0, stderr
+        assert "R@10" in ends[0][1]
+        assert not any("R@10" in stdout for _, stdout, _ in ends[1:])  # one of them speaks
+        outcomes[count] = outcome(workdir)
+    assert_same(outcomes[4], outcomes[1])
 
 
 def test_a_job_goes_on_after_one_process_was_stopped_and_one_died(tmp_path, data_dir, alone):
