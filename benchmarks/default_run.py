@@ -1,8 +1,8 @@
 """A run, from command to table: wall time, peak memory, and what it reaches.
 
-    python benchmarks/default_run.py                                     # six minutes
-    python benchmarks/default_run.py --config=configs/itemsage.py
-    python benchmarks/default_run.py --config=configs/pinnerformer.py:hour
+    python -m benchmarks.default_run                                     # six minutes
+    python -m benchmarks.default_run --config=configs/itemsage.py
+    python -m benchmarks.default_run --config=configs/pinnerformer.py:hour
 
 Everything is made anew, the data set too; only the installation is there.
 """

@@ -1,6 +1,6 @@
 """Do the paper's directions hold on pinworld? Every row is trained with three seeds.
 
-    python benchmarks/directions.py --workdir=DIR
+    python -m benchmarks.directions --workdir=DIR
 
 A run that is finished in DIR is not made again, so that the hours this takes may be spent in
 pieces. The directions are those of PinnerFormer (Pancha et al., KDD 2022): logQ and negatives,
@@ -10,8 +10,9 @@ objectives, and what is lost when embeddings are computed once a window instead 
 import itertools
 import pathlib
 
-import runs
 from absl import app, flags
+
+from benchmarks import runs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the runs are kept", required=True)
 _STEPS = flags.DEFINE_integer("steps", 500, "of every run")

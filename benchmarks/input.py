@@ -1,6 +1,6 @@
 """How fast one core makes training batches, from disk, beside a loop over actions.
 
-    python benchmarks/input.py
+    python -m benchmarks.input
 
 Batches are those of the published size: 128 users, 256 actions, 32 labels each. The alternative
 draws the same windows and labels in plain Python, an action at a time, from timelines that are in

@@ -1,6 +1,6 @@
 """Do the directions of ItemSage's ablations hold on pinshop? Every row is trained with three seeds.
 
-    python benchmarks/itemsage_directions.py --workdir=DIR
+    python -m benchmarks.itemsage_directions --workdir=DIR
 
 A run that is finished in DIR is not made again. The directions are those of ItemSage (Baltescu et
 al., KDD 2022): encoders, features, terms of the loss, and one task or all of them.
@@ -9,8 +9,9 @@ al., KDD 2022): encoders, features, terms of the loss, and one task or all of th
 import itertools
 import pathlib
 
-import runs
 from absl import app, flags
+
+from benchmarks import runs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the runs are kept", required=True)
 _STEPS = flags.DEFINE_integer("steps", 500, "of every run")

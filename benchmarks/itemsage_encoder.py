@@ -1,6 +1,6 @@
 """ItemSage's product encoder against the same in PyTorch: seconds, forward and backward.
 
-    python benchmarks/itemsage_encoder.py [PYTHON]
+    python -m benchmarks.itemsage_encoder [PYTHON]
 
 PYTHON is one that has PyTorch, .venv-peers/bin/python if it is not given: see
 requirements-peers.txt. At the published size (20 images of 256, 12 texts of 5 tokens on average,
@@ -21,8 +21,8 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peers
 
+from benchmarks import peers
 from pinjax.models import hash_embedding, itemsage
 
 PRODUCTS, IMAGES, IMAGE_DIM, TEXTS, TOKENS = 512, 20, 256, 12, 60

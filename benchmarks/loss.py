@@ -1,6 +1,6 @@
 """The blocked sampled softmax against a plain one: memory and time, forward and backward.
 
-    python benchmarks/loss.py
+    python -m benchmarks.loss
 
 At 4,096 pairs, 13,192 negatives and 256 dimensions in float32 (PinnerFormer's 5,000 in-batch and
 8,192 random negatives) it prints both versions' temporaries, peak memory and time, and their
@@ -91,7 +91,7 @@ def resident():
 
 def peak_memory(name, negatives):
     """One step in a process of its own: peak MiB before it and of all, and its seconds."""
-    command = [sys.executable, __file__, name, str(negatives)]
+    command = [sys.executable, "-m", "benchmarks.loss", name, str(negatives)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [float(figure) for figure in output.split()]
 

@@ -1,7 +1,7 @@
 """ItemSage and SearchSage on four real sets of engagements, beside TF-IDF, BM25 and chance.
 
     python3 -m venv .venv-peers && .venv-peers/bin/pip install -r benchmarks/requirements-peers.txt
-    python benchmarks/real_engagements.py --data=DIR --workdir=DIR
+    python -m benchmarks.real_engagements --data=DIR --workdir=DIR
 
 On ifdb and instacart ItemSage is held against the nearest neighbours by TF-IDF of the query item's
 texts, on cold products above all: of ifdb those that are new since training ended, of instacart
@@ -24,10 +24,10 @@ import sys
 from typing import NamedTuple
 
 import numpy as np
-import runs
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from benchmarks import runs
 from pinjax.data import engagements, pairs
 from pinjax.retrieval import table
 from pinjax.systems import product_retrieval, system

@@ -1,7 +1,7 @@
 """PinnerFormer on two real logs, beside popularity, item co-occurrence and RecTools' SASRec.
 
     python3 -m venv .venv-peers && .venv-peers/bin/pip install -r benchmarks/requirements-peers.txt
-    python benchmarks/real_logs.py --data=DIR      # of DIR/ifdb/*.parquet and DIR/globo/*.parquet
+    python -m benchmarks.real_logs --data=DIR      # of DIR/ifdb/*.parquet and DIR/globo/*.parquet
 
 Split by global time and by user: all methods learn from the same training users up to the same
 moment, and answer the same questions about other users, later. A question is what a user had done

@@ -1,6 +1,6 @@
 """Exact search in JAX, ScaNN, and NumPy brute force on one index, in one run.
 
-    python benchmarks/retrieval.py [--items=200000] [--dim=64] [--queries=2048] [--k=10]
+    python -m benchmarks.retrieval [--items=200000] [--dim=64] [--queries=2048] [--k=10]
 
 The vectors lie around topic centres of Zipf popularity, as embeddings do.
 """

@@ -1,7 +1,7 @@
 """PinnerFormer's train step against the same model and loss in PyTorch: time, memory, FLOPs.
 
-    python benchmarks/step.py [--config=configs/pinnerformer.py] [--peer=PYTHON]
-    python benchmarks/step.py --config=configs/pinnerformer.py:paper --config.data.users=128
+    python -m benchmarks.step [--config=configs/pinnerformer.py] [--peer=PYTHON]
+    python -m benchmarks.step --config=configs/pinnerformer.py:paper --config.data.users=128
 
 PYTHON has PyTorch, .venv-peers/bin/python if it is not given: see requirements-peers.txt. The peer,
 pytorch_peer.py, has torch.compile, scaled_dot_product_attention and fused AdamW, autocast where the
@@ -35,10 +35,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peers
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from benchmarks import peers
 from pinjax import app
 from pinjax.compiler import programs, rates
 from pinjax.errors import InputError

@@ -1,7 +1,7 @@
 """How fast one core tokenises titles, beside the same written plainly in Python.
 
-    python benchmarks/text.py
-    python benchmarks/text.py --parquet=products.parquet --column=title
+    python -m benchmarks.text
+    python -m benchmarks.text --parquet=products.parquet --column=title
 
 It counts a vocabulary of the published sizes over all titles. Then it measures, on some of them,
 turning texts into token ids, and counting them into a vocabulary, both ways in turn on the same

@@ -58,12 +58,10 @@ class TimeEncoding(nn.Module):
 
     P periods make 2P + 1 numbers of a time t:
 
-      cos(2π t / p_i + φ_2i-1) / 4, sin(2π t / p_i + φ_2i) / 4 for each i, and log(1 + t) / 16.
+      cos(2π t / p_i + φ_2i-1), sin(2π t / p_i + φ_2i) for each i, and log(1 + t) / 4.
 
-    The phases start at zero. The logarithm is that of 1 + t, so that 0 seconds make 0. The
-    divisors are not the paper's. A linear layer could learn them, but Adam changes all its weights
-    alike: undivided, a logarithm far from 0 and many periods that say nothing drown the content of
-    an item for the first thousand steps.
+    The phases start at zero. The logarithm is that of 1 + t, so that 0 seconds make 0; its divisor,
+    which is not the paper's, keeps it near the others.
 
     Attributes:
       periods: p_i, in seconds, each at least 1.
@@ -78,7 +76,7 @@ class TimeEncoding(nn.Module):
         angles = 2 * math.pi * turns(t, self.periods)
         cosines = jnp.cos(angles + phases[0])
         sines = jnp.sin(angles + phases[1])
-        return jnp.concatenate([cosines / 4, sines / 4, log_seconds(t)], axis=-1)
+        return jnp.concatenate([cosines, sines, 4 * log_seconds(t)], axis=-1)
 
 
 def log_seconds(seconds: Shaped[Array, "*shape"]) -> Float32[Array, "*shape 1"]:

@@ -223,10 +223,13 @@ class UserTower(nn.Module):
             parts.append(features.log_seconds(history["duration"]))
         if "time" in self.features:
             age, gap = relative_times(history["time"], mask)
+            # Divided, which is not the paper's. A linear layer could learn that, but Adam changes
+            # all its weights alike: many periods that say nothing would drown the content of an
+            # item for the first thousand steps.
             parts += [
-                features.TimeEncoding(features.ABSOLUTE_PERIODS, name="time")(history["time"]),
-                features.TimeEncoding(features.RELATIVE_PERIODS, name="age")(age),
-                features.TimeEncoding(features.RELATIVE_PERIODS, name="gap")(gap),
+                features.TimeEncoding(features.ABSOLUTE_PERIODS, name="time")(history["time"]) / 4,
+                features.TimeEncoding(features.RELATIVE_PERIODS, name="age")(age) / 4,
+                features.TimeEncoding(features.RELATIVE_PERIODS, name="gap")(gap) / 4,
             ]
 
         x = jnp.concatenate(parts, axis=-1)

@@ -65,10 +65,10 @@ def test_time_encoding_and_the_gradient_of_its_phases(rng):
     cosines, sines = angles + phases[0], angles + phases[1]
     logs = np.log1p(t.astype(np.float64))[..., None]
     waves = np.concatenate([np.cos(cosines), np.sin(sines)], axis=-1)
-    expected = np.concatenate([waves / 4, logs / 16], axis=-1)
+    expected = np.concatenate([waves, logs / 4], axis=-1)
     np.testing.assert_allclose(encoded, expected, rtol=1e-6, atol=1e-6)
     by_phase = np.stack([-np.sin(cosines) * weights[..., :3], np.cos(sines) * weights[..., 3:6]])
-    by_phase = by_phase.sum(axis=(1, 2)) / 4
+    by_phase = by_phase.sum(axis=(1, 2))
     np.testing.assert_allclose(gradient, by_phase, rtol=1e-5, atol=1e-5)
 
 
@@ -76,7 +76,7 @@ def test_a_second_is_told_apart_today():
     encoding = features.TimeEncoding(features.ABSOLUTE_PERIODS)
     t = jnp.array([1_800_000_000, 1_800_000_001], jnp.uint32)
     encoded = encoding.apply(encoding.init(jax.random.key(0), t), t)
-    step = 2 * math.pi / features.ABSOLUTE_PERIODS[0] / 4
+    step = 2 * math.pi / features.ABSOLUTE_PERIODS[0]
     moved = jnp.abs(encoded[1] - encoded[0]).reshape(-1)
     assert float(jnp.hypot(moved[0], moved[11])) == pytest.approx(step, rel=1e-3)
 
