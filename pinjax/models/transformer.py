@@ -1,8 +1,11 @@
 """A causal PreNorm transformer."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
@@ -52,6 +55,7 @@ class Transformer(nn.Module):
         width = x.shape[-1]
         if width % self.heads:
             raise ValueError(f"width {width} is not divisible by {self.heads} heads")
+        attend = functools.partial(attention.causal_attention, mesh=self.mesh)
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         blocks = nn.scan(
             block,
@@ -60,25 +64,31 @@ class Transformer(nn.Module):
             in_axes=nn.broadcast,
             length=self.layers,
             unroll=2,  # what a loop carries is copied: on a CPU, a third of the time of two layers
-        )(self.heads, self.dropout, self.dtype, self.mesh, deterministic=not train, name="blocks")
+        )(self.heads, self.dropout, self.dtype, not train, attend, name="blocks")
         x, _ = blocks(x.astype(self.dtype), mask)
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
 
 
 class Block(nn.Module):
-    """One block, in the form that a scan takes: (carry, input) -> (carry, output)."""
+    """One block, in the form that a scan takes: (carry, input) -> (carry, output).
+
+    Attributes:
+      heads, dropout, dtype: see `Transformer`.
+      deterministic: no dropout.
+      attend: (query, key, value, mask=mask) -> attended, each (batch, length, heads, dim).
+    """
 
     heads: int
     dropout: float
     dtype: Any
-    mesh: Mesh | None
     deterministic: bool
+    attend: Callable[..., Array] = jax.nn.dot_product_attention
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "batch length width"],
-        mask: Bool[Array, "batch length"],
+        mask: Bool[Array, "..."],
     ) -> tuple[Float[Array, "batch length width"], None]:
         width = x.shape[-1]
 
@@ -89,7 +99,7 @@ class Block(nn.Module):
         heads = (3, self.heads, width // self.heads)
         y = nn.DenseGeneral(heads, dtype=self.dtype, name="query_key_value")(y)
         query, key, value = jnp.moveaxis(y, 2, 0)
-        y = attention.causal_attention(query, key, value, mask, self.mesh)
+        y = self.attend(query, key, value, mask=mask)
         # At first attention is a mean over positions, and a mean of n vectors that have nothing in
         # common is 1 / sqrt(n) as long as they are: what a user did would drown in the last action.
         init = nn.initializers.variance_scaling(x.shape[1], "fan_in", "truncated_normal")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pinjax.models import transformer
+from pinjax.models import attention, transformer
 
 BATCH, LENGTH, WIDTH, HEADS, LAYERS = 3, 5, 8, 2, 3
 
@@ -100,7 +100,7 @@ def test_remat_changes_neither_values_nor_gradients(params, inputs):
 
 
 def test_scan_is_a_loop_over_the_same_parameters(params, inputs):
-    block = transformer.Block(HEADS, 0.0, jnp.float32, None, deterministic=True)
+    block = transformer.Block(HEADS, 0.0, jnp.float32, True, attention.causal_attention)
 
     @jax.jit
     @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
