@@ -1,6 +1,5 @@
 """How every command starts: flags, quiet logs, and one line for an error that a user can mend."""
 
-import importlib.util
 import os
 import shlex
 import sys
@@ -48,17 +47,11 @@ def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
 
 
 def workdir_of(flag: flags.FlagHolder) -> epath.Path:
-    """The run's directory: as given, or work/CONFIG or work/CONFIG-VARIANT.
-
-    Raises:
-      InputError: for gs://, where what reads and writes there is not installed.
-    """
+    """The run's directory: as given, or work/CONFIG or work/CONFIG-VARIANT."""
     if flag.value:
-        if flag.value.startswith("gs://") and importlib.util.find_spec("gcsfs") is None:
-            raise InputError(
-                f"--workdir={flag.value} needs more: pip install -r requirements-gcp.txt"
-            )
-        return epath.Path(flag.value)
+        path = epath.Path(flag.value)
+        path.exists()  # on gs:// it may be out of reach: better now than after a data set is made
+        return path
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     file, _, variant = name.partition(":")
     stem = epath.Path(file).stem
@@ -101,6 +94,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             return main(argv)
         except InputError as error:
             return _complain(error)
+        except ImportError as error:
+            if "gcsfs" not in str(error):
+                raise
+            return _complain("gs:// needs more: pip install -r requirements-gcp.txt")
         except jax.errors.JaxRuntimeError as error:
             if processes.count() == 1:
                 raise

@@ -42,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     events = ",".join(_EVENTS.value).split(",")
     config = _CONFIG.value
+    if "://" in _OUT.value:
+        raise InputError(f"--out={_OUT.value}: expected a directory on this machine; copy it then")
     of_pairs = config.kind == "engagements"
     if of_pairs:
         items = _ITEMS.value.split(",") if _ITEMS.value else []

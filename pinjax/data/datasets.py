@@ -1,7 +1,11 @@
 """Opens a data set by name: a simulated one, or a directory of one's own."""
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import os
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +16,7 @@ from etils import epath
 from pinjax.data import pairs, pinshop, pinworld, schema
 from pinjax.errors import InputError
 
+_COPIES = "copies"
 _SIMULATED = {pinworld.NAME: pinworld.ensure, pinshop.NAME: pinshop.ensure}
 
 
@@ -75,11 +80,11 @@ def ensure(name: str, data_dir: str) -> None:
     """Builds a simulated data set under `data_dir` when it is not there yet.
 
     Raises:
-      InputError: where there is no such size.
+      InputError: where there is no such size, or the directory is not a local one.
     """
     kind, _, size = name.partition("/")
     if kind in _SIMULATED:
-        _SIMULATED[kind](size, epath.Path(data_dir).expanduser())
+        _SIMULATED[kind](size, _local(data_dir))
 
 
 def load(name: str, data_dir: str) -> Dataset:
@@ -87,13 +92,13 @@ def load(name: str, data_dir: str) -> Dataset:
 
     Args:
       name: `pinworld/tiny`, `pinworld/small`, `pinworld/base`, or a prepared directory, absolute
-        or relative to the current directory or to `data_dir`.
-      data_dir: where named data sets are kept.
+        or relative to the current directory or to `data_dir`, or on gs://.
+      data_dir: where named data sets are kept, and copies of those on gs://.
 
     Raises:
-      InputError: where there is no such data set.
+      InputError: where there is no such data set, or `data_dir` is not a local directory.
     """
-    data_dir = epath.Path(data_dir).expanduser()
+    data_dir = _local(data_dir)
     world, _, size = name.partition("/")
     if world == pinworld.NAME:
         directory = pinworld.ensure(size, data_dir)
@@ -104,6 +109,8 @@ def load(name: str, data_dir: str) -> Dataset:
             looked = " and ".join(map(str, places))
             raise InputError(f"data.name: no prepared data set in {looked}; see pinjax.prepare")
         directory = found[0]
+        if _is_remote(directory):
+            directory = _copy(directory, data_dir / _COPIES)
     builder = tfds.builder_from_directory(directory)
     return Dataset(directory, schema.Metadata.from_tfds(builder.info.metadata))
 
@@ -112,14 +119,41 @@ def load_pairs(name: str, data_dir: str) -> pairs.PairSet:
     """Opens a data set of engagements, building `pinshop/SIZE` when it is not there yet.
 
     Args:
-      name: `pinshop/tiny`, `pinshop/small`, `pinshop/base`, or a directory.
+      name: `pinshop/tiny`, `pinshop/small`, `pinshop/base`, or a directory, which may be on gs://.
       data_dir: where named data sets are kept.
 
     Raises:
-      InputError: where there is no such data set.
+      InputError: where there is no such data set, or `data_dir` is not a local directory.
     """
     shop, _, size = name.partition("/")
     if shop == pinshop.NAME:
-        directory = pinshop.ensure(size, epath.Path(data_dir).expanduser())
+        directory = pinshop.ensure(size, _local(data_dir))
         return pairs.read(directory, pinshop.oracle(directory))
     return pairs.read(name)
+
+
+def _is_remote(path: epath.PathLike) -> bool:
+    return "://" in os.fspath(path)
+
+
+def _local(data_dir: str) -> epath.Path:
+    if _is_remote(data_dir):
+        raise InputError(f"data.dir={data_dir}: expected a directory on this machine")
+    return epath.Path(data_dir).expanduser()
+
+
+def _copy(source: epath.Path, copies: epath.Path) -> epath.Path:
+    """A copy of a prepared directory, made once: ArrayRecord reads from local disks alone."""
+    identity = os.fspath(source).encode() + (source / "dataset_info.json").read_bytes()
+    target = copies / f"{source.name}-{hashlib.sha256(identity).hexdigest()[:16]}"
+    if not target.exists():
+        unfinished = copies / f".{target.name}.{os.getpid()}"  # of each process
+        unfinished.mkdir(parents=True)
+        try:
+            for path in source.iterdir():
+                path.copy(unfinished / path.name)
+            with contextlib.suppress(OSError):  # another was first
+                unfinished.rename(target)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return target

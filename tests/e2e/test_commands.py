@@ -204,7 +204,7 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
         (["--config.train.model_devices=3"], "train.model_devices=3 does not divide 1 devices"),
         pytest.param(
             ["--workdir=gs://bucket/run"],
-            "--workdir=gs://bucket/run needs more: pip install -r requirements-gcp.txt",
+            "gs:// needs more: pip install -r requirements-gcp.txt",
             marks=pytest.mark.skipif(
                 importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed"
             ),
