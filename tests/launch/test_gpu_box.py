@@ -94,8 +94,6 @@ class Box:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # A shell's background jobs ignore it, and so would what they start.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self.started.append(process)
         return process
@@ -145,6 +143,8 @@ def wait_until(condition):
 @pytest.fixture
 def box(code, tmp_path):
     box = Box(code, tmp_path)
+    # A shell's background jobs ignore it, and so would what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield box
     try:
         wait_until(lambda: not box.processes())
