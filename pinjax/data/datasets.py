@@ -109,7 +109,7 @@ def load(name: str, data_dir: str) -> Dataset:
             looked = " and ".join(map(str, places))
             raise InputError(f"data.name: no prepared data set in {looked}; see pinjax.prepare")
         directory = found[0]
-        if _is_remote(directory):
+        if is_remote(directory):
             directory = _copy(directory, data_dir / _COPIES)
     builder = tfds.builder_from_directory(directory)
     return Dataset(directory, schema.Metadata.from_tfds(builder.info.metadata))
@@ -132,12 +132,13 @@ def load_pairs(name: str, data_dir: str) -> pairs.PairSet:
     return pairs.read(name)
 
 
-def _is_remote(path: epath.PathLike) -> bool:
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is not one of this machine's, as gs:// is not."""
     return "://" in os.fspath(path)
 
 
 def _local(data_dir: str) -> epath.Path:
-    if _is_remote(data_dir):
+    if is_remote(data_dir):
         raise InputError(f"data.dir={data_dir}: expected a directory on this machine")
     return epath.Path(data_dir).expanduser()
 

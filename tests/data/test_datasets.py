@@ -17,7 +17,7 @@ def data_dir(tmp_path):
 def bucket(tmp_path, data_dir, monkeypatch):
     """A prepared data set in a directory that passes for a remote one."""
     bucket = epath.Path(tmp_path) / "bucket"
-    monkeypatch.setattr(datasets, "_is_remote", lambda path: "bucket" in os.fspath(path))
+    monkeypatch.setattr(datasets, "is_remote", lambda path: "bucket" in os.fspath(path))
     source = pinworld.ensure("tiny", epath.Path(data_dir))
     (bucket / "log").mkdir(parents=True)
     for path in source.iterdir():
@@ -29,7 +29,7 @@ def test_a_remote_data_set_is_read_from_a_copy_made_once(bucket, tmp_path, data_
     expected = datasets.load("pinworld/tiny", data_dir).chunk("train", 0, 5)
     for _ in range(2):
         dataset = datasets.load(os.fspath(bucket), tmp_path / "here")
-        assert not datasets._is_remote(dataset.directory)
+        assert not datasets.is_remote(dataset.directory)
         np.testing.assert_array_equal(dataset.chunk("train", 0, 5).records, expected.records)
         for path in bucket.glob("*train*"):
             path.unlink()  # the copy has it

@@ -144,8 +144,9 @@ def wait_until(condition):
 def box(code, tmp_path):
     box = Box(code, tmp_path)
     # A shell's background jobs ignore it, and so would what they start.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield box
+    signal.signal(signal.SIGINT, before)
     try:
         wait_until(lambda: not box.processes())
     finally:
