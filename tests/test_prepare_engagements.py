@@ -207,6 +207,9 @@ def test_writes_what_the_log_holds(tmp_path, events, table, case):
     if kind == "image":
         place = [list(table["item"]).index(int(query)) for query in made.queries.ids]
         np.testing.assert_array_equal(made.queries.vectors, made.products.images[place])
+        np.testing.assert_array_equal(made.queries.products, place)
+    else:
+        assert (made.queries.products == -1).all()
 
 
 def dense_vectors(known, asked, words, dim):
@@ -219,9 +222,14 @@ def dense_vectors(known, asked, words, dim):
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 
     idf = np.log((1 + len(known)) / (1 + (counts(known) > 0).sum(axis=0))) + 1
-    matrix = unit(counts(known) * idf)
+
+    def weighted(lines):
+        counted = counts(lines)
+        return unit(np.where(counted > 0, 1 + np.log(np.maximum(counted, 1)), 0) * idf)
+
+    matrix = weighted(known)
     space = np.linalg.svd(matrix, full_matrices=False)[2][:dim].T
-    return unit(matrix @ space), unit(unit(counts(asked) * idf) @ space)
+    return unit(matrix @ space), unit(weighted(asked) @ space)
 
 
 @pytest.mark.parametrize("dim", [5, 200])

@@ -8,7 +8,7 @@ python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
                            ("document", "document"))'
 
 One row in nine is of a game without a document: these are dropped. Vectors are made of the words of
-documents. Documents and tags are those of today, of a game's whole life.
+all four. Documents and tags are those of today, of a game's whole life.
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
         *((name, name) for name in ("title", "author", "tags")),
         ("document", "doc_text"),
     )
-    config.vectors.texts = ("document",)
+    config.vectors.texts = ("title", "author", "tags", "document")
     config.split.train_end = "2023-01-01"
     config.split.cold = 0.0  # of the later engagements two in five are with games unseen until then
     return config

@@ -7,7 +7,7 @@ python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
     '--config.tasks=(("image/reorder", 1.0, 0), ("image/add", 1.0, 0))' \
     '--config.model.texts=(("name", "name"), ("aisle", "aisle"), ("department", "department"))'
 
-Vectors are made of the words of names.
+Vectors are made of the words of all three.
 """
 
 from ml_collections import ConfigDict
@@ -31,5 +31,5 @@ def get_config() -> ConfigDict:
     )
     config.sides.aisles = column_map.side(on="aisle_id", id="aisle_id")
     config.sides.departments = column_map.side(on="department_id", id="department_id")
-    config.vectors.texts = ("name",)
+    config.vectors.texts = ("name", "aisle", "department")
     return config

@@ -21,6 +21,7 @@ from pinjax.data import column_map, logs, pairs, prepared, schema, tables, text
 from pinjax.data import items as items_lib
 from pinjax.errors import InputError
 
+VERSION = "1.1.0"
 _SECOND = 1_000_000
 _LATEST = 2**32  # `pairs` holds seconds in 32 bits: 2106
 _TASKS = 2**8  # `pairs.PAIR` holds a task in 8 bits
@@ -114,7 +115,8 @@ def prepare(
     if not items:
         raise InputError("--items is missing; expected a file of the items that are engaged with")
     out = epath.Path(out)
-    digest = prepared.digest_of([*events, *items, *([queries] if queries else [])], config)
+    files = [*events, *items, *([queries] if queries else [])]
+    digest = prepared.digest_of(files, config, VERSION)
     if prepared.is_there(out, digest):
         return pairs.read(out).metadata, False
 
@@ -148,6 +150,7 @@ def prepare(
         ids=np.array(made.queries, object),
         kinds=np.full(len(made.queries), made.kind, object),
         vectors=vectors,
+        products=np.full(len(vectors), -1) if made.query_items is None else made.query_items,
     )
     tasks = tuple(f"{made.kind}/{name}" for name in made.names)
     report |= {
@@ -555,7 +558,7 @@ def _vectors(
     images, image_counts = items.images, items.image_counts
     if images is None or (made.query_items is None and given is None):
         words = vocabulary.sizes[0]
-        counts = sum(_word_counts(texts[name], words) for name in config.vectors.texts)
+        counts = _word_counts([texts[name] for name in config.vectors.texts], words)
         if min(counts.shape) < 2:
             found = f"{words} words on {len(items.ids)} items"
             raise InputError(f"{path}: {found}; expected 2 or more of each to make vectors from")
@@ -575,7 +578,7 @@ def _vectors(
         first = np.cumsum(image_counts) - image_counts
         vectors[image_counts > 0] = images[first[image_counts > 0]]
         return images, image_counts, vectors[made.query_items]
-    asked = _word_counts(vocabulary.encode(made.queries), words)
+    asked = _word_counts([vocabulary.encode(made.queries)], words)
     return images, image_counts, items_lib.unit_rows(items_lib.weighted(asked, weights) @ space)
 
 
@@ -585,14 +588,19 @@ def _searches(path: epath.PathLike, name: str, column: pa.ChunkedArray) -> pa.Ch
     return pc.if_else(pc.equal(column, ""), None, column)
 
 
-def _word_counts(encoded: text.Ragged, words: int) -> scipy.sparse.csr_array:
-    """How often each text has each word of the vocabulary, float64 (texts, words)."""
-    tokens, offsets = encoded
-    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    is_word = tokens < words
-    place = row[is_word], tokens[is_word]
-    counts = scipy.sparse.csr_array((np.ones(is_word.sum()), place), (len(offsets) - 1, words))
+def _word_counts(features: Sequence[text.Ragged], words: int) -> scipy.sparse.csr_array:
+    """1 + log n where a row's texts have a word of the vocabulary n times, float64 (rows, words).
+
+    By n itself a long text would be its few commonest words.
+    """
+    places = []
+    for tokens, offsets in features:
+        row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        places.append(np.stack([row, tokens])[:, tokens < words])
+    row, word = np.concatenate(places, axis=1)
+    counts = scipy.sparse.csr_array((np.ones(len(row)), (row, word)), (len(offsets) - 1, words))
     counts.sum_duplicates()
+    counts.data = 1 + np.log(counts.data)
     return counts
 
 

@@ -125,11 +125,13 @@ class Queries:
       ids: the user's own ids, int64 or text, (queries,); of a text query, the text itself.
       kinds: text (queries,), "image" or "text".
       vectors: float16 (queries, dim), the frozen vectors.
+      products: int32 (queries,), the row of the product that a query is; -1: it is none.
     """
 
     ids: np.ndarray
     kinds: np.ndarray
     vectors: np.ndarray
+    products: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -139,16 +141,20 @@ class Queries:
             "id": pa.array(self.ids),
             "kind": pa.array(self.kinds),
             "vector": schema.vector_array(self.vectors),
+            "product": pa.array(self.products, pa.int32()),
         }
         _write_table(path, columns)
 
     @classmethod
     def read(cls, path: epath.PathLike) -> "Queries":
         table = _read_table(path)
+        if "product" not in table.column_names:
+            raise InputError(f"{path}: of an older version; prepare the data set again, elsewhere")
         return cls(
             ids=table["id"].to_numpy(),
             kinds=table["kind"].to_numpy(),
             vectors=schema.vectors(table["vector"]),
+            products=table["product"].to_numpy(),
         )
 
 

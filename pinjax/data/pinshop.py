@@ -17,7 +17,7 @@ from pinjax.data.pinworld_simulation import END, TRAIN_END
 from pinjax.errors import InputError
 
 NAME = "pinshop"
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 
 TASKS = tuple(f"{query}/{kind}" for query in ("image", "text") for kind in simulation.KINDS)
 # As published (ItemSage, §4.2); what there is of them is far less.
@@ -92,6 +92,7 @@ def _build(shop: simulation.Shop, name: str, directory: epath.Path) -> None:
         ids=np.where(is_text, shop.queries.text, pins).astype(object),
         kinds=np.where(is_text, "text", "image").astype(object),
         vectors=shop.queries.vector,
+        products=np.full(len(is_text), -1, np.int32),
     )
     drawn = np.concatenate([simulation.draw_engagements(shop, c) for c in shop.engagement_chunks])
     made = np.empty(len(drawn), pairs.PAIR)

@@ -85,7 +85,7 @@ def prepare(
     """
     column_map.check(config)
     out = epath.Path(out)
-    digest = digest_of([*events, *([items] if items else [])], config)
+    digest = digest_of([*events, *([items] if items else [])], config, str(Prepared.VERSION))
     if is_there(out, digest):
         content = json.loads((out / "metadata.json").read_text())
         return schema.Metadata.from_tfds(content), False
@@ -138,9 +138,11 @@ def split_of(user: int | str, split: ml_collections.ConfigDict) -> str:
     return "valid" if share < split.test + split.valid else "train"
 
 
-def digest_of(paths: Sequence[epath.PathLike], config: ml_collections.ConfigDict) -> str:
-    """Hash of the column map, the files' names and all that they hold."""
-    whole = hashlib.sha256(f"{Prepared.VERSION} {config.to_json(sort_keys=True)}".encode())
+def digest_of(
+    paths: Sequence[epath.PathLike], config: ml_collections.ConfigDict, version: str
+) -> str:
+    """Hash of the column map, the files' names, all that they hold, and the format's version."""
+    whole = hashlib.sha256(f"{version} {config.to_json(sort_keys=True)}".encode())
     for path in map(epath.Path, paths):
         if not path.is_file():
             raise InputError(f"{path}: no such file")

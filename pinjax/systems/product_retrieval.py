@@ -1,7 +1,8 @@
 """How product embeddings are judged: by what a query led to (ItemSage, §5.1).
 
 Recall@k of a task is the share of its engagements whose product ranks in the top k of the index for
-the query. Every engagement counts once, so a product that is engaged with more weighs more.
+the query. Every engagement counts once, so a product that is engaged with more weighs more. Where a
+query is a product, that product is no answer to it.
 """
 
 import dataclasses
@@ -58,13 +59,15 @@ class ProductRetrieval:
         asked, query = np.unique(engagements["query"], return_inverse=True)
         product = engagements["product"]
         index = self._index()
-        depth = min(_DEPTHS[-1], len(products))
+        depth = min(_DEPTHS[-1] + 1, len(products))  # one more for the query itself
 
         vectors = queries(asked)
         valid = jnp.asarray(index)
         scores, rows = batching.in_batches(
             lambda batch: exact.search(batch, products, depth, valid=valid), vectors, _QUERIES
         )
+        itself = self.dataset.queries.products[asked]
+        scores, rows = _without(itself, scores, rows)
         own = np.einsum("ed,ed->e", vectors[query], np.asarray(products, np.float32)[product])
         ranks = metrics.label_ranks(rows, scores, query, product, own)
         table = self._rows(self.name, ranks, engagements, full)
@@ -75,10 +78,10 @@ class ProductRetrieval:
             table += self._rows("oracle", self._oracle_ranks(engagements, index), engagements, full)
         popularity = self._training_counts.astype(np.float32)
         top = np.argsort(-np.where(index, popularity, -1), kind="stable")[None, :depth]
-        everybody = np.broadcast_to(top, (len(asked), depth))
-        ranks = metrics.label_ranks(
-            everybody, popularity[everybody], query, product, popularity[product]
+        scores, rows = _without(
+            itself, *(np.broadcast_to(x, (len(asked), depth)) for x in (popularity[top], top))
         )
+        ranks = metrics.label_ranks(rows, scores, query, product, popularity[product])
         table += self._rows("popularity", ranks, engagements, full)
         system.add_share_of_oracle(table)
         return table
@@ -175,3 +178,13 @@ class ProductRetrieval:
         tiers = np.empty(len(counts), np.int64)
         tiers[order] = 3 * before // counts.sum()
         return np.where(counts == 0, TIERS.index("cold"), tiers)
+
+
+def _without(
+    itself: np.ndarray, scores: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Moves a query's own product, (queries,), to the end of its results, (queries, k)."""
+    own = (rows == itself[:, None]) & (itself >= 0)[:, None]
+    order = np.argsort(own, axis=1, kind="stable")
+    scores, rows = np.where(own, -np.inf, scores), np.where(own, -1, rows)
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)

@@ -29,6 +29,7 @@ def make(rng):
         ids=np.array(["17", "red chair"], object),
         kinds=np.array(["image", "text"], object),
         vectors=rng.standard_normal((2, 3)).astype(np.float16),
+        products=np.array([2, -1], np.int32),
     )
     drawn = np.array([(0, 2, 0, 10), (1, 1, 1, 11), (1, 0, 1, 12)], pairs.PAIR)
     metadata = pairs.Metadata("shop", ("image/click", "text/save"), 10, "abc", {"rows": 3})
