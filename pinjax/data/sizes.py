@@ -29,7 +29,7 @@ class Engagements:
 
     Attributes:
       products: how many.
-      existed: how many of them existed in the training period.
+      engaged: how many of them were engaged with in training, at most.
       queries: how many.
       dim: numbers of an image's and of a query's vector.
       images: of all products together.
@@ -41,7 +41,7 @@ class Engagements:
     """
 
     products: int
-    existed: int
+    engaged: int
     queries: int
     dim: int
     images: int
@@ -93,7 +93,7 @@ def engagements(name: str, data_dir: str, items: int | None) -> Engagements:
     kind, _, size = name.partition("/")
     found = Engagements(
         products=items or 0,
-        existed=items or 0,
+        engaged=items or 0,
         queries=items or 0,
         dim=world.CONTENT_DIM,
         images=round((items or 0) * _MEAN_IMAGES),
@@ -109,7 +109,7 @@ def engagements(name: str, data_dir: str, items: int | None) -> Engagements:
         return dataclasses.replace(
             found,
             products=number,
-            existed=number,
+            engaged=number,
             queries=2 * known.queries,
             images=round(number * _MEAN_IMAGES),
         )
@@ -125,7 +125,7 @@ def engagements(name: str, data_dir: str, items: int | None) -> Engagements:
     factor = (items or len(products)) / len(products)
     return Engagements(
         products=items or len(products),
-        existed=round((products.created <= dataset.metadata.train_end).sum() * factor),
+        engaged=round(len(np.unique(dataset.pairs("train")["product"])) * factor),
         queries=len(queries),
         dim=products.images.shape[1],
         images=round(len(products.images) * factor),

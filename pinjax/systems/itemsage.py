@@ -42,8 +42,9 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     frozen = {
         "products": catalogue,
         "queries": jnp.asarray(dataset.queries.vectors, jnp.bfloat16),
-        # Random negatives are products that existed in the training period.
-        "corpus": np.flatnonzero(dataset.products.created <= metadata.train_end).astype(np.int32),
+        # Random negatives are products that were engaged with. What else there is would only be
+        # learned, by its tokens, to be never wanted.
+        "corpus": np.unique(dataset.pairs("train")["product"]).astype(np.int32),
     }
     frozen = jax.device_put(frozen, sharding.replicated(mesh))
     devices = mesh.shape["data"]

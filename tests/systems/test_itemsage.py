@@ -77,7 +77,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     inputs, fits = itemsage.gather(encoder, system.frozen["products"], everything, 2**17)
     assert fits
     products = np.asarray(encoder.apply(params["encoder"], *inputs), np.float64)
-    corpus = np.flatnonzero(dataset.products.created <= dataset.metadata.train_end)
+    corpus = np.unique(dataset.pairs("train")["product"])
     assert len(corpus) < len(products)
     random = corpus[np.asarray(jax.random.randint(key, (RANDOM,), 0, len(corpus)))].tolist()
 

@@ -37,7 +37,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     frozen = {
         "products": products,
         "queries": Shape((size.queries, size.dim), jnp.bfloat16),
-        "corpus": Shape((size.existed,), jnp.int32),
+        "corpus": Shape((size.engaged,), jnp.int32),
     }
 
     def capacity(number: int) -> int:
