@@ -32,6 +32,9 @@ def get_config(variant: str = "") -> ConfigDict:
     model.image_slots = 8  # images of a product that the tower sees, at most (0: none)
     model.texts = tuple((name, name) for name in TEXTS)  # (text feature, group of its linear map)
     model.encoder = "transformer"  # or the baselines sum, sum_mlp, mlp_concat_mlp
+    # Add the encoder's output to the mean of the images, for images in the space of the queries:
+    # what training does not know stays near the queries that look like it.
+    model.residual = False
     model.token_buckets = 20_000  # rows of the hash embedding of tokens; 0: one for each token
     model.token_dim = 64  # numbers of a text feature
     model.width = 128

@@ -26,6 +26,10 @@ class ItemSage(nn.Module):
       sum_mlp         a linear map by group to `width`, summed, then an MLP;
       mlp_concat_mlp  an MLP by group to `dim`, concatenated over the slots, then an MLP.
 
+    With `residual`, which is not the paper's, a product is the mean of its images plus what the
+    encoder learns to add, at first nothing: where image vectors and queries share a space, a
+    product that no engagement was seen of stays near the queries that look like it.
+
     Attributes:
       image_features: (name, group, slots) of each feature that is a number of vectors. Features of
         one group share the weights of their map.
@@ -38,6 +42,8 @@ class ItemSage(nn.Module):
       layers: transformer blocks, at least 1.
       heads: attention heads; they divide the width.
       encoder: one of `ENCODERS`.
+      residual: whether the encoder's output is added to the images, whose vectors are then `dim`
+        long.
       dtype: of the arithmetic. Parameters, normalisation, softmax and outputs are float32.
     """
 
@@ -51,6 +57,7 @@ class ItemSage(nn.Module):
     layers: int
     heads: int
     encoder: str = "transformer"
+    residual: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -83,6 +90,7 @@ class ItemSage(nn.Module):
             # Before anything is computed, since not even a NaN may come through.
             vectors = features.unit_length(jnp.where(image_mask[..., None], images, 0))
             # To a root mean square of 1, as `pinnerformer.ItemInput` does.
+            image_sum = vectors.sum(axis=1, dtype=jnp.float32)
             vectors *= math.sqrt(images.shape[-1])
             start = 0
             for _, group, count in self.image_features:
@@ -126,6 +134,9 @@ class ItemSage(nn.Module):
         else:
             x = jnp.where(mask[..., None], mapped(mlp), 0)
             x = mlp("head")(x.reshape(num_products, -1))
+        if self.residual:
+            gain = self.param("gain", nn.initializers.zeros, ())
+            x = features.unit_length(image_sum) + gain * x.astype(jnp.float32)
         return features.unit_length(x)
 
     def _check(self, images, image_mask, tokens, segments):
@@ -148,6 +159,9 @@ class ItemSage(nn.Module):
                     f"{len(listed)} {kind} features and {sum(given)} of their 2 arrays, expected "
                     "both arrays where there are features, else None"
                 )
+        if self.residual and (images is None or images.shape[-1] != self.dim):
+            size = "no images" if images is None else f"images of {images.shape[-1]} numbers"
+            raise ValueError(f"a residual of {size}, expected {self.dim}, those of an embedding")
         slots = sum(count for _, _, count in self.image_features)
         if images is not None and images.shape[1] != slots:
             raise ValueError(f"{images.shape[1]} images a product, expected {slots}")

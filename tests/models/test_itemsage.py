@@ -27,6 +27,7 @@ MODELS = {
     "sum": make(encoder="sum"),
     "sum_mlp": make(encoder="sum_mlp"),
     "mlp_concat_mlp": make(encoder="mlp_concat_mlp"),
+    "residual": make(residual=True, dim=IMAGE_DIM),
 }
 ENCODERS = tuple(name for name in MODELS if name in itemsage.ENCODERS)
 
@@ -161,6 +162,10 @@ def oracle(model, params, images, image_mask, tokens, segments):
             zero = np.zeros(model.dim if model.encoder == "sum" else model.width)
             x = sum((dense(vector, of_map) for of_map, vector in filled), zero)
             x = mlp(x, params["head"]) if model.encoder == "sum_mlp" else x
+        if model.residual:
+            units = images[product] / np.linalg.norm(images[product], axis=1, keepdims=True)
+            mean = units[image_mask[product]].sum(axis=0)
+            x = mean / max(np.linalg.norm(mean), 1e-6) + params["gain"] * x
         embeddings.append(x / np.sqrt(max(np.square(x).sum(), 1e-12)))
     return np.stack(embeddings)
 
@@ -286,6 +291,8 @@ NO_IMAGES, NO_TEXTS = (None, None, *BOTH[2:]), (*BOTH[:2], None, None)
         (make(), NO_TEXTS, "3 text features and 0 of their 2 arrays"),
         (make(text_features=()), BOTH, "0 text features and 2 of their 2 arrays"),
         (make(image_features=()), NO_IMAGES, "without images, num_products says"),
+        (make(residual=True), BOTH, "a residual of images of 5 numbers, expected 6"),
+        (make(residual=True, image_features=()), NO_IMAGES, "a residual of no images, expected 6"),
         (MODELS["one image"], NO_TEXTS, "4 images a product, expected 1"),
     ],
 )
