@@ -10,10 +10,10 @@ against BM25 over the titles, on searches that were not trained on. On movielens
 texts and images, or one of them.
 
 All answers are to the same questions over the same index and judged by the same code; TF-IDF and
-BM25 read the same texts. TF-IDF leaves the query item out of its answers, ItemSage does not. What
-is chosen is chosen on validation, by the metric that is compared: the checkpoint, and how TF-IDF
-and BM25 cut texts into words. A run that is finished in --workdir is not made again, and neither is
-a data set that is prepared there.
+BM25 read the same texts. An item that is the query is no answer. What is chosen is chosen on
+validation, by the metric that is compared: the checkpoint, whether ItemSage's logits are corrected
+by logQ, and how TF-IDF and BM25 cut texts into words. A run that is finished in --workdir is not
+made again, and neither is a data set that is prepared there.
 """
 
 import json
@@ -40,7 +40,7 @@ _PEERS = flags.DEFINE_string("peers", ".venv-peers/bin/python", "the Python with
 
 ROOT = pathlib.Path(__file__).parents[1]
 K = 10
-EVALUATE_EVERY = 250  # steps; the best of these checkpoints is served
+EVALUATE_EVERY = 100  # steps; the best of these checkpoints is served
 
 
 class Source(NamedTuple):
@@ -87,10 +87,17 @@ SOURCES = {
 }
 NAMES = {"itemsage": "ItemSage", "searchsage": "SearchSage"}
 CAPS = {"itemsage": 0, "searchsage": 50}  # pairs of one product, as in the configs
-FEATURES = {
-    "texts and images": (),
-    "texts only": ("--config.model.image_slots=0",),
-    "images only": ("--config.model.texts=()",),
+FEATURES = {  # of products: whether texts, and images
+    "texts and images": (True, True),
+    "texts only": (True, False),
+    "images only": (False, True),
+}
+# Items' vectors and queries' are of one space here, that of words. Corrected logits learn what is
+# popular, too, which a cold product cannot be.
+RESIDUAL = "--config.model.residual=True"
+CHOICES = {
+    "itemsage": {"logQ": (RESIDUAL,), "no logQ": (RESIDUAL, "--config.loss.log_q=False")},
+    "searchsage": {"as configured": ()},
 }
 
 
@@ -111,8 +118,12 @@ def trained_tasks(dataset: pairs.PairSet) -> tuple[int, ...]:
 
 def train(
     source: Source, dataset: pairs.PairSet, texts: list[str], workdir: pathlib.Path, *more: str
-) -> dict[str, table.Cell]:
-    """Trains by the command; the first row of its table and that of popularity."""
+) -> tuple[dict[str, table.Cell], float]:
+    """Trains by the command.
+
+    Returns:
+      (the first row of its table and that of popularity, the best of what is compared on valid).
+    """
     names = [dataset.metadata.tasks[task] for task in trained_tasks(dataset)]
     settings = [f"--config.data.name={dataset.directory}"]
     settings += [f"--config.tasks={tuple((name, 1.0, CAPS[source.system]) for name in names)}"]
@@ -123,7 +134,9 @@ def train(
     if _STEPS.value:
         settings += [f"--config.train.steps={_STEPS.value}"]
     rows = runs.train(f"configs/{source.system}.py", workdir, *settings, *more)
-    return {name: rows[name] for name in (NAMES[source.system], "popularity")}
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    best = max(line.get(f"valid/{source.metric}", 0.0) for line in lines)
+    return {name: rows[name] for name in (NAMES[source.system], "popularity")}, best
 
 
 def item_texts(source: Source, raw: pathlib.Path, column_map: ConfigDict) -> list[str]:
@@ -200,11 +213,19 @@ def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
         found, chosen = peer(source, judge, texts, workdir)
         rows[source.peer] = found.metrics
         print(f"{source.peer}: {chosen}")
-        rows |= train(source, dataset, fields, workdir / f"{name}-{source.system}")
+        tried = {}
+        for choice, settings in CHOICES[source.system].items():
+            directory = workdir / f"{name}-{runs.directory(choice, 0)}"
+            tried[choice] = train(source, dataset, fields, directory, *settings)
+            print(
+                f"{NAMES[source.system]}, {choice}: {source.metric} {tried[choice][1]:.4f} on valid"
+            )
+        rows |= max(tried.values(), key=lambda made: made[1])[0]
     else:
-        for method, settings in FEATURES.items():
+        for method, (with_texts, with_images) in FEATURES.items():
             directory = workdir / f"{name}-{runs.directory(method, 0)}"
-            made = train(source, dataset, fields, directory, *settings)
+            settings = () if with_images else ("--config.model.image_slots=0",)
+            made, _ = train(source, dataset, fields if with_texts else [], directory, *settings)
             rows[method] = made.pop(NAMES[source.system])
             rows |= made
     index = min(len(dataset.products), judge.config.index_size)
