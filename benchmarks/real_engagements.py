@@ -130,6 +130,7 @@ def train(
     settings += [f"--config.train.evaluate_every={EVALUATE_EVERY}"]
     settings += [f"--config.train.select=valid/{source.metric}"]
     if source.system == "itemsage":
+        settings += [f"--config.model.dim={dataset.queries.vectors.shape[1]}"]
         settings += [f"--config.model.texts={tuple((name, name) for name in texts)}"]
     if _STEPS.value:
         settings += [f"--config.train.steps={_STEPS.value}"]

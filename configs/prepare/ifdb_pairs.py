@@ -5,7 +5,8 @@ python -m pinjax.prepare --config=configs/prepare/ifdb_pairs.py \
 python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
     '--config.tasks=(("image/played", 1.0, 0), ("image/wish-listed", 1.0, 0))' \
     '--config.model.texts=(("title", "title"), ("author", "author"), ("tags", "tags"),
-                           ("document", "document"))'
+                           ("document", "document"))' \
+    --config.model.dim=1024
 
 One row in nine is of a game without a document: these are dropped. Vectors are made of the words of
 all four. Documents and tags are those of today, of a game's whole life.
@@ -31,6 +32,7 @@ def get_config() -> ConfigDict:
         ("document", "doc_text"),
     )
     config.vectors.texts = ("title", "author", "tags", "document")
+    config.vectors.dim = 1_024  # 256 tell words apart less well
     config.split.train_end = "2023-01-01"
     config.split.cold = 0.0  # of the later engagements two in five are with games unseen until then
     return config
