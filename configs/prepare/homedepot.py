@@ -3,7 +3,8 @@
 python -m pinjax.prepare --config=configs/prepare/homedepot.py \
     --events=train.parquet --items=train.parquet --out=DIR
 python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
-    '--config.tasks=(("text/relevant", 1.0, 0),)' '--config.model.texts=(("title", "title"),)'
+    '--config.tasks=(("text/relevant", 1.0, 0),)' '--config.model.texts=(("title", "title"),)' \
+    --config.model.dim=1024
 python -m pinjax.train --config=configs/searchsage.py --config.data.name=DIR \
     '--config.tasks=(("text/relevant", 1.0, 50),)'
 
@@ -27,4 +28,5 @@ def get_config() -> ConfigDict:
     config.catalogue.repeats = True  # a row for each search; few products have two titles
     config.catalogue.texts = (("title", "product_title"),)
     config.vectors.texts = ("title",)
+    config.vectors.dim = 1_024  # 256 tell words apart less well
     return config
