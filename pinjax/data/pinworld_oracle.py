@@ -88,7 +88,7 @@ class Oracle:
         mass = self._mass(moment, horizon_seconds)[rows].astype(np.float32)
         return (
             np.take(mass, self.leaf, axis=1)
-            * self._choice(moment, horizon_seconds)[self.taste[rows]]
+            * self.choice(moment, horizon_seconds)[self.taste[rows]]
         )
 
     def expected_recall(self, moment: int, horizon_seconds: int, k: int = 10) -> float:
@@ -99,7 +99,7 @@ class Oracle:
         are taken as Poisson events of their own; that sessions cluster them costs 1 to 3 % of the
         figure, on the low side.
         """
-        choice = self._choice(moment, horizon_seconds)
+        choice = self.choice(moment, horizon_seconds)
         mass = self._mass(moment, horizon_seconds).astype(np.float32)
         positives = mass.sum(axis=1)
         recalls = np.empty(len(self.users))
@@ -112,6 +112,15 @@ class Oracle:
             best = np.partition(chance, -k, axis=1)[:, -k:].sum(axis=1)
             recalls[rows] = best / (chance.sum(axis=1) + new)
         return float(np.average(recalls, weights=-np.expm1(-positives)))
+
+    def choice(self, moment: int, horizon: int) -> np.ndarray:
+        """p(item | leaf, taste), float32 (tastes, items); 0 where not created at `moment`."""
+        weight = appeal(self.popularity, self.style, self.tastes)
+        available = np.clip((moment + horizon - self.created.astype(np.float64)) / horizon, 0, 1)
+        for row in weight:
+            row /= np.bincount(self.leaf, row * available)[self.leaf]
+        weight[:, self.created > moment] = 0
+        return weight
 
     def _mass(self, moment: int, horizon: int) -> np.ndarray:
         """Expected positives of users in leaves within the window: float64 (users, leaves)."""
@@ -127,15 +136,6 @@ class Oracle:
         total = horizon + bursts.sum(axis=1, keepdims=True)
         mass = (1 - self.stray) * (horizon * slow + bursts) + self.stray * total * slow
         return self.rate[:, None] * mass
-
-    def _choice(self, moment: int, horizon: int) -> np.ndarray:
-        """p(item | leaf, taste), float32 (tastes, items); 0 where not created at `moment`."""
-        weight = appeal(self.popularity, self.style, self.tastes)
-        available = np.clip((moment + horizon - self.created.astype(np.float64)) / horizon, 0, 1)
-        for row in weight:
-            row /= np.bincount(self.leaf, row * available)[self.leaf]
-        weight[:, self.created > moment] = 0
-        return weight
 
 
 def appeal(popularity: np.ndarray, style: np.ndarray, tastes: np.ndarray) -> np.ndarray:

@@ -1,0 +1,81 @@
+"""How much of its oracle's recall pinworld's log allows, at the least.
+
+    python -m benchmarks.pinworld_bound
+
+The oracle knows what each test user cares about. Here somebody knows pinworld's law and all about
+its pins, topic, style and popularity, but of the users only what they did: an interest weighs the
+days on which a user acted on its topic, and a taste what is likely by the pins that the user chose.
+"""
+
+import numpy as np
+from absl import app, flags, logging
+
+from pinjax.data import datasets, held_out, pinworld_oracle, pinworld_simulation, windows
+from pinjax.retrieval import metrics
+
+_SIZE = flags.DEFINE_string("size", "small", "of pinworld")
+_DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where it is kept")
+
+DAY = pinworld_simulation.DAY
+SAVE = pinworld_simulation.ACTIONS.index("save")
+WINDOW = 14 * DAY
+K = 10
+PRIOR_DAYS = 5  # with which every user begins, spread over the topics by their popularity
+
+
+def expected(
+    oracle: pinworld_oracle.Oracle, choice: np.ndarray, records: np.ndarray, moment: int
+) -> np.ndarray:
+    """Expected engagements of one user with every pin, up to a factor, from what the user did.
+
+    Args:
+      oracle: whose topics are known.
+      choice: p(pin | topic, taste), (tastes, pins).
+      records: `schema.ACTION` (n,), what the user did by `moment`.
+      moment: unix seconds.
+    """
+    leaves = len(oracle.leaf_popularity)
+    wanted = records[
+        (records["action"] == SAVE) | (records["duration"] >= pinworld_simulation.LONG)
+    ]
+    leaf = oracle.leaf[wanted["item"]]
+    on = np.unique(np.stack([leaf, (moment - wanted["time"].astype(np.int64)) // DAY]), axis=1)[0]
+    interest = PRIOR_DAYS * oracle.leaf_popularity + np.bincount(on, minlength=leaves)
+
+    likely = np.log(np.maximum(choice[:, wanted["item"]], 1e-30)).sum(axis=1)
+    taste = np.exp(likely - likely.max())
+    return interest[oracle.leaf] * (taste / taste.sum() @ choice)
+
+
+def main(_):
+    logging.set_verbosity(logging.ERROR)
+    dataset = datasets.load(f"pinworld/{_SIZE.value}", _DATA_DIR.value)
+    positives = windows.Positives.create(dataset.metadata, "save, closeup>=10, click>=10", "home")
+    source = held_out.HeldOut(dataset, positives, 1, WINDOW, 10**9, 10**9, filter_seen=False)
+    (moment,) = source.moments((0.0,))
+    asked, index = source.questions("test", moment), source.index(moment)
+    past = {}
+    for chunk in dataset.chunks("test"):
+        for user, records in zip(
+            chunk.users, np.split(chunk.records, chunk.offsets[1:-1]), strict=True
+        ):
+            past[user] = records[records["time"] <= moment]
+
+    def recall(scores: np.ndarray) -> metrics.Estimate:
+        scores = np.where(index, scores, -1)
+        own = scores[asked.label_user, asked.label_item]
+        ranks = (scores[asked.label_user] > own[:, None]).sum(axis=1)
+        return metrics.estimate(metrics.recall(ranks, asked.label_user, len(asked.users), K))
+
+    oracle = dataset.oracle
+    choice = oracle.choice(moment, WINDOW)
+    best = recall(oracle.scores(asked.users, moment, WINDOW))
+    known = recall(np.stack([expected(oracle, choice, past[user], moment) for user in asked.users]))
+    print(f"{len(asked.users):,} users, Recall@{K} of the {WINDOW // DAY} days after training")
+    print(f"oracle        {best.mean:.4f} ± {best.half_width:.4f}")
+    print(f"from the log  {known.mean:.4f} ± {known.half_width:.4f}")
+    print(f"from the log / oracle  {known.mean / best.mean:.2f}")
+
+
+if __name__ == "__main__":
+    app.run(main)
