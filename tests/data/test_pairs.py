@@ -3,6 +3,7 @@
 import collections
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pinjax.data import datasets, pairs, pinshop, schema, text
@@ -54,6 +55,14 @@ def test_what_is_written_is_read(rng, tmp_path):
     for row, split in enumerate(schema.SPLITS):
         np.testing.assert_array_equal(found.pairs(split), drawn[splits == row])
     assert found.vocabulary.digest == vocabulary.digest
+
+
+def test_older_queries_are_refused(rng, tmp_path):
+    pairs.write(tmp_path / "shop", *make(rng))
+    (file,) = (tmp_path / "shop").glob("queries*")
+    pq.write_table(pq.read_table(file).drop_columns("product"), file)
+    with pytest.raises(InputError, match=r"queries\.parquet: of an older version; prepare"):
+        _ = pairs.read(tmp_path / "shop").queries
 
 
 def test_identity_tells_frozen_tables_apart(rng, tmp_path):

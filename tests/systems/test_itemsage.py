@@ -1,6 +1,8 @@
 """The page against the paper's formula in NumPy, and against itself on several devices."""
 
+import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -128,11 +130,24 @@ def test_other_frozen_tables_are_refused(make_config, tmp_path, mesh):
     [
         ({"loss": {"terms": "both"}}, "loss.terms: 'both' is none of summed, joined"),
         ({"model": {"texts": (("titel", "a"),)}}, "has no 'titel', only title, description"),
+        ({"model": {"dim": 8}}, "model.dim=8: query vectors of pinshop/tiny have 256 numbers"),
+        ({"model": {"residual": True, "image_slots": 0}}, "model.residual needs images; expected"),
     ],
 )
 def test_wrong_config_is_refused(make_config, sections, message, mesh):
     with pytest.raises(InputError, match=message):
         registry.create(make_config(**sections), mesh)
+
+
+def test_residual_of_other_images_is_refused(make_config):
+    config = make_config(model={"residual": True})
+    dataset = datasets.load_pairs(config.data.name, config.data.dir)
+    products = dataclasses.replace(dataset.products, images=np.zeros((3, 5), np.float16))
+    other = types.SimpleNamespace(
+        metadata=dataset.metadata, queries=dataset.queries, products=products
+    )
+    with pytest.raises(InputError, match=r"images of pinshop/tiny have 5 numbers, not .* 256"):
+        itemsage.check_vectors(config, other)
 
 
 def test_unknown_task_is_refused(make_config, mesh):
