@@ -5,8 +5,7 @@ python -m pinjax.prepare --config=configs/prepare/instacart.py \
     --items=products.parquet,aisles.parquet,departments.parquet --out=DIR
 python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
     '--config.tasks=(("image/reorder", 1.0, 0), ("image/add", 1.0, 0))' \
-    '--config.model.texts=(("name", "name"), ("aisle", "aisle"), ("department", "department"))' \
-    --config.model.dim=1024
+    '--config.model.texts=(("name", "name"), ("aisle", "aisle"), ("department", "department"))'
 
 Vectors are made of the words of all three.
 """
@@ -33,5 +32,4 @@ def get_config() -> ConfigDict:
     config.sides.aisles = column_map.side(on="aisle_id", id="aisle_id")
     config.sides.departments = column_map.side(on="department_id", id="department_id")
     config.vectors.texts = ("name", "aisle", "department")
-    config.vectors.dim = 1_024  # 256 tell words apart less well
     return config
