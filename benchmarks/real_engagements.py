@@ -9,11 +9,12 @@ those without engagements in training, a hashed 20th among them. On homedepot Se
 against BM25 over the titles, on searches that were not trained on. On movielens ItemSage sees
 texts and images, or one of them.
 
-All answers are to the same questions over the same index and judged by the same code; TF-IDF and
-BM25 read the same texts. An item that is the query is no answer. What is chosen is chosen on
-validation, by the metric that is compared: the checkpoint, whether ItemSage's logits are corrected
-by logQ, and how TF-IDF and BM25 cut texts into words. A run that is finished in --workdir is not
-made again, and neither is a data set that is prepared there.
+All answers are to the same questions over the same index and judged by the same code, those of the
+frozen vectors without any training, too; TF-IDF and BM25 read the same texts. An item that is the
+query is no answer. What is chosen is chosen on validation, by the metric that is compared: the
+checkpoint, whether ItemSage's logits are corrected by logQ, and how TF-IDF and BM25 cut texts into
+words. A run that is finished in --workdir is not made again, and neither is a data set that is
+prepared there.
 """
 
 import json
@@ -23,14 +24,16 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from benchmarks import runs
 from pinjax.data import engagements, pairs
+from pinjax.models import features
 from pinjax.retrieval import table
-from pinjax.systems import product_retrieval, system
+from pinjax.systems import product_retrieval, searchsage, system
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw tables", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where data sets and runs are kept", required=True)
@@ -196,6 +199,13 @@ def peer(
     return row(chosen, "test"), chosen
 
 
+def untrained(judge: product_retrieval.ProductRetrieval) -> dict[str, table.Cell]:
+    """The row of the frozen vectors themselves: queries' and the mean of each product's images."""
+    queries = features.unit_length(jnp.asarray(judge.dataset.queries.vectors))
+    products = searchsage.item_vectors(judge.dataset)
+    return judge(np.asarray(queries).__getitem__, products, "test", full=False)[0].metrics
+
+
 def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
     """Trains and judges everything on a set and prints the table."""
     source = SOURCES[name]
@@ -207,7 +217,7 @@ def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
     judge = product_retrieval.ProductRetrieval(
         NAMES[source.system], dataset, trained_tasks(dataset), _config(source.system).evaluate
     )
-    rows = {}
+    rows = {"vectors alone": untrained(judge)}
     print(f"\n{name}: {len(judge.asked('test')):,} queries, {len(dataset.products):,} products")
     if source.peer:
         texts = item_texts(source, raw, column_map)
@@ -234,10 +244,13 @@ def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
         metric: (K / index, None) for metric in dict.fromkeys(("R@10", source.metric))
     }
     print(table.format_table(list(rows.items())))
-    ours, *others = [method for method in rows if method not in (source.peer, "popularity")]
-    for other in (source.peer, *others) if source.peer else others:
+    if source.peer:
+        ours, others = NAMES[source.system], (source.peer, "vectors alone", "chance")
+    else:
+        ours, *others = (*FEATURES, "chance")
+    for other in others:
         ratio = rows[ours][source.metric][0] / rows[other][source.metric][0]
-        print(f"{source.metric}, {ours} / {other:<12} {ratio:.2f}")
+        print(f"{source.metric}, {ours} / {other:<13} {ratio:.2f}")
 
 
 def _config(name: str) -> ConfigDict:
