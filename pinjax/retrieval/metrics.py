@@ -22,6 +22,26 @@ class Estimate(NamedTuple):
     half_width: float
 
 
+def leave_out(
+    top_rows: Int[np.ndarray, "queries k"],
+    top_scores: Float[np.ndarray, "queries k"],
+    out: Bool[np.ndarray, "queries k"],
+) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
+    """Results without some of them: the others move up, and rows of -1, scored -inf, follow.
+
+    Args:
+      top_rows: rows of the index, best first.
+      top_scores: their scores.
+      out: which results are left out.
+
+    Returns:
+      (rows, scores).
+    """
+    order = np.argsort(out, axis=1, kind="stable")
+    rows, scores = np.where(out, -1, top_rows), np.where(out, -np.inf, top_scores)
+    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
 def label_ranks(
     top_rows: Int[np.ndarray, "queries k"],
     top_scores: Float[np.ndarray, "queries k"],

@@ -66,8 +66,8 @@ class ProductRetrieval:
         scores, rows = batching.in_batches(
             lambda batch: exact.search(batch, products, depth, valid=valid), vectors, _QUERIES
         )
-        itself = self.dataset.queries.products[asked]
-        scores, rows = _without(itself, scores, rows)
+        itself = self.dataset.queries.products[asked][:, None]
+        rows, scores = metrics.leave_out(rows, scores, rows == itself)
         own = np.einsum("ed,ed->e", vectors[query], np.asarray(products, np.float32)[product])
         ranks = metrics.label_ranks(rows, scores, query, product, own)
         table = self._rows(self.name, ranks, engagements, full)
@@ -78,9 +78,8 @@ class ProductRetrieval:
             table += self._rows("oracle", self._oracle_ranks(engagements, index), engagements, full)
         popularity = self._training_counts.astype(np.float32)
         top = np.argsort(-np.where(index, popularity, -1), kind="stable")[None, :depth]
-        scores, rows = _without(
-            itself, *(np.broadcast_to(x, (len(asked), depth)) for x in (popularity[top], top))
-        )
+        rows = np.broadcast_to(top, (len(asked), depth))
+        rows, scores = metrics.leave_out(rows, popularity[rows], rows == itself)
         ranks = metrics.label_ranks(rows, scores, query, product, popularity[product])
         table += self._rows("popularity", ranks, engagements, full)
         system.add_share_of_oracle(table)
@@ -178,13 +177,3 @@ class ProductRetrieval:
         tiers = np.empty(len(counts), np.int64)
         tiers[order] = 3 * before // counts.sum()
         return np.where(counts == 0, TIERS.index("cold"), tiers)
-
-
-def _without(
-    itself: np.ndarray, scores: np.ndarray, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Moves a query's own product, (queries,), to the end of its results, (queries, k)."""
-    own = (rows == itself[:, None]) & (itself >= 0)[:, None]
-    order = np.argsort(own, axis=1, kind="stable")
-    scores, rows = np.where(own, -np.inf, scores), np.where(own, -1, rows)
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)

@@ -190,11 +190,11 @@ def _without_seen(found: Found, asked: held_out.Questions, items: int) -> Found:
     query = np.arange(len(found.rows))[:, None]
     pairs = asked.seen[:, 0] * items + asked.seen[:, 1]
     seen = np.isin(query * items + found.rows, pairs)
-    fresh = np.argsort(seen, axis=1, kind="stable")[:, :_DEEPEST]
+    rows, scores = metrics.leave_out(found.rows, found.scores, seen)
     seen_label = np.isin(asked.label_query * items + asked.label_item, pairs)
     return Found(
-        np.where(seen, -1, found.rows)[query, fresh],
-        np.where(seen, -np.inf, found.scores)[query, fresh],
+        rows[:, :_DEEPEST],
+        scores[:, :_DEEPEST],
         np.where(seen_label, -np.inf, found.label_scores),
     )
 

@@ -180,3 +180,15 @@ def test_estimate_of_too_few():
     mean, half_width = metrics.estimate(np.array([1.0, 2.0]), np.array([7, 7]))
     assert mean == 1.5
     assert math.isnan(half_width)
+
+
+def test_left_out_results_make_room(rng):
+    rows = np.argsort(rng.random((7, 9)), axis=1)
+    scores = -np.sort(rng.random((7, 9)).astype(np.float32), axis=1)
+    out = rng.random((7, 9)) < 0.4
+    left, left_scores = metrics.leave_out(rows, scores, out)
+    for query in range(7):
+        kept = np.flatnonzero(~out[query])
+        missing = 9 - len(kept)
+        assert left[query].tolist() == rows[query, kept].tolist() + [-1] * missing
+        assert left_scores[query].tolist() == scores[query, kept].tolist() + [-np.inf] * missing
