@@ -158,10 +158,7 @@ def peer_answers(
 ) -> dict[str, np.ndarray]:
     """A peer's answers to queries, by how it cuts texts into words, int (asked, 100)."""
     ids = dataset.queries.ids[asked]
-    own = np.full(len(asked), -1)
-    searches = dataset.queries.kinds[asked] == "text"
-    row = {str(product): row for row, product in enumerate(dataset.products.ids)}
-    own[~searches] = [row[query] for query in ids[~searches]]
+    own = dataset.queries.products[asked]
     content = {
         "method": method,
         "products": texts,
