@@ -89,8 +89,8 @@ class ItemSage(nn.Module):
             num_products = len(images)
             # Before anything is computed, since not even a NaN may come through.
             vectors = features.unit_length(jnp.where(image_mask[..., None], images, 0))
-            # To a root mean square of 1, as `pinnerformer.ItemInput` does.
             image_sum = vectors.sum(axis=1, dtype=jnp.float32)
+            # To a root mean square of 1, as `pinnerformer.ItemInput` does.
             vectors *= math.sqrt(images.shape[-1])
             start = 0
             for _, group, count in self.image_features:

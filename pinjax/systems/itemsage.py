@@ -36,7 +36,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     check(config, mesh)
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     metadata = dataset.metadata
-    check_vectors(config, dataset)
+    vectors = dataset.queries.vectors, dataset.products.images
+    check_vectors(config, metadata.name, *(x.shape[1] for x in vectors))
     train_batches = engagements.train_batches(config, dataset)
     encoder = make_encoder(config, len(dataset.vocabulary))
     catalogue = make_features(config, dataset)
@@ -112,19 +113,18 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
     if config.model.encoder == "transformer":
         system.check_heads(config.model)
+    if config.model.residual and not config.model.image_slots:
+        raise InputError("model.residual needs images; expected model.image_slots above 0")
     system.check_tables_are_whole(config)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
     sharding.check_batch(mesh, "loss.random", config.loss.random)
 
 
-def check_vectors(config: ConfigDict, dataset: pairs.PairSet) -> None:
-    """Refuses a config that does not fit the frozen vectors of the data."""
-    name, dim = dataset.metadata.name, config.model.dim
-    queries, images = dataset.queries.vectors.shape[1], dataset.products.images.shape[1]
+def check_vectors(config: ConfigDict, name: str, queries: int, images: int) -> None:
+    """Refuses a config that does not fit the numbers in a query's and an image's frozen vector."""
+    dim = config.model.dim
     if queries != dim:
         raise InputError(f"model.dim={dim}: query vectors of {name} have {queries} numbers")
-    if config.model.residual and not config.model.image_slots:
-        raise InputError("model.residual needs images; expected model.image_slots above 0")
     if config.model.residual and images != dim:
         raise InputError(
             f"model.residual: images of {name} have {images} numbers, not the queries' {queries}"

@@ -90,10 +90,12 @@ def test_data_that_is_not_there_needs_its_size(name, data_dir, mesh):
         ("searchsage", "data", {"pairs": 12}, "data.pairs=12 is not divisible by the 8 devices"),
         ("pinnerformer", "model", {"heads": 3}, "model.width=16 is not divisible by model.heads=3"),
         ("itemsage", "model", {"heads": 3}, "model.width=16 is not divisible by model.heads=3"),
+        ("itemsage", "model", {"dim": 8}, "model.dim=8: query vectors of pinshop/tiny have 256"),
+        ("itemsage", "model", {"residual": True, "image_slots": 0}, "model.residual needs images"),
         ("searchsage", "model", {"heads": 3, "encoder": "bert"}, "not divisible by model.heads=3"),
     ],
 )
-def test_what_does_not_divide_is_refused(data_dir, name, section, fields, message):
+def test_what_does_not_fit_is_refused(data_dir, name, section, fields, message):
     config = get_config(name, data_dir)
     config[section].update(fields)
     with pytest.raises(InputError, match=message):

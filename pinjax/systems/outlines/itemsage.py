@@ -26,6 +26,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     """
     page.check(config, mesh)
     size = sizes.engagements(config.data.name, config.data.dir, items)
+    page.check_vectors(config, config.data.name, size.dim, size.dim)
     encoder = page.make_encoder(config, size.vocabulary)
     texts = max(1, len(config.model.texts))
     products = product_features.ProductFeatures(
