@@ -7,37 +7,44 @@ its pins, topic, style and popularity, but of the users only what they did: an i
 days on which a user acted on its topic, and a taste what is likely by the pins that the user chose.
 """
 
+import pathlib
+import runpy
+
 import numpy as np
 from absl import app, flags, logging
 
-from pinjax.data import datasets, held_out, pinworld_oracle, pinworld_simulation, windows
+from pinjax.data import (
+    datasets,
+    held_out,
+    pinworld,
+    pinworld_oracle,
+    pinworld_simulation,
+    windows,
+)
 from pinjax.retrieval import metrics
 
 _SIZE = flags.DEFINE_string("size", "small", "of pinworld")
 _DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where it is kept")
 
+ROOT = pathlib.Path(__file__).parents[1]
 DAY = pinworld_simulation.DAY
-SAVE = pinworld_simulation.ACTIONS.index("save")
-WINDOW = 14 * DAY
+WINDOW = pinworld.WINDOW
 K = 10
 PRIOR_DAYS = 5  # with which every user begins, spread over the topics by their popularity
 
 
 def expected(
-    oracle: pinworld_oracle.Oracle, choice: np.ndarray, records: np.ndarray, moment: int
+    oracle: pinworld_oracle.Oracle, choice: np.ndarray, wanted: np.ndarray, moment: int
 ) -> np.ndarray:
     """Expected engagements of one user with every pin, up to a factor, from what the user did.
 
     Args:
       oracle: whose topics are known.
       choice: p(pin | topic, taste), (tastes, pins).
-      records: `schema.ACTION` (n,), what the user did by `moment`.
+      wanted: `schema.ACTION` (n,), what the user did by `moment` with pins that were wanted.
       moment: unix seconds.
     """
     leaves = len(oracle.leaf_popularity)
-    wanted = records[
-        (records["action"] == SAVE) | (records["duration"] >= pinworld_simulation.LONG)
-    ]
     leaf = oracle.leaf[wanted["item"]]
     on = np.unique(np.stack([leaf, (moment - wanted["time"].astype(np.int64)) // DAY]), axis=1)[0]
     interest = PRIOR_DAYS * oracle.leaf_popularity + np.bincount(on, minlength=leaves)
@@ -50,7 +57,9 @@ def expected(
 def main(_):
     logging.set_verbosity(logging.ERROR)
     dataset = datasets.load(f"pinworld/{_SIZE.value}", _DATA_DIR.value)
-    positives = windows.Positives.create(dataset.metadata, "save, closeup>=10, click>=10", "home")
+    data = runpy.run_path(str(ROOT / "configs/pinnerformer.py"))["get_config"]().data
+    positives = windows.Positives.create(dataset.metadata, data.positives, data.surfaces)
+    anywhere = windows.Positives.create(dataset.metadata, data.positives, "")
     source = held_out.HeldOut(dataset, positives, 1, WINDOW, 10**9, 10**9, filter_seen=False)
     (moment,) = source.moments((0.0,))
     asked, index = source.questions("test", moment), source.index(moment)
@@ -59,7 +68,7 @@ def main(_):
         for user, records in zip(
             chunk.users, np.split(chunk.records, chunk.offsets[1:-1]), strict=True
         ):
-            past[user] = records[records["time"] <= moment]
+            past[user] = records[anywhere(records) & (records["time"] <= moment)]
 
     def recall(scores: np.ndarray) -> metrics.Estimate:
         scores = np.where(index, scores, -1)
