@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Callable
 
-import jax
 import ml_collections
 import numpy as np
 import pyarrow as pa
@@ -193,9 +192,11 @@ def trained_answers(
     mesh = sharding.make_mesh()
     params = checkpoint.load_chosen(workdir, config, registry.create(config, mesh), mesh).params
     model = pinnerformer.make_model(config, dataset.metadata, mesh)
-    content = pinnerformer.item_content(config, dataset)
-    embed_users = jax.jit(functools.partial(pinnerformer.served, model, params, content))
-    embed_items = jax.jit(functools.partial(model.apply, params, content, method="items"))
+    frozen = pinnerformer.freeze(config, dataset, model, mesh)
+    embed_users, embed_items = (
+        functools.partial(embed, params, frozen.content)
+        for embed in pinnerformer.embedders(model, mesh)
+    )
     users = batching.in_batches(embed_users, exam.histories, config.evaluate.batch)
     items = pinnerformer.embed_catalogue(embed_items, np.arange(len(dataset.catalogue)))
     return exam.answers(lambda queries: users[queries] @ items.T)

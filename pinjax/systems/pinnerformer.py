@@ -70,11 +70,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         shard=(jax.process_index(), jax.process_count()),
     )
     model = make_model(config, metadata, mesh)
-    content = item_content(config, dataset)
-    if content is not None:
-        content = sharding.place_rows(mesh, model.tables.lay_out(content), model.tables.sharding)
-    corpus = np.flatnonzero(dataset.catalogue.created <= metadata.train_end).astype(np.int32)
-    frozen = Frozen(content, jax.device_put(corpus, sharding.replicated(mesh)))
+    frozen = freeze(config, dataset, model, mesh)
     embed_users, embed_items = embedders(model, mesh)
     judge = user_retrieval.UserRetrieval(
         "PinnerFormer", dataset, positives, config.data.length, config.evaluate
@@ -150,6 +146,18 @@ def make_model(
         mesh=mesh,
         **config.model,
     )
+
+
+def freeze(
+    config: ConfigDict, dataset: datasets.Dataset, model: pinnerformer.PinnerFormer, mesh: Mesh
+) -> Frozen:
+    """What a step reads of the catalogue, on the devices."""
+    content = item_content(config, dataset)
+    if content is not None:
+        content = sharding.place_rows(mesh, model.tables.lay_out(content), model.tables.sharding)
+    existed = dataset.catalogue.created <= dataset.metadata.train_end
+    corpus = np.flatnonzero(existed).astype(np.int32)
+    return Frozen(content, jax.device_put(corpus, sharding.replicated(mesh)))
 
 
 def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | None:
