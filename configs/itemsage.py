@@ -71,7 +71,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # = . model", axes of the mesh for each dimension; the others are on every device.
     train.shard = ""
     train.shard_optimizer = False  # the optimiser's state is shared out over `data`
-    train.shard_tables = False  # must be False: only PinnerFormer's can be
+    train.shard_tables = False  # rows of texts, images and hash embeddings, over all devices
 
     evaluate = config.evaluate = ConfigDict()
     evaluate.queries = 4_000  # at most, a seeded sample

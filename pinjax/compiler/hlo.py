@@ -259,6 +259,9 @@ class _Walk:
             elif use.opcode == "dynamic-update-slice" and place == 0:
                 touched += sum(array.bytes for array in by_name[use.operands[1]].arrays)
                 written = True
+            elif use.opcode == "scatter" and place == 0:  # which reads what it adds to, too
+                touched += 2 * sum(array.bytes for array in by_name[use.operands[2]].arrays)
+                written = True
             elif use.opcode == "bitcast":
                 more, updated = self._touched(computation, use.name)
                 touched, written = touched + more, written or updated

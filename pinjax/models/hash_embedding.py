@@ -62,18 +62,20 @@ class HashEmbeddingBag(nn.Module):
       num_buckets: rows of the table; 0 or at least `num_tokens`: a row for each token.
       dim: numbers of an embedding.
       num_hashes: rows to a token.
+      tables: how the table lies on the devices.
     """
 
     num_tokens: int
     num_buckets: int
     dim: int
     num_hashes: int = 2
+    tables: tables_lib.Tables = tables_lib.WHOLE
 
     @nn.compact
     def __call__(
         self, tokens: Int[Array, "tokens"], segments: Int[Array, "tokens"], num_segments: int
     ) -> Float[Array, "{num_segments} {self.dim}"]:
-        """Embeds segments; one without tokens is zero.
+        """Embeds segments; one without tokens is zero. NaN where rows did not come (`tables`).
 
         Args:
           tokens: of all segments.
@@ -82,8 +84,10 @@ class HashEmbeddingBag(nn.Module):
           num_segments: how many there are.
         """
         init = nn.initializers.normal(_STDDEV)
-        table, rows, weights = _look_up(self, self.num_tokens, tokens, init)
-        return _weighted_sums(num_segments, table, rows, weights, segments) * self.dim**0.5
+        table, rows, weights = _look_up(self, self.num_tokens, tokens, init, self.tables)
+        table, places = self.tables.fetch(table, rows.ravel())
+        sums = _weighted_sums(num_segments, table, places.reshape(rows.shape), weights, segments)
+        return jnp.where((places < len(table)).all(), sums * self.dim**0.5, jnp.nan)
 
 
 def _look_up(
@@ -91,7 +95,7 @@ def _look_up(
     num_ids: int,
     ids: Int[Array, "*shape"],
     row_init: nn.initializers.Initializer,
-    tables: tables_lib.Tables = tables_lib.WHOLE,
+    tables: tables_lib.Tables,
 ) -> tuple[
     Float[Array, "rows dim"],
     Int[Array, "*shape hashes"],

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from pinjax.models import features, hash_embedding, pinnerformer, transformer
+from pinjax.models import tables as tables_lib
 
 ENCODERS = ("transformer", "sum", "sum_mlp", "mlp_concat_mlp")
 
@@ -45,6 +46,7 @@ class ItemSage(nn.Module):
       residual: whether the encoder's output is added to the images, whose vectors are then `dim`
         long.
       dtype: of the arithmetic. Parameters, normalisation, softmax and outputs are float32.
+      tables: how the hash embedding of tokens lies on the devices.
     """
 
     image_features: tuple[tuple[str, str, int], ...]
@@ -59,6 +61,7 @@ class ItemSage(nn.Module):
     encoder: str = "transformer"
     residual: bool = False
     dtype: Any = jnp.float32
+    tables: tables_lib.Tables = tables_lib.WHOLE
 
     @nn.compact
     def __call__(
@@ -102,7 +105,11 @@ class ItemSage(nn.Module):
         if tokens is not None:
             shape = (num_products, len(self.text_features))
             vectors = hash_embedding.HashEmbeddingBag(
-                self.num_tokens, self.token_buckets, self.token_dim, name="text"
+                self.num_tokens,
+                self.token_buckets,
+                self.token_dim,
+                tables=self.tables,
+                name="text",
             )(tokens, segments, math.prod(shape)).reshape(*shape, self.token_dim)
             for i, (_, group) in enumerate(self.text_features):
                 slots.append((f"text_{group}", vectors[:, i : i + 1]))

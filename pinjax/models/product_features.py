@@ -7,65 +7,80 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int32, Shaped
 
+from pinjax.models import tables as tables_lib
+
 
 @struct.dataclass
-class ProductFeatures:
-    """Ragged features of a catalogue: what lies in memory is what there is, without padding.
+class Ragged:
+    """A feature of all products, of any length: what lies in memory is what there is, unpadded.
 
     Attributes:
-      images: (images, dim), the vectors of all images, product by product.
-      image_offsets: int32 (products + 1,), where each product's images begin.
-      tokens: int32 (tokens,), of all text features, product by product, feature by feature.
-      token_offsets: int32 (products * features + 1,), where each feature's tokens begin.
+      values: (values, ...), product by product, list by list.
+      offsets: int32 (products, lists + 1), where each list of a product begins, and the last ends.
     """
 
     # Any, since a tree map may put shardings or shapes in the place of the arrays.
-    images: Any
-    image_offsets: Any
-    tokens: Any
-    token_offsets: Any
+    values: Any
+    offsets: Any
 
-    @property
-    def text_features(self) -> int:
-        """Text features of a product."""
-        return (len(self.token_offsets) - 1) // (len(self.image_offsets) - 1)
+    @classmethod
+    def create(cls, values: np.ndarray, offsets: np.ndarray, lists: int = 1) -> "Ragged":
+        """From offsets one after the other, (products * lists + 1,)."""
+        last = offsets[lists::lists]
+        return cls(values, np.c_[offsets[:-1].reshape(-1, lists), last].astype(np.int32))
 
 
 def gather_images(
-    features: ProductFeatures, rows: Int32[Array, "products"], slots: int
+    images: Ragged,
+    rows: Int32[Array, "products"],
+    slots: int,
+    tables: tables_lib.Tables = tables_lib.WHOLE,
 ) -> tuple[Shaped[Array, "products {slots} dim"], Bool[Array, "products {slots}"]]:
-    """The first `slots` images of products, and which of the slots hold one."""
-    place = features.image_offsets[rows][:, None] + jnp.arange(slots)
-    exists = place < features.image_offsets[rows + 1][:, None]
-    return features.images[jnp.where(exists, place, 0)], exists
+    """The first `slots` images of products, and which of the slots hold one.
+
+    Args:
+      images: vectors, one list a product.
+      rows: of the products.
+      slots: images of a product, at most.
+      tables: how both arrays lie on the devices. NaN is what an owner had no room for.
+    """
+    offsets = tables.gather(images.offsets, rows)
+    place = offsets[:, :1] + jnp.arange(slots)
+    exists = place < offsets[:, 1:]
+    vectors = tables.gather(images.values, jnp.where(exists, place, -1))
+    return jnp.where((offsets < 0).any(), jnp.nan, vectors), exists
 
 
 def gather_tokens(
-    features: ProductFeatures, rows: Int32[Array, "products"], capacity: int
+    texts: Ragged,
+    rows: Int32[Array, "products"],
+    capacity: int,
+    tables: tables_lib.Tables = tables_lib.WHOLE,
 ) -> tuple[Int32[Array, "{capacity}"], Int32[Array, "{capacity}"], Bool[Array, ""]]:
     """The tokens of products, flattened, so that short texts cost no more than they are long.
 
     Args:
-      features: of the catalogue.
+      texts: tokens, a list for each text feature.
       rows: of the products.
       capacity: tokens that fit: see `token_capacity`.
+      tables: how both arrays lie on the devices.
 
     Returns:
-      the tokens; the segment of each, product * text_features + feature, ascending, and one past
-      the last for what is left of the capacity; whether all tokens fitted.
+      the tokens; the segment of each, product * text features + feature, ascending, and one past
+      the last for what is left of the capacity; whether all tokens came and fitted.
     """
-    number = features.text_features
-    segments = (rows[:, None] * number + jnp.arange(number)).ravel()
-    starts = features.token_offsets[segments]
-    lengths = features.token_offsets[segments + 1] - starts
+    offsets = tables.gather(texts.offsets, rows)
+    starts, lengths = offsets[:, :-1].ravel(), jnp.diff(offsets).ravel()
     ends = jnp.cumsum(lengths)
     place = jnp.arange(capacity)
     segment = jnp.searchsorted(ends, place, side="right").astype(jnp.int32)
-    known = jnp.minimum(segment, len(segments) - 1)
+    known = jnp.minimum(segment, len(ends) - 1)
     source = starts[known] + place - (ends - lengths)[known]
     exists = place < ends[-1]
-    tokens = features.tokens[jnp.where(exists, source, 0)]
-    return tokens, jnp.where(exists, segment, len(segments)), ends[-1] <= capacity
+    tokens = tables.gather(texts.values, jnp.where(exists, source, -1))
+    tokens = jnp.where(exists, tokens, 0)
+    came = (offsets >= 0).all() & (tokens >= 0).all()
+    return tokens, jnp.where(exists, segment, len(ends)), came & (ends[-1] <= capacity)
 
 
 def token_capacity(lengths: np.ndarray, weights: np.ndarray, number: int) -> int:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int
 
 from pinjax.models import features, hash_embedding, pinnerformer
+from pinjax.models import tables as tables_lib
 
 
 class BagTower(nn.Module):
@@ -19,6 +20,7 @@ class BagTower(nn.Module):
       width: hidden width of the MLP.
       dim: numbers of an embedding.
       dtype: of the MLP's arithmetic.
+      tables: how the hash embedding lies on the devices.
     """
 
     num_tokens: int
@@ -27,6 +29,7 @@ class BagTower(nn.Module):
     width: int
     dim: int
     dtype: Any = jnp.float32
+    tables: tables_lib.Tables = tables_lib.WHOLE
 
     @nn.compact
     def __call__(
@@ -40,7 +43,7 @@ class BagTower(nn.Module):
           num_queries: how many there are.
         """
         x = hash_embedding.HashEmbeddingBag(
-            self.num_tokens, self.token_buckets, self.token_dim, name="text"
+            self.num_tokens, self.token_buckets, self.token_dim, tables=self.tables, name="text"
         )(tokens, segments, num_queries)
         x = pinnerformer.MLP(self.width, self.dim, self.dtype, name="head")(x)
         return features.unit_length(x)

@@ -23,13 +23,21 @@ class Tables:
 
     Attributes:
       mesh: over all of whose devices the rows are shared out; None: each has the whole table.
+      inside: used inside a `shard_map` over the mesh, where a table is a device's own rows of it.
     """
 
     mesh: Mesh | None = None
+    inside: bool = False
+
+    def on_device(self) -> "Tables":
+        """The same inside a `shard_map`."""
+        return dataclasses.replace(self, inside=True)
 
     def num_rows(self, count: int) -> int:
         """Rows of a table for `count` of them, with those that only fill it up."""
-        return count if self.mesh is None else -(-count // STRIPES) * STRIPES
+        if self.mesh is None:
+            return count
+        return -(-count // STRIPES) * STRIPES // (self.mesh.size if self.inside else 1)
 
     def lay_out(self, table: np.ndarray) -> np.ndarray:
         """A table of the host in the order in which it lies on the devices."""
@@ -46,48 +54,68 @@ class Tables:
         return rows % STRIPES * _NEXT % STRIPES * (num_rows // STRIPES) + rows // STRIPES
 
     @property
+    def spec(self) -> PartitionSpec:
+        """Of a table's rows over the axes of the mesh."""
+        return PartitionSpec(None if self.mesh is None else self.mesh.axis_names)
+
+    @property
     def sharding(self) -> NamedSharding | None:
         """Of a table's rows; None where each device has them all."""
-        if self.mesh is None:
-            return None
-        return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
+        return None if self.mesh is None else NamedSharding(self.mesh, self.spec)
 
     def gather(
-        self, table: Shaped[Array, "rows dim"], rows: Int[Array, "*shape"]
-    ) -> Shaped[Array, "*shape dim"]:
+        self, table: Shaped[Array, "num_rows *row"], rows: Int[Array, "..."]
+    ) -> Shaped[Array, "..."]:
         """table[rows] of a table with this layout; what comes back for a row of -1 means nothing.
 
         A device asks the owners for the rows of its own share of `rows` alone, each of them once:
         what it sends and receives does not grow with the table, and with the devices only by the
-        room left for chance (`capacity`). The gradient goes the same way back.
+        room left for chance (`capacity`). The gradient goes the same way back. What an owner had no
+        room for is NaN, or a negative integer.
         """
         if self.mesh is None:
             return table[jnp.maximum(rows, 0)]
         flat = rows.ravel()
+        if self.inside:
+            asked, places = self.fetch(table, flat)
+            return asked.at[places].get(mode="fill").reshape(*rows.shape, *table.shape[1:])
         flat = jnp.pad(flat, (0, -len(flat) % self.mesh.size), constant_values=-1)
-        places = jnp.where(flat >= 0, self.lies_at(flat, len(table)), -1)
-        shared = PartitionSpec(self.mesh.axis_names)
-        exchanged = jax.shard_map(
-            lambda table, places: exchange(table, places, self.mesh.axis_names, self.mesh.size),
+        gathered = jax.shard_map(
+            self.on_device().gather,
             mesh=self.mesh,
-            in_specs=(shared, shared),
-            out_specs=shared,
+            in_specs=(self.spec, self.spec),
+            out_specs=self.spec,
             check_vma=False,  # else autodiff would want the unused cotangents' axes spelt out
-        )(table, places.astype(jnp.int32))
-        return exchanged[: rows.size].reshape(*rows.shape, table.shape[1])
+        )(table, flat)
+        return gathered[: rows.size].reshape(*rows.shape, *table.shape[1:])
+
+    def fetch(
+        self, table: Shaped[Array, "rows *row"], rows: Int[Array, " wanted"]
+    ) -> tuple[Shaped[Array, "asked *row"], Int[Array, " wanted"]]:
+        """A table that has the rows that are wanted, each once, and where in it each of them is.
+
+        Past its end is a row that an owner had no room for. Of a row of -1 the place means nothing.
+        """
+        if self.mesh is None:
+            return table, rows
+        if not self.inside:
+            return table, self.lies_at(rows, len(table))
+        places = self.lies_at(rows, len(table) * self.mesh.size)
+        places = jnp.where(rows >= 0, places, -1).astype(jnp.int32)
+        return exchange(table, places, self.mesh.axis_names, self.mesh.size)
 
 
 WHOLE = Tables()  # on every device
-# Of the parameters whose rows a `hash_embedding.HashEmbedding` named "id" shares out.
-PARAMETERS = "/id/(embedding|importance)$"
+# Of the parameters whose rows are shared out: those of hash embeddings of ids and of texts.
+PARAMETERS = "/(id|text)/(embedding|importance)$"
 
 
 def exchange(
-    shard: Shaped[Array, "rows dim"],
+    shard: Shaped[Array, "rows *row"],
     places: Int32[Array, " places"],
     axes: tuple[str, ...],
     devices: int,
-) -> Shaped[Array, "places dim"]:
+) -> tuple[Shaped[Array, "asked *row"], Int32[Array, " places"]]:
     """Rows of a table of which every device has an equal share: to be called on each of them.
 
     Args:
@@ -97,10 +125,11 @@ def exchange(
       devices: how many there are.
 
     Returns:
-      The rows; NaN where an owner is asked for more than its capacity.
+      The rows that came, with gaps between them, and which of them is that of each place: past the
+      end where an owner was asked for more than its capacity, anything for -1.
     """
     num_rows = len(shard)
-    room = capacity(len(places), devices)
+    room = min(capacity(len(places), devices), num_rows)  # a row is asked for once
 
     # Equal places lie together once sorted, and those of one owner, too.
     order = jnp.argsort(places)
@@ -115,11 +144,11 @@ def exchange(
     asked = jnp.full((devices, room), -1, jnp.int32)
     asked = asked.at[owner, rank].set(ascending % num_rows, mode="drop")
     wanted = lax.all_to_all(asked, axes, 0, 0, tiled=True)
-    sent = jnp.where(wanted[..., None] >= 0, shard[jnp.maximum(wanted, 0)], 0)
+    sent = shard[jnp.maximum(wanted, 0)]
     received = lax.all_to_all(sent, axes, 0, 0, tiled=True)
-    back = jnp.argsort(order)
-    rows = received.at[owner[back], rank[back]].get(mode="fill", fill_value=jnp.nan)
-    return jnp.where(places[:, None] >= 0, rows, 0)
+    row = jnp.where(rank < room, owner * room + rank, devices * room)
+    row = jnp.where(ascending >= 0, row, 0)[jnp.argsort(order)]
+    return received.reshape(devices * room, *shard.shape[1:]), row
 
 
 def capacity(size: int, devices: int) -> int:

@@ -39,18 +39,20 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     vectors = dataset.queries.vectors, dataset.products.images
     check_vectors(config, metadata.name, *(x.shape[1] for x in vectors))
     train_batches = engagements.train_batches(config, dataset)
-    encoder = make_encoder(config, len(dataset.vocabulary))
-    catalogue = make_features(config, dataset)
+    encoder = make_encoder(config, len(dataset.vocabulary), mesh)
+    products = make_features(config, dataset)
+    # Random negatives are products that were engaged with. What else there is would only be
+    # learned, by its tokens, to be never wanted.
+    corpus = np.unique(dataset.pairs("train")["product"]).astype(np.int32)
+    place = functools.partial(sharding.place_table, mesh, encoder.tables)
     frozen = {
-        "products": catalogue,
-        "queries": jnp.asarray(dataset.queries.vectors, jnp.bfloat16),
-        # Random negatives are products that were engaged with. What else there is would only be
-        # learned, by its tokens, to be never wanted.
-        "corpus": np.unique(dataset.pairs("train")["product"]).astype(np.int32),
+        "products": jax.tree.map(place, products),
+        "queries": place(dataset.queries.vectors.astype(jnp.bfloat16)),
+        "corpus": jax.device_put(corpus, sharding.replicated(mesh)),
     }
-    frozen = jax.device_put(frozen, sharding.replicated(mesh))
     devices = mesh.shape["data"]
-    lengths = np.diff(catalogue.token_offsets[:: catalogue.text_features])
+    offsets = products["texts"].offsets
+    lengths = offsets[:, -1] - offsets[:, 0]
     capacities = {
         "positives": product_features.token_capacity(
             lengths, train_batches.product_weights(len(lengths)), config.data.pairs // devices
@@ -95,7 +97,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         }
 
     return system.System(
-        init=functools.partial(init, encoder, config.loss, frozen["products"]),
+        init=functools.partial(init, encoder, config.loss, dataset.products.images.shape[1]),
         loss=functools.partial(loss, encoder, config.loss, mesh, capacities, metadata.tasks),
         frozen=frozen,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
@@ -115,7 +117,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         system.check_heads(config.model)
     if config.model.residual and not config.model.image_slots:
         raise InputError("model.residual needs images; expected model.image_slots above 0")
-    system.check_tables_are_whole(config)
+    sharding.check_tables(mesh, config.train)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
     sharding.check_batch(mesh, "loss.random", config.loss.random)
 
@@ -131,7 +133,15 @@ def check_vectors(config: ConfigDict, name: str, queries: int, images: int) -> N
         )
 
 
-def make_encoder(config: ConfigDict, num_tokens: int) -> itemsage.ItemSage:
+def check_tokens(name: str, tokens: int) -> None:
+    """Refuses texts that have more tokens together than an int32 can number."""
+    if tokens >= 2**31:
+        raise InputError(
+            f"model.texts: those of {name} have {tokens:,} tokens together; expected under 2^31"
+        )
+
+
+def make_encoder(config: ConfigDict, num_tokens: int, mesh: Mesh) -> itemsage.ItemSage:
     """The product tower, for a vocabulary of so many tokens."""
     model = dict(config.model)
     slots, texts = model.pop("image_slots"), model.pop("texts")
@@ -139,12 +149,13 @@ def make_encoder(config: ConfigDict, num_tokens: int) -> itemsage.ItemSage:
         image_features=(("image", "image", slots),) if slots else (),
         text_features=texts,
         num_tokens=num_tokens,
+        tables=sharding.table_layout(mesh, config.train),
         **model,
     )
 
 
-def make_features(config: ConfigDict, dataset: pairs.PairSet) -> product_features.ProductFeatures:
-    """The features of all products that the config names, as they lie on the device."""
+def make_features(config: ConfigDict, dataset: pairs.PairSet) -> dict[str, product_features.Ragged]:
+    """The images of all products, and the texts that the config names."""
     names = [name for name, _ in config.model.texts]
     products = dataset.products
     for name in names:
@@ -153,31 +164,27 @@ def make_features(config: ConfigDict, dataset: pairs.PairSet) -> product_feature
             raise InputError(f"model.texts: {dataset.metadata.name} has no {name!r}, only {known}")
     none = text.Ragged(np.zeros(0, np.int32), np.zeros(len(products) + 1, np.int64))
     tokens, offsets = text.interleave([products.texts[name] for name in names] or [none])
-    return product_features.ProductFeatures(
-        images=jnp.asarray(products.images, jnp.bfloat16),
-        image_offsets=products.image_offsets.astype(np.int32),
-        tokens=tokens,
-        token_offsets=offsets.astype(np.int32),
-    )
+    check_tokens(dataset.metadata.name, len(tokens))
+    images = products.images.astype(jnp.bfloat16)
+    return {
+        "images": product_features.Ragged.create(images, products.image_offsets),
+        "texts": product_features.Ragged.create(tokens, offsets, max(1, len(names))),
+    }
 
 
 def init(
-    encoder: itemsage.ItemSage,
-    config: ConfigDict,
-    products: product_features.ProductFeatures,
-    key: jax.Array,
+    encoder: itemsage.ItemSage, config: ConfigDict, image_dim: int, key: jax.Array
 ) -> tuple[Any, Any]:
     """Parameters, and sketches that count products, queries and pairs of them."""
     params_key, sketch_key = jax.random.split(key)
-    one = product_features.ProductFeatures(  # as wide, and with as many texts, is all that counts
-        images=jnp.zeros((1, products.images.shape[1]), products.images.dtype),
-        image_offsets=jnp.zeros(2, jnp.int32),
-        tokens=jnp.zeros(1, jnp.int32),
-        token_offsets=jnp.zeros(products.text_features + 1, jnp.int32),
-    )
-    inputs, _ = gather(encoder, one, jnp.zeros(1, jnp.int32), 1)
+    images = image_mask = tokens = segments = None
+    if encoder.image_features:
+        image_mask = jnp.ones((1, encoder.image_features[0][-1]), bool)
+        images = jnp.zeros((*image_mask.shape, image_dim))
+    if encoder.text_features:
+        tokens = segments = jnp.zeros(1, jnp.int32)
     params = {
-        "encoder": encoder.init(params_key, *inputs),
+        "encoder": encoder.init(params_key, images, image_mask, tokens, segments, 1),
         "temperature": temperature.Temperature().init(params_key),
     }
     sketch = count_min_sketch.init(
@@ -188,7 +195,7 @@ def init(
 
 def gather(
     encoder: itemsage.ItemSage,
-    products: product_features.ProductFeatures,
+    products: dict[str, product_features.Ragged],
     rows: jax.Array,
     capacity: int,
 ) -> tuple[tuple[Any, ...], jax.Array | bool]:
@@ -197,9 +204,13 @@ def gather(
     fits = True
     if encoder.image_features:
         slots = encoder.image_features[0][-1]
-        images, image_mask = product_features.gather_images(products, rows, slots)
+        images, image_mask = product_features.gather_images(
+            products["images"], rows, slots, encoder.tables
+        )
     if encoder.text_features:
-        tokens, segments, fits = product_features.gather_tokens(products, rows, capacity)
+        tokens, segments, fits = product_features.gather_tokens(
+            products["texts"], rows, capacity, encoder.tables
+        )
     return (images, image_mask, tokens, segments, len(rows)), fits
 
 
@@ -208,7 +219,7 @@ def encode(
     mesh: Mesh,
     capacity: int,
     params: Any,
-    products: product_features.ProductFeatures,
+    products: dict[str, product_features.Ragged],
     rows: jax.Array,
 ) -> jax.Array:
     """The embeddings of products, float32 (rows, dim), each device those of its share of the rows.
@@ -216,11 +227,13 @@ def encode(
     Where their tokens do not fit in the capacity, which does not happen by chance, all are NaN.
     """
 
-    def of_device(params, products, rows):
-        inputs, fits = gather(encoder, products, rows, capacity)
-        return jnp.where(fits, encoder.apply(params, *inputs), jnp.nan)
+    on_device = encoder.clone(tables=encoder.tables.on_device())
 
-    return sharding.by_rows(mesh, of_device)(params, products, rows)
+    def of_device(params, products, rows):
+        inputs, fits = gather(on_device, products, rows, capacity)
+        return jnp.where(fits, on_device.apply(params, *inputs), jnp.nan)
+
+    return sharding.by_rows(mesh, encoder.tables, of_device)(params, products, rows)
 
 
 def loss(
@@ -248,7 +261,7 @@ def loss(
             encoder, mesh, capacities[capacity], params["encoder"], frozen["products"], rows
         )
 
-    queries = features.unit_length(frozen["queries"][batch["query"]])
+    queries = features.unit_length(encoder.tables.gather(frozen["queries"], batch["query"]))
     positives = embed(batch["product"], "positives")
     random_rows = corpus[jax.random.randint(key, (num_random,), 0, len(corpus))]
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from pinjax.models import tables
 from pinjax.retrieval import exact
 from pinjax.systems import system
 
@@ -41,6 +42,11 @@ class Outline:
 def placed(tree: Any, sharding: NamedSharding) -> Any:
     """The shapes of arrays as they lie on a mesh: those that do not say where, as told."""
     return jax.tree.map(lambda x: Shape(x.shape, x.dtype, sharding=x.sharding or sharding), tree)
+
+
+def table(layout: tables.Tables, shape: tuple[int, ...], dtype: Any) -> Shape:
+    """The shape of a table with so many rows as it lies on the devices."""
+    return Shape((layout.num_rows(shape[0]), *shape[1:]), dtype, sharding=layout.sharding)
 
 
 def pairs_batch(pairs: int, same_query: int) -> dict[str, Shape]:

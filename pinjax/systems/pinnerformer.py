@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from pinjax.data import batches, datasets, schema, windows
 from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch, sampled_softmax
-from pinjax.models import pinnerformer, tables
+from pinjax.models import pinnerformer
 from pinjax.systems import batching, system, user_retrieval
 from pinjax.training import sharding
 
@@ -126,11 +126,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
     system.check_heads(config.model)
     sharding.check_batch(mesh, "data.users", config.data.users)
-    if config.train.shard_tables and tables.STRIPES % mesh.size:
-        raise InputError(
-            f"train.shard_tables: {mesh.size} devices do not divide a table's {tables.STRIPES} "
-            "stripes; expected a power of two"
-        )
+    sharding.check_tables(mesh, config.train)
 
 
 def make_model(
@@ -142,7 +138,7 @@ def make_model(
         num_actions=len(metadata.actions),
         num_surfaces=len(metadata.surfaces),
         length=config.data.length,
-        tables=tables.Tables(mesh if config.train.shard_tables else None),
+        tables=sharding.table_layout(mesh, config.train),
         mesh=mesh,
         **config.model,
     )
@@ -154,7 +150,7 @@ def freeze(
     """What a step reads of the catalogue, on the devices."""
     content = item_content(config, dataset)
     if content is not None:
-        content = sharding.place_rows(mesh, model.tables.lay_out(content), model.tables.sharding)
+        content = sharding.place_table(mesh, model.tables, content)
     existed = dataset.catalogue.created <= dataset.metadata.train_end
     corpus = np.flatnonzero(existed).astype(np.int32)
     return Frozen(content, jax.device_put(corpus, sharding.replicated(mesh)))

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from pinjax.data import datasets, pairs, pretrained, text
 from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch, sampled_softmax
-from pinjax.models import bert, features, product_features, searchsage, temperature
+from pinjax.models import bert, features, product_features, searchsage, tables, temperature
 from pinjax.systems import batching, engagements, product_retrieval, system
 from pinjax.training import sharding
 
@@ -37,9 +37,9 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     train_batches = engagements.train_batches(config, dataset)
     items = item_vectors(dataset)
-    tower = (make_bag if config.model.encoder == "bag" else make_bert)(config, dataset)
-    replicated = sharding.replicated(mesh)
-    frozen = jax.device_put({"items": items, "texts": tower.texts}, replicated)
+    tower = (make_bag if config.model.encoder == "bag" else make_bert)(config, dataset, mesh)
+    place = functools.partial(sharding.place_table, mesh, tower.tables)
+    frozen = jax.tree.map(place, {"items": np.asarray(items), "texts": tower.texts})
     embed_rows = sharding.shared_out(mesh, functools.partial(tower.embed, mesh))
     judge = product_retrieval.ProductRetrieval(
         "SearchSage", dataset, tuple(train_batches.tasks), config.evaluate
@@ -88,7 +88,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise InputError(f"model.encoder: {config.model.encoder!r} is none of {known}")
     if config.model.encoder == "bert" and not config.model.pretrained:
         system.check_heads(config.model)
-    system.check_tables_are_whole(config)
+    sharding.check_tables(mesh, config.train)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
 
 
@@ -108,34 +108,39 @@ class Tower(NamedTuple):
     """A query tower, whatever it is made of.
 
     Attributes:
-      texts: what it reads of all queries, in device memory.
+      texts: what it reads of all queries, a pytree of tables.
+      tables: how these lie on the devices, and those among the parameters.
       init: (key) -> params.
-      apply: (params, texts, rows) -> float32 (rows, dim).
+      apply: (params, texts, rows) -> float32 (rows, dim), on each device.
     """
 
     texts: Any
+    tables: tables.Tables
     init: Callable[[jax.Array], Any]
     apply: Callable[..., jax.Array]
 
     def embed(self, mesh: Mesh, params: Any, texts: Any, rows: jax.Array) -> jax.Array:
-        return sharding.by_rows(mesh, self.apply)(params, texts, rows)
+        return sharding.by_rows(mesh, self.tables, self.apply)(params, texts, rows)
 
 
-def make_bag(config: ConfigDict, dataset: pairs.PairSet) -> Tower:
+def make_bag(config: ConfigDict, dataset: pairs.PairSet, mesh: Mesh) -> Tower:
     """A bag of hashed tokens: the cheap tower."""
     tokens, offsets = dataset.vocabulary.encode(_searches(dataset))
     longest = int(np.diff(offsets).max(initial=1))
-    texts = product_features.ProductFeatures(
-        images=jnp.zeros((0, 1)),
-        image_offsets=jnp.zeros(len(offsets), jnp.int32),
-        tokens=jnp.asarray(tokens),
-        token_offsets=jnp.asarray(offsets, jnp.int32),
-    )
+    texts = product_features.Ragged.create(tokens, offsets)
     dim = dataset.products.images.shape[1]
-    return bag_tower(config.model, texts, len(dataset.vocabulary), longest, dim)
+    layout = sharding.table_layout(mesh, config.train)
+    return bag_tower(config.model, texts, layout, len(dataset.vocabulary), longest, dim)
 
 
-def bag_tower(config: ConfigDict, texts: Any, num_tokens: int, longest: int, dim: int) -> Tower:
+def bag_tower(
+    config: ConfigDict,
+    texts: Any,
+    layout: tables.Tables,
+    num_tokens: int,
+    longest: int,
+    dim: int,
+) -> Tower:
     """The bag for texts of at most `longest` tokens, in front of vectors of `dim` numbers."""
     model = searchsage.BagTower(
         num_tokens=num_tokens,
@@ -144,20 +149,24 @@ def bag_tower(config: ConfigDict, texts: Any, num_tokens: int, longest: int, dim
         width=config.width,
         dim=dim,
         dtype=config.dtype,
+        tables=layout,
     )
+    on_device = model.clone(tables=layout.on_device())
 
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
-        tokens, segments, _ = product_features.gather_tokens(texts, rows, len(rows) * longest)
-        return model.apply(params, tokens, segments, len(rows))
+        tokens, segments, came = product_features.gather_tokens(
+            texts, rows, len(rows) * longest, on_device.tables
+        )
+        return jnp.where(came, on_device.apply(params, tokens, segments, len(rows)), jnp.nan)
 
     def init(key: jax.Array) -> Any:
         one = jnp.zeros(1, jnp.int32)
         return model.init(key, one, one, 1)
 
-    return Tower(texts, init, apply)
+    return Tower(texts, layout, init, apply)
 
 
-def make_bert(config: ConfigDict, dataset: pairs.PairSet) -> Tower:
+def make_bert(config: ConfigDict, dataset: pairs.PairSet, mesh: Mesh) -> Tower:
     """A transformer: from the weights in `model.pretrained`, or else from scratch.
 
     From scratch its tokens are the words of the vocabulary, after one that stands for [CLS].
@@ -171,9 +180,9 @@ def make_bert(config: ConfigDict, dataset: pairs.PairSet) -> Tower:
         words = dataset.vocabulary.sizes[0]
         sizes = bert_sizes(config.model, words)
         ids, mask = _word_ids(dataset.vocabulary.encode(searches), words, length)
-    texts = jnp.asarray(ids), jnp.asarray(mask)
     dim = dataset.products.images.shape[1]
-    return bert_tower(sizes, config.model.dtype, texts, dim, weights)
+    layout = sharding.table_layout(mesh, config.train)
+    return bert_tower(sizes, config.model.dtype, (ids, mask), layout, dim, weights)
 
 
 def bert_sizes(config: ConfigDict, words: int) -> dict[str, int]:
@@ -186,7 +195,12 @@ def bert_sizes(config: ConfigDict, words: int) -> dict[str, int]:
 
 
 def bert_tower(
-    sizes: dict[str, Any], dtype: str, texts: Any, dim: int, weights: Any = None
+    sizes: dict[str, Any],
+    dtype: str,
+    texts: Any,
+    layout: tables.Tables,
+    dim: int,
+    weights: Any = None,
 ) -> Tower:
     """The transformer of such sizes, in front of vectors of `dim` numbers."""
     encoder = bert.Bert(**sizes, dtype=dtype)
@@ -199,10 +213,10 @@ def bert_tower(
         return params
 
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
-        ids, mask = texts
-        return model.apply(params, ids[rows], mask[rows])
+        ids, mask = (layout.on_device().gather(table, rows) for table in texts)
+        return jnp.where((ids >= 0).all(), model.apply(params, ids, mask), jnp.nan)
 
-    return Tower(texts, init, apply)
+    return Tower(texts, layout, init, apply)
 
 
 def _searches(dataset: pairs.PairSet) -> list[str]:
@@ -254,7 +268,7 @@ def loss(
         lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
     )
     queries = tower.embed(mesh, params["tower"], frozen["texts"], batch["query"])
-    positives = frozen["items"][batch["product"]]
+    positives = tower.tables.gather(frozen["items"], batch["product"])
     ids, embeddings = everywhere((batch["product"], positives))
     sketch = sharding.on_each(mesh, count_min_sketch.add)(sketch, ids)
     log_q = jnp.float32(config.log_q) * sampled_softmax.log_expected_count(

@@ -56,12 +56,6 @@ def check_heads(model: ConfigDict) -> None:
         raise InputError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
 
 
-def check_tables_are_whole(config: ConfigDict) -> None:
-    """Refuses sharded tables, for the systems that have none."""
-    if config.train.shard_tables:
-        raise InputError(f"train.shard_tables: {config.system} has its tables on every device")
-
-
 def shards(
     embed: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], rows: np.ndarray
 ) -> list[Shard]:

@@ -42,20 +42,31 @@ def over_data(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def by_rows(mesh: Mesh, function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """(a, b, rows) -> function(a, b, rows), each device with its own share of the rows alone.
+def by_rows(
+    mesh: Mesh, layout: tables.Tables, function: Callable[..., jax.Array]
+) -> Callable[..., jax.Array]:
+    """(params, frozen, rows) -> function of them, each device with its own share of the rows alone.
 
-    For what has flattened ragged arrays inside, of which no axis could be sharded. `a` and `b` are
+    For what has flattened ragged arrays inside, of which no axis could be sharded. The frozen
+    tables and the parameters that are tables lie as the layout says, the other parameters are
     replicated; the result has an axis of rows, and is sharded over `data` as they are.
     """
-    everywhere, over_data = PartitionSpec(), PartitionSpec("data")
-    return jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=(everywhere, everywhere, over_data),
-        out_specs=over_data,
-        check_vma=False,  # else every scan inside would have to know of the mesh
-    )
+    over_data = PartitionSpec("data")
+
+    def place(path, leaf) -> PartitionSpec:
+        return layout.spec if re.search(tables.PARAMETERS, _name(path)) else PartitionSpec()
+
+    def apply(params: Any, frozen: Any, rows: jax.Array) -> jax.Array:
+        of_params = jax.tree_util.tree_map_with_path(place, params)
+        return jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(of_params, layout.spec, over_data),
+            out_specs=over_data,
+            check_vma=False,  # else every scan inside would have to know of the mesh
+        )(params, frozen, rows)
+
+    return apply
 
 
 def shared_out(mesh: Mesh, function: Callable[[Any, Any, Any], jax.Array]) -> Callable[..., Any]:
@@ -112,7 +123,7 @@ def of_state(mesh: Mesh, config: ConfigDict, state: Any) -> Any:
     rules, used = _rules(mesh, config), {tables.PARAMETERS}
 
     def place(path, leaf) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = _name(path)
         for pattern, axes in rules:
             if leaf.ndim and re.search(pattern, name):
                 used.add(pattern)
@@ -129,6 +140,10 @@ def of_state(mesh: Mesh, config: ConfigDict, state: Any) -> Any:
         if pattern not in used:
             raise InputError(f"train.shard: no parameter's path has {pattern!r} in it")
     return placed
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _rules(mesh: Mesh, config: ConfigDict) -> list[tuple[str, tuple[Any, ...]]]:
@@ -175,14 +190,20 @@ def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array
     }
 
 
-def place_rows(mesh: Mesh, rows: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
-    """An array that every process has, on the mesh: replicated, or as the sharding says.
+def table_layout(mesh: Mesh, config: ConfigDict) -> tables.Tables:
+    """Of large tables, as a run's config says in its section `train`."""
+    return tables.Tables(mesh if config.shard_tables else None)
+
+
+def place_table(mesh: Mesh, layout: tables.Tables, table: np.ndarray) -> jax.Array:
+    """A table that every process has, on the mesh: replicated, or as the layout says.
 
     Each device gets its own share alone, where `jax.device_put` would first bring the whole to all
     devices of several processes.
     """
+    rows = layout.lay_out(table)
     return jax.make_array_from_callback(
-        rows.shape, sharding or replicated(mesh), lambda index: rows[index]
+        rows.shape, layout.sharding or replicated(mesh), lambda index: rows[index]
     )
 
 
@@ -191,3 +212,12 @@ def check_batch(mesh: Mesh, name: str, size: int) -> None:
     devices = mesh.shape["data"]
     if size % devices:
         raise InputError(f"{name}={size} is not divisible by the {devices} devices of the mesh")
+
+
+def check_tables(mesh: Mesh, config: ConfigDict) -> None:
+    """Refuses sharded tables on devices that cannot share them equally."""
+    if config.shard_tables and tables.STRIPES % mesh.size:
+        raise InputError(
+            f"train.shard_tables: {mesh.size} devices do not divide a table's {tables.STRIPES} "
+            "stripes; expected a power of two"
+        )

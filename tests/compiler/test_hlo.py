@@ -218,17 +218,27 @@ HloModule jit_g, is_scheduled=true
   ROOT %new = f32[1,100,8]{2,1,0} dynamic-update-slice(%t.2, %u, %n.2, %n.2, %n.2)
 }
 
-ENTRY %main (table: f32[1,100,8], i: s32[]) -> f32[1,100,8] {
+%adds (t.3: f32[1,100,8], n.3: s32[], u.3: f32[1,8]) -> f32[100,8] {
+  %t.3 = f32[1,100,8]{2,1,0} parameter(0)
+  %u.3 = f32[1,8]{1,0} parameter(2)
+  %n.3 = s32[] parameter(1)
+  %flat.3 = f32[100,8]{1,0} bitcast(%t.3)
+  ROOT %sum = f32[100,8]{1,0} scatter(%flat.3, %n.3, %u.3), to_apply=%add
+}
+
+ENTRY %main (table: f32[1,100,8], i: s32[]) -> f32[100,8] {
   %table = f32[1,100,8]{2,1,0} parameter(0)
   %i = s32[] parameter(1)
   %taken = f32[1,8]{1,0} fusion(%table, %i), kind=kLoop, calls=%reads
   %shaped = f32[1,1,8]{2,1,0} bitcast(%taken)
-  ROOT %put = f32[1,100,8]{2,1,0} fusion(%table, %i, %shaped), kind=kLoop, calls=%writes
+  %put = f32[1,100,8]{2,1,0} fusion(%table, %i, %shaped), kind=kLoop, calls=%writes
+  ROOT %added = f32[100,8]{1,0} fusion(%put, %i, %taken), kind=kCustom, calls=%adds
 }
 """
 
 
 def test_of_a_table_only_the_rows_that_are_touched_count():
-    """As in a scan over stacked weights: a row is read, and a row is written in place."""
+    """As in a scan over stacked weights: a row is read, one written in place, and one added to."""
     row, index = 8 * 4, 4
-    assert hlo.cost(IN_PLACE).bytes == (row + index + row) + (index + row + row)
+    read, written, added = row + index + row, index + row + row, index + row + 2 * row
+    assert hlo.cost(IN_PLACE).bytes == read + written + added

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
-from pinjax.models import hash_embedding
+from pinjax.models import hash_embedding, tables
 
 IDS = np.array([[3, -1, 0], [49, 3, 7]], np.int32)
 
@@ -143,6 +144,51 @@ def test_bag_of_one_token_is_its_hash_embedding():
     sums, expected, importance = both(jnp.array([3, 49, 3, 7]))
     np.testing.assert_allclose(sums, expected, rtol=1e-6)
     assert (importance == 1).all()
+
+
+@pytest.mark.parametrize("num_buckets", [0, 20])
+def test_bag_of_a_shared_out_table_is_that_of_the_whole_one(rng, num_buckets):
+    """Eight devices with texts of their own; what one of them asks for twice counts twice."""
+    devices, tokens_each, segments_each = 8, 40, 6
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    layout = tables.Tables(mesh)
+    whole = hash_embedding.HashEmbeddingBag(num_tokens=50, num_buckets=num_buckets, dim=4)
+    on_device = whole.clone(tables=layout.on_device())
+    tokens = (50 * rng.random(devices * tokens_each) ** 3).astype(np.int32)
+    segments = np.sort(rng.integers(0, segments_each + 1, (devices, tokens_each))).astype(np.int32)
+    weights = rng.standard_normal((devices * segments_each, 4)).astype(np.float32)
+    shapes = jax.eval_shape(
+        functools.partial(whole.init, num_segments=1), jax.random.key(0), tokens, segments.ravel()
+    )["params"]
+    params = {name: rng.standard_normal(x.shape).astype(np.float32) for name, x in shapes.items()}
+
+    def expected(params):
+        first = segments_each * np.arange(devices)[:, None]
+        flat = np.where(segments < segments_each, segments + first, 10**6).ravel()
+        order = np.argsort(flat, kind="stable")
+        ordered = jnp.asarray(tokens[order]), jnp.asarray(flat[order])
+        sums = whole.apply({"params": params}, *ordered, len(weights))
+        return (sums * weights).sum(), sums
+
+    def found(params):
+        def of_device(params, tokens, segments):
+            return on_device.apply({"params": params}, tokens, segments, segments_each)
+
+        spec = layout.spec
+        sums = jax.shard_map(
+            of_device, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False
+        )(params, tokens, segments.ravel())
+        return (sums * weights).sum(), sums
+
+    placed = {
+        name: jax.device_put(layout.lay_out(x), layout.sharding) for name, x in params.items()
+    }
+    gradient, sums = jax.jit(jax.grad(found, has_aux=True))(placed)
+    expected_gradient, expected_sums = jax.jit(jax.grad(expected, has_aux=True))(params)
+    np.testing.assert_allclose(sums, expected_sums, rtol=1e-5, atol=1e-5)
+    for name, rows in expected_gradient.items():
+        lies_at = layout.lies_at(np.arange(len(rows)), len(gradient[name]))
+        np.testing.assert_allclose(gradient[name][lies_at], rows, rtol=1e-4, atol=1e-4)
 
 
 def test_bag_without_tokens():

@@ -10,23 +10,23 @@ PRODUCTS, FEATURES, SLOTS = 30, 3, 4
 
 
 def make(rng):
-    """Ragged features, and the same as lists."""
+    """Images and texts, and the same as lists."""
     images = [rng.standard_normal((rng.integers(0, 7), 2)) for _ in range(PRODUCTS)]
     texts = [
         [rng.integers(1, 99, rng.integers(0, 6)) for _ in range(FEATURES)] for _ in range(PRODUCTS)
     ]
     flat = [tokens for product in texts for tokens in product]
-    made = product_features.ProductFeatures(
-        images=jnp.asarray(np.concatenate(images), jnp.float32),
-        image_offsets=jnp.cumsum(jnp.array([0, *map(len, images)])),
-        tokens=jnp.asarray(np.concatenate(flat), jnp.int32),
-        token_offsets=jnp.cumsum(jnp.array([0, *map(len, flat)])),
-    )
-    return made, images, texts
+
+    def ragged(lists, dtype, number):
+        offsets = np.cumsum([0, *map(len, lists)])
+        made = product_features.Ragged.create(np.concatenate(lists).astype(dtype), offsets, number)
+        return jax.tree.map(jnp.asarray, made)
+
+    return ragged(images, np.float32, 1), ragged(flat, np.int32, FEATURES), images, texts
 
 
 def test_images_fill_the_first_slots(rng):
-    made, images, _ = make(rng)
+    made, _, images, _ = make(rng)
     rows = rng.integers(0, PRODUCTS, 12)
     found, mask = product_features.gather_images(made, jnp.asarray(rows), SLOTS)
     for row, vectors, exists in zip(rows, np.asarray(found), np.asarray(mask), strict=True):
@@ -36,8 +36,7 @@ def test_images_fill_the_first_slots(rng):
 
 
 def test_tokens_are_those_of_the_rows_in_order(rng):
-    made, _, texts = make(rng)
-    assert made.text_features == FEATURES
+    _, made, _, texts = make(rng)
     gather = jax.jit(functools.partial(product_features.gather_tokens, capacity=100))
     for number in (1, 3, 5):
         rows = rng.integers(0, PRODUCTS, number)
@@ -55,7 +54,7 @@ def test_tokens_are_those_of_the_rows_in_order(rng):
 
 
 def test_what_does_not_fit_is_told(rng):
-    made, _, texts = make(rng)
+    _, made, _, texts = make(rng)
     rows = np.arange(PRODUCTS)
     total = sum(len(tokens) for product in texts for tokens in product)
     for capacity in (total - 1, total):

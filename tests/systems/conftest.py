@@ -2,11 +2,14 @@
 
 import functools
 import pathlib
+import re
 import runpy
 
 import jax
+import numpy as np
 import pytest
 
+from pinjax.models import tables
 from pinjax.systems import registry
 from pinjax.training import sharding, step
 
@@ -67,3 +70,45 @@ def train_on_devices():
         return ends
 
     return train
+
+
+@pytest.fixture
+def check_shared_out_tables():
+    """(config) asserts that tables on eight devices give the loss and gradient of whole ones."""
+
+    def check(config):
+        config.train.update(model_devices=2, shard_tables=True)
+        many = sharding.make_mesh(jax.devices()[:8], 2)
+        shared = registry.create(config, many)
+        like = step.abstract_state(shared, step.make_optimizer(config.train), config.train, many)
+        places = jax.tree.map(lambda x: x.sharding, (like.params, like.sketches))
+        params, sketches = jax.jit(shared.init, out_shardings=places)(jax.random.key(1))
+        batch, key = next(shared.batches(0)), jax.random.key(2)
+
+        def loss_and_gradient(system, *state, batch):
+            compiled = jax.jit(jax.value_and_grad(system.loss, has_aux=True))
+            (loss, _), gradient = compiled(state[0], system.frozen, state[1], batch, key)
+            return float(loss), jax.device_get(gradient)
+
+        found = loss_and_gradient(shared, params, sketches, batch=sharding.place_batch(many, batch))
+
+        config.train.update(model_devices=1, shard_tables=False)
+        one = sharding.make_mesh(jax.devices()[:1])
+        whole = registry.create(config, one)
+        layout = tables.Tables(many)
+
+        def as_whole(path, rows, like):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            if not re.search(tables.PARAMETERS, name):
+                return rows
+            return rows[layout.lies_at(np.arange(len(like)), len(rows))]
+
+        like, _ = jax.eval_shape(whole.init, jax.random.key(1))
+        params = jax.tree_util.tree_map_with_path(as_whole, jax.device_get(params), like)
+        expected = loss_and_gradient(whole, params, jax.device_get(sketches), batch=batch)
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+        gradient = jax.tree_util.tree_map_with_path(as_whole, found[1], like)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+        jax.tree.map(close, gradient, expected[1])
+
+    return check

@@ -72,7 +72,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     queries = dataset.queries.vectors.astype(jnp.bfloat16).astype(np.float64)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    encoder = itemsage.make_encoder(config, len(dataset.vocabulary))
+    encoder = itemsage.make_encoder(config, len(dataset.vocabulary), mesh)
     everything = jnp.arange(len(dataset.products), dtype=jnp.int32)
     inputs, fits = itemsage.gather(encoder, system.frozen["products"], everything, 2**17)
     assert fits
@@ -113,6 +113,10 @@ def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
         jax.tree.map(close, other.params, state.params)
 
 
+def test_where_tables_lie_changes_nothing(make_config, check_shared_out_tables):
+    check_shared_out_tables(make_config())
+
+
 def test_other_frozen_tables_are_refused(make_config, tmp_path, mesh):
     config = make_config()
     identity = registry.create(config, mesh).identity
@@ -141,6 +145,12 @@ def test_residual_of_other_images_is_refused(make_config):
     config = make_config(model={"residual": True})
     with pytest.raises(InputError, match=r"images of pinshop/tiny have 5 numbers, not .* 256"):
         itemsage.check_vectors(config, "pinshop/tiny", 256, 5)
+
+
+def test_more_tokens_than_can_be_numbered_are_refused():
+    itemsage.check_tokens("shop", 2**31 - 1)
+    with pytest.raises(InputError, match=r"those of shop have 2,147,483,648 tokens together"):
+        itemsage.check_tokens("shop", 2**31)
 
 
 def test_unknown_task_is_refused(make_config, mesh):

@@ -25,8 +25,9 @@ def test_loss_is_the_formula(make_config, encoder, mesh):
 
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     make = searchsage.make_bag if encoder == "bag" else searchsage.make_bert
-    tower = make(config, dataset)
-    queries = np.asarray(tower.apply(params["tower"], tower.texts, jnp.asarray(batch["query"])))
+    tower = make(config, dataset, mesh)
+    texts = jax.tree.map(jnp.asarray, tower.texts)
+    queries = np.asarray(tower.apply(params["tower"], texts, jnp.asarray(batch["query"])))
     items = np.asarray(searchsage.item_vectors(dataset), np.float64)
     products = batch["product"].tolist()
     log_q = {p: np.log(len(products) * products.count(p) / len(products)) for p in products}
@@ -47,6 +48,11 @@ def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
         np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
         close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-4)
         jax.tree.map(close, other.params, state.params)
+
+
+@pytest.mark.parametrize("encoder", searchsage.ENCODERS)
+def test_where_tables_lie_changes_nothing(make_config, check_shared_out_tables, encoder):
+    check_shared_out_tables(make_config(model={"encoder": encoder}))
 
 
 def test_an_item_is_the_mean_of_its_images(data_dir):

@@ -27,17 +27,23 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     page.check(config, mesh)
     size = sizes.engagements(config.data.name, config.data.dir, items)
     page.check_vectors(config, config.data.name, size.dim, size.dim)
-    encoder = page.make_encoder(config, size.vocabulary)
-    texts = max(1, len(config.model.texts))
-    products = product_features.ProductFeatures(
-        images=Shape((size.images, size.dim), jnp.bfloat16),
-        image_offsets=Shape((size.products + 1,), jnp.int32),
-        tokens=Shape((round(size.products * size.text_tokens.mean()),), jnp.int32),
-        token_offsets=Shape((size.products * texts + 1,), jnp.int32),
-    )
+    encoder = page.make_encoder(config, size.vocabulary, mesh)
+    table = functools.partial(outline.table, encoder.tables)
+    tokens = round(size.products * size.text_tokens.mean())
+    page.check_tokens(config.data.name, tokens)
+    products = {
+        "images": product_features.Ragged(
+            values=table((size.images, size.dim), jnp.bfloat16),
+            offsets=table((size.products, 2), jnp.int32),
+        ),
+        "texts": product_features.Ragged(
+            values=table((tokens,), jnp.int32),
+            offsets=table((size.products, max(1, len(config.model.texts)) + 1), jnp.int32),
+        ),
+    }
     frozen = {
         "products": products,
-        "queries": Shape((size.queries, size.dim), jnp.bfloat16),
+        "queries": table((size.queries, size.dim), jnp.bfloat16),
         "corpus": Shape((size.engaged,), jnp.int32),
     }
 
@@ -58,7 +64,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         return {"embed products": (sharding.shared_out(mesh, encode), arguments)}
 
     return outline.Outline(
-        init=functools.partial(page.init, encoder, config.loss, products),
+        init=functools.partial(page.init, encoder, config.loss, size.dim),
         loss=functools.partial(
             page.loss,
             encoder,

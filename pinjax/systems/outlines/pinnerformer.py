@@ -29,8 +29,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     width = size.content_dim + bool(config.data.degree_days)
     content = None
     if config.data.content:
-        shape = model.tables.num_rows(num_items), width
-        content = Shape(shape, jnp.bfloat16, sharding=model.tables.sharding)
+        content = outline.table(model.tables, (num_items, width), jnp.bfloat16)
     frozen = page.Frozen(content, Shape((num_items,), jnp.int32))
     pairs = windows.labels_per_user(
         config.objective.name, config.data.length, config.objective.labels

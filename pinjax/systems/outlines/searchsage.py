@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax.data import pretrained, sizes
-from pinjax.models import product_features
+from pinjax.models import product_features, tables
 from pinjax.systems import outline
 from pinjax.systems import searchsage as page
 from pinjax.systems.outline import Shape
@@ -23,8 +23,9 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     """
     page.check(config, mesh)
     size = sizes.engagements(config.data.name, config.data.dir, items)
-    tower = (_bag if config.model.encoder == "bag" else _bert)(config, size)
-    vectors = Shape((size.products, size.dim), jnp.float32)
+    layout = sharding.table_layout(mesh, config.train)
+    tower = (_bag if config.model.encoder == "bag" else _bert)(config, size, layout)
+    vectors = outline.table(layout, (size.products, size.dim), jnp.float32)
 
     def embed(params: Any) -> dict[str, Any]:
         arguments = {
@@ -46,22 +47,20 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     )
 
 
-def _bag(config: ConfigDict, size: sizes.Engagements) -> page.Tower:
-    texts = product_features.ProductFeatures(
-        images=Shape((0, 1), jnp.float32),
-        image_offsets=Shape((size.queries + 1,), jnp.int32),
-        tokens=Shape((size.queries * size.query_tokens,), jnp.int32),
-        token_offsets=Shape((size.queries + 1,), jnp.int32),
+def _bag(config: ConfigDict, size: sizes.Engagements, layout: tables.Tables) -> page.Tower:
+    texts = product_features.Ragged(
+        values=outline.table(layout, (size.queries * size.query_tokens,), jnp.int32),
+        offsets=outline.table(layout, (size.queries, 2), jnp.int32),
     )
-    return page.bag_tower(config.model, texts, size.vocabulary, size.query_tokens, size.dim)
+    return page.bag_tower(config.model, texts, layout, size.vocabulary, size.query_tokens, size.dim)
 
 
-def _bert(config: ConfigDict, size: sizes.Engagements) -> page.Tower:
+def _bert(config: ConfigDict, size: sizes.Engagements, layout: tables.Tables) -> page.Tower:
     model = config.model
     if model.pretrained:
         made_of, *_ = pretrained.read(model.pretrained, model.length)
     else:
         made_of = page.bert_sizes(model, size.words)
-    ids = Shape((size.queries, model.length), jnp.int32)
-    mask = Shape(ids.shape, jnp.bool_)
-    return page.bert_tower(made_of, model.dtype, (ids, mask), size.dim)
+    shape = size.queries, model.length
+    texts = outline.table(layout, shape, jnp.int32), outline.table(layout, shape, jnp.bool_)
+    return page.bert_tower(made_of, model.dtype, texts, layout, size.dim)
