@@ -42,6 +42,7 @@ class PinnerFormer(nn.Module):
       pin_hidden: hidden width of the pin tower.
       features: those of `FEATURES` that the user tower sees.
       positions: whether it has a learned positional encoding.
+      history_mean: whether its head also sees means over the history, which are not the paper's.
       id_dim: numbers of an item's learned input vector; 0: content alone.
       id_buckets: rows of the table behind it; 0: one for each item.
       dropout: rate, in the user tower.
@@ -62,6 +63,7 @@ class PinnerFormer(nn.Module):
     pin_hidden: int
     features: tuple[str, ...] = ("item", "action", "surface", "duration", "time")
     positions: bool = True
+    history_mean: bool = False
     id_dim: int = 0
     id_buckets: int = 0
     dropout: float = 0.0
@@ -82,6 +84,7 @@ class PinnerFormer(nn.Module):
             dim=self.dim,
             features=self.features,
             positions=self.positions,
+            history_mean=self.history_mean,
             dropout=self.dropout,
             dtype=self.dtype,
             remat=self.remat,
@@ -177,6 +180,7 @@ class UserTower(nn.Module):
     dim: int
     features: tuple[str, ...]
     positions: bool
+    history_mean: bool
     dropout: float
     dtype: Any
     remat: bool
@@ -232,8 +236,8 @@ class UserTower(nn.Module):
                 features.TimeEncoding(features.RELATIVE_PERIODS, name="gap")(gap) / 4,
             ]
 
-        x = jnp.concatenate(parts, axis=-1)
-        x = nn.Dense(self.width, dtype=self.dtype, name="projection")(x)
+        inputs = jnp.concatenate(parts, axis=-1)
+        x = nn.Dense(self.width, dtype=self.dtype, name="projection")(inputs)
         if self.positions:
             init = nn.initializers.normal(0.02)
             positions = self.param("positions", init, (self.length, self.width))
@@ -249,6 +253,12 @@ class UserTower(nn.Module):
             mesh=self.mesh,
             name="transformer",
         )(x, mask, train)
+        hidden = self.width
+        if self.history_mean:
+            # Attention is slow to learn to count. A mean is small where what it is of differs.
+            means = 3 * running_mean(jnp.concatenate([inputs, x], axis=-1), mask)
+            x = jnp.concatenate([x, means], axis=-1)
+            hidden *= 4  # how much is wanted of what was liked is not linear in how often it was
         if "moment" in self.features:
             moment = history["moment"]
             x = jnp.concatenate(
@@ -261,7 +271,7 @@ class UserTower(nn.Module):
                 ],
                 axis=-1,
             )
-        return features.unit_length(MLP(self.width, self.dim, self.dtype, name="head")(x))
+        return features.unit_length(MLP(hidden, self.dim, self.dtype, name="head")(x))
 
 
 class MLP(nn.Module):
@@ -275,6 +285,15 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "*shape in"]) -> Float[Array, "*shape {self.out}"]:
         x = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
         return nn.Dense(self.out, dtype=self.dtype, name="out")(x)
+
+
+def running_mean(
+    x: Float[Array, "users length dim"], mask: Bool[Array, "users length"]
+) -> Float32[Array, "users length dim"]:
+    """The mean of each position and all before it, without those that are masked; 0 of none."""
+    exists = mask[..., None]
+    total = jnp.cumsum(jnp.where(exists, x, 0), axis=1, dtype=jnp.float32)
+    return total / jnp.maximum(jnp.cumsum(exists, axis=1), 1)
 
 
 def relative_times(

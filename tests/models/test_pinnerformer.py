@@ -64,13 +64,14 @@ def users(model, content, history, params=None):
     return np.asarray(users_of(model)(params or params_of(model), content, history))
 
 
+@pytest.mark.parametrize("history_mean", [False, True])
 @pytest.mark.parametrize("name", CHANGES)
-def test_causality(content, history, name):
+def test_causality(content, history, name, history_mean):
     first = {field: values[:1] for field, values in history.items()}
     # Row j of the batch: action j changed; the last row: none changed.
     rows = {field: np.repeat(values, LENGTH + 1, axis=0) for field, values in first.items()}
     rows[name][np.arange(LENGTH), np.arange(LENGTH)] += CHANGES[name]
-    outputs = users(make(), content, rows)
+    outputs = users(make(history_mean=history_mean), content, rows)
     changed = (np.abs(outputs[:-1] - outputs[-1]) > 1e-6).any(axis=-1)
     expected = np.tri(LENGTH, dtype=bool).T  # of action j, at positions j and later
     if name == "time":
@@ -89,8 +90,9 @@ def test_only_the_embedding_at_an_action_depends_on_its_moment(content, history)
     np.testing.assert_array_equal(users(make(), content, later), users(make(), content, history))
 
 
-def test_padding_has_no_influence(content, history):
-    model = make()
+@pytest.mark.parametrize("history_mean", [False, True])
+def test_padding_has_no_influence(content, history, history_mean):
+    model = make(history_mean=history_mean)
     outputs = users(model, content, history)
 
     padding = {field: values.copy() for field, values in history.items()}
@@ -189,6 +191,17 @@ def test_towers_share_the_learned_vectors(content, history):
     ]
     assert np.abs(items[0] - items[1]).max() > 1e-3
     assert np.abs(newest[0] - newest[1]).max() > 1e-3
+
+
+def test_running_mean_is_of_what_exists_so_far(rng):
+    x = rng.standard_normal((2, LENGTH, 3)).astype(np.float32)
+    mask = np.array([[0, 1, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1]], bool)
+    x[~mask] = np.nan
+    found = np.asarray(pinnerformer.running_mean(jnp.asarray(x), jnp.asarray(mask)))
+    for user, position in np.ndindex(mask.shape):
+        so_far = x[user, : position + 1][mask[user, : position + 1]].astype(np.float64)
+        expected = so_far.mean(axis=0) if len(so_far) else np.zeros(3)
+        np.testing.assert_allclose(found[user, position], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_relative_times():
