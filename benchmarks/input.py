@@ -5,16 +5,24 @@
 Batches are those of the published size: 128 users, 256 actions, 32 labels each. The alternative
 draws the same windows and labels in plain Python, an action at a time, from timelines that are in
 memory already. Both run pinned to the same core, in turn.
+
+Beside them is what one H200 could use of such batches at best: by the model's FLOPs and the GPU's
+published rate of bfloat16 products.
 """
 
 import os
+import pathlib
 import random
+import runpy
 import statistics
 import time
 
 from absl import app, flags, logging
 
+from pinjax.compiler import programs, rates
 from pinjax.data import batches, datasets, windows
+from pinjax.systems import registry
+from pinjax.training import sharding
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where pinworld/small is kept")
 _BATCHES = flags.DEFINE_integer("batches", 20, "batches to a measurement")
@@ -51,6 +59,20 @@ def main(_):
     print(f"vectorised, from disk    {ours:8,.0f} users/s")
     print(f"Python loop, in memory   {loop:8,.0f} users/s")
     print(f"ratio                    {ours / loop:8.1f}")
+    used = _used_at_best("NVIDIA H200")
+    print(f"one H200 at best         {used:8,.0f} users/s")
+    print(f"16 such cores / one H200 {16 * ours / used:8.1f}")
+
+
+def _used_at_best(chip: str) -> float:
+    """Users a second of the published config that a chip could train on."""
+    config = pathlib.Path(__file__).parents[1] / "configs/pinnerformer.py"
+    config = runpy.run_path(str(config))["get_config"]("paper")
+    config.data.users = USERS
+    mesh = sharding.make_mesh()
+    outline = registry.create_outline(config, mesh, None)
+    flops = programs.train_step(outline, config.train, mesh).flops
+    return USERS * rates.CHIPS[chip].flops / flops
 
 
 def _draw_in_python(row, positives, sampler, rng):
