@@ -255,8 +255,9 @@ class UserTower(nn.Module):
         )(x, mask, train)
         hidden = self.width
         if self.history_mean:
-            # Attention is slow to learn to count. A mean is small where what it is of differs.
-            means = 3 * running_mean(jnp.concatenate([inputs, x], axis=-1), mask)
+            # Attention is slow to learn to count.
+            means = running_mean(jnp.concatenate([inputs, x], axis=-1), mask)
+            means = nn.LayerNorm(dtype=self.dtype, name="mean_norm")(means)
             x = jnp.concatenate([x, means], axis=-1)
             hidden *= 4  # how much is wanted of what was liked is not linear in how often it was
         if "moment" in self.features:
