@@ -51,7 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
     model.dtype = "float32"  # of the arithmetic; parameters and normalisation stay float32
 
     loss = config.loss = ConfigDict()
-    loss.random = 512  # negatives drawn uniformly from the catalogue
+    loss.random = 512  # negatives drawn uniformly from the products that were engaged with
     loss.terms = "summed"  # a loss for each kind of negatives; joined, or in_batch or random alone
     loss.log_q = True  # correct logits by the log of the sampling probability
     # The sketches over-count by at most e / width of all counts with probability 1 - e^-depth;

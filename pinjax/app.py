@@ -59,8 +59,14 @@ def workdir_of(flag: flags.FlagHolder) -> epath.Path:
 
 
 def flags_of_run() -> str:
-    """The flags as they were given, for the commands to type next."""
-    return " ".join(shlex.quote(argument) for argument in sys.argv[1:])
+    """The flags that name a run, as they were given, for the commands to type next."""
+    kept, wanted = [], False
+    for argument in sys.argv[1:]:
+        if argument.startswith("-"):
+            wanted = argument.lstrip("-").startswith(("config", "workdir"))
+        if wanted:
+            kept.append(shlex.quote(argument))
+    return " ".join(kept)
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

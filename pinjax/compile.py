@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from pinjax import app
 from pinjax.compiler import largest_batch, programs, rates, report, topology
+from pinjax.errors import InputError
 from pinjax.systems import registry
 from pinjax.training import sharding
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
     del argv
     config, devices = CONFIG.value, topology.devices(TOPOLOGY.value)
     mesh, chip = sharding.make_mesh(devices, config.train.model_devices), rates.of(devices)
+    if LARGEST.value and not chip:
+        raise InputError(f"--largest_batch: the memory of a {devices[0].device_kind} is not known")
     outline = registry.create_outline(config, mesh, ITEMS.value)
     field, size = outline.size
     advice = _advice(config, field)
@@ -50,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     progress = tqdm.tqdm(steps, "compiling", unit="program", disable=None)  # on a terminal alone
     reports = {step.name: programs.measure(step, chip, advice) for step in progress}
     found = None
-    if LARGEST.value and chip:
+    if LARGEST.value:
         found = largest_batch.find(
             *(config, mesh, ITEMS.value, chip, outline.size, reports["train step"].peak)
         )

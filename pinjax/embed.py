@@ -22,7 +22,7 @@ from absl import flags
 from etils import epath
 
 from pinjax import app
-from pinjax.data import schema
+from pinjax.data import schema, tables
 from pinjax.errors import InputError
 from pinjax.systems import registry
 from pinjax.systems import system as system_lib
@@ -41,7 +41,11 @@ def main(argv: Sequence[str]) -> int:
     config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), epath.Path(OUT.value)
     mesh = sharding.make_mesh(model=config.train.model_devices)
     system = registry.create(config, mesh)
-    moment = system.embed_moment if MOMENT.value is None else _parse(MOMENT.value)
+    moment = system.embed_moment
+    if MOMENT.value is not None:
+        moment = tables.moment("--moment", MOMENT.value)
+        if not 0 <= moment < 2**32:
+            raise InputError(f"--moment is {MOMENT.value!r}; expected one from 1970 to 2106")
     state = checkpoint.load_chosen(workdir, config, system, mesh)
     manifest = {
         "step": int(state.step),
@@ -53,8 +57,8 @@ def main(argv: Sequence[str]) -> int:
     }
     with processes.first_before_others():
         _claim(out, manifest)
-    tables = system.embed(state.params, moment)
-    for name, shards in tables.items():
+    embedded = system.embed(state.params, moment)
+    for name, shards in embedded.items():
         paths = [
             out / f"{name}-{number:05d}-of-{len(shards):05d}.parquet"
             for number in range(len(shards))
@@ -64,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         for path, shard, wanted in zip(paths, progress, missing, strict=True):
             if wanted:
                 _write(path, shard, moment)
-    print(f"{out}: {', '.join(tables)} as of {_iso(moment)}, step {manifest['step']:,}")
+    print(f"{out}: {', '.join(embedded)} as of {_iso(moment)}, step {manifest['step']:,}")
     return 0
 
 
@@ -111,16 +115,6 @@ def _hash_of_arrays(tree) -> str:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(processes.whole(leaf).tobytes())
     return digest.hexdigest()
-
-
-def _parse(text: str) -> int:
-    try:
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise InputError(f"--moment={text} is not a date and time like 2025-04-07T00:00") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return int(moment.timestamp())
 
 
 def _iso(moment: int) -> str:

@@ -72,22 +72,27 @@ def _table(report: Mapping[str, int | str]) -> str:
 
 def _next_command(metadata: schema.Metadata) -> str:
     """Training on all that was prepared: every action type a label, on every surface."""
-    command = "python -m pinjax.train --config=configs/pinnerformer.py"
-    if metadata.leave_one_out:
-        return f"{command}:ml1m --config.data.name={_OUT.value}"
-    command += f" --config.data.name={_OUT.value} --config.data.surfaces="
-    command += f" --config.data.positives='{', '.join(metadata.actions[1:])}'"
-    if "items without content" not in metadata.report:
-        command += " --config.data.content=False"
-    return command
+    variant = ":ml1m" if metadata.leave_one_out else ""
+    command = ["python", "-m", "pinjax.train", f"--config=configs/pinnerformer.py{variant}"]
+    command.append(f"--config.data.name={_OUT.value}")
+    if not metadata.leave_one_out:
+        positives = ", ".join(metadata.actions[1:])
+        command += ["--config.data.surfaces=", f"--config.data.positives={positives}"]
+        if "items without content" not in metadata.report:
+            command.append("--config.data.content=False")
+    return shlex.join(command)
 
 
 def _next_for_pairs(metadata: pairs.Metadata, config: ConfigDict) -> str:
     """Training ItemSage, or also SearchSage where there are searches, on all tasks."""
-    tasks = [task for task in metadata.tasks if metadata.report[f"train, {task}"]]
+    counts = {task: metadata.report[f"train, {task}"] for task in metadata.tasks}
+    fewest = min(filter(None, counts.values()), default=1)
+    # As in configs/itemsage.py: equal shares would bring the rarest again and again.
+    shares = {task: (count / fewest) ** 0.5 for task, count in counts.items() if count}
 
     def command(system: str, cap: int, *more: str) -> str:
-        settings = "".join(f'("{task}", 1.0, {cap}), ' for task in tasks).rstrip()
+        settings = ", ".join(f'("{task}", {share:.1f}, {cap})' for task, share in shares.items())
+        settings += "," * (len(shares) == 1)
         flags_ = (f"--config.data.name={_OUT.value}", f"--config.tasks=({settings})", *more)
         return shlex.join(
             ["python", "-m", "pinjax.train", f"--config=configs/{system}.py", *flags_]

@@ -161,7 +161,7 @@ def measure(program: Program, chip: rates.Chip | None, advice: str) -> Report:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise InputError(_too_large(program, str(error), advice)) from None
+        raise InputError(_too_large(program, _needed(str(error)), advice)) from None
     seconds = time.monotonic() - start
     memory, found = compiled.memory_analysis(), hlo.cost(compiled.as_text())
     report = Report(
@@ -183,14 +183,21 @@ def measure(program: Program, chip: rates.Chip | None, advice: str) -> Report:
     )
     if chip is None:
         return report
+    if report.peak > chip.memory:  # a GPU's compiler does not mind
+        needed = f"{rates.size(report.peak)} of the {rates.size(chip.memory)}"
+        raise InputError(_too_large(program, needed, advice))
     bound = roofline.Roofline(chip, report.model_flops, report.traffic, report.sent)
     return dataclasses.replace(report, roofline=bound)
 
 
-def _too_large(program: Program, error: str, advice: str) -> str:
-    """The compiler names no array, so the largest one that the program writes down is named."""
+def _needed(error: str) -> str:
+    """What the TPU compiler says that a program needs, and what there is."""
     sizes = re.findall(r"([\d.]+)([KMGT])\b", error)
-    needed = " of the ".join(f"{number} {unit}iB" for number, unit in sizes[:2])
+    return " of the ".join(f"{number} {unit}iB" for number, unit in sizes[:2])
+
+
+def _too_large(program: Program, needed: str, advice: str) -> str:
+    """The compiler names no array, so the largest one that the program writes down is named."""
     jaxpr = jax.make_jaxpr(program.function)(*program.arguments.values()).jaxpr
     size, shape, where = _largest(jaxpr)
     return (

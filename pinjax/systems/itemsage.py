@@ -58,7 +58,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             lengths, train_batches.product_weights(len(lengths)), config.data.pairs // devices
         ),
         "random": product_features.token_capacity(
-            lengths, np.ones(len(lengths)), config.loss.random // devices
+            lengths[corpus], np.ones(len(corpus)), config.loss.random // devices
         ),
         "catalogue": product_features.most_tokens(lengths, ENCODED // devices)
         if ENCODED % devices == 0  # else what is read together is another share in each batch

@@ -339,4 +339,6 @@ def user_shard(
         moments=np.full((len(users), 1), moment),
     )
     ids = np.array(chunk.users)[users]
+    if not len(ids):
+        return ids, np.zeros((0, config.model.dim), np.float32)
     return ids, batching.in_batches(embed_history, history, config.evaluate.batch)

@@ -120,10 +120,10 @@ class UserRetrieval:
                 users = batching.in_batches(embed_users, asked.histories, self.config.batch)
                 name = self.name + _SUFFIX[cadence]
                 found = _search(users, items, index, asked)
-                table.add(name, asked, index, found, counts)
+                table.add(name, asked, index, found, counts, one_list=cadence == "window")
                 if full and cadence == "window" and not self.config.filter_seen and _HAS_SCANN:
-                    approximate, speed = _search_scann(users, items, index, found)
-                    table.add(f"{name}, ScaNN", asked, index, approximate, counts, speed)
+                    approximate, speed = _search_scann(users, items, index, asked, found)
+                    table.add(f"{name}, ScaNN", asked, index, approximate, counts, plain=speed)
             if not full:
                 continue
             if self.dataset.oracle is not None:
@@ -200,9 +200,16 @@ def _without_seen(found: Found, asked: held_out.Questions, items: int) -> Found:
 
 
 def _search_scann(
-    users: np.ndarray, items: Items, index: np.ndarray, exactly: Found
+    users: np.ndarray,
+    items: Items,
+    index: np.ndarray,
+    asked: held_out.Questions,
+    exactly: Found,
 ) -> tuple[Found, dict[str, float]]:
-    """Approximate search, and what it gains and loses beside the exact one."""
+    """Approximate search, and what it gains and loses beside the exact one.
+
+    A label that is in the index and was not found is missed, however high its score.
+    """
     rows = np.flatnonzero(index).astype(np.int32)
     vectors = np.asarray(items.vectors)[index[items.rows]]
     searcher = scann_index.build(vectors, _DEEPEST)
@@ -214,7 +221,8 @@ def _search_scann(
         "exact queries/s": compared.exact_queries_per_second,
     }
     found = np.where(found >= 0, rows[found], -1)
-    return Found(found, scores, exactly.label_scores), speed
+    label_scores = np.where(index[asked.label_item], -np.inf, exactly.label_scores)
+    return Found(found, scores, label_scores), speed
 
 
 def _popular(score: np.ndarray, index: np.ndarray, asked: held_out.Questions) -> Found:
@@ -249,9 +257,21 @@ class _Table:
         index: np.ndarray,
         found: Found,
         counts: held_out.Counts | None,
+        *,
+        one_list: bool = True,
         plain: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """Adds what a method found at a moment; `plain` are numbers of the method, not of users."""
+        """Adds what a method found at a moment.
+
+        Args:
+          method: its name.
+          asked: the questions.
+          index: what was searched.
+          found: the answers.
+          counts: to tell new labels from known ones, if that is wanted.
+          one_list: whether a user has one query; else there is no list to measure diversity by.
+          plain: numbers of the method, not of users.
+        """
         ranks = metrics.label_ranks(
             found.rows, found.scores, asked.label_query, asked.label_item, found.label_scores
         )
@@ -265,7 +285,7 @@ class _Table:
             new = ~counts.known[asked.label_item]
             values["R@10 new"] = metrics.recall(ranks, user, number, 10, where=new)
             values["R@10 known"] = metrics.recall(ranks, user, number, 10, where=~new)
-        if len(asked.query_user) == number:  # one list a user
+        if one_list:
             values["entropy@50"] = metrics.interest_entropy(found.rows, self._topics)
             share = metrics.coverage(found.rows[:, :10], len(index))
             plain = {"P90 cov@10": share * len(index) / index.sum(), **plain}

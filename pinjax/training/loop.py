@@ -148,7 +148,7 @@ def _fetch(
     finite = np.isfinite(fetched["loss"])
     if not finite.all():
         bad = done - len(pending) + int(np.argmin(finite))
-        path = epath.Path(workdir) / f"bad_batch_{bad + 1}.npz"
+        path = epath.Path(workdir) / f"bad_batch_{bad + 1}_of_process_{jax.process_index()}.npz"
         with path.open("wb") as file:
             np.savez(file, **next(batches(bad)))
         raise InputError(

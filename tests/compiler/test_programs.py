@@ -1,5 +1,6 @@
 """What is said of programs: what fits, what does not, and the largest batch between the two."""
 
+import dataclasses
 import importlib.util
 import pathlib
 import runpy
@@ -67,11 +68,18 @@ def test_out_of_memory_names_an_array_and_what_to_change(mesh):
     """The words of the TPU compiler, which names no array."""
     words = "CompileTimeHbmOom: HLO temporaries (29.87G) exceeds available HBM (15.75G). HLO module"
     program = make_program(mesh, 8192)
-    line = programs._too_large(program, words, "a smaller batch")
+    line = programs._too_large(program, programs._needed(words), "a smaller batch")
     assert line == (
         "step: a chip needs 29.87 GiB of the 15.75 GiB that it has; the largest array over all "
         "chips is float32[8192, 32], 1 MiB, in dot_general; change a smaller batch"
     )
+
+
+def test_what_compiles_and_does_not_fit_is_refused(mesh):
+    program = make_program(mesh, 8192)
+    small = dataclasses.replace(CHIP, memory=2**18)
+    with pytest.raises(InputError, match=r"step: a chip needs .* of the 256 KiB that it has; .*"):
+        programs.measure(program, small, "a smaller batch")
 
 
 def test_the_largest_batch_is_where_memory_ends(mesh, monkeypatch):

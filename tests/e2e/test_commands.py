@@ -1,5 +1,6 @@
 """The commands, run as a user runs them: in processes of their own, from flags to files."""
 
+import datetime
 import importlib.util
 import json
 import os
@@ -186,6 +187,12 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
     early = ("--moment=2025-02-01", "--precision=float32")
     _, err = finish(start(home, "embed", workdir, f"--out={out}", *early), code=2)
     assert "holds embeddings of moment" in err.splitlines()[-1]
+    never = f"--moment={datetime.date.max}"
+    _, err = finish(start(home, "embed", workdir, f"--out={home}/never", never), code=2)
+    assert err.splitlines()[-1].endswith("'9999-12-31'; expected one from 1970 to 2106")
+    # Before anybody had acted there are no users.
+    finish(start(home, "embed", workdir, f"--out={home}/early", "--moment=1990-01-01"))
+    assert not any(len(pq.read_table(path)) for path in (home / "early").glob("users-*"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The table's baselines against loops over users."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +10,70 @@ from pinjax.data import datasets, held_out, windows
 from pinjax.systems import user_retrieval
 
 SYSTEM = "pinnerformer"
+
+
+@pytest.fixture
+def asked():
+    """Two users with one query each, three labels, of which item 7 is in no index."""
+    return held_out.Questions(
+        users=["a", "b"],
+        histories={},
+        query_user=np.array([0, 1]),
+        label_query=np.array([0, 0, 1]),
+        label_item=np.array([2, 7, 3], np.int32),
+        seen=np.zeros((0, 2), np.int64),
+    )
+
+
+def test_what_an_approximate_search_loses_is_missed(asked, rng, monkeypatch):
+    """A searcher that never finds an item whose exact score is the best."""
+    vectors = rng.standard_normal((8, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    users = vectors[[2, 3]]
+    index = np.arange(8) != 7
+    items = user_retrieval.Items(np.arange(8), jnp.asarray(vectors))
+
+    def search(searcher, queries, depth):
+        del searcher
+        scores = queries @ vectors[index].T
+        scores[:, 2] = -np.inf
+        rows = np.argsort(-scores, axis=1)[:, : min(depth, 7)]
+        return np.take_along_axis(scores, rows, axis=1), np.where(rows == 2, -1, rows)
+
+    class Comparison:
+        recall = queries_per_second = exact_queries_per_second = 1.0
+
+    monkeypatch.setattr(user_retrieval.scann_index, "build", lambda *_: None)
+    monkeypatch.setattr(user_retrieval.scann_index, "search", search)
+    monkeypatch.setattr(user_retrieval.scann_index, "recall_against_exact", lambda *_: Comparison)
+    exactly = user_retrieval._search(users, items, index, asked)
+    found, _ = user_retrieval._search_scann(users, items, index, asked, exactly)
+
+    def ranks(found):
+        return user_retrieval.metrics.label_ranks(
+            *(found.rows, found.scores, asked.label_query, asked.label_item, found.label_scores)
+        )
+
+    own = vectors[7] @ users[0]
+    among = int((vectors[index] @ users[0] >= own).sum())
+    assert ranks(exactly).tolist() == [0, among, 0]
+    assert ranks(found).tolist() == [7, among - 1, 0]
+
+
+def test_cadences_may_have_one_query_a_user_at_some_moments_alone(asked):
+    table = user_retrieval._Table(np.zeros(8, np.int32))
+    index = np.ones(8, bool)
+    rows, scores = np.array([[2, 1], [3, 0]]), np.array([[2.0, 1.0], [2.0, 1.0]])
+    found = user_retrieval.Found(rows, scores, np.zeros(3))
+    by_query = {"query_user": np.array([0, 0, 1]), "label_query": np.array([0, 1, 2])}
+    again = dataclasses.replace(asked, **by_query)
+    more = user_retrieval.Found(rows[[0, 0, 1]], scores[[0, 0, 1]], np.zeros(3))
+    table.add("daily", asked, index, found, None, one_list=False)
+    table.add("daily", again, index, more, None, one_list=False)
+    table.add("window", asked, index, found, None)
+    daily, window = table.rows()
+    assert "entropy@50" not in daily.metrics
+    assert "entropy@50" in window.metrics
 
 
 @pytest.mark.parametrize("filter_seen", [False, True])
