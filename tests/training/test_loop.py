@@ -170,7 +170,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_batch(tmp_path):
         if number == 5:
             batch["y"][2] = np.nan
 
-    with pytest.raises(InputError, match=r"loss of step 6 is nan; its batch is in .*_6_of_process_0\.npz"):
+    with pytest.raises(
+        InputError, match=r"loss of step 6 is nan; its batch is in .*_6_of_process_0\.npz"
+    ):
         train(tmp_path, disturb=poison)
     with np.load(tmp_path / "bad_batch_6_of_process_0.npz") as batch:
         assert np.isnan(batch["y"][2])
