@@ -173,10 +173,28 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, log, table, monkeypatc
         with pytest.raises(ZeroDivisionError):
             prepare(tmp_path, log, table, make_config(), "dir/out")
     assert os.listdir(tmp_path / "dir") == []
-    # What a killed run left is cleared away by the next one.
-    (tmp_path / "dir" / ".out.unfinished" / "prepared").mkdir(parents=True)
-    prepare(tmp_path, log, table, make_config(), "dir/out")
-    assert os.listdir(tmp_path / "dir") == ["out"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_of_two_that_prepare_at_once_the_first_stays(tmp_path, log, table, monkeypatch, seed):
+    write, made = schema.Catalogue.write, []
+
+    def write_after_another(catalogue, path):
+        if not made:
+            made.append(path)
+            made.append(prepare(tmp_path, log, table, make_config(seed=seed)))
+        write(catalogue, path)
+
+    monkeypatch.setattr(schema.Catalogue, "write", write_after_another)
+    if seed:
+        with pytest.raises(InputError, match="holds something else"):
+            prepare(tmp_path, log, table, make_config())
+    else:
+        assert prepare(tmp_path, log, table, make_config()) == made[1]
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    again, is_new = prepare(tmp_path, log, table, make_config(seed=seed))
+    assert not is_new
+    assert again == made[1][0]
 
 
 def put(name, row, value):

@@ -1,11 +1,9 @@
 """Opens a data set by name: a simulated one, or a directory of one's own."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from pinjax.data import pairs, pinshop, pinworld, schema
+from pinjax.data import pairs, pinshop, pinworld, schema, whole
 from pinjax.errors import InputError
 
 _COPIES = "copies"
@@ -148,13 +146,8 @@ def _copy(source: epath.Path, copies: epath.Path) -> epath.Path:
     identity = os.fspath(source).encode() + (source / "dataset_info.json").read_bytes()
     target = copies / f"{source.name}-{hashlib.sha256(identity).hexdigest()[:16]}"
     if not target.exists():
-        unfinished = copies / f".{target.name}.{os.getpid()}"  # of each process
-        unfinished.mkdir(parents=True)
-        try:
+        with whole.unfinished(target) as unfinished:
             for path in source.iterdir():
                 path.copy(unfinished / path.name)
-            with contextlib.suppress(OSError):  # another was first
-                unfinished.rename(target)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            whole.finish(unfinished, target)
     return target

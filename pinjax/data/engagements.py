@@ -172,6 +172,7 @@ def prepare(
         pairs.write(out, metadata, products, asked, vocabulary, made.pairs, splits)
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+    prepared.is_there(out, digest)  # refuses what another process has written there meanwhile
     return metadata, True
 
 

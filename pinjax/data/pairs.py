@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from pinjax.data import schema, text
+from pinjax.data import schema, text, whole
 from pinjax.errors import InputError
 
 # An engagement: rows of `Queries` and `Products`, a row of `Metadata.tasks`, unix seconds.
@@ -216,17 +216,14 @@ def write(
 ) -> None:
     """Writes a data set to a directory that is not there yet; nothing is left of a failure.
 
+    Where another process has written one there meanwhile, that one stays.
+
     Args:
       pairs: `PAIR` (pairs,), in order of time.
       splits: int8 (pairs,), which of `schema.SPLITS` each is of.
       save_more: writes what else belongs into the directory.
     """
-    directory = epath.Path(directory)
-    unfinished = directory.parent / f".{directory.name}.unfinished"
-    if unfinished.exists():  # of a run that was killed
-        unfinished.rmtree()
-    unfinished.mkdir(parents=True)
-    try:
+    with whole.unfinished(directory) as unfinished:
         columns = {name: pa.array(np.ascontiguousarray(pairs[name])) for name in PAIR.names}
         _write_table(unfinished / _PAIRS, {**columns, "split": pa.array(splits, pa.int8())})
         products.write(unfinished / _PRODUCTS)
@@ -235,10 +232,7 @@ def write(
         content = json.dumps(dataclasses.asdict(metadata), indent=2)
         (unfinished / _METADATA).write_text(content + "\n")
         save_more(unfinished)
-        unfinished.rename(directory)
-    finally:
-        if unfinished.exists():
-            unfinished.rmtree()
+        whole.finish(unfinished, directory)
 
 
 def read(directory: epath.PathLike, oracle: Oracle | None = None) -> PairSet:

@@ -141,7 +141,8 @@ def ensure(size: str, data_dir: epath.PathLike) -> epath.Path:
     builder = Pinworld(config=size, data_dir=data_dir, file_format="array_record")
     if not builder.data_path.exists():
         logging.info("Building %s/%s in %s, once", NAME, size, builder.data_path)
-        with _quiet():
+        # Another process may have been first: then TFDS leaves its world as it is, and raises.
+        with _quiet(), contextlib.suppress(FileExistsError):
             builder.download_and_prepare()
     return builder.data_path
 

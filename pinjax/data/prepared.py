@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from pinjax.data import column_map, logs, schema, tables
+from pinjax.data import column_map, logs, schema, tables, whole
 from pinjax.data import items as items_lib
 from pinjax.errors import InputError
 
@@ -112,6 +112,7 @@ def prepare(
         report={**_report(log, splits, train_end, config.split), **report},
     )
     _write(out, log, splits, metadata, catalogue)
+    is_there(out, digest)  # refuses what another process has written there meanwhile
     return metadata, True
 
 
@@ -225,20 +226,15 @@ def _write(
     metadata: schema.Metadata,
     catalogue: schema.Catalogue,
 ) -> None:
-    unfinished = out.parent / f".{out.name}.unfinished"
-    try:
-        if unfinished.exists():  # of a run that was killed
-            unfinished.rmtree()
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
     tfds.disable_progress_bar()
     try:
-        builder = Prepared(log, splits, metadata, unfinished)
-        with contextlib.redirect_stdout(io.StringIO()):  # where TFDS says what it downloads
-            builder.download_and_prepare()
-        catalogue.write(builder.data_path / schema.CATALOGUE_FILE)
-        builder.data_path.rename(out)
+        with whole.unfinished(out) as unfinished:
+            builder = Prepared(log, splits, metadata, unfinished)
+            with contextlib.redirect_stdout(io.StringIO()):  # where TFDS says what it downloads
+                builder.download_and_prepare()
+            catalogue.write(builder.data_path / schema.CATALOGUE_FILE)
+            whole.finish(builder.data_path, out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:
         tfds.enable_progress_bar()
-        unfinished.rmtree()

@@ -20,6 +20,21 @@ from pinjax.errors import InputError
 
 _SEPARATOR = b"\x1f"  # ASCII's own, for a delimiter of more than one character
 
+# What Arrow reads, and the text that it reads as such, but for days that a month does not have.
+_NUMBER = (
+    r"^[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+    r"|(?i:inf|infinity|nan(?:\([a-z0-9_]*\))?))$"
+)
+_DAY = r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
+_HOUR, _MINUTE = r"(?:[01][0-9]|2[0-3])", r"[0-5][0-9]"
+_TIME = rf"[ T]{_HOUR}(?::{_MINUTE}(?::{_MINUTE}(?:\.[0-9]{{1,6}})?)?)?"
+_ZONE = rf"(?:Z|[+-]{_HOUR}(?::?{_MINUTE})?)"
+_NUMBERS = ((pa.float64(), _NUMBER),)
+_MOMENTS = (
+    (pa.timestamp("us"), rf"^{_DAY}(?:{_TIME})?$"),
+    (pa.timestamp("us", "UTC"), rf"^{_DAY}{_TIME}{_ZONE}$"),
+)
+
 
 def read(
     path: epath.PathLike, columns: Sequence[str], delimiter: str, header: Sequence[str] = ()
@@ -149,7 +164,7 @@ def numbers(path: epath.PathLike, name: str, column: pa.ChunkedArray) -> np.ndar
     """
     kind = column.type
     if _is_text(kind):
-        return _parse(column.combine_chunks(), [pa.float64()])
+        return _parse(column.combine_chunks(), _NUMBERS)
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
         raise InputError(f"{path}: {name} is {kind}; expected numbers")
     return _float64(column)
@@ -174,7 +189,7 @@ def moments(path: epath.PathLike, name: str, column: pa.ChunkedArray, unit: str)
     if unit and not pa.types.is_temporal(kind):
         return np.round(numbers(path, name, column) * column_map.UNITS[unit])
     if not unit and _is_text(kind):
-        return _parse(column.combine_chunks(), [pa.timestamp("us"), pa.timestamp("us", "UTC")])
+        return _parse(column.combine_chunks(), _MOMENTS)
     if not unit and (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
         zone = kind.tz if pa.types.is_timestamp(kind) else None
         return _float64(column.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64()))
@@ -246,15 +261,33 @@ def _float64(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
 
-def _parse(values: pa.Array, kinds: Sequence[pa.DataType]) -> np.ndarray:
-    """Text as float64, NaN where it is none of `kinds`: halves what fails until it has the row."""
-    for kind in kinds:
+def _parse(values: pa.Array, kinds: Sequence[tuple[pa.DataType, str]]) -> np.ndarray:
+    """Text as float64, NaN where it is none of `kinds`: types, and the text that each may be of."""
+    for kind, _ in kinds:
         try:
-            parsed = values.cast(kind)
+            return _cast(values, kind)
         except pa.ArrowInvalid:
             continue
-        return _float64(parsed.cast(pa.int64()) if pa.types.is_timestamp(kind) else parsed)
-    if len(values) == 1:
-        return np.array([np.nan])
+    parsed = np.full(len(values), np.nan)
+    for kind, pattern in kinds:
+        # Before the cast, which would tell of one bad row at a time.
+        fits = pc.fill_null(pc.match_substring_regex(values, pattern), False)
+        parsed[fits.to_numpy(zero_copy_only=False)] = _cast_in_halves(values.filter(fits), kind)
+    return parsed
+
+
+def _cast_in_halves(values: pa.Array, kind: pa.DataType) -> np.ndarray:
+    """Text as float64, NaN where the cast fails all the same: for the 30th of February."""
+    try:
+        return _cast(values, kind)
+    except pa.ArrowInvalid:
+        if len(values) == 1:
+            return np.array([np.nan])
     half = len(values) // 2
-    return np.concatenate([_parse(values[:half], kinds), _parse(values[half:], kinds)])
+    halves = values[:half], values[half:]
+    return np.concatenate([_cast_in_halves(part, kind) for part in halves])
+
+
+def _cast(values: pa.Array, kind: pa.DataType) -> np.ndarray:
+    parsed = values.cast(kind)
+    return _float64(parsed.cast(pa.int64()) if pa.types.is_timestamp(kind) else parsed)

@@ -83,6 +83,14 @@ def test_a_failure_while_writing_leaves_nothing(rng, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_of_two_that_write_at_once_the_first_stays(rng, tmp_path):
+    first, second = make(rng), make(rng)
+    pairs.write(tmp_path / "shop", *second, lambda _: pairs.write(tmp_path / "shop", *first))
+    assert [path.name for path in tmp_path.iterdir()] == ["shop"]
+    found = pairs.read(tmp_path / "shop").queries.vectors
+    np.testing.assert_array_equal(found, first[2].vectors)
+
+
 @pytest.mark.parametrize("name", ["nowhere", "pinshop/huge"])
 def test_unknown_data_sets_are_refused(tmp_path, name):
     with pytest.raises(InputError, match=name):

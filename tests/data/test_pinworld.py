@@ -362,3 +362,18 @@ def test_scores_come_in_the_order_asked_for(tiny):
     )
     with pytest.raises(KeyError):
         oracle.scores(["nobody"], MOMENT, WINDOW)
+
+
+def test_of_two_that_build_a_world_at_once_the_first_stays(tmp_path, monkeypatch):
+    write, first = schema.Catalogue.write, []
+
+    def write_after_another(catalogue, path):
+        if not first:
+            first.append(path)
+            (pinworld.ensure("tiny", tmp_path) / "of the first").touch()
+        write(catalogue, path)
+
+    monkeypatch.setattr(schema.Catalogue, "write", write_after_another)
+    directory = pinworld.ensure("tiny", tmp_path)
+    assert (directory / "of the first").exists()
+    assert list(directory.parent.iterdir()) == [directory]

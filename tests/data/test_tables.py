@@ -3,6 +3,7 @@
 import gzip
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -37,6 +38,48 @@ def test_a_delimiter_may_have_several_characters(tmp_path, name):
         "id": ["1", "2"],
         "last": ["x", "café"],
     }
+
+
+NUMBERS = ("1", "-1.5", "+.5e-7", "1e400", "inf", "-Infinity", "nan", "NaN(a_1)", "12345.")
+DAYS = ("2024-01-02", "2024-02-29 03", "2023-12-31T23:59", "1999-11-19T13:14:15.123456")
+ZONES = ("Z", "+01", "-0130", "+23:59")
+READ_AS = {
+    "numbers": (tables.numbers, (), NUMBERS, [pa.float64()]),
+    "moments": (
+        *(tables.moments, ("",), (*DAYS, *(day + zone for day in DAYS for zone in ZONES))),
+        [pa.timestamp("us"), pa.timestamp("us", "UTC")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ_AS)
+def test_text_is_read_as_arrow_reads_each_row(rng, name):
+    """Also where characters were put in, taken out or changed."""
+    read, arguments, examples, kinds = READ_AS[name]
+    rows = [None, "", *examples, "2023-02-29", "2023-02-29 01:00Z"]
+    for _ in range(3_000):
+        row = list(rng.choice(examples))
+        for _ in range(rng.integers(1, 3)):
+            place, removed = rng.integers(0, len(row) + 1), rng.integers(0, 2)
+            row[place : place + removed] = rng.choice(["", *"0123456789+-.:eEinfatyTZz_() \n,"])
+        rows.append("".join(row))
+
+    def alone(row):
+        for kind in kinds:
+            try:
+                value = pa.array([row], pa.large_string()).cast(kind)
+            except pa.ArrowInvalid:
+                continue
+            value = value if kind == pa.float64() else value.cast(pa.int64())
+            return value.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)[0]
+        return np.nan
+
+    column = pa.chunked_array([pa.array(rows, pa.large_string())])
+    found = read("log.csv", "column", column, *arguments)
+    expected = np.array([alone(row) for row in rows], np.float64)
+    np.testing.assert_array_equal(found, expected)
+    assert np.isnan(expected).sum() > 100
+    assert (~np.isnan(expected)).sum() > 100
 
 
 def broken(tmp_path):
