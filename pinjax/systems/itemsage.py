@@ -111,12 +111,19 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
-    if config.loss.terms not in TERMS:
-        raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
-    if config.model.encoder == "transformer":
-        system.check_heads(config.model)
-    if config.model.residual and not config.model.image_slots:
+    model = config.model
+    system.check_choice("loss.terms", config.loss.terms, TERMS)
+    system.check_choice("model.encoder", model.encoder, itemsage.ENCODERS)
+    system.check_heads(model)
+    if model.layers < 1:
+        raise InputError(f"model.layers={model.layers}; expected at least 1")
+    if model.residual and not model.image_slots:
         raise InputError("model.residual needs images; expected model.image_slots above 0")
+    if not model.image_slots and not model.texts:
+        raise InputError("model.texts and model.image_slots: expected texts, images or both")
+    if config.loss.random < 1:  # which are embedded whatever the terms
+        raise InputError(f"loss.random={config.loss.random}; expected at least 1")
+    system.check_sketch(config.loss)
     sharding.check_tables(mesh, config.train)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
     sharding.check_batch(mesh, "loss.random", config.loss.random)

@@ -122,9 +122,22 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
     if config.data.degree_days and not config.data.content:
         raise InputError("data.degree_days: a degree stands beside content; set data.content, too")
-    if config.loss.terms not in TERMS:
-        raise InputError(f"loss.terms: {config.loss.terms!r} is none of {', '.join(TERMS)}")
+    if not config.data.content and not config.model.id_dim:
+        raise InputError(
+            "model.id_dim=0: items without data.content are learned ids; expected more than 0"
+        )
+    for feature in config.model.features:
+        system.check_choice("model.features", feature, pinnerformer.FEATURES)
+    if not config.model.features:
+        raise InputError(f"model.features: expected some of {', '.join(pinnerformer.FEATURES)}")
+    system.check_choice("loss.terms", config.loss.terms, TERMS)
+    negatives = config.loss.in_batch, config.loss.random
+    if max(negatives) < 1:
+        raise InputError("expected loss.in_batch or loss.random above 0")
+    if config.loss.terms == "summed" and min(negatives) < 1:
+        raise InputError("loss.terms=summed: expected loss.in_batch and loss.random above 0")
     system.check_heads(config.model)
+    system.check_sketch(config.loss)
     sharding.check_batch(mesh, "data.users", config.data.users)
     sharding.check_tables(mesh, config.train)
 

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax.data import datasets, pairs, pretrained, text
-from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import bert, features, product_features, searchsage, tables, temperature
 from pinjax.systems import batching, engagements, product_retrieval, system
@@ -83,11 +82,10 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
-    if config.model.encoder not in ENCODERS:
-        known = ", ".join(ENCODERS)
-        raise InputError(f"model.encoder: {config.model.encoder!r} is none of {known}")
+    system.check_choice("model.encoder", config.model.encoder, ENCODERS)
     if config.model.encoder == "bert" and not config.model.pretrained:
         system.check_heads(config.model)
+    system.check_sketch(config.loss)
     sharding.check_tables(mesh, config.train)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
 

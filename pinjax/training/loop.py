@@ -52,8 +52,9 @@ def train(
       traced: steps of which a profiler's trace is written to `workdir`, after the first ten.
 
     Raises:
-      InputError: where the config's sharding does not fit, too few steps are left to trace, or
-        the loss stops being finite; the batch that did it is saved in `workdir`.
+      InputError: where the config's sharding does not fit, too few steps are left to trace, there
+        is no such metric as `select`, which is known after the first evaluation, or the loss stops
+        being finite; the batch that did it is saved in `workdir`.
     """
     # State: fresh or restored.
     optimizer = step.make_optimizer(config)
@@ -119,6 +120,9 @@ def train(
             if evaluating:
                 best = _first_row(system.evaluate(state.params, "valid"))
                 means |= {f"valid/{name}": value for name, value in best.items()}
+                if config.select and config.select not in means:
+                    known = ", ".join(sorted(means))
+                    raise InputError(f"train.select: {config.select!r} is none of {known}")
             if writer:
                 writer.write(done, means)
             if saving:

@@ -134,6 +134,12 @@ def test_other_frozen_tables_are_refused(make_config, tmp_path, mesh):
         ({"model": {"texts": (("titel", "a"),)}}, "has no 'titel', only title, description"),
         ({"model": {"dim": 8}}, "model.dim=8: query vectors of pinshop/tiny have 256 numbers"),
         ({"model": {"residual": True, "image_slots": 0}}, "model.residual needs images; expected"),
+        ({"model": {"encoder": "mean"}}, "model.encoder: 'mean' is none of transformer, sum, "),
+        ({"model": {"layers": 0}}, "model.layers=0; expected at least 1"),
+        ({"model": {"encoder": "sum", "heads": 3}}, "not divisible by model.heads=3"),
+        ({"model": {"texts": (), "image_slots": 0}}, "expected texts, images or both"),
+        ({"loss": {"random": 0}}, "loss.random=0; expected at least 1"),
+        ({"loss": {"sketch_width": 1_000}}, "loss.sketch_width is 1000, expected a power of two"),
     ],
 )
 def test_wrong_config_is_refused(make_config, sections, message, mesh):

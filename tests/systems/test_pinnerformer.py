@@ -149,10 +149,23 @@ def test_degree_stands_beside_content(make_config, days):
     np.testing.assert_allclose(table[:, dim], degree, rtol=2**-8, atol=1e-6)
 
 
-def test_degree_needs_content(make_config, mesh):
-    config = make_config(data={"content": False, "degree_days": 1.0}, model={"id_dim": 8})
-    with pytest.raises(InputError, match=r"data\.degree_days: a degree stands beside content"):
-        registry.create(config, mesh)
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"content": False, "degree_days": 1.0}}, "a degree stands beside content"),
+        ({"data": {"content": False}, "model": {"id_dim": 0}}, "model.id_dim=0: items without"),
+        ({"model": {"features": ("item", "age")}}, "model.features: 'age' is none of item, "),
+        ({"model": {"features": ()}}, "model.features: expected some of item, "),
+        ({"loss": {"terms": "both"}}, "loss.terms: 'both' is none of joined, summed"),
+        ({"loss": {"terms": "summed", "in_batch": 0}}, "loss.in_batch and loss.random above 0"),
+        ({"loss": {"terms": "summed", "random": 0}}, "loss.in_batch and loss.random above 0"),
+        ({"loss": {"in_batch": 0, "random": 0}}, "expected loss.in_batch or loss.random above 0"),
+        ({"loss": {"sketch_width": 1_000}}, "loss.sketch_width is 1000, expected a power of two"),
+    ],
+)
+def test_wrong_config_is_refused(make_config, sections, message, mesh):
+    with pytest.raises(InputError, match=message):
+        registry.create(make_config(**sections), mesh)
 
 
 def test_unknown_system_is_refused(make_config, mesh):

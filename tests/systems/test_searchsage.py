@@ -80,6 +80,13 @@ def test_words_follow_cls_and_are_cut(data_dir):
     assert ids[2].tolist() == [words, 0, 1, 2]
 
 
-def test_an_unknown_encoder_is_refused(make_config, mesh):
-    with pytest.raises(InputError, match="'lstm' is none of bag, bert"):
-        registry.create(make_config(model={"encoder": "lstm"}), mesh)
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"encoder": "lstm"}}, "model.encoder: 'lstm' is none of bag, bert"),
+        ({"loss": {"sketch_width": 1_000}}, "loss.sketch_width is 1000, expected a power of two"),
+    ],
+)
+def test_wrong_config_is_refused(make_config, sections, message, mesh):
+    with pytest.raises(InputError, match=message):
+        registry.create(make_config(**sections), mesh)

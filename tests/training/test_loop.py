@@ -194,6 +194,17 @@ def test_the_best_checkpoint_is_kept_and_chosen(tmp_path):
     checkpoints.close()
 
 
+def test_an_unknown_metric_to_select_by_is_refused_before_anything_is_saved_by_it(tmp_path):
+    config = CONFIG.copy_and_resolve_references()
+    config.update(select="valid/eror", evaluate_every=6, checkpoint_every=4)
+    known = "bias, gradient_norm, loss, valid/error"
+    with pytest.raises(InputError, match=f"train.select: 'valid/eror' is none of {known}"):
+        train(tmp_path, config)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    assert checkpoints.latest == 4
+    checkpoints.close()
+
+
 def test_a_work_directory_belongs_to_one_run(tmp_path):
     config = ConfigDict({"train": {"steps": 3, "log_every": 1}})
     identity = {"dataset": "digest"}
