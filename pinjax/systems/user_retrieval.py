@@ -74,9 +74,7 @@ class UserRetrieval:
 
     def __post_init__(self):
         for cadence in self.config.cadences:
-            if cadence not in held_out.CADENCES:
-                known = ", ".join(held_out.CADENCES)
-                raise InputError(f"evaluate.cadences: {cadence!r} is none of {known}")
+            system.check_choice("evaluate.cadences", cadence, held_out.CADENCES)
 
     def __call__(
         self,

@@ -120,9 +120,8 @@ def train(
             if evaluating:
                 best = _first_row(system.evaluate(state.params, "valid"))
                 means |= {f"valid/{name}": value for name, value in best.items()}
-                if config.select and config.select not in means:
-                    known = ", ".join(sorted(means))
-                    raise InputError(f"train.select: {config.select!r} is none of {known}")
+                if config.select:
+                    system_lib.check_choice("train.select", config.select, sorted(means))
             if writer:
                 writer.write(done, means)
             if saving:
