@@ -26,16 +26,24 @@ class Peer:
     def __exit__(self, *exception: object) -> None:
         self._process.__exit__(*exception)
 
-    def ask(self, line: str = "") -> str:
+    def tell(self, line: str = "") -> None:
+        """A line, to be answered."""
+        self._process.stdin.write(f"{line}\n")
+
+    def hear(self) -> str:
         """What it answers.
 
         Raises:
           RuntimeError: it ended; what it had to say of it is on stderr.
         """
-        self._process.stdin.write(f"{line}\n")
         if not (answer := self._process.stdout.readline()):
             raise RuntimeError(f"{self._process.args[1].name} has ended")
         return answer.strip()
+
+    def ask(self, line: str = "") -> str:
+        """What it answers to a line."""
+        self.tell(line)
+        return self.hear()
 
 
 def in_turn(timers: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

@@ -102,8 +102,10 @@ def compare(config: ConfigDict, them: dict, source: pathlib.Path, targets: dict)
     gradients, inputs = check_step(config, mesh, state, frozen, batches[0])
     save(source, config, state, frozen, batches, inputs)
     device = {"gpu": "cuda"}.get(jax.default_backend(), "cpu")
+    for peer in them.values():
+        peer.tell()  # so that all compile at once
     for form, peer in them.items():
-        if not (how := peer.ask()).endswith(device):
+        if not (how := peer.hear()).endswith(device):
             raise InputError(f"--peer={PEER.value}: {how}, while JAX has a {jax.default_backend()}")
         with np.load(targets[form]) as file:
             differences = peers.relative_differences(gradients, file)

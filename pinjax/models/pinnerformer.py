@@ -284,8 +284,10 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*shape in"]) -> Float[Array, "*shape {self.out}"]:
-        x = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
-        return nn.Dense(self.out, dtype=self.dtype, name="out")(x)
+        rows = x.reshape(-1, x.shape[-1])  # a matrix, whose axes XLA leaves in their order
+        hidden = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(rows))
+        out = nn.Dense(self.out, dtype=self.dtype, name="out")(hidden)
+        return out.reshape(*x.shape[:-1], self.out)
 
 
 def running_mean(

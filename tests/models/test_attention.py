@@ -31,6 +31,11 @@ def numpy_attention(query, key, value, mask):
     return outputs * mask[..., None, None]
 
 
+def relative_error(a, b):
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
 def value_and_gradients(function, query, key, value, mask, weights):
     """What comes out where there is no padding, and the gradients of its weighted sum."""
 
@@ -42,7 +47,8 @@ def value_and_gradients(function, query, key, value, mask, weights):
 
         return jax.grad(weighted_sum, (0, 1, 2), has_aux=True)(query, key, value)
 
-    return value_and_gradients(query, key, value)
+    with jax.default_matmul_precision("highest"):
+        return value_and_gradients(query, key, value)
 
 
 def test_by_kernel_and_by_xla_against_numpy(arrays):
@@ -61,3 +67,35 @@ def test_tpus_get_the_kernel_and_others_do_not(arrays):
     for platform, found in (("tpu", True), ("cpu", False)):
         lowered = function.trace(*arrays[:4]).lower(lowering_platforms=(platform,))
         assert ("tpu_custom_call" in lowered.as_text()) == found
+
+
+def test_rotation_against_numpy(rng):
+    x = jnp.asarray(rng.standard_normal((3, 5, 4)), jnp.float32)
+    by = jnp.array([0, 2, 5])
+    rotated, pull_back = jax.vjp(lambda x: attention.rotate(x, by), x)
+    expected = [np.roll(row, -n, axis=0) for row, n in zip(x, by, strict=True)]
+    np.testing.assert_array_equal(rotated, expected)
+    np.testing.assert_array_equal(pull_back(rotated)[0], x)
+
+
+def test_cpus_have_no_cudnn():
+    if jax.default_backend() == "cpu":
+        assert not attention.has_cudnn(jnp.bfloat16, 64)
+
+
+@pytest.mark.skipif(
+    not attention.has_cudnn(jnp.bfloat16, DIM),
+    reason="needs an NVIDIA GPU: JAX_PLATFORMS=cuda launch/test.sh tests/models/test_attention.py",
+)
+@pytest.mark.parametrize("over_mesh", [False, True])
+def test_cudnn_against_xla(arrays, over_mesh):
+    """In bfloat16 against float32, with the padding behind."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)) if over_mesh else None
+    *inputs, mask, weights = arrays
+    inputs, mask = [x.astype(jnp.bfloat16) for x in inputs], mask[:, ::-1]
+    inputs32 = [x.astype(np.float32) for x in inputs]
+    expected = value_and_gradients(attention.by_xla, *inputs32, mask, weights)
+    by_cudnn = functools.partial(attention.by_cudnn, mesh=mesh)
+    found = value_and_gradients(by_cudnn, *inputs, mask, weights)
+    for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert relative_error(ours, theirs) < 1e-2

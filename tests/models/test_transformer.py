@@ -176,3 +176,29 @@ def test_heads_must_divide_the_width(inputs):
     model = transformer.Transformer(layers=1, heads=3)
     with pytest.raises(ValueError, match=r"^width 8 is not divisible by 3 heads"):
         jax.eval_shape(model.init, jax.random.key(0), *inputs)
+
+
+def test_on_gpus_it_is_the_same_model(params, inputs, monkeypatch):
+    """Padding goes last, tokens are a matrix, and layers no loop: by XLA, since there is no GPU."""
+    x, mask = map(jnp.asarray, inputs)
+    weights = np.random.default_rng(2).standard_normal(x.shape) * mask[..., None]
+
+    def value_and_gradient():
+        def function(params, x):
+            outputs = make().apply(params, x, mask) * mask[..., None]
+            return (outputs * weights).sum(), outputs
+
+        return jax.jit(jax.grad(function, argnums=(0, 1), has_aux=True))(params, x)
+
+    expected = value_and_gradient()
+
+    def by_cudnn(query, key, value, mask, mesh):
+        return jax.nn.dot_product_attention(query, key, value, is_causal=True)
+
+    monkeypatch.setattr(attention, "on_gpu", lambda: True)
+    monkeypatch.setattr(attention, "has_cudnn", lambda *_: True)
+    monkeypatch.setattr(attention, "by_cudnn", by_cudnn)
+    found = value_and_gradient()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
+    )
