@@ -100,7 +100,7 @@ FEATURES = {  # of products: whether texts, and images
 RESIDUAL = "--config.model.residual=True"
 CHOICES = {
     "itemsage": {"logQ": (RESIDUAL,), "no logQ": (RESIDUAL, "--config.loss.log_q=False")},
-    "searchsage": {"as configured": ()},
+    "searchsage": {"residual": (RESIDUAL,), "text alone": ()},
 }
 
 

@@ -25,6 +25,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
     model = config.model = ConfigDict()
     model.encoder = "bag"  # of hashed tokens, or bert
+    # Add the tower's output to the queries' own vectors, for such as lie in the space of the items:
+    # a search that training does not know stays near the items that look like it.
+    model.residual = False
     model.token_buckets = 20_000  # bag: rows of the hash embedding of tokens; 0: one for each
     model.token_dim = 64  # bag: numbers of a token
     model.pretrained = ""  # bert: directory of weights; "": from scratch, with the sizes below

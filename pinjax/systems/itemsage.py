@@ -50,20 +50,10 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         "queries": place(dataset.queries.vectors.astype(jnp.bfloat16)),
         "corpus": jax.device_put(corpus, sharding.replicated(mesh)),
     }
-    devices = mesh.shape["data"]
     offsets = products["texts"].offsets
     lengths = offsets[:, -1] - offsets[:, 0]
-    capacities = {
-        "positives": product_features.token_capacity(
-            lengths, train_batches.product_weights(len(lengths)), config.data.pairs // devices
-        ),
-        "random": product_features.token_capacity(
-            lengths[corpus], np.ones(len(corpus)), config.loss.random // devices
-        ),
-        "catalogue": product_features.most_tokens(lengths, ENCODED // devices)
-        if ENCODED % devices == 0  # else what is read together is another share in each batch
-        else -(-ENCODED // devices) * int(lengths.max()),
-    }
+    weights = train_batches.product_weights(len(lengths))
+    capacities = token_capacities(config, mesh, lengths, weights, corpus)
     embed_rows = sharding.shared_out(
         mesh, functools.partial(encode, encoder, mesh, capacities["catalogue"])
     )
@@ -138,6 +128,34 @@ def check_vectors(config: ConfigDict, name: str, queries: int, images: int) -> N
         raise InputError(
             f"model.residual: images of {name} have {images} numbers, not the queries' {queries}"
         )
+
+
+def token_capacities(
+    config: ConfigDict, mesh: Mesh, lengths: np.ndarray, weights: np.ndarray, corpus: np.ndarray
+) -> dict[str, int]:
+    """Room for the tokens of the products that a device encodes at once, by what they are.
+
+    Args:
+      config: of the system.
+      mesh: over whose axis `data` they are shared out.
+      lengths: int (products,), tokens of each product of the catalogue.
+      weights: (products,), how often each is a positive, up to a factor.
+      corpus: int (n,), the products that random negatives are drawn from.
+    """
+    devices = mesh.shape["data"]
+    if ENCODED % devices:  # what is read together is another share in each batch
+        catalogue = -(-ENCODED // devices) * int(lengths.max())
+    else:
+        catalogue = product_features.most_tokens(lengths, ENCODED // devices)
+    return {
+        "positives": product_features.token_capacity(
+            lengths, weights, config.data.pairs // devices
+        ),
+        "random": product_features.token_capacity(
+            lengths[corpus], np.ones(len(corpus)), config.loss.random // devices
+        ),
+        "catalogue": catalogue,
+    }
 
 
 def check_tokens(name: str, tokens: int) -> None:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax.data import datasets, pairs, pretrained, text
+from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import bert, features, product_features, searchsage, tables, temperature
 from pinjax.systems import batching, engagements, product_retrieval, system
@@ -37,6 +38,10 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     train_batches = engagements.train_batches(config, dataset)
     items = item_vectors(dataset)
     tower = (make_bag if config.model.encoder == "bag" else make_bert)(config, dataset, mesh)
+    if config.model.residual:
+        vectors = dataset.queries.vectors
+        check_residual(dataset.metadata.name, vectors.shape[1], items.shape[1])
+        tower = with_residual(tower, vectors.astype(jnp.bfloat16))
     place = functools.partial(sharding.place_table, mesh, tower.tables)
     frozen = jax.tree.map(place, {"items": np.asarray(items), "texts": tower.texts})
     embed_rows = sharding.shared_out(mesh, functools.partial(tower.embed, mesh))
@@ -88,6 +93,14 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     system.check_sketch(config.loss)
     sharding.check_tables(mesh, config.train)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
+
+
+def check_residual(name: str, queries: int, items: int) -> None:
+    """Refuses to add numbers in the space of items to query vectors of another space."""
+    if queries != items:
+        raise InputError(
+            f"model.residual: queries of {name} have {queries} numbers, not the items' {items}"
+        )
 
 
 def item_vectors(dataset: pairs.PairSet) -> jax.Array:
@@ -215,6 +228,30 @@ def bert_tower(
         return jnp.where((ids >= 0).all(), model.apply(params, ids, mask), jnp.nan)
 
     return Tower(texts, layout, init, apply)
+
+
+def with_residual(tower: Tower, vectors: Any) -> Tower:
+    """A tower whose output is added to the queries' own vectors, at first with a gain of zero.
+
+    That is not the published tower. Where queries have vectors in the space of items, a query that
+    training does not know stays near the items that look like it.
+
+    Args:
+      tower: what learns.
+      vectors: (queries, dim), of any scale.
+    """
+
+    def init(key: jax.Array) -> Any:
+        return {"tower": tower.init(key), "gain": jnp.zeros(())}
+
+    def apply(params: Any, tables: Any, rows: jax.Array) -> jax.Array:
+        texts, vectors = tables
+        own = features.unit_length(tower.tables.on_device().gather(vectors, rows))
+        return features.unit_length(
+            own + params["gain"] * tower.apply(params["tower"], texts, rows)
+        )
+
+    return Tower((tower.texts, vectors), tower.tables, init, apply)
 
 
 def _searches(dataset: pairs.PairSet) -> list[str]:

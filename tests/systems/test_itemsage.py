@@ -153,6 +153,18 @@ def test_residual_of_other_images_is_refused(make_config):
         itemsage.check_vectors(config, "pinshop/tiny", 256, 5)
 
 
+def test_there_is_room_for_the_tokens_of_what_is_drawn(make_config, mesh):
+    """Also where a few products have all the engagements, and longer texts than the others."""
+    config = make_config()
+    lengths, corpus = np.ones(1_000, int), np.array([1, 5, 9])
+    lengths[corpus] = 50
+    weights = np.isin(np.arange(1_000), corpus)
+    capacities = itemsage.token_capacities(config, mesh, lengths, weights, corpus)
+    assert capacities["positives"] >= 50 * config.data.pairs
+    assert capacities["random"] >= 50 * config.loss.random
+    assert capacities["catalogue"] >= lengths.sum()
+
+
 def test_more_tokens_than_can_be_numbered_are_refused():
     itemsage.check_tokens("shop", 2**31 - 1)
     with pytest.raises(InputError, match=r"those of shop have 2,147,483,648 tokens together"):

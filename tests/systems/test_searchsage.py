@@ -55,6 +55,34 @@ def test_where_tables_lie_changes_nothing(make_config, check_shared_out_tables, 
     check_shared_out_tables(make_config(model={"encoder": encoder}))
 
 
+def test_residual_is_added_to_the_queries_own_vectors(make_config, mesh, check_shared_out_tables):
+    config = make_config(model={"residual": True})
+    system = registry.create(config, mesh)
+    params, _ = system.init(jax.random.key(1))
+    dataset = datasets.load_pairs(config.data.name, config.data.dir)
+    tower = searchsage.make_bag(config, dataset, mesh)
+    vectors = jnp.asarray(dataset.queries.vectors, jnp.bfloat16)
+    rows = jnp.arange(0, len(vectors), 3)
+    texts = jax.tree.map(jnp.asarray, tower.texts)
+    of_tower = np.asarray(tower.apply(params["tower"]["tower"], texts, rows), np.float64)
+    own = np.asarray(vectors[rows], np.float64)
+    own /= np.linalg.norm(own, axis=1, keepdims=True)
+    for gain in (params["tower"]["gain"], 0.7):
+        found = searchsage.with_residual(tower, vectors).apply(
+            params["tower"] | {"gain": gain}, (texts, vectors), rows
+        )
+        expected = own + gain * of_tower
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert params["tower"]["gain"] == 0
+    check_shared_out_tables(config)
+
+
+def test_residual_of_another_space_is_refused():
+    with pytest.raises(InputError, match="queries of shop have 3 numbers, not the items' 4"):
+        searchsage.check_residual("shop", 3, 4)
+
+
 def test_an_item_is_the_mean_of_its_images(data_dir):
     dataset = datasets.load_pairs("pinshop/tiny", str(data_dir))
     found = np.asarray(searchsage.item_vectors(dataset))

@@ -25,6 +25,9 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     size = sizes.engagements(config.data.name, config.data.dir, items)
     layout = sharding.table_layout(mesh, config.train)
     tower = (_bag if config.model.encoder == "bag" else _bert)(config, size, layout)
+    if config.model.residual:
+        own = outline.table(layout, (size.queries, size.dim), jnp.bfloat16)
+        tower = page.with_residual(tower, own)
     vectors = outline.table(layout, (size.products, size.dim), jnp.float32)
 
     def embed(params: Any) -> dict[str, Any]:
