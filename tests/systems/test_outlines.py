@@ -26,9 +26,13 @@ def kinds(tree):
     return jax.tree.map(lambda x: (x.dtype, x.ndim), tree)
 
 
-@pytest.mark.parametrize("name", registry.SYSTEMS)
-def test_outline_is_that_of_the_system(name, data_dir, mesh):
+@pytest.mark.parametrize(
+    ("name", "residual"), [*((name, False) for name in registry.SYSTEMS), ("searchsage", True)]
+)
+def test_outline_is_that_of_the_system(name, residual, data_dir, mesh):
     config = get_config(name, data_dir)
+    if residual:
+        config.model.residual = True
     outline = registry.create_outline(config, mesh, None)
     real = registry.create(config, mesh)
     batch = next(real.batches(0))
