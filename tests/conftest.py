@@ -1,6 +1,6 @@
 """Every test runs on eight CPU devices, so that sharding is exercised everywhere.
 
-JAX_PLATFORMS=cuda launch/test.sh tests/models/test_attention.py has a GPU's kernel tested on it.
+TEST_PLATFORM=cuda launch/test.sh tests/models/test_attention.py has a GPU's kernel tested on it.
 """
 
 import os
@@ -8,7 +8,7 @@ import os
 import jax
 import pytest
 
-jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
+jax.config.update("jax_platforms", os.environ.get("TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # compiles three times faster
 

@@ -78,14 +78,9 @@ def test_rotation_against_numpy(rng):
     np.testing.assert_array_equal(pull_back(rotated)[0], x)
 
 
-def test_cpus_have_no_cudnn():
-    if jax.default_backend() == "cpu":
-        assert not attention.has_cudnn(jnp.bfloat16, 64)
-
-
 @pytest.mark.skipif(
     not attention.has_cudnn(jnp.bfloat16, DIM),
-    reason="needs an NVIDIA GPU: JAX_PLATFORMS=cuda launch/test.sh tests/models/test_attention.py",
+    reason="needs an NVIDIA GPU: TEST_PLATFORM=cuda launch/test.sh tests/models/test_attention.py",
 )
 @pytest.mark.parametrize("over_mesh", [False, True])
 def test_cudnn_against_xla(arrays, over_mesh):
