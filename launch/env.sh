@@ -18,11 +18,14 @@ install() {  # install REQUIREMENTS: does nothing where it is already installed
 }
 
 accelerator() {  # the jax that fits the machine, of the version in requirements.txt
-  local jax
+  local jax driver
   jax=$(grep -o '^jax==[0-9.]*' requirements.txt)
   if [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ]; then
     echo "jax[tpu]${jax#jax}"
-  elif command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
-    echo "jax[cuda13]${jax#jax}"
+  elif driver=$(nvidia-smi 2>/dev/null); then
+    case $driver in  # the newest CUDA that it serves
+      *"CUDA Version: 12"*) echo "jax[cuda12]${jax#jax}" ;;
+      *) echo "jax[cuda13]${jax#jax}" ;;
+    esac
   fi
 }
