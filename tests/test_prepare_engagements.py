@@ -213,7 +213,7 @@ def test_writes_what_the_log_holds(tmp_path, events, table, case):
 
 
 def dense_vectors(known, asked, words, dim):
-    """TF-IDF and a dense SVD of texts, float64: unit vectors of those and of some others."""
+    """Weighted words and a dense SVD, float64: unit vectors of texts and of some others."""
 
     def counts(lines):
         return np.array([[line.split().count(word) for word in words] for line in lines], float)
@@ -225,7 +225,7 @@ def dense_vectors(known, asked, words, dim):
 
     def weighted(lines):
         counted = counts(lines)
-        return unit(np.where(counted > 0, 1 + np.log(np.maximum(counted, 1)), 0) * idf)
+        return unit(np.where(counted > 0, 1 + np.log(np.maximum(counted, 1)), 0) * np.sqrt(idf))
 
     matrix = weighted(known)
     space = np.linalg.svd(matrix, full_matrices=False)[2][:dim].T
@@ -252,6 +252,16 @@ def test_made_vectors_equal_a_dense_svd(tmp_path, events, table, dim):
     )
     np.testing.assert_allclose(found @ images.T, (queries @ items.T)[:, has_image], atol=2e-3)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=2e-3)
+
+
+@pytest.mark.parametrize(("language", "equal"), [("", False), ("english", True)])
+def test_words_of_one_stem_are_one_word(tmp_path, events, table, language, equal):
+    table["name"][:3] = ["green light", "green lights", "lighting greenly"]
+    events["item"][:3] = table["item"][:3]
+    made = prepare(tmp_path, events, table, make_config(vectors__language=language))
+    first, second, third = made.products.images[:3].astype(float)
+    assert np.allclose(first, second, atol=1e-3) == equal
+    assert np.allclose(first, third, atol=1e-3) == equal
 
 
 def test_vectors_that_are_given(tmp_path, events, table):

@@ -28,5 +28,6 @@ def get_config() -> ConfigDict:
     config.catalogue.repeats = True  # a row for each search; few products have two titles
     config.catalogue.texts = (("title", "product_title"),)
     config.vectors.texts = ("title",)
-    config.vectors.dim = 1_024  # 256 tell words apart less well
+    config.vectors.language = "english"
+    config.vectors.dim = 3_072  # fewer tell words apart less well
     return config

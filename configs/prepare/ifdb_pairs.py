@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
         ("document", "doc_text"),
     )
     config.vectors.texts = ("title", "author", "tags", "document")
+    config.vectors.language = "english"
     config.vectors.dim = 1_024  # 256 tell words apart less well
     config.split.train_end = "2023-01-01"
     config.split.cold = 0.0  # of the later engagements two in five are with games unseen until then

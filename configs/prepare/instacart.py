@@ -32,4 +32,6 @@ def get_config() -> ConfigDict:
     config.sides.aisles = column_map.side(on="aisle_id", id="aisle_id")
     config.sides.departments = column_map.side(on="department_id", id="department_id")
     config.vectors.texts = ("name", "aisle", "department")
+    config.vectors.language = "english"
+    config.vectors.dim = 1_024  # 256 tell words apart less well
     return config

@@ -3,6 +3,7 @@
 import functools
 
 import ml_collections
+import Stemmer
 
 from pinjax.errors import InputError
 
@@ -107,6 +108,8 @@ def engagements() -> ml_collections.ConfigDict:
     vectors = config.vectors = ml_collections.ConfigDict()  # made where none are given
     vectors.texts = ()  # the text features from whose words they are made
     vectors.dim = 256  # numbers in a vector
+    # Of the words, as Snowball names it ("english"), to cut off their endings; "": they stay.
+    vectors.language = ""
 
     vocabulary = config.vocabulary = ml_collections.ConfigDict()  # tokens that are kept
     vocabulary.unigrams = 200_000
@@ -208,6 +211,9 @@ def check_engagements(config: ml_collections.ConfigDict, own_queries: bool = Fal
     made = (bool(events.query) and not own_queries) or not catalogue.images
     expect(bool(config.vectors.texts) or not made, "vectors.texts", "features to make vectors from")
     expect(config.vectors.dim >= 1, "vectors.dim", "1 or more")
+    languages = Stemmer.algorithms()
+    known = config.vectors.language in ("", *languages)
+    expect(known, "vectors.language", f"one of {', '.join(languages)}")
 
 
 def _expect(config: ml_collections.ConfigDict, holds: bool, field: str, expected: str) -> None:

@@ -1,8 +1,8 @@
 """Any engagements in: files of events and products, read by a column map, out as `pairs`.
 
 What led to an engagement is a search, or an item that came shortly before it in a basket or a
-sequence. Frozen vectors are the user's own, or they are made of texts: TF-IDF over words and a
-truncated SVD (latent semantic analysis). Such vectors stand in for those of PinSage and SearchSage,
+sequence. Frozen vectors are the user's own, or they are made of texts: words, weighted by how few
+texts have them, and a truncated SVD (latent semantic analysis). Such vectors stand in for those of PinSage and SearchSage,
 which ItemSage and SearchSage are trained against as published; they know words, not engagements.
 """
 
@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse
+import Stemmer
 from etils import epath
 
 from pinjax.data import column_map, logs, pairs, prepared, schema, tables, text
 from pinjax.data import items as items_lib
 from pinjax.errors import InputError
 
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 _SECOND = 1_000_000
 _LATEST = 2**32  # `pairs` holds seconds in 32 bits: 2106
 _TASKS = 2**8  # `pairs.PAIR` holds a task in 8 bits
@@ -558,12 +559,13 @@ def _vectors(
     """
     images, image_counts = items.images, items.image_counts
     if images is None or (made.query_items is None and given is None):
-        words = vocabulary.sizes[0]
-        counts = _word_counts([texts[name] for name in config.vectors.texts], words)
+        columns = _word_columns(vocabulary, config.vectors.language)
+        counts = _word_counts([texts[name] for name in config.vectors.texts], columns)
         if min(counts.shape) < 2:
-            found = f"{words} words on {len(items.ids)} items"
+            found = f"{counts.shape[1]} words on {len(items.ids)} items"
             raise InputError(f"{path}: {found}; expected 2 or more of each to make vectors from")
-        weights = items_lib.inverse_frequency(counts)
+        # A product of two vectors has the weight twice: so this is once, as in BM25.
+        weights = np.sqrt(items_lib.inverse_frequency(counts))
         matrix = items_lib.weighted(counts, weights)
         space = items_lib.latent_space(matrix, config.vectors.dim)
         if images is None:
@@ -579,7 +581,7 @@ def _vectors(
         first = np.cumsum(image_counts) - image_counts
         vectors[image_counts > 0] = images[first[image_counts > 0]]
         return images, image_counts, vectors[made.query_items]
-    asked = _word_counts([vocabulary.encode(made.queries)], words)
+    asked = _word_counts([vocabulary.encode(made.queries)], columns)
     return images, image_counts, items_lib.unit_rows(items_lib.weighted(asked, weights) @ space)
 
 
@@ -589,17 +591,27 @@ def _searches(path: epath.PathLike, name: str, column: pa.ChunkedArray) -> pa.Ch
     return pc.if_else(pc.equal(column, ""), None, column)
 
 
-def _word_counts(features: Sequence[text.Ragged], words: int) -> scipy.sparse.csr_array:
-    """1 + log n where a row's texts have a word of the vocabulary n times, float64 (rows, words).
+def _word_columns(vocabulary: text.Vocabulary, language: str) -> np.ndarray:
+    """Which column each word of the vocabulary is counted in, int (words,): that of its stem."""
+    words = vocabulary.rows["token"][: vocabulary.sizes[0]].to_pylist()
+    if not language:
+        return np.arange(len(words))
+    stems = Stemmer.Stemmer(language).stemWords(words)
+    return np.unique(stems, return_inverse=True)[1] if stems else np.zeros(0, int)
+
+
+def _word_counts(features: Sequence[text.Ragged], columns: np.ndarray) -> scipy.sparse.csr_array:
+    """1 + log n where a row's texts have a column's words n times, float64 (rows, columns).
 
     By n itself a long text would be its few commonest words.
     """
     places = []
     for tokens, offsets in features:
         row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        places.append(np.stack([row, tokens])[:, tokens < words])
+        places.append(np.stack([row, tokens])[:, tokens < len(columns)])
     row, word = np.concatenate(places, axis=1)
-    counts = scipy.sparse.csr_array((np.ones(len(row)), (row, word)), (len(offsets) - 1, words))
+    shape = len(offsets) - 1, int(columns.max(initial=-1)) + 1
+    counts = scipy.sparse.csr_array((np.ones(len(row)), (row, columns[word])), shape)
     counts.sum_duplicates()
     counts.data = 1 + np.log(counts.data)
     return counts
