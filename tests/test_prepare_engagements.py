@@ -389,6 +389,10 @@ BAD_CONFIGS = {
         {"vectors__texts": ()},
         "vectors.texts is .*expected features",
     ),
+    "no such language": (
+        {"vectors__language": "klingon"},
+        "vectors.language is 'klingon'; expected one of .*english",
+    ),
     "no such feature": ({"vectors__texts": ("name",)}, "vectors.texts is .*some of title, note"),
     "no such column": ({"events__query": "qery"}, "no column 'qery' .*did you mean 'query'"),
     "lists as text": ({"catalogue__texts": (("title", "v"),)}, "v is list.*expected text"),

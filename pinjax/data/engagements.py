@@ -2,8 +2,9 @@
 
 What led to an engagement is a search, or an item that came shortly before it in a basket or a
 sequence. Frozen vectors are the user's own, or they are made of texts: words, weighted by how few
-texts have them, and a truncated SVD (latent semantic analysis). Such vectors stand in for those of PinSage and SearchSage,
-which ItemSage and SearchSage are trained against as published; they know words, not engagements.
+texts have them, and a truncated SVD (latent semantic analysis). Such vectors stand in for those of
+PinSage and SearchSage, which ItemSage and SearchSage are trained against as published; they know
+words, not engagements.
 """
 
 import dataclasses
