@@ -225,7 +225,7 @@ def dense_vectors(known, asked, words, dim):
 
     def weighted(lines):
         counted = counts(lines)
-        return unit(np.where(counted > 0, 1 + np.log(np.maximum(counted, 1)), 0) * np.sqrt(idf))
+        return unit(counted * 2.5 / (counted + 1.5) * np.sqrt(idf))
 
     matrix = weighted(known)
     space = np.linalg.svd(matrix, full_matrices=False)[2][:dim].T

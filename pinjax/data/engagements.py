@@ -24,6 +24,7 @@ from pinjax.data import items as items_lib
 from pinjax.errors import InputError
 
 VERSION = "1.2.0"
+_SATURATION = 1.5  # k: how many times a word comes before more of it hardly matters
 _SECOND = 1_000_000
 _LATEST = 2**32  # `pairs` holds seconds in 32 bits: 2106
 _TASKS = 2**8  # `pairs.PAIR` holds a task in 8 bits
@@ -602,9 +603,10 @@ def _word_columns(vocabulary: text.Vocabulary, language: str) -> np.ndarray:
 
 
 def _word_counts(features: Sequence[text.Ragged], columns: np.ndarray) -> scipy.sparse.csr_array:
-    """1 + log n where a row's texts have a column's words n times, float64 (rows, columns).
+    """n (k + 1) / (n + k) where a row's texts have a column's words n times: (rows, columns).
 
-    By n itself a long text would be its few commonest words.
+    That is BM25's weight, with its k (Robertson & Zaragoza, FnTIR 2009) and without what it says of
+    lengths, which unit vectors have not. By n itself a long text would be its commonest words.
     """
     places = []
     for tokens, offsets in features:
@@ -614,7 +616,7 @@ def _word_counts(features: Sequence[text.Ragged], columns: np.ndarray) -> scipy.
     shape = len(offsets) - 1, int(columns.max(initial=-1)) + 1
     counts = scipy.sparse.csr_array((np.ones(len(row)), (row, columns[word])), shape)
     counts.sum_duplicates()
-    counts.data = 1 + np.log(counts.data)
+    counts.data *= (_SATURATION + 1) / (counts.data + _SATURATION)
     return counts
 
 
