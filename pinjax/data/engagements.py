@@ -137,9 +137,7 @@ def prepare(
         **config.vocabulary,
     )
     texts = {name: vocabulary.encode(column) for name, column in table.texts.items()}
-    images, image_counts, vectors = _vectors(
-        items[0], table, texts, made, given, vocabulary, config
-    )
+    images, image_counts, vectors = _vectors(items[0], table, made, given, config)
 
     products = pairs.Products(
         ids=table.ids.to_numpy(zero_copy_only=False),
@@ -547,10 +545,8 @@ def _names(actions: pa.ChunkedArray) -> tuple[tuple[str, ...], np.ndarray]:
 def _vectors(
     path: epath.PathLike,
     items: Items,
-    texts: dict[str, text.Ragged],
     made: Engagements,
     given: QueryVectors | None,
-    vocabulary: text.Vocabulary,
     config: ml_collections.ConfigDict,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images (images, dim), int (items,) how many each item has, and queries' vectors; float16.
@@ -561,8 +557,14 @@ def _vectors(
     """
     images, image_counts = items.images, items.image_counts
     if images is None or (made.query_items is None and given is None):
+        texts = [items.texts[name] for name in config.vectors.texts]
+        # Of all items: a word that no engaged one has says what an item is near, too.
+        vocabulary = text.Vocabulary.build(
+            itertools.chain.from_iterable(texts),
+            **{**config.vocabulary, "bigrams": 0, "trigrams": 0},
+        )
         columns = _word_columns(vocabulary, config.vectors.language)
-        counts = _word_counts([texts[name] for name in config.vectors.texts], columns)
+        counts = _word_counts([vocabulary.encode(column) for column in texts], columns)
         if min(counts.shape) < 2:
             found = f"{counts.shape[1]} words on {len(items.ids)} items"
             raise InputError(f"{path}: {found}; expected 2 or more of each to make vectors from")
