@@ -86,13 +86,7 @@ def splash(query, key, value, mask, interpret=False):
     return jnp.swapaxes(attended, 1, 2)
 
 
-def by_cudnn(
-    query: Float[Array, "batch length heads dim"],
-    key: Float[Array, "batch length heads dim"],
-    value: Float[Array, "batch length heads dim"],
-    mask: Bool[Array, "batch length"],
-    mesh: Mesh | None = None,
-) -> Float[Array, "batch length heads dim"]:
+def by_cudnn(query, key, value, mask, mesh=None):
     """`causal_attention` by cuDNN's fused kernel, where padding comes last: see `rotate`.
 
     Then no other position sees it, and the mask is not looked at: a kernel with a mask beside
