@@ -140,6 +140,7 @@ class PinnerFormer(nn.Module):
         return F.normalize(self.pin_tower(self.item_input(rows)).float(), dim=-1)
 
     def embed_users(self, batch):
+        """At the positions that have a label."""
         item, time = batch["item"], batch["time"]
         exists = item >= 0
         gap = F.pad(torch.where(exists[:, :-1], time.diff(dim=1), 0), (1, 0))
@@ -160,7 +161,8 @@ class PinnerFormer(nn.Module):
                 x = checkpoint(block, x, visible, use_reentrant=False)
             else:
                 x = block(x, visible)
-        return F.normalize(self.head(self.norm(x)).float(), dim=-1)
+        x = torch.take_along_dim(self.norm(x), batch["label_position"][..., None], dim=1)
+        return F.normalize(self.head(x).float(), dim=-1)
 
     def draw(self, labels):
         """In-batch negatives, some of the labels, and random ones."""
@@ -182,8 +184,7 @@ class PinnerFormer(nn.Module):
         if chosen is None:
             chosen, random = self.draw(labels)
         ids = torch.cat([chosen, random])
-        outputs = self.embed_users(batch)
-        queries = torch.take_along_dim(outputs, batch["label_position"][..., None], dim=1)
+        queries = self.embed_users(batch)
         positives, embeddings = self.embed_items(labels), self.embed_items(ids)
 
         with torch.no_grad():

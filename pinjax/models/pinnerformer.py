@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped, UInt32
 
 from pinjax.models import features, hash_embedding, temperature, transformer
 from pinjax.models import tables as tables_lib
@@ -104,17 +105,20 @@ class PinnerFormer(nn.Module):
         self,
         content: Float[Array, "items content"] | None,
         history: Mapping[str, Array],
+        positions: Int32[Array, "users positions"] | None = None,
         train: bool = False,
-    ) -> Float32[Array, "users length {self.dim}"]:
-        """Embeds users at every position; the last is the one to serve.
+    ) -> Float32[Array, "users positions {self.dim}"]:
+        """Embeds users at positions of their histories; the last is the one to serve.
 
         Args:
           content: the catalogue's content vectors, laid out as `tables` says, or None where items
             are their learned ids.
           history: see the class; it may be shorter than `length`.
+          positions: indices into the history; None: all of it.
           train: apply dropout, from the rng stream "dropout".
         """
-        return self.user_tower(self.item_input(content, history["item"]), history, train)
+        items = self.item_input(content, history["item"])
+        return self.user_tower(items, history, positions, train)
 
     def items(
         self, content: Float[Array, "items content"] | None, rows: Int32[Array, "*shape"]
@@ -191,9 +195,10 @@ class UserTower(nn.Module):
         self,
         items: Float[Array, "users length features"],
         history: Mapping[str, Array],
+        positions: Int32[Array, "users positions"] | None,
         train: bool,
-    ) -> Float32[Array, "users length {self.dim}"]:
-        """Embeds a user at every position, from that action and those before it.
+    ) -> Float32[Array, "users positions {self.dim}"]:
+        """Embeds a user at positions, from the action there and those before it.
 
         The exception is the time of the newest action, which every position knows, since an
         action's age is one of its features (§3.1). What that action was, no other position knows.
@@ -201,6 +206,7 @@ class UserTower(nn.Module):
         Args:
           items: the input vectors of the history's items.
           history: see `PinnerFormer`.
+          positions: indices into the history; None: all of it.
           train: apply dropout.
 
         Raises:
@@ -240,9 +246,9 @@ class UserTower(nn.Module):
         x = nn.Dense(self.width, dtype=self.dtype, name="projection")(inputs)
         if self.positions:
             init = nn.initializers.normal(0.02)
-            positions = self.param("positions", init, (self.length, self.width))
+            table = self.param("positions", init, (self.length, self.width))
             # Counted from the newest action, whatever the length of the history.
-            x += positions[self.length - length :].astype(self.dtype)
+            x += table[self.length - length :].astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = transformer.Transformer(
             layers=self.layers,
@@ -253,26 +259,21 @@ class UserTower(nn.Module):
             mesh=self.mesh,
             name="transformer",
         )(x, mask, train)
+        parts = [at(x, positions)]
         hidden = self.width
         if self.history_mean:
             # Attention is slow to learn to count.
-            means = running_mean(jnp.concatenate([inputs, x], axis=-1), mask)
-            means = nn.LayerNorm(dtype=self.dtype, name="mean_norm")(means)
-            x = jnp.concatenate([x, means], axis=-1)
+            means = at(running_mean(jnp.concatenate([inputs, x], axis=-1), mask), positions)
+            parts.append(nn.LayerNorm(dtype=self.dtype, name="mean_norm")(means))
             hidden *= 4  # how much is wanted of what was liked is not linear in how often it was
         if "moment" in self.features:
-            moment = history["moment"]
-            x = jnp.concatenate(
-                [
-                    x,
-                    features.TimeEncoding(features.ABSOLUTE_PERIODS, name="moment")(moment),
-                    features.TimeEncoding(features.RELATIVE_PERIODS, name="since")(
-                        moment - history["time"]
-                    ),
-                ],
-                axis=-1,
-            )
-        return features.unit_length(MLP(hidden, self.dim, self.dtype, name="head")(x))
+            moment, time = (at(history[name], positions) for name in ("moment", "time"))
+            parts += [
+                features.TimeEncoding(features.ABSOLUTE_PERIODS, name="moment")(moment),
+                features.TimeEncoding(features.RELATIVE_PERIODS, name="since")(moment - time),
+            ]
+        head = MLP(hidden, self.dim, self.dtype, name="head")
+        return features.unit_length(head(jnp.concatenate(parts, axis=-1)))
 
 
 class MLP(nn.Module):
@@ -288,6 +289,15 @@ class MLP(nn.Module):
         hidden = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(rows))
         out = nn.Dense(self.out, dtype=self.dtype, name="out")(hidden)
         return out.reshape(*x.shape[:-1], self.out)
+
+
+def at(
+    x: Shaped[Array, "users length *dim"], positions: Int32[Array, "users positions"] | None
+) -> Shaped[Array, "users positions *dim"]:
+    """What is at each user's positions; all of it where they are None."""
+    if positions is None:
+        return x
+    return jax.vmap(lambda row, places: row[places])(x, positions)
 
 
 def running_mean(

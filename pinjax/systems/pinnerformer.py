@@ -246,10 +246,12 @@ def loss(
     embed_items = functools.partial(model.apply, params, content, method="items")
 
     # Queries are the embeddings at the positions that predict, positives what they predict.
-    outputs = model.apply(
-        params, content, batch, train=True, rngs={"dropout": dropout_key}, method="users"
+    queries = model.apply(
+        *(params, content, batch, batch["label_position"]),
+        train=True,
+        rngs={"dropout": dropout_key},
+        method="users",
     )
-    queries = jnp.take_along_axis(outputs, batch["label_position"][..., None], axis=1)
     labels = batch["label_item"]
     exists = labels >= 0
     positives = embed_items(labels)
@@ -317,7 +319,9 @@ def served(
     model: pinnerformer.PinnerFormer, params: Any, content: jax.Array | None, history: system.Batch
 ) -> jax.Array:
     """The user embeddings (users, dim) of histories: the output at the newest action."""
-    return model.apply(params, content, history, train=False, method="users")[:, -1]
+    users, length = history["item"].shape
+    newest = jnp.full((users, 1), length - 1, jnp.int32)
+    return model.apply(params, content, history, newest, method="users")[:, 0]
 
 
 def embed_catalogue(embed_rows: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:

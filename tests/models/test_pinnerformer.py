@@ -90,6 +90,14 @@ def test_only_the_embedding_at_an_action_depends_on_its_moment(content, history)
     np.testing.assert_array_equal(users(make(), content, later), users(make(), content, history))
 
 
+def test_positions_are_those_of_the_whole_history(content, history):
+    model = make(features=pinnerformer.FEATURES, history_mean=True)
+    outputs = users(model, content, history)
+    positions = jnp.array([[4, 0], [LENGTH - 1, 4]])
+    some = users_of(model)(params_of(model), content, history, positions)
+    np.testing.assert_allclose(some, np.stack([outputs[0, [4, 0]], outputs[1, [-1, 4]]]), atol=1e-6)
+
+
 @pytest.mark.parametrize("history_mean", [False, True])
 def test_padding_has_no_influence(content, history, history_mean):
     model = make(history_mean=history_mean)
