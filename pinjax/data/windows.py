@@ -94,8 +94,9 @@ class Sampler:
     """Draws one training window a user, and its labels (PinnerFormer, §3.4 and §3.5).
 
     The window ends at an action drawn uniformly from those that have a label of their own and a
-    long history, as users that are served have: a full window, or half of all their actions. The
-    label of the action at time t is, by objective:
+    long history, as users that are served have: a full window, or half of all their actions. That
+    of sasrec, where all actions predict, ends at the newest of these (Kang & McAuley, ICDM 2018).
+    The label of the action at time t is, by objective:
 
       next_action       the next positive action, of the newest action alone;
       sasrec            the action right after it where that is positive, of every action;
@@ -152,7 +153,9 @@ class Sampler:
         """
         usable = self._usable(records, offsets)
         first, count, positive = self._labels(records, offsets, usable)
-        ends = _choose(self._may_end(usable & (count > 0), offsets), offsets, uniforms[:, 0])
+        last = np.nextafter(1, 0)
+        place = np.full(len(uniforms), last) if self.objective == "sasrec" else uniforms[:, 0]
+        ends = _choose(self._may_end(usable & (count > 0), offsets), offsets, place)
         window, inside = _window(offsets[:-1], ends, self.length)
         by_position, by_moment, by_label = np.split(
             uniforms[:, 1:], [self.length, 2 * self.length], axis=1

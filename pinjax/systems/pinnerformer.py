@@ -294,7 +294,11 @@ def loss(
     else:
         losses = term(*in_batch, num_chosen, 0) + term(*random, 0, config.random)
 
-    value = (losses * sampled_softmax.equal_user_weights(exists)).sum()
+    if config.equal_users:
+        weights = sampled_softmax.equal_user_weights(exists)
+    else:
+        weights = exists / jnp.maximum(exists.sum(), 1)
+    value = (losses * weights).sum()
     metrics = {"temperature": 1 / scale, "labels_per_user": exists.sum() / len(labels)}
     return value, (metrics, sketch)
 

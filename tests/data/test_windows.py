@@ -55,6 +55,8 @@ def allowed_labels(row, i, sampler):
 def allowed_ends(row, sampler):
     """Indices of the actions that a window may end at."""
     trainable = {i for i in range(len(row)) if allowed_labels(row, i, sampler)}
+    if sampler.objective == "sasrec":
+        return {max(trainable)} if trainable else set()
     return {i for i in trainable if i >= sampler.length - 1 or i >= max(trainable) // 2}
 
 
