@@ -57,6 +57,7 @@ def get_config(variant: str = "") -> ConfigDict:
     loss.random = 2_048  # negatives drawn uniformly from the catalogue
     loss.terms = "joined"  # one normaliser over both kinds, or "summed": a loss for each
     loss.log_q = True  # correct logits by the log of the sampling probability
+    loss.equal_users = True  # each user counts the same, or else each label does
     # The sketch over-counts by at most e / width of all counts with probability 1 - e^-depth;
     # it takes 4 * depth * width bytes.
     loss.sketch_depth = 4

@@ -15,12 +15,20 @@ from pinjax.training import sharding
 SYSTEM = "pinnerformer"
 
 
-@pytest.mark.parametrize("log_q", [True, False])
-@pytest.mark.parametrize("terms", ["joined", "summed"])
-def test_loss_is_the_formula(make_config, terms, log_q, mesh):
+@pytest.mark.parametrize(
+    ("terms", "log_q", "equal_users"),
+    [
+        ("joined", True, True),
+        ("joined", False, False),
+        ("summed", True, False),
+        ("summed", False, True),
+    ],
+)
+def test_loss_is_the_formula(make_config, terms, log_q, equal_users, mesh):
     """Everything but the towers' outputs is computed anew, in float64, one pair at a time."""
     # A sketch as wide as this has no collisions among 1,000 items, or hardly any.
     loss = dict(terms=terms, log_q=log_q, in_batch=20, random=30, sketch_width=2**20)
+    loss["equal_users"] = equal_users
     config = make_config(loss=loss)
     system = registry.create(config, mesh)
     params, sketch = system.init(jax.random.key(1))
@@ -65,7 +73,8 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
             else:
                 value_of_pair = pair_loss(u, query, labels[u, j], in_batch, 20, 0)
                 value_of_pair += pair_loss(u, query, labels[u, j], random, 0, 30)
-            total += value_of_pair / len(pairs) / len(users)
+            weight = 1 / len(pairs) / len(users) if equal_users else 1 / (labels >= 0).sum()
+            total += value_of_pair * weight
     np.testing.assert_allclose(float(value), total, rtol=1e-5)
     assert int(sketch.total) == (flat >= 0).sum()
     np.testing.assert_allclose(metrics["temperature"], 0.07, rtol=1e-5)
