@@ -43,7 +43,10 @@ class PinnerFormer(nn.Module):
       pin_hidden: hidden width of the pin tower.
       features: those of `FEATURES` that the user tower sees.
       positions: whether it has a learned positional encoding.
-      history_mean: whether its head also sees means over the history, which are not the paper's.
+      history_mean: whether its head also sees means over the history, and begins at that of the
+        items' embeddings, which is not the paper's.
+      gated: whether the pin tower's hidden layer is (Shazeer, GLU Variants Improve Transformer,
+        2020), which is not the paper's either.
       id_dim: numbers of an item's learned input vector; 0: content alone.
       id_buckets: rows of the table behind it; 0: one for each item.
       dropout: rate, in the user tower.
@@ -65,6 +68,7 @@ class PinnerFormer(nn.Module):
     features: tuple[str, ...] = ("item", "action", "surface", "duration", "time")
     positions: bool = True
     history_mean: bool = False
+    gated: bool = False
     id_dim: int = 0
     id_buckets: int = 0
     dropout: float = 0.0
@@ -91,7 +95,7 @@ class PinnerFormer(nn.Module):
             remat=self.remat,
             mesh=self.mesh,
         )
-        self.pin_tower = MLP(self.pin_hidden, self.dim, self.dtype)
+        self.pin_tower = MLP(self.pin_hidden, self.dim, self.dtype, self.gated)
         self.temperature = temperature.Temperature()
 
     def __call__(
@@ -118,17 +122,21 @@ class PinnerFormer(nn.Module):
           train: apply dropout, from the rng stream "dropout".
         """
         items = self.item_input(content, history["item"])
-        return self.user_tower(items, history, positions, train)
+        embeddings = self._embed(items) if self.history_mean else None
+        return self.user_tower(items, embeddings, history, positions, train)
 
     def items(
         self, content: Float[Array, "items content"] | None, rows: Int32[Array, "*shape"]
     ) -> Float32[Array, "*shape {self.dim}"]:
         """Embeds items of the catalogue. What comes back for a row of -1 means nothing."""
-        return features.unit_length(self.pin_tower(self.item_input(content, rows)))
+        return self._embed(self.item_input(content, rows))
 
     def scale(self) -> Float32[Array, ""]:
         """1 / τ, by which dot products are multiplied to be logits."""
         return self.temperature()
+
+    def _embed(self, items):
+        return features.unit_length(self.pin_tower(items))
 
 
 class ItemInput(nn.Module):
@@ -194,6 +202,7 @@ class UserTower(nn.Module):
     def __call__(
         self,
         items: Float[Array, "users length features"],
+        embeddings: Float32[Array, "users length {self.dim}"] | None,
         history: Mapping[str, Array],
         positions: Int32[Array, "users positions"] | None,
         train: bool,
@@ -205,6 +214,7 @@ class UserTower(nn.Module):
 
         Args:
           items: the input vectors of the history's items.
+          embeddings: what the pin tower makes of these; needed for `history_mean` alone.
           history: see `PinnerFormer`.
           positions: indices into the history; None: all of it.
           train: apply dropout.
@@ -263,7 +273,9 @@ class UserTower(nn.Module):
         hidden = self.width
         if self.history_mean:
             # Attention is slow to learn to count.
+            liked = at(running_mean(embeddings, mask), positions)
             means = at(running_mean(jnp.concatenate([inputs, x], axis=-1), mask), positions)
+            means = jnp.concatenate([means, liked * math.sqrt(self.dim)], axis=-1)
             parts.append(nn.LayerNorm(dtype=self.dtype, name="mean_norm")(means))
             hidden *= 4  # how much is wanted of what was liked is not linear in how often it was
         if "moment" in self.features:
@@ -272,21 +284,26 @@ class UserTower(nn.Module):
                 features.TimeEncoding(features.ABSOLUTE_PERIODS, name="moment")(moment),
                 features.TimeEncoding(features.RELATIVE_PERIODS, name="since")(moment - time),
             ]
-        head = MLP(hidden, self.dim, self.dtype, name="head")
-        return features.unit_length(head(jnp.concatenate(parts, axis=-1)))
+        out = MLP(hidden, self.dim, self.dtype, name="head")(jnp.concatenate(parts, axis=-1))
+        if self.history_mean:
+            out = liked + out / 10  # which at first is little beside what was liked
+        return features.unit_length(out)
 
 
 class MLP(nn.Module):
-    """Two layers with a GELU between them."""
+    """Two layers with a GELU between them, or with a product of it and another layer's output."""
 
     hidden: int
     out: int
     dtype: Any
+    gated: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*shape in"]) -> Float[Array, "*shape {self.out}"]:
         rows = x.reshape(-1, x.shape[-1])  # a matrix, whose axes XLA leaves in their order
         hidden = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(rows))
+        if self.gated:
+            hidden *= nn.Dense(self.hidden, dtype=self.dtype, name="gated")(rows)
         out = nn.Dense(self.out, dtype=self.dtype, name="out")(hidden)
         return out.reshape(*x.shape[:-1], self.out)
 
