@@ -212,6 +212,39 @@ def test_running_mean_is_of_what_exists_so_far(rng):
         np.testing.assert_allclose(found[user, position], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_user_embedding_is_the_mean_of_what_was_liked_where_the_head_adds_nothing(content, history):
+    model = make(history_mean=True, gated=True)
+    params = jax.tree.map(lambda leaf: leaf, params_of(model))
+    out = params["params"]["user_tower"]["head"]["out"]
+    out.update(jax.tree.map(jnp.zeros_like, out))
+    items = model.apply(params, content, jnp.asarray(history["item"]), method="items")
+    items = np.where(history["item"][..., None] >= 0, np.asarray(items, np.float64), 0)
+    expected = items.cumsum(axis=1)
+    expected /= np.maximum(np.linalg.norm(expected, axis=-1, keepdims=True), 1e-6)
+    np.testing.assert_allclose(users(model, content, history, params), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_mlp_is_the_formula(rng, gated):
+    x = rng.standard_normal((3, 2, 5)).astype(np.float32)
+    model = pinnerformer.MLP(hidden=7, out=4, dtype=jnp.float32, gated=gated)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32),
+        jax.eval_shape(model.init, jax.random.key(0), x)["params"],
+    )
+
+    def dense(x, name):
+        layer = {key: np.asarray(value, np.float64) for key, value in params[name].items()}
+        return x @ layer["kernel"] + layer["bias"]
+
+    y = dense(x, "hidden")
+    y = y * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+    if gated:
+        y = y * dense(x, "gated")
+    found = model.apply({"params": params}, jnp.asarray(x))
+    np.testing.assert_allclose(found, dense(y, "out"), rtol=1e-4, atol=1e-4)
+
+
 def test_relative_times():
     newest = 2**32 - 1  # no difference may pass through a signed or a floating number
     time = np.array([[0, 0, newest - 10, newest - 7, newest], [1, 2, 4, 8, 2**31 + 9]], np.uint32)
