@@ -10,9 +10,13 @@ right one is what the user engages with in the window after T. An item that did 
 missed by everybody. All answers are judged by the same code. Popularity alone also knows what the
 training users did between the end of training and T.
 
+The last row is of both: PinnerFormer's logits, and the logarithm of recent popularity added. As a
+product of two vectors that is one number more in each. What a trained model does not know of the
+days after training, an index that is built anew does.
+
 What was chosen was chosen on the validation users: PinnerFormer's config, the history that
-co-occurrence looks at, the time that counts as recent for popularity. Of globo a seeded part of the
-users is taken, so that a CPU is enough.
+co-occurrence looks at, the time that counts as recent for popularity, its weight beside logits. Of
+globo a seeded part of the users is taken, so that a CPU is enough.
 """
 
 import dataclasses
@@ -47,6 +51,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 K = 10
 GLOBO_USERS = 40_000
 HISTORIES = (1, 2, 5, 10, 20, 50, 100)  # actions that co-occurrence may look at
+WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the logarithm of recent popularity, beside logits
 RECENT = (1, 3, 6, 12, 24, 72, 168, 672, 2_184, 4_368, 8_736)  # hours that popularity may count
 
 
@@ -185,21 +190,32 @@ def train(log: str, directory: pathlib.Path, workdir: pathlib.Path) -> float:
     return time.perf_counter() - started
 
 
-def trained_answers(
-    exam: Exam, dataset: datasets.Dataset, config: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> np.ndarray:
-    """The answers of the checkpoint that the run in `workdir` serves."""
-    mesh = sharding.make_mesh()
-    params = checkpoint.load_chosen(workdir, config, registry.create(config, mesh), mesh).params
-    model = pinnerformer.make_model(config, dataset.metadata, mesh)
-    frozen = pinnerformer.freeze(config, dataset, model, mesh)
-    embed_users, embed_items = (
-        functools.partial(embed, params, frozen.content)
-        for embed in pinnerformer.embedders(model, mesh)
-    )
-    users = batching.in_batches(embed_users, exam.histories, config.evaluate.batch)
-    items = pinnerformer.embed_catalogue(embed_items, np.arange(len(dataset.catalogue)))
-    return exam.answers(lambda queries: users[queries] @ items.T)
+class Trained:
+    """What the checkpoint that the run in `workdir` serves thinks of the items."""
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        config: ml_collections.ConfigDict,
+        workdir: pathlib.Path,
+    ):
+        mesh = sharding.make_mesh()
+        params = checkpoint.load_chosen(workdir, config, registry.create(config, mesh), mesh).params
+        model = pinnerformer.make_model(config, dataset.metadata, mesh)
+        frozen = pinnerformer.freeze(config, dataset, model, mesh)
+        self._embed_users, embed_items = (
+            functools.partial(embed, params, frozen.content)
+            for embed in pinnerformer.embedders(model, mesh)
+        )
+        self._batch = config.evaluate.batch
+        items = pinnerformer.embed_catalogue(embed_items, np.arange(len(dataset.catalogue)))
+        self._items = items * float(model.apply(params, method="scale"))
+
+    def answers(self, exam: Exam, log_prior: np.ndarray | float = 0.0) -> np.ndarray:
+        """By logits, with what is added to them at each moment, (moments, items)."""
+        users = batching.in_batches(self._embed_users, exam.histories, self._batch)
+        log_prior = np.broadcast_to(log_prior, exam.index.shape)
+        return exam.answers(lambda q: users[q] @ self._items.T + log_prior[exam.moment[q]])
 
 
 def training_actions(dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -306,7 +322,15 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
     length = max(by_length, key=by_length.get)
     answers["co-occurrence"] = co_occurrence_answers(test, neighbours, popularity, length)
     answers["SASRec"], seconds["SASRec"] = sasrec_answers(test, user, actions, out)
-    answers["PinnerFormer"] = trained_answers(test, dataset, config, workdir)
+    model = Trained(dataset, config, workdir)
+    answers["PinnerFormer"] = model.answers(test)
+    by_weight = {
+        weight: valid.judge(model.answers(valid, weight * np.log1p(valid.recent[hours])))["R@10"]
+        for weight in WEIGHTS
+    }
+    weight = max(by_weight, key=by_weight.get)
+    both = model.answers(test, weight * np.log1p(test.recent[hours]))
+    answers["PinnerFormer and recent"] = both
 
     rows = [(name, test.judge(lists)) for name, lists in answers.items()]
     for name, cells in rows:
@@ -314,9 +338,10 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
     recall = {name: cells["R@10"][0] for name, cells in rows}
     print(f"\n{log}: {len(test.users):,} queries, {len(test.label_item):,} labels, ", end="")
     print(f"{os.cpu_count()} cores")
-    print(f"recent: {hours} hours; co-occurrence: of the newest {length} actions")
+    print(f"recent: {hours} hours, its logarithm {weight:g} times beside logits; ", end="")
+    print(f"co-occurrence: of the newest {length} actions")
     print(table.format_table(rows))
-    for name in list(answers)[:-1]:
+    for name in list(answers)[:-2]:
         print(f"PinnerFormer / {name:<18} {recall['PinnerFormer'] / recall[name]:.2f}")
 
 

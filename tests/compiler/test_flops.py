@@ -66,10 +66,11 @@ def test_pinnerformer_of_published_size():
     # Content, action, surface, duration; the time of the day, the age and the gap.
     features = 256 + 16 + 16 + 1 + (2 * 11 + 1) + 2 * (2 * 32 + 1)
     blocks = layers * (12 * width**2 + 2 * length * width)
-    position = features * width + blocks + width**2 + width * dim
+    position = features * width + blocks
+    head = width**2 + width * dim  # where there is a label
     item = 256 * hidden + hidden * dim
     users, negatives, rows = 128, 5_000 + 8_192, 128 * labels
     blocked = 13 * 1024 * rows * dim  # the last block of 1,024 negatives overlaps the one before
     shared = negatives * item / 8  # as one device's share of what is on all of them
-    products = users * length * position + rows * item + shared + blocked
+    products = users * length * position + rows * (head + item) + shared + blocked
     assert step.flops == pytest.approx(3 * 2 * products, rel=1e-3)
