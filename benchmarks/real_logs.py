@@ -7,8 +7,8 @@ Split by global time and by user: all methods learn from the same training users
 moment, and answer the same questions about other users, later. A question is what a user had done
 by a moment T; an answer is ten of the items that existed at T, none that the user has acted on; the
 right one is what the user engages with in the window after T. An item that did not exist at T is
-missed by everybody. All answers are judged by the same code. Popularity alone also knows what the
-training users did between the end of training and T.
+missed by everybody. All answers are judged by the same code. Popularity and the last row also know
+what the training users did between the end of training and T.
 
 The last row is of both: PinnerFormer's logits, and the logarithm of recent popularity added. As a
 product of two vectors that is one number more in each. What a trained model does not know of the
@@ -51,7 +51,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 K = 10
 GLOBO_USERS = 40_000
 HISTORIES = (1, 2, 5, 10, 20, 50, 100)  # actions that co-occurrence may look at
-WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the logarithm of recent popularity, beside logits
+WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of log recent popularity, beside logits
 RECENT = (1, 3, 6, 12, 24, 72, 168, 672, 2_184, 4_368, 8_736)  # hours that popularity may count
 
 
@@ -329,8 +329,8 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
         for weight in WEIGHTS
     }
     weight = max(by_weight, key=by_weight.get)
-    both = model.answers(test, weight * np.log1p(test.recent[hours]))
-    answers["PinnerFormer and recent"] = both
+    prior = weight * np.log1p(test.recent[hours])
+    answers["PinnerFormer and recent"] = model.answers(test, prior)
 
     rows = [(name, test.judge(lists)) for name, lists in answers.items()]
     for name, cells in rows:

@@ -43,14 +43,14 @@ def get_config(variant: str = "") -> ConfigDict:
     model.features = ("item", "action", "surface", "duration", "time")
     model.positions = True  # learned positional encoding
     # The user tower's head sees the mean of all actions, too, before and after the transformer, and
-    # adds to the mean of the items' embeddings. That is not the paper's. On pinworld it finds what
-    # a user likes sooner.
+    # is added to the mean of the items' embeddings. That is not the paper's. On pinworld it finds
+    # what a user likes sooner.
     model.history_mean = False
     model.id_dim = 64  # numbers of an item's learned id (0: none)
     model.id_buckets = 0  # rows of the learned id table; 0: one for each item, no hashing
     model.pin_hidden = 256  # hidden width of the pin tower
-    # Its hidden layer is gated, which is not the paper's: what is near in content is told apart
-    # sooner.
+    # The pin tower's hidden layer is gated, which is not the paper's: what is near in content is
+    # told apart sooner.
     model.gated = False
     model.dropout = 0.0
     model.dtype = "float32"  # of the arithmetic; parameters and normalisation stay float32

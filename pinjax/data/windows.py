@@ -153,9 +153,7 @@ class Sampler:
         """
         usable = self._usable(records, offsets)
         first, count, positive = self._labels(records, offsets, usable)
-        last = np.nextafter(1, 0)
-        place = np.full(len(uniforms), last) if self.objective == "sasrec" else uniforms[:, 0]
-        ends = _choose(self._may_end(usable & (count > 0), offsets), offsets, place)
+        ends = _choose(self._may_end(usable & (count > 0), offsets), offsets, uniforms[:, 0])
         window, inside = _window(offsets[:-1], ends, self.length)
         by_position, by_moment, by_label = np.split(
             uniforms[:, 1:], [self.length, 2 * self.length], axis=1
@@ -204,7 +202,7 @@ class Sampler:
         lengths = np.diff(offsets)
         place = np.arange(len(trainable)) - np.repeat(offsets[:-1], lengths)
         last = np.maximum.reduceat(np.where(trainable, place, 0), offsets[:-1])
-        least = np.minimum(self.length - 1, last // 2)
+        least = last if self.objective == "sasrec" else np.minimum(self.length - 1, last // 2)
         return trainable & (place >= np.repeat(least, lengths))
 
     def _labels(

@@ -43,7 +43,7 @@ class PinnerFormer(nn.Module):
       pin_hidden: hidden width of the pin tower.
       features: those of `FEATURES` that the user tower sees.
       positions: whether it has a learned positional encoding.
-      history_mean: whether its head also sees means over the history, and begins at that of the
+      history_mean: whether its head also sees means over the history, and is added to that of the
         items' embeddings, which is not the paper's.
       gated: whether the pin tower's hidden layer is (Shazeer, GLU Variants Improve Transformer,
         2020), which is not the paper's either.
@@ -273,9 +273,9 @@ class UserTower(nn.Module):
         hidden = self.width
         if self.history_mean:
             # Attention is slow to learn to count.
-            liked = at(running_mean(embeddings, mask), positions)
+            mean_item = at(running_mean(embeddings, mask), positions)
             means = at(running_mean(jnp.concatenate([inputs, x], axis=-1), mask), positions)
-            means = jnp.concatenate([means, liked * math.sqrt(self.dim)], axis=-1)
+            means = jnp.concatenate([means, mean_item * math.sqrt(self.dim)], axis=-1)
             parts.append(nn.LayerNorm(dtype=self.dtype, name="mean_norm")(means))
             hidden *= 4  # how much is wanted of what was liked is not linear in how often it was
         if "moment" in self.features:
@@ -286,7 +286,7 @@ class UserTower(nn.Module):
             ]
         out = MLP(hidden, self.dim, self.dtype, name="head")(jnp.concatenate(parts, axis=-1))
         if self.history_mean:
-            out = liked + out / 10  # which at first is little beside what was liked
+            out = mean_item + out / 10  # at first about as long
         return features.unit_length(out)
 
 

@@ -126,6 +126,11 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise InputError(
             "model.id_dim=0: items without data.content are learned ids; expected more than 0"
         )
+    if config.model.gated and not config.data.content:
+        raise InputError(
+            "model.gated: learned ids begin at zero, where a gate passes no gradient; set "
+            "data.content, too"
+        )
     for feature in config.model.features:
         system.check_choice("model.features", feature, pinnerformer.FEATURES)
     if not config.model.features:

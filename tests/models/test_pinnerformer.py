@@ -212,7 +212,7 @@ def test_running_mean_is_of_what_exists_so_far(rng):
         np.testing.assert_allclose(found[user, position], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_user_embedding_is_the_mean_of_what_was_liked_where_the_head_adds_nothing(content, history):
+def test_user_embedding_is_the_mean_of_the_items_where_the_head_adds_nothing(content, history):
     model = make(history_mean=True, gated=True)
     params = jax.tree.map(lambda leaf: leaf, params_of(model))
     out = params["params"]["user_tower"]["head"]["out"]
