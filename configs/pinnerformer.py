@@ -120,7 +120,7 @@ def _paper(config: ConfigDict) -> None:
 
 
 def _hour(config: ConfigDict) -> None:
-    """The default's data for an hour on two CPU cores.
+    """The default's data for an hour of one CPU core.
 
     How much a user likes a topic shows in a count of actions, and 64 of them are too few for many.
     Users come by again and again, and learned ids know them by heart after 1,500 steps: so how
