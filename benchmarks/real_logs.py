@@ -27,7 +27,7 @@ import runpy
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ml_collections
 import numpy as np
@@ -190,32 +190,30 @@ def train(log: str, directory: pathlib.Path, workdir: pathlib.Path) -> float:
     return time.perf_counter() - started
 
 
-class Trained:
-    """What the checkpoint that the run in `workdir` serves thinks of the items."""
+def trained_embeddings(
+    exams: Sequence[Exam],
+    dataset: datasets.Dataset,
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Of the checkpoint that the run in `workdir` serves; dot products are logits.
 
-    def __init__(
-        self,
-        dataset: datasets.Dataset,
-        config: ml_collections.ConfigDict,
-        workdir: pathlib.Path,
-    ):
-        mesh = sharding.make_mesh()
-        params = checkpoint.load_chosen(workdir, config, registry.create(config, mesh), mesh).params
-        model = pinnerformer.make_model(config, dataset.metadata, mesh)
-        frozen = pinnerformer.freeze(config, dataset, model, mesh)
-        self._embed_users, embed_items = (
-            functools.partial(embed, params, frozen.content)
-            for embed in pinnerformer.embedders(model, mesh)
-        )
-        self._batch = config.evaluate.batch
-        items = pinnerformer.embed_catalogue(embed_items, np.arange(len(dataset.catalogue)))
-        self._items = items * float(model.apply(params, method="scale"))
-
-    def answers(self, exam: Exam, log_prior: np.ndarray | float = 0.0) -> np.ndarray:
-        """By logits, with what is added to them at each moment, (moments, items)."""
-        users = batching.in_batches(self._embed_users, exam.histories, self._batch)
-        log_prior = np.broadcast_to(log_prior, exam.index.shape)
-        return exam.answers(lambda q: users[q] @ self._items.T + log_prior[exam.moment[q]])
+    Returns:
+      users of each exam, (queries, dim); all items, (items, dim).
+    """
+    mesh = sharding.make_mesh()
+    params = checkpoint.load_chosen(workdir, config, registry.create(config, mesh), mesh).params
+    model = pinnerformer.make_model(config, dataset.metadata, mesh)
+    frozen = pinnerformer.freeze(config, dataset, model, mesh)
+    embed_users, embed_items = (
+        functools.partial(embed, params, frozen.content)
+        for embed in pinnerformer.embedders(model, mesh)
+    )
+    users = [
+        batching.in_batches(embed_users, exam.histories, config.evaluate.batch) for exam in exams
+    ]
+    items = pinnerformer.embed_catalogue(embed_items, np.arange(len(dataset.catalogue)))
+    return users, items * float(model.apply(params, method="scale"))
 
 
 def training_actions(dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -322,15 +320,16 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
     length = max(by_length, key=by_length.get)
     answers["co-occurrence"] = co_occurrence_answers(test, neighbours, popularity, length)
     answers["SASRec"], seconds["SASRec"] = sasrec_answers(test, user, actions, out)
-    model = Trained(dataset, config, workdir)
-    answers["PinnerFormer"] = model.answers(test)
-    by_weight = {
-        weight: valid.judge(model.answers(valid, weight * np.log1p(valid.recent[hours])))["R@10"]
-        for weight in WEIGHTS
-    }
+    users, items = trained_embeddings((valid, test), dataset, config, workdir)
+    answers["PinnerFormer"] = test.answers(lambda queries: users[1][queries] @ items.T)
+
+    def with_recent(exam: Exam, users: np.ndarray, weight: float) -> np.ndarray:
+        log_prior = weight * np.log1p(exam.recent[hours])
+        return exam.answers(lambda q: users[q] @ items.T + log_prior[exam.moment[q]])
+
+    by_weight = {w: valid.judge(with_recent(valid, users[0], w))["R@10"] for w in WEIGHTS}
     weight = max(by_weight, key=by_weight.get)
-    prior = weight * np.log1p(test.recent[hours])
-    answers["PinnerFormer and recent"] = model.answers(test, prior)
+    answers["PinnerFormer and recent"] = with_recent(test, users[1], weight)
 
     rows = [(name, test.judge(lists)) for name, lists in answers.items()]
     for name, cells in rows:
