@@ -32,7 +32,10 @@ NEGATIVES = {
 }
 DEFAULT = "logQ, mixed"
 OBJECTIVES = {
-    name: (f"--config.objective.name={name}",) for name in ("next_action", "sasrec", "all_action")
+    "next_action": ("--config.objective.name=next_action",),
+    # Windows end where its authors' do.
+    "sasrec": ("--config.objective.name=sasrec", "--config.objective.newest=1.0"),
+    "all_action": ("--config.objective.name=all_action",),
 }
 
 

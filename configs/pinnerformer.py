@@ -33,6 +33,8 @@ def get_config(variant: str = "") -> ConfigDict:
     objective.name = "dense_all_action"  # or all_action, sasrec, next_action
     objective.labels = 32  # pairs a user, for the all-action objectives
     objective.horizon = 28 * DAY  # K, seconds
+    # Share of windows that end at a user's newest action; others end in the later half of all.
+    objective.newest = 0.0
 
     model = config.model = ConfigDict()
     model.layers = 1

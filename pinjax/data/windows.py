@@ -94,8 +94,8 @@ class Sampler:
     """Draws one training window a user, and its labels (PinnerFormer, §3.4 and §3.5).
 
     The window ends at an action drawn uniformly from those that have a label of their own and a
-    long history, as users that are served have: a full window, or half of all their actions. That
-    of sasrec, where all actions predict, ends at the newest of these (Kang & McAuley, ICDM 2018).
+    long history, as users that are served have: a full window, or half of all their actions. A
+    share of windows end at the newest of these; all of SASRec's do (Kang & McAuley, ICDM 2018).
     The label of the action at time t is, by objective:
 
       next_action       the next positive action, of the newest action alone;
@@ -113,6 +113,7 @@ class Sampler:
       horizon: K, in seconds.
       positives: which actions are labels.
       train_end: no later action is seen, as input or as label.
+      newest: the share of windows that end at the newest action that may end one.
       leave_one_out: the last two actions of a user are not seen, and times are ranks.
     """
 
@@ -122,6 +123,7 @@ class Sampler:
     horizon: int
     positives: Positives
     train_end: int
+    newest: float = 0.0
     leave_one_out: bool = False
 
     def __post_init__(self):
@@ -153,7 +155,8 @@ class Sampler:
         """
         usable = self._usable(records, offsets)
         first, count, positive = self._labels(records, offsets, usable)
-        ends = _choose(self._may_end(usable & (count > 0), offsets), offsets, uniforms[:, 0])
+        may_end = self._may_end(usable & (count > 0), offsets)
+        ends = _choose(may_end, offsets, uniforms[:, 0], self.newest)
         window, inside = _window(offsets[:-1], ends, self.length)
         by_position, by_moment, by_label = np.split(
             uniforms[:, 1:], [self.length, 2 * self.length], axis=1
@@ -202,7 +205,7 @@ class Sampler:
         lengths = np.diff(offsets)
         place = np.arange(len(trainable)) - np.repeat(offsets[:-1], lengths)
         last = np.maximum.reduceat(np.where(trainable, place, 0), offsets[:-1])
-        least = last if self.objective == "sasrec" else np.minimum(self.length - 1, last // 2)
+        least = np.minimum(self.length - 1, last // 2)
         return trainable & (place >= np.repeat(least, lengths))
 
     def _labels(
@@ -271,10 +274,16 @@ def _window(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarr
     return np.where(inside, index, 0), inside
 
 
-def _choose(eligible: np.ndarray, offsets: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """One eligible action of each user, uniformly; one before the first where there is none."""
+def _choose(
+    eligible: np.ndarray, offsets: np.ndarray, uniform: np.ndarray, newest: float
+) -> np.ndarray:
+    """One eligible action of each user, the newest with that probability, otherwise uniformly.
+
+    It is one before the user's first where there is none.
+    """
     before = np.concatenate([[0], np.cumsum(eligible)])[offsets]
     choices = np.diff(before)
-    rank = before[:-1] + (uniform * choices).astype(np.int64)
+    uniform = np.where(uniform < newest, 1.0, (uniform - newest) / max(1 - newest, 1e-9))
+    rank = before[:-1] + np.minimum((uniform * choices).astype(np.int64), choices - 1)
     candidates = np.append(np.flatnonzero(eligible), 0)
     return np.where(choices > 0, candidates[rank], offsets[:-1] - 1)

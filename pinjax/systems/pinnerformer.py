@@ -58,6 +58,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         horizon=config.objective.horizon,
         positives=positives,
         train_end=metadata.train_end,
+        newest=config.objective.newest,
         leave_one_out=metadata.leave_one_out,
     )
     timelines = dataset.timelines("train")
@@ -131,6 +132,8 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
             "model.gated: learned ids begin at zero, where a gate passes no gradient; set "
             "data.content, too"
         )
+    if not 0 <= config.objective.newest <= 1:
+        raise InputError(f"objective.newest={config.objective.newest}: expected from 0 to 1")
     for feature in config.model.features:
         system.check_choice("model.features", feature, pinnerformer.FEATURES)
     if not config.model.features:

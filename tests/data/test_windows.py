@@ -55,7 +55,7 @@ def allowed_labels(row, i, sampler):
 def allowed_ends(row, sampler):
     """Indices of the actions that a window may end at."""
     trainable = {i for i in range(len(row)) if allowed_labels(row, i, sampler)}
-    if sampler.objective == "sasrec":
+    if sampler.newest == 1:
         return {max(trainable)} if trainable else set()
     return {i for i in trainable if i >= sampler.length - 1 or i >= max(trainable) // 2}
 
@@ -83,11 +83,11 @@ def test_positives_refuse_what_they_do_not_know(positives, surfaces, message):
         windows.Positives.create(METADATA, positives, surfaces)
 
 
-@pytest.mark.parametrize("leave_one_out", [False, True])
+@pytest.mark.parametrize(("leave_one_out", "newest"), [(False, 0.0), (True, 0.0), (True, 1.0)])
 @pytest.mark.parametrize("objective", windows.OBJECTIVES)
-def test_every_draw_is_one_of_the_enumerated(rng, objective, leave_one_out):
+def test_every_draw_is_one_of_the_enumerated(rng, objective, leave_one_out, newest):
     rows, records, offsets = timelines(rng)
-    draw = sampler(objective, leave_one_out=leave_one_out)
+    draw = sampler(objective, leave_one_out=leave_one_out, newest=newest)
     ends_seen = collections.defaultdict(set)
     labels_seen = collections.defaultdict(set)
     possible_ends = [allowed_ends(row, draw) for row in rows]
@@ -156,6 +156,18 @@ def _check_labels(row, batch, u, end, draw, labels_seen):
         positions = [i for i, _ in drawn]
         trainable = [i for i, labels in expected.items() if labels]
         assert len(set(positions)) == len(positions) == min(draw.labels, len(trainable))
+
+
+def test_a_share_of_windows_ends_at_the_newest_and_the_others_uniformly(rng):
+    row = np.zeros(10, schema.ACTION)
+    row["item"], row["time"] = np.arange(10), 10 * np.arange(10)
+    row["action"], row["surface"] = 1, 1
+    records, offsets = schema.unpack([schema.pack(row)] * 4000)
+    draw = sampler("sasrec", length=5, newest=0.6)
+    end = draw(records, offsets, draw.uniforms(rng, 4000))["item"][:, -1]
+    # The last of ten has no label; those from the fifth on have a full window.
+    expected = 4000 * np.array([0, 0, 0, 0, 0.08, 0.08, 0.08, 0.08, 0.68])
+    assert (abs(np.bincount(end) - expected) <= 5 * np.sqrt(expected)).all()
 
 
 def test_dense_positions_labels_and_ends_are_uniform(rng):
