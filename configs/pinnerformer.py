@@ -154,9 +154,9 @@ def _ml1m(config: ConfigDict) -> None:
     The log has no times, types or surfaces, and an item is its learned id alone.
     """
     config.data.update(name="ml1m", length=200, content=False, positives="action", surfaces="")
-    config.objective.name = "sasrec"
+    config.objective.update(name="sasrec", newest=0.7)
     config.model.update(layers=2, width=128, heads=2, dim=128, id_dim=128, pin_hidden=256)
-    config.model.update(features=("item",), dropout=0.3)
+    config.model.update(features=("item",), dropout=0.1)
     config.loss.update(in_batch=0, random=1_500, equal_users=False)
     config.train.update(steps=4_400, learning_rate=2e-3, weight_decay=0.0)
     config.train.update(checkpoint_every=400, evaluate_every=400, select="valid/NDCG@10")
