@@ -212,15 +212,57 @@ def test_running_mean_is_of_what_exists_so_far(rng):
         np.testing.assert_allclose(found[user, position], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_user_embedding_is_the_mean_of_the_items_where_the_head_adds_nothing(content, history):
+def test_liked_is_the_formula(rng):
+    e = rng.standard_normal((2, LENGTH, 4))
+    e /= np.linalg.norm(e, axis=-1, keepdims=True)
+    w = rng.random((2, LENGTH)) * np.array([[1, 1, 1, 1, 1, 1], [0, 0, 1, 0, 1, 1]])
+    positions = np.array([[5, 0, 3], [5, 1, 2]])
+
+    def expected(e, sharpness, gain):
+        out = np.zeros((2, 3, 4))
+        for u, p in np.ndindex(positions.shape):
+            for t in range(positions[u, p] + 1):
+                among = range(positions[u, p] + 1)
+                n = sum(w[u, s] * np.exp(sharpness * (e[u, s] @ e[u, t] - 1)) for s in among)
+                if n > 0:
+                    out[u, p] += w[u, t] * e[u, t] * np.log(1 + gain * n) / n
+        return out / np.maximum(np.linalg.norm(out, axis=-1, keepdims=True), 1e-12)
+
+    def found(e, sharpness, gain):
+        arrays = (jnp.asarray(x, jnp.float32) for x in (e, w))
+        return pinnerformer.liked(*arrays, jnp.asarray(positions), sharpness, gain)
+
+    np.testing.assert_allclose(found(e, 3.0, 2.0), expected(e, 3.0, 2.0), rtol=1e-4, atol=1e-6)
+    assert not np.asarray(found(e, 3.0, 2.0))[1, 1].any()  # who has done nothing yet
+
+    # The gradient, along a random direction, against a central difference in float64.
+    direction, back = rng.standard_normal(e.shape), rng.standard_normal((2, 3, 4))
+    step = 1e-6
+    ends = [(expected(e + h * direction, 3.0 + h, 2.0 + h) * back).sum() for h in (-step, step)]
+    gradients = jax.grad(lambda *x: (found(*x) * back).sum(), argnums=(0, 1, 2))(
+        jnp.asarray(e, jnp.float32), 3.0, 2.0
+    )
+    slope = (gradients[0] * direction).sum() + gradients[1] + gradients[2]
+    np.testing.assert_allclose(slope, (ends[1] - ends[0]) / (2 * step), rtol=1e-3)
+
+
+def test_what_is_alike_counts_by_its_logarithm():
+    e = jnp.eye(3)[jnp.array([[0, 1, 0, 0, 2, 0]])]  # axis 0 four times
+    found = pinnerformer.liked(e, jnp.ones((1, 6)), None, sharpness=50.0, gain=2.0)
+    expected = np.log1p(2.0 * np.array([4, 1, 1]))
+    np.testing.assert_allclose(found[0, -1], expected / np.linalg.norm(expected), rtol=1e-5)
+
+
+def test_user_embedding_is_what_was_liked_where_the_head_adds_nothing(content, history):
     model = make(history_mean=True, gated=True)
     params = jax.tree.map(lambda leaf: leaf, params_of(model))
-    out = params["params"]["user_tower"]["head"]["out"]
-    out.update(jax.tree.map(jnp.zeros_like, out))
+    tower = params["params"]["user_tower"]
+    tower["head"]["out"] = jax.tree.map(jnp.zeros_like, tower["head"]["out"])
+    tower["gate"] = jax.tree.map(jnp.zeros_like, tower["gate"])  # 1/2 of everything
     items = model.apply(params, content, jnp.asarray(history["item"]), method="items")
-    items = np.where(history["item"][..., None] >= 0, np.asarray(items, np.float64), 0)
-    expected = items.cumsum(axis=1)
-    expected /= np.maximum(np.linalg.norm(expected, axis=-1, keepdims=True), 1e-6)
+    halves = jnp.where(history["item"] >= 0, 0.5, 0)
+    sharpness, gain = (jax.nn.softplus(tower[name]) for name in ("sharpness", "gain"))
+    expected = pinnerformer.liked(items, halves, None, sharpness, gain)
     np.testing.assert_allclose(users(model, content, history, params), expected, atol=1e-5)
 
 
