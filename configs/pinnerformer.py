@@ -45,8 +45,8 @@ def get_config(variant: str = "") -> ConfigDict:
     model.features = ("item", "action", "surface", "duration", "time")
     model.positions = True  # learned positional encoding
     # The user tower's head sees the mean of all actions, too, before and after the transformer, and
-    # is added to the items' embeddings, each topic by the logarithm of how often it came. That is
-    # not the paper's. On pinworld it finds what a user likes sooner.
+    # is added to the items' embeddings, each topic by the logarithm of how often they came for it.
+    # That is not the paper's. On pinworld it finds what a user likes sooner.
     model.history_mean = False
     model.id_dim = 64  # numbers of an item's learned id (0: none)
     model.id_buckets = 0  # rows of the learned id table; 0: one for each item, no hashing
@@ -133,7 +133,7 @@ def _hour(config: ConfigDict) -> None:
     config.model.update(history_mean=True, gated=True, pin_hidden=512, id_dim=0, dropout=0.1)
     config.model.features = ("item", "action", "surface", "duration", "time", "moment")
     config.loss.update(in_batch=512, random=512)
-    config.train.update(steps=4_000, learning_rate=3e-3, checkpoint_every=500, evaluate_every=500)
+    config.train.update(steps=3_500, learning_rate=3e-3, checkpoint_every=500, evaluate_every=500)
     config.train.select = "valid/R@10"
 
 

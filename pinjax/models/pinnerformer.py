@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped, UInt32
 
 from pinjax.models import features, hash_embedding, temperature, transformer
@@ -45,7 +44,7 @@ class PinnerFormer(nn.Module):
       features: those of `FEATURES` that the user tower sees.
       positions: whether it has a learned positional encoding.
       history_mean: whether its head also sees means over the history, and is added to what was
-        liked, `liked`, which is not the paper's.
+        liked, `Liked`, which is not the paper's.
       gated: whether the pin tower's hidden layer is (Shazeer, GLU Variants Improve Transformer,
         2020), which is not the paper's either.
       id_dim: numbers of an item's learned input vector; 0: content alone.
@@ -276,15 +275,10 @@ class UserTower(nn.Module):
             # Attention is slow to learn to count.
             means = jnp.concatenate([inputs, x], axis=-1)
             gate = nn.Dense(1, bias_init=nn.initializers.ones, dtype=self.dtype, name="gate")(means)
-            items_liked = liked(
-                embeddings,
-                jnp.where(mask, nn.sigmoid(gate[..., 0]), 0),
-                positions,
-                sharpness=nn.softplus(self.param("sharpness", nn.initializers.constant(6.0), ())),
-                gain=nn.softplus(self.param("gain", nn.initializers.ones, ())),
-            )
+            weights = jnp.where(mask, nn.sigmoid(gate[..., 0]), 0)
+            liked = Liked(name="liked")(embeddings, weights, history["time"], positions)
             means = at(running_mean(means, mask), positions)
-            means = jnp.concatenate([means, items_liked * math.sqrt(self.dim)], axis=-1)
+            means = jnp.concatenate([means, liked * math.sqrt(self.dim)], axis=-1)
             parts.append(nn.LayerNorm(dtype=self.dtype, name="mean_norm")(means))
             hidden *= 4  # how much is wanted of what was liked is not linear in how often it was
         if "moment" in self.features:
@@ -295,8 +289,64 @@ class UserTower(nn.Module):
             ]
         out = MLP(hidden, self.dim, self.dtype, name="head")(jnp.concatenate(parts, axis=-1))
         if self.history_mean:
-            out = items_liked + out / 10  # at first about as long
+            out = liked + out / 10  # at first about as long
         return features.unit_length(out)
+
+
+class Liked(nn.Module):
+    """What a history was about: a topic counts by the logarithm of the visits that it had.
+
+    Of actions t on items with embeddings e_t, weighted by w_t, it is
+
+      sum over t of v_t e_t log(1 + gain n_t) / n_t,       where
+      n_t = sum over s of v_s a_st                         counts visits to items like that of t,
+      v_t = w_t / (1 + sum over s < t of w_s a_st exp(-(time_t - time_s) / visit)),
+      a_st = exp(sharpness (<e_s, e_t> - 1)).
+
+    So n visits to items that are all alike make log(1 + gain n) of their embedding: the best user
+    embedding is made of logarithms of what is wanted, as dot products are logits. Gain, sharpness
+    and visit, in hours, are learned.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        embeddings: Float32[Array, "users length dim"],
+        weights: Float[Array, "users length"],
+        time: UInt32[Array, "users length"],
+        positions: Int32[Array, "users positions"] | None,
+    ) -> Float32[Array, "users positions dim"]:
+        """Vectors of unit length at positions; zero where all weights are.
+
+        Args:
+          embeddings: of unit length.
+          weights: at least 0; 0 for padding.
+          time: unix seconds, ascending but for padding.
+          positions: indices into the history, each of which sees itself and what was before; None:
+            all of it.
+        """
+
+        def positive(name, value):
+            init = nn.initializers.constant(math.log(value))
+            return jnp.exp(self.param(name, init, ()))
+
+        sharpness, gain = positive("sharpness", 6.0), positive("gain", 1.3)
+        seconds = 3600 * positive("visit", 6.0)
+
+        length = embeddings.shape[1]
+        alike = jnp.exp(sharpness * (jnp.einsum("usd,utd->ust", embeddings, embeddings) - 1))
+        before = jnp.arange(length)[:, None] < jnp.arange(length)
+        since = jnp.where(before, time[:, None, :] - time[:, :, None], 0).astype(jnp.float32)
+        recent = jnp.where(before, jnp.exp(-since / seconds), 0)
+        visits = weights / (1 + jnp.einsum("us,ust->ut", weights, alike * recent))
+
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(length), embeddings.shape[:2])
+        seen = jnp.arange(length)[:, None] <= positions[:, None, :]
+        visits = jnp.where(seen, visits[..., None], 0)  # (users, length, positions)
+        counts = jnp.einsum("ust,utp->usp", alike, visits)
+        visits *= jnp.log1p(gain * counts) / jnp.maximum(counts, 1e-6)
+        return features.unit_length(jnp.einsum("usp,usd->upd", visits, embeddings))
 
 
 class MLP(nn.Module):
@@ -324,44 +374,6 @@ def at(
     if positions is None:
         return x
     return jax.vmap(lambda row, places: row[places])(x, positions)
-
-
-def liked(
-    embeddings: Float32[Array, "users length dim"],
-    weights: Float[Array, "users length"],
-    positions: Int32[Array, "users positions"] | None,
-    sharpness: ArrayLike,
-    gain: ArrayLike,
-) -> Float32[Array, "users positions dim"]:
-    """What a history was about: a topic counts by the logarithm of how often it came.
-
-    With n_t, how many actions were on an item like that of action t, weighted, itself among them,
-
-      sum over t of w_t e_t log(1 + gain n_t) / n_t,  n_t = sum over s of w_s a_st,
-      a_st = exp(sharpness (<e_s, e_t> - 1)),
-
-    so that n actions on items that are all alike make log(1 + gain n) of their embedding. The best
-    user embedding is made of logarithms of what is wanted, as dot products are logits.
-
-    Args:
-      embeddings: of unit length.
-      weights: w_t, at least 0; 0 for padding.
-      positions: indices into the history, each of which sees itself and what was before; None: all.
-      sharpness: how near items must be to be alike.
-      gain: see above.
-
-    Returns:
-      Vectors of unit length; zero where all weights are.
-    """
-    length = embeddings.shape[1]
-    if positions is None:
-        positions = jnp.broadcast_to(jnp.arange(length), embeddings.shape[:2])
-    seen = jnp.arange(length)[:, None] <= positions[:, None, :]
-    weights = jnp.where(seen, weights[..., None], 0)  # (users, length, positions)
-    alike = jnp.exp(sharpness * (jnp.einsum("usd,utd->ust", embeddings, embeddings) - 1))
-    counts = jnp.einsum("ust,utp->usp", alike, weights)
-    weights *= jnp.log1p(gain * counts) / jnp.maximum(counts, 1e-6)
-    return features.unit_length(jnp.einsum("usp,usd->upd", weights, embeddings))
 
 
 def running_mean(

@@ -212,44 +212,63 @@ def test_running_mean_is_of_what_exists_so_far(rng):
         np.testing.assert_allclose(found[user, position], expected, rtol=1e-5, atol=1e-6)
 
 
+def liked(params, *arrays):
+    params = {name: jnp.log(value) for name, value in params.items()}
+    return pinnerformer.Liked().apply({"params": params}, *arrays)
+
+
 def test_liked_is_the_formula(rng):
     e = rng.standard_normal((2, LENGTH, 4))
     e /= np.linalg.norm(e, axis=-1, keepdims=True)
     w = rng.random((2, LENGTH)) * np.array([[1, 1, 1, 1, 1, 1], [0, 0, 1, 0, 1, 1]])
+    time = 1_700_000_000 + rng.integers(0, 30_000, (2, LENGTH)).cumsum(axis=1)
     positions = np.array([[5, 0, 3], [5, 1, 2]])
+    params = {"sharpness": 3.0, "gain": 2.0, "visit": 4.0}
 
-    def expected(e, sharpness, gain):
+    def expected(e, sharpness, gain, visit):
         out = np.zeros((2, 3, 4))
         for u, p in np.ndindex(positions.shape):
-            for t in range(positions[u, p] + 1):
-                among = range(positions[u, p] + 1)
-                n = sum(w[u, s] * np.exp(sharpness * (e[u, s] @ e[u, t] - 1)) for s in among)
-                if n > 0:
-                    out[u, p] += w[u, t] * e[u, t] * np.log(1 + gain * n) / n
+            alike = np.exp(sharpness * (e[u] @ e[u].T - 1))
+            age = (time[u][:, None] - time[u]) / (3600 * visit)
+            actions = range(positions[u, p] + 1)
+            v = [
+                w[u, t] / (1 + sum(w[u, s] * alike[s, t] * np.exp(-age[t, s]) for s in range(t)))
+                for t in actions
+            ]
+            for t in actions:
+                n = sum(v[s] * alike[s, t] for s in actions)
+                out[u, p] += v[t] * e[u, t] * np.log(1 + gain * n) / n if n > 0 else 0
         return out / np.maximum(np.linalg.norm(out, axis=-1, keepdims=True), 1e-12)
 
-    def found(e, sharpness, gain):
-        arrays = (jnp.asarray(x, jnp.float32) for x in (e, w))
-        return pinnerformer.liked(*arrays, jnp.asarray(positions), sharpness, gain)
+    def found(e, params):
+        e, weights = (jnp.asarray(x, jnp.float32) for x in (e, w))
+        return liked(params, e, weights, jnp.asarray(time, jnp.uint32), jnp.asarray(positions))
 
-    np.testing.assert_allclose(found(e, 3.0, 2.0), expected(e, 3.0, 2.0), rtol=1e-4, atol=1e-6)
-    assert not np.asarray(found(e, 3.0, 2.0))[1, 1].any()  # who has done nothing yet
+    np.testing.assert_allclose(found(e, params), expected(e, **params), rtol=1e-4, atol=1e-6)
+    assert not np.asarray(found(e, params))[1, 1].any()  # who has done nothing yet
 
     # The gradient, along a random direction, against a central difference in float64.
     direction, back = rng.standard_normal(e.shape), rng.standard_normal((2, 3, 4))
     step = 1e-6
-    ends = [(expected(e + h * direction, 3.0 + h, 2.0 + h) * back).sum() for h in (-step, step)]
-    gradients = jax.grad(lambda *x: (found(*x) * back).sum(), argnums=(0, 1, 2))(
-        jnp.asarray(e, jnp.float32), 3.0, 2.0
+    ends = [
+        (expected(e + h * direction, **{name: x + h for name, x in params.items()}) * back).sum()
+        for h in (-step, step)
+    ]
+    to_e, to_params = jax.grad(lambda *x: (found(*x) * back).sum(), argnums=(0, 1))(
+        jnp.asarray(e, jnp.float32), params
     )
-    slope = (gradients[0] * direction).sum() + gradients[1] + gradients[2]
+    slope = (to_e * direction).sum() + sum(to_params.values())
     np.testing.assert_allclose(slope, (ends[1] - ends[0]) / (2 * step), rtol=1e-3)
 
 
-def test_what_is_alike_counts_by_its_logarithm():
-    e = jnp.eye(3)[jnp.array([[0, 1, 0, 0, 2, 0]])]  # axis 0 four times
-    found = pinnerformer.liked(e, jnp.ones((1, 6)), None, sharpness=50.0, gain=2.0)
-    expected = np.log1p(2.0 * np.array([4, 1, 1]))
+def test_a_topic_counts_by_the_logarithm_of_its_visits():
+    e = jnp.eye(3)[jnp.array([[0, 0, 1, 0, 2, 2, 2]])]
+    days = np.array([[0, 0, 1, 2, 3, 3, 3]])  # the second action on topic 0 is of the first visit
+    time = jnp.asarray(1_700_000_000 + 86_400 * days, jnp.uint32)
+    params = {"sharpness": 50.0, "gain": 2.0, "visit": 0.1}
+    found = liked(params, e, jnp.ones((1, 7)), time, None)
+    # Of actions at once the n-th is a visit's 1 / n.
+    expected = np.log1p(2.0 * np.array([1 + 1 / 2 + 1, 1, 1 + 1 / 2 + 1 / 3]))
     np.testing.assert_allclose(found[0, -1], expected / np.linalg.norm(expected), rtol=1e-5)
 
 
@@ -261,8 +280,8 @@ def test_user_embedding_is_what_was_liked_where_the_head_adds_nothing(content, h
     tower["gate"] = jax.tree.map(jnp.zeros_like, tower["gate"])  # 1/2 of everything
     items = model.apply(params, content, jnp.asarray(history["item"]), method="items")
     halves = jnp.where(history["item"] >= 0, 0.5, 0)
-    sharpness, gain = (jax.nn.softplus(tower[name]) for name in ("sharpness", "gain"))
-    expected = pinnerformer.liked(items, halves, None, sharpness, gain)
+    time = jnp.asarray(history["time"])
+    expected = pinnerformer.Liked().apply({"params": tower["liked"]}, items, halves, time, None)
     np.testing.assert_allclose(users(model, content, history, params), expected, atol=1e-5)
 
 
