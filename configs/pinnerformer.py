@@ -45,8 +45,8 @@ def get_config(variant: str = "") -> ConfigDict:
     model.features = ("item", "action", "surface", "duration", "time")
     model.positions = True  # learned positional encoding
     # The user tower's head sees the mean of all actions, too, before and after the transformer, and
-    # is added to the items' embeddings, each topic by the logarithm of how often they came for it.
-    # That is not the paper's. On pinworld it finds what a user likes sooner.
+    # is added to the items' embeddings, each topic by the logarithm of the visits it had. That is
+    # not the paper's. On pinworld it finds what a user likes sooner.
     model.history_mean = False
     model.id_dim = 64  # numbers of an item's learned id (0: none)
     model.id_buckets = 0  # rows of the learned id table; 0: one for each item, no hashing
