@@ -167,6 +167,7 @@ def test_degree_stands_beside_content(make_config, days):
         ({"data": {"content": False, "degree_days": 1.0}}, "a degree stands beside content"),
         ({"data": {"content": False}, "model": {"id_dim": 0}}, "model.id_dim=0: items without"),
         ({"data": {"content": False}, "model": {"gated": True}}, "model.gated: learned ids begin"),
+        ({"objective": {"newest": 1.5}}, "objective.newest=1.5: expected from 0 to 1"),
         ({"model": {"features": ("item", "age")}}, "model.features: 'age' is none of item, "),
         ({"model": {"features": ()}}, "model.features: expected some of item, "),
         ({"loss": {"terms": "both"}}, "loss.terms: 'both' is none of joined, summed"),
