@@ -230,6 +230,8 @@ class UserTower(nn.Module):
             raise ValueError(f"a history of {length} actions, expected at most {self.length}")
 
         mask = history["item"] >= 0
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(length), mask.shape)
         parts = []
         if "item" in self.features:
             parts.append(items)
@@ -314,7 +316,7 @@ class Liked(nn.Module):
         embeddings: Float32[Array, "users length dim"],
         weights: Float[Array, "users length"],
         time: UInt32[Array, "users length"],
-        positions: Int32[Array, "users positions"] | None,
+        positions: Int32[Array, "users positions"],
     ) -> Float32[Array, "users positions dim"]:
         """Vectors of unit length at positions; zero where all weights are.
 
@@ -322,8 +324,7 @@ class Liked(nn.Module):
           embeddings: of unit length.
           weights: at least 0; 0 for padding.
           time: unix seconds, ascending but for padding.
-          positions: indices into the history, each of which sees itself and what was before; None:
-            all of it.
+          positions: indices into the history, each of which sees itself and what was before.
         """
 
         def positive(name, value):
@@ -340,8 +341,6 @@ class Liked(nn.Module):
         recent = jnp.where(before, jnp.exp(-since / seconds), 0)
         visits = weights / (1 + jnp.einsum("us,ust->ut", weights, alike * recent))
 
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(length), embeddings.shape[:2])
         seen = jnp.arange(length)[:, None] <= positions[:, None, :]
         visits = jnp.where(seen, visits[..., None], 0)  # (users, length, positions)
         counts = jnp.einsum("ust,utp->usp", alike, visits)
@@ -368,11 +367,9 @@ class MLP(nn.Module):
 
 
 def at(
-    x: Shaped[Array, "users length *dim"], positions: Int32[Array, "users positions"] | None
+    x: Shaped[Array, "users length *dim"], positions: Int32[Array, "users positions"]
 ) -> Shaped[Array, "users positions *dim"]:
-    """What is at each user's positions; all of it where they are None."""
-    if positions is None:
-        return x
+    """What is at each user's positions."""
     return jax.vmap(lambda row, places: row[places])(x, positions)
 
 

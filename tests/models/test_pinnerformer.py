@@ -266,7 +266,7 @@ def test_a_topic_counts_by_the_logarithm_of_its_visits():
     days = np.array([[0, 0, 1, 2, 3, 3, 3]])  # the second action on topic 0 is of the first visit
     time = jnp.asarray(1_700_000_000 + 86_400 * days, jnp.uint32)
     params = {"sharpness": 50.0, "gain": 2.0, "visit": 0.1}
-    found = liked(params, e, jnp.ones((1, 7)), time, None)
+    found = liked(params, e, jnp.ones((1, 7)), time, jnp.array([[6]]))
     # Of actions at once the n-th is a visit's 1 / n.
     expected = np.log1p(2.0 * np.array([1 + 1 / 2 + 1, 1, 1 + 1 / 2 + 1 / 3]))
     np.testing.assert_allclose(found[0, -1], expected / np.linalg.norm(expected), rtol=1e-5)
@@ -281,7 +281,10 @@ def test_user_embedding_is_what_was_liked_where_the_head_adds_nothing(content, h
     items = model.apply(params, content, jnp.asarray(history["item"]), method="items")
     halves = jnp.where(history["item"] >= 0, 0.5, 0)
     time = jnp.asarray(history["time"])
-    expected = pinnerformer.Liked().apply({"params": tower["liked"]}, items, halves, time, None)
+    everywhere = jnp.broadcast_to(jnp.arange(LENGTH), time.shape)
+    expected = pinnerformer.Liked().apply(
+        {"params": tower["liked"]}, items, halves, time, everywhere
+    )
     np.testing.assert_allclose(users(model, content, history, params), expected, atol=1e-5)
 
 
