@@ -60,7 +60,7 @@ EXPECTED = {
     "system": "pinnerformer",
     "model.features": ("item", "action", "surface", "duration", "time"),
     "model.positions": True,
-    "model.history_mean": False,
+    "model.history_sums": False,
     "model.gated": False,
     "model.id_buckets": 0,
     "loss.equal_users": True,

@@ -24,6 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     data.length = 64  # M: actions that the model sees
     data.workers = 0  # processes that read ahead; 0: threads, enough below some 5,000 users/s
     data.content = True  # items are their content vectors, and learned ids if model.id_dim is not 0
+    data.components = 0  # principal components that are left of content vectors; 0: all is left
     # Beside its content an item has the log of its actions in the last so many days of training.
     data.degree_days = 0.0  # 0: it has not
     data.positives = "save, closeup>=10, click>=10"  # which actions are labels: type, seconds
@@ -44,10 +45,10 @@ def get_config(variant: str = "") -> ConfigDict:
     # Of an action; "moment", which is not the paper's, is that at which an embedding is asked for.
     model.features = ("item", "action", "surface", "duration", "time")
     model.positions = True  # learned positional encoding
-    # The user tower's head sees the mean of all actions, too, before and after the transformer, and
-    # is added to the items' embeddings, each topic by the logarithm of the visits it had. That is
-    # not the paper's. On pinworld it finds what a user likes sooner.
-    model.history_mean = False
+    # The user tower's head sees the sum of all items, too, and is added to the items' embeddings,
+    # each topic by the logarithm of the visits it had. That is not the paper's. On pinworld it
+    # finds what a user likes sooner.
+    model.history_sums = False
     model.id_dim = 64  # numbers of an item's learned id (0: none)
     model.id_buckets = 0  # rows of the learned id table; 0: one for each item, no hashing
     model.pin_hidden = 256  # hidden width of the pin tower
@@ -129,8 +130,8 @@ def _hour(config: ConfigDict) -> None:
     popular an item is comes from its degree. What is left of a visit is no part of what the next
     weeks hold, which is known from the moment. Fewer negatives make more steps.
     """
-    config.data.update(length=128, degree_days=365.0)
-    config.model.update(history_mean=True, gated=True, pin_hidden=512, id_dim=0, dropout=0.1)
+    config.data.update(length=128, components=32, degree_days=365.0)
+    config.model.update(history_sums=True, gated=True, pin_hidden=512, id_dim=0, dropout=0.1)
     config.model.features = ("item", "action", "surface", "duration", "time", "moment")
     config.loss.update(in_batch=512, random=512)
     config.train.update(steps=3_500, learning_rate=3e-3, checkpoint_every=500, evaluate_every=500)

@@ -43,8 +43,8 @@ class PinnerFormer(nn.Module):
       pin_hidden: hidden width of the pin tower.
       features: those of `FEATURES` that the user tower sees.
       positions: whether it has a learned positional encoding.
-      history_mean: whether its head also sees means over the history, and is added to what was
-        liked, `Liked`, which is not the paper's.
+      history_sums: whether its head also sees what was liked, `Liked`, to which it is added, and
+        the sum of all items, which is not the paper's.
       gated: whether the pin tower's hidden layer is (Shazeer, GLU Variants Improve Transformer,
         2020), which is not the paper's either.
       id_dim: numbers of an item's learned input vector; 0: content alone.
@@ -67,7 +67,7 @@ class PinnerFormer(nn.Module):
     pin_hidden: int
     features: tuple[str, ...] = ("item", "action", "surface", "duration", "time")
     positions: bool = True
-    history_mean: bool = False
+    history_sums: bool = False
     gated: bool = False
     id_dim: int = 0
     id_buckets: int = 0
@@ -89,7 +89,7 @@ class PinnerFormer(nn.Module):
             dim=self.dim,
             features=self.features,
             positions=self.positions,
-            history_mean=self.history_mean,
+            history_sums=self.history_sums,
             dropout=self.dropout,
             dtype=self.dtype,
             remat=self.remat,
@@ -122,7 +122,7 @@ class PinnerFormer(nn.Module):
           train: apply dropout, from the rng stream "dropout".
         """
         items = self.item_input(content, history["item"])
-        embeddings = self._embed(items) if self.history_mean else None
+        embeddings = self._embed(items) if self.history_sums else None
         return self.user_tower(items, embeddings, history, positions, train)
 
     def items(
@@ -192,7 +192,7 @@ class UserTower(nn.Module):
     dim: int
     features: tuple[str, ...]
     positions: bool
-    history_mean: bool
+    history_sums: bool
     dropout: float
     dtype: Any
     remat: bool
@@ -214,7 +214,7 @@ class UserTower(nn.Module):
 
         Args:
           items: the input vectors of the history's items.
-          embeddings: what the pin tower makes of these; needed for `history_mean` alone.
+          embeddings: what the pin tower makes of these; needed for `history_sums` alone.
           history: see `PinnerFormer`.
           positions: indices into the history; None: all of it.
           train: apply dropout.
@@ -273,16 +273,14 @@ class UserTower(nn.Module):
         )(x, mask, train)
         parts = [at(x, positions)]
         hidden = self.width
-        if self.history_mean:
+        if self.history_sums:
             # Attention is slow to learn to count.
-            means = jnp.concatenate([inputs, x], axis=-1)
-            gate = nn.Dense(1, bias_init=nn.initializers.ones, dtype=self.dtype, name="gate")(means)
-            weights = jnp.where(mask, nn.sigmoid(gate[..., 0]), 0)
+            gate = nn.Dense(1, bias_init=nn.initializers.ones, dtype=self.dtype, name="gate")
+            seen = gate(jnp.concatenate([inputs, x], axis=-1))[..., 0]
+            weights = jnp.where(mask, nn.sigmoid(seen), 0)
             liked = Liked(name="liked")(embeddings, weights, history["time"], positions)
-            means = at(running_mean(means, mask), positions)
-            means = jnp.concatenate([means, liked * math.sqrt(self.dim)], axis=-1)
-            parts.append(nn.LayerNorm(dtype=self.dtype, name="mean_norm")(means))
-            hidden *= 4  # how much is wanted of what was liked is not linear in how often it was
+            parts += [liked * math.sqrt(self.dim), 2 * at(running_sum(items, weights), positions)]
+            hidden *= 4  # what is wanted is not linear in these
         if "moment" in self.features:
             moment, time = (at(history[name], positions) for name in ("moment", "time"))
             parts += [
@@ -290,7 +288,7 @@ class UserTower(nn.Module):
                 features.TimeEncoding(features.RELATIVE_PERIODS, name="since")(moment - time),
             ]
         out = MLP(hidden, self.dim, self.dtype, name="head")(jnp.concatenate(parts, axis=-1))
-        if self.history_mean:
+        if self.history_sums:
             out = liked + out / 10  # at first about as long
         return features.unit_length(out)
 
@@ -373,13 +371,17 @@ def at(
     return jax.vmap(lambda row, places: row[places])(x, positions)
 
 
-def running_mean(
-    x: Float[Array, "users length dim"], mask: Bool[Array, "users length"]
+def running_sum(
+    x: Float[Array, "users length dim"], weights: Float[Array, "users length"]
 ) -> Float32[Array, "users length dim"]:
-    """The mean of each position and all before it, without those that are masked; 0 of none."""
-    exists = mask[..., None]
-    total = jnp.cumsum(jnp.where(exists, x, 0), axis=1, dtype=jnp.float32)
-    return total / jnp.maximum(jnp.cumsum(exists, axis=1), 1)
+    """The weighted sum of each position and all before it over the root of their weights' sum.
+
+    What is the same in all actions grows in it with the root of their number, and their noise does
+    not. It is 0 where no weight is above 0.
+    """
+    total = jnp.cumsum(weights[..., None] * x, axis=1, dtype=jnp.float32)
+    weight = jnp.cumsum(weights, axis=1, dtype=jnp.float32)[..., None]
+    return total / jnp.sqrt(jnp.maximum(weight, 1e-6))
 
 
 def relative_times(

@@ -121,8 +121,9 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
-    if config.data.degree_days and not config.data.content:
-        raise InputError("data.degree_days: a degree stands beside content; set data.content, too")
+    for name in ("components", "degree_days"):
+        if config.data[name] and not config.data.content:
+            raise InputError(f"data.{name}: expected 0 without content; set data.content, too")
     if not config.data.content and not config.model.id_dim:
         raise InputError(
             "model.id_dim=0: items without data.content are learned ids; expected more than 0"
@@ -178,7 +179,9 @@ def freeze(
 
 
 def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | None:
-    """The catalogue's content vectors in bfloat16, or None where the items are ids alone.
+    """What is known of the catalogue's items, bfloat16 (items, dim), or None if it is ids alone.
+
+    These are content vectors, or with `data.components` the principal components of them.
 
     With `data.degree_days` they have one number more: the log of an item's actions in the last days
     of training, of mean 0 and variance 1, beside numbers of a mean square of 1. It is PinSage's log
@@ -186,18 +189,52 @@ def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | 
     """
     if not config.data.content:
         return None
-    if dataset.catalogue.content is None:
+    catalogue, metadata = dataset.catalogue, dataset.metadata
+    if catalogue.content is None:
         raise InputError(
-            f"data.content: {dataset.metadata.name} has no content vectors; set data.content to "
+            f"data.content: {metadata.name} has no content vectors; set data.content to "
             "False and model.id_dim above 0, so that items are learned ids"
         )
-    content = np.asarray(dataset.catalogue.content, np.float32)
+    content = np.asarray(catalogue.content, np.float32)
+    check_components(config, content.shape[1])
+    if config.data.components:
+        existed = catalogue.created <= metadata.train_end
+        content = principal_components(content, existed, config.data.components)
     if config.data.degree_days:
         degree = np.log1p(recent_counts(dataset, config.data.degree_days))
         degree = (degree - degree.mean()) / max(degree.std(), 1e-6)
         square = np.square(content).mean(axis=1, keepdims=True)
         content = np.c_[content / np.sqrt(np.maximum(square, 1e-12)), degree]
     return content.astype(jnp.bfloat16)
+
+
+def check_components(config: ConfigDict, content_dim: int) -> None:
+    """Refuses more components than content vectors of `content_dim` numbers have."""
+    if not 0 <= config.data.components <= content_dim:
+        raise InputError(
+            f"data.components={config.data.components}: expected from 0 to {content_dim}, the "
+            f"numbers of a content vector of {config.data.name}"
+        )
+
+
+def principal_components(vectors: np.ndarray, where: np.ndarray, count: int) -> np.ndarray:
+    """Coordinates of vectors (n, dim) along the axes on which those of `where` vary most.
+
+    The mean of these is 0. An axis has the sign by which its largest number is positive.
+
+    Args:
+      vectors: (n, dim).
+      where: bool (n,), of which vectors mean and axes are.
+      count: of axes, at most dim.
+
+    Returns:
+      (n, count), the most important last.
+    """
+    mean = vectors[where].mean(axis=0)
+    _, axes = np.linalg.eigh(np.cov(vectors[where], rowvar=False))  # float64
+    axes = axes[:, axes.shape[1] - count :]
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
+    return (vectors - mean) @ (axes * np.sign(largest)).astype(vectors.dtype)
 
 
 def recent_counts(dataset: datasets.Dataset, days: float) -> np.ndarray:

@@ -64,14 +64,14 @@ def users(model, content, history, params=None):
     return np.asarray(users_of(model)(params or params_of(model), content, history))
 
 
-@pytest.mark.parametrize("history_mean", [False, True])
+@pytest.mark.parametrize("history_sums", [False, True])
 @pytest.mark.parametrize("name", CHANGES)
-def test_causality(content, history, name, history_mean):
+def test_causality(content, history, name, history_sums):
     first = {field: values[:1] for field, values in history.items()}
     # Row j of the batch: action j changed; the last row: none changed.
     rows = {field: np.repeat(values, LENGTH + 1, axis=0) for field, values in first.items()}
     rows[name][np.arange(LENGTH), np.arange(LENGTH)] += CHANGES[name]
-    outputs = users(make(history_mean=history_mean), content, rows)
+    outputs = users(make(history_sums=history_sums), content, rows)
     changed = (np.abs(outputs[:-1] - outputs[-1]) > 1e-6).any(axis=-1)
     expected = np.tri(LENGTH, dtype=bool).T  # of action j, at positions j and later
     if name == "time":
@@ -91,16 +91,16 @@ def test_only_the_embedding_at_an_action_depends_on_its_moment(content, history)
 
 
 def test_positions_are_those_of_the_whole_history(content, history):
-    model = make(features=pinnerformer.FEATURES, history_mean=True)
+    model = make(features=pinnerformer.FEATURES, history_sums=True)
     outputs = users(model, content, history)
     positions = jnp.array([[4, 0], [LENGTH - 1, 4]])
     some = users_of(model)(params_of(model), content, history, positions)
     np.testing.assert_allclose(some, np.stack([outputs[0, [4, 0]], outputs[1, [-1, 4]]]), atol=1e-6)
 
 
-@pytest.mark.parametrize("history_mean", [False, True])
-def test_padding_has_no_influence(content, history, history_mean):
-    model = make(history_mean=history_mean)
+@pytest.mark.parametrize("history_sums", [False, True])
+def test_padding_has_no_influence(content, history, history_sums):
+    model = make(history_sums=history_sums)
     outputs = users(model, content, history)
 
     padding = {field: values.copy() for field, values in history.items()}
@@ -201,15 +201,14 @@ def test_towers_share_the_learned_vectors(content, history):
     assert np.abs(newest[0] - newest[1]).max() > 1e-3
 
 
-def test_running_mean_is_of_what_exists_so_far(rng):
-    x = rng.standard_normal((2, LENGTH, 3)).astype(np.float32)
-    mask = np.array([[0, 1, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1]], bool)
-    x[~mask] = np.nan
-    found = np.asarray(pinnerformer.running_mean(jnp.asarray(x), jnp.asarray(mask)))
-    for user, position in np.ndindex(mask.shape):
-        so_far = x[user, : position + 1][mask[user, : position + 1]].astype(np.float64)
-        expected = so_far.mean(axis=0) if len(so_far) else np.zeros(3)
-        np.testing.assert_allclose(found[user, position], expected, rtol=1e-5, atol=1e-6)
+def test_running_sum_is_weighted_and_grows_with_the_root_of_the_weight(rng):
+    x = rng.standard_normal((2, LENGTH, 3))
+    w = rng.random((2, LENGTH)) * np.array([[0, 1, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1]])
+    found = pinnerformer.running_sum(*(jnp.asarray(values, jnp.float32) for values in (x, w)))
+    for user, position in np.ndindex(w.shape):
+        so_far, weights = x[user, : position + 1], w[user, : position + 1]
+        expected = weights @ so_far / np.sqrt(weights.sum()) if weights.any() else np.zeros(3)
+        np.testing.assert_allclose(found[user, position], expected, rtol=1e-4, atol=1e-5)
 
 
 def liked(params, *arrays):
@@ -272,19 +271,25 @@ def test_a_topic_counts_by_the_logarithm_of_its_visits():
     np.testing.assert_allclose(found[0, -1], expected / np.linalg.norm(expected), rtol=1e-5)
 
 
-def test_user_embedding_is_what_was_liked_where_the_head_adds_nothing(content, history):
-    model = make(history_mean=True, gated=True)
+def test_user_embedding_is_what_was_liked_and_what_the_head_makes_of_sums(content, history):
+    model = make(history_sums=True, gated=True)
     params = jax.tree.map(lambda leaf: leaf, params_of(model))
     tower = params["params"]["user_tower"]
-    tower["head"]["out"] = jax.tree.map(jnp.zeros_like, tower["head"]["out"])
     tower["gate"] = jax.tree.map(jnp.zeros_like, tower["gate"])  # 1/2 of everything
-    items = model.apply(params, content, jnp.asarray(history["item"]), method="items")
-    halves = jnp.where(history["item"] >= 0, 0.5, 0)
+    hidden = tower["head"]["hidden"]["kernel"]
+    other = model.width + model.dim  # the transformer's output and what was liked, to which a head
+    tower["head"]["hidden"]["kernel"] = hidden.at[:other].set(0)  # is blind here
+    rows = jnp.asarray(history["item"])
+    items = model.apply(params, content, rows, method="items")
+    inputs = model.apply(params, content, rows, method=lambda model, *x: model.item_input(*x))
+    halves = jnp.where(rows >= 0, 0.5, 0)
     time = jnp.asarray(history["time"])
     everywhere = jnp.broadcast_to(jnp.arange(LENGTH), time.shape)
-    expected = pinnerformer.Liked().apply(
-        {"params": tower["liked"]}, items, halves, time, everywhere
-    )
+    liked = pinnerformer.Liked().apply({"params": tower["liked"]}, items, halves, time, everywhere)
+    seen = jnp.pad(2 * pinnerformer.running_sum(inputs, halves), [(0, 0), (0, 0), (other, 0)])
+    head = pinnerformer.MLP(hidden.shape[1], model.dim, jnp.float32)
+    expected = liked + head.apply({"params": tower["head"]}, seen) / 10
+    expected /= np.maximum(np.linalg.norm(expected, axis=-1, keepdims=True), 1e-12)
     np.testing.assert_allclose(users(model, content, history, params), expected, atol=1e-5)
 
 

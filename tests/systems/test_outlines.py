@@ -27,12 +27,16 @@ def kinds(tree):
 
 
 @pytest.mark.parametrize(
-    ("name", "residual"), [*((name, False) for name in registry.SYSTEMS), ("searchsage", True)]
+    ("name", "changes"),
+    [
+        *((name, {}) for name in registry.SYSTEMS),
+        ("searchsage", {"model": {"residual": True}}),
+        ("pinnerformer", {"data": {"components": 8, "degree_days": 20.0}}),
+    ],
 )
-def test_outline_is_that_of_the_system(name, residual, data_dir, mesh):
+def test_outline_is_that_of_the_system(name, changes, data_dir, mesh):
     config = get_config(name, data_dir)
-    if residual:
-        config.model.residual = True
+    config.update(changes)
     outline = registry.create_outline(config, mesh, None)
     real = registry.create(config, mesh)
     batch = next(real.batches(0))

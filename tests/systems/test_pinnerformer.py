@@ -161,10 +161,33 @@ def test_degree_stands_beside_content(make_config, days):
     np.testing.assert_allclose(table[:, dim], degree, rtol=2**-8, atol=1e-6)
 
 
+def test_components_are_those_along_which_items_of_the_training_period_vary_most(make_config):
+    config = make_config(data={"content": True, "components": 3})
+    dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
+    found = np.asarray(pinnerformer.item_content(config, dataset), np.float64)
+    content = np.asarray(dataset.catalogue.content, np.float64)
+    existed = dataset.catalogue.created <= dataset.metadata.train_end
+    assert not existed.all()
+    centred = content - content[existed].mean(axis=0)
+    _, _, axes = np.linalg.svd(centred[existed], full_matrices=False)
+    axes = axes[2::-1]
+    axes *= np.where(axes.max(axis=1) > -axes.min(axis=1), 1, -1)[:, None]
+    np.testing.assert_allclose(found, centred @ axes.T, rtol=2**-8, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"data": {"content": False, "degree_days": 1.0}}, "a degree stands beside content"),
+        ({"data": {"content": False, "degree_days": 1.0}}, "data.degree_days: expected 0 without"),
+        ({"data": {"content": False, "components": 1}}, "data.components: expected 0 without"),
+        (
+            {"data": {"content": True, "components": 257}},
+            "data.components=257: expected from 0 to 256, the numbers",
+        ),
+        (
+            {"data": {"content": True, "components": -1}},
+            "data.components=-1: expected from 0 to 256",
+        ),
         ({"data": {"content": False}, "model": {"id_dim": 0}}, "model.id_dim=0: items without"),
         ({"data": {"content": False}, "model": {"gated": True}}, "model.gated: learned ids begin"),
         ({"objective": {"newest": 1.5}}, "objective.newest=1.5: expected from 0 to 1"),

@@ -26,9 +26,10 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     if config.data.content and not size.content_dim:
         raise InputError(f"data.content: {config.data.name} has no content vectors")
     model = page.make_model(config, size.metadata, mesh)
-    width = size.content_dim + bool(config.data.degree_days)
     content = None
     if config.data.content:
+        page.check_components(config, size.content_dim)
+        width = (config.data.components or size.content_dim) + bool(config.data.degree_days)
         content = outline.table(model.tables, (num_items, width), jnp.bfloat16)
     frozen = page.Frozen(content, Shape((num_items,), jnp.int32))
     pairs = windows.labels_per_user(
