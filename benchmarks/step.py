@@ -61,7 +61,7 @@ EXPECTED = {
     "model.features": ("item", "action", "surface", "duration", "time"),
     "model.positions": True,
     "model.history_sums": False,
-    "model.gated": False,
+    "model.gated_layers": 0,
     "model.id_buckets": 0,
     "loss.equal_users": True,
     "loss.terms": "joined",

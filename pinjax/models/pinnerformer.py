@@ -45,8 +45,7 @@ class PinnerFormer(nn.Module):
       positions: whether it has a learned positional encoding.
       history_sums: whether its head also sees what was liked, `Liked`, to which it is added, and
         the sum of all items, which is not the paper's.
-      gated: whether the pin tower's hidden layer is (Shazeer, GLU Variants Improve Transformer,
-        2020), which is not the paper's either.
+      gated_layers: of the pin tower, see `MLP`; above 0 it is not the paper's either.
       id_dim: numbers of an item's learned input vector; 0: content alone.
       id_buckets: rows of the table behind it; 0: one for each item.
       dropout: rate, in the user tower.
@@ -68,7 +67,7 @@ class PinnerFormer(nn.Module):
     features: tuple[str, ...] = ("item", "action", "surface", "duration", "time")
     positions: bool = True
     history_sums: bool = False
-    gated: bool = False
+    gated_layers: int = 0
     id_dim: int = 0
     id_buckets: int = 0
     dropout: float = 0.0
@@ -95,7 +94,7 @@ class PinnerFormer(nn.Module):
             remat=self.remat,
             mesh=self.mesh,
         )
-        self.pin_tower = MLP(self.pin_hidden, self.dim, self.dtype, self.gated)
+        self.pin_tower = MLP(self.pin_hidden, self.dim, self.dtype, self.gated_layers)
         self.temperature = temperature.Temperature()
 
     def __call__(
@@ -301,11 +300,11 @@ class Liked(nn.Module):
       sum over t of v_t e_t log(1 + gain n_t) / n_t,       where
       n_t = sum over s of v_s a_st                         counts visits to items like that of t,
       v_t = w_t / (1 + sum over s < t of w_s a_st exp(-(time_t - time_s) / visit)),
-      a_st = exp(sharpness (<e_s, e_t> - 1)).
+      a_st = exp(sharpness (cos(K e_s, K e_t) - 1)).
 
     So n visits to items that are all alike make log(1 + gain n) of their embedding: the best user
-    embedding is made of logarithms of what is wanted, as dot products are logits. Gain, sharpness
-    and visit, in hours, are learned.
+    embedding is made of logarithms of what is wanted, as dot products are logits. Gain, sharpness,
+    visit, in hours, and the matrix K, at first the identity, are learned.
     """
 
     @nn.compact
@@ -332,8 +331,10 @@ class Liked(nn.Module):
         sharpness, gain = positive("sharpness", 6.0), positive("gain", 1.3)
         seconds = 3600 * positive("visit", 6.0)
 
-        length = embeddings.shape[1]
-        alike = jnp.exp(sharpness * (jnp.einsum("usd,utd->ust", embeddings, embeddings) - 1))
+        length, dim = embeddings.shape[1:]
+        keys = nn.Dense(dim, use_bias=False, kernel_init=_identity, name="key")(embeddings)
+        keys = features.unit_length(keys)
+        alike = jnp.exp(sharpness * (jnp.einsum("usd,utd->ust", keys, keys) - 1))
         before = jnp.arange(length)[:, None] < jnp.arange(length)
         since = jnp.where(before, time[:, None, :] - time[:, :, None], 0).astype(jnp.float32)
         recent = jnp.where(before, jnp.exp(-since / seconds), 0)
@@ -346,20 +347,38 @@ class Liked(nn.Module):
         return features.unit_length(jnp.einsum("usp,usd->upd", visits, embeddings))
 
 
+def _identity(key, shape, dtype):
+    del key
+    return jnp.eye(*shape, dtype=dtype)
+
+
 class MLP(nn.Module):
-    """Two layers with a GELU between them, or with a product of it and another layer's output."""
+    """One hidden layer, or several that are gated.
+
+    Attributes:
+      hidden: their width.
+      out: numbers of the output.
+      dtype: of the arithmetic.
+      gated_layers: hidden layers of gelu(W x) * V x (Shazeer, GLU Variants Improve Transformer,
+        2020), those after the first with a norm before and a residual around them. 0: one of
+        gelu(W x).
+    """
 
     hidden: int
     out: int
     dtype: Any
-    gated: bool = False
+    gated_layers: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "*shape in"]) -> Float[Array, "*shape {self.out}"]:
         rows = x.reshape(-1, x.shape[-1])  # a matrix, whose axes XLA leaves in their order
         hidden = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(rows))
-        if self.gated:
-            hidden *= nn.Dense(self.hidden, dtype=self.dtype, name="gated")(rows)
+        if self.gated_layers:
+            hidden *= nn.Dense(self.hidden, dtype=self.dtype, name="gate")(rows)
+        for layer in range(1, self.gated_layers):
+            rows = nn.LayerNorm(dtype=self.dtype, name=f"norm_{layer}")(hidden)
+            gelu = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name=f"hidden_{layer}")(rows))
+            hidden += gelu * nn.Dense(self.hidden, dtype=self.dtype, name=f"gate_{layer}")(rows)
         out = nn.Dense(self.out, dtype=self.dtype, name="out")(hidden)
         return out.reshape(*x.shape[:-1], self.out)
 

@@ -26,6 +26,8 @@ from pinjax.training import sharding
 
 TERMS = ("joined", "summed")
 
+_PRINCIPAL = 100_000  # items, about, by which principal components are found
+
 
 class Frozen(NamedTuple):
     """What a step reads of the catalogue.
@@ -128,9 +130,9 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise InputError(
             "model.id_dim=0: items without data.content are learned ids; expected more than 0"
         )
-    if config.model.gated and not config.data.content:
+    if config.model.gated_layers and not config.data.content:
         raise InputError(
-            "model.gated: learned ids begin at zero, where a gate passes no gradient; set "
+            "model.gated_layers: learned ids begin at zero, where a gate passes no gradient; set "
             "data.content, too"
         )
     if not 0 <= config.objective.newest <= 1:
@@ -198,8 +200,9 @@ def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | 
     content = np.asarray(catalogue.content, np.float32)
     check_components(config, content.shape[1])
     if config.data.components:
-        existed = catalogue.created <= metadata.train_end
-        content = principal_components(content, existed, config.data.components)
+        existed = np.flatnonzero(catalogue.created <= metadata.train_end)
+        some = existed[:: 1 + len(existed) // _PRINCIPAL]
+        content = principal_components(content, content[some], config.data.components)
     if config.data.degree_days:
         degree = np.log1p(recent_counts(dataset, config.data.degree_days))
         degree = (degree - degree.mean()) / max(degree.std(), 1e-6)
@@ -217,24 +220,24 @@ def check_components(config: ConfigDict, content_dim: int) -> None:
         )
 
 
-def principal_components(vectors: np.ndarray, where: np.ndarray, count: int) -> np.ndarray:
-    """Coordinates of vectors (n, dim) along the axes on which those of `where` vary most.
+def principal_components(vectors: np.ndarray, sample: np.ndarray, count: int) -> np.ndarray:
+    """Coordinates of vectors (n, dim) along the axes on which those of a sample vary most.
 
-    The mean of these is 0. An axis has the sign by which its largest number is positive.
+    The sample's mean is 0, and an axis has the sign by which its largest number is positive.
 
     Args:
       vectors: (n, dim).
-      where: bool (n,), of which vectors mean and axes are.
+      sample: (m, dim).
       count: of axes, at most dim.
 
     Returns:
       (n, count), the most important last.
     """
-    mean = vectors[where].mean(axis=0)
-    _, axes = np.linalg.eigh(np.cov(vectors[where], rowvar=False))  # float64
+    _, axes = np.linalg.eigh(np.cov(sample, rowvar=False))  # in float64
     axes = axes[:, axes.shape[1] - count :]
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
-    return (vectors - mean) @ (axes * np.sign(largest)).astype(vectors.dtype)
+    axes = (axes * np.sign(largest)).astype(vectors.dtype)
+    return vectors @ axes - sample.mean(axis=0) @ axes
 
 
 def recent_counts(dataset: datasets.Dataset, days: float) -> np.ndarray:

@@ -189,7 +189,10 @@ def test_components_are_those_along_which_items_of_the_training_period_vary_most
             "data.components=-1: expected from 0 to 256",
         ),
         ({"data": {"content": False}, "model": {"id_dim": 0}}, "model.id_dim=0: items without"),
-        ({"data": {"content": False}, "model": {"gated": True}}, "model.gated: learned ids begin"),
+        (
+            {"data": {"content": False}, "model": {"gated_layers": 1}},
+            "model.gated_layers: learned ids",
+        ),
         ({"objective": {"newest": 1.5}}, "objective.newest=1.5: expected from 0 to 1"),
         ({"model": {"features": ("item", "age")}}, "model.features: 'age' is none of item, "),
         ({"model": {"features": ()}}, "model.features: expected some of item, "),
