@@ -372,13 +372,16 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*shape in"]) -> Float[Array, "*shape {self.out}"]:
         rows = x.reshape(-1, x.shape[-1])  # a matrix, whose axes XLA leaves in their order
-        hidden = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(rows))
-        if self.gated_layers:
-            hidden *= nn.Dense(self.hidden, dtype=self.dtype, name="gate")(rows)
-        for layer in range(1, self.gated_layers):
-            rows = nn.LayerNorm(dtype=self.dtype, name=f"norm_{layer}")(hidden)
-            gelu = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name=f"hidden_{layer}")(rows))
-            hidden += gelu * nn.Dense(self.hidden, dtype=self.dtype, name=f"gate_{layer}")(rows)
+
+        def layer(rows, number=""):
+            hidden = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name=f"hidden{number}")(rows))
+            if self.gated_layers:
+                hidden *= nn.Dense(self.hidden, dtype=self.dtype, name=f"gate{number}")(rows)
+            return hidden
+
+        hidden = layer(rows)
+        for n in range(1, self.gated_layers):
+            hidden += layer(nn.LayerNorm(dtype=self.dtype, name=f"norm_{n}")(hidden), f"_{n}")
         out = nn.Dense(self.out, dtype=self.dtype, name="out")(hidden)
         return out.reshape(*x.shape[:-1], self.out)
 

@@ -208,7 +208,7 @@ def test_running_sum_is_weighted_and_grows_with_the_root_of_the_weight(rng):
     for user, position in np.ndindex(w.shape):
         so_far, weights = x[user, : position + 1], w[user, : position + 1]
         expected = weights @ so_far / np.sqrt(weights.sum()) if weights.any() else np.zeros(3)
-        np.testing.assert_allclose(found[user, position], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[user, position], expected, rtol=1e-5, atol=1e-6)
 
 
 def liked(params, kernel, *arrays):
@@ -326,7 +326,7 @@ def test_mlp_is_the_formula(rng, gated_layers):
         z = z * norm["scale"] + norm["bias"]
         y = y + gelu(dense(z, f"hidden_{layer}")) * dense(z, f"gate_{layer}")
     found = model.apply({"params": params}, jnp.asarray(x))
-    np.testing.assert_allclose(found, dense(y, "out"), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found, dense(y, "out"), rtol=1e-4, atol=1e-4)
 
 
 def test_relative_times():
