@@ -96,7 +96,8 @@ def train(
         done, stopping = first, False
         while done < config.steps and not stopping:
             if tracing and done == tracing.start:
-                jax.profiler.start_trace(workdir)
+                checkpoints.wait()  # so that none is written beside the steps
+                jax.profiler.start_trace(workdir, profiler_options=_profiler_options())
             batch = sharding.place_batch(mesh, next(batches))
             state, metrics = train_step(state, system.frozen, batch)
             pending.append(metrics)
@@ -130,6 +131,17 @@ def train(
     if writer:
         writer.close()
     return Result(state, done == config.steps)
+
+
+def _profiler_options() -> jax.profiler.ProfileOptions:
+    """What is traced: devices and JAX, but no calls in Python.
+
+    To trace these the profiler goes into the state of every thread, and a run once crashed that was
+    tracing while a checkpoint was written.
+    """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return options
 
 
 def _due(done: int, every: int) -> bool:
