@@ -94,7 +94,8 @@ class PinnerFormer(nn.Module):
             remat=self.remat,
             mesh=self.mesh,
         )
-        self.pin_tower = MLP(self.pin_hidden, self.dim, self.dtype, self.gated_layers)
+        layers, gated = max(self.gated_layers, 1), self.gated_layers > 0
+        self.pin_tower = MLP(self.pin_hidden, self.dim, self.dtype, layers, gated)
         self.temperature = temperature.Temperature()
 
     def __call__(
@@ -271,7 +272,7 @@ class UserTower(nn.Module):
             name="transformer",
         )(x, mask, train)
         parts = [at(x, positions)]
-        hidden = self.width
+        hidden, layers = self.width, 1
         if self.history_sums:
             # Attention is slow to learn to count.
             gate = nn.Dense(1, bias_init=nn.initializers.ones, dtype=self.dtype, name="gate")
@@ -279,14 +280,15 @@ class UserTower(nn.Module):
             weights = jnp.where(mask, nn.sigmoid(seen), 0)
             liked = Liked(name="liked")(embeddings, weights, history["time"], positions)
             parts += [liked * math.sqrt(self.dim), 2 * at(running_sum(items, weights), positions)]
-            hidden *= 4  # what is wanted is not linear in these
+            hidden, layers = 2 * self.width, 2  # what is wanted is not linear in these
         if "moment" in self.features:
             moment, time = (at(history[name], positions) for name in ("moment", "time"))
             parts += [
                 features.TimeEncoding(features.ABSOLUTE_PERIODS, name="moment")(moment),
                 features.TimeEncoding(features.RELATIVE_PERIODS, name="since")(moment - time),
             ]
-        out = MLP(hidden, self.dim, self.dtype, name="head")(jnp.concatenate(parts, axis=-1))
+        head = MLP(hidden, self.dim, self.dtype, layers, name="head")
+        out = head(jnp.concatenate(parts, axis=-1))
         if self.history_sums:
             out = liked + out / 10  # at first about as long
         return features.unit_length(out)
@@ -353,21 +355,21 @@ def _identity(key, shape, dtype):
 
 
 class MLP(nn.Module):
-    """One hidden layer, or several that are gated.
+    """Hidden layers of gelu(W x), those after the first with a norm before and a residual around.
 
     Attributes:
       hidden: their width.
       out: numbers of the output.
       dtype: of the arithmetic.
-      gated_layers: hidden layers of gelu(W x) * V x (Shazeer, GLU Variants Improve Transformer,
-        2020), those after the first with a norm before and a residual around them. 0: one of
-        gelu(W x).
+      layers: how many there are.
+      gated: whether they are gelu(W x) * V x (Shazeer, GLU Variants Improve Transformer, 2020).
     """
 
     hidden: int
     out: int
     dtype: Any
-    gated_layers: int = 0
+    layers: int = 1
+    gated: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*shape in"]) -> Float[Array, "*shape {self.out}"]:
@@ -375,12 +377,12 @@ class MLP(nn.Module):
 
         def layer(rows, number=""):
             hidden = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name=f"hidden{number}")(rows))
-            if self.gated_layers:
+            if self.gated:
                 hidden *= nn.Dense(self.hidden, dtype=self.dtype, name=f"gate{number}")(rows)
             return hidden
 
         hidden = layer(rows)
-        for n in range(1, self.gated_layers):
+        for n in range(1, self.layers):
             hidden += layer(nn.LayerNorm(dtype=self.dtype, name=f"norm_{n}")(hidden), f"_{n}")
         out = nn.Dense(self.out, dtype=self.dtype, name="out")(hidden)
         return out.reshape(*x.shape[:-1], self.out)

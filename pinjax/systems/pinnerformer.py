@@ -130,6 +130,8 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise InputError(
             "model.id_dim=0: items without data.content are learned ids; expected more than 0"
         )
+    if config.model.gated_layers < 0:
+        raise InputError(f"model.gated_layers={config.model.gated_layers}: expected at least 0")
     if config.model.gated_layers and not config.data.content:
         raise InputError(
             "model.gated_layers: learned ids begin at zero, where a gate passes no gradient; set "

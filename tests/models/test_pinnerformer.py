@@ -295,16 +295,18 @@ def test_user_embedding_is_what_was_liked_and_what_the_head_makes_of_sums(conten
     everywhere = jnp.broadcast_to(jnp.arange(LENGTH), time.shape)
     liked = pinnerformer.Liked().apply({"params": tower["liked"]}, items, halves, time, everywhere)
     seen = jnp.pad(2 * pinnerformer.running_sum(inputs, halves), [(0, 0), (0, 0), (other, 0)])
-    head = pinnerformer.MLP(hidden.shape[1], model.dim, jnp.float32)
+    head = pinnerformer.MLP(hidden.shape[1], model.dim, jnp.float32, layers=2)
     expected = liked + head.apply({"params": tower["head"]}, seen) / 10
     expected /= np.maximum(np.linalg.norm(expected, axis=-1, keepdims=True), 1e-12)
     np.testing.assert_allclose(users(model, content, history, params), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("gated_layers", [0, 1, 3])
-def test_mlp_is_the_formula(rng, gated_layers):
+@pytest.mark.parametrize(
+    ("layers", "gated"), [(1, False), (1, True), (2, False), (3, True)], ids=str
+)
+def test_mlp_is_the_formula(rng, layers, gated):
     x = rng.standard_normal((3, 2, 5)).astype(np.float32)
-    model = pinnerformer.MLP(7, 4, jnp.float32, gated_layers)
+    model = pinnerformer.MLP(7, 4, jnp.float32, layers, gated)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32),
         jax.eval_shape(model.init, jax.random.key(0), x)["params"],
@@ -317,14 +319,15 @@ def test_mlp_is_the_formula(rng, gated_layers):
     def gelu(y):
         return y * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
 
-    y = gelu(dense(x, "hidden"))
-    if gated_layers:
-        y = y * dense(x, "gate")
-    for layer in range(1, gated_layers):
+    def hidden(x, number=""):
+        y = gelu(dense(x, f"hidden{number}"))
+        return y * dense(x, f"gate{number}") if gated else y
+
+    y = hidden(x)
+    for layer in range(1, layers):
         z = (y - y.mean(axis=-1, keepdims=True)) / np.sqrt(y.var(axis=-1, keepdims=True) + 1e-6)
         norm = {key: np.asarray(value) for key, value in params[f"norm_{layer}"].items()}
-        z = z * norm["scale"] + norm["bias"]
-        y = y + gelu(dense(z, f"hidden_{layer}")) * dense(z, f"gate_{layer}")
+        y = y + hidden(z * norm["scale"] + norm["bias"], f"_{layer}")
     found = model.apply({"params": params}, jnp.asarray(x))
     np.testing.assert_allclose(found, dense(y, "out"), rtol=1e-4, atol=1e-4)
 

@@ -193,6 +193,7 @@ def test_components_are_those_along_which_items_of_the_training_period_vary_most
             {"data": {"content": False}, "model": {"gated_layers": 1}},
             "model.gated_layers: learned ids begin",
         ),
+        ({"model": {"gated_layers": -1}}, "model.gated_layers=-1: expected at least 0"),
         ({"objective": {"newest": 1.5}}, "objective.newest=1.5: expected from 0 to 1"),
         ({"model": {"features": ("item", "age")}}, "model.features: 'age' is none of item, "),
         ({"model": {"features": ()}}, "model.features: expected some of item, "),
