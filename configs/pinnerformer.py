@@ -123,7 +123,7 @@ def _paper(config: ConfigDict) -> None:
 
 
 def _hour(config: ConfigDict) -> None:
-    """The default's data for half an hour of one CPU core.
+    """The default's data for an hour of one CPU core.
 
     How much a user likes a topic shows in a count of actions, and what a user likes in all topics
     in a sum over them, for which 64 are too few. Users come by again and again, and learned ids

@@ -3,10 +3,6 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Memory in pages of 2 MiB, where the system has them: on a CPU a step asks for all of its arrays
-# anew, and in pages of 4 KiB that is a third of its time (benchmarks/huge_pages.py).
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
-
 install() {  # install REQUIREMENTS: does nothing where it is already installed
   local requirements=$1 python=${PYTHON:-python3} stamp
   stamp=.venv/installed-$(cat requirements*.txt | cksum | cut -d' ' -f1)-$requirements
