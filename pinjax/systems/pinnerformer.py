@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pinjax.data import batches, datasets, schema, windows
+from pinjax.data import batches, datasets, held_out, schema, windows
 from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import pinnerformer
@@ -187,9 +187,10 @@ def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | 
 
     These are content vectors, or with `data.components` the principal components of them.
 
-    With `data.degree_days` they have one number more: the log of an item's actions in the last days
-    of training, of mean 0 and variance 1, beside numbers of a mean square of 1. It is PinSage's log
-    degree (Ying et al., KDD 2018, §4.1): how popular an item is does not show in its content.
+    With `data.degree_days` they have one number more: the log of an item's actions a day in the
+    last days of training, of mean 0 and variance 1, beside numbers of a mean square of 1. It is
+    PinSage's log degree (Ying et al., KDD 2018, §4.1), for the days that an item has existed: how
+    popular an item is does not show in its content.
     """
     if not config.data.content:
         return None
@@ -206,7 +207,7 @@ def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | 
         some = existed[:: 1 + len(existed) // _PRINCIPAL]
         content = principal_components(content, content[some], config.data.components)
     if config.data.degree_days:
-        degree = np.log1p(recent_counts(dataset, config.data.degree_days))
+        degree = np.log(recent_rates(dataset, config.data.degree_days))
         degree = (degree - degree.mean()) / max(degree.std(), 1e-6)
         square = np.square(content).mean(axis=1, keepdims=True)
         content = np.c_[content / np.sqrt(np.maximum(square, 1e-12)), degree]
@@ -242,17 +243,27 @@ def principal_components(vectors: np.ndarray, sample: np.ndarray, count: int) ->
     return vectors @ axes - sample.mean(axis=0) @ axes
 
 
-def recent_counts(dataset: datasets.Dataset, days: float) -> np.ndarray:
-    """Actions of training users on each item in the last days of training: int64 (items,)."""
-    metadata = dataset.metadata
+def recent_rates(dataset: datasets.Dataset, days: float) -> np.ndarray:
+    """Actions a day of training users on each item in the last days of training: float64 (items,).
+
+    They are counted from the day on which the item was created or the log began. Of an item that is
+    new little is known, so a rate is the mean that follows from the item's actions where rates are
+    distributed exponentially about that of all items.
+    """
+    metadata, created = dataset.metadata, dataset.catalogue.created.astype(np.float64)
     if metadata.leave_one_out:  # whose times are ranks
-        return dataset.catalogue.counts
-    counts = np.zeros(len(dataset.catalogue), np.int64)
-    for chunk in dataset.chunks("train"):
-        age = metadata.train_end - chunk.records["time"].astype(np.int64)
-        late = (age >= 0) & (age < days * 24 * 60 * 60)
-        counts += np.bincount(chunk.records["item"][late], minlength=len(counts))
-    return counts
+        counts, existed = dataset.catalogue.counts, np.ones(len(created))
+    else:
+        start = metadata.train_end - days * held_out.DAY
+        counts, first = np.zeros(len(created), np.int64), metadata.train_end
+        for chunk in dataset.chunks("train"):
+            time = chunk.records["time"].astype(np.int64)
+            late = (time > start) & (time <= metadata.train_end)
+            counts += np.bincount(chunk.records["item"][late], minlength=len(counts))
+            first = min(first, time.min(initial=first))
+        existed = (metadata.train_end - np.maximum(created, max(start, first))) / held_out.DAY
+        existed = np.maximum(existed, 0)
+    return (counts + 1) / (existed + existed.sum() / max(counts.sum(), 1))
 
 
 def init(

@@ -151,14 +151,37 @@ def test_degree_stands_beside_content(make_config, days):
     expected = content * np.sqrt(dim) / np.linalg.norm(content, axis=1, keepdims=True)
     np.testing.assert_allclose(table[:, :dim], expected, rtol=2**-8, atol=1e-6)
 
-    end, count = dataset.metadata.train_end, np.zeros(len(content))
-    for records in (chunk.records for chunk in dataset.chunks("train")):
-        for item, time in zip(records["item"], records["time"].astype(int), strict=True):
-            count[item] += end - days * 86_400 < time <= end
+    end = dataset.metadata.train_end
+    created = dataset.catalogue.created.astype(np.float64)
+    times = [chunk.records["time"].astype(int) for chunk in dataset.chunks("train")]
+    start = max(end - days * 86_400, min(time.min() for time in times))
+    existed = np.maximum(end - np.maximum(created, start), 0) / 86_400
+    count = np.zeros(len(content))
+    for chunk, time in zip(dataset.chunks("train"), times, strict=True):
+        for item, moment in zip(chunk.records["item"], time, strict=True):
+            count[item] += end - days * 86_400 < moment <= end
     if days > 1_000:
         np.testing.assert_array_equal(count, dataset.catalogue.counts)
-    degree = (np.log(1 + count) - np.log(1 + count).mean()) / np.log(1 + count).std()
+    assert (existed == 0).any()
+    # A gamma prior of shape 1 whose mean is the rate of all items together.
+    degree = np.log((1 + count) / (existed.sum() / count.sum() + existed))
+    degree = (degree - degree.mean()) / degree.std()
     np.testing.assert_allclose(table[:, dim], degree, rtol=2**-8, atol=1e-6)
+
+
+def test_rates_tell_popularity_whenever_an_item_was_created(make_config):
+    config = make_config()
+    dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
+    rates = pinnerformer.recent_rates(dataset, 365.0)
+    # An item of pinworld is as popular on its first day as on any other.
+    oracle = dataset.oracle
+    appeal = oracle.popularity * np.exp(oracle.tastes @ oracle.style.T).mean(axis=0)
+    topic = np.bincount(oracle.leaf, rates) / np.bincount(oracle.leaf, appeal)
+    error = np.log(rates / (topic[oracle.leaf] * appeal))
+    age = (dataset.metadata.train_end - oracle.created.astype(np.float64)) / 86_400
+    new, old = error[(age > 5) & (age < 60)], error[age > 91]
+    assert len(new) > 50
+    assert abs(new.mean() - old.mean()) < 0.2
 
 
 def test_components_are_those_along_which_items_of_the_training_period_vary_most(make_config):
