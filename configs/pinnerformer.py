@@ -132,7 +132,7 @@ def _hour(config: ConfigDict) -> None:
     makes up most of a content vector's dimensions, which components leave out. Fewer negatives make
     more steps.
     """
-    config.data.update(length=128, components=32, degree_days=365.0)
+    config.data.update(length=128, components=24, degree_days=365.0)
     config.model.update(history_sums=True, gated_layers=2, id_dim=0, dropout=0.1)
     config.model.features = ("item", "action", "surface", "duration", "time", "moment")
     config.loss.update(in_batch=512, random=512)
