@@ -7,8 +7,9 @@ Split by global time and by user: all methods learn from the same training users
 moment, and answer the same questions about other users, later. A question is what a user had done
 by a moment T; an answer is ten of the items that existed at T, none that the user has acted on; the
 right one is what the user engages with in the window after T. An item that did not exist at T is
-missed by everybody. All answers are judged by the same code. Popularity and the last row also know
-what the training users did between the end of training and T.
+missed by everybody. All answers are judged by the same code. Popularity, the degrees of items that
+PinnerFormer sees of ifdb and the last row also know what the training users did between the end of
+training and T.
 
 The last row is of both: PinnerFormer's logits, and the logarithm of recent popularity added. As a
 product of two vectors that is one number more in each. What a trained model does not know of the
@@ -20,7 +21,6 @@ globo a seeded part of the users is taken, so that a CPU is enough.
 """
 
 import dataclasses
-import functools
 import os
 import pathlib
 import runpy
@@ -192,6 +192,7 @@ def train(log: str, directory: pathlib.Path, workdir: pathlib.Path) -> float:
 
 def trained_embeddings(
     exams: Sequence[Exam],
+    moments: Sequence[int],
     dataset: datasets.Dataset,
     config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
@@ -199,21 +200,23 @@ def trained_embeddings(
     """Of the checkpoint that the run in `workdir` serves; dot products are logits.
 
     Returns:
-      users of each exam, (queries, dim); all items, (items, dim).
+      users of each exam, (queries, dim); all items at all moments, (moments, items, dim).
     """
     mesh = sharding.make_mesh()
     params = checkpoint.load_chosen(workdir, config, registry.create(config, mesh), mesh).params
     model = pinnerformer.make_model(config, dataset.metadata, mesh)
     frozen = pinnerformer.freeze(config, dataset, model, mesh)
-    embed_users, embed_items = (
-        functools.partial(embed, params, frozen.content)
-        for embed in pinnerformer.embedders(model, mesh)
-    )
-    users = [
-        batching.in_batches(embed_users, exam.histories, config.evaluate.batch) for exam in exams
-    ]
-    items = pinnerformer.embed_catalogue(embed_items, np.arange(len(dataset.catalogue)))
-    return users, items * float(model.apply(params, method="scale"))
+    towers_at = pinnerformer.make_towers(config, dataset, model, mesh, frozen.content)
+    users, items = [[] for _ in exams], []
+    for row, moment in enumerate(moments):
+        towers = towers_at(params, moment)
+        items.append(towers.items(np.arange(len(dataset.catalogue))))
+        for exam, embedded in zip(exams, users, strict=True):
+            asked = {name: x[exam.moment == row] for name, x in exam.histories.items()}
+            if len(asked["item"]):
+                embedded.append(batching.in_batches(towers.users, asked, config.evaluate.batch))
+    scale = float(model.apply(params, method="scale"))
+    return [np.concatenate(embedded) for embedded in users], np.stack(items) * scale
 
 
 def training_actions(dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -320,12 +323,21 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
     length = max(by_length, key=by_length.get)
     answers["co-occurrence"] = co_occurrence_answers(test, neighbours, popularity, length)
     answers["SASRec"], seconds["SASRec"] = sasrec_answers(test, user, actions, out)
-    users, items = trained_embeddings((valid, test), dataset, config, workdir)
-    answers["PinnerFormer"] = test.answers(lambda queries: users[1][queries] @ items.T)
+    moments = source.moments(config.evaluate.moments)
+    users, items = trained_embeddings((valid, test), moments, dataset, config, workdir)
 
     def with_recent(exam: Exam, users: np.ndarray, weight: float) -> np.ndarray:
-        log_prior = weight * np.log1p(exam.recent[hours])
-        return exam.answers(lambda q: users[q] @ items.T + log_prior[exam.moment[q]])
+        def score(queries: slice) -> np.ndarray:
+            parts = []
+            for moment in np.unique(exam.moment[queries]):  # by which queries are sorted
+                of_moment = users[queries][exam.moment[queries] == moment]
+                log_prior = weight * np.log1p(exam.recent[hours][moment])
+                parts.append(of_moment @ items[moment].T + log_prior)
+            return np.concatenate(parts)
+
+        return exam.answers(score)
+
+    answers["PinnerFormer"] = with_recent(test, users[1], 0.0)
 
     by_weight = {w: valid.judge(with_recent(valid, users[0], w))["R@10"] for w in WEIGHTS}
     weight = max(by_weight, key=by_weight.get)

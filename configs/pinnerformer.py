@@ -25,7 +25,8 @@ def get_config(variant: str = "") -> ConfigDict:
     data.workers = 0  # processes that read ahead; 0: threads, enough below some 5,000 users/s
     data.content = True  # items are their content vectors, and learned ids if model.id_dim is not 0
     data.components = 0  # principal components that are left of content vectors; 0: all is left
-    # Beside its content an item has the log of its actions a day in the last days of training.
+    # Beside its content an item has the log of its actions a day in the last days of training, or
+    # of those before the moment for which it is embedded.
     data.degree_days = 0.0  # so many; 0: it has not
     data.positives = "save, closeup>=10, click>=10"  # which actions are labels: type, seconds
     data.surfaces = "home"  # ... on which surfaces ("": all)

@@ -74,19 +74,13 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     )
     model = make_model(config, metadata, mesh)
     frozen = freeze(config, dataset, model, mesh)
-    embed_users, embed_items = embedders(model, mesh)
+    towers = make_towers(config, dataset, model, mesh, frozen.content)
     judge = user_retrieval.UserRetrieval(
         "PinnerFormer", dataset, positives, config.data.length, config.evaluate
     )
 
-    def towers(params: Any):
-        return (
-            functools.partial(embed_users, params, frozen.content),
-            functools.partial(embed_items, params, frozen.content),
-        )
-
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
-        embed_history, embed_rows = towers(params)
+        embed_history, embed_rows = towers(params, moment)
         splits = schema.SPLITS[:1] if metadata.leave_one_out else schema.SPLITS
         return {
             "users": [
@@ -101,8 +95,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         }
 
     def evaluate(params: Any, split: str, full: bool = False) -> list[system.Row]:
-        embed_history, embed_rows = towers(params)
-        return judge(embed_history, functools.partial(embed_catalogue, embed_rows), split, full)
+        return judge(functools.partial(towers, params), split, full)
 
     return system.System(
         init=functools.partial(init, model, config.loss, frozen.content),
@@ -187,10 +180,8 @@ def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | 
 
     These are content vectors, or with `data.components` the principal components of them.
 
-    With `data.degree_days` they have one number more: the log of an item's actions a day in the
-    last days of training, of mean 0 and variance 1, beside numbers of a mean square of 1. It is
-    PinSage's log degree (Ying et al., KDD 2018, §4.1), for the days that an item has existed: how
-    popular an item is does not show in its content.
+    With `data.degree_days` they have one number more, the last: an item's degree when the training
+    period ended, beside numbers of a mean square of 1.
     """
     if not config.data.content:
         return None
@@ -207,8 +198,7 @@ def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | 
         some = existed[:: 1 + len(existed) // _PRINCIPAL]
         content = principal_components(content, content[some], config.data.components)
     if config.data.degree_days:
-        degree = np.log(recent_rates(dataset, config.data.degree_days))
-        degree = (degree - degree.mean()) / max(degree.std(), 1e-6)
+        degree = log_degrees(dataset, config.data.degree_days, metadata.train_end)
         square = np.square(content).mean(axis=1, keepdims=True)
         content = np.c_[content / np.sqrt(np.maximum(square, 1e-12)), degree]
     return content.astype(jnp.bfloat16)
@@ -243,27 +233,38 @@ def principal_components(vectors: np.ndarray, sample: np.ndarray, count: int) ->
     return vectors @ axes - sample.mean(axis=0) @ axes
 
 
-def recent_rates(dataset: datasets.Dataset, days: float) -> np.ndarray:
-    """Actions a day of training users on each item in the last days of training: float64 (items,).
+def log_degrees(dataset: datasets.Dataset, days: float, moment: int) -> np.ndarray:
+    """The log of `recent_rates`, of mean 0 and variance 1 over the items: float64 (items,).
+
+    It is PinSage's log degree (Ying et al., KDD 2018, §4.1), for the days that an item has existed:
+    how popular an item is does not show in its content.
+    """
+    degree = np.log(recent_rates(dataset, days, moment))
+    return (degree - degree.mean()) / max(degree.std(), 1e-6)
+
+
+def recent_rates(dataset: datasets.Dataset, days: float, moment: int) -> np.ndarray:
+    """Actions a day of training users on each item in the days up to a moment: float64 (items,).
 
     They are counted from the day on which the item was created or the log began. Of an item that is
     new little is known, so a rate is the mean that follows from the item's actions where rates are
     distributed exponentially about that of all items.
     """
-    metadata, created = dataset.metadata, dataset.catalogue.created.astype(np.float64)
-    if metadata.leave_one_out:  # whose times are ranks
+    created = dataset.catalogue.created.astype(np.float64)
+    if dataset.metadata.leave_one_out:  # whose times are ranks
         counts, existed = dataset.catalogue.counts, np.ones(len(created))
     else:
-        start = metadata.train_end - days * held_out.DAY
-        counts, first = np.zeros(len(created), np.int64), metadata.train_end
+        start, first = moment - days * held_out.DAY, moment
+        counts = np.zeros(len(created), np.int64)
         for chunk in dataset.chunks("train"):
             time = chunk.records["time"].astype(np.int64)
-            late = (time > start) & (time <= metadata.train_end)
+            late = (time > start) & (time <= moment)
             counts += np.bincount(chunk.records["item"][late], minlength=len(counts))
             first = min(first, time.min(initial=first))
-        existed = (metadata.train_end - np.maximum(created, max(start, first))) / held_out.DAY
-        existed = np.maximum(existed, 0)
-    return (counts + 1) / (existed + existed.sum() / max(counts.sum(), 1))
+        existed = np.maximum((moment - np.maximum(created, max(start, first))) / held_out.DAY, 0)
+    # Where nothing has happened yet, all rates are alike.
+    prior = max(existed.sum(), 1.0) / max(counts.sum(), 1)
+    return (counts + 1) / (existed + prior)
 
 
 def init(
@@ -389,17 +390,54 @@ def served(
     return model.apply(params, content, history, newest, method="users")[:, 0]
 
 
-def embed_catalogue(embed_rows: Callable[[np.ndarray], jax.Array], rows: np.ndarray) -> np.ndarray:
-    """The embeddings of items, (rows, dim)."""
-    return batching.in_batches(embed_rows, rows.astype(np.int32), min(len(rows), 2**14))
+def make_towers(
+    config: ConfigDict,
+    dataset: datasets.Dataset,
+    model: pinnerformer.PinnerFormer,
+    mesh: Mesh,
+    content: jax.Array | None,
+) -> Callable[[Any, int], user_retrieval.Towers]:
+    """(params, moment) -> the towers at a moment, where degrees are what an index built then knows.
+
+    Args:
+      config: of the run.
+      dataset: of which the degrees are counted.
+      model: of `make_model`.
+      mesh: of `sharding.make_mesh`.
+      content: of `Frozen`, as it is when the training period ends.
+    """
+    embed_users, embed_items = embedders(model, mesh)
+    metadata, days = dataset.metadata, config.data.degree_days
+
+    def content_at(moment: int) -> jax.Array | None:
+        if not days or metadata.leave_one_out or moment == metadata.train_end:
+            return content
+        degree = log_degrees(dataset, days, moment)[:, None].astype(content.dtype)
+        return _with_last(content, sharding.place_table(mesh, model.tables, degree))
+
+    def towers(params: Any, moment: int) -> user_retrieval.Towers:
+        then = content_at(moment)
+
+        def embed_rows(rows: np.ndarray) -> np.ndarray:
+            embed = functools.partial(embed_items, params, then)
+            return batching.in_batches(embed, rows.astype(np.int32), min(len(rows), 2**14))
+
+        return user_retrieval.Towers(functools.partial(embed_users, params, then), embed_rows)
+
+    return towers
+
+
+@jax.jit
+def _with_last(content: jax.Array, column: jax.Array) -> jax.Array:
+    return content.at[:, -1:].set(column)
 
 
 def item_shard(
-    dataset: datasets.Dataset, embed_rows: Callable[[np.ndarray], jax.Array], start: int
+    dataset: datasets.Dataset, embed_rows: Callable[[np.ndarray], np.ndarray], start: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Own ids and embeddings of the items from row `start` on."""
     ids = dataset.catalogue.ids[start : start + system.SHARD]
-    return ids, embed_catalogue(embed_rows, start + np.arange(len(ids)))
+    return ids, embed_rows(start + np.arange(len(ids)))
 
 
 def user_shard(

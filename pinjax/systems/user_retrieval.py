@@ -28,6 +28,18 @@ _HAS_SCANN = importlib.util.find_spec("scann") is not None  # it has wheels for 
 _SUFFIX = {"window": "", "daily": ", daily", "realtime": ", real time"}
 
 
+class Towers(NamedTuple):
+    """What embeds at a moment.
+
+    Attributes:
+      users: from histories, fields of (batch, length), to (batch, dim).
+      items: from rows of the catalogue, (n,), to (n, dim).
+    """
+
+    users: Callable[[dict[str, np.ndarray]], jax.Array]
+    items: Callable[[np.ndarray], np.ndarray]
+
+
 class Found(NamedTuple):
     """What an index answers.
 
@@ -78,16 +90,14 @@ class UserRetrieval:
 
     def __call__(
         self,
-        embed_users: Callable[[dict[str, np.ndarray]], jax.Array],
-        embed_items: Callable[[np.ndarray], np.ndarray],
+        towers: Callable[[int], Towers],
         split: str,
         full: bool,
     ) -> list[system.Row]:
         """The table of a split, over all moments.
 
         Args:
-          embed_users: from histories, fields of (`config.batch`, length), to (batch, dim).
-          embed_items: from rows of the catalogue, (n,), to (n, dim).
+          towers: those of a moment, unix seconds, for its whole window.
           split: whose users are asked.
           full: with all cadences, the approximate index and the baselines; else the first row.
 
@@ -104,14 +114,13 @@ class UserRetrieval:
             filter_seen=self.config.filter_seen,
         )
         table = _Table(self.dataset.catalogue.topics)
-        items = None
         for moment in source.moments(self.config.moments):
             once = source.questions(split, moment)
             if not once.users:
                 continue
             index = source.index(moment)
-            if items is None or len(items.rows) < len(index):
-                items = self._embed(embed_items, index, once)
+            embed_users, embed_items = towers(moment)
+            items = self._embed(embed_items, index, once)
             counts = source.counts(moment) if full else None
             for cadence in self.config.cadences if full else self.config.cadences[:1]:
                 asked = once if cadence == "window" else source.questions(split, moment, cadence)

@@ -141,6 +141,22 @@ def test_data_without_content_needs_learned_ids(make_config, monkeypatch, mesh):
         registry.create(config, mesh)
 
 
+def log_degrees(dataset, days, moment):
+    """One action after the other, of mean 0 and variance 1, and the counts that they come from."""
+    created = dataset.catalogue.created.astype(np.float64)
+    times = [chunk.records["time"].astype(int) for chunk in dataset.chunks("train")]
+    start = max(moment - days * 86_400, min(time.min() for time in times))
+    existed = np.maximum(moment - np.maximum(created, start), 0) / 86_400
+    assert (existed == 0).any()
+    count = np.zeros(len(created))
+    for chunk, time in zip(dataset.chunks("train"), times, strict=True):
+        for item, acted in zip(chunk.records["item"], time, strict=True):
+            count[item] += moment - days * 86_400 < acted <= moment
+    # A gamma prior of shape 1 whose mean is the rate of all items together.
+    degree = np.log((1 + count) / (existed.sum() / count.sum() + existed))
+    return (degree - degree.mean()) / degree.std(), count
+
+
 @pytest.mark.parametrize("days", [20.0, 1e4])
 def test_degree_stands_beside_content(make_config, days):
     config = make_config(data={"content": True, "degree_days": days})
@@ -150,29 +166,40 @@ def test_degree_stands_beside_content(make_config, days):
     dim = content.shape[1]
     expected = content * np.sqrt(dim) / np.linalg.norm(content, axis=1, keepdims=True)
     np.testing.assert_allclose(table[:, :dim], expected, rtol=2**-8, atol=1e-6)
-
-    end = dataset.metadata.train_end
-    created = dataset.catalogue.created.astype(np.float64)
-    times = [chunk.records["time"].astype(int) for chunk in dataset.chunks("train")]
-    start = max(end - days * 86_400, min(time.min() for time in times))
-    existed = np.maximum(end - np.maximum(created, start), 0) / 86_400
-    count = np.zeros(len(content))
-    for chunk, time in zip(dataset.chunks("train"), times, strict=True):
-        for item, moment in zip(chunk.records["item"], time, strict=True):
-            count[item] += end - days * 86_400 < moment <= end
+    degree, count = log_degrees(dataset, days, dataset.metadata.train_end)
     if days > 1_000:
         np.testing.assert_array_equal(count, dataset.catalogue.counts)
-    assert (existed == 0).any()
-    # A gamma prior of shape 1 whose mean is the rate of all items together.
-    degree = np.log((1 + count) / (existed.sum() / count.sum() + existed))
-    degree = (degree - degree.mean()) / degree.std()
     np.testing.assert_allclose(table[:, dim], degree, rtol=2**-8, atol=1e-6)
+
+
+def test_towers_know_the_degrees_of_their_moment(make_config, mesh):
+    config = make_config(data={"content": True, "degree_days": 20.0}, model={"id_dim": 0})
+    dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
+    page = registry.create(config, mesh)
+    params, _ = page.init(jax.random.key(1))
+    model = pinnerformer.make_model(config, dataset.metadata, mesh)
+    towers_at = pinnerformer.make_towers(config, dataset, model, mesh, page.frozen.content)
+    batch = jax.device_put(next(page.batches(0)))
+    rows = np.arange(len(dataset.catalogue))
+    close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    last = 0.0
+    for days in (-20, 0, 5):
+        moment = dataset.metadata.train_end + days * 86_400
+        degree, _ = log_degrees(dataset, 20.0, moment)
+        content = page.frozen.content.at[:, -1].set(degree.astype(jnp.bfloat16))
+        items = model.apply(params, content, jnp.asarray(rows, jnp.int32), method="items")
+        towers = towers_at(params, moment)
+        close(towers.items(rows), items)
+        close(towers.users(batch), pinnerformer.served(model, params, content, batch))
+        close(page.embed(params, moment)["items"][0]()[1], items)
+        assert np.abs(items - last).max() > 0.1
+        last = items
 
 
 def test_rates_tell_popularity_whenever_an_item_was_created(make_config):
     config = make_config()
     dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
-    rates = pinnerformer.recent_rates(dataset, 365.0)
+    rates = pinnerformer.recent_rates(dataset, 365.0, dataset.metadata.train_end)
     # An item of pinworld is as popular on its first day as on any other.
     oracle = dataset.oracle
     appeal = oracle.popularity * np.exp(oracle.tastes @ oracle.style.T).mean(axis=0)

@@ -84,12 +84,10 @@ def test_popularity_is_the_same_list_for_everybody(make_config, rng, filter_seen
     positives = windows.Positives.create(dataset.metadata, config.data.positives, "home")
     judge = user_retrieval.UserRetrieval("model", dataset, positives, 4, config.evaluate)
     items = jnp.asarray(rng.standard_normal((len(dataset.catalogue), 2)), jnp.float32)
-    rows = judge(
-        lambda histories: jnp.ones((len(histories["item"]), 2)),
-        lambda rows: items[rows],
-        "test",
-        full=True,
+    towers = user_retrieval.Towers(
+        lambda histories: jnp.ones((len(histories["item"]), 2)), items.__getitem__
     )
+    rows = judge(lambda moment: towers, "test", full=True)
     found = {row.method: row.metrics["R@10"][0] for row in rows}
 
     source = held_out.HeldOut(
@@ -114,3 +112,25 @@ def test_popularity_is_the_same_list_for_everybody(make_config, rng, filter_seen
             most.append(np.mean(labels >= tenth))
         assert np.mean(fewest) <= found[f"popularity, {name}"] <= np.mean(most)
         assert 0 < np.mean(most) < 0.2
+
+
+def test_each_moment_has_its_own_towers(make_config):
+    """Towers that know what is popular at each moment find that; stale ones do not."""
+    moments = (-80.0, 20.0)
+    config = make_config(evaluate={"moments": moments, "cadences": ("window",)})
+    dataset = datasets.load(config.data.name, config.data.dir)
+    positives = windows.Positives.create(dataset.metadata, config.data.positives, "home")
+    judge = user_retrieval.UserRetrieval("model", dataset, positives, 4, config.evaluate)
+    source = held_out.HeldOut(dataset, positives, 4, config.evaluate.window, 40, 10**6, False)
+
+    def popular(moment):
+        vectors = jnp.asarray(source.counts(moment).ever[:, None], jnp.float32)
+        users = lambda histories: jnp.ones((len(histories["item"]), 1))  # noqa: E731
+        return user_retrieval.Towers(users, vectors.__getitem__)
+
+    stale = source.moments(moments)[0]
+    rows = judge(popular, "test", full=True)
+    found = {row.method: row.metrics["R@10"][0] for row in rows}
+    assert found["model"] == found["popularity, ever"]
+    (row,) = judge(lambda moment: popular(stale), "test", full=False)
+    assert row.metrics["R@10"][0] != found["model"]
