@@ -206,7 +206,7 @@ def trained_embeddings(
     params = checkpoint.load_chosen(workdir, config, registry.create(config, mesh), mesh).params
     model = pinnerformer.make_model(config, dataset.metadata, mesh)
     frozen = pinnerformer.freeze(config, dataset, model, mesh)
-    towers_at = pinnerformer.make_towers(config, dataset, model, mesh, frozen.content)
+    towers_at = pinnerformer.make_towers(config, dataset, model, mesh, frozen)
     users, items = [[] for _ in exams], []
     for row, moment in enumerate(moments):
         towers = towers_at(params, moment)

@@ -28,6 +28,9 @@ def get_config(variant: str = "") -> ConfigDict:
     # Beside its content an item has the log of its actions a day in the last days of training, or
     # of those before the moment for which it is embedded.
     data.degree_days = 0.0  # so many; 0: it has not
+    # It is counted for the end of training, or at so many times up to then, a twelfth of the days
+    # apart: then items are learned as they were at the time of an action or a label.
+    data.degree_times = 1
     data.positives = "save, closeup>=10, click>=10"  # which actions are labels: type, seconds
     data.surfaces = "home"  # ... on which surfaces ("": all)
 
@@ -171,10 +174,10 @@ def _ifdb(config: ConfigDict) -> None:
     """Interactive fiction, configs/prepare/ifdb.py: rolling windows of four weeks from 2023 on.
 
     There are few users, of whom learned ids are soon learned by heart; so games are their tags, and
-    how much they were played in the last year.
+    how much they were played in the year before, at each month of the log's 15 years.
     """
     config.data.update(name="ifdb", positives="played, wish-listed", surfaces="")
-    config.data.degree_days = 365.0
+    config.data.update(degree_days=365.0, degree_times=180)
     config.objective.horizon = 365 * DAY
     config.objective.labels = 16
     config.model.update(width=64, dim=64, id_dim=0, pin_hidden=64, dropout=0.5)

@@ -111,6 +111,7 @@ class PinnerFormer(nn.Module):
         history: Mapping[str, Array],
         positions: Int32[Array, "users positions"] | None = None,
         train: bool = False,
+        degree_times: UInt32[Array, "times"] | None = None,
     ) -> Float32[Array, "users positions {self.dim}"]:
         """Embeds users at positions of their histories; the last is the one to serve.
 
@@ -120,16 +121,28 @@ class PinnerFormer(nn.Module):
           history: see the class; it may be shorter than `length`.
           positions: indices into the history; None: all of it.
           train: apply dropout, from the rng stream "dropout".
+          degree_times: see `ItemInput`. An action's item is as it was then.
         """
-        items = self.item_input(content, history["item"])
+        items = self.item_input(content, history["item"], history["time"], degree_times)
         embeddings = self._embed(items) if self.history_sums else None
         return self.user_tower(items, embeddings, history, positions, train)
 
     def items(
-        self, content: Float[Array, "items content"] | None, rows: Int32[Array, "*shape"]
+        self,
+        content: Float[Array, "items content"] | None,
+        rows: Int32[Array, "*shape"],
+        times: UInt32[Array, "*shape"] | None = None,
+        degree_times: UInt32[Array, "times"] | None = None,
     ) -> Float32[Array, "*shape {self.dim}"]:
-        """Embeds items of the catalogue. What comes back for a row of -1 means nothing."""
-        return self._embed(self.item_input(content, rows))
+        """Embeds items of the catalogue. What comes back for a row of -1 means nothing.
+
+        Args:
+          content: the catalogue's content vectors, see `users`.
+          rows: of the catalogue.
+          times: unix seconds at which to see the items; None: now.
+          degree_times: see `ItemInput`.
+        """
+        return self._embed(self.item_input(content, rows, times, degree_times))
 
     def scale(self) -> Float32[Array, ""]:
         """1 / τ, by which dot products are multiplied to be logits."""
@@ -156,19 +169,33 @@ class ItemInput(nn.Module):
 
     @nn.compact
     def __call__(
-        self, content: Float[Array, "items content"] | None, rows: Int32[Array, "*shape"]
+        self,
+        content: Float[Array, "items content"] | None,
+        rows: Int32[Array, "*shape"],
+        times: UInt32[Array, "*shape"] | None = None,
+        degree_times: UInt32[Array, "times"] | None = None,
     ) -> Float32[Array, "*shape features"]:
         """Gathers and concatenates the vectors of catalogue rows; -1 is padding and zero.
+
+        Args:
+          content: (items, ...), laid out as `tables` says.
+          rows: of the catalogue.
+          times: unix seconds at which to see the items; None: at the newest degree.
+          degree_times: unix seconds, ascending, where the last numbers of content are an item's
+            degree at each of these: of them an item has the newest one up to its time, or the
+            oldest.
 
         Raises:
           ValueError: there is neither content nor a learned vector.
         """
         parts = []
         if content is not None:
+            vectors = self.tables.gather(content, rows)
+            if degree_times is not None:
+                vectors = _with_one_degree(vectors, times, degree_times)
             # Content comes in any scale, PinSage's with unit length: to a root mean square of 1,
             # so that its numbers weigh what the other features' do.
-            vectors = features.unit_length(self.tables.gather(content, rows))
-            vectors *= math.sqrt(content.shape[1])
+            vectors = features.unit_length(vectors) * math.sqrt(vectors.shape[-1])
             parts.append(jnp.where(rows[..., None] >= 0, vectors, 0))
         if self.id_dim:
             table = hash_embedding.HashEmbedding(
@@ -178,6 +205,15 @@ class ItemInput(nn.Module):
         if not parts:
             raise ValueError("items have neither content vectors nor id_dim > 0: nothing is known")
         return jnp.concatenate(parts, axis=-1)
+
+
+def _with_one_degree(vectors, times, degree_times):
+    content, degrees = jnp.split(vectors, [vectors.shape[-1] - len(degree_times)], axis=-1)
+    if times is None:
+        return jnp.concatenate([content, degrees[..., -1:]], axis=-1)
+    newest = jnp.maximum(jnp.searchsorted(degree_times, times, side="right") - 1, 0)
+    degree = jnp.take_along_axis(degrees, newest[..., None], axis=-1)
+    return jnp.concatenate([content, degree], axis=-1)
 
 
 class UserTower(nn.Module):

@@ -37,10 +37,13 @@ class Frozen(NamedTuple):
         their learned ids alone.
       corpus: int32 (n,), the items that existed when the training period ended. Random negatives
         are drawn from these: an item of a later day would only be learned to be never wanted.
+      degree_times: uint32 (times,), unix seconds at which the degrees of `content` were counted,
+        or None where they were counted once.
     """
 
     content: jax.Array | None
     corpus: jax.Array
+    degree_times: jax.Array | None = None
 
 
 def create(config: ConfigDict, mesh: Mesh) -> system.System:
@@ -74,7 +77,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     )
     model = make_model(config, metadata, mesh)
     frozen = freeze(config, dataset, model, mesh)
-    towers = make_towers(config, dataset, model, mesh, frozen.content)
+    towers = make_towers(config, dataset, model, mesh, frozen)
     judge = user_retrieval.UserRetrieval(
         "PinnerFormer", dataset, positives, config.data.length, config.evaluate
     )
@@ -98,7 +101,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         return judge(functools.partial(towers, params), split, full)
 
     return system.System(
-        init=functools.partial(init, model, config.loss, frozen.content),
+        init=functools.partial(init, model, config.loss, frozen),
         loss=functools.partial(loss, model, config.loss, mesh),
         frozen=frozen,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
@@ -119,6 +122,11 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     for name in ("components", "degree_days"):
         if config.data[name] and not config.data.content:
             raise InputError(f"data.{name}: expected 0 without content; set data.content, too")
+    times = config.data.degree_times
+    if times < 1 or (times > 1 and not config.data.degree_days):
+        raise InputError(
+            f"data.degree_times={times}: expected at least 1, and 1 where data.degree_days is 0"
+        )
     if not config.data.content and not config.model.id_dim:
         raise InputError(
             "model.id_dim=0: items without data.content are learned ids; expected more than 0"
@@ -172,7 +180,9 @@ def freeze(
         content = sharding.place_table(mesh, model.tables, content)
     existed = dataset.catalogue.created <= dataset.metadata.train_end
     corpus = np.flatnonzero(existed).astype(np.int32)
-    return Frozen(content, jax.device_put(corpus, sharding.replicated(mesh)))
+    several = config.data.degree_times > 1
+    times = degree_times(config, dataset.metadata.train_end) if several else None
+    return Frozen(content, *jax.device_put((corpus, times), sharding.replicated(mesh)))
 
 
 def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | None:
@@ -180,8 +190,8 @@ def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | 
 
     These are content vectors, or with `data.components` the principal components of them.
 
-    With `data.degree_days` they have one number more, the last: an item's degree when the training
-    period ended, beside numbers of a mean square of 1.
+    With `data.degree_days` there follow an item's degrees at `degree_times` up to the end of the
+    training period, beside numbers of a mean square of 1.
     """
     if not config.data.content:
         return None
@@ -198,9 +208,10 @@ def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | 
         some = existed[:: 1 + len(existed) // _PRINCIPAL]
         content = principal_components(content, content[some], config.data.components)
     if config.data.degree_days:
-        degree = log_degrees(dataset, config.data.degree_days, metadata.train_end)
+        times = degree_times(config, metadata.train_end)
+        degrees = log_degrees(dataset, config.data.degree_days, times)
         square = np.square(content).mean(axis=1, keepdims=True)
-        content = np.c_[content / np.sqrt(np.maximum(square, 1e-12)), degree]
+        content = np.c_[content / np.sqrt(np.maximum(square, 1e-12)), degrees]
     return content.astype(jnp.bfloat16)
 
 
@@ -233,44 +244,60 @@ def principal_components(vectors: np.ndarray, sample: np.ndarray, count: int) ->
     return vectors @ axes - sample.mean(axis=0) @ axes
 
 
-def log_degrees(dataset: datasets.Dataset, days: float, moment: int) -> np.ndarray:
-    """The log of `recent_rates`, of mean 0 and variance 1 over the items: float64 (items,).
+def degree_times(config: ConfigDict, moment: int) -> np.ndarray:
+    """When degrees are counted that are known at a moment: uint32 (times,), the last at it."""
+    apart = config.data.degree_days * held_out.DAY / 12
+    ago = apart * np.arange(config.data.degree_times)[::-1]
+    return np.maximum(moment - ago, 0).astype(np.uint32)
+
+
+def log_degrees(dataset: datasets.Dataset, days: float, times: np.ndarray) -> np.ndarray:
+    """The log of `recent_rates`, of mean 0 and variance 1 over the items that existed at a time.
 
     It is PinSage's log degree (Ying et al., KDD 2018, §4.1), for the days that an item has existed:
     how popular an item is does not show in its content.
+
+    Returns:
+      float32 (items, times).
     """
-    degree = np.log(recent_rates(dataset, days, moment))
-    return (degree - degree.mean()) / max(degree.std(), 1e-6)
+    degrees = np.log(recent_rates(dataset, days, times))
+    for degree, time in zip(degrees.T, times, strict=True):
+        existed = dataset.catalogue.created <= time
+        if existed.any():
+            degree -= degree[existed].mean()
+            degree /= max(degree[existed].std(), 0.1)  # of few items it may be 0
+    return degrees.astype(np.float32)
 
 
-def recent_rates(dataset: datasets.Dataset, days: float, moment: int) -> np.ndarray:
-    """Actions a day of training users on each item in the days up to a moment: float64 (items,).
+def recent_rates(dataset: datasets.Dataset, days: float, times: np.ndarray) -> np.ndarray:
+    """Training users' actions a day on items in the days up to a time: float64 (items, times).
 
     They are counted from the day on which the item was created or the log began. Of an item that is
     new little is known, so a rate is the mean that follows from the item's actions where rates are
     distributed exponentially about that of all items.
     """
-    created = dataset.catalogue.created.astype(np.float64)
+    created, until = dataset.catalogue.created.astype(np.float64), times.astype(np.int64)
     if dataset.metadata.leave_one_out:  # whose times are ranks
-        counts, existed = dataset.catalogue.counts, np.ones(len(created))
+        counts, existed = dataset.catalogue.counts[:, None], np.ones((len(created), len(until)))
     else:
-        start, first = moment - days * held_out.DAY, moment
-        counts = np.zeros(len(created), np.int64)
+        counts, first = np.zeros((len(created), len(until)), np.int64), until.min()
+        since = until - days * held_out.DAY
         for chunk in dataset.chunks("train"):
-            time = chunk.records["time"].astype(np.int64)
-            late = (time > start) & (time <= moment)
-            counts += np.bincount(chunk.records["item"][late], minlength=len(counts))
-            first = min(first, time.min(initial=first))
-        existed = np.maximum((moment - np.maximum(created, max(start, first))) / held_out.DAY, 0)
+            acted, item = chunk.records["time"].astype(np.int64), chunk.records["item"]
+            for count, start, end in zip(counts.T, since, until, strict=True):
+                count += np.bincount(item[(acted > start) & (acted <= end)], minlength=len(count))
+            first = min(first, acted.min(initial=first))
+        existed = until - np.maximum(created[:, None], np.maximum(since, first))
+        existed = np.maximum(existed / held_out.DAY, 0)
     # Where nothing has happened yet, all rates are alike.
-    prior = max(existed.sum(), 1.0) / max(counts.sum(), 1)
+    prior = np.maximum(existed.sum(axis=0), 1) / np.maximum(counts.sum(axis=0), 1)
     return (counts + 1) / (existed + prior)
 
 
 def init(
     model: pinnerformer.PinnerFormer,
     config: ConfigDict,
-    content: jax.Array | jax.ShapeDtypeStruct | None,
+    frozen: Frozen,
     key: jax.Array,
 ) -> tuple[Any, Any]:
     """Parameters, and the sketch that counts how often an item is a label."""
@@ -280,8 +307,10 @@ def init(
         for name, (dtype, _) in schema.ACTION.fields.items()
     }
     history["moment"] = history["time"]
+    content, _, times = frozen
     if content is not None:  # as wide is all that counts
-        content = jnp.zeros((model.tables.num_rows(1), content.shape[1]), content.dtype)
+        width = content.shape[1] - (0 if times is None else len(times) - 1)
+        content = jnp.zeros((model.tables.num_rows(1), width), content.dtype)
     params = model.clone(mesh=None).init(params_key, content, history)  # for one user
     sketch = count_min_sketch.init(
         sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
@@ -304,19 +333,23 @@ def loss(
         lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
     )
     choice_key, random_key, dropout_key = jax.random.split(key, 3)
-    content, corpus = frozen
-    embed_items = functools.partial(model.apply, params, content, method="items")
+    content, corpus, times = frozen
+    embed_items = functools.partial(
+        model.apply, params, content, degree_times=times, method="items"
+    )
 
     # Queries are the embeddings at the positions that predict, positives what they predict.
     queries = model.apply(
         *(params, content, batch, batch["label_position"]),
         train=True,
+        degree_times=times,
         rngs={"dropout": dropout_key},
         method="users",
     )
     labels = batch["label_item"]
     exists = labels >= 0
-    positives = embed_items(labels)
+    moments = pinnerformer.at(batch["moment"], batch["label_position"])
+    positives = embed_items(labels, moments)
 
     # Negatives are labels of the whole batch and random items. Ids are gathered from all devices
     # and the chosen ones embedded anew, which is far less than to gather all embeddings.
@@ -324,6 +357,17 @@ def loss(
     chosen = all_labels[choose(choice_key, all_labels, config.in_batch)]
     num_chosen = (chosen >= 0).sum()
     random_items = corpus[jax.random.randint(random_key, (config.random,), 0, len(corpus))]
+    # Each is seen at the moment of any query, since logQ knows of no time: at its own, a label of
+    # the batch is wanted more than it is at others.
+    in_batch_moments, random_moments = jnp.split(
+        jax.random.choice(
+            jax.random.fold_in(random_key, 1),
+            everywhere(moments.ravel()),
+            (len(chosen) + config.random,),
+            p=(all_labels >= 0) / jnp.maximum((all_labels >= 0).sum(), 1),
+        ),
+        [len(chosen)],
+    )
 
     # logQ is the log of how often an item is expected among the negatives.
     sketch = count_min_sketch.add(sketch, all_labels, where=all_labels >= 0)
@@ -348,8 +392,8 @@ def loss(
         )
 
     scale = model.apply(params, method="scale")
-    in_batch = chosen, embed_items(chosen)
-    random = random_items, embed_items(random_items)
+    in_batch = chosen, embed_items(chosen, in_batch_moments)
+    random = random_items, embed_items(random_items, random_moments)
     if config.terms == "joined":
         ids, embeddings = jax.tree.map(lambda *x: jnp.concatenate(x), in_batch, random)
         losses = term(ids, embeddings, num_chosen, config.random)
@@ -374,20 +418,26 @@ def choose(key: jax.Array, labels: jax.Array, count: int) -> jax.Array:
 def embedders(
     model: pinnerformer.PinnerFormer, mesh: Mesh
 ) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
-    """Compiled: (params, content, histories) and (params, content, rows) -> embeddings."""
+    """Compiled: (params, frozen, histories) and (params, frozen, rows) -> embeddings."""
+
+    def items(params: Any, frozen: Frozen, rows: jax.Array) -> jax.Array:
+        content, _, times = frozen
+        return model.apply(params, content, rows, degree_times=times, method="items")
+
     return (
         sharding.shared_out(mesh, functools.partial(served, model)),
-        sharding.shared_out(mesh, functools.partial(model.apply, method="items")),
+        sharding.shared_out(mesh, items),
     )
 
 
 def served(
-    model: pinnerformer.PinnerFormer, params: Any, content: jax.Array | None, history: system.Batch
+    model: pinnerformer.PinnerFormer, params: Any, frozen: Frozen, history: system.Batch
 ) -> jax.Array:
     """The user embeddings (users, dim) of histories: the output at the newest action."""
     users, length = history["item"].shape
     newest = jnp.full((users, 1), length - 1, jnp.int32)
-    return model.apply(params, content, history, newest, method="users")[:, 0]
+    content, _, times = frozen
+    return model.apply(params, content, history, newest, degree_times=times, method="users")[:, 0]
 
 
 def make_towers(
@@ -395,7 +445,7 @@ def make_towers(
     dataset: datasets.Dataset,
     model: pinnerformer.PinnerFormer,
     mesh: Mesh,
-    content: jax.Array | None,
+    frozen: Frozen,
 ) -> Callable[[Any, int], user_retrieval.Towers]:
     """(params, moment) -> the towers at a moment, where degrees are what an index built then knows.
 
@@ -404,19 +454,24 @@ def make_towers(
       dataset: of which the degrees are counted.
       model: of `make_model`.
       mesh: of `sharding.make_mesh`.
-      content: of `Frozen`, as it is when the training period ends.
+      frozen: as it is when the training period ends.
     """
     embed_users, embed_items = embedders(model, mesh)
     metadata, days = dataset.metadata, config.data.degree_days
 
-    def content_at(moment: int) -> jax.Array | None:
+    def frozen_at(moment: int) -> Frozen:
         if not days or metadata.leave_one_out or moment == metadata.train_end:
-            return content
-        degree = log_degrees(dataset, days, moment)[:, None].astype(content.dtype)
-        return _with_last(content, sharding.place_table(mesh, model.tables, degree))
+            return frozen
+        times = degree_times(config, moment)
+        degrees = log_degrees(dataset, days, times).astype(frozen.content.dtype)
+        degrees = sharding.place_table(mesh, model.tables, degrees)
+        then = frozen._replace(content=_with_last(frozen.content, degrees))
+        if frozen.degree_times is not None:
+            then = then._replace(degree_times=jax.device_put(times, sharding.replicated(mesh)))
+        return then
 
     def towers(params: Any, moment: int) -> user_retrieval.Towers:
-        then = content_at(moment)
+        then = frozen_at(moment)
 
         def embed_rows(rows: np.ndarray) -> np.ndarray:
             embed = functools.partial(embed_items, params, then)
@@ -428,8 +483,8 @@ def make_towers(
 
 
 @jax.jit
-def _with_last(content: jax.Array, column: jax.Array) -> jax.Array:
-    return content.at[:, -1:].set(column)
+def _with_last(content: jax.Array, columns: jax.Array) -> jax.Array:
+    return content.at[:, -columns.shape[1] :].set(columns)
 
 
 def item_shard(

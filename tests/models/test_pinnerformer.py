@@ -184,6 +184,34 @@ def test_item_input_is_content_and_learned_vector(content):
     np.testing.assert_array_equal(ids_alone, vectors[..., 5:])
 
 
+def test_an_item_has_the_newest_degree_up_to_its_time(content, history, rng):
+    """Nothing else is seen than in a catalogue with an item for each pair of item and time."""
+    degrees = jnp.asarray(rng.standard_normal((NUM_ITEMS, 3)), jnp.float32)
+    times = history["time"][0, [1, 3, 5]] + np.uint32([0, 5, 0])
+    pairs = jnp.concatenate([jnp.repeat(content, 3, axis=0), degrees.reshape(-1, 1)], axis=1)
+    content = jnp.concatenate([content, degrees], axis=1)
+
+    def pair(rows, now):
+        newest = np.array([[sum(times <= time) for time in row] for row in now]) - 1
+        return np.where(rows < 0, -1, 3 * rows + np.maximum(newest, 0)).astype(np.int32)
+
+    model = make(num_items=3 * NUM_ITEMS, id_dim=0)
+    init = functools.partial(model.init, jax.random.key(0))
+    params = jax.jit(init)(pairs, jax.device_put(history))
+    rows, now = history["item"], history["time"]
+    paired = jax.device_put({**history, "item": pair(rows, now)})
+    assert len(np.unique(pair(rows * 0, now) % 3)) == 3
+    found = users_of(model)(params, content, history, degree_times=times)
+    np.testing.assert_allclose(found, users(model, pairs, paired, params), atol=1e-5)
+
+    items = functools.partial(model.apply, params, method="items")
+    expected = items(pairs, paired["item"])[rows >= 0]
+    found = items(content, jnp.asarray(rows), jnp.asarray(now), jnp.asarray(times))[rows >= 0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    newest = items(content, jnp.arange(4), degree_times=jnp.asarray(times))
+    np.testing.assert_allclose(newest, items(pairs, 3 * jnp.arange(4) + 2), atol=1e-5)
+
+
 def test_towers_share_the_learned_vectors(content, history):
     model = make()
     before = params_of(model)["params"]

@@ -32,6 +32,7 @@ def kinds(tree):
         *((name, {}) for name in registry.SYSTEMS),
         ("searchsage", {"model": {"residual": True}}),
         ("pinnerformer", {"data": {"components": 8, "degree_days": 20.0}}),
+        ("pinnerformer", {"data": {"degree_days": 20.0, "degree_times": 3}}),
     ],
 )
 def test_outline_is_that_of_the_system(name, changes, data_dir, mesh):

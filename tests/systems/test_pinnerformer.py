@@ -16,20 +16,22 @@ SYSTEM = "pinnerformer"
 
 
 @pytest.mark.parametrize(
-    ("terms", "log_q", "equal_users"),
+    ("terms", "log_q", "equal_users", "degree_times"),
     [
-        ("joined", True, True),
-        ("joined", False, False),
-        ("summed", True, False),
-        ("summed", False, True),
+        ("joined", True, True, 3),
+        ("joined", False, False, 1),
+        ("summed", True, False, 3),
+        ("summed", False, True, 1),
     ],
 )
-def test_loss_is_the_formula(make_config, terms, log_q, equal_users, mesh):
+def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_times, mesh):
     """Everything but the towers' outputs is computed anew, in float64, one pair at a time."""
     # A sketch as wide as this has no collisions among 1,000 items, or hardly any.
     loss = dict(terms=terms, log_q=log_q, in_batch=20, random=30, sketch_width=2**20)
     loss["equal_users"] = equal_users
-    config = make_config(loss=loss)
+    config = make_config(
+        loss=loss, data={"degree_days": 240.0, "degree_times": degree_times}, model={"id_dim": 0}
+    )
     system = registry.create(config, mesh)
     params, sketch = system.init(jax.random.key(1))
     batch = dict(next(system.batches(0)))
@@ -41,10 +43,20 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, mesh):
 
     dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
     model = pinnerformer.make_model(config, dataset.metadata, mesh)
-    apply = functools.partial(model.apply, params, system.frozen.content)
+    content, _, times = system.frozen
+    apply = functools.partial(model.apply, params, content, degree_times=times)
     outputs = np.asarray(apply(batch, method="users"), np.float64)
     everything = jnp.arange(model.num_items, dtype=jnp.int32)
-    items = np.asarray(apply(everything, method="items"), np.float64)
+    # As they were at each time at which degrees were counted.
+    if times is None:
+        times = np.zeros(1)
+        items = [apply(everything, method="items")]
+    else:
+        items = [
+            apply(everything, jnp.full_like(everything, time, jnp.uint32), method="items")
+            for time in times
+        ]
+    items = np.asarray(items, np.float64)
     scale = float(model.apply(params, method="scale"))
 
     labels = np.asarray(batch["label_item"])
@@ -55,15 +67,23 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, mesh):
     corpus = np.flatnonzero(dataset.catalogue.created <= dataset.metadata.train_end)
     assert len(corpus) < model.num_items
     random = corpus[np.asarray(jax.random.randint(random_key, (30,), 0, len(corpus)))]
-    frequency = {item: np.mean(flat[flat >= 0] == item) for item in {*flat, *in_batch, *random}}
+    moments = np.take_along_axis(*map(np.asarray, (batch["moment"], batch["label_position"])), 1)
+    some = jax.random.choice(
+        jax.random.fold_in(random_key, 1), flat.size, (50,), p=(flat >= 0) / (flat >= 0).sum()
+    )
+    some = moments.ravel()[some]
+    in_batch = list(zip(in_batch, some[:20], strict=True))
+    random = list(zip(random, some[20:], strict=True))
 
     def pair_loss(user, query, positive, negatives, batch_size, random_size):
-        def logit(item):
-            expected = batch_size * frequency[item] + random_size / len(corpus)
-            return scale * query @ items[item] - (np.log(expected) if log_q else 0)
+        def logit(item, moment):
+            frequency = np.mean(flat[flat >= 0] == item)
+            expected = batch_size * frequency + random_size / len(corpus)
+            then = max(np.sum(times <= moment) - 1, 0)
+            return scale * query @ items[then, item] - (np.log(expected) if log_q else 0)
 
-        kept = [logit(n) for n in negatives if n not in labels[user]]
-        return -logit(positive) + np.logaddexp.reduce([logit(positive), *kept])
+        kept = [logit(*n) for n in negatives if n[0] not in labels[user]]
+        return -logit(*positive) + np.logaddexp.reduce([logit(*positive), *kept])
 
     total = 0.0
     users = [u for u in range(len(labels)) if (labels[u] >= 0).any()]
@@ -71,11 +91,12 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, mesh):
         pairs = [j for j in range(labels.shape[1]) if labels[u, j] >= 0]
         for j in pairs:
             query = outputs[u, batch["label_position"][u, j]]
+            positive = labels[u, j], moments[u, j]
             if terms == "joined":
-                value_of_pair = pair_loss(u, query, labels[u, j], [*in_batch, *random], 20, 30)
+                value_of_pair = pair_loss(u, query, positive, [*in_batch, *random], 20, 30)
             else:
-                value_of_pair = pair_loss(u, query, labels[u, j], in_batch, 20, 0)
-                value_of_pair += pair_loss(u, query, labels[u, j], random, 0, 30)
+                value_of_pair = pair_loss(u, query, positive, in_batch, 20, 0)
+                value_of_pair += pair_loss(u, query, positive, random, 0, 30)
             weight = 1 / len(pairs) / len(users) if equal_users else 1 / (labels >= 0).sum()
             total += value_of_pair * weight
     np.testing.assert_allclose(float(value), total, rtol=1e-5)
@@ -154,7 +175,8 @@ def log_degrees(dataset, days, moment):
             count[item] += moment - days * 86_400 < acted <= moment
     # A gamma prior of shape 1 whose mean is the rate of all items together.
     degree = np.log((1 + count) / (existed.sum() / count.sum() + existed))
-    return (degree - degree.mean()) / degree.std(), count
+    there = created <= moment
+    return (degree - degree[there].mean()) / degree[there].std(), count
 
 
 @pytest.mark.parametrize("days", [20.0, 1e4])
@@ -172,25 +194,32 @@ def test_degree_stands_beside_content(make_config, days):
     np.testing.assert_allclose(table[:, dim], degree, rtol=2**-8, atol=1e-6)
 
 
-def test_towers_know_the_degrees_of_their_moment(make_config, mesh):
-    config = make_config(data={"content": True, "degree_days": 20.0}, model={"id_dim": 0})
+@pytest.mark.parametrize("times", [1, 3])
+def test_towers_know_the_degrees_of_their_moment(make_config, times, mesh):
+    data = {"content": True, "degree_days": 24.0, "degree_times": times}
+    config = make_config(data=data, model={"id_dim": 0})
     dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
     page = registry.create(config, mesh)
     params, _ = page.init(jax.random.key(1))
     model = pinnerformer.make_model(config, dataset.metadata, mesh)
-    towers_at = pinnerformer.make_towers(config, dataset, model, mesh, page.frozen.content)
+    towers_at = pinnerformer.make_towers(config, dataset, model, mesh, page.frozen)
     batch = jax.device_put(next(page.batches(0)))
     rows = np.arange(len(dataset.catalogue))
     close = functools.partial(np.testing.assert_allclose, atol=1e-5)
     last = 0.0
     for days in (-20, 0, 5):
         moment = dataset.metadata.train_end + days * 86_400
-        degree, _ = log_degrees(dataset, 20.0, moment)
-        content = page.frozen.content.at[:, -1].set(degree.astype(jnp.bfloat16))
-        items = model.apply(params, content, jnp.asarray(rows, jnp.int32), method="items")
+        counted = moment - 2 * 86_400 * np.arange(times)[::-1]
+        degrees = np.stack([log_degrees(dataset, 24.0, time)[0] for time in counted], axis=1)
+        content = page.frozen.content.at[:, -times:].set(degrees.astype(jnp.bfloat16))
+        then = page.frozen._replace(content=content)
+        if times > 1:
+            then = then._replace(degree_times=jnp.asarray(counted, jnp.uint32))
+        apply = functools.partial(model.apply, params, content, degree_times=then.degree_times)
+        items = apply(jnp.asarray(rows, jnp.int32), method="items")
         towers = towers_at(params, moment)
         close(towers.items(rows), items)
-        close(towers.users(batch), pinnerformer.served(model, params, content, batch))
+        close(towers.users(batch), pinnerformer.served(model, params, then, batch))
         close(page.embed(params, moment)["items"][0]()[1], items)
         assert np.abs(items - last).max() > 0.1
         last = items
@@ -199,7 +228,8 @@ def test_towers_know_the_degrees_of_their_moment(make_config, mesh):
 def test_rates_tell_popularity_whenever_an_item_was_created(make_config):
     config = make_config()
     dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
-    rates = pinnerformer.recent_rates(dataset, 365.0, dataset.metadata.train_end)
+    end = np.array([dataset.metadata.train_end])
+    rates = pinnerformer.recent_rates(dataset, 365.0, end)[:, 0]
     # An item of pinworld is as popular on its first day as on any other.
     oracle = dataset.oracle
     appeal = oracle.popularity * np.exp(oracle.tastes @ oracle.style.T).mean(axis=0)
@@ -238,6 +268,7 @@ def test_components_are_those_along_which_items_of_the_training_period_vary_most
             {"data": {"content": True, "components": -1}},
             "data.components=-1: expected from 0 to 256",
         ),
+        ({"data": {"degree_times": 2}}, "data.degree_times=2: expected at least 1, and 1 where"),
         ({"data": {"content": False}, "model": {"id_dim": 0}}, "model.id_dim=0: items without"),
         (
             {"data": {"content": False}, "model": {"gated_layers": 1}},

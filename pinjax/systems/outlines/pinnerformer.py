@@ -26,12 +26,14 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     if config.data.content and not size.content_dim:
         raise InputError(f"data.content: {config.data.name} has no content vectors")
     model = page.make_model(config, size.metadata, mesh)
+    degrees = config.data.degree_times if config.data.degree_days else 0
     content = None
     if config.data.content:
         page.check_components(config, size.content_dim)
-        width = (config.data.components or size.content_dim) + bool(config.data.degree_days)
+        width = (config.data.components or size.content_dim) + degrees
         content = outline.table(model.tables, (num_items, width), jnp.bfloat16)
-    frozen = page.Frozen(content, Shape((num_items,), jnp.int32))
+    times = Shape((degrees,), jnp.uint32) if degrees > 1 else None
+    frozen = page.Frozen(content, Shape((num_items,), jnp.int32), times)
     pairs = windows.labels_per_user(
         config.objective.name, config.data.length, config.objective.labels
     )
@@ -46,14 +48,14 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     rows = Shape((min(num_items, 2**14),), jnp.int32)
 
     def embed(params: Any) -> dict[str, Any]:
-        known = {"parameters": params, "feature table": content}
+        known = {"parameters": params, "feature table": frozen._replace(corpus=None)}
         return {
             "embed users": (embed_users, {**known, "batch": history(config.evaluate.batch)}),
             "embed items": (embed_items, {**known, "batch": rows}),
         }
 
     return outline.Outline(
-        init=functools.partial(page.init, model, config.loss, content),
+        init=functools.partial(page.init, model, config.loss, frozen),
         loss=functools.partial(page.loss, model, config.loss, mesh),
         frozen=frozen,
         batch={**history(users), "label_position": labels, "label_item": labels},
