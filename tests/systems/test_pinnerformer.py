@@ -29,9 +29,8 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     # A sketch as wide as this has no collisions among 1,000 items, or hardly any.
     loss = dict(terms=terms, log_q=log_q, in_batch=20, random=30, sketch_width=2**20)
     loss["equal_users"] = equal_users
-    config = make_config(
-        loss=loss, data={"degree_days": 240.0, "degree_times": degree_times}, model={"id_dim": 0}
-    )
+    data = {"degree_days": 240.0, "degree_times": degree_times}
+    config = make_config(loss=loss, data=data)
     system = registry.create(config, mesh)
     params, sketch = system.init(jax.random.key(1))
     batch = dict(next(system.batches(0)))
@@ -48,15 +47,9 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     outputs = np.asarray(apply(batch, method="users"), np.float64)
     everything = jnp.arange(model.num_items, dtype=jnp.int32)
     # As they were at each time at which degrees were counted.
-    if times is None:
-        times = np.zeros(1)
-        items = [apply(everything, method="items")]
-    else:
-        items = [
-            apply(everything, jnp.full_like(everything, time, jnp.uint32), method="items")
-            for time in times
-        ]
-    items = np.asarray(items, np.float64)
+    times = np.zeros(1, np.uint32) if times is None else np.asarray(times)
+    then = [jnp.full(model.num_items, time, jnp.uint32) for time in times]
+    items = np.stack([apply(everything, now, method="items") for now in then]).astype(np.float64)
     scale = float(model.apply(params, method="scale"))
 
     labels = np.asarray(batch["label_item"])
@@ -205,7 +198,15 @@ def test_towers_know_the_degrees_of_their_moment(make_config, times, mesh):
     towers_at = pinnerformer.make_towers(config, dataset, model, mesh, page.frozen)
     batch = jax.device_put(next(page.batches(0)))
     rows = np.arange(len(dataset.catalogue))
+    served = jax.jit(functools.partial(pinnerformer.served, model))
     close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+
+    @jax.jit
+    def items_of(frozen):
+        content, _, times = frozen
+        everything = jnp.asarray(rows, jnp.int32)
+        return model.apply(params, content, everything, degree_times=times, method="items")
+
     last = 0.0
     for days in (-20, 0, 5):
         moment = dataset.metadata.train_end + days * 86_400
@@ -215,11 +216,10 @@ def test_towers_know_the_degrees_of_their_moment(make_config, times, mesh):
         then = page.frozen._replace(content=content)
         if times > 1:
             then = then._replace(degree_times=jnp.asarray(counted, jnp.uint32))
-        apply = functools.partial(model.apply, params, content, degree_times=then.degree_times)
-        items = apply(jnp.asarray(rows, jnp.int32), method="items")
+        items = items_of(then)
         towers = towers_at(params, moment)
         close(towers.items(rows), items)
-        close(towers.users(batch), pinnerformer.served(model, params, then, batch))
+        close(towers.users(batch), served(params, then, batch))
         close(page.embed(params, moment)["items"][0]()[1], items)
         assert np.abs(items - last).max() > 0.1
         last = items
