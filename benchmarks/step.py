@@ -58,6 +58,7 @@ TOLERANCE = 1e-3
 # What the peer has of the config's choices.
 EXPECTED = {
     "system": "pinnerformer",
+    "data.degree_times": 1,
     "model.features": ("item", "action", "surface", "duration", "time"),
     "model.positions": True,
     "model.history_sums": False,
@@ -133,7 +134,7 @@ def compare(config: ConfigDict, them: dict, source: pathlib.Path, targets: dict)
 
 def simulate_frozen(outline, rng):
     """Content vectors and a corpus of all items."""
-    content, corpus = outline.frozen
+    content, corpus, _ = outline.frozen
     if content is not None:
         content = jnp.asarray(rng.standard_normal(content.shape, np.float32), content.dtype)
     return pinnerformer.Frozen(content, jnp.arange(*corpus.shape, dtype=corpus.dtype))
