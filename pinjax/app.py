@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 import jax
@@ -10,11 +11,11 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
+from pinjax import signals
 from pinjax.errors import InputError
 from pinjax.training import processes
 
 EXIT_INPUT = 2  # wrong flags, config or data: the message says what to mend
-EXIT_PREEMPTED = 75  # stopped by SIGTERM with its state saved: start the same command again
 # Another process of the job died: start the same command again, everywhere. Where JAX's own thread
 # hears of it first, it aborts the process, which a shell sees as 134.
 EXIT_LOST = 76
@@ -43,7 +44,13 @@ def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     workdir = flags.DEFINE_string(
         "workdir", None, "directory of the run; if not given, work/ and the config's name"
     )
+    flags.DEFINE_bool("no_verify", False, "do not compare the checksums of what is opened")
     return config, workdir
+
+
+def verifies() -> bool:
+    """Whether the checksums of what is opened are compared."""
+    return not flags.FLAGS.no_verify
 
 
 def workdir_of(flag: flags.FlagHolder) -> epath.Path:
@@ -76,7 +83,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     stderr and `EXIT_INPUT`.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    logging.set_verbosity(logging.ERROR)
+    # Errors are told once, by what the main thread raises: it does so for those of other threads.
+    logging.set_verbosity(logging.FATAL)
+    threading.excepthook = lambda args: None
+    sys.excepthook = _tell_of_main_thread
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
@@ -93,13 +103,16 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         job = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
         if None in job and any(value is not None for value in job):
             return _complain("--coordinator, --processes and --process go together")
-        processes.join(*job)
-        if not processes.is_first():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
         try:
-            return main(argv)
+            with signals.handled():
+                processes.join(*job)
+                if not processes.is_first():
+                    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
+                return main(argv)
         except InputError as error:
             return _complain(error)
+        except OSError as error:
+            return _complain(f"{error.filename}: {error.strerror}" if error.filename else error)
         except ImportError as error:
             if "gcsfs" not in str(error):
                 raise
@@ -111,6 +124,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             os._exit(EXIT_LOST)  # an orderly end would wait for the dead
 
     app.run(guarded, flags_parser=parse)
+
+
+def _tell_of_main_thread(*error) -> None:
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(*error)
 
 
 def _complain(error: object) -> int:

@@ -19,12 +19,12 @@ def main(argv: Sequence[str]) -> int:
     del argv
     config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
     mesh = sharding.make_mesh(model=config.train.model_devices)
-    system = registry.create(config, mesh)
-    state = checkpoint.load_chosen(workdir, config, system, mesh)
+    system = registry.create(config, mesh, app.verifies())
+    state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
     rows = system.evaluate(state.params, SPLIT.value, full=True)
-    results.write(workdir, SPLIT.value, int(state.step), rows)
     print(f"{workdir}, step {int(state.step):,}, split {SPLIT.value}\n")
     print(results.table(rows))
+    results.write(workdir, SPLIT.value, int(state.step), rows)
     return 0
 
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from pinjax import app
-from pinjax.data import datasets, engagements, pairs, prepared, schema
+from pinjax import app, files
+from pinjax.data import engagements, pairs, prepared, schema
 from pinjax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "column map", lock_config=True)
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     events = ",".join(_EVENTS.value).split(",")
     config = _CONFIG.value
-    if datasets.is_remote(_OUT.value):
+    if files.is_remote(_OUT.value):
         raise InputError(f"--out={_OUT.value}: expected a directory on this machine; copy it then")
     of_pairs = config.kind == "engagements"
     if of_pairs:

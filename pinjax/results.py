@@ -7,12 +7,19 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from pinjax import files
 from pinjax.retrieval import table as table_lib
 from pinjax.systems import system as system_lib
 from pinjax.training import processes
 
 
-def summary(system: system_lib.System, config: ConfigDict, mesh: Mesh, workdir: epath.Path) -> str:
+def summary(
+    system: system_lib.System,
+    config: ConfigDict,
+    mesh: Mesh,
+    workdir: epath.Path,
+    asked: str,
+) -> str:
     """What is about to run, a line for each thing."""
     params, _ = jax.eval_shape(system.init, jax.random.key(0))
     numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -22,6 +29,7 @@ def summary(system: system_lib.System, config: ConfigDict, mesh: Mesh, workdir: 
         "devices": f"{mesh.size} x {device.device_kind}, mesh {dict(mesh.shape)}",
         "parameters": f"{numbers:,}",
         **system.summary,
+        "evaluation": asked,
         "workdir": str(workdir),
     }
     return "\n".join(f"{name:<12}{value}" for name, value in lines.items())
@@ -37,7 +45,8 @@ def write(workdir: epath.Path, split: str, step: int, rows: list[system_lib.Row]
     if not processes.is_first():
         return
     content = {"step": step, "rows": {row.method: row.metrics for row in rows}}
-    (workdir / f"results_{split}.json").write_text(json.dumps(content, indent=2) + "\n")
+    with files.replacing(workdir / f"results_{split}.json") as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def next_commands(workdir: epath.Path, flags: str) -> str:

@@ -4,6 +4,7 @@ A run that starts at any step, on any number of hosts, sees exactly the batches 
 run on one host would have seen.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from pinjax import signals
 from pinjax.data import schema, windows
 
 
@@ -19,13 +21,21 @@ class _Batches:
     """The batch of every step, by random access: a subclass says how many there are and draws."""
 
     def iterate(self, first_step: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches from `first_step` on, read ahead by `workers` processes (0: by threads)."""
+        """Batches from `first_step` on, read ahead by `workers` processes (0: by threads).
+
+        To close the iterator ends these.
+        """
         source = grain.MapDataset.source(self)[first_step:]
         ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         dataset = source.to_iter_dataset(ahead)
         if workers:
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-        return iter(dataset)
+        with signals.blocked():  # by the workers, too, and for good: this process ends them
+            batches = iter(dataset)
+            first = next(batches)
+        with contextlib.closing(batches):
+            yield first
+            yield from batches
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pinjax import signals
 from pinjax.errors import InputError
 
 
@@ -22,10 +23,12 @@ def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
 
     Raises:
       InputError: where a result is NaN.
+      Stopped: where a signal asks for it.
     """
     total = len(jax.tree.leaves(arrays)[0])
     results = []
     for start in range(0, total, size):
+        signals.check()
         rows = np.minimum(np.arange(start, start + size), total - 1)
         result = function(jax.tree.map(lambda x, rows=rows: x[rows], arrays))
         results.append(jax.tree.map(lambda x, n=total - start: np.asarray(x)[:n], result))

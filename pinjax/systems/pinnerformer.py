@@ -513,7 +513,7 @@ def user_shard(
         *(chunk.records, chunk.offsets[users], newest[users], config.data.length),
         moments=np.full((len(users), 1), moment),
     )
-    ids = np.array(chunk.users)[users]
+    ids = np.array(chunk.users, object)[users]  # text of one width would be as wide as the longest
     if not len(ids):
         return ids, np.zeros((0, config.model.dim), np.float32)
     return ids, batching.in_batches(embed_history, history, config.evaluate.batch)

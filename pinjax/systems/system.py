@@ -49,6 +49,9 @@ class System:
     embed_moment: int
     summary: dict[str, str]
     identity: dict[str, str]
+    metrics: Any = dataclasses.field(default_factory=lambda: {"R@10": "max", "NDCG@10": "max"})
+    asked: Any = str
+    check_training: Any = lambda: None
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:

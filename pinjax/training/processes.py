@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from pinjax.errors import InputError
+
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 _PATIENCE = 60  # seconds without a sign of life after which a process is taken to be dead
 
@@ -39,19 +41,30 @@ def count() -> int:
 
 @contextlib.contextmanager
 def first_before_others() -> Iterator[None]:
-    """The first process does what is inside, then the others do: what makes files if need be."""
-    if not is_first():
-        multihost_utils.sync_global_devices("first")
+    """The first process does what is inside, then the others do: what makes files if need be.
+
+    Raises:
+      InputError: in the others, where the first one failed.
+    """
+    failed = True
     try:
+        if not is_first() and as_first(np.array(False)):
+            raise InputError("the first process of the job has failed; it says why")
         yield
-    finally:  # an error of the first one's is the others' too
+        failed = False
+    finally:
         if is_first():
-            multihost_utils.sync_global_devices("first")
+            as_first(np.array(failed))
 
 
 def as_first(array: np.ndarray) -> np.ndarray:
     """The first process's array, everywhere."""
     return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
+def wait_for_others(name: str) -> None:
+    """Returns when every process has come here."""
+    multihost_utils.sync_global_devices(name)
 
 
 def whole(array: jax.Array) -> np.ndarray:
