@@ -21,10 +21,10 @@ def main(argv: Sequence[str]) -> int:
     mesh = sharding.make_mesh(model=config.train.model_devices)
     system = registry.create(config, mesh)
     state = checkpoint.load_chosen(workdir, config, system, mesh)
-    rows = system.evaluate(state.params, SPLIT.value, full=True)
-    results.write(workdir, SPLIT.value, int(state.step), rows)
+    table = system.evaluate(state.params, SPLIT.value, full=True)
+    results.write(workdir, SPLIT.value, int(state.step), table)
     print(f"{workdir}, step {int(state.step):,}, split {SPLIT.value}\n")
-    print(results.table(rows))
+    print(results.table(table))
     return 0
 
 

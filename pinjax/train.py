@@ -42,9 +42,9 @@ def main(argv: Sequence[str]) -> int:
     if checkpoints.chosen != int(state.step):
         state = checkpoints.restore(checkpoints.chosen, state)
     checkpoints.close()
-    rows = system.evaluate(state.params, "test", full=True)
-    results.write(workdir, "test", int(state.step), rows)
-    print(f"\n{results.table(rows)}\n\n{results.next_commands(workdir, app.flags_of_run())}")
+    table = system.evaluate(state.params, "test", full=True)
+    results.write(workdir, "test", int(state.step), table)
+    print(f"\n{results.table(table)}\n\n{results.next_commands(workdir, app.flags_of_run())}")
     return 0
 
 

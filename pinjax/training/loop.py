@@ -148,8 +148,8 @@ def _due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
 
 
-def _first_row(rows: list[system_lib.Row]) -> dict[str, float]:
-    return {name: value for name, (value, _) in rows[0].metrics.items()}
+def _first_row(table: system_lib.Table) -> dict[str, float]:
+    return {name: estimate.value for name, estimate in table.rows[0].metrics.items()}
 
 
 def _fetch(

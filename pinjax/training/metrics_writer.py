@@ -1,6 +1,7 @@
 """Metrics of a run: JSON lines for programs, TensorBoard events for people."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 
@@ -24,8 +25,9 @@ class MetricsWriter:
         self._events = tensorboardX.SummaryWriter(str(directory), purge_step=first_step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds the metrics of a step (steps done, so the first is 1)."""
-        line = {"step": step, "time": round(time.time(), 3), **metrics}
+        """Adds the metrics of a step (steps done, so the first is 1); NaN is written as null."""
+        line = {"step": step, "time": round(time.time(), 3)}
+        line |= {n: value if math.isfinite(value) else None for n, value in metrics.items()}
         self._lines.append(json.dumps(line))
         # Whole and by another name, since an object store cannot append.
         temporary = self._path.with_suffix(".tmp")
