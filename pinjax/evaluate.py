@@ -21,10 +21,10 @@ def main(argv: Sequence[str]) -> int:
     mesh = sharding.make_mesh(model=config.train.model_devices)
     system = registry.create(config, mesh, app.verifies())
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
-    rows = system.evaluate(state.params, SPLIT.value, full=True)
+    table = system.evaluate(state.params, SPLIT.value, full=True)
     print(f"{workdir}, step {int(state.step):,}, split {SPLIT.value}\n")
-    print(results.table(rows))
-    results.write(workdir, SPLIT.value, int(state.step), rows)
+    print(results.table(table))
+    results.write(workdir, SPLIT.value, int(state.step), table)
     return 0
 
 

@@ -1,6 +1,7 @@
 """What a person reads before and after a run: the summary, the table, the next commands."""
 
 import json
+import math
 
 import jax
 from etils import epath
@@ -35,18 +36,26 @@ def summary(
     return "\n".join(f"{name:<12}{value}" for name, value in lines.items())
 
 
-def table(rows: list[system_lib.Row]) -> str:
-    """The results table."""
-    return table_lib.format_table([(row.method, row.metrics) for row in rows])
+def table(content: system_lib.Table) -> str:
+    """The results table, and its notes below."""
+    rows = table_lib.format_table([(row.method, row.metrics) for row in content.rows])
+    return "\n".join([rows, "", *content.notes])
 
 
-def write(workdir: epath.Path, split: str, step: int, rows: list[system_lib.Row]) -> None:
-    """The table as `results_SPLIT.json` in the work directory."""
+def write(workdir: epath.Path, split: str, step: int, table: system_lib.Table) -> None:
+    """The table as `results_SPLIT.json` in the work directory: [value, low, high], null for NaN."""
     if not processes.is_first():
         return
-    content = {"step": step, "rows": {row.method: row.metrics for row in rows}}
+    rows = {
+        row.method: {
+            name: [x if math.isfinite(x) else None for x in estimate]
+            for name, estimate in row.metrics.items()
+        }
+        for row in table.rows
+    }
+    content = {"step": step, "rows": rows, "notes": table.notes}
     with files.replacing(workdir / f"results_{split}.json") as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
+        file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def next_commands(workdir: epath.Path, flags: str) -> str:

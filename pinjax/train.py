@@ -47,9 +47,9 @@ def main(argv: Sequence[str]) -> int:
             return result.stopped.exit_code
         if config.train.select:
             state = checkpoints.load_chosen(state)
-        rows = system.evaluate(state.params, "test", full=True)
-        print(f"\n{results.table(rows)}\n\n{results.next_commands(workdir, app.flags_of_run())}")
-        results.write(workdir, "test", int(state.step), rows)
+        table = system.evaluate(state.params, "test", full=True)
+        print(f"\n{results.table(table)}\n\n{results.next_commands(workdir, app.flags_of_run())}")
+        results.write(workdir, "test", int(state.step), table)
     return 0
 
 

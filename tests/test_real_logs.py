@@ -43,7 +43,7 @@ def train(variant, out, workdir, content=False, **model):
     result = loop.train(system, config.train, mesh, workdir, checkpoints)
     checkpoints.close()
     assert result.finished
-    (row,) = system.evaluate(result.state.params, "valid")
+    (row,) = system.evaluate(result.state.params, "valid").rows
     assert 0 <= row.metrics["R@10"][0] <= 1
     return jax.tree.map(np.shape, result.state.params["params"])
 

@@ -68,7 +68,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     def embed_queries(rows: np.ndarray) -> np.ndarray:
         return np.asarray(features.unit_length(jnp.asarray(dataset.queries.vectors[rows])))
 
-    def evaluate(params: Any, split: str, full: bool = False) -> list[system.Row]:
+    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
         products = embed_catalogue(params, np.arange(len(dataset.products)))
         return judge(embed_queries, jnp.asarray(products), split, full)
 
@@ -92,6 +92,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         frozen=frozen,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
+        asked=judge.asked,
+        metrics=judge.metrics,
         embed=embed,
         embed_moment=metadata.train_end,
         summary=engagements.summary(dataset, train_batches),

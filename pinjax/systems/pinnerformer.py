@@ -97,7 +97,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             ],
         }
 
-    def evaluate(params: Any, split: str, full: bool = False) -> list[system.Row]:
+    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
         return judge(functools.partial(towers, params), split, full)
 
     return system.System(
@@ -106,6 +106,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         frozen=frozen,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
+        asked=judge.asked,
+        metrics=judge.metrics,
         embed=embed,
         embed_moment=metadata.train_end,
         summary={

@@ -53,7 +53,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         embed = functools.partial(embed_rows, params["tower"], frozen["texts"])
         return batching.in_batches(embed, rows.astype(np.int32), ENCODED)
 
-    def evaluate(params: Any, split: str, full: bool = False) -> list[system.Row]:
+    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
         return judge(functools.partial(embed_queries, params), items, split, full)
 
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
@@ -78,6 +78,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         frozen=frozen,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
+        asked=judge.asked,
+        metrics=judge.metrics,
         embed=embed,
         embed_moment=dataset.metadata.train_end,
         summary=engagements.summary(dataset, train_batches),

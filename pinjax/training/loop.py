@@ -151,8 +151,8 @@ def train(
 
 def _evaluate(system: system_lib.System, params: Any) -> dict[str, float]:
     """The first row of the table of the validation users, by the names of metrics."""
-    row = system.evaluate(params, "valid")[0]
-    return {f"valid/{name}": value for name, (value, _) in row.metrics.items()}
+    row = system.evaluate(params, "valid").rows[0]
+    return {f"valid/{name}": estimate.value for name, estimate in row.metrics.items()}
 
 
 def _profiler_options() -> jax.profiler.ProfileOptions:

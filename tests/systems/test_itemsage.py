@@ -100,7 +100,7 @@ def test_images_or_texts_alone_work_by_config(make_config, model, mesh):
     batch, key = next(system.batches(0)), jax.random.key(2)
     value, _ = jax.jit(system.loss)(params, system.frozen, sketches, batch, key)
     assert np.isfinite(value)
-    (row,) = system.evaluate(params, "valid")
+    (row,) = system.evaluate(params, "valid").rows
     assert 0 < row.metrics["R@100"][0] < 1
 
 

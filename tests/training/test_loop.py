@@ -56,8 +56,8 @@ def regression(disturb=lambda step, batch: None):
             yield batch
 
     def evaluate(params, split):
-        metrics = {"error": (float(jnp.abs(params["bias"])), None)}
-        return [system_lib.Row("regression", metrics)]
+        metrics = {"error": system_lib.Estimate(float(jnp.abs(params["bias"])))}
+        return system_lib.Table([system_lib.Row("regression", metrics)], [])
 
     return system_lib.System(
         init=init,
@@ -65,6 +65,8 @@ def regression(disturb=lambda step, batch: None):
         frozen=jnp.full((3,), 2.0),
         batches=batches,
         evaluate=evaluate,
+        asked=lambda split: "nobody",
+        metrics={"error": "min"},
         embed=None,
         embed_moment=0,
         summary={},
