@@ -74,6 +74,6 @@ def _interval(cell: Estimate) -> str:
     value, low, high = cell
     if math.isnan(low):
         return ""
-    if abs(low + high - 2 * value) < 0.1 * (high - low):
+    if abs(low + high - 2 * value) <= 0.1 * (high - low) + 1e-9 * abs(value):
         return f" ± {_number((high - low) / 2, like=value)}"
     return f" [{_number(low, like=value)}, {_number(high, like=value)}]"

@@ -111,7 +111,7 @@ class UserRetrieval:
         notes = self._rests_on(split)
         source, table = self._source, _Table(self._topics)
         for moment in self._moments:
-            once = self._questions(split, moment, "window")
+            once = self._questions(split, moment)
             if not once.users:
                 continue
             index = source.index(moment)
@@ -119,7 +119,7 @@ class UserRetrieval:
             items = self._embed(embed_items, index, once)
             counts = source.counts(moment) if full else None
             for cadence in self.config.cadences if full else self.config.cadences[:1]:
-                asked = self._questions(split, moment, cadence)
+                asked = once if cadence == "window" else source.questions(split, moment, cadence)
                 users = batching.in_batches(embed_users, asked.histories, self.config.batch)
                 name = self.name + _SUFFIX[cadence]
                 found = _search(users, items, index, asked)
@@ -170,7 +170,7 @@ class UserRetrieval:
     def _rests_on(self, split: str) -> list[str]:
         """Notes: whom and what was asked, and whether they are few."""
         notes = [self.asked(split)]
-        parts = [self._questions(split, moment, "window") for moment in self._moments]
+        parts = [self._questions(split, moment) for moment in self._moments]
         missing = sum(int((~part.label_exists).sum()) for part in parts)
         if missing:
             notes[0] += f", {missing:,} of which every method misses: the item did not exist yet"
@@ -187,7 +187,7 @@ class UserRetrieval:
 
     def _count(self, split: str) -> tuple[int, int]:
         """Users that are asked at any moment, and their labels."""
-        parts = [self._questions(split, moment, "window") for moment in self._moments]
+        parts = [self._questions(split, moment) for moment in self._moments]
         users = set().union(*(part.users for part in parts))
         return len(users), sum(len(part.label_item) for part in parts)
 
@@ -208,8 +208,8 @@ class UserRetrieval:
         return self._source.moments(self.config.moments)
 
     @functools.cache  # noqa: B019, it lives as long as its command
-    def _questions(self, split: str, moment: int, cadence: str) -> held_out.Questions:
-        return self._source.questions(split, moment, cadence)
+    def _questions(self, split: str, moment: int) -> held_out.Questions:
+        return self._source.questions(split, moment)
 
     @property
     def _topics(self) -> np.ndarray | None:

@@ -15,6 +15,7 @@ def test_cells_and_missing_ones():
             ("ours", {"R@10": Estimate(0.2293, 0.2262, 0.2324), "queries/s": Estimate(12345.6)}),
             ("nothing", {"R@10": Estimate(0.0, 0.0, 0.1608)}),
             ("alone", {"R@10": Estimate(0.5)}),
+            ("always", {"R@10": Estimate(0.3, 0.3, 0.3 + 1e-16)}),
         ]
     )
     assert text.splitlines() == [
@@ -23,6 +24,7 @@ def test_cells_and_missing_ones():
         "ours        0.2293 ± 0.0031            -     12,346",
         "nothing     0.0000 [0.0000, 0.1608]    -          -",
         "alone       0.5000                     -          -",
+        "always      0.3000 ± 0.0000            -          -",
     ]
 
 

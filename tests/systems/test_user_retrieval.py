@@ -78,6 +78,52 @@ def test_an_item_that_did_not_exist_is_missed_however_high_its_score(asked):
         assert "entropy@50" not in row.metrics
 
 
+@pytest.mark.parametrize("levels", [1, 5, 25])
+def test_the_order_of_items_changes_nothing(rng, levels):
+    """For exact and approximate search and popularity, with and without what users had seen."""
+    users, items = 30, 80
+    vectors = rng.standard_normal((levels, 4)).astype(np.float32)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True))[
+        rng.integers(0, levels, items)
+    ]
+    queries = rng.standard_normal((users, 4)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    popularity, topics = rng.integers(0, levels, items).astype(float), rng.integers(0, 6, items)
+    exists = rng.random(items) < 0.8
+    label_query, label_item = np.nonzero(rng.random((users, items)) < 0.1)
+    seen = np.argwhere(rng.random((users, items)) < 0.1)
+
+    def rows(order):
+        row, index = np.argsort(order), exists[order]
+        table = user_retrieval._Table(topics[order])
+        for name, pairs in (("all", seen[:0]), ("unseen", seen)):
+            asked = held_out.Questions(
+                users=[str(user) for user in range(users)],
+                histories={},
+                query_user=np.arange(users),
+                label_query=label_query,
+                label_item=row[label_item].astype(np.int32),
+                label_exists=exists[label_item],
+                seen=np.stack([pairs[:, 0], row[pairs[:, 1]]], axis=1),
+            )
+            embedded = user_retrieval.Items(np.arange(items), jnp.asarray(vectors[order]))
+            found = user_retrieval._search(queries, embedded, index, asked)
+            table.add(f"exact, {name}", asked, index, found, None)
+            popular = user_retrieval._popular(popularity[order], index, asked)
+            table.add(f"popularity, {name}", asked, index, popular, None)
+            if name == "all" and user_retrieval._HAS_SCANN:
+                found, _ = user_retrieval._search_scann(queries, embedded, index, asked, found)
+                table.add("scann", asked, index, found, None)
+        return table.rows()
+
+    first = rows(np.arange(items))
+    for _ in range(3):
+        for found, expected in zip(rows(rng.permutation(items)), first, strict=True):
+            np.testing.assert_allclose([*found.metrics.values()], [*expected.metrics.values()])
+    if levels == 1:
+        assert {row.metrics["R@10"].value for row in first} == {0.0}
+
+
 def test_cadences_may_have_one_query_a_user_at_some_moments_alone(asked):
     table = user_retrieval._Table(np.zeros(8, np.int32))
     index = np.ones(8, bool)
