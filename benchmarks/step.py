@@ -161,6 +161,7 @@ def simulate_batch(outline, params, rng):
         "moment": time * exists,
         "label_position": rng.integers(first, shape[1], pairs),
         "label_item": np.where(rng.random(pairs) < 1 / 16, -1, item(pairs)),
+        "same_user": np.arange(shape[0])[:, None],
     }
     return {name: x.astype(outline.batch[name].dtype) for name, x in batch.items()}
 

@@ -369,6 +369,11 @@ def loss(
         [len(chosen)],
     )
 
+    # Masked for a user are the user's labels in all rows of the batch.
+    same = batch["same_user"]
+    excluded = jnp.where(same[..., None] >= 0, everywhere(labels)[same], -1)
+    excluded = excluded.reshape(len(labels), -1)
+
     # logQ is the log of how often an item is expected among the negatives.
     sketch = count_min_sketch.add(sketch, all_labels, where=all_labels >= 0)
 
@@ -386,10 +391,7 @@ def loss(
             log_q=log_q(ids, num_batch, num_random),
             positive_log_q=log_q(labels, num_batch, num_random),
         )
-        # Masked for a user are all of the user's own labels.
-        return sampled_softmax.sampled_softmax(
-            queries, positives, negatives, scale, excluded_ids=labels
-        )
+        return sampled_softmax.sampled_softmax(queries, positives, negatives, scale, excluded)
 
     scale = model.apply(params, method="scale")
     in_batch = chosen, embed_items(chosen, in_batch_moments)

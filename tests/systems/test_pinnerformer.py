@@ -36,9 +36,15 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     batch = dict(next(system.batches(0)))
     few = np.arange(4) >= 1 + np.arange(len(batch["item"]))[:, None] % 4
     batch["label_item"] = np.where(few, -1, batch["label_item"])  # else all weights are the same
+    # User 0 stands in three rows, user 1 in two.
+    user = np.arange(len(batch["item"]))
+    user[[5, 9]], user[7] = 0, 1
+    rows = [np.flatnonzero(user == own) for own in user]
+    batch["same_user"] = np.stack([np.pad(r, (0, 3 - len(r)), constant_values=-1) for r in rows])
     batch = jax.device_put(batch)
     key = jax.random.key(2)
-    value, (metrics, sketch) = jax.jit(system.loss)(params, system.frozen, sketch, batch, key)
+    step = jax.jit(jax.value_and_grad(system.loss, has_aux=True))
+    (value, (metrics, sketch)), gradient = step(params, system.frozen, sketch, batch, key)
 
     dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
     model = pinnerformer.make_model(config, dataset.metadata, mesh)
@@ -68,33 +74,56 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     in_batch = list(zip(in_batch, some[:20], strict=True))
     random = list(zip(random, some[20:], strict=True))
 
-    def pair_loss(user, query, positive, negatives, batch_size, random_size):
+    def pair_loss(row, query, positive, negatives, batch_size, random_size, scale):
         def logit(item, moment):
             frequency = np.mean(flat[flat >= 0] == item)
             expected = batch_size * frequency + random_size / len(corpus)
             then = max(np.sum(times <= moment) - 1, 0)
             return scale * query @ items[then, item] - (np.log(expected) if log_q else 0)
 
-        kept = [logit(*n) for n in negatives if n[0] not in labels[user]]
+        own = labels[user == user[row]]
+        kept = [logit(*n) for n in negatives if n[0] not in own]
         return -logit(*positive) + np.logaddexp.reduce([logit(*positive), *kept])
 
-    total = 0.0
-    users = [u for u in range(len(labels)) if (labels[u] >= 0).any()]
-    for u in users:
-        pairs = [j for j in range(labels.shape[1]) if labels[u, j] >= 0]
-        for j in pairs:
-            query = outputs[u, batch["label_position"][u, j]]
-            positive = labels[u, j], moments[u, j]
-            if terms == "joined":
-                value_of_pair = pair_loss(u, query, positive, [*in_batch, *random], 20, 30)
-            else:
-                value_of_pair = pair_loss(u, query, positive, in_batch, 20, 0)
-                value_of_pair += pair_loss(u, query, positive, random, 0, 30)
-            weight = 1 / len(pairs) / len(users) if equal_users else 1 / (labels >= 0).sum()
-            total += value_of_pair * weight
-    np.testing.assert_allclose(float(value), total, rtol=1e-5)
+    def loss_at(scale):
+        total = 0.0
+        users = [u for u in range(len(labels)) if (labels[u] >= 0).any()]
+        for u in users:
+            pairs = [j for j in range(labels.shape[1]) if labels[u, j] >= 0]
+            for j in pairs:
+                query = outputs[u, batch["label_position"][u, j]]
+                positive = labels[u, j], moments[u, j]
+                if terms == "joined":
+                    of_pair = pair_loss(u, query, positive, [*in_batch, *random], 20, 30, scale)
+                else:
+                    of_pair = pair_loss(u, query, positive, in_batch, 20, 0, scale)
+                    of_pair += pair_loss(u, query, positive, random, 0, 30, scale)
+                weight = 1 / len(pairs) / len(users) if equal_users else 1 / (labels >= 0).sum()
+                total += of_pair * weight
+        return total
+
+    np.testing.assert_allclose(float(value), loss_at(scale), rtol=1e-5)
+    # The temperature is 0.01 + e^x: d scale / dx = -scale^2 (1 / scale - 0.01).
+    slope = (loss_at(scale + 1e-4) - loss_at(scale - 1e-4)) / 2e-4
+    (found,) = jax.tree.leaves(gradient["params"]["temperature"])
+    np.testing.assert_allclose(found, -slope * scale**2 * (1 / scale - 0.01), rtol=1e-3)
     assert int(sketch.total) == (flat >= 0).sum()
     np.testing.assert_allclose(metrics["temperature"], 0.07, rtol=1e-5)
+
+
+def test_a_user_is_not_their_own_negative(make_config, mesh):
+    """Of a batch that is one user alone nothing is left to learn from."""
+    config = make_config(loss={"random": 0})
+    system = registry.create(config, mesh)
+    params, sketch = system.init(jax.random.key(1))
+    batch = dict(next(system.batches(0)))
+    step = jax.jit(jax.grad(system.loss, has_aux=True))
+    for width, largest in ((1, 0.1), (16, 0.0)):
+        same = np.arange(16)[:, None] if width == 1 else np.tile(np.arange(16), (16, 1))
+        arguments = sketch, jax.device_put({**batch, "same_user": same}), jax.random.key(2)
+        gradient, _ = step(params, system.frozen, *arguments)
+        found = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient))
+        assert found == 0 if largest == 0 else found > largest
 
 
 def test_choice_is_without_replacement_and_takes_missing_ones_last():

@@ -43,7 +43,8 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         fields["moment"] = fields["time"]
         return {name: Shape((rows, config.data.length), x) for name, x in fields.items()}
 
-    labels = Shape((users, pairs), jnp.int32)
+    labels = dict.fromkeys(("label_position", "label_item"), Shape((users, pairs), jnp.int32))
+    batch = {**history(users), **labels, "same_user": Shape((users, 1), jnp.int32)}
     embed_users, embed_items = page.embedders(model, mesh)
     rows = Shape((min(num_items, 2**14),), jnp.int32)
 
@@ -58,7 +59,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         init=functools.partial(page.init, model, config.loss, frozen),
         loss=functools.partial(page.loss, model, config.loss, mesh),
         frozen=frozen,
-        batch={**history(users), "label_position": labels, "label_item": labels},
+        batch=batch,
         size=("data.users", users),
         embed=embed,
         search=outline.search(min(num_items, config.evaluate.index_size), model.dim, 50),
