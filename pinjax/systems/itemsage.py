@@ -25,6 +25,7 @@ from pinjax.training import sharding
 
 TERMS = ("summed", "joined", "in_batch", "random")
 ENCODED = 512  # products encoded at a time where a catalogue is embedded
+_OVERFLOW = 1e-12  # probability that a run ends because tokens do not fit
 
 
 def create(config: ConfigDict, mesh: Mesh) -> system.System:
@@ -135,6 +136,9 @@ def token_capacities(
 ) -> dict[str, int]:
     """Room for the tokens of the products that a device encodes at once, by what they are.
 
+    That a run has a batch with more is less probable than `_OVERFLOW`. A device's share of a batch
+    is drawn without replacement from the tasks' pairs in the proportion of their shares.
+
     Args:
       config: of the system.
       mesh: over whose axis `data` they are shared out.
@@ -147,15 +151,21 @@ def token_capacities(
         catalogue = -(-ENCODED // devices) * int(lengths.max())
     else:
         catalogue = product_features.most_tokens(lengths, ENCODED // devices)
+
+    def capacity(lengths: np.ndarray, weights: np.ndarray, products: int) -> int:
+        chance = overflow_chance(config, mesh)
+        return product_features.token_capacity(lengths, weights, products // devices, chance)
+
     return {
-        "positives": product_features.token_capacity(
-            lengths, weights, config.data.pairs // devices
-        ),
-        "random": product_features.token_capacity(
-            lengths[corpus], np.ones(len(corpus)), config.loss.random // devices
-        ),
+        "positives": capacity(lengths, weights, config.data.pairs),
+        "random": capacity(lengths[corpus], np.ones(len(corpus)), config.loss.random),
         "catalogue": catalogue,
     }
+
+
+def overflow_chance(config: ConfigDict, mesh: Mesh) -> float:
+    """Of one device's tokens in one step: all of a run's together are at most `_OVERFLOW`."""
+    return _OVERFLOW / (2 * config.train.steps * mesh.shape["data"])
 
 
 def check_tokens(name: str, tokens: int) -> None:
@@ -249,7 +259,7 @@ def encode(
 ) -> jax.Array:
     """The embeddings of products, float32 (rows, dim), each device those of its share of the rows.
 
-    Where their tokens do not fit in the capacity, which does not happen by chance, all are NaN.
+    Where their tokens do not fit in the capacity (`token_capacities`), all are NaN.
     """
 
     on_device = encoder.clone(tables=encoder.tables.on_device())

@@ -165,10 +165,10 @@ def bag_tower(
     on_device = model.clone(tables=layout.on_device())
 
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
-        tokens, segments, came = product_features.gather_tokens(
+        tokens, segments, _ = product_features.gather_tokens(
             texts, rows, len(rows) * longest, on_device.tables
         )
-        return jnp.where(came, on_device.apply(params, tokens, segments, len(rows)), jnp.nan)
+        return on_device.apply(params, tokens, segments, len(rows))
 
     def init(key: jax.Array) -> Any:
         one = jnp.zeros(1, jnp.int32)
@@ -225,7 +225,7 @@ def bert_tower(
 
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
         ids, mask = (layout.on_device().gather(table, rows) for table in texts)
-        return jnp.where((ids >= 0).all(), model.apply(params, ids, mask), jnp.nan)
+        return model.apply(params, ids, mask)
 
     return Tower(texts, layout, init, apply)
 

@@ -50,7 +50,8 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     def capacity(number: int) -> int:
         weights = np.ones(len(size.text_tokens))
         share = number // mesh.shape["data"]
-        return product_features.token_capacity(size.text_tokens, weights, share)
+        chance = page.overflow_chance(config, mesh)
+        return product_features.token_capacity(size.text_tokens, weights, share, chance)
 
     capacities = {"positives": capacity(config.data.pairs), "random": capacity(config.loss.random)}
     encode = functools.partial(page.encode, encoder, mesh, capacity(page.ENCODED))
