@@ -58,7 +58,7 @@ TOLERANCE = 1e-3
 # What the peer has of the config's choices.
 EXPECTED = {
     "system": "pinnerformer",
-    "data.degree_times": 1,
+    "data.degree_days": 0.0,
     "model.features": ("item", "action", "surface", "duration", "time"),
     "model.positions": True,
     "model.history_sums": False,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pinjax.data import item_features
 from pinjax.errors import InputError
 from pinjax.models import tables
 from pinjax.systems import pinnerformer, registry
@@ -19,9 +20,9 @@ SYSTEM = "pinnerformer"
     ("terms", "log_q", "equal_users", "degree_times"),
     [
         ("joined", True, True, 3),
-        ("joined", False, False, 1),
+        ("joined", False, False, 0),
         ("summed", True, False, 3),
-        ("summed", False, True, 1),
+        ("summed", False, True, 0),
     ],
 )
 def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_times, mesh):
@@ -29,7 +30,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     # A sketch as wide as this has no collisions among 1,000 items, or hardly any.
     loss = dict(terms=terms, log_q=log_q, in_batch=20, random=30, sketch_width=2**20)
     loss["equal_users"] = equal_users
-    data = {"degree_days": 240.0, "degree_times": degree_times}
+    data = {"degree_days": 240.0, "degree_times": degree_times} if degree_times else {}
     config = make_config(loss=loss, data=data)
     system = registry.create(config, mesh)
     params, sketch = system.init(jax.random.key(1))
@@ -52,9 +53,9 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     apply = functools.partial(model.apply, params, content, degree_times=times)
     outputs = np.asarray(apply(batch, method="users"), np.float64)
     everything = jnp.arange(model.num_items, dtype=jnp.int32)
-    # As they were at each time at which degrees were counted.
-    times = np.zeros(1, np.uint32) if times is None else np.asarray(times)
-    then = [jnp.full(model.num_items, time, jnp.uint32) for time in times]
+    # As they were before degrees were counted, and after each time at which they were.
+    times = np.zeros(0, np.uint32) if times is None else np.asarray(times)
+    then = [jnp.full(model.num_items, time, jnp.uint32) for time in (0, *(times + 1))]
     items = np.stack([apply(everything, now, method="items") for now in then]).astype(np.float64)
     scale = float(model.apply(params, method="scale"))
 
@@ -78,8 +79,9 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
         def logit(item, moment):
             frequency = np.mean(flat[flat >= 0] == item)
             expected = batch_size * frequency + random_size / len(corpus)
-            then = max(np.sum(times <= moment) - 1, 0)
-            return scale * query @ items[then, item] - (np.log(expected) if log_q else 0)
+            return scale * query @ items[np.sum(times < moment), item] - (
+                np.log(expected) if log_q else 0
+            )
 
         own = labels[user == user[row]]
         kept = [logit(*n) for n in negatives if n[0] not in own]
@@ -184,40 +186,60 @@ def test_data_without_content_needs_learned_ids(make_config, monkeypatch, mesh):
         registry.create(config, mesh)
 
 
-def log_degrees(dataset, days, moment):
-    """One action after the other, of mean 0 and variance 1, and the counts that they come from."""
-    created = dataset.catalogue.created.astype(np.float64)
-    times = [chunk.records["time"].astype(int) for chunk in dataset.chunks("train")]
-    start = max(moment - days * 86_400, min(time.min() for time in times))
-    existed = np.maximum(moment - np.maximum(created, start), 0) / 86_400
-    assert (existed == 0).any()
-    count = np.zeros(len(created))
-    for chunk, time in zip(dataset.chunks("train"), times, strict=True):
-        for item, acted in zip(chunk.records["item"], time, strict=True):
-            count[item] += moment - days * 86_400 < acted <= moment
-    # A gamma prior of shape 1 whose mean is the rate of all items together.
-    degree = np.log((1 + count) / (existed.sum() / count.sum() + existed))
-    there = created <= moment
-    return (degree - degree[there].mean()) / degree[there].std(), count
-
-
-@pytest.mark.parametrize("days", [20.0, 1e4])
-def test_degree_stands_beside_content(make_config, days):
-    config = make_config(data={"content": True, "degree_days": days})
+def test_nobody_knows_what_is_done_later(make_config, mesh):
+    """Other actions after a count leave what is known until the next one as it was."""
+    data = {"degree_days": 84.0, "degree_times": 13}
+    config = make_config(data=data, model={"id_dim": 0})
     dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
-    table = np.asarray(pinnerformer.item_content(config, dataset), np.float64)
-    content = np.asarray(dataset.catalogue.content, np.float64)
-    dim = content.shape[1]
-    expected = content * np.sqrt(dim) / np.linalg.norm(content, axis=1, keepdims=True)
-    np.testing.assert_allclose(table[:, :dim], expected, rtol=2**-8, atol=1e-6)
-    degree, count = log_degrees(dataset, days, dataset.metadata.train_end)
-    if days > 1_000:
-        np.testing.assert_array_equal(count, dataset.catalogue.counts)
-    np.testing.assert_allclose(table[:, dim], degree, rtol=2**-8, atol=1e-6)
+    model = pinnerformer.make_model(config, dataset.metadata, mesh)
+    times = pinnerformer.degree_times(config, dataset.metadata, dataset.metadata.train_end)
+    after = times[5]
+
+    class Other:
+        catalogue, metadata = dataset.catalogue, dataset.metadata
+
+        def chunks(self, split):
+            for chunk in dataset.chunks(split):
+                records = chunk.records.copy()
+                records["item"][records["time"] > after] = 7
+                yield pinnerformer.datasets.Chunk(chunk.users, records, chunk.offsets)
+
+    contents = [pinnerformer.item_content(config, data, times) for data in (dataset, Other())]
+    system = registry.create(config, mesh)
+    params, _ = system.init(jax.random.key(0))
+    apply = functools.partial(model.apply, params, degree_times=jnp.asarray(times))
+    embed_users, embed_items = (
+        jax.jit(functools.partial(apply, method=name)) for name in ("users", "items")
+    )
+    unlike = 0
+    for step in range(3):
+        batch = jax.device_put(system.batches(step).__next__())
+        moments = pinnerformer.pinnerformer.at(batch["moment"], batch["label_position"])
+        users, items = (
+            [np.asarray(embed(content, *arguments)) for content in contents]
+            for embed, arguments in (
+                (embed_users, (batch, batch["label_position"])),
+                (embed_items, (batch["label_item"], moments)),
+            )
+        )
+        exists = np.asarray(batch["label_item"]) >= 0
+        known = np.asarray(moments) <= times[6]  # the next count, which is of no use yet
+        for a, b in (users, items):
+            np.testing.assert_array_equal(a[exists & known], b[exists & known])
+            unlike += (np.abs(a - b).max(axis=-1) > 1e-3)[exists & ~known].sum()
+        assert (exists & known).any()
+    assert unlike > 20
 
 
-@pytest.mark.parametrize("times", [1, 3])
-def test_towers_know_the_degrees_of_their_moment(make_config, times, mesh):
+def test_degrees_need_times(make_config):
+    config = make_config(data={"degree_days": 30.0})
+    metadata = pinnerformer.schema.Metadata("ml1m", (), (), 9, 0, leave_one_out=True)
+    with pytest.raises(InputError, match=r"data.degree_days=30.0: ml1m has the order of actions"):
+        pinnerformer.degree_times(config, metadata, 0)
+
+
+def test_towers_know_the_degrees_of_their_moment(make_config, mesh):
+    times = 3
     data = {"content": True, "degree_days": 24.0, "degree_times": times}
     config = make_config(data=data, model={"id_dim": 0})
     dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
@@ -240,11 +262,9 @@ def test_towers_know_the_degrees_of_their_moment(make_config, times, mesh):
     for days in (-20, 0, 5):
         moment = dataset.metadata.train_end + days * 86_400
         counted = moment - 2 * 86_400 * np.arange(times)[::-1]
-        degrees = np.stack([log_degrees(dataset, 24.0, time)[0] for time in counted], axis=1)
+        degrees = item_features.log_degrees(dataset, 24.0, np.array(counted))
         content = page.frozen.content.at[:, -times:].set(degrees.astype(jnp.bfloat16))
-        then = page.frozen._replace(content=content)
-        if times > 1:
-            then = then._replace(degree_times=jnp.asarray(counted, jnp.uint32))
+        then = page.frozen._replace(content=content, degree_times=jnp.asarray(counted, jnp.uint32))
         items = items_of(then)
         towers = towers_at(params, moment)
         close(towers.items(rows), items)
@@ -252,36 +272,6 @@ def test_towers_know_the_degrees_of_their_moment(make_config, times, mesh):
         close(page.embed(params, moment)["items"][0]()[1], items)
         assert np.abs(items - last).max() > 0.1
         last = items
-
-
-def test_rates_tell_popularity_whenever_an_item_was_created(make_config):
-    config = make_config()
-    dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
-    end = np.array([dataset.metadata.train_end])
-    rates = pinnerformer.recent_rates(dataset, 365.0, end)[:, 0]
-    # An item of pinworld is as popular on its first day as on any other.
-    oracle = dataset.oracle
-    appeal = oracle.popularity * np.exp(oracle.tastes @ oracle.style.T).mean(axis=0)
-    topic = np.bincount(oracle.leaf, rates) / np.bincount(oracle.leaf, appeal)
-    error = np.log(rates / (topic[oracle.leaf] * appeal))
-    age = (dataset.metadata.train_end - oracle.created.astype(np.float64)) / 86_400
-    new, old = error[(age > 5) & (age < 60)], error[age > 91]
-    assert len(new) > 50
-    assert abs(new.mean() - old.mean()) < 0.2
-
-
-def test_components_are_those_along_which_items_of_the_training_period_vary_most(make_config):
-    config = make_config(data={"content": True, "components": 3})
-    dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
-    found = np.asarray(pinnerformer.item_content(config, dataset), np.float64)
-    content = np.asarray(dataset.catalogue.content, np.float64)
-    existed = dataset.catalogue.created <= dataset.metadata.train_end
-    assert not existed.all()
-    centred = content - content[existed].mean(axis=0)
-    _, _, axes = np.linalg.svd(centred[existed], full_matrices=False)
-    axes = axes[2::-1]
-    axes *= np.where(axes.max(axis=1) > -axes.min(axis=1), 1, -1)[:, None]
-    np.testing.assert_allclose(found, centred @ axes.T, rtol=2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +287,10 @@ def test_components_are_those_along_which_items_of_the_training_period_vary_most
             {"data": {"content": True, "components": -1}},
             "data.components=-1: expected from 0 to 256",
         ),
-        ({"data": {"degree_times": 2}}, "data.degree_times=2: expected at least 1, and 1 where"),
+        (
+            {"data": {"degree_days": 1.0, "degree_times": 1}},
+            "data.degree_times=1: expected at least 2 with data.degree_days",
+        ),
         ({"data": {"content": False}, "model": {"id_dim": 0}}, "model.id_dim=0: items without"),
         (
             {"data": {"content": False}, "model": {"gated_layers": 1}},

@@ -32,7 +32,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         page.check_components(config, size.content_dim)
         width = (config.data.components or size.content_dim) + degrees
         content = outline.table(model.tables, (num_items, width), jnp.bfloat16)
-    times = Shape((degrees,), jnp.uint32) if degrees > 1 else None
+    times = Shape((degrees,), jnp.uint32) if degrees else None
     frozen = page.Frozen(content, Shape((num_items,), jnp.int32), times)
     pairs = windows.labels_per_user(
         config.objective.name, config.data.length, config.objective.labels
