@@ -148,7 +148,7 @@ def _test(config: ConfigDict) -> None:
     config.data.update(name="pinworld/tiny", users=16, length=16)
     config.objective.labels = 4
     config.model.update(layers=2, width=16, heads=2, dim=8, id_dim=8, pin_hidden=16)
-    config.loss.update(in_batch=32, random=64, sketch_width=2**10)
+    config.loss.update(in_batch=32, random=64, sketch_width=2**12)
     config.train.update(steps=30, warmup_steps=5, log_every=5)
     config.train.update(checkpoint_every=10, evaluate_every=20)
     config.evaluate.update(users=40, batch=32)
@@ -199,7 +199,7 @@ def _globo(config: ConfigDict) -> None:
     config.objective.labels = 16
     config.model.update(width=64, dim=64, id_dim=32, dropout=0.5)
     config.model.features = ("item", "surface", "time", "moment")
-    config.loss.random = 1_024
+    config.loss.update(random=1_024, sketch_width=2**17)
     config.train.update(steps=1_200, learning_rate=3e-3)
     config.train.update(checkpoint_every=200, evaluate_every=200, select="valid/R@10")
     config.evaluate.update(window=1 * DAY, cadences=("window",), users=20_000, filter_seen=True)
@@ -211,6 +211,7 @@ def _kuairand(config: ConfigDict) -> None:
     config.data.positives = "follow, forward, comment, like"
     config.objective.horizon = 7 * DAY
     config.model.update(features=("item", "action", "duration", "time"), dropout=0.2)
+    config.loss.sketch_width = 2**17
     config.train.update(steps=300, learning_rate=1e-3)
     config.train.update(checkpoint_every=50, evaluate_every=50, select="valid/R@10")
     config.evaluate.update(window=4 * DAY, cadences=("window",))

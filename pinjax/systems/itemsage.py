@@ -7,6 +7,7 @@ two sampled softmaxes with logQ correction, over the batch's other products and 
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -87,15 +88,25 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             "queries": system.shards(query_shard, np.arange(len(dataset.queries))),
         }
 
+    widths = sketch_widths(config.loss, len(corpus), len(dataset.queries))
+    counted = count_distinct(train_batches.pairs, widths, config.data.pairs)
+
+    def check_training() -> None:
+        system.check_counts(config, counted)
+        engagements.check_training(train_batches, in_batch=config.loss.terms == "in_batch")
+
+    image_dim = dataset.products.images.shape[1]
     return system.System(
-        init=functools.partial(init, encoder, config.loss, dataset.products.images.shape[1]),
+        init=functools.partial(init, encoder, config.loss, widths, image_dim),
         loss=functools.partial(loss, encoder, config.loss, mesh, capacities, metadata.tasks),
         frozen=frozen,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
         embed=embed,
         embed_moment=metadata.train_end,
-        summary=engagements.summary(dataset, train_batches),
+        check_training=check_training,
+        summary=engagements.summary(dataset, train_batches)
+        | system.sketch_summary(config, counted),
         identity={"dataset": metadata.digest, **dataset.frozen},
     )
 
@@ -207,8 +218,36 @@ def make_features(config: ConfigDict, dataset: pairs.PairSet) -> dict[str, produ
     }
 
 
+def sketch_widths(config: ConfigDict, products: int, queries: int) -> dict[str, int]:
+    """Counters a row of each sketch: where there are few ids, about four for each are enough."""
+
+    def width(distinct: int) -> int:
+        return min(config.sketch_width, 2 ** math.ceil(math.log2(4 * distinct)))
+
+    return {"products": width(products), "queries": width(queries), "pairs": config.sketch_width}
+
+
+def count_distinct(
+    train: np.ndarray, widths: dict[str, int], batch: int
+) -> dict[str, system.Counted]:
+    """What the sketches count.
+
+    Args:
+      train: `pairs.PAIR` (n,), the training pairs.
+      widths: of the sketches.
+      batch: pairs in a batch.
+    """
+    ids = {"products": train["product"], "queries": train["query"]}
+    ids["pairs"] = (train["query"].astype(np.int64) << 32) + train["product"]
+    return {name: system.Counted(widths[name], len(np.unique(ids[name])), batch) for name in widths}
+
+
 def init(
-    encoder: itemsage.ItemSage, config: ConfigDict, image_dim: int, key: jax.Array
+    encoder: itemsage.ItemSage,
+    config: ConfigDict,
+    widths: dict[str, int],
+    image_dim: int,
+    key: jax.Array,
 ) -> tuple[Any, Any]:
     """Parameters, and sketches that count products, queries and pairs of them."""
     params_key, sketch_key = jax.random.split(key)
@@ -222,10 +261,11 @@ def init(
         "encoder": encoder.init(params_key, images, image_mask, tokens, segments, 1),
         "temperature": temperature.Temperature().init(params_key),
     }
-    sketch = count_min_sketch.init(
-        sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
-    )
-    return params, {"products": sketch, "queries": sketch, "pairs": sketch}
+    sketches = {
+        name: count_min_sketch.init(sketch_key, config.sketch_depth, width, config.sketch_decay)
+        for name, width in widths.items()
+    }
+    return params, sketches
 
 
 def gather(
@@ -309,11 +349,10 @@ def loss(
     }
     add = sharding.on_each(mesh, count_min_sketch.add)
     sketches = {name: add(sketches[name], ids) for name, ids in seen.items()}
-    # log P(p | q) of each pair.
-    positive_log_q = jnp.log(
-        count_min_sketch.count(sketches["pairs"], seen["pairs"])
-        / count_min_sketch.count(sketches["queries"], all_queries)
-    )
+    # log P(p | q) of each pair, whose count may be too high by more than that of its query.
+    share = count_min_sketch.count(sketches["pairs"], seen["pairs"])
+    share /= count_min_sketch.count(sketches["queries"], all_queries)
+    positive_log_q = jnp.log(jnp.minimum(share, 1))
 
     scale = temperature.Temperature().apply(params["temperature"])
     corrected = jnp.float32(config.log_q)

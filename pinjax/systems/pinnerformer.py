@@ -6,6 +6,7 @@ are of unit length; their dot product over a learned temperature is the logit of
 with logQ correction.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -98,6 +99,14 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     def evaluate(params: Any, split: str, full: bool = False) -> list[system.Row]:
         return judge(functools.partial(towers, params), split, full)
 
+    labelled = int((dataset.catalogue.counts > 0).sum())  # or acted on otherwise
+    labels = config.data.users * sampler.pairs
+    counted = {"items": system.Counted(config.loss.sketch_width, labelled, labels)}
+
+    def check_training() -> None:
+        system.check_counts(config, counted)
+        check_labels(config, dataset, train_batches)
+
     return system.System(
         init=functools.partial(init, model, config.loss, frozen),
         loss=functools.partial(loss, model, config.loss, mesh),
@@ -106,10 +115,12 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         evaluate=evaluate,
         embed=embed,
         embed_moment=metadata.train_end,
+        check_training=check_training,
         summary={
             "data set": f"{metadata.name}: {len(timelines):,} users, {metadata.num_items:,} items",
             "batch": f"{config.data.users} users x {config.data.length} actions, "
             f"{sampler.pairs} labels each",
+            **system.sketch_summary(config, counted),
         },
         identity={"dataset": metadata.digest},
     )
@@ -152,6 +163,36 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     system.check_sketch(config.loss)
     sharding.check_batch(mesh, "data.users", config.data.users)
     sharding.check_tables(mesh, config.train)
+
+
+def check_labels(
+    config: ConfigDict, dataset: datasets.Dataset, train_batches: batches.Batches
+) -> None:
+    """Refuses to train on nothing: first batches without a label, or without negatives."""
+    whole = dataclasses.replace(train_batches, shard=(0, 1))  # the same on every host
+    tried = min(system.TRIED, whole.steps)
+    least = 1 if config.loss.random else 2  # users with a label
+    most = 0
+    for step in range(tried):
+        batch = whole[step]
+        has_label = (batch["label_item"] >= 0).any(axis=1)
+        most = max(most, len(np.unique(batch["same_user"].max(axis=1)[has_label])))
+        if most >= least:
+            return
+    about = f"{dataset.metadata.name}: the first {tried} batches have"
+    if most:
+        raise InputError(f"{about} one user each, for whom loss.random=0 leaves no negatives")
+    positives = whole.sampler.positives
+    if not any(positives(chunk.records).any() for chunk in dataset.chunks("train")):
+        raise InputError(
+            f"data.positives={config.data.positives!r}, data.surfaces={config.data.surfaces!r}: no "
+            f"training user of {dataset.metadata.name} has such an action, so there are no labels"
+        )
+    raise InputError(
+        f"{about} no label; expected positive actions (data.positives, data.surfaces) in the "
+        f"objective.horizon={config.objective.horizon} seconds after others, or data.users above "
+        f"{config.data.users}"
+    )
 
 
 def make_model(

@@ -72,6 +72,13 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             "products": system.shards(product_shard, known),
         }
 
+    answers = np.unique(train_batches.pairs["product"])
+    counted = {"items": system.Counted(config.loss.sketch_width, len(answers), config.data.pairs)}
+
+    def check_training() -> None:
+        system.check_counts(config, counted)
+        engagements.check_training(train_batches, in_batch=True)
+
     return system.System(
         init=functools.partial(init, tower, config.loss),
         loss=functools.partial(loss, tower, config.loss, mesh),
@@ -80,7 +87,9 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         evaluate=evaluate,
         embed=embed,
         embed_moment=dataset.metadata.train_end,
-        summary=engagements.summary(dataset, train_batches),
+        check_training=check_training,
+        summary=engagements.summary(dataset, train_batches)
+        | system.sketch_summary(config, counted),
         identity={"dataset": dataset.metadata.digest, **dataset.frozen},
     )
 

@@ -128,6 +128,37 @@ def test_a_user_is_not_their_own_negative(make_config, mesh):
         assert found == 0 if largest == 0 else found > largest
 
 
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"data": {"positives": "unknown"}},
+            r"data.positives='unknown', data.surfaces='home': no training user of pinworld/tiny",
+        ),
+        (
+            {"objective": {"horizon": 0}},
+            r"tiny: the first 8 batches have no label; .* objective.horizon=0 seconds after others",
+        ),
+        (
+            {"data": {"users": 1}, "loss": {"random": 0}},
+            r"tiny: the first 8 batches have one user each, for whom loss.random=0 leaves no neg",
+        ),
+        (
+            {"loss": {"sketch_width": 64}},
+            r"loss.sketch_width: of 64 counters a row, [0-9]+ items are counted up to 81.5 times",
+        ),
+    ],
+)
+def test_what_trains_on_nothing_is_refused(make_config, mesh, sections, message):
+    with pytest.raises(InputError, match=message):
+        registry.create(make_config(**sections), mesh).check_training()
+
+
+def test_the_config_as_it_is_learns(make_config, mesh):
+    registry.create(make_config(), mesh).check_training()
+    registry.create(make_config(data={"users": 2}, loss={"random": 0}), mesh).check_training()
+
+
 def test_choice_is_without_replacement_and_takes_missing_ones_last():
     labels = jnp.array([5, -1, 7, 8, -1, 9])
     for seed in range(20):

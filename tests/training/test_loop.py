@@ -67,6 +67,7 @@ def regression(disturb=lambda step, batch: None):
         evaluate=evaluate,
         embed=None,
         embed_moment=0,
+        check_training=lambda: None,
         summary={},
         identity={},
     )
