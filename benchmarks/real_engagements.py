@@ -135,6 +135,7 @@ def train(
     if source.system == "itemsage":
         settings += [f"--config.model.dim={dataset.queries.vectors.shape[1]}"]
         settings += [f"--config.model.texts={tuple((name, name) for name in texts)}"]
+        settings += [f"--config.loss.sketch_width={2**22}"]  # for a million different pairs
     if _STEPS.value:
         settings += [f"--config.train.steps={_STEPS.value}"]
     rows = runs.train(f"configs/{source.system}.py", workdir, *settings, *more)

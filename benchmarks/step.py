@@ -58,7 +58,7 @@ TOLERANCE = 1e-3
 # What the peer has of the config's choices.
 EXPECTED = {
     "system": "pinnerformer",
-    "data.degree_times": 1,
+    "data.degree_days": 0.0,
     "model.features": ("item", "action", "surface", "duration", "time"),
     "model.positions": True,
     "model.history_sums": False,
@@ -161,6 +161,7 @@ def simulate_batch(outline, params, rng):
         "moment": time * exists,
         "label_position": rng.integers(first, shape[1], pairs),
         "label_item": np.where(rng.random(pairs) < 1 / 16, -1, item(pairs)),
+        "same_user": np.arange(shape[0])[:, None],
     }
     return {name: x.astype(outline.batch[name].dtype) for name, x in batch.items()}
 

@@ -54,10 +54,10 @@ def get_config(variant: str = "") -> ConfigDict:
     loss.random = 512  # negatives drawn uniformly from the products that were engaged with
     loss.terms = "summed"  # a loss for each kind of negatives; joined, or in_batch or random alone
     loss.log_q = True  # correct logits by the log of the sampling probability
-    # The sketches over-count by at most e / width of all counts with probability 1 - e^-depth;
-    # each of the three takes 4 * depth * width bytes.
+    # The sketch of pairs over-counts by at most e / width of all counts with probability
+    # 1 - e^-depth, and takes 4 * depth * width bytes; those of products and queries are smaller.
     loss.sketch_depth = 4
-    loss.sketch_width = 2**18
+    loss.sketch_width = 2**20
     loss.sketch_decay = 1.0  # below 1, a count fades by this factor a step
 
     train = config.train = ConfigDict()
@@ -96,7 +96,7 @@ def _paper(config: ConfigDict) -> None:
     config.data.update(name="pinshop/base", pairs=8_192, workers=8)
     config.model.update(image_slots=20, token_buckets=100_000, token_dim=256, width=512, heads=8)
     config.model.dtype = "bfloat16"
-    config.loss.update(random=8_192, sketch_width=2**22)
+    config.loss.update(random=8_192, sketch_width=2**25)
     config.train.update(steps=100_000, warmup_steps=2_000)
     config.train.update(checkpoint_every=5_000, evaluate_every=5_000)
 
@@ -105,7 +105,7 @@ def _test(config: ConfigDict) -> None:
     """Everything that the default does, in seconds."""
     config.data.update(name="pinshop/tiny", pairs=32)
     config.model.update(image_slots=4, token_buckets=100, token_dim=8, width=16, heads=2)
-    config.loss.update(random=64, sketch_width=2**12)
+    config.loss.update(random=64, sketch_width=2**14)
     config.train.update(steps=30, warmup_steps=5, log_every=5)
     config.train.update(checkpoint_every=10, evaluate_every=20)
 

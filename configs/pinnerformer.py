@@ -25,12 +25,11 @@ def get_config(variant: str = "") -> ConfigDict:
     data.workers = 0  # processes that read ahead; 0: threads, enough below some 5,000 users/s
     data.content = True  # items are their content vectors, and learned ids if model.id_dim is not 0
     data.components = 0  # principal components that are left of content vectors; 0: all is left
-    # Beside its content an item has the log of its actions a day in the last days of training, or
-    # of those before the moment for which it is embedded.
-    data.degree_days = 0.0  # so many; 0: it has not
-    # It is counted for the end of training, or at so many times up to then, a twelfth of the days
-    # apart: then items are learned as they were at the time of an action or a label.
-    data.degree_times = 1
+    # Beside its content an item has the log of its actions a day in so many days (0: it has not).
+    data.degree_days = 0.0
+    # It was counted so many times, the last when training ends or for the moment for which items
+    # are embedded, a twelfth of the days apart: an action or a label knows the count before it.
+    data.degree_times = 13
     data.positives = "save, closeup>=10, click>=10"  # which actions are labels: type, seconds
     data.surfaces = "home"  # ... on which surfaces ("": all)
 
@@ -136,7 +135,7 @@ def _hour(config: ConfigDict) -> None:
     makes up most of a content vector's dimensions, which components leave out. Fewer negatives make
     more steps.
     """
-    config.data.update(length=128, components=24, degree_days=365.0)
+    config.data.update(length=128, components=24, degree_days=84.0)
     config.model.update(history_sums=True, gated_layers=2, id_dim=0, dropout=0.1)
     config.model.features = ("item", "action", "surface", "duration", "time", "moment")
     config.loss.update(in_batch=512, random=512)
@@ -149,7 +148,7 @@ def _test(config: ConfigDict) -> None:
     config.data.update(name="pinworld/tiny", users=16, length=16)
     config.objective.labels = 4
     config.model.update(layers=2, width=16, heads=2, dim=8, id_dim=8, pin_hidden=16)
-    config.loss.update(in_batch=32, random=64, sketch_width=2**10)
+    config.loss.update(in_batch=32, random=64, sketch_width=2**12)
     config.train.update(steps=30, warmup_steps=5, log_every=5)
     config.train.update(checkpoint_every=10, evaluate_every=20)
     config.evaluate.update(users=40, batch=32)
@@ -200,7 +199,7 @@ def _globo(config: ConfigDict) -> None:
     config.objective.labels = 16
     config.model.update(width=64, dim=64, id_dim=32, dropout=0.5)
     config.model.features = ("item", "surface", "time", "moment")
-    config.loss.random = 1_024
+    config.loss.update(random=1_024, sketch_width=2**17)
     config.train.update(steps=1_200, learning_rate=3e-3)
     config.train.update(checkpoint_every=200, evaluate_every=200, select="valid/R@10")
     config.evaluate.update(window=1 * DAY, cadences=("window",), users=20_000, filter_seen=True)
@@ -212,6 +211,7 @@ def _kuairand(config: ConfigDict) -> None:
     config.data.positives = "follow, forward, comment, like"
     config.objective.horizon = 7 * DAY
     config.model.update(features=("item", "action", "duration", "time"), dropout=0.2)
+    config.loss.sketch_width = 2**17
     config.train.update(steps=300, learning_rate=1e-3)
     config.train.update(checkpoint_every=50, evaluate_every=50, select="valid/R@10")
     config.evaluate.update(window=4 * DAY, cadences=("window",))

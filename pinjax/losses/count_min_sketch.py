@@ -10,7 +10,7 @@ An estimate is never too low (with decay: up to float32 rounding), and with prob
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 # One byte of an id and this many bits of a column fit the uint32 arithmetic of `_columns`.
-_MAX_WIDTH = 2**25
+MAX_WIDTH = 2**25
 
 _MAX_TOTAL = np.uint32(2**31)
 
@@ -76,8 +76,8 @@ def check(depth: int, width: int, decay: float) -> None:
     """Raises a ValueError for an argument of `init` that is out of its range."""
     if depth < 1:
         raise ValueError(f"depth is {depth}, expected at least 1")
-    if not 2 <= width <= _MAX_WIDTH or width & (width - 1):
-        raise ValueError(f"width is {width}, expected a power of two from 2 to {_MAX_WIDTH}")
+    if not 2 <= width <= MAX_WIDTH or width & (width - 1):
+        raise ValueError(f"width is {width}, expected a power of two from 2 to {MAX_WIDTH}")
     if not 0 < decay <= 1:
         raise ValueError(f"decay is {decay}, expected more than 0 and at most 1")
 
@@ -100,16 +100,18 @@ def add(
     """
     ones = jnp.ones(ids.shape, jnp.uint32) if where is None else where.astype(jnp.uint32)
     rows = jnp.arange(sketch.table.shape[0]).reshape(-1, *[1] * ids.ndim)
+    columns, added = _columns(sketch, ids), ones.sum(dtype=jnp.uint32)
+    if sketch.decay == 1:
+        full = sketch.total > _MAX_TOTAL
+        table, total = (
+            jnp.where(full, counts - counts // 2, counts) for counts in (sketch.table, sketch.total)
+        )
+        return sketch.replace(table=table.at[rows, columns].add(ones), total=total + added)
     # Counted apart from the table, in integers, whose sum does not depend on their order.
-    seen = jnp.zeros(sketch.table.shape, jnp.uint32).at[rows, _columns(sketch, ids)].add(ones)
-
-    def updated(counts: Array, seen: Array) -> Array:
-        if sketch.decay == 1:
-            return jnp.where(sketch.total > _MAX_TOTAL, counts - counts // 2, counts) + seen
-        return counts * sketch.decay + seen.astype(jnp.float32)
-
+    seen = jnp.zeros(sketch.table.shape, jnp.uint32).at[rows, columns].add(ones)
     return sketch.replace(
-        table=updated(sketch.table, seen), total=updated(sketch.total, ones.sum(dtype=jnp.uint32))
+        table=sketch.table * sketch.decay + seen.astype(jnp.float32),
+        total=sketch.total * sketch.decay + added.astype(jnp.float32),
     )
 
 
@@ -126,6 +128,37 @@ def log_probability(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Float[Ar
     """
     counts = count(sketch, ids).astype(jnp.float32)
     return jnp.log(counts / jnp.maximum(sketch.total.astype(jnp.float32), 1e-30))
+
+
+class Accuracy(NamedTuple):
+    """What a sketch's counts are worth at the end of a stream.
+
+    Attributes:
+      mean: count of an id on average.
+      error: by how much a count is too high, at most, with probability 1 - e^-depth.
+      least_width: a power of two, with which the error would not be above the mean.
+    """
+
+    mean: float
+    error: float
+    least_width: int
+
+
+def accuracy(width: int, decay: float, batch: int, batches: int, distinct: int) -> Accuracy:
+    """The accuracy of a sketch after a stream.
+
+    Args:
+      width: counters a row.
+      decay: of `init`. Where it is below 1, the mean is that of the ids that are remembered, which
+        are no more than their counts together.
+      batch: ids added at a time.
+      batches: how many times.
+      distinct: different ids in the stream.
+    """
+    total = batch * (batches if decay == 1 else (1 - decay**batches) / (1 - decay))
+    remembered = max(1, min(distinct, total))
+    least = 2 ** math.ceil(math.log2(math.e * remembered))
+    return Accuracy(total / remembered, math.e / width * total, least)
 
 
 def merge(a: CountMinSketch, b: CountMinSketch) -> CountMinSketch:

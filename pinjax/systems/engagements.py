@@ -1,11 +1,14 @@
 """What the systems that learn from engagements share: their batches, and what is said of them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from pinjax.data import batches, pairs
 from pinjax.errors import InputError
+from pinjax.systems import system
 
 
 def train_batches(config: ConfigDict, dataset: pairs.PairSet) -> batches.PairBatches:
@@ -32,6 +35,31 @@ def train_batches(config: ConfigDict, dataset: pairs.PairSet) -> batches.PairBat
         seed=config.train.seed,
         shard=(jax.process_index(), jax.process_count()),
     )
+
+
+def check_training(made: batches.PairBatches, in_batch: bool) -> None:
+    """Refuses to train on nothing.
+
+    Args:
+      made: of `train_batches`.
+      in_batch: whether all negatives are the batch's other products.
+
+    Raises:
+      InputError: for a task that has no pair in a batch, or first batches without negatives.
+    """
+    for task, share in made.shares.items():
+        if not share:
+            raise InputError(
+                f"tasks: {made.tasks[task].name!r} has no pair in a batch; expected a larger "
+                "weight or data.pairs"
+            )
+    whole = dataclasses.replace(made, shard=(0, 1))  # the same on every host
+    tried = min(system.TRIED, made.steps)
+    if in_batch and all(len(np.unique(whole[step]["query"])) == 1 for step in range(tried)):
+        raise InputError(
+            f"data.pairs={made.size}: the first {tried} batches have one query each, for which "
+            "there are no negatives; expected more pairs or queries"
+        )
 
 
 def summary(dataset: pairs.PairSet, made: batches.PairBatches) -> dict[str, str]:

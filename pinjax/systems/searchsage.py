@@ -72,6 +72,13 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             "products": system.shards(product_shard, known),
         }
 
+    answers = np.unique(train_batches.pairs["product"])
+    counted = {"items": system.Counted(config.loss.sketch_width, len(answers), config.data.pairs)}
+
+    def check_training() -> None:
+        system.check_counts(config, counted)
+        engagements.check_training(train_batches, in_batch=True)
+
     return system.System(
         init=functools.partial(init, tower, config.loss),
         loss=functools.partial(loss, tower, config.loss, mesh),
@@ -82,7 +89,9 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         metrics=judge.metrics,
         embed=embed,
         embed_moment=dataset.metadata.train_end,
-        summary=engagements.summary(dataset, train_batches),
+        check_training=check_training,
+        summary=engagements.summary(dataset, train_batches)
+        | system.sketch_summary(config, counted),
         identity={"dataset": dataset.metadata.digest, **dataset.frozen},
     )
 
@@ -167,10 +176,10 @@ def bag_tower(
     on_device = model.clone(tables=layout.on_device())
 
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
-        tokens, segments, came = product_features.gather_tokens(
+        tokens, segments, _ = product_features.gather_tokens(
             texts, rows, len(rows) * longest, on_device.tables
         )
-        return jnp.where(came, on_device.apply(params, tokens, segments, len(rows)), jnp.nan)
+        return on_device.apply(params, tokens, segments, len(rows))
 
     def init(key: jax.Array) -> Any:
         one = jnp.zeros(1, jnp.int32)
@@ -227,7 +236,7 @@ def bert_tower(
 
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
         ids, mask = (layout.on_device().gather(table, rows) for table in texts)
-        return jnp.where((ids >= 0).all(), model.apply(params, ids, mask), jnp.nan)
+        return model.apply(params, ids, mask)
 
     return Tower(texts, layout, init, apply)
 

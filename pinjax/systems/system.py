@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ Metrics = dict[str, jax.Array]
 SHARD = 2**16  # embeddings to a file
 ENOUGH = 100  # users or queries; a table that rests on fewer says so
 COVERAGE = "P90 cov@10"
+TRIED = 8  # batches, at most, that are looked at before training
 _ALIKE = 0.9  # overlap of lists that are nearly the same
 
 
@@ -45,6 +46,8 @@ class System:
       embed: (params, moment) -> the tables that serving needs, by name, each as its shards:
         functions that make (own ids (rows,), vectors float32 (rows, dim)).
       embed_moment: the moment to embed at unless one is given, unix seconds.
+      check_training: raises an InputError where training would learn nothing, or by wrong counts;
+        it reads some batches.
       summary: what a person wants to know at the start, by name.
       identity: by name, hashes of what a checkpoint belongs to: the data set, frozen tables.
     """
@@ -58,9 +61,9 @@ class System:
     metrics: Mapping[str, str]
     embed: Callable[[Any, int], dict[str, list[Shard]]]
     embed_moment: int
+    check_training: Callable[[], None]
     summary: dict[str, str]
     identity: dict[str, str]
-    check_training: Any = lambda: None
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
@@ -81,6 +84,50 @@ def check_sketch(loss: ConfigDict) -> None:
         count_min_sketch.check(loss.sketch_depth, loss.sketch_width, loss.sketch_decay)
     except ValueError as error:  # which begins with the argument's name
         raise InputError(f"loss.sketch_{error}") from None
+
+
+class Counted(NamedTuple):
+    """What a run counts in a sketch.
+
+    Attributes:
+      width: of the sketch.
+      distinct: how many different ones there are.
+      batch: how many come in a batch.
+    """
+
+    width: int
+    distinct: int
+    batch: int
+
+    def accuracy(self, config: ConfigDict) -> count_min_sketch.Accuracy:
+        """At the end of a run with this config."""
+        return count_min_sketch.accuracy(
+            self.width, config.loss.sketch_decay, self.batch, config.train.steps, self.distinct
+        )
+
+
+def sketch_summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
+    """How right the counts of sketches are at the end of a run, by what they count."""
+    return {
+        name: f"counted {found.mean:,.1f} times each, at most {found.error:,.1f} times too often"
+        for name, found in ((name, things.accuracy(config)) for name, things in counted.items())
+    }
+
+
+def check_counts(config: ConfigDict, counted: dict[str, Counted]) -> None:
+    """Refuses sketches in which what is counted drowns in what shares its counters."""
+    for name, things in counted.items():
+        found = things.accuracy(config)
+        if not config.loss.log_q or found.error <= found.mean:
+            continue
+        least = f"at least {found.least_width}"
+        if found.least_width > count_min_sketch.MAX_WIDTH:
+            least = "loss.sketch_decay below 1, so that fewer are remembered, or loss.log_q=False"
+        raise InputError(
+            f"loss.sketch_width: of {things.width} counters a row, {things.distinct:,} {name} are "
+            f"counted up to {found.error:,.1f} times too often, and {found.mean:,.1f} times on "
+            f"average; expected {least}"
+        )
 
 
 def shards(

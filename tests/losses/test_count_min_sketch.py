@@ -167,3 +167,27 @@ def test_ids_of_pairs_hardly_ever_collide():
     expected = ids.size**2 / 2 / 2**32
     assert collisions < expected + 5 * np.sqrt(expected)
     assert ids[3, 7] != ids[7, 3]
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_accuracy_is_that_of_the_stream(rng, decay):
+    """A stream of 30 batches, counted one by one."""
+    batches = rng.integers(0, 300, (30, 40))
+    sketch, true = init(jax.random.key(0), 4, 2**14, decay), np.zeros(300)  # no collisions
+    for batch in batches:
+        sketch = add(sketch, jnp.asarray(batch))
+        true = true * decay + np.bincount(batch, minlength=300)
+    distinct = len(np.unique(batches))
+    found = count_min_sketch.accuracy(2**10, decay, 40, 30, distinct)
+    np.testing.assert_allclose(found.error, np.e / 2**10 * true.sum(), rtol=1e-6)
+    np.testing.assert_allclose(found.error, np.e / 2**10 * float(sketch.total), rtol=1e-5)
+    np.testing.assert_allclose(found.mean, true.sum() / distinct)
+    for width in (found.least_width // 2, found.least_width):
+        other = count_min_sketch.accuracy(width, decay, 40, 30, distinct)
+        assert (other.error <= other.mean) == (width == found.least_width)
+
+
+def test_of_more_ids_than_are_counted_each_has_one():
+    found = count_min_sketch.accuracy(2**10, 0.9, 40, 10**6, 10**9)
+    np.testing.assert_allclose(found.mean, 1)
+    assert found.least_width == 2048  # e * 400

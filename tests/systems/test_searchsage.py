@@ -42,6 +42,16 @@ def test_loss_is_the_formula(make_config, encoder, mesh):
     assert int(sketch.total) == len(products)
 
 
+def test_what_trains_on_nothing_is_refused(make_config, mesh):
+    registry.create(make_config(), mesh).check_training()
+    config = make_config(data={"pairs": 1})
+    config.tasks = config.tasks[:1]
+    with pytest.raises(InputError, match=r"data.pairs=1: the first 8 batches have one query each"):
+        registry.create(config, mesh).check_training()
+    with pytest.raises(InputError, match=r"loss.sketch_width: of 64 counters a row, .* items are"):
+        registry.create(make_config(loss={"sketch_width": 64}), mesh).check_training()
+
+
 def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
     (losses, state), *others = train_on_devices(make_config(), 3)
     for other_losses, other in others:

@@ -69,6 +69,7 @@ def regression(disturb=lambda step, batch: None):
         metrics={"error": "min"},
         embed=None,
         embed_moment=0,
+        check_training=lambda: None,
         summary={},
         identity={},
     )
