@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,16 @@ class Dataset:
             return pinworld.Oracle.load(self.directory)
         return None
 
-    @functools.cache  # noqa: B019, a data set lives as long as its command
     def timelines(self, split: str) -> Any:
-        """Random access to the packed timelines of a split: `source[row]["actions"]`."""
-        return tfds.builder_from_directory(self.directory).as_data_source(split)
+        """Random access to the packed timelines of a split: `source[row]["actions"]`.
+
+        Its files are open as long as the data set, or what was returned, is in use.
+        """
+        return self._sources(split)
+
+    @functools.cached_property
+    def _sources(self) -> Callable[[str], Any]:
+        return functools.cache(tfds.builder_from_directory(self.directory).as_data_source)
 
     def chunk(self, split: str, start: int, stop: int) -> "Chunk":
         """The timelines of the rows from `start` to `stop` of a split, as far as there are."""

@@ -1,4 +1,5 @@
 import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -39,6 +40,19 @@ def test_a_remote_data_set_is_read_from_a_copy_made_once(bucket, tmp_path, data_
     info.write_text(info.read_text() + "\n")  # as if it were another one
     datasets.load(os.fspath(bucket), tmp_path / "here")
     assert len(list((tmp_path / "here/copies").iterdir())) == 2
+
+
+def test_a_data_set_closes_its_files_when_it_is_no_longer_used(data_dir):
+    def opened():
+        files = pathlib.Path("/proc/self/fd").iterdir()
+        return [file for file in map(os.path.realpath, files) if str(data_dir) in file]
+
+    dataset = datasets.load("pinworld/tiny", data_dir)
+    assert dataset.timelines("train") is dataset.timelines("train")
+    dataset.chunk("train", 0, 5)
+    assert len(opened()) == 1
+    del dataset
+    assert not opened()
 
 
 @pytest.mark.parametrize("name", ["pinworld/tiny", "log"])

@@ -33,7 +33,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     data = {"degree_days": 240.0, "degree_times": degree_times} if degree_times else {}
     config = make_config(loss=loss, data=data)
     system = registry.create(config, mesh)
-    params, sketch = system.init(jax.random.key(1))
+    params, sketch = jax.jit(system.init)(jax.random.key(1))
     batch = dict(next(system.batches(0)))
     few = np.arange(4) >= 1 + np.arange(len(batch["item"]))[:, None] % 4
     batch["label_item"] = np.where(few, -1, batch["label_item"])  # else all weights are the same
@@ -50,7 +50,9 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
     model = pinnerformer.make_model(config, dataset.metadata, mesh)
     content, _, times = system.frozen
-    apply = functools.partial(model.apply, params, content, degree_times=times)
+    apply = functools.partial(
+        jax.jit(model.apply, static_argnames="method"), params, content, degree_times=times
+    )
     outputs = np.asarray(apply(batch, method="users"), np.float64)
     everything = jnp.arange(model.num_items, dtype=jnp.int32)
     # As they were before degrees were counted, and after each time at which they were.

@@ -18,7 +18,7 @@ SYSTEM = "searchsage"
 def test_loss_is_the_formula(make_config, encoder, mesh):
     config = make_config(model={"encoder": encoder}, loss={"sketch_width": 2**18})
     system = registry.create(config, mesh)
-    params, sketch = system.init(jax.random.key(1))
+    params, sketch = jax.jit(system.init)(jax.random.key(1))
     batch = next(system.batches(0))
     arguments = params, system.frozen, sketch, batch, jax.random.key(2)
     value, (metrics, sketch) = jax.jit(system.loss)(*arguments)
@@ -27,7 +27,7 @@ def test_loss_is_the_formula(make_config, encoder, mesh):
     make = searchsage.make_bag if encoder == "bag" else searchsage.make_bert
     tower = make(config, dataset, mesh)
     texts = jax.tree.map(jnp.asarray, tower.texts)
-    queries = np.asarray(tower.apply(params["tower"], texts, jnp.asarray(batch["query"])))
+    queries = np.asarray(jax.jit(tower.apply)(params["tower"], texts, jnp.asarray(batch["query"])))
     items = np.asarray(searchsage.item_vectors(dataset), np.float64)
     products = batch["product"].tolist()
     log_q = {p: np.log(len(products) * products.count(p) / len(products)) for p in products}
@@ -68,13 +68,13 @@ def test_where_tables_lie_changes_nothing(make_config, check_shared_out_tables, 
 def test_residual_is_added_to_the_queries_own_vectors(make_config, mesh, check_shared_out_tables):
     config = make_config(model={"residual": True})
     system = registry.create(config, mesh)
-    params, _ = system.init(jax.random.key(1))
+    params, _ = jax.jit(system.init)(jax.random.key(1))
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     tower = searchsage.make_bag(config, dataset, mesh)
     vectors = jnp.asarray(dataset.queries.vectors, jnp.bfloat16)
     rows = jnp.arange(0, len(vectors), 3)
     texts = jax.tree.map(jnp.asarray, tower.texts)
-    of_tower = np.asarray(tower.apply(params["tower"]["tower"], texts, rows), np.float64)
+    of_tower = np.asarray(jax.jit(tower.apply)(params["tower"]["tower"], texts, rows), np.float64)
     own = np.asarray(vectors[rows], np.float64)
     own /= np.linalg.norm(own, axis=1, keepdims=True)
     for gain in (params["tower"]["gain"], 0.7):
