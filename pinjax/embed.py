@@ -38,7 +38,7 @@ PRECISION = flags.DEFINE_enum("precision", "float16", ["float16", "float32"], "o
 
 def main(argv: Sequence[str]) -> int:
     del argv
-    config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), epath.Path(OUT.value)
+    config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), app.directory("--out", OUT.value)
     mesh = sharding.make_mesh(model=config.train.model_devices)
     system = registry.create(config, mesh)
     moment = system.embed_moment

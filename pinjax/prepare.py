@@ -15,13 +15,13 @@ import time
 from collections.abc import Mapping, Sequence
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from pinjax import app
+from pinjax import app, config_flag
 from pinjax.data import datasets, engagements, pairs, prepared, schema
 from pinjax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "column map", lock_config=True)
+_CONFIG = config_flag.define("a column map", "kind")
 _EVENTS = flags.DEFINE_multi_string(
     "events",
     None,
@@ -34,7 +34,7 @@ _QUERIES = flags.DEFINE_string(
     "queries", None, "file of queries' own vectors, for engagements; without it they are made"
 )
 _OUT = flags.DEFINE_string("out", None, "directory of the data set, not there yet")
-flags.mark_flags_as_required(["config", "events", "out"])
+flags.mark_flags_as_required(["events", "out"])
 
 
 def main(argv: Sequence[str]) -> int:
