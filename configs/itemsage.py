@@ -62,7 +62,7 @@ def get_config(variant: str = "") -> Section:
     model.token_dim = Size(64)  # numbers of a text feature
     model.width = Size(128)
     model.heads = Size(4)
-    model.layers = Int(1, at_least=1, at_most=1_000)
+    model.layers = Int(1, at_least=1, at_most=100)
     model.dim = Size(256)  # numbers of an embedding: those of the frozen query vectors
     # Of the arithmetic; parameters and normalisation stay float32.
     model.dtype = Choice("float32", "bfloat16")

@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> Section:
     objective.newest = Float(0.0, at_least=0, at_most=1)
 
     model = config.model = Section()
-    model.layers = Int(1, at_least=1, at_most=1_000)
+    model.layers = Int(1, at_least=1, at_most=100)
     model.width = Size(128)  # H
     model.heads = Size(4)
     model.dim = Size(128)  # D: numbers in an embedding

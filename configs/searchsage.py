@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> Section:
     model.pretrained = Text("")
     # bert: tokens of a query, with the special ones; the rest is cut.
     model.length = Size(8, at_least=2)
-    model.layers = Int(2, at_least=1, at_most=1_000)  # bert
+    model.layers = Int(2, at_least=1, at_most=100)  # bert
     model.heads = Size(4)  # bert
     model.width = Size(128)  # of the transformer, or hidden width of the bag's MLP
     # Of the arithmetic; parameters and normalisation stay float32.

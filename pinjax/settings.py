@@ -87,13 +87,13 @@ class Int(Field):
         unit: str = "",
     ):
         self.default = default
-        self._range = range(at_least, at_most + 1)
+        self.at_least, self.at_most = at_least, at_most
         self._power_of_two = power_of_two
         kind = "a power of two" if power_of_two else "an integer"
         self.expected = f"{kind} from {at_least:,} to {at_most:,}" + _of(unit)
 
     def allows(self, value: Any) -> bool:
-        if type(value) is not int or value not in self._range:
+        if type(value) is not int or not self.at_least <= value <= self.at_most:
             return False
         return not self._power_of_two or value.bit_count() == 1
 
