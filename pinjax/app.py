@@ -109,7 +109,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             if "gcsfs" not in str(error):
                 raise
             return _complain("gs:// needs more: pip install -r requirements-gcp.txt")
+        except MemoryError as error:
+            return _complain(f"out of memory: {error}")
         except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                return _complain(f"out of memory: {str(error).splitlines()[0]}")
             if processes.count() == 1:
                 raise
             _complain(f"lost another process of the job, start all of them again: {error}")

@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from pinjax import settings
 from pinjax.data import batches, datasets, held_out, schema, windows
 from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch, sampled_softmax
@@ -139,6 +140,14 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise InputError("loss.terms=summed: expected loss.in_batch and loss.random above 0")
     system.check_heads(config.model)
     sharding.check_batch(mesh, "data.users", config.data.users)
+    labels = config.data.users * windows.labels_per_user(
+        config.objective.name, config.data.length, config.objective.labels
+    )
+    if labels > settings.INT32:
+        raise InputError(
+            f"data.users={config.data.users}: a batch would have {labels:,} labels; expected at "
+            f"most {settings.INT32:,}"
+        )
     sharding.check_tables(mesh, config.train)
 
 

@@ -269,6 +269,10 @@ def test_components_are_those_along_which_items_of_the_training_period_vary_most
             {"data": {"content": True, "components": -1}},
             "data.components=-1: expected an integer from 0",
         ),
+        (
+            {"data": {"users": 2**20}, "objective": {"name": "all_action", "labels": 2**12}},
+            "data.users=1048576: a batch would have 4,294,967,296 labels; expected at most",
+        ),
         ({"data": {"degree_times": 2}}, "data.degree_times=2: expected 1 where"),
         ({"data": {"content": False}, "model": {"id_dim": 0}}, "model.id_dim=0: items without"),
         (
