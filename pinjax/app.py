@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import config_flags
 
-from pinjax import signals
+from pinjax import config_flag, signals
 from pinjax.errors import InputError
 from pinjax.training import processes
 
@@ -25,22 +24,20 @@ _COORDINATOR = flags.DEFINE_string(
     None,
     "HOST:PORT of the first of several processes; a Cloud TPU slice and SLURM need no such flag",
 )
-_PROCESSES = flags.DEFINE_integer("processes", None, "how many they are")
-_PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "how many they are", lower_bound=1, upper_bound=2**16
+)
+_PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0", lower_bound=0)
 
 
-def config_flag() -> flags.FlagHolder:
+def run_config() -> flags.FlagHolder:
     """Defines --config, of a run."""
-    config = config_flags.DEFINE_config_file(
-        "config", None, "config of the run: FILE or FILE:VARIANT", lock_config=True
-    )
-    flags.mark_flag_as_required("config")
-    return config
+    return config_flag.define("a config of a run", "system")
 
 
 def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """Defines --config and --workdir, the flags of the commands that work on a run."""
-    config = config_flag()
+    config = run_config()
     workdir = flags.DEFINE_string(
         "workdir", None, "directory of the run; if not given, work/ and the config's name"
     )
@@ -55,14 +52,24 @@ def verifies() -> bool:
 
 def workdir_of(flag: flags.FlagHolder) -> epath.Path:
     """The run's directory: as given, or work/CONFIG or work/CONFIG-VARIANT."""
-    if flag.value:
-        path = epath.Path(flag.value)
+    if flag.value is not None:
+        path = directory("--workdir", flag.value)
         path.exists()  # on gs:// it may be out of reach: better now than after a data set is made
         return path
-    name = config_flags.get_config_filename(flags.FLAGS["config"])
-    file, _, variant = name.partition(":")
+    file, _, variant = config_flag.source().partition(":")
     stem = epath.Path(file).stem
     return epath.Path("work") / (f"{stem}-{variant}" if variant else stem)
+
+
+def directory(flag: str, value: str) -> epath.Path:
+    """The directory that a flag names.
+
+    Raises:
+      InputError: where the value is empty, which would be the current directory.
+    """
+    if not value:
+        raise InputError(f"{flag} is empty; expected a directory")
+    return epath.Path(value)
 
 
 def flags_of_run() -> str:
@@ -90,22 +97,16 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
-            return flags.FLAGS(argv)
-        except (  # from absl, and from ml_collections for a wrong override or a missing file
-            *(flags.Error, AttributeError, LookupError, TypeError),
-            *(ValueError, OSError, ImportError),
-        ) as error:
+            return flags.FLAGS(config_flag.take_overrides(argv))
+        except (flags.Error, InputError, OSError) as error:
             raise SystemExit(_complain(error)) from None
 
     def guarded(argv: Sequence[str]) -> int | None:
         if len(argv) > 1:
             return _complain(f"unexpected argument {argv[1]!r}; every argument is a --flag=value")
-        job = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
-        if None in job and any(value is not None for value in job):
-            return _complain("--coordinator, --processes and --process go together")
         try:
             with signals.handled():
-                processes.join(*job)
+                processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
                 if not processes.is_first():
                     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
                 return main(argv)
@@ -117,7 +118,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             if "gcsfs" not in str(error):
                 raise
             return _complain("gs:// needs more: pip install -r requirements-gcp.txt")
+        except MemoryError as error:
+            return _complain(f"out of memory: {error}")
         except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                return _complain(f"out of memory: {str(error).splitlines()[0]}")
             if processes.count() == 1:
                 raise
             _complain(f"lost another process of the job, start all of them again: {error}")

@@ -41,7 +41,7 @@ _MANIFEST = "manifest.json"
 
 def main(argv: Sequence[str]) -> int:
     del argv
-    config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), epath.Path(OUT.value)
+    config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), app.directory("--out", OUT.value)
     mesh = sharding.make_mesh(model=config.train.model_devices)
     system = registry.create(config, mesh, app.verifies())
     moment = system.embed_moment

@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from pinjax import app, files
+from pinjax import app, config_flag, files
 from pinjax.data import datasets, engagements, held_out, pairs, prepared, schema, windows
 from pinjax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "column map", lock_config=True)
+_CONFIG = config_flag.define("a column map", "kind")
 _EVENTS = flags.DEFINE_multi_string(
     "events",
     None,
@@ -35,7 +35,7 @@ _QUERIES = flags.DEFINE_string(
     "queries", None, "file of queries' own vectors, for engagements; without it they are made"
 )
 _OUT = flags.DEFINE_string("out", None, "directory of the data set, not there yet")
-flags.mark_flags_as_required(["config", "events", "out"])
+flags.mark_flags_as_required(["events", "out"])
 
 _WINDOW = 14 * held_out.DAY  # the default of configs/pinnerformer.py
 

@@ -18,7 +18,10 @@ from pinjax.training import checkpoint, loop, processes, sharding
 
 CONFIG, WORKDIR = app.run_flags()
 PROFILE = flags.DEFINE_integer(
-    "profile", 0, "trace so many steps, for TensorBoard's profiler or xprof: --logdir=WORKDIR"
+    "profile",
+    0,
+    "trace so many steps, for TensorBoard's profiler or xprof: --logdir=WORKDIR",
+    lower_bound=0,
 )
 
 

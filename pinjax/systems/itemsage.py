@@ -24,7 +24,6 @@ from pinjax.models import features, itemsage, product_features, temperature
 from pinjax.systems import batching, engagements, product_retrieval, system
 from pinjax.training import sharding
 
-TERMS = ("summed", "joined", "in_batch", "random")
 ENCODED = 512  # products encoded at a time where a catalogue is embedded
 _OVERFLOW = 1e-12  # probability that a run ends because tokens do not fit
 
@@ -116,18 +115,11 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
     model = config.model
-    system.check_choice("loss.terms", config.loss.terms, TERMS)
-    system.check_choice("model.encoder", model.encoder, itemsage.ENCODERS)
     system.check_heads(model)
-    if model.layers < 1:
-        raise InputError(f"model.layers={model.layers}; expected at least 1")
     if model.residual and not model.image_slots:
         raise InputError("model.residual needs images; expected model.image_slots above 0")
     if not model.image_slots and not model.texts:
         raise InputError("model.texts and model.image_slots: expected texts, images or both")
-    if config.loss.random < 1:  # which are embedded whatever the terms
-        raise InputError(f"loss.random={config.loss.random}; expected at least 1")
-    system.check_sketch(config.loss)
     sharding.check_tables(mesh, config.train)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
     sharding.check_batch(mesh, "loss.random", config.loss.random)

@@ -23,7 +23,6 @@ from pinjax.models import bert, features, product_features, searchsage, tables, 
 from pinjax.systems import batching, engagements, product_retrieval, system
 from pinjax.training import sharding
 
-ENCODERS = ("bag", "bert")
 ENCODED = 256  # queries encoded at a time where all of them are embedded
 
 
@@ -98,10 +97,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
-    system.check_choice("model.encoder", config.model.encoder, ENCODERS)
     if config.model.encoder == "bert" and not config.model.pretrained:
         system.check_heads(config.model)
-    system.check_sketch(config.loss)
     sharding.check_tables(mesh, config.train)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
 

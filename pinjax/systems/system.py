@@ -74,16 +74,8 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
 
 def check_heads(model: ConfigDict) -> None:
     """Refuses attention heads that do not divide the width."""
-    if model.heads < 1 or model.width % model.heads:
+    if model.width % model.heads:
         raise InputError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
-
-
-def check_sketch(loss: ConfigDict) -> None:
-    """Refuses a count-min sketch that cannot be made."""
-    try:
-        count_min_sketch.check(loss.sketch_depth, loss.sketch_width, loss.sketch_decay)
-    except ValueError as error:  # which begins with the argument's name
-        raise InputError(f"loss.sketch_{error}") from None
 
 
 class Counted(NamedTuple):

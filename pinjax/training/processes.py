@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import socket
 from collections.abc import Iterator
 
 import jax
@@ -21,7 +23,11 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
       coordinator: HOST:PORT of the first process; None: as SLURM or a Cloud TPU slice says.
       count: how many processes there are.
       index: which of them this is.
+
+    Raises:
+      InputError: where these do not name a job.
     """
+    _check_job(coordinator, count, index)
     if coordinator:
         jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=_PATIENCE)
     elif int(os.environ.get("SLURM_NTASKS", 1)) > 1:
@@ -29,6 +35,29 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     elif any(map(os.path.exists, _TPU_DEVICES)):
         with contextlib.suppress(ValueError):  # another device under a TPU's name
             jax.distributed.initialize(heartbeat_timeout_seconds=_PATIENCE)
+
+
+def _check_job(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Refuses what JAX would take a process down for, minutes later."""
+    if coordinator is count is index is None:
+        return
+    if None in (coordinator, count, index):
+        raise InputError("--coordinator, --processes and --process go together")
+    if not 0 <= index < count:
+        raise InputError(f"--process={index}: expected from 0 to {count - 1}, of {count} processes")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+        raise InputError(f"--coordinator={coordinator}: expected HOST:PORT, a port to 65535")
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except OSError as error:
+        raise InputError(f"--coordinator={coordinator}: {error.strerror}") from None
+    if index > 0:
+        return
+    try:
+        socket.create_server(("", int(port))).close()
+    except OSError as error:
+        raise InputError(f"--coordinator={coordinator}: {error.strerror}") from None
 
 
 def is_first() -> bool:

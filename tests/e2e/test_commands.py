@@ -198,15 +198,15 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.train.step=3"], "Did you mean"),
-        (["--config.train.steps=many"], "many"),
+        (["--config.train.step=3"], "no such field; did you mean train.steps?"),
+        (["--config.train.steps=many"], "train.steps='many': expected an integer from 1"),
         (["--config.data.name=nowhere"], "data.name: no prepared data set in nowhere"),
         (["--config.data.name=pinworld/huge"], "pinworld/huge"),
         (["--config.data.positives=sav"], "no action 'sav'"),
-        (["--config.objective.name=sas"], "objective 'sas' is none of"),
-        (["--config.loss.terms=both"], "loss.terms: 'both' is none of"),
+        (["--config.objective.name=sas"], "objective.name='sas': expected one of"),
+        (["--config.loss.terms=both"], "loss.terms='both': expected one of"),
         (["--config.model.heads=3"], "model.width=16 is not divisible by model.heads=3"),
-        (["--config.evaluate.cadences=('hourly',)"], "'hourly' is none of window"),
+        (["--config.evaluate.cadences=('hourly',)"], "('hourly',): expected a tuple of at least 1"),
         (["stray"], "unexpected argument 'stray'"),
         (["--config.train.model_devices=3"], "train.model_devices=3 does not divide 1 devices"),
         pytest.param(

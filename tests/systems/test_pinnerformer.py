@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pinjax import settings
 from pinjax.data import item_features
 from pinjax.errors import InputError
 from pinjax.models import tables
@@ -318,26 +319,30 @@ def test_towers_know_the_degrees_of_their_moment(make_config, mesh):
         ),
         (
             {"data": {"content": True, "components": -1}},
-            "data.components=-1: expected from 0 to 256",
+            "data.components=-1: expected an integer from 0",
+        ),
+        (
+            {"data": {"users": 2**20}, "objective": {"name": "all_action", "labels": 2**12}},
+            "data.users=1048576: a batch would have 4,294,967,296 labels; expected at most",
         ),
         (
             {"data": {"degree_days": 1.0, "degree_times": 1}},
-            "data.degree_times=1: expected at least 2 with data.degree_days",
+            "data.degree_times=1: expected an integer from 2",
         ),
         ({"data": {"content": False}, "model": {"id_dim": 0}}, "model.id_dim=0: items without"),
         (
             {"data": {"content": False}, "model": {"gated_layers": 1}},
             "model.gated_layers: learned ids begin",
         ),
-        ({"model": {"gated_layers": -1}}, "model.gated_layers=-1: expected at least 0"),
-        ({"objective": {"newest": 1.5}}, "objective.newest=1.5: expected from 0 to 1"),
-        ({"model": {"features": ("item", "age")}}, "model.features: 'age' is none of item, "),
-        ({"model": {"features": ()}}, "model.features: expected some of item, "),
-        ({"loss": {"terms": "both"}}, "loss.terms: 'both' is none of joined, summed"),
+        ({"model": {"gated_layers": -1}}, "model.gated_layers=-1: expected an integer from 0"),
+        ({"objective": {"newest": 1.5}}, "objective.newest=1.5: expected a number at least 0"),
+        ({"model": {"features": ("item", "age")}}, "each one of item, action, "),
+        ({"model": {"features": ()}}, "expected a tuple of at least 1, "),
+        ({"loss": {"terms": "both"}}, "loss.terms='both': expected one of joined, summed"),
         ({"loss": {"terms": "summed", "in_batch": 0}}, "loss.in_batch and loss.random above 0"),
         ({"loss": {"terms": "summed", "random": 0}}, "loss.in_batch and loss.random above 0"),
         ({"loss": {"in_batch": 0, "random": 0}}, "expected loss.in_batch or loss.random above 0"),
-        ({"loss": {"sketch_width": 1_000}}, "loss.sketch_width is 1000, expected a power of two"),
+        ({"loss": {"sketch_width": 1_000}}, "loss.sketch_width=1000: expected a power of two"),
     ],
 )
 def test_wrong_config_is_refused(make_config, sections, message, mesh):
@@ -347,6 +352,6 @@ def test_wrong_config_is_refused(make_config, sections, message, mesh):
 
 def test_unknown_system_is_refused(make_config, mesh):
     config = make_config()
-    config.system = "itempage"
+    config.system = settings.Choice("itempage")
     with pytest.raises(InputError, match="'itempage' is none of pinnerformer"):
         registry.create(config, mesh)
