@@ -129,10 +129,9 @@ def test_the_test_variant_learns(path, tmp_path):
     config.data.dir = str(tmp_path)
     mesh = sharding.make_mesh(jax.devices()[:1])
     system = registry.create(config, mesh)
-    checkpoints = checkpoint.Checkpoints(tmp_path / "run")
-    result = loop.train(system, config.train, mesh, tmp_path / "run", checkpoints)
-    checkpoints.close()
-    assert result.finished
+    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+        result = loop.train(system, config.train, mesh, tmp_path / "run", checkpoints)
+    assert result.stopped is None
     before, _ = system.init(jax.random.key(0))
     after = jax.device_get(result.state.params)
     moved = [

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class Checkpoints:
 
     def load_latest(self, like: Any) -> Any | None:
         """The state of the newest checkpoint; arguments and result as of `load_chosen`."""
-        return self._load(self.steps[::-1], like)
+        return self._load(lambda undamaged: next(undamaged, None), like)
 
     def load_chosen(self, like: Any) -> Any | None:
         """The state to evaluate and to serve: the best, or else the newest.
@@ -89,9 +89,13 @@ class Checkpoints:
         """
         if not self._select:
             return self.load_latest(like)
-        values = {step: self._value(self._metrics(step) or {}) for step in self.steps}
-        known = [step for step, value in values.items() if value > -np.inf]
-        return self._load(sorted(known, key=lambda step: (values[step], step))[::-1], like)
+
+        def best(undamaged: Iterator[int]) -> int | None:
+            values = {step: self._value(self._metrics(step) or {}) for step in undamaged}
+            known = [step for step, value in values.items() if value > -np.inf]
+            return max(known, key=lambda step: (values[step], step), default=None)
+
+        return self._load(best, like)
 
     def remove_damaged(self) -> None:
         """Removes checkpoints that are damaged, with a line for each, so that others replace them.
@@ -99,7 +103,7 @@ class Checkpoints:
         Raises:
           InputError: where all are; then they stay.
         """
-        self._pick(self.steps[::-1])
+        self._pick(lambda undamaged: len(list(undamaged)) or None)
         if processes.is_first():
             for step in self.steps:
                 if self._problem(step):
@@ -170,8 +174,8 @@ class Checkpoints:
         except (OSError, ValueError):
             return None
 
-    def _load(self, steps: Sequence[int], like: Any) -> Any | None:
-        step = self._pick(steps)
+    def _load(self, pick: Callable[[Iterator[int]], int | None], like: Any) -> Any | None:
+        step = self._pick(pick)
         if step is None:
             return None
         path = self._directory / str(step) / "state"
@@ -181,20 +185,24 @@ class Checkpoints:
         except Exception as error:  # of any kind, where checksums are not compared
             raise InputError(f"{path}: cannot be read: {error}") from error
 
-    def _pick(self, steps: Sequence[int]) -> int | None:
-        """The first of some checkpoints that is undamaged, the same for all processes."""
+    def _pick(self, pick: Callable[[Iterator[int]], int | None]) -> int | None:
+        """What `pick` makes of the undamaged steps, newest first: the same in all processes."""
         picked = -1
         if processes.is_first():
-            for step in steps:
-                if not self._problem(step):
-                    picked = step
-                    break
-                print(f"{self._problem(step)}; passing over checkpoint {step}", file=sys.stderr)
+            picked = pick(self._undamaged())
+            picked = -1 if picked is None else picked
         picked = int(processes.as_first(np.array(picked)))
-        if picked < 0 and steps:
-            problem = self._problem(steps[0])
+        if picked < 0 and self.steps and all(map(self._problem, self.steps)):
+            problem = self._problem(self.steps[-1])
             raise InputError(f"{problem}; and no other checkpoint is undamaged")
         return picked if picked >= 0 else None
+
+    def _undamaged(self) -> Iterator[int]:
+        for number in reversed(self.steps):
+            if problem := self._problem(number):
+                print(f"{problem}; passing over checkpoint {number}", file=sys.stderr)
+            else:
+                yield number
 
     def _problem(self, step: int) -> str:
         """What is wrong with a checkpoint, or "", looked at once."""

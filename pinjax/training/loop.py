@@ -118,11 +118,12 @@ def train(
         done, stopping = first, False
         if first and evaluation_due(first) and not checkpoints.evaluated(first):
             stopping = not report(first, {}, evaluating=True, saving=True)
+        trace = stack.enter_context(contextlib.ExitStack())
         batches = stack.enter_context(contextlib.closing(system.batches(first)))
         while done < config.steps and not stopping:
             if tracing and done == tracing.start:
                 checkpoints.wait()  # so that none is written beside the steps
-                jax.profiler.start_trace(workdir, profiler_options=_profiler_options())
+                trace.enter_context(_tracing(workdir))
             batch = sharding.place_batch(mesh, next(batches))
             state, metrics = train_step(state, system.frozen, batch)
             pending.append(metrics)
@@ -132,7 +133,7 @@ def train(
                 jax.block_until_ready(pending[-1 - _IN_FLIGHT])
             if tracing and done == tracing.stop:
                 jax.block_until_ready(metrics)
-                jax.profiler.stop_trace()
+                trace.close()
 
             stopping = processes.agree_to_stop(stop.requested is not None, done)
             evaluating = evaluation_due(done)
@@ -155,15 +156,20 @@ def _evaluate(system: system_lib.System, params: Any) -> dict[str, float]:
     return {f"valid/{name}": estimate.value for name, estimate in row.metrics.items()}
 
 
-def _profiler_options() -> jax.profiler.ProfileOptions:
-    """What is traced: devices and JAX, but no calls in Python.
+@contextlib.contextmanager
+def _tracing(directory: epath.PathLike) -> Iterator[None]:
+    """Traces devices and JAX, but no calls in Python.
 
     To trace these the profiler goes into the state of every thread, and a run once crashed that was
     tracing while a checkpoint was written.
     """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
-    return options
+    jax.profiler.start_trace(directory, profiler_options=options)
+    try:
+        yield
+    finally:
+        jax.profiler.stop_trace()
 
 
 def _due(done: int, every: int) -> bool:
