@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 # One byte of an id and this many bits of a column fit the uint32 arithmetic of `_columns`.
@@ -102,9 +103,12 @@ def add(
     rows = jnp.arange(sketch.table.shape[0]).reshape(-1, *[1] * ids.ndim)
     columns, added = _columns(sketch, ids), ones.sum(dtype=jnp.uint32)
     if sketch.decay == 1:
-        full = sketch.total > _MAX_TOTAL
-        table, total = (
-            jnp.where(full, counts - counts // 2, counts) for counts in (sketch.table, sketch.total)
+        # A branch, since a step should not read and write all of a large table for this.
+        table, total = lax.cond(
+            sketch.total > _MAX_TOTAL,
+            lambda *counts: tuple(x - x // 2 for x in counts),
+            lambda *counts: counts,
+            *(sketch.table, sketch.total),
         )
         return sketch.replace(table=table.at[rows, columns].add(ones), total=total + added)
     # Counted apart from the table, in integers, whose sum does not depend on their order.
