@@ -223,7 +223,7 @@ def _globo(config: Section) -> None:
     config.objective.labels = 16
     config.model.update(width=64, dim=64, id_dim=32, dropout=0.5)
     config.model.features = ("item", "surface", "time", "moment")
-    config.loss.update(random=1_024, sketch_width=2**17)
+    config.loss.random = 1_024
     config.train.update(steps=1_200, learning_rate=3e-3)
     config.train.update(checkpoint_every=200, evaluate_every=200, select="valid/R@10")
     config.evaluate.update(window=1 * DAY, cadences=("window",), users=20_000, filter_seen=True)
@@ -235,7 +235,6 @@ def _kuairand(config: Section) -> None:
     config.data.positives = "follow, forward, comment, like"
     config.objective.horizon = 7 * DAY
     config.model.update(features=("item", "action", "duration", "time"), dropout=0.2)
-    config.loss.sketch_width = 2**17
     config.train.update(steps=300, learning_rate=1e-3)
     config.train.update(checkpoint_every=50, evaluate_every=50, select="valid/R@10")
     config.evaluate.update(window=4 * DAY, cadences=("window",))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 # One byte of an id and this many bits of a column fit the uint32 arithmetic of `_columns`.
@@ -102,9 +103,12 @@ def add(
     rows = jnp.arange(sketch.table.shape[0]).reshape(-1, *[1] * ids.ndim)
     columns, added = _columns(sketch, ids), ones.sum(dtype=jnp.uint32)
     if sketch.decay == 1:
-        full = sketch.total > _MAX_TOTAL
-        table, total = (
-            jnp.where(full, counts - counts // 2, counts) for counts in (sketch.table, sketch.total)
+        # A branch, since a step should not read and write all of a large table for this.
+        table, total = lax.cond(
+            sketch.total > _MAX_TOTAL,
+            lambda *counts: tuple(x - x // 2 for x in counts),
+            lambda *counts: counts,
+            *(sketch.table, sketch.total),
         )
         return sketch.replace(table=table.at[rows, columns].add(ones), total=total + added)
     # Counted apart from the table, in integers, whose sum does not depend on their order.
@@ -134,31 +138,38 @@ class Accuracy(NamedTuple):
     """What a sketch's counts are worth at the end of a stream.
 
     Attributes:
-      mean: count of an id on average.
       error: by how much a count is too high, at most, with probability 1 - e^-depth.
-      least_width: a power of two, with which the error would not be above the mean.
+      mean: count of an id on average.
+      median: half of the stream are ids with no smaller count. The loss asks for ids as they come.
+      least_width: a power of two, with which the error would not be above the median.
     """
 
-    mean: float
     error: float
+    mean: float
+    median: float
     least_width: int
 
 
-def accuracy(width: int, decay: float, batch: int, batches: int, distinct: int) -> Accuracy:
+def accuracy(
+    width: int, decay: float, batch: int, batches: int, counts: Int[np.ndarray, "ids"]
+) -> Accuracy:
     """The accuracy of a sketch after a stream.
 
     Args:
       width: counters a row.
-      decay: of `init`. Where it is below 1, the mean is that of the ids that are remembered, which
-        are no more than their counts together.
+      decay: of `init`; where it is below 1, what is remembered is counted.
       batch: ids added at a time.
       batches: how many times.
-      distinct: different ids in the stream.
+      counts: at least 1, how often each of the stream's different ids comes, up to a factor.
     """
     total = batch * (batches if decay == 1 else (1 - decay**batches) / (1 - decay))
-    remembered = max(1, min(distinct, total))
-    least = 2 ** math.ceil(math.log2(math.e * remembered))
-    return Accuracy(total / remembered, math.e / width * total, least)
+    ascending = np.sort(counts)
+    below = np.cumsum(ascending)
+    of_median = ascending[np.searchsorted(below, below[-1] / 2)] / below[-1]
+    # What a stream comes to at all has come once.
+    mean, median = (max(1.0, total * share) for share in (1 / len(counts), of_median))
+    least = 2 ** math.ceil(math.log2(math.e * total / median))
+    return Accuracy(math.e / width * total, mean, float(median), least)
 
 
 def merge(a: CountMinSketch, b: CountMinSketch) -> CountMinSketch:

@@ -88,7 +88,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         }
 
     widths = sketch_widths(config.loss, len(corpus), len(dataset.queries))
-    counted = count_distinct(train_batches.pairs, widths, config.data.pairs)
+    counted = counted_ids(train_batches.pairs, widths, config.data.pairs)
 
     def check_training() -> None:
         system.check_counts(config, counted)
@@ -221,9 +221,7 @@ def sketch_widths(config: ConfigDict, products: int, queries: int) -> dict[str, 
     return {"products": width(products), "queries": width(queries), "pairs": config.sketch_width}
 
 
-def count_distinct(
-    train: np.ndarray, widths: dict[str, int], batch: int
-) -> dict[str, system.Counted]:
+def counted_ids(train: np.ndarray, widths: dict[str, int], batch: int) -> dict[str, system.Counted]:
     """What the sketches count.
 
     Args:
@@ -233,7 +231,10 @@ def count_distinct(
     """
     ids = {"products": train["product"], "queries": train["query"]}
     ids["pairs"] = (train["query"].astype(np.int64) << 32) + train["product"]
-    return {name: system.Counted(widths[name], len(np.unique(ids[name])), batch) for name in widths}
+    return {
+        name: system.Counted(widths[name], np.unique(ids[name], return_counts=True)[1], batch)
+        for name in widths
+    }
 
 
 def init(

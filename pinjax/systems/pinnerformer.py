@@ -98,9 +98,9 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
         return judge(functools.partial(towers, params), split, full)
 
-    labelled = int((dataset.catalogue.counts > 0).sum())  # or acted on otherwise
+    counts = dataset.catalogue.counts  # of all actions, as labels are about
     labels = config.data.users * sampler.pairs
-    counted = {"items": system.Counted(config.loss.sketch_width, labelled, labels)}
+    counted = {"items": system.Counted(config.loss.sketch_width, counts[counts > 0], labels)}
 
     def check_training() -> None:
         system.check_counts(config, counted)

@@ -71,8 +71,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             "products": system.shards(product_shard, known),
         }
 
-    answers = np.unique(train_batches.pairs["product"])
-    counted = {"items": system.Counted(config.loss.sketch_width, len(answers), config.data.pairs)}
+    _, counts = np.unique(train_batches.pairs["product"], return_counts=True)
+    counted = {"items": system.Counted(config.loss.sketch_width, counts, config.data.pairs)}
 
     def check_training() -> None:
         system.check_counts(config, counted)

@@ -83,42 +83,43 @@ class Counted(NamedTuple):
 
     Attributes:
       width: of the sketch.
-      distinct: how many different ones there are.
+      counts: int (ids,), how often each of the different ids comes, up to a factor.
       batch: how many come in a batch.
     """
 
     width: int
-    distinct: int
+    counts: np.ndarray
     batch: int
 
     def accuracy(self, config: ConfigDict) -> count_min_sketch.Accuracy:
         """At the end of a run with this config."""
         return count_min_sketch.accuracy(
-            self.width, config.loss.sketch_decay, self.batch, config.train.steps, self.distinct
+            self.width, config.loss.sketch_decay, self.batch, config.train.steps, self.counts
         )
 
 
 def sketch_summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
     """How right the counts of sketches are at the end of a run, by what they count."""
     return {
-        name: f"counted {found.mean:,.1f} times each, at most {found.error:,.1f} times too often"
+        name: f"counted {found.mean:,.1f} times each, median {found.median:,.1f}, at most "
+        f"{found.error:,.1f} too often"
         for name, found in ((name, things.accuracy(config)) for name, things in counted.items())
     }
 
 
 def check_counts(config: ConfigDict, counted: dict[str, Counted]) -> None:
-    """Refuses sketches in which what is counted drowns in what shares its counters."""
+    """Refuses sketches whose error is above the counts that the loss asks for."""
     for name, things in counted.items():
         found = things.accuracy(config)
-        if not config.loss.log_q or found.error <= found.mean:
+        if not config.loss.log_q or found.error <= found.median:
             continue
         least = f"at least {found.least_width}"
         if found.least_width > count_min_sketch.MAX_WIDTH:
             least = "loss.sketch_decay below 1, so that fewer are remembered, or loss.log_q=False"
         raise InputError(
-            f"loss.sketch_width: of {things.width} counters a row, {things.distinct:,} {name} are "
-            f"counted up to {found.error:,.1f} times too often, and {found.mean:,.1f} times on "
-            f"average; expected {least}"
+            f"loss.sketch_width: of {things.width} counters a row, {len(things.counts):,} {name} "
+            f"are counted up to {found.error:,.1f} times too often, with a median count of "
+            f"{found.median:,.1f}; expected {least}"
         )
 
 
