@@ -19,7 +19,7 @@ from pinjax.errors import InputError
 
 LOCK_FILE = "writer.lock"
 
-_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 
 
 def is_remote(path: epath.PathLike) -> bool:
