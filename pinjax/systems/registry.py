@@ -18,9 +18,11 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     """The system that `config.system` names, on the mesh.
 
     Raises:
-      InputError: where the name is unknown, or the config does not fit the data.
+      InputError: where the name is unknown, or the config does not fit itself, the mesh or the
+        data. Only the last of these is found after a data set was made.
     """
     page = _page("pinjax.systems", config)
+    page.check(config, mesh)
     with processes.first_before_others():
         datasets.ensure(config.data.name, config.data.dir)
     return page.create(config, mesh)
