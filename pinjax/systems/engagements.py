@@ -15,7 +15,8 @@ def train_batches(config: ConfigDict, dataset: pairs.PairSet) -> batches.PairBat
     """Batches of the training pairs, divided over the tasks that the config names.
 
     Raises:
-      InputError: for a task that the data set does not have, or has no training pair of.
+      InputError: for a task that the data set does not have, or has no training pair of, or that
+        is given no pair of a batch.
     """
     metadata, train = dataset.metadata, dataset.pairs("train")
     tasks = {}
@@ -27,7 +28,7 @@ def train_batches(config: ConfigDict, dataset: pairs.PairSet) -> batches.PairBat
         if not (train["task"] == task).any():
             raise InputError(f"tasks: {metadata.name} has no training pair of {name!r}")
         tasks[task] = batches.Task(name, weight, cap)
-    return batches.PairBatches(
+    made = batches.PairBatches(
         pairs=train[np.isin(train["task"], list(tasks))],
         tasks=tasks,
         size=config.data.pairs,
@@ -35,6 +36,13 @@ def train_batches(config: ConfigDict, dataset: pairs.PairSet) -> batches.PairBat
         seed=config.train.seed,
         shard=(jax.process_index(), jax.process_count()),
     )
+    for task, pairs_of_task in made.shares.items():
+        if not pairs_of_task:
+            raise InputError(
+                f"tasks: {tasks[task].name} has no pair in a batch of data.pairs={made.size}; "
+                "expected a larger weight or batch"
+            )
+    return made
 
 
 def check_training(made: batches.PairBatches, in_batch: bool) -> None:

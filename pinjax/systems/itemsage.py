@@ -32,9 +32,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     """ItemSage on the data set that the config names.
 
     Raises:
-      InputError: where the config does not fit itself or the data.
+      InputError: where the config does not fit the data.
     """
-    check(config, mesh)
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     metadata = dataset.metadata
     vectors = dataset.queries.vectors, dataset.products.images
@@ -120,7 +119,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise InputError("model.residual needs images; expected model.image_slots above 0")
     if not model.image_slots and not model.texts:
         raise InputError("model.texts and model.image_slots: expected texts, images or both")
-    sharding.check_tables(mesh, config.train)
+    sharding.check(mesh, config.train)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
     sharding.check_batch(mesh, "loss.random", config.loss.random)
 

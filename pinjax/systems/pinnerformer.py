@@ -48,9 +48,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     """PinnerFormer on the data set that the config names.
 
     Raises:
-      InputError: where the config does not fit itself or the data.
+      InputError: where the config does not fit the data.
     """
-    check(config, mesh)
     dataset = datasets.load(config.data.name, config.data.dir)
     metadata = dataset.metadata
     positives = windows.Positives.create(metadata, config.data.positives, config.data.surfaces)
@@ -156,7 +155,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
             f"data.users={config.data.users}: a batch would have {labels:,} labels; expected at "
             f"most {settings.INT32:,}"
         )
-    sharding.check_tables(mesh, config.train)
+    sharding.check(mesh, config.train)
 
 
 def check_labels(

@@ -24,9 +24,11 @@ def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System
       verify: whether the data set's checksums are compared.
 
     Raises:
-      InputError: where the name is unknown, the config does not fit the data, or these are damaged.
+      InputError: where the name is unknown, the config does not fit itself, the mesh or the data,
+        or these are damaged. What does not need the data is found before a data set is made.
     """
     page = _page("pinjax.systems", config)
+    page.check(config, mesh)
     with processes.first_before_others():
         directory = datasets.ensure(config.data.name, config.data.dir)
         if verify:

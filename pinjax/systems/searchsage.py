@@ -30,9 +30,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     """SearchSage on the data set that the config names.
 
     Raises:
-      InputError: where the config does not fit itself or the data.
+      InputError: where the config does not fit the data.
     """
-    check(config, mesh)
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     train_batches = engagements.train_batches(config, dataset)
     items = item_vectors(dataset)
@@ -99,7 +98,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
     if config.model.encoder == "bert" and not config.model.pretrained:
         system.check_heads(config.model)
-    sharding.check_tables(mesh, config.train)
+    sharding.check(mesh, config.train)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
 
 

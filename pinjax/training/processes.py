@@ -50,8 +50,8 @@ def _check_job(coordinator: str | None, count: int | None, index: int | None) ->
         raise InputError(f"--coordinator={coordinator}: expected HOST:PORT, a port to 65535")
     try:
         socket.getaddrinfo(host.strip("[]"), int(port))
-    except OSError as error:
-        raise InputError(f"--coordinator={coordinator}: {error.strerror}") from None
+    except (OSError, UnicodeError):  # UnicodeError: no name that DNS could hold
+        raise InputError(f"--coordinator={coordinator}: there is no host {host}") from None
     if index > 0:
         return
     try:

@@ -271,6 +271,13 @@ def test_a_disk_that_takes_no_more_is_one_line(home, unbroken, size):
         (["--config.loss.terms=both"], "loss.terms='both': expected one of"),
         (["--config.model.heads=3"], "model.width=16 is not divisible by model.heads=3"),
         (["--config.evaluate.cadences=('hourly',)"], "('hourly',): expected a tuple of at least 1"),
+        (["--config.train.seed=-1"], "train.seed=-1: expected an integer from 0"),
+        (["--config"], "Missing value for flag --config"),
+        (["--workdir="], "--workdir is empty; expected a directory"),
+        (
+            ["--coordinator=localhost:1", "--processes=1", "--process=5"],
+            "--process=5: expected from 0 to 0",
+        ),
         (["stray"], "unexpected argument 'stray'"),
         (["--config.train.model_devices=3"], "train.model_devices=3 does not divide 1 devices"),
         pytest.param(
@@ -288,7 +295,7 @@ def test_wrong_input_is_one_line(home, unbroken, flags, message):
     assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert not (home / "wrong" / "checkpoints").exists()
+    assert not (home / "wrong").exists()
 
 
 def test_another_config_in_the_same_directory_is_refused(home, unbroken):

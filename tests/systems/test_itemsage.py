@@ -237,6 +237,13 @@ def test_more_tokens_than_can_be_numbered_are_refused():
         itemsage.check_tokens("shop", 2**31)
 
 
+def test_a_task_without_pairs_is_refused(make_config, mesh):
+    config = make_config()
+    config.tasks = (("image/click", 1.0, 0), ("text/click", 1e-9, 0))
+    with pytest.raises(InputError, match=r"text/click has no pair in a batch of data.pairs=32"):
+        registry.create(config, mesh)
+
+
 def test_unknown_task_is_refused(make_config, mesh):
     config = make_config()
     config.tasks = (("image/clik", 1.0, 0),)
