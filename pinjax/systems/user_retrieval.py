@@ -384,7 +384,9 @@ class _Table:
         """A row for each method, in the order in which they came."""
         rows = []
         for method, values in self._values.items():
-            _, cluster = np.unique(self._users[method], return_inverse=True)
+            # As objects, since text of one width would be as wide as the longest id.
+            users = np.array(self._users[method], object)
+            _, cluster = np.unique(users, return_inverse=True)
             cells = {
                 name: metrics.estimate(np.concatenate(value), cluster, share=name != "entropy@50")
                 for name, value in values.items()
