@@ -162,6 +162,8 @@ def accuracy(
       batches: how many times.
       counts: at least 1, how often each of the stream's different ids comes, up to a factor.
     """
+    if not len(counts):
+        return Accuracy(0.0, 0.0, 0.0, 2)
     total = batch * (batches if decay == 1 else (1 - decay**batches) / (1 - decay))
     ascending = np.sort(counts)
     below = np.cumsum(ascending)

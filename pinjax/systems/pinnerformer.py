@@ -163,7 +163,7 @@ def check_labels(
 ) -> None:
     """Refuses to train on nothing: first batches without a label, or without negatives."""
     whole = dataclasses.replace(train_batches, shard=(0, 1))  # the same on every host
-    tried = min(system.TRIED, whole.steps)
+    tried = min(system.TRIED, whole.steps) if len(whole.timelines) else 0
     least = 1 if config.loss.random else 2  # users with a label
     most = 0
     for step in range(tried):

@@ -194,3 +194,8 @@ def test_of_more_ids_than_are_counted_each_has_one():
     found = count_min_sketch.accuracy(2**10, 0.9, 40, 10**6, np.ones(10**6, int))
     np.testing.assert_allclose([found.mean, found.median], 1)
     assert found.least_width == 2048  # e * 400
+
+
+def test_what_is_never_counted_is_never_wrong():
+    found = count_min_sketch.accuracy(2**10, 1.0, 40, 30, np.zeros(0, int))
+    assert found.error == found.median == 0
