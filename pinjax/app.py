@@ -5,6 +5,7 @@ import shlex
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -92,8 +93,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # Errors are told once, by what the main thread raises: it does so for those of other threads.
     logging.set_verbosity(logging.FATAL)
-    threading.excepthook = lambda args: None
-    sys.excepthook = _tell_of_main_thread
+    threading.excepthook = lambda error: None
+    sys.unraisablehook = _tell_of_main_thread
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
@@ -131,9 +132,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     app.run(guarded, flags_parser=parse)
 
 
-def _tell_of_main_thread(*error) -> None:
+def _tell_of_main_thread(error: Any) -> None:
     if threading.current_thread() is threading.main_thread():
-        sys.__excepthook__(*error)
+        sys.__unraisablehook__(error)
 
 
 def _complain(error: object) -> int:

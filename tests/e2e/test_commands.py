@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import re
-import resource
 import runpy
 import signal
 import subprocess
@@ -39,10 +38,11 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("e2e")
 
 
-def start(home, command, workdir, *flags, **options):
+def start(home, command, workdir, *flags, within=()):
     config = f"--config={ROOT}/configs/pinnerformer.py:test"
     return subprocess.Popen(
         [
+            *within,
             *(sys.executable, "-c", RUN, f"pinjax.{command}", config, f"--workdir={workdir}"),
             *(f"--config.data.dir={home}/data", "--config.train.log_every=1"),
             *("--config.train.checkpoint_every=4", *flags),
@@ -58,7 +58,6 @@ def start(home, command, workdir, *flags, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
@@ -244,19 +243,17 @@ def test_a_damaged_data_set_is_named(home, unbroken):
         path.write_bytes(kept)
 
 
-@pytest.mark.parametrize("size", [2_000, 100_000])
-def test_a_disk_that_takes_no_more_is_one_line(home, unbroken, size):
+@pytest.mark.parametrize("blocks", [1, 100])
+def test_a_disk_that_takes_no_more_is_one_line(home, unbroken, blocks):
     """By a limit on the size of files, which the system reports as it does a full disk."""
     del unbroken  # the data set is there
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
+    workdir = home / f"full-{blocks}"
     flags = ("--config.train.steps=4", "--config.train.evaluate_every=0")
-    process = start(home, "train", home / f"full-{size}", *flags, preexec_fn=limit)
+    limited = ("bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash")
+    process = start(home, "train", workdir, *flags, within=limited)
     _, err = finish(process, code=2)
     (line,) = [line for line in re.split("[\r\n]", err) if line and "step/s" not in line]
-    assert re.fullmatch(rf"error: {home}/full-{size}/.*: File too large", line)
+    assert re.fullmatch(rf"error: {workdir}/.*: File too large", line)
 
 
 @pytest.mark.parametrize(
