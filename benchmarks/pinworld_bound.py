@@ -21,7 +21,7 @@ from pinjax.data import (
     pinworld_simulation,
     windows,
 )
-from pinjax.retrieval import metrics
+from pinjax.retrieval import exact, metrics, table
 
 _SIZE = flags.DEFINE_string("size", "small", "of pinworld")
 _DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where it is kept")
@@ -71,9 +71,10 @@ def main(_):
             past[user] = records[anywhere(records) & (records["time"] <= moment)]
 
     def recall(scores: np.ndarray) -> metrics.Estimate:
-        scores = np.where(index, scores, -1)
-        own = scores[asked.label_user, asked.label_item]
-        ranks = (scores[asked.label_user] > own[:, None]).sum(axis=1)
+        own = np.where(asked.label_exists, scores[asked.label_user, asked.label_item], -np.inf)
+        scores, rows = exact.best(scores, index, K + 1)
+        labels = asked.label_user, asked.label_item, own
+        ranks = metrics.label_ranks(rows, scores, *labels, rounding=0.0)
         return metrics.estimate(metrics.recall(ranks, asked.label_user, len(asked.users), K))
 
     oracle = dataset.oracle
@@ -81,9 +82,8 @@ def main(_):
     best = recall(oracle.scores(asked.users, moment, WINDOW))
     known = recall(np.stack([expected(oracle, choice, past[user], moment) for user in asked.users]))
     print(f"{len(asked.users):,} users, Recall@{K} of the {WINDOW // DAY} days after training")
-    print(f"oracle        {best.mean:.4f} ± {best.half_width:.4f}")
-    print(f"from the log  {known.mean:.4f} ± {known.half_width:.4f}")
-    print(f"from the log / oracle  {known.mean / best.mean:.2f}")
+    print(table.format_table([("oracle", {"R@10": best}), ("from the log", {"R@10": known})]))
+    print(f"from the log / oracle  {known.value / best.value:.2f}")
 
 
 if __name__ == "__main__":

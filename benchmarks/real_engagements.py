@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from benchmarks import runs
 from pinjax.data import engagements, pairs
 from pinjax.models import features
-from pinjax.retrieval import table
+from pinjax.retrieval import metrics, table
 from pinjax.systems import product_retrieval, searchsage, system
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw tables", required=True)
@@ -121,7 +121,7 @@ def trained_tasks(dataset: pairs.PairSet) -> tuple[int, ...]:
 
 def train(
     source: Source, dataset: pairs.PairSet, texts: list[str], workdir: pathlib.Path, *more: str
-) -> tuple[dict[str, table.Cell], float]:
+) -> tuple[dict[str, metrics.Estimate], float]:
     """Trains by the command.
 
     Returns:
@@ -135,11 +135,12 @@ def train(
     if source.system == "itemsage":
         settings += [f"--config.model.dim={dataset.queries.vectors.shape[1]}"]
         settings += [f"--config.model.texts={tuple((name, name) for name in texts)}"]
+        settings += [f"--config.loss.sketch_width={2**22}"]  # for a million different pairs
     if _STEPS.value:
         settings += [f"--config.train.steps={_STEPS.value}"]
     rows = runs.train(f"configs/{source.system}.py", workdir, *settings, *more)
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    best = max(line.get(f"valid/{source.metric}", 0.0) for line in lines)
+    best = max(line.get(f"valid/{source.metric}") or 0.0 for line in lines)
     return {name: rows[name] for name in (NAMES[source.system], "popularity")}, best
 
 
@@ -183,7 +184,7 @@ def peer(
     workdir: pathlib.Path,
 ) -> tuple[system.Row, str]:
     """A peer's row on test, and what was chosen for it on validation."""
-    asked = {split: judge.asked(split) for split in ("valid", "test")}
+    asked = {split: judge.queries(split) for split in ("valid", "test")}
     everything = np.concatenate(list(asked.values()))
     found = peer_answers(source.peer, judge.dataset, texts, everything, workdir)
 
@@ -196,11 +197,11 @@ def peer(
     return row(chosen, "test"), chosen
 
 
-def untrained(judge: product_retrieval.ProductRetrieval) -> dict[str, table.Cell]:
+def untrained(judge: product_retrieval.ProductRetrieval) -> dict[str, metrics.Estimate]:
     """The row of the frozen vectors themselves: queries' and the mean of each product's images."""
     queries = features.unit_length(jnp.asarray(judge.dataset.queries.vectors))
     products = searchsage.item_vectors(judge.dataset)
-    return judge(np.asarray(queries).__getitem__, products, "test", full=False)[0].metrics
+    return judge(np.asarray(queries).__getitem__, products, "test", full=False).rows[0].metrics
 
 
 def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
@@ -215,7 +216,7 @@ def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
         NAMES[source.system], dataset, trained_tasks(dataset), _config(source.system).evaluate
     )
     rows = {"vectors alone": untrained(judge)}
-    print(f"\n{name}: {len(judge.asked('test')):,} queries, {len(dataset.products):,} products")
+    print(f"\n{name}: {len(judge.queries('test')):,} queries, {len(dataset.products):,} products")
     if source.peer:
         texts = item_texts(source, raw, column_map)
         found, chosen = peer(source, judge, texts, workdir)
@@ -238,7 +239,7 @@ def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
             rows |= made
     index = min(len(dataset.products), judge.config.index_size)
     rows["chance"] = {
-        metric: (K / index, None) for metric in dict.fromkeys(("R@10", source.metric))
+        metric: metrics.Estimate(K / index) for metric in dict.fromkeys(("R@10", source.metric))
     }
     print(table.format_table(list(rows.items())))
     if source.peer:

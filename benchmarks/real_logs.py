@@ -108,36 +108,36 @@ class Exam:
         )
 
     def answers(self, score: Callable[[slice], np.ndarray]) -> np.ndarray:
-        """The K best answers to every query, int (queries, K).
+        """The K best answers to every query, int (queries, K), equals in a random order.
 
         Args:
           score: from a slice of the queries to their scores, (queries, items).
         """
         parts = []
+        order = np.random.default_rng(0).permutation(self.index.shape[1])
         for start in range(0, len(self.users), 256):
             queries = slice(start, min(start + 256, len(self.users)))
             scores = np.where(self.index[self.moment[queries]], score(queries), -np.inf)
             first, last = np.searchsorted(self.seen[:, 0], [queries.start, queries.stop])
             query, item = self.seen[first:last].T
             scores[query - start, item] = -np.inf
-            parts.append(np.argsort(-scores, axis=1, kind="stable")[:, :K])
+            best = np.argsort(-scores[:, order], axis=1, kind="stable")[:, :K]
+            parts.append(order[best])
         return np.concatenate(parts)
 
     def popularity_answers(self, counts: np.ndarray) -> np.ndarray:
         """By counts, int (moments, items)."""
         return self.answers(lambda queries: counts[self.moment[queries]])
 
-    def judge(self, answers: np.ndarray) -> dict[str, table.Cell]:
+    def judge(self, answers: np.ndarray) -> dict[str, metrics.Estimate]:
         """Metrics of answers, int (queries, K), best first, -1 where there are fewer."""
         falling = np.broadcast_to(-np.arange(K, dtype=np.float32), answers.shape)
         unlisted = np.full(len(self.label_item), -np.inf, np.float32)
         ranks = metrics.label_ranks(answers, falling, self.label_query, self.label_item, unlisted)
         _, user = np.unique(self.users, return_inverse=True)
 
-        def estimate(metric) -> table.Cell:
-            return tuple(
-                metrics.estimate(metric(ranks, self.label_query, len(self.users), K), user)
-            )
+        def estimate(metric) -> metrics.Estimate:
+            return metrics.estimate(metric(ranks, self.label_query, len(self.users), K), user)
 
         return {
             "R@10": estimate(metrics.recall),
@@ -345,7 +345,7 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
 
     rows = [(name, test.judge(lists)) for name, lists in answers.items()]
     for name, cells in rows:
-        cells["train, s"] = (seconds.get(name, float("nan")), None)
+        cells["train, s"] = metrics.Estimate(seconds.get(name, float("nan")))
     recall = {name: cells["R@10"][0] for name, cells in rows}
     print(f"\n{log}: {len(test.users):,} queries, {len(test.label_item):,} labels, ", end="")
     print(f"{os.cpu_count()} cores")

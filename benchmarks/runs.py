@@ -6,7 +6,9 @@ import statistics
 import subprocess
 import sys
 
-Rows = dict[str, dict[str, list[float]]]
+from pinjax.retrieval import metrics
+
+Rows = dict[str, dict[str, metrics.Estimate]]
 
 
 def train(config: str, workdir: pathlib.Path, *flags: str) -> Rows:
@@ -16,7 +18,14 @@ def train(config: str, workdir: pathlib.Path, *flags: str) -> Rows:
         command = [sys.executable, "-m", "pinjax.train", f"--config={config}"]
         command += [f"--workdir={workdir}", *flags]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return json.loads(results.read_text())["rows"]
+    rows = json.loads(results.read_text())["rows"]
+    return {
+        method: {
+            name: metrics.Estimate(*(float("nan") if x is None else x for x in estimate))
+            for name, estimate in row.items()
+        }
+        for method, row in rows.items()
+    }
 
 
 def directory(method: str, seed: int) -> str:

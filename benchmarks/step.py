@@ -1,6 +1,6 @@
 """PinnerFormer's train step against the same model and loss in PyTorch: time, memory, FLOPs.
 
-    python -m benchmarks.step [--config=configs/pinnerformer.py] [--peer=PYTHON]
+    python -m benchmarks.step --config=configs/pinnerformer.py [--peer=PYTHON]
     python -m benchmarks.step --config=configs/pinnerformer.py:paper --config.data.users=128
 
 PYTHON has PyTorch, .venv-peers/bin/python if it is not given: see requirements-peers.txt. The peer,
@@ -36,17 +36,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from benchmarks import peers
-from pinjax import app
+from pinjax import app, config_flag
 from pinjax.compiler import programs, rates
 from pinjax.errors import InputError
 from pinjax.systems import pinnerformer, registry
 from pinjax.training import sharding
 from pinjax.training import step as step_lib
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/pinnerformer.py")
+CONFIG = app.run_config()
 PEER = flags.DEFINE_string("peer", ".venv-peers/bin/python", "a Python that has PyTorch")
 ROUNDS = flags.DEFINE_integer("rounds", 11, "rounds of measurements", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 5, "steps to a measurement", lower_bound=1)
@@ -58,7 +58,7 @@ TOLERANCE = 1e-3
 # What the peer has of the config's choices.
 EXPECTED = {
     "system": "pinnerformer",
-    "data.degree_times": 1,
+    "data.degree_days": 0.0,
     "model.features": ("item", "action", "surface", "duration", "time"),
     "model.positions": True,
     "model.history_sums": False,
@@ -161,6 +161,7 @@ def simulate_batch(outline, params, rng):
         "moment": time * exists,
         "label_position": rng.integers(first, shape[1], pairs),
         "label_item": np.where(rng.random(pairs) < 1 / 16, -1, item(pairs)),
+        "same_user": np.arange(shape[0])[:, None],
     }
     return {name: x.astype(outline.batch[name].dtype) for name, x in batch.items()}
 
@@ -271,10 +272,8 @@ def matrix_rate(dtype):
 def report(config, outline, times, peaks, flops, rate):
     (users, length), (_, pairs) = (outline.batch[x].shape for x in ("item", "label_item"))
     negatives = min(config.loss.in_batch, users * pairs) + config.loss.random
-    name = config_flags.get_config_filename(flags.FLAGS["config"])
-    print(
-        f"{name}: {users:,} users x {length} actions, {pairs} labels each, {negatives:,} negatives"
-    )
+    print(f"{config_flag.source()}: {users:,} users x {length} actions, ", end="")
+    print(f"{pairs} labels each, {negatives:,} negatives")
     print(f"{config.model.dtype}, {flops / 1e9:,.4g} model GFLOPs a step, median of ", end="")
     print(f"{ROUNDS.value} x {STEPS.value} steps; {jax.devices()[0].device_kind}, ", end="")
     print(f"matrix products at {rate / 1e9:,.0f} GFLOP/s")

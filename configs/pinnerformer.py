@@ -7,111 +7,134 @@ python -m pinjax.train --config=configs/pinnerformer.py:test       # seconds
 python -m pinjax.train --config=configs/pinnerformer.py:ml1m --config.data.name=DIR
 """
 
-from ml_collections import ConfigDict
+from pinjax.settings import UINT32, Bool, Choice, Float, Int, Section, Size, Text, Tuple, named
 
 DAY = 24 * 60 * 60
 
 
-def get_config(variant: str = "") -> ConfigDict:
+def get_config(variant: str = "") -> Section:
     """The config of a variant; every field may be overridden as --config.section.field=value."""
-    config = ConfigDict()
-    config.system = "pinnerformer"
+    config = Section()
+    config.system = Choice("pinnerformer")
 
-    data = config.data = ConfigDict()
-    data.name = "pinworld/small"  # pinworld/tiny|small|base, or a directory by pinjax.prepare
-    data.dir = "~/.cache/pinjax"  # where named data sets are kept
-    data.users = 64  # users in a batch, over all devices
-    data.length = 64  # M: actions that the model sees
-    data.workers = 0  # processes that read ahead; 0: threads, enough below some 5,000 users/s
-    data.content = True  # items are their content vectors, and learned ids if model.id_dim is not 0
-    data.components = 0  # principal components that are left of content vectors; 0: all is left
-    # Beside its content an item has the log of its actions a day in the last days of training, or
-    # of those before the moment for which it is embedded.
-    data.degree_days = 0.0  # so many; 0: it has not
-    # It is counted for the end of training, or at so many times up to then, a twelfth of the days
-    # apart: then items are learned as they were at the time of an action or a label.
-    data.degree_times = 1
-    data.positives = "save, closeup>=10, click>=10"  # which actions are labels: type, seconds
-    data.surfaces = "home"  # ... on which surfaces ("": all)
+    data = config.data = Section()
+    # The name pinworld/tiny|small|base, or a directory by pinjax.prepare.
+    data.name = Text("pinworld/small", ".+", "a name or a directory")
+    data.dir = Text("~/.cache/pinjax", ".+", "a directory")  # where named data sets are kept
+    data.users = Int(64, at_least=1, at_most=2**20)  # users in a batch, over all devices
+    data.length = Size(64)  # M: actions that the model sees
+    # Processes that read ahead; 0: threads, enough below some 5,000 users/s.
+    data.workers = Int(0, at_least=0, at_most=256)
+    # Items are their content vectors, and learned ids if model.id_dim is not 0.
+    data.content = Bool(True)
+    # Principal components that are left of content vectors; 0: all is left.
+    data.components = Size(0, at_least=0)
+    # Beside its content an item has the log of its actions a day in so many days (0: it has not).
+    data.degree_days = Float(0.0, at_least=0, at_most=10_000, unit="days")
+    # It was counted so many times, the last when training ends or for the moment for which items
+    # are embedded, a twelfth of the days apart: an action or a label knows the count before it.
+    data.degree_times = Int(13, at_least=2, at_most=10_000)
+    # Which actions are labels: type, seconds.
+    data.positives = Text("save, closeup>=10, click>=10", ".+", "action types")
+    data.surfaces = Text("home")  # ... on which surfaces ("": all)
 
-    objective = config.objective = ConfigDict()
-    objective.name = "dense_all_action"  # or all_action, sasrec, next_action
-    objective.labels = 32  # pairs a user, for the all-action objectives
-    objective.horizon = 28 * DAY  # K, seconds
+    objective = config.objective = Section()
+    objective.name = Choice("dense_all_action", "all_action", "sasrec", "next_action")
+    objective.labels = Size(32)  # pairs a user, for the all-action objectives
+    objective.horizon = Int(28 * DAY, at_least=1, at_most=UINT32, unit="seconds")  # K, seconds
     # Share of windows that end at a user's newest action; others end in the later half of all.
-    objective.newest = 0.0
+    objective.newest = Float(0.0, at_least=0, at_most=1)
 
-    model = config.model = ConfigDict()
-    model.layers = 1
-    model.width = 128  # H
-    model.heads = 4
-    model.dim = 128  # D: numbers in an embedding
+    model = config.model = Section()
+    model.layers = Int(1, at_least=1, at_most=100)
+    model.width = Size(128)  # H
+    model.heads = Size(4)
+    model.dim = Size(128)  # D: numbers in an embedding
     # Of an action; "moment", which is not the paper's, is that at which an embedding is asked for.
-    model.features = ("item", "action", "surface", "duration", "time")
-    model.positions = True  # learned positional encoding
+    model.features = Tuple(
+        ("item", "action", "surface", "duration", "time"),
+        Choice("item", "action", "surface", "duration", "time", "moment"),
+        at_least=1,
+    )
+    model.positions = Bool(True)  # learned positional encoding
     # The user tower's head sees the sum of all items, too, and is added to the items' embeddings,
     # each topic by the logarithm of the visits it had. That is not the paper's. On pinworld it
     # finds what a user likes sooner.
-    model.history_sums = False
-    model.id_dim = 64  # numbers of an item's learned id (0: none)
-    model.id_buckets = 0  # rows of the learned id table; 0: one for each item, no hashing
-    model.pin_hidden = 256  # hidden width of the pin tower
+    model.history_sums = Bool(False)
+    model.id_dim = Size(64, at_least=0)  # numbers of an item's learned id (0: none)
+    # Rows of the learned id table; 0: one for each item, no hashing.
+    model.id_buckets = Int(0, at_least=0)
+    model.pin_hidden = Size(256)  # hidden width of the pin tower
     # Hidden layers of the pin tower that are gated, which is not the paper's: what is near in
     # content is told apart sooner. 0: one that is not.
-    model.gated_layers = 0
-    model.dropout = 0.0
-    model.dtype = "float32"  # of the arithmetic; parameters and normalisation stay float32
-    model.remat = False  # recompute activations in the backward pass: less memory, more time
+    model.gated_layers = Int(0, at_least=0, at_most=100)
+    model.dropout = Float(0.0, at_least=0, below=1)
+    # Of the arithmetic; parameters and normalisation stay float32.
+    model.dtype = Choice("float32", "bfloat16")
+    model.remat = Bool(False)  # recompute activations in the backward pass: less memory, more time
 
-    loss = config.loss = ConfigDict()
-    loss.in_batch = 1_024  # negatives that are other users' positives, at most
-    loss.random = 2_048  # negatives drawn uniformly from the catalogue
-    loss.terms = "joined"  # one normaliser over both kinds, or "summed": a loss for each
-    loss.log_q = True  # correct logits by the log of the sampling probability
-    loss.equal_users = True  # each user counts the same, or else each label does
+    loss = config.loss = Section()
+    loss.in_batch = Int(1_024, at_least=0)  # negatives that are other users' positives, at most
+    # Negatives drawn uniformly from the catalogue.
+    loss.random = Int(2_048, at_least=0, at_most=2**20)
+    # One normaliser over both kinds of negatives, or a loss for each.
+    loss.terms = Choice("joined", "summed")
+    loss.log_q = Bool(True)  # correct logits by the log of the sampling probability
+    loss.equal_users = Bool(True)  # each user counts the same, or else each label does
     # The sketch over-counts by at most e / width of all counts with probability 1 - e^-depth;
     # it takes 4 * depth * width bytes.
-    loss.sketch_depth = 4
-    loss.sketch_width = 2**16
-    loss.sketch_decay = 1.0  # below 1, a count fades by this factor a step
+    loss.sketch_depth = Int(4, at_least=1, at_most=64)
+    loss.sketch_width = Int(2**16, at_least=2, at_most=2**25, power_of_two=True)
+    # Below 1, a count fades by this factor a step.
+    loss.sketch_decay = Float(1.0, above=0, at_most=1)
 
-    train = config.train = ConfigDict()
-    train.seed = 0
-    train.steps = 1_400
-    train.learning_rate = 2e-3  # peak, after warm-up; then cosine decay to 0
-    train.warmup_steps = 100
-    train.b1 = 0.9
-    train.b2 = 0.98
-    train.weight_decay = 0.01  # of the kernels of dense layers
-    train.clip_norm = 1.0  # largest global norm of the gradient
-    train.log_every = 50  # steps
-    train.checkpoint_every = 700
-    train.evaluate_every = 700  # on the validation users
-    train.select = ""  # a validation metric: serve its best checkpoint (none: the last one)
-    train.model_devices = 1  # along the mesh's axis `model`; a batch goes over the axis `data`
+    train = config.train = Section()
+    train.seed = Int(0, at_least=0, at_most=UINT32)
+    train.steps = Int(1_400, at_least=1)
+    train.learning_rate = Float(2e-3, above=0)  # peak, after warm-up; then cosine decay to 0
+    train.warmup_steps = Int(100, at_least=0)
+    train.b1 = Float(0.9, at_least=0, below=1)
+    train.b2 = Float(0.98, at_least=0, below=1)
+    train.weight_decay = Float(0.01, at_least=0)  # of the kernels of dense layers
+    train.clip_norm = Float(1.0, above=0)  # largest global norm of the gradient
+    train.log_every = Int(50, at_least=0)  # steps; 0: only with a checkpoint
+    train.checkpoint_every = Int(700, at_least=0)  # steps; 0: only after evaluation
+    train.evaluate_every = Int(700, at_least=0)  # on the validation users; 0: only at the end
+    # A validation metric: serve its best checkpoint (none: the last one).
+    train.select = Text("", "(valid/.+)?", "a metric, as valid/R@10, or nothing")
+    # Along the mesh's axis `model`; a batch goes over the axis `data`.
+    train.model_devices = Int(1, at_least=1)
     # Where parameters lie: "PATTERN = AXES; ...", as in "ffn_in/kernel = . . model; ffn_out/kernel
     # = . model", axes of the mesh for each dimension; the others are on every device.
-    train.shard = ""
-    train.shard_optimizer = False  # the optimiser's state is shared out over `data`
-    train.shard_tables = False  # rows of item features and learned ids, over all devices
+    train.shard = Text("")
+    train.shard_optimizer = Bool(False)  # the optimiser's state is shared out over `data`
+    train.shard_tables = Bool(False)  # rows of item features and learned ids, over all devices
 
-    evaluate = config.evaluate = ConfigDict()
-    evaluate.moments = (0.0,)  # moments T, in days after the training period
-    evaluate.window = 14 * DAY  # labels are what a user engages with in (T, T + window]
-    evaluate.cadences = ("window", "daily", "realtime")  # when embeddings are recomputed
-    evaluate.users = 2_000  # at most, a moment
-    evaluate.index_size = 1_000_000  # a seeded sample where more items existed at T
-    evaluate.filter_seen = False  # leave what the user has acted on out of the results
-    evaluate.batch = 256  # windows at a time
+    evaluate = config.evaluate = Section()
+    # Moments T, in days after the training period; below 0, in it.
+    evaluate.moments = Tuple(
+        (0.0,), Float(at_least=-10_000, at_most=10_000, unit="days"), at_least=1
+    )
+    # Labels are what a user engages with in (T, T + window].
+    evaluate.window = Int(14 * DAY, at_least=1, at_most=UINT32, unit="seconds")
+    # When embeddings are recomputed.
+    evaluate.cadences = Tuple(
+        ("window", "daily", "realtime"),
+        Choice("window", "daily", "realtime"),
+        at_least=1,
+    )
+    evaluate.users = Int(2_000, at_least=1)  # at most, a moment
+    # A seeded sample where more items existed at T.
+    evaluate.index_size = Int(1_000_000, at_least=1)
+    evaluate.filter_seen = Bool(False)  # leave what the user has acted on out of the results
+    evaluate.batch = Int(256, at_least=1, at_most=2**20)  # windows at a time
 
     if variant:
-        if variant not in VARIANTS:
-            raise ValueError(f"variant {variant!r} is none of {', '.join(VARIANTS)}")
-        VARIANTS[variant](config)
+        named(VARIANTS, variant)(config)
     return config
 
 
-def _paper(config: ConfigDict) -> None:
+def _paper(config: Section) -> None:
     """Published size: 6 layers of 768, 256 actions, 128 users a chip of a 16-chip slice."""
     config.data.name = "pinworld/base"
     config.data.users = 2_048
@@ -126,7 +149,7 @@ def _paper(config: ConfigDict) -> None:
     config.evaluate.users = 20_000
 
 
-def _hour(config: ConfigDict) -> None:
+def _hour(config: Section) -> None:
     """The default's data for an hour of one CPU core.
 
     How much a user likes a topic shows in a count of actions, and what a user likes in all topics
@@ -136,7 +159,7 @@ def _hour(config: ConfigDict) -> None:
     makes up most of a content vector's dimensions, which components leave out. Fewer negatives make
     more steps.
     """
-    config.data.update(length=128, components=24, degree_days=365.0)
+    config.data.update(length=128, components=24, degree_days=84.0)
     config.model.update(history_sums=True, gated_layers=2, id_dim=0, dropout=0.1)
     config.model.features = ("item", "action", "surface", "duration", "time", "moment")
     config.loss.update(in_batch=512, random=512)
@@ -144,18 +167,18 @@ def _hour(config: ConfigDict) -> None:
     config.train.select = "valid/R@10"
 
 
-def _test(config: ConfigDict) -> None:
+def _test(config: Section) -> None:
     """Everything that the default does, in seconds."""
     config.data.update(name="pinworld/tiny", users=16, length=16)
     config.objective.labels = 4
     config.model.update(layers=2, width=16, heads=2, dim=8, id_dim=8, pin_hidden=16)
-    config.loss.update(in_batch=32, random=64, sketch_width=2**10)
+    config.loss.update(in_batch=32, random=64, sketch_width=2**12)
     config.train.update(steps=30, warmup_steps=5, log_every=5)
     config.train.update(checkpoint_every=10, evaluate_every=20)
     config.evaluate.update(users=40, batch=32)
 
 
-def _ml1m(config: ConfigDict) -> None:
+def _ml1m(config: Section) -> None:
     """MovieLens-1M by the published leave-one-out protocol: all items ranked, seen ones filtered.
 
     The log has no times, types or surfaces, and an item is its learned id alone.
@@ -170,7 +193,7 @@ def _ml1m(config: ConfigDict) -> None:
     config.evaluate.update(cadences=("window",), users=10_000, filter_seen=True)
 
 
-def _ifdb(config: ConfigDict) -> None:
+def _ifdb(config: Section) -> None:
     """Interactive fiction, configs/prepare/ifdb.py: rolling windows of four weeks from 2023 on.
 
     There are few users, of whom learned ids are soon learned by heart; so games are their tags, and
@@ -189,7 +212,7 @@ def _ifdb(config: ConfigDict) -> None:
     config.evaluate.update(window=28 * DAY, cadences=("window",), filter_seen=True, batch=64)
 
 
-def _globo(config: ConfigDict) -> None:
+def _globo(config: Section) -> None:
     """News, configs/prepare/globo.py: the day after training, for users of all devices.
 
     An article is wanted for some hours, so what is asked for depends on when it is asked.
@@ -206,7 +229,7 @@ def _globo(config: ConfigDict) -> None:
     config.evaluate.update(window=1 * DAY, cadences=("window",), users=20_000, filter_seen=True)
 
 
-def _kuairand(config: ConfigDict) -> None:
+def _kuairand(config: Section) -> None:
     """Short videos, configs/prepare/kuairand.py: hate is seen, but never a label."""
     config.data.update(name="kuairand", content=False, surfaces="")
     config.data.positives = "follow, forward, comment, like"

@@ -3,18 +3,18 @@
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 import jax
 from absl import app, flags, logging
 from etils import epath
-from ml_collections import config_flags
 
+from pinjax import config_flag, signals
 from pinjax.errors import InputError
 from pinjax.training import processes
 
 EXIT_INPUT = 2  # wrong flags, config or data: the message says what to mend
-EXIT_PREEMPTED = 75  # stopped by SIGTERM with its state saved: start the same command again
 # Another process of the job died: start the same command again, everywhere. Where JAX's own thread
 # hears of it first, it aborts the process, which a shell sees as 134.
 EXIT_LOST = 76
@@ -24,38 +24,52 @@ _COORDINATOR = flags.DEFINE_string(
     None,
     "HOST:PORT of the first of several processes; a Cloud TPU slice and SLURM need no such flag",
 )
-_PROCESSES = flags.DEFINE_integer("processes", None, "how many they are")
-_PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", None, "how many they are", lower_bound=1, upper_bound=2**16
+)
+_PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0", lower_bound=0)
 
 
-def config_flag() -> flags.FlagHolder:
+def run_config() -> flags.FlagHolder:
     """Defines --config, of a run."""
-    config = config_flags.DEFINE_config_file(
-        "config", None, "config of the run: FILE or FILE:VARIANT", lock_config=True
-    )
-    flags.mark_flag_as_required("config")
-    return config
+    return config_flag.define("a config of a run", "system")
 
 
 def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """Defines --config and --workdir, the flags of the commands that work on a run."""
-    config = config_flag()
+    config = run_config()
     workdir = flags.DEFINE_string(
         "workdir", None, "directory of the run; if not given, work/ and the config's name"
     )
+    flags.DEFINE_bool("no_verify", False, "do not compare the checksums of what is opened")
     return config, workdir
+
+
+def verifies() -> bool:
+    """Whether the checksums of what is opened are compared."""
+    return not flags.FLAGS.no_verify
 
 
 def workdir_of(flag: flags.FlagHolder) -> epath.Path:
     """The run's directory: as given, or work/CONFIG or work/CONFIG-VARIANT."""
-    if flag.value:
-        path = epath.Path(flag.value)
+    if flag.value is not None:
+        path = directory("--workdir", flag.value)
         path.exists()  # on gs:// it may be out of reach: better now than after a data set is made
         return path
-    name = config_flags.get_config_filename(flags.FLAGS["config"])
-    file, _, variant = name.partition(":")
+    file, _, variant = config_flag.source().partition(":")
     stem = epath.Path(file).stem
     return epath.Path("work") / (f"{stem}-{variant}" if variant else stem)
+
+
+def directory(flag: str, value: str) -> epath.Path:
+    """The directory that a flag names.
+
+    Raises:
+      InputError: where the value is empty, which would be the current directory.
+    """
+    if not value:
+        raise InputError(f"{flag} is empty; expected a directory")
+    return epath.Path(value)
 
 
 def flags_of_run() -> str:
@@ -76,41 +90,50 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     stderr and `EXIT_INPUT`.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    logging.set_verbosity(logging.ERROR)
+    # Errors are told once, by what the main thread raises: it does so for those of other threads.
+    logging.set_verbosity(logging.FATAL)
+    threading.excepthook = lambda args: None
+    sys.excepthook = _tell_of_main_thread
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
-            return flags.FLAGS(argv)
-        except (  # from absl, and from ml_collections for a wrong override or a missing file
-            *(flags.Error, AttributeError, LookupError, TypeError),
-            *(ValueError, OSError, ImportError),
-        ) as error:
+            return flags.FLAGS(config_flag.take_overrides(argv))
+        except (flags.Error, InputError, OSError) as error:
             raise SystemExit(_complain(error)) from None
 
     def guarded(argv: Sequence[str]) -> int | None:
         if len(argv) > 1:
             return _complain(f"unexpected argument {argv[1]!r}; every argument is a --flag=value")
-        job = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
-        if None in job and any(value is not None for value in job):
-            return _complain("--coordinator, --processes and --process go together")
-        processes.join(*job)
-        if not processes.is_first():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
         try:
-            return main(argv)
+            with signals.handled():
+                processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+                if not processes.is_first():
+                    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
+                return main(argv)
         except InputError as error:
             return _complain(error)
+        except OSError as error:
+            return _complain(f"{error.filename}: {error.strerror}" if error.filename else error)
         except ImportError as error:
             if "gcsfs" not in str(error):
                 raise
             return _complain("gs:// needs more: pip install -r requirements-gcp.txt")
+        except MemoryError as error:
+            return _complain(f"out of memory: {error}")
         except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                return _complain(f"out of memory: {str(error).splitlines()[0]}")
             if processes.count() == 1:
                 raise
             _complain(f"lost another process of the job, start all of them again: {error}")
             os._exit(EXIT_LOST)  # an orderly end would wait for the dead
 
     app.run(guarded, flags_parser=parse)
+
+
+def _tell_of_main_thread(*error) -> None:
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(*error)
 
 
 def _complain(error: object) -> int:

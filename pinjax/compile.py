@@ -14,20 +14,24 @@ from collections.abc import Sequence
 
 import tqdm
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from pinjax import app
+from pinjax import app, config_flag, settings
 from pinjax.compiler import largest_batch, programs, rates, report, topology
 from pinjax.errors import InputError
 from pinjax.systems import registry
 from pinjax.training import sharding
 
-CONFIG = app.config_flag()
+CONFIG = app.run_config()
 TOPOLOGY = flags.DEFINE_string(
     "topology", None, "slice of TPUs, as v5e:4x4; default: the devices at hand"
 )
 ITEMS = flags.DEFINE_integer(
-    "items", None, "items of the catalogue; default: those of the data set", lower_bound=1
+    "items",
+    None,
+    "items of the catalogue; default: those of the data set",
+    lower_bound=1,
+    upper_bound=settings.INT32,
 )
 LARGEST = flags.DEFINE_bool(
     "largest_batch", False, "find the largest batch that fits: up to four more compilations"
@@ -59,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         )
 
     about = {
-        "config": config_flags.get_config_filename(flags.FLAGS["config"]),
+        "config": config_flag.source(),
         "devices": f"{mesh.size} x {chip.name if chip else devices[0].device_kind}",
         "mesh": dict(mesh.shape),
         "batch": f"{field}={size}, {size // mesh.shape['data']} on each chip",

@@ -4,14 +4,16 @@
 
 Each table is a number of Parquet files, OUT/users-00000-of-00004.parquet and so on, with the own
 ids, a vector each, and the moment that the vectors know the past of. OUT/manifest.json names the
-checkpoint, the data set and the config that they come from. A call that was cut off is made again:
-it writes only the files that are missing.
+checkpoint, the data set and the config that they come from, and the checksum of each file. A call
+that was cut off is made again: it writes the files that are missing or damaged.
 """
 
+import contextlib
 import datetime
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,11 +23,10 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from pinjax import app
+from pinjax import app, checksums, files
 from pinjax.data import schema, tables
 from pinjax.errors import InputError
 from pinjax.systems import registry
-from pinjax.systems import system as system_lib
 from pinjax.training import checkpoint, processes, sharding
 
 CONFIG, WORKDIR = app.run_flags()
@@ -35,47 +36,58 @@ MOMENT = flags.DEFINE_string(
 )
 PRECISION = flags.DEFINE_enum("precision", "float16", ["float16", "float32"], "of the vectors")
 
+_MANIFEST = "manifest.json"
+
 
 def main(argv: Sequence[str]) -> int:
     del argv
-    config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), epath.Path(OUT.value)
+    config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), app.directory("--out", OUT.value)
     mesh = sharding.make_mesh(model=config.train.model_devices)
-    system = registry.create(config, mesh)
+    system = registry.create(config, mesh, app.verifies())
     moment = system.embed_moment
     if MOMENT.value is not None:
         moment = tables.moment("--moment", MOMENT.value)
         if not 0 <= moment < 2**32:
             raise InputError(f"--moment is {MOMENT.value!r}; expected one from 1970 to 2106")
-    state = checkpoint.load_chosen(workdir, config, system, mesh)
+    state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
+    depends_on = json.dumps(checkpoint.depends_on(config), sort_keys=True)
     manifest = {
         "step": int(state.step),
         "checkpoint": _hash_of_arrays(state.params),
         **system.identity,
-        "config": hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest(),
+        "config": hashlib.sha256(depends_on.encode()).hexdigest(),
         "moment": _iso(moment),
         "precision": PRECISION.value,
     }
-    with processes.first_before_others():
-        _claim(out, manifest)
-    embedded = system.embed(state.params, moment)
-    for name, shards in embedded.items():
-        paths = [
-            out / f"{name}-{number:05d}-of-{len(shards):05d}.parquet"
-            for number in range(len(shards))
-        ]
-        missing = processes.as_first(np.array([not path.exists() for path in paths]))
-        progress = tqdm.tqdm(shards, name, unit="file", disable=not processes.is_first())
-        for path, shard, wanted in zip(paths, progress, missing, strict=True):
-            if wanted:
-                _write(path, shard, moment)
+    with contextlib.ExitStack() as stack:
+        with processes.first_before_others():
+            if processes.is_first():
+                stack.enter_context(files.only_writer(out))
+                written = _claim(out, manifest)
+        embedded = system.embed(state.params, moment)
+        for name, shards in embedded.items():
+            paths = [
+                out / f"{name}-{number:05d}-of-{len(shards):05d}.parquet"
+                for number in range(len(shards))
+            ]
+            missing = [False] * len(paths)
+            if processes.is_first():
+                missing = [not _is_there(path, written) for path in paths]
+            missing = processes.as_first(np.array(missing))
+            progress = tqdm.tqdm(shards, name, unit="file", disable=not processes.is_first())
+            for path, shard, wanted in zip(paths, progress, missing, strict=True):
+                if not wanted:
+                    continue
+                ids, vectors = shard()
+                if processes.is_first():
+                    _write(path, ids, vectors, moment)
+                    written[path.name] = checksums.of_file(path)
+                    _write_manifest(out, {**manifest, "files": written})
     print(f"{out}: {', '.join(embedded)} as of {_iso(moment)}, step {manifest['step']:,}")
     return 0
 
 
-def _write(path: epath.Path, shard: system_lib.Shard, moment: int) -> None:
-    ids, vectors = shard()
-    if not processes.is_first():
-        return
+def _write(path: epath.Path, ids: np.ndarray, vectors: np.ndarray, moment: int) -> None:
     table = pa.table(
         {
             "id": pa.array(ids),
@@ -83,30 +95,46 @@ def _write(path: epath.Path, shard: system_lib.Shard, moment: int) -> None:
             "moment": pa.array(np.full(len(ids), moment), pa.timestamp("s", tz="UTC")),
         }
     )
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with files.replacing(path) as file:
         pq.write_table(table, file)
-    temporary.replace(path)
 
 
-def _claim(out: epath.Path, manifest: dict[str, str | int]) -> None:
-    """Writes the manifest, or checks that what is there comes from the same."""
-    path = out / "manifest.json"
+def _claim(out: epath.Path, manifest: dict[str, int | str]) -> dict[str, Any]:
+    """The files that are there by the manifest, if that comes from the same; else it is written."""
+    path = out / _MANIFEST
     if path.exists():
-        found = json.loads(path.read_text())
+        found = checksums.read(path)
         for name, value in manifest.items():
             if found.get(name) != value:
                 raise InputError(
                     f"{out} holds embeddings of {name} {found.get(name)}, not {value}; choose "
                     "another --out"
                 )
-        return
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty and holds no {path.name}; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    temporary.replace(path)
+        return found["files"]
+    # A kill may have left the lock, or the manifest before it had its name.
+    others = {file.name for file in out.iterdir()} - {files.LOCK_FILE, f"{_MANIFEST}.tmp"}
+    if others:
+        raise InputError(f"{out} is not empty and holds no {_MANIFEST}; choose another --out")
+    _write_manifest(out, {**manifest, "files": {}})
+    return {}
+
+
+def _write_manifest(out: epath.Path, manifest: dict[str, Any]) -> None:
+    with files.replacing(out / _MANIFEST) as file:
+        file.write(checksums.dump(manifest).encode())
+
+
+def _is_there(path: epath.Path, written: dict[str, Any]) -> bool:
+    """Whether a file is what the manifest says, by its checksum if these are compared."""
+    if path.name not in written:
+        return False
+    if not app.verifies():
+        return path.exists()
+    try:
+        checksums.verify_file(path, written[path.name])
+    except InputError:
+        return False
+    return True
 
 
 def _hash_of_arrays(tree) -> str:

@@ -19,12 +19,12 @@ def main(argv: Sequence[str]) -> int:
     del argv
     config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
     mesh = sharding.make_mesh(model=config.train.model_devices)
-    system = registry.create(config, mesh)
-    state = checkpoint.load_chosen(workdir, config, system, mesh)
-    rows = system.evaluate(state.params, SPLIT.value, full=True)
-    results.write(workdir, SPLIT.value, int(state.step), rows)
+    system = registry.create(config, mesh, app.verifies())
+    state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
+    table = system.evaluate(state.params, SPLIT.value, full=True)
     print(f"{workdir}, step {int(state.step):,}, split {SPLIT.value}\n")
-    print(results.table(rows))
+    print(results.table(table))
+    results.write(workdir, SPLIT.value, int(state.step), table)
     return 0
 
 

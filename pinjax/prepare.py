@@ -14,14 +14,15 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from pinjax import app
-from pinjax.data import datasets, engagements, pairs, prepared, schema
+from pinjax import app, config_flag, files
+from pinjax.data import datasets, engagements, held_out, pairs, prepared, schema, windows
 from pinjax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "column map", lock_config=True)
+_CONFIG = config_flag.define("a column map", "kind")
 _EVENTS = flags.DEFINE_multi_string(
     "events",
     None,
@@ -34,7 +35,9 @@ _QUERIES = flags.DEFINE_string(
     "queries", None, "file of queries' own vectors, for engagements; without it they are made"
 )
 _OUT = flags.DEFINE_string("out", None, "directory of the data set, not there yet")
-flags.mark_flags_as_required(["config", "events", "out"])
+flags.mark_flags_as_required(["events", "out"])
+
+_WINDOW = 14 * held_out.DAY  # the default of configs/pinnerformer.py
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     events = ",".join(_EVENTS.value).split(",")
     config = _CONFIG.value
-    if datasets.is_remote(_OUT.value):
+    if files.is_remote(_OUT.value):
         raise InputError(f"--out={_OUT.value}: expected a directory on this machine; copy it then")
     of_pairs = config.kind == "engagements"
     if of_pairs:
@@ -55,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
     print(_table(metadata.report))
     done = f"prepared in {time.monotonic() - started:.1f} s" if is_new else "already prepared"
     following = _next_for_pairs(metadata, config) if of_pairs else _next_command(metadata)
-    print(f"\n{done}: {_OUT.value}\nnext: {following}")
+    asked = _queries_asked() if of_pairs else _users_asked()
+    print(f"\n{done}: {_OUT.value}\nevaluated on: {asked}\nnext: {following}")
     return 0
 
 
@@ -68,6 +72,36 @@ def _table(report: Mapping[str, int | str]) -> str:
     }
     left, right = (max(map(len, column)) for column in (cells.keys(), cells.values()))
     return "\n".join(f"{name:<{left}}  {value:>{right}}" for name, value in cells.items())
+
+
+def _users_asked() -> str:
+    """How many users each table rests on, by the default evaluation and with all actions labels."""
+    dataset = datasets.load(_OUT.value, "")
+    metadata = dataset.metadata
+    least = np.zeros(len(metadata.actions), np.float32)
+    least[0] = np.inf  # unknown
+    source = held_out.HeldOut(
+        dataset,
+        windows.Positives(least, np.ones(len(metadata.surfaces), bool)),
+        length=1,
+        window=_WINDOW,
+        max_users=2**31,
+        index_size=2**31,
+        filter_seen=False,
+    )
+    (moment,) = source.moments((0.0,))
+    counts = {split: len(source.questions(split, moment).users) for split in schema.SPLITS[1:]}
+    when = (
+        "" if metadata.leave_one_out else f", in the {_WINDOW // held_out.DAY} days after training"
+    )
+    return ", ".join(f"{n:,} users of {split}" for split, n in counts.items()) + when
+
+
+def _queries_asked() -> str:
+    """How many queries each table rests on."""
+    dataset = pairs.read(_OUT.value)
+    counts = {split: len(np.unique(dataset.pairs(split)["query"])) for split in schema.SPLITS[1:]}
+    return ", ".join(f"{n:,} queries of {split}" for split, n in counts.items())
 
 
 def _next_command(metadata: schema.Metadata) -> str:

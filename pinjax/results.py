@@ -1,18 +1,26 @@
 """What a person reads before and after a run: the summary, the table, the next commands."""
 
 import json
+import math
 
 import jax
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from pinjax import files
 from pinjax.retrieval import table as table_lib
 from pinjax.systems import system as system_lib
 from pinjax.training import processes
 
 
-def summary(system: system_lib.System, config: ConfigDict, mesh: Mesh, workdir: epath.Path) -> str:
+def summary(
+    system: system_lib.System,
+    config: ConfigDict,
+    mesh: Mesh,
+    workdir: epath.Path,
+    asked: str,
+) -> str:
     """What is about to run, a line for each thing."""
     params, _ = jax.eval_shape(system.init, jax.random.key(0))
     numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -22,22 +30,32 @@ def summary(system: system_lib.System, config: ConfigDict, mesh: Mesh, workdir: 
         "devices": f"{mesh.size} x {device.device_kind}, mesh {dict(mesh.shape)}",
         "parameters": f"{numbers:,}",
         **system.summary,
+        "evaluation": asked,
         "workdir": str(workdir),
     }
     return "\n".join(f"{name:<12}{value}" for name, value in lines.items())
 
 
-def table(rows: list[system_lib.Row]) -> str:
-    """The results table."""
-    return table_lib.format_table([(row.method, row.metrics) for row in rows])
+def table(content: system_lib.Table) -> str:
+    """The results table, and its notes below."""
+    rows = table_lib.format_table([(row.method, row.metrics) for row in content.rows])
+    return "\n".join([rows, "", *content.notes])
 
 
-def write(workdir: epath.Path, split: str, step: int, rows: list[system_lib.Row]) -> None:
-    """The table as `results_SPLIT.json` in the work directory."""
+def write(workdir: epath.Path, split: str, step: int, table: system_lib.Table) -> None:
+    """The table as `results_SPLIT.json` in the work directory: [value, low, high], null for NaN."""
     if not processes.is_first():
         return
-    content = {"step": step, "rows": {row.method: row.metrics for row in rows}}
-    (workdir / f"results_{split}.json").write_text(json.dumps(content, indent=2) + "\n")
+    rows = {
+        row.method: {
+            name: [x if math.isfinite(x) else None for x in estimate]
+            for name, estimate in row.metrics.items()
+        }
+        for row in table.rows
+    }
+    content = {"step": step, "rows": rows, "notes": table.notes}
+    with files.replacing(workdir / f"results_{split}.json") as file:
+        file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def next_commands(workdir: epath.Path, flags: str) -> str:

@@ -6,18 +6,22 @@ A run that was stopped goes on with the same command, and on an accelerator it d
 its programs again.
 """
 
+import contextlib
 from collections.abc import Sequence
 
 import jax
 from absl import flags
 
-from pinjax import app, results
+from pinjax import app, files, results
 from pinjax.systems import registry
 from pinjax.training import checkpoint, loop, processes, sharding
 
 CONFIG, WORKDIR = app.run_flags()
 PROFILE = flags.DEFINE_integer(
-    "profile", 0, "trace so many steps, for TensorBoard's profiler or xprof: --logdir=WORKDIR"
+    "profile",
+    0,
+    "trace so many steps, for TensorBoard's profiler or xprof: --logdir=WORKDIR",
+    lower_bound=0,
 )
 
 
@@ -25,26 +29,30 @@ def main(argv: Sequence[str]) -> int:
     del argv
     config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
     mesh = sharding.make_mesh(model=config.train.model_devices)
-    system = registry.create(config, mesh)
-    with processes.first_before_others():
-        checkpoint.claim(workdir, config, system.identity)
-    checkpoints = checkpoint.Checkpoints(workdir, config.train.select)
-    print(results.summary(system, config, mesh, workdir))
+    system = registry.create(config, mesh, app.verifies())
+    system.check_training()
+    asked = "; ".join(f"{split}: {system.asked(split)}" for split in ("valid", "test"))
+    with contextlib.ExitStack() as stack:
+        checkpoints = checkpoint.of_run(workdir, config, system, app.verifies())
+        with processes.first_before_others():
+            if processes.is_first():
+                stack.enter_context(files.only_writer(workdir))
+            checkpoint.claim(workdir, config, system.identity)
+        stack.enter_context(checkpoints)
+        print(results.summary(system, config, mesh, workdir, asked))
 
-    if jax.default_backend() != "cpu":  # whose programs fit one machine alone
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-    result = loop.train(system, config.train, mesh, workdir, checkpoints, PROFILE.value)
-    if not result.finished:
-        print(f"stopped after step {int(result.state.step)}; the same command goes on from there")
-        return app.EXIT_PREEMPTED
-
-    state = result.state
-    if checkpoints.chosen != int(state.step):
-        state = checkpoints.restore(checkpoints.chosen, state)
-    checkpoints.close()
-    rows = system.evaluate(state.params, "test", full=True)
-    results.write(workdir, "test", int(state.step), rows)
-    print(f"\n{results.table(rows)}\n\n{results.next_commands(workdir, app.flags_of_run())}")
+        if jax.default_backend() != "cpu":  # whose programs fit one machine alone
+            jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+        result = loop.train(system, config.train, mesh, workdir, checkpoints, PROFILE.value)
+        state = result.state
+        if result.stopped:
+            print(f"stopped after step {int(state.step)}; the same command goes on from there")
+            return result.stopped.exit_code
+        if config.train.select:
+            state = checkpoints.load_chosen(state)
+        table = system.evaluate(state.params, "test", full=True)
+        print(f"\n{results.table(table)}\n\n{results.next_commands(workdir, app.flags_of_run())}")
+        results.write(workdir, "test", int(state.step), table)
     return 0
 
 

@@ -1,5 +1,6 @@
-"""Every config builds, and trains some steps in its `:test` variant."""
+"""Every config builds, refuses nonsense, and trains some steps in its `:test` variant."""
 
+import math
 import pathlib
 import runpy
 
@@ -8,10 +9,52 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from pinjax import settings
+from pinjax.errors import InputError
 from pinjax.systems import registry
 from pinjax.training import checkpoint, loop, sharding
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+VARIANTS = [
+    pytest.param(path, variant, id=f"{path.stem}:{variant}")
+    for path in CONFIGS
+    for variant in ("", *runpy.run_path(str(path))["VARIANTS"])
+]
+
+# Nonsense for a field of each type, whichever field it is.
+NAN, INF = math.nan, math.inf
+NONSENSE = {
+    bool: (None, 0, 1, 1.0, "True", ()),
+    int: (None, True, -1, 2**32, 10**400, 1.5, NAN, INF, "1", (1,)),
+    float: (None, True, -1, NAN, INF, -INF, 1e39, 10**400, "1", (1.0,)),
+    str: (None, True, 1, b"x", ("x",), "a\nb", "\0"),
+    tuple: (None, 1, "x", (None,), (True,), (NAN,), (INF,), (1e39,), ((),), ("nonsense",), ({},)),
+}
+# The fields in which nothing has a meaning; in all others it is nonsense.
+MAY_BE_ZERO = {
+    *("data.workers", "data.components", "data.degree_days", "objective.newest", "model.id_dim"),
+    *("model.id_buckets", "model.gated_layers", "model.dropout", "model.image_slots"),
+    *("model.token_buckets", "loss.in_batch", "train.seed", "train.warmup_steps"),
+    *("train.b1", "train.b2", "train.weight_decay", "train.log_every", "train.checkpoint_every"),
+    *("train.evaluate_every", "pinnerformer: loss.random"),
+}
+MAY_BE_EMPTY = {"data.surfaces", "model.pretrained", "model.texts", "train.select", "train.shard"}
+MAY_EXCEED_INT32 = {"train.seed", "objective.horizon", "evaluate.window"}
+# Any other name than those known.
+NAMES = {"system", "objective.name", "model.encoder", "model.dtype", "loss.terms", "train.select"}
+# (field, nonsense) that only some fields have.
+MORE = [
+    *(("model.dropout", 1.0), ("train.b1", 1.0), ("train.b2", 2.0), ("objective.newest", 1.01)),
+    *(("loss.sketch_decay", 1.01), ("loss.sketch_width", 2**26), ("loss.sketch_width", 1_000)),
+    *(("data.degree_days", 1e6), ("evaluate.moments", (1e6,)), ("evaluate.window", 2**32)),
+    *(("data.users", 2**21), ("data.pairs", 2**21), ("data.length", 2**17), ("model.dim", 2**17)),
+    *(("tasks", (("image/click", 0, 0),)), ("tasks", (("click", 1, 0),))),
+    *(("tasks", (("text/click", 1),)), ("tasks", (("text/click", NAN, 0),))),
+    *(("tasks", (("text/click", 1, -1),)), ("tasks", 2 * (("text/click", 1.0, 0),))),
+    *(("model.texts", (("title",),)), ("model.texts", (("title", ""),))),
+    *(("model.features", ("item", "item")), ("evaluate.cadences", ("hourly",))),
+    *(("train.model_devices", 0), ("model.dtype", "int32"), ("model.length", 1)),
+]
 
 
 def get_config(path, variant):
@@ -35,6 +78,45 @@ def test_variants_have_the_fields_of_the_default(path):
         assert dict(flat(get_config(path, variant))) == expected
 
 
+def nonsense(system, name, value):
+    yield from NONSENSE[type(value)]
+    if type(value) in (int, float) and not {name, f"{system}: {name}"} & MAY_BE_ZERO:
+        yield type(value)(0)
+    if type(value) in (str, tuple) and name not in MAY_BE_EMPTY:
+        yield type(value)()
+    if type(value) is int and name not in MAY_EXCEED_INT32:
+        yield 2**31
+    if name in NAMES:
+        yield "nonsense"
+    yield from (wrong for field, wrong in MORE if field == name)
+
+
+@pytest.mark.parametrize(("path", "variant"), VARIANTS)
+def test_nonsense_is_refused_in_every_field(path, variant):
+    config = get_config(path, variant)
+    settings.check(config)
+    before = config.to_json()
+    for name, _ in list(flat(config)):
+        section, _, key = name.rpartition(".")
+        section = config[section] if section else config
+        for wrong in nonsense(config.system, name, section[key]):
+            with pytest.raises(InputError) as error:
+                section[key] = wrong
+            assert str(error.value).startswith(f"{name}={wrong!r}: expected "), (name, wrong)
+    assert config.to_json() == before
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_what_means_nothing_is_allowed_where_it_says_so(path):
+    config = get_config(path, "")
+    for name, kind in list(flat(config)):
+        section, _, key = name.rpartition(".")
+        if {name, f"{config.system}: {name}"} & (MAY_BE_ZERO | MAY_BE_EMPTY):
+            config[section][key] = kind()
+        if name in MAY_EXCEED_INT32:
+            config[section][key] = 2**32 - 1
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_an_unknown_variant_is_refused(path):
     with pytest.raises(ValueError, match="variant 'papr' is none of"):
@@ -47,10 +129,9 @@ def test_the_test_variant_learns(path, tmp_path):
     config.data.dir = str(tmp_path)
     mesh = sharding.make_mesh(jax.devices()[:1])
     system = registry.create(config, mesh)
-    checkpoints = checkpoint.Checkpoints(tmp_path / "run")
-    result = loop.train(system, config.train, mesh, tmp_path / "run", checkpoints)
-    checkpoints.close()
-    assert result.finished
+    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+        result = loop.train(system, config.train, mesh, tmp_path / "run", checkpoints)
+    assert result.stopped is None
     before, _ = system.init(jax.random.key(0))
     after = jax.device_get(result.state.params)
     moved = [

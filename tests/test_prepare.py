@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
 
-from pinjax.data import column_map, prepared, schema
+from pinjax.data import column_map, datasets, prepared, schema
 from pinjax.errors import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -370,7 +370,19 @@ def test_command_prints_a_report_and_the_next_command(tmp_path, log):
     done = command(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "rows read" in done.stdout
-    assert f"--config.data.name={tmp_path}/out" in done.stdout.splitlines()[-1]
+    evaluated_on, following = done.stdout.splitlines()[-2:]
+    assert f"--config.data.name={tmp_path}/out" in following
+    dataset = datasets.load(f"{tmp_path}/out", "")
+    end, users = dataset.metadata.train_end, {"valid": 0, "test": 0}
+    for split in users:
+        for chunk in dataset.chunks(split):
+            for times in np.split(chunk.records["time"], chunk.offsets[1:-1]):
+                users[split] += times[0] <= end < times[-1]  # the log ends within two weeks
+    assert min(users.values()) > 0
+    assert evaluated_on == (
+        f"evaluated on: {users['valid']} users of valid, {users['test']} users of test, in the 14 "
+        "days after training"
+    )
     report = json.loads((tmp_path / "out" / "metadata.json").read_text())["report"]
     assert report["users"] == 40
 
@@ -378,7 +390,7 @@ def test_command_prints_a_report_and_the_next_command(tmp_path, log):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config.split.test_dais=3", "Did you mean .*test_days"),
+        ("--config.split.test_dais=3", "did you mean split.test_days"),
         ("--config.split.kind=random", "split.kind is 'random'"),
         ("--queries=q.parquet", "--queries is q.parquet; expected only with engagements"),
     ],

@@ -669,7 +669,10 @@ def test_command_prints_a_report_and_the_next_commands(tmp_path, events, table, 
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "train, text/action" in done.stdout
-    itemsage, searchsage = done.stdout.splitlines()[-2:]
+    evaluated_on, itemsage, searchsage = done.stdout.splitlines()[-3:]
+    made = pairs.read(tmp_path / "out")
+    valid, test = (len(np.unique(made.pairs(split)["query"])) for split in ("valid", "test"))
+    assert evaluated_on == f"evaluated on: {valid} queries of valid, {test} queries of test"
     start = "python -m pinjax.train --config=configs/"
     data = f" --config.data.name={tmp_path}/out "
     assert itemsage == (

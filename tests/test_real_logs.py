@@ -39,11 +39,10 @@ def train(variant, out, workdir, content=False, **model):
     config.evaluate.update(moments=(0.0,), users=50, batch=50)
     mesh = sharding.make_mesh(jax.devices()[:1])
     system = registry.create(config, mesh)
-    checkpoints = checkpoint.Checkpoints(workdir)
-    result = loop.train(system, config.train, mesh, workdir, checkpoints)
-    checkpoints.close()
-    assert result.finished
-    (row,) = system.evaluate(result.state.params, "valid")
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        result = loop.train(system, config.train, mesh, workdir, checkpoints)
+    assert result.stopped is None
+    (row,) = system.evaluate(result.state.params, "valid").rows
     assert 0 <= row.metrics["R@10"][0] <= 1
     return jax.tree.map(np.shape, result.state.params["params"])
 

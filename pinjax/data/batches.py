@@ -4,6 +4,7 @@ A run that starts at any step, on any number of hosts, sees exactly the batches 
 run on one host would have seen.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from pinjax import signals
 from pinjax.data import schema, windows
 
 
@@ -19,13 +21,21 @@ class _Batches:
     """The batch of every step, by random access: a subclass says how many there are and draws."""
 
     def iterate(self, first_step: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches from `first_step` on, read ahead by `workers` processes (0: by threads)."""
+        """Batches from `first_step` on, read ahead by `workers` processes (0: by threads).
+
+        To close the iterator ends these.
+        """
         source = grain.MapDataset.source(self)[first_step:]
         ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         dataset = source.to_iter_dataset(ahead)
         if workers:
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-        return iter(dataset)
+        with signals.blocked():  # by the workers, too, and for good: this process ends them
+            batches = iter(dataset)
+            first = next(batches)
+        with contextlib.closing(batches):
+            yield first
+            yield from batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +45,7 @@ class Batches(_Batches):
     Attributes:
       timelines: random access to packed timelines (`Dataset.timelines`).
       sampler: draws windows and labels.
-      users: users in the global batch; each epoch visits every user once, in a new order.
+      users: rows of the global batch; each epoch visits every user once, in a new order.
       steps: how many batches there are.
       seed: of the order and the draws.
       shard: (index, count): which equal share of each batch this host reads.
@@ -52,16 +62,23 @@ class Batches(_Batches):
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        """The fields of the sampler, and `same_user`, int32 (users, 1).
+
+        The latter are the rows of the global batch that hold the same user. Where a user has
+        several, as at the end of an epoch, the field is as much wider as it needs, padded with -1:
+        then the step is compiled once more.
+        """
         share = _share(self.users, self.shard)
         # Drawn for the whole batch, so that a user's draw does not depend on the host's share.
         rng = np.random.default_rng([self.seed, step])
         uniforms = self.sampler.uniforms(rng, self.users)[share]
-        first = step * self.users
-        rows = _visited(
-            len(self.timelines), self.seed, range(first + share.start, first + share.stop)
-        )
-        timelines = (row["actions"] for row in self.timelines.__getitems__(rows))
-        return self.sampler(*schema.unpack(timelines), uniforms)
+        visits = range(step * self.users, (step + 1) * self.users)
+        rows = np.array(_visited(len(self.timelines), self.seed, visits))
+        timelines = (row["actions"] for row in self.timelines.__getitems__(rows[share].tolist()))
+        return {
+            **self.sampler(*schema.unpack(timelines), uniforms),
+            "same_user": _of_same(rows, np.arange(self.users), 1)[share],
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +124,8 @@ class PairBatches(_Batches):
         """The fields of `PAIR` but the time, and `excluded`, int32 (pairs, widest).
 
         The latter are the products of all pairs of the batch with the same query, padded with -1.
+        Should a query have more than `widest` of them, the field is as much wider as it needs:
+        then the step is compiled once more.
         """
         parts = []
         for task, rows in self._rows.items():
@@ -119,7 +138,7 @@ class PairBatches(_Batches):
         share = _share(self.size, self.shard)
         return {
             **{name: batch[name][share].astype(np.int32) for name in ("query", "product", "task")},
-            "excluded": _same_query(batch, self.widest)[share],
+            "excluded": _of_same(batch["query"], batch["product"], self.widest)[share],
         }
 
     @functools.cached_property
@@ -142,7 +161,7 @@ class PairBatches(_Batches):
 
     @functools.cached_property
     def widest(self) -> int:
-        """A power of two that no query of a batch has more pairs than, but for a miracle."""
+        """A power of two that hardly any batch has a query with more pairs than."""
         expected = np.zeros(self.pairs["query"].max() + 1)
         for task, rows in self._rows.items():
             share = self.shares[task] / len(rows)
@@ -184,9 +203,14 @@ def _rank_within(groups: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _same_query(batch: np.ndarray, width: int) -> np.ndarray:
-    """For each pair the products of all pairs with its query: int32 (pairs, width), -1 padded."""
-    _, group = np.unique(batch["query"], return_inverse=True)
-    products = np.full((group.max() + 1, width), -1, np.int32)
-    products[group, _rank_within(group)] = batch["product"]
-    return products[group]
+def _of_same(groups: np.ndarray, values: np.ndarray, width: int) -> np.ndarray:
+    """For each place the values of all places with its group: int32 (n, width), -1 padded.
+
+    The width is doubled until all have room.
+    """
+    _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    while width < counts.max():
+        width *= 2
+    found = np.full((len(counts), width), -1, np.int32)
+    found[group, _rank_within(group)] = values
+    return found[group]

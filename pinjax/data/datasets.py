@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from pinjax.data import pairs, pinshop, pinworld, schema, whole
+from pinjax import checksums, files
+from pinjax.data import pairs, pinshop, pinworld, schema
 from pinjax.errors import InputError
 
 _COPIES = "copies"
@@ -80,80 +81,63 @@ class Chunk:
     offsets: np.ndarray
 
 
-def ensure(name: str, data_dir: str) -> None:
-    """Builds a simulated data set under `data_dir` when it is not there yet.
-
-    Raises:
-      InputError: where there is no such size, or the directory is not a local one.
-    """
-    kind, _, size = name.partition("/")
-    if kind in _SIMULATED:
-        _SIMULATED[kind](size, _local(data_dir))
-
-
-def load(name: str, data_dir: str) -> Dataset:
-    """Opens a data set, building `pinworld/SIZE` under `data_dir` when it is not there yet.
+def ensure(name: str, data_dir: str) -> epath.Path:
+    """The directory of a data set on this machine, which is built or copied if need be.
 
     Args:
-      name: `pinworld/tiny`, `pinworld/small`, `pinworld/base`, or a prepared directory, absolute
-        or relative to the current directory or to `data_dir`, or on gs://.
+      name: `pinworld/SIZE` or `pinshop/SIZE`, where SIZE is tiny, small or base; or a prepared
+        directory, absolute or relative to the current directory or to `data_dir`, or on gs://.
       data_dir: where named data sets are kept, and copies of those on gs://.
 
     Raises:
       InputError: where there is no such data set, or `data_dir` is not a local directory.
     """
-    data_dir = _local(data_dir)
+    if files.is_remote(data_dir):
+        raise InputError(f"data.dir={data_dir}: expected a directory on this machine")
+    home = epath.Path(data_dir).expanduser()
     world, _, size = name.partition("/")
-    if world == pinworld.NAME:
-        directory = pinworld.ensure(size, data_dir)
-    else:
-        places = [epath.Path(name), data_dir / name]
-        found = [place for place in places if (place / schema.CATALOGUE_FILE).exists()]
-        if not found:
-            looked = " and ".join(map(str, places))
-            raise InputError(f"data.name: no prepared data set in {looked}; see pinjax.prepare")
-        directory = found[0]
-        if is_remote(directory):
-            directory = _copy(directory, data_dir / _COPIES)
+    if world in _SIMULATED:
+        return _SIMULATED[world](size, home)
+    places = [epath.Path(name), home / name]
+    for place in places:
+        if any((place / file).exists() for file in (schema.CATALOGUE_FILE, pairs.PAIRS_FILE)):
+            return _copy(place, home / _COPIES) if files.is_remote(place) else place
+    looked = " and ".join(map(str, places))
+    raise InputError(f"data.name: no prepared data set in {looked}; see pinjax.prepare")
+
+
+def load(name: str, data_dir: str) -> Dataset:
+    """Opens a data set of timelines; the arguments are those of `ensure`.
+
+    Raises:
+      InputError: as `ensure`, and where the data set has no timelines.
+    """
+    directory = ensure(name, data_dir)
+    if not (directory / schema.CATALOGUE_FILE).exists():
+        raise InputError(f"data.name: {name} has no timelines; expected {schema.CATALOGUE_FILE}")
     builder = tfds.builder_from_directory(directory)
     return Dataset(directory, schema.Metadata.from_tfds(builder.info.metadata))
 
 
 def load_pairs(name: str, data_dir: str) -> pairs.PairSet:
-    """Opens a data set of engagements, building `pinshop/SIZE` when it is not there yet.
-
-    Args:
-      name: `pinshop/tiny`, `pinshop/small`, `pinshop/base`, or a directory, which may be on gs://.
-      data_dir: where named data sets are kept.
+    """Opens a data set of engagements; the arguments are those of `ensure`.
 
     Raises:
-      InputError: where there is no such data set, or `data_dir` is not a local directory.
+      InputError: as `ensure`, and where the data set has no engagements.
     """
-    shop, _, size = name.partition("/")
-    if shop == pinshop.NAME:
-        directory = pinshop.ensure(size, _local(data_dir))
-        return pairs.read(directory, pinshop.oracle(directory))
-    return pairs.read(name)
-
-
-def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is not one of this machine's, as gs:// is not."""
-    return "://" in os.fspath(path)
-
-
-def _local(data_dir: str) -> epath.Path:
-    if is_remote(data_dir):
-        raise InputError(f"data.dir={data_dir}: expected a directory on this machine")
-    return epath.Path(data_dir).expanduser()
+    directory = ensure(name, data_dir)
+    shop = name.partition("/")[0] == pinshop.NAME
+    return pairs.read(directory, pinshop.oracle(directory) if shop else None)
 
 
 def _copy(source: epath.Path, copies: epath.Path) -> epath.Path:
     """A copy of a prepared directory, made once: ArrayRecord reads from local disks alone."""
-    identity = os.fspath(source).encode() + (source / "dataset_info.json").read_bytes()
+    identity = os.fspath(source).encode() + (source / checksums.FILE).read_bytes()
     target = copies / f"{source.name}-{hashlib.sha256(identity).hexdigest()[:16]}"
     if not target.exists():
-        with whole.unfinished(target) as unfinished:
+        with files.unfinished(target) as unfinished:
             for path in source.iterdir():
                 path.copy(unfinished / path.name)
-            whole.finish(unfinished, target)
+            checksums.verify(unfinished)
+            files.finish(unfinished, target)
     return target

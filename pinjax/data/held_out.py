@@ -37,6 +37,8 @@ class Questions:
       query_user: int64 (queries,), row in `users`.
       label_query: int64 (labels,), row of the query.
       label_item: int32 (labels,).
+      label_exists: bool (labels,), whether the item existed at the moment T. One that did not is
+        missed by every method.
       seen: int64 (pairs, 2), query and item of what the user has acted on before; none of them
         unless they are to be filtered.
     """
@@ -46,6 +48,7 @@ class Questions:
     query_user: np.ndarray
     label_query: np.ndarray
     label_item: np.ndarray
+    label_exists: np.ndarray
     seen: np.ndarray
 
     @property
@@ -100,17 +103,19 @@ class HeldOut:
             return (0,)
         return tuple(int(self.dataset.metadata.train_end + day * DAY) for day in days)
 
+    def exists(self, moment: int) -> np.ndarray:
+        """Bool (items,): which items exist at a moment."""
+        created = self.dataset.catalogue.created
+        return np.ones(len(created), bool) if self._leave_one_out else created <= moment
+
     def index(self, moment: int) -> np.ndarray:
         """Bool (items,): which items the index holds."""
-        catalogue = self.dataset.catalogue
-        exists = np.ones(len(catalogue), bool)
-        if not self._leave_one_out:
-            exists = catalogue.created <= moment
-        surplus = int(exists.sum()) - self.index_size
+        held = self.exists(moment)
+        surplus = int(held.sum()) - self.index_size
         if surplus > 0:
-            out = np.random.default_rng(0).choice(np.flatnonzero(exists), surplus, replace=False)
-            exists[out] = False
-        return exists
+            out = np.random.default_rng(0).choice(np.flatnonzero(held), surplus, replace=False)
+            held[out] = False
+        return held
 
     def counts(self, moment: int) -> Counts:
         """What the split train had done by the moment."""
@@ -172,6 +177,7 @@ class HeldOut:
             query_user=query_user,
             label_query=label_query,
             label_item=records["item"][label],
+            label_exists=self.exists(moment)[records["item"][label]],
             seen=_seen(records, starts, ends) if self.filter_seen else np.zeros((0, 2), np.int64),
         )
 
@@ -225,6 +231,7 @@ def _concatenate(parts: list[Questions]) -> Questions:
             [p.label_query + n for p, n in zip(parts, queries, strict=False)]
         ),
         label_item=np.concatenate([part.label_item for part in parts]),
+        label_exists=np.concatenate([part.label_exists for part in parts]),
         seen=np.concatenate(
             [p.seen + np.array([n, 0]) for p, n in zip(parts, queries, strict=False)]
         ),

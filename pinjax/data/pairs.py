@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from pinjax.data import schema, tables, text, whole
+from pinjax import files
+from pinjax.data import schema, tables, text
 from pinjax.errors import InputError
 
 # An engagement: rows of `Queries` and `Products`, a row of `Metadata.tasks`, unix seconds.
@@ -34,7 +35,9 @@ PAIR = np.dtype([("query", np.int32), ("product", np.int32), ("task", np.uint8),
 # From rows of queries, (n,), and a task to the products' scores, float32 (n, products).
 Oracle = Callable[[np.ndarray, int], np.ndarray]
 
-_METADATA, _PAIRS, _PRODUCTS = "metadata.json", "pairs.parquet", "products.parquet"
+PAIRS_FILE = "pairs.parquet"
+
+_METADATA, _PRODUCTS = "metadata.json", "products.parquet"
 _QUERIES, _VOCABULARY = "queries.parquet", "vocabulary.parquet"
 _TOKENS = "tokens: "
 
@@ -187,7 +190,7 @@ class PairSet:
     @functools.cache  # noqa: B019, a data set lives as long as its command
     def pairs(self, split: str) -> np.ndarray:
         """The pairs of a split, `PAIR` (pairs,), in order of time."""
-        table = tables.read_own(self.directory / _PAIRS)
+        table = tables.read_own(self.directory / PAIRS_FILE)
         inside = table["split"].to_numpy() == schema.SPLITS.index(split)
         pairs = np.empty(inside.sum(), PAIR)
         for name in PAIR.names:
@@ -223,16 +226,16 @@ def write(
       splits: int8 (pairs,), which of `schema.SPLITS` each is of.
       save_more: writes what else belongs into the directory.
     """
-    with whole.unfinished(directory) as unfinished:
+    with files.unfinished(directory) as unfinished:
         columns = {name: pa.array(np.ascontiguousarray(pairs[name])) for name in PAIR.names}
-        _write_table(unfinished / _PAIRS, {**columns, "split": pa.array(splits, pa.int8())})
+        _write_table(unfinished / PAIRS_FILE, {**columns, "split": pa.array(splits, pa.int8())})
         products.write(unfinished / _PRODUCTS)
         queries.write(unfinished / _QUERIES)
         vocabulary.save(unfinished / _VOCABULARY)
         content = json.dumps(dataclasses.asdict(metadata), indent=2)
         (unfinished / _METADATA).write_text(content + "\n")
         save_more(unfinished)
-        whole.finish(unfinished, directory)
+        files.finish(unfinished, directory)
 
 
 def read(directory: epath.PathLike, oracle: Oracle | None = None) -> PairSet:
@@ -242,8 +245,8 @@ def read(directory: epath.PathLike, oracle: Oracle | None = None) -> PairSet:
       InputError: where the directory holds no data set of engagements.
     """
     directory = epath.Path(directory)
-    if not (directory / _PAIRS).exists():
-        raise InputError(f"{directory}: no data set of engagements, expected {_PAIRS} in it")
+    if not (directory / PAIRS_FILE).exists():
+        raise InputError(f"{directory}: no data set of engagements, expected {PAIRS_FILE} in it")
     fields = json.loads((directory / _METADATA).read_text())
     return PairSet(directory, Metadata(**{**fields, "tasks": tuple(fields["tasks"])}), oracle)
 

@@ -17,7 +17,7 @@ from pinjax.data.pinworld_simulation import END, TRAIN_END
 from pinjax.errors import InputError
 
 NAME = "pinshop"
-VERSION = "1.1.0"
+VERSION = "1.1.1"
 
 TASKS = tuple(f"{query}/{kind}" for query in ("image", "text") for kind in simulation.KINDS)
 # As published (ItemSage, §4.2); what there is of them is far less.

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
+from pinjax import files
 from pinjax.data import pinworld_simulation as simulation
 from pinjax.data import schema
 from pinjax.data.pinworld_oracle import Oracle
@@ -56,7 +57,7 @@ class Pinworld(tfds.core.GeneratorBasedBuilder):
     a whole split in memory, that spills to disk.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.0.1")
     BUILDER_CONFIGS = (
         Config(
             name="tiny",
@@ -138,13 +139,13 @@ def ensure(size: str, data_dir: epath.PathLike) -> epath.Path:
       InputError: where there is no such size.
     """
     builder_config(size)
-    builder = Pinworld(config=size, data_dir=data_dir, file_format="array_record")
-    if not builder.data_path.exists():
-        logging.info("Building %s/%s in %s, once", NAME, size, builder.data_path)
-        # Another process may have been first: then TFDS leaves its world as it is, and raises.
-        with _quiet(), contextlib.suppress(FileExistsError):
+    directory = epath.Path(data_dir) / NAME / size / str(Pinworld.VERSION)
+    if not directory.exists():
+        with files.unfinished(directory) as unfinished, _quiet():
+            builder = Pinworld(config=size, data_dir=unfinished, file_format="array_record")
             builder.download_and_prepare()
-    return builder.data_path
+            files.finish(builder.data_path, directory)
+    return directory
 
 
 def builder_config(size: str) -> Config:

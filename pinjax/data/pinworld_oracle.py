@@ -1,15 +1,71 @@
 """The best possible ranking of `pinworld`, from the latent state that its generator knew.
 
 The oracle knows what each user cares about at a moment and the law by which that goes on, not what
-the user will do. No ranking made from the log can be expected to beat it.
+the user will do. No ranking made from the log can be expected to beat it. Asked for what comes
+next, it also sees the actions just before, since what a session is about is no part of that state.
 """
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
+from scipy import special
+
+from pinjax.data import pinworld_simulation as simulation
 
 ORACLE_FILE = "oracle.npz"
+
+_SESSION_BREAK = simulation.HOUR  # a longer pause than any within a session, but for chance
+_QUERIES = 1024  # looked at at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Expectation:
+    """What some queries, each a user at a moment, lead to: a score of every item.
+
+    Attributes:
+      taste: int (queries,), row of `appeal`.
+      rate: float64 (queries, leaves), the score of an item of the leaf per unit of its appeal.
+      leaf: int (items,).
+      appeal: float32 (tastes, items), within the item's leaf.
+    """
+
+    taste: np.ndarray
+    rate: np.ndarray
+    leaf: np.ndarray
+    appeal: np.ndarray
+
+    def of(self, query: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """The scores of items for queries, float32, of the broadcast shape of both."""
+        rate = self.rate.astype(np.float32)[query, self.leaf[item]]
+        return rate * self.appeal[self.taste[query], item]
+
+    def candidates(
+        self, index: np.ndarray, depth: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Some queries at a time, the items that may be among their best, and the scores of these.
+
+        Within a leaf the order is that of appeal, so the best of each leaf are enough.
+
+        Args:
+          index: bool (items,), the items that may be returned.
+          depth: results of a query.
+
+        Yields:
+          (queries (n,), items (m,), scores float32 (n, m)).
+        """
+        allowed = np.flatnonzero(index)
+        for taste in np.unique(self.taste):
+            order = np.lexsort((-self.appeal[taste, allowed], self.leaf[allowed]))
+            items = allowed[order]
+            place = np.arange(len(items)) - np.searchsorted(self.leaf[items], self.leaf[items])
+            items = items[place < depth]
+            queries = np.flatnonzero(self.taste == taste)
+            for start in range(0, len(queries), _QUERIES):
+                some = queries[start : start + _QUERIES]
+                yield some, items, self.of(some[:, None], items)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,30 +122,47 @@ class Oracle:
         with (epath.Path(directory) / ORACLE_FILE).open("rb") as file, np.load(file) as arrays:
             return cls(**{f.name: arrays[f.name][()] for f in dataclasses.fields(cls)})
 
-    def scores(self, user_ids: list[str], moment: int, horizon_seconds: int) -> np.ndarray:
-        """Expected positive actions of users on items in (moment, moment + horizon].
+    def expect(
+        self,
+        users: list[str],
+        moments: np.ndarray,
+        horizon_seconds: int,
+        history: dict[str, np.ndarray] | None = None,
+    ) -> Expectation:
+        """Expected positive actions on items in (moment, moment + horizon], or the next one's item.
 
-        The daily and weekly rhythm is averaged out, so that a horizon of whole weeks is exact. An
-        item created within the window takes its share of the leaf from then on.
+        The daily and weekly rhythm is averaged out, so that a horizon of whole weeks is exact, and
+        a session that is under way, which is over within minutes. An item created within the
+        horizon takes its share of the leaf from then on.
 
         Args:
-          user_ids: ids of users in the splits valid and test.
-          moment: unix seconds.
+          users: their ids, (queries,), of the splits valid and test.
+          moments: int64 (queries,), unix seconds.
           horizon_seconds: length of the window.
-
-        Returns:
-          float32 (len(user_ids), items); 0 for an item that does not exist at `moment`.
+          history: the newest actions of each query, fields of `windows.history`. With it scores are
+            chances of the next action: that of a session under way, or else one in the horizon.
 
         Raises:
           KeyError: where a user is not known.
         """
-        row = {user: i for i, user in enumerate(self.users.tolist())}
-        rows = np.array([row[user] for user in user_ids], np.int64)
-        mass = self._mass(moment, horizon_seconds)[rows].astype(np.float32)
-        return (
-            np.take(mass, self.leaf, axis=1)
-            * self.choice(moment, horizon_seconds)[self.taste[rows]]
-        )
+        rows = np.array([self._row[user] for user in users], np.int64)
+        taste = self.taste[rows]
+        mass = self._mass(rows, moments, horizon_seconds)
+        if history is not None:
+            mass = self._next(rows, moments, history, mass / mass.sum(axis=1, keepdims=True))
+        # Queries of one taste and moment share what a leaf's items weigh together.
+        pairs, query = np.unique(np.stack([taste, moments]), axis=1, return_inverse=True)
+        total = self._total_appeal(*pairs, horizon_seconds)
+        return Expectation(taste, mass / total[query], self.leaf, self._appeal)
+
+    def scores(self, users: list[str], moment: int, horizon_seconds: int) -> np.ndarray:
+        """The scores of `expect` for all items at one moment, float32 (len(users), items).
+
+        They are 0 for an item that does not exist at the moment.
+        """
+        expected = self.expect(users, np.full(len(users), moment, np.int64), horizon_seconds)
+        scores = expected.of(np.arange(len(users))[:, None], np.arange(len(self.leaf)))
+        return np.where(self.created <= moment, scores, 0)
 
     def expected_recall(self, moment: int, horizon_seconds: int, k: int = 10) -> float:
         """What the oracle's own top k recalls of a user's distinct positives, on average.
@@ -100,7 +173,9 @@ class Oracle:
         figure, on the low side.
         """
         choice = self.choice(moment, horizon_seconds)
-        mass = self._mass(moment, horizon_seconds).astype(np.float32)
+        everybody = np.arange(len(self.users))
+        moments = np.full(len(self.users), moment)
+        mass = self._mass(everybody, moments, horizon_seconds).astype(np.float32)
         positives = mass.sum(axis=1)
         recalls = np.empty(len(self.users))
         chunk = max(1, 2**22 // len(self.leaf))
@@ -115,29 +190,114 @@ class Oracle:
 
     def choice(self, moment: int, horizon: int) -> np.ndarray:
         """p(item | leaf, taste), float32 (tastes, items); 0 where not created at `moment`."""
-        weight = appeal(self.popularity, self.style, self.tastes)
-        available = np.clip((moment + horizon - self.created.astype(np.float64)) / horizon, 0, 1)
-        for row in weight:
-            row /= np.bincount(self.leaf, row * available)[self.leaf]
-        weight[:, self.created > moment] = 0
-        return weight
+        tastes = np.arange(len(self.tastes))
+        total = self._total_appeal(tastes, np.full(len(tastes), moment), horizon)
+        chance = self._appeal / total.astype(np.float32)[:, self.leaf]
+        return np.where(self.created <= moment, chance, 0)
 
-    def _mass(self, moment: int, horizon: int) -> np.ndarray:
-        """Expected positives of users in leaves within the window: float64 (users, leaves)."""
+    @functools.cached_property
+    def _row(self) -> dict[str, int]:
+        return {user: row for row, user in enumerate(self.users.tolist())}
+
+    @functools.cached_property
+    def _appeal(self) -> np.ndarray:
+        return simulation.appeal(self.popularity, self.style, self.tastes)
+
+    def _total_appeal(self, taste: np.ndarray, moments: np.ndarray, horizon: int) -> np.ndarray:
+        """What the items of a leaf weigh together, float64 (len(taste), leaves).
+
+        An item that is created after the moment weighs the share of the horizon that it is there.
+        """
+        leaves = len(self.leaf_popularity)
+        created = self.created.astype(np.float64)
+        old = created <= moments.min()
+        weights = [row[old] for row in self._appeal]
+        total = np.stack([np.bincount(self.leaf[old], row, leaves) for row in weights])[taste]
+        new = np.flatnonzero(~old & (created < moments.max() + horizon))
+        new = new[np.argsort(self.leaf[new], kind="stable")]
+        if not len(new):
+            return total
+        first = np.flatnonzero(np.diff(self.leaf[new], prepend=-1))
+        for start in range(0, len(taste), _QUERIES):
+            some = slice(start, start + _QUERIES)
+            there = np.clip((moments[some, None] + horizon - created[new]) / horizon, 0, 1)
+            there *= self._appeal[taste[some, None], new]
+            total[some, self.leaf[new][first]] += np.add.reduceat(there, first, axis=1)
+        return total
+
+    def _mass(self, rows: np.ndarray, moments: np.ndarray, horizon: int) -> np.ndarray:
+        """Expected positives of users (queries,) in leaves: float64 (queries, leaves)."""
         # Lengths are exponential: what is left of a burst does not depend on its age.
         left = self.burst_seconds * -np.expm1(-horizon / self.burst_seconds)
-        on = (self.burst_start <= moment) & (moment < self.burst_end)
-        bursts = np.zeros((len(self.users), len(self.leaf_popularity)))
-        np.add.at(bursts, (self.burst_user[on], self.burst_leaf[on]), left)
-        bursts += self.burst_rate * self.burst_seconds * (horizon - left) * self.leaf_popularity
-        bursts *= self.burst_weight
-        slow = np.zeros_like(bursts)
-        np.add.at(slow, (np.arange(len(slow))[:, None], self.slow_leaf), self.slow_weight)
+        slow, bursts = self._interests(rows, moments)
+        bursts *= left
+        bursts += (
+            self.burst_weight
+            * self.burst_rate
+            * self.burst_seconds
+            * (horizon - left)
+            * self.leaf_popularity
+        )
         total = horizon + bursts.sum(axis=1, keepdims=True)
         mass = (1 - self.stray) * (horizon * slow + bursts) + self.stray * total * slow
-        return self.rate[:, None] * mass
+        return self.rate[rows, None] * mass
 
+    def _interests(self, rows: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What users care about, slowly and in bursts, each float64 (queries, leaves)."""
+        slow, bursts = np.zeros((2, len(rows), len(self.leaf_popularity)))
+        query = np.arange(len(rows))[:, None]
+        np.add.at(slow, (query, self.slow_leaf[rows]), self.slow_weight[rows])
 
-def appeal(popularity: np.ndarray, style: np.ndarray, tastes: np.ndarray) -> np.ndarray:
-    """Unnormalised chance of items within their leaf: float32 (tastes, items)."""
-    return popularity * np.exp(tastes @ style.T)
+        by_user = np.argsort(self.burst_user, kind="stable")
+        first = np.searchsorted(self.burst_user, rows, "left", by_user)
+        count = np.searchsorted(self.burst_user, rows, "right", by_user) - first
+        query = np.repeat(np.arange(len(rows)), count)
+        nth = np.arange(len(query)) - np.repeat(np.cumsum(count) - count, count)
+        burst = by_user[first[query] + nth]
+        on = (self.burst_start[burst] <= moments[query]) & (moments[query] < self.burst_end[burst])
+        np.add.at(bursts, (query[on], self.burst_leaf[burst[on]]), self.burst_weight)
+        return slow, bursts
+
+    def _next(
+        self,
+        rows: np.ndarray,
+        moments: np.ndarray,
+        history: dict[str, np.ndarray],
+        later: np.ndarray,
+    ) -> np.ndarray:
+        """The leaf of the next positive action: a chance, float64 (queries, leaves).
+
+        Lengths of sessions are geometric, so an action is followed by another one of its session
+        with the same chance each time; the longer the pause since, the less so.
+
+        Args:
+          rows: of the users.
+          moments: unix seconds.
+          history: the newest actions up to then, fields of (queries, length).
+          later: the same chance where no session is under way.
+        """
+        slow, bursts = self._interests(rows, moments)
+        time, there = history["time"].astype(np.int64), history["item"] >= 0
+        close = np.diff(time, axis=1) <= _SESSION_BREAK
+        same = np.ones(time.shape, bool)
+        same[:, :-1] = np.logical_and.accumulate(close[:, ::-1], axis=1)[:, ::-1]
+
+        # What the session is about, by Bayes' rule: an action is wanted, and then on its leaf or
+        # straying to a slow interest, or it is unwanted, and on any leaf.
+        query, column = np.nonzero(same & there)
+        leaf = self.leaf[history["item"][query, column]]
+        kind = (history[name][query, column] for name in ("surface", "action", "duration"))
+        wanted = simulation.wanted_share(*kind)
+        elsewhere = wanted * self.stray * slow[query, leaf]
+        elsewhere += (1 - wanted) * self.leaf_popularity[leaf]
+        about = np.log(slow + bursts + 1e-6 * self.leaf_popularity)
+        ratio = np.log1p(wanted * (1 - self.stray) / np.maximum(elsewhere, 1e-9))
+        np.add.at(about, (query, leaf), ratio)
+        about = special.softmax(about, axis=1)
+
+        pause = np.maximum(moments - time[:, -1], 1) / simulation.GAP_SECONDS
+        goes_on = (1 - 1 / simulation.SESSION_ACTIONS) * special.ndtr(-np.log(pause))
+        goes_on = np.where(there[:, -1], goes_on, 0)
+        goes_on = (goes_on / (goes_on + 1 / simulation.SESSION_ACTIONS))[:, None]
+        session = (1 - self.stray) * about + self.stray * slow
+        return goes_on * session + (1 - goes_on) * later

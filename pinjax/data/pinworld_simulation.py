@@ -22,7 +22,7 @@ import dataclasses
 
 import numpy as np
 
-from pinjax.data import pinworld_oracle, schema
+from pinjax.data import schema
 
 HOUR = 3600
 DAY = 24 * HOUR
@@ -85,6 +85,21 @@ POSITIVE_SHARE = sum(
     for surface, _, duration, wanted, share in KINDS
     if surface == "home" and wanted and duration != "short"
 )
+
+
+def wanted_share(surface: np.ndarray, action: np.ndarray, duration: np.ndarray) -> np.ndarray:
+    """How many of the actions that look so are with a pin that was wanted: float64 (n,)."""
+    shares = np.zeros((2, len(SURFACES), len(ACTIONS), 2))
+    for on, type_, length, wanted, share in KINDS:
+        looks = SURFACES.index(on), ACTIONS.index(type_), int(length == "long")
+        shares[(int(wanted), *looks)] += share
+    unwanted, wanted = shares[:, surface, action, (duration >= LONG).astype(int)]
+    return wanted / (unwanted + wanted)
+
+
+def appeal(popularity: np.ndarray, style: np.ndarray, tastes: np.ndarray) -> np.ndarray:
+    """Unnormalised chance of items within their leaf: float32 (tastes, items)."""
+    return popularity * np.exp(tastes @ style.T)
 
 
 class LeafTable:
@@ -169,7 +184,7 @@ class World:
         self.tastes = TASTE_STRENGTH * tastes / np.linalg.norm(tastes, axis=1, keepdims=True)
         self.content = self._draw_content(rng, roots)
 
-        chance = pinworld_oracle.appeal(self.popularity, self.style, self.tastes)
+        chance = appeal(self.popularity, self.style, self.tastes)
         self._table = LeafTable(chance, self.leaf, order)
 
     def choose(

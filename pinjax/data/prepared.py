@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from pinjax.data import column_map, logs, schema, tables, whole
+from pinjax import files
+from pinjax.data import column_map, logs, schema, tables
 from pinjax.data import items as items_lib
 from pinjax.errors import InputError
 
@@ -228,12 +229,12 @@ def _write(
 ) -> None:
     tfds.disable_progress_bar()
     try:
-        with whole.unfinished(out) as unfinished:
+        with files.unfinished(out) as unfinished:
             builder = Prepared(log, splits, metadata, unfinished)
             with contextlib.redirect_stdout(io.StringIO()):  # where TFDS says what it downloads
                 builder.download_and_prepare()
             catalogue.write(builder.data_path / schema.CATALOGUE_FILE)
-            whole.finish(builder.data_path, out)
+            files.finish(builder.data_path, out)
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:

@@ -10,16 +10,17 @@ An estimate is never too low (with decay: up to float32 rounding), and with prob
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 # One byte of an id and this many bits of a column fit the uint32 arithmetic of `_columns`.
-_MAX_WIDTH = 2**25
+MAX_WIDTH = 2**25
 
 _MAX_TOTAL = np.uint32(2**31)
 
@@ -76,8 +77,8 @@ def check(depth: int, width: int, decay: float) -> None:
     """Raises a ValueError for an argument of `init` that is out of its range."""
     if depth < 1:
         raise ValueError(f"depth is {depth}, expected at least 1")
-    if not 2 <= width <= _MAX_WIDTH or width & (width - 1):
-        raise ValueError(f"width is {width}, expected a power of two from 2 to {_MAX_WIDTH}")
+    if not 2 <= width <= MAX_WIDTH or width & (width - 1):
+        raise ValueError(f"width is {width}, expected a power of two from 2 to {MAX_WIDTH}")
     if not 0 < decay <= 1:
         raise ValueError(f"decay is {decay}, expected more than 0 and at most 1")
 
@@ -100,16 +101,21 @@ def add(
     """
     ones = jnp.ones(ids.shape, jnp.uint32) if where is None else where.astype(jnp.uint32)
     rows = jnp.arange(sketch.table.shape[0]).reshape(-1, *[1] * ids.ndim)
+    columns, added = _columns(sketch, ids), ones.sum(dtype=jnp.uint32)
+    if sketch.decay == 1:
+        # A branch, since a step should not read and write all of a large table for this.
+        table, total = lax.cond(
+            sketch.total > _MAX_TOTAL,
+            lambda *counts: tuple(x - x // 2 for x in counts),
+            lambda *counts: counts,
+            *(sketch.table, sketch.total),
+        )
+        return sketch.replace(table=table.at[rows, columns].add(ones), total=total + added)
     # Counted apart from the table, in integers, whose sum does not depend on their order.
-    seen = jnp.zeros(sketch.table.shape, jnp.uint32).at[rows, _columns(sketch, ids)].add(ones)
-
-    def updated(counts: Array, seen: Array) -> Array:
-        if sketch.decay == 1:
-            return jnp.where(sketch.total > _MAX_TOTAL, counts - counts // 2, counts) + seen
-        return counts * sketch.decay + seen.astype(jnp.float32)
-
+    seen = jnp.zeros(sketch.table.shape, jnp.uint32).at[rows, columns].add(ones)
     return sketch.replace(
-        table=updated(sketch.table, seen), total=updated(sketch.total, ones.sum(dtype=jnp.uint32))
+        table=sketch.table * sketch.decay + seen.astype(jnp.float32),
+        total=sketch.total * sketch.decay + added.astype(jnp.float32),
     )
 
 
@@ -126,6 +132,46 @@ def log_probability(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Float[Ar
     """
     counts = count(sketch, ids).astype(jnp.float32)
     return jnp.log(counts / jnp.maximum(sketch.total.astype(jnp.float32), 1e-30))
+
+
+class Accuracy(NamedTuple):
+    """What a sketch's counts are worth at the end of a stream.
+
+    Attributes:
+      error: by how much a count is too high, at most, with probability 1 - e^-depth.
+      mean: count of an id on average.
+      median: half of the stream are ids with no smaller count. The loss asks for ids as they come.
+      least_width: a power of two, with which the error would not be above the median.
+    """
+
+    error: float
+    mean: float
+    median: float
+    least_width: int
+
+
+def accuracy(
+    width: int, decay: float, batch: int, batches: int, counts: Int[np.ndarray, "ids"]
+) -> Accuracy:
+    """The accuracy of a sketch after a stream.
+
+    Args:
+      width: counters a row.
+      decay: of `init`; where it is below 1, what is remembered is counted.
+      batch: ids added at a time.
+      batches: how many times.
+      counts: at least 1, how often each of the stream's different ids comes, up to a factor.
+    """
+    if not len(counts):
+        return Accuracy(0.0, 0.0, 0.0, 2)
+    total = batch * (batches if decay == 1 else (1 - decay**batches) / (1 - decay))
+    ascending = np.sort(counts)
+    below = np.cumsum(ascending)
+    of_median = ascending[np.searchsorted(below, below[-1] / 2)] / below[-1]
+    # What a stream comes to at all has come once.
+    mean, median = (max(1.0, total * share) for share in (1 / len(counts), of_median))
+    least = 2 ** math.ceil(math.log2(math.e * total / median))
+    return Accuracy(math.e / width * total, mean, float(median), least)
 
 
 def merge(a: CountMinSketch, b: CountMinSketch) -> CountMinSketch:

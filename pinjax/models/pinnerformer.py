@@ -99,11 +99,15 @@ class PinnerFormer(nn.Module):
         self.temperature = temperature.Temperature()
 
     def __call__(
-        self, content: Float[Array, "items content"] | None, history: Mapping[str, Array]
+        self,
+        content: Float[Array, "items content"] | None,
+        history: Mapping[str, Array],
+        degree_times: UInt32[Array, "times"] | None = None,
     ) -> tuple[Float32[Array, "users length dim"], Float32[Array, "users length dim"]]:
         """Both towers on a history: for `init`."""
         self.scale()
-        return self.users(content, history), self.items(content, history["item"])
+        items = self.items(content, history["item"], degree_times=degree_times)
+        return self.users(content, history, degree_times=degree_times), items
 
     def users(
         self,
@@ -153,7 +157,7 @@ class PinnerFormer(nn.Module):
 
 
 class ItemInput(nn.Module):
-    """An item as both towers see it: its content vector, a learned vector of its id, or both.
+    """An item as both towers see it: content and degree, a learned vector of its id, or both.
 
     Attributes:
       num_items: rows of the catalogue.
@@ -182,21 +186,24 @@ class ItemInput(nn.Module):
           rows: of the catalogue.
           times: unix seconds at which to see the items; None: at the newest degree.
           degree_times: unix seconds, ascending, where the last numbers of content are an item's
-            degree at each of these: of them an item has the newest one up to its time, or the
-            oldest.
+            degree at each of these: of them an item has the newest one before its time, or zero.
 
         Raises:
           ValueError: there is neither content nor a learned vector.
         """
         parts = []
         if content is not None:
-            vectors = self.tables.gather(content, rows)
+            vectors, degrees = self.tables.gather(content, rows), None
             if degree_times is not None:
-                vectors = _with_one_degree(vectors, times, degree_times)
+                dim = vectors.shape[-1] - len(degree_times)
+                vectors, degrees = jnp.split(vectors, [dim], axis=-1)
             # Content comes in any scale, PinSage's with unit length: to a root mean square of 1,
             # so that its numbers weigh what the other features' do.
-            vectors = features.unit_length(vectors) * math.sqrt(vectors.shape[-1])
-            parts.append(jnp.where(rows[..., None] >= 0, vectors, 0))
+            known = [features.unit_length(vectors) * math.sqrt(vectors.shape[-1])]
+            if degrees is not None:
+                known.append(_known_degree(degrees, times, degree_times))
+            known = jnp.concatenate(known, axis=-1)
+            parts.append(jnp.where(rows[..., None] >= 0, known, 0))
         if self.id_dim:
             table = hash_embedding.HashEmbedding(
                 self.num_items, self.id_dim, self.id_buckets, tables=self.tables, name="id"
@@ -207,13 +214,13 @@ class ItemInput(nn.Module):
         return jnp.concatenate(parts, axis=-1)
 
 
-def _with_one_degree(vectors, times, degree_times):
-    content, degrees = jnp.split(vectors, [vectors.shape[-1] - len(degree_times)], axis=-1)
+def _known_degree(degrees, times, degree_times):
+    """The last degree that was counted before each time, (..., 1); the last of all if None."""
     if times is None:
-        return jnp.concatenate([content, degrees[..., -1:]], axis=-1)
-    newest = jnp.maximum(jnp.searchsorted(degree_times, times, side="right") - 1, 0)
-    degree = jnp.take_along_axis(degrees, newest[..., None], axis=-1)
-    return jnp.concatenate([content, degree], axis=-1)
+        return degrees[..., -1:]
+    before = jnp.searchsorted(degree_times, times, side="left")[..., None]
+    degree = jnp.take_along_axis(degrees, jnp.maximum(before - 1, 0), axis=-1)
+    return jnp.where(before > 0, degree, 0)
 
 
 class UserTower(nn.Module):

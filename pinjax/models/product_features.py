@@ -1,5 +1,6 @@
 """The features of all products in device memory, and how a step takes those of some of them."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -42,13 +43,12 @@ def gather_images(
       images: vectors, one list a product.
       rows: of the products.
       slots: images of a product, at most.
-      tables: how both arrays lie on the devices. NaN is what an owner had no room for.
+      tables: how both arrays lie on the devices.
     """
     offsets = tables.gather(images.offsets, rows)
     place = offsets[:, :1] + jnp.arange(slots)
     exists = place < offsets[:, 1:]
-    vectors = tables.gather(images.values, jnp.where(exists, place, -1))
-    return jnp.where((offsets < 0).any(), jnp.nan, vectors), exists
+    return tables.gather(images.values, jnp.where(exists, place, -1)), exists
 
 
 def gather_tokens(
@@ -67,7 +67,7 @@ def gather_tokens(
 
     Returns:
       the tokens; the segment of each, product * text features + feature, ascending, and one past
-      the last for what is left of the capacity; whether all tokens came and fitted.
+      the last for what is left of the capacity; whether all tokens fitted.
     """
     offsets = tables.gather(texts.offsets, rows)
     starts, lengths = offsets[:, :-1].ravel(), jnp.diff(offsets).ravel()
@@ -79,25 +79,37 @@ def gather_tokens(
     exists = place < ends[-1]
     tokens = tables.gather(texts.values, jnp.where(exists, source, -1))
     tokens = jnp.where(exists, tokens, 0)
-    came = (offsets >= 0).all() & (tokens >= 0).all()
-    return tokens, jnp.where(exists, segment, len(ends)), came & (ends[-1] <= capacity)
+    return tokens, jnp.where(exists, segment, len(ends)), ends[-1] <= capacity
 
 
-def token_capacity(lengths: np.ndarray, weights: np.ndarray, number: int) -> int:
-    """Tokens that so many products have together, at most, but for a miracle.
+def token_capacity(lengths: np.ndarray, weights: np.ndarray, number: int, chance: float) -> int:
+    """Tokens that so many products have together, at most, but for a chance.
+
+    With M(t) the mean of e^(t length), more than c tokens come with probability at most
+    M(t)^number e^(-t c), for every t > 0 (Chernoff, 1952): it is the least such c. That holds
+    whatever the lengths are, and also where products are drawn without replacement (Hoeffding,
+    JASA 1963, theorem 4).
 
     Args:
       lengths: int (products,), tokens of each product of the catalogue.
       weights: (products,), how often each is drawn, up to a factor.
-      number: products drawn, independently.
+      number: products drawn.
+      chance: that there are more.
 
     Returns:
-      the mean and eight standard deviations, a multiple of 128.
+      a multiple of 128.
     """
-    mean = np.average(lengths, weights=weights)
-    deviation = np.sqrt(np.average((lengths - mean) ** 2, weights=weights))
-    most = number * mean + 8 * np.sqrt(number) * deviation + lengths.max(initial=0)
-    return int(-(-min(most, number * lengths.max(initial=0)) // 128) * 128)
+    known, inverse = np.unique(lengths[weights > 0], return_inverse=True)
+    log_share = np.log(np.bincount(inverse, weights[weights > 0]) / weights.sum())
+    longest = int(known[-1])
+
+    def bound(t: float) -> float:
+        return (number * np.logaddexp.reduce(log_share + t * known) - math.log(chance)) / t
+
+    # So dense that the best of them is hardly above the least bound.
+    tilts = np.geomspace(1e-3 / number, 1e3, 500) / max(longest, 1)
+    most = min(number * longest, *map(bound, tilts))
+    return int(-(-most // 128) * 128)
 
 
 def most_tokens(lengths: np.ndarray, number: int) -> int:

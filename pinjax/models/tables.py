@@ -1,6 +1,7 @@
 """Rows of tables that are too large for one device."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -70,15 +71,14 @@ class Tables:
 
         A device asks the owners for the rows of its own share of `rows` alone, each of them once:
         what it sends and receives does not grow with the table, and with the devices only by the
-        room left for chance (`capacity`). The gradient goes the same way back. What an owner had no
-        room for is NaN, or a negative integer.
+        room left for chance (`capacity`). The gradient goes the same way back.
         """
         if self.mesh is None:
             return table[jnp.maximum(rows, 0)]
         flat = rows.ravel()
         if self.inside:
             asked, places = self.fetch(table, flat)
-            return asked.at[places].get(mode="fill").reshape(*rows.shape, *table.shape[1:])
+            return asked[places].reshape(*rows.shape, *table.shape[1:])
         flat = jnp.pad(flat, (0, -len(flat) % self.mesh.size), constant_values=-1)
         gathered = jax.shard_map(
             self.on_device().gather,
@@ -94,15 +94,16 @@ class Tables:
     ) -> tuple[Shaped[Array, "asked *row"], Int[Array, " wanted"]]:
         """A table that has the rows that are wanted, each once, and where in it each of them is.
 
-        Past its end is a row that an owner had no room for. Of a row of -1 the place means nothing.
+        Of a row of -1 the place means nothing.
         """
         if self.mesh is None:
             return table, rows
         if not self.inside:
             return table, self.lies_at(rows, len(table))
-        places = self.lies_at(rows, len(table) * self.mesh.size)
-        places = jnp.where(rows >= 0, places, -1).astype(jnp.int32)
-        return exchange(table, places, self.mesh.axis_names, self.mesh.size)
+        end = len(table) * self.mesh.size  # which no owner has
+        places = jnp.where(rows >= 0, self.lies_at(rows, end), end).astype(jnp.int32)
+        places, inverse = jnp.unique(places, return_inverse=True, size=rows.size, fill_value=end)
+        return exchange(self.mesh.axis_names, self.mesh.size, table, places), inverse
 
 
 WHOLE = Tables()  # on every device
@@ -110,52 +111,99 @@ WHOLE = Tables()  # on every device
 PARAMETERS = "/(id|text)/(embedding|importance)$"
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def exchange(
-    shard: Shaped[Array, "rows *row"],
-    places: Int32[Array, " places"],
     axes: tuple[str, ...],
     devices: int,
-) -> tuple[Shaped[Array, "asked *row"], Int32[Array, " places"]]:
+    shard: Shaped[Array, "rows *row"],
+    places: Int32[Array, " places"],
+) -> Shaped[Array, "places *row"]:
     """Rows of a table of which every device has an equal share: to be called on each of them.
 
+    An owner sends a device so many rows at a time (`capacity`), in as many rounds as any of them
+    needs: one, unless what is wanted lies with few owners.
+
     Args:
-      shard: this device's rows; the table is those of all devices, one after the other.
-      places: rows of the table that this device wants, -1 for none.
       axes: of the mesh, over which the table is shared out.
       devices: how many there are.
+      shard: this device's rows; the table is those of all devices, one after the other.
+      places: rows of the table that this device wants, ascending, each once; at the end what is
+        past the table, for none.
 
     Returns:
-      The rows that came, with gaps between them, and which of them is that of each place: past the
-      end where an owner was asked for more than its capacity, anything for -1.
+      the row of each place; for none it is zero.
     """
-    num_rows = len(shard)
-    room = min(capacity(len(places), devices), num_rows)  # a row is asked for once
+    plan = _Plan(axes, devices, len(shard), places)
 
-    # Equal places lie together once sorted, and those of one owner, too.
-    order = jnp.argsort(places)
-    ascending = places[order]
-    is_first = jnp.diff(ascending, prepend=-1) != 0  # -1 itself is never asked for
-    unique = jnp.cumsum(is_first) - 1
-    owner = jnp.where(ascending >= 0, ascending // num_rows, devices)
-    before = jnp.zeros(devices + 1, jnp.int32).at[owner].add(is_first, mode="drop")
-    before = jnp.cumsum(before) - before
-    rank = unique - before[owner]  # among what is asked of the owner
+    def step(round, found):
+        received = plan.swap(shard[jnp.minimum(plan.wanted(round), len(shard) - 1)])
+        now = received.at[plan.lies_at(round)].get(mode="fill", fill_value=0)
+        return jnp.where(jnp.expand_dims(plan.is_of(round), range(1, shard.ndim)), now, found)
 
-    asked = jnp.full((devices, room), -1, jnp.int32)
-    asked = asked.at[owner, rank].set(ascending % num_rows, mode="drop")
-    wanted = lax.all_to_all(asked, axes, 0, 0, tiled=True)
-    sent = shard[jnp.maximum(wanted, 0)]
-    received = lax.all_to_all(sent, axes, 0, 0, tiled=True)
-    row = jnp.where(rank < room, owner * room + rank, devices * room)
-    row = jnp.where(ascending >= 0, row, 0)[jnp.argsort(order)]
-    return received.reshape(devices * room, *shard.shape[1:]), row
+    found = jnp.zeros((len(places), *shard.shape[1:]), shard.dtype)
+    return lax.fori_loop(0, plan.rounds, step, found)
+
+
+def _exchange_fwd(axes, devices, shard, places):
+    return exchange(axes, devices, shard, places), (places, shard)
+
+
+def _exchange_bwd(axes, devices, residuals, gradient):
+    places, shard = residuals
+    plan = _Plan(axes, devices, len(shard), places)
+
+    def step(round, to_shard):
+        sent = jnp.zeros((devices, plan.room, *shard.shape[1:]), shard.dtype)
+        sent = sent.at[plan.lies_at(round)].set(gradient, mode="drop")
+        return to_shard.at[plan.wanted(round)].add(plan.swap(sent), mode="drop")
+
+    return lax.fori_loop(0, plan.rounds, step, jnp.zeros_like(shard)), None
+
+
+exchange.defvjp(_exchange_fwd, _exchange_bwd)
+
+
+class _Plan:
+    """Who sends what in which round: see `exchange`.
+
+    Attributes:
+      room: rows that an owner sends a device in a round.
+      rounds: int32 scalar, the same on all devices.
+    """
+
+    def __init__(self, axes, devices, num_rows, places):
+        self.room = min(capacity(len(places), devices), num_rows)
+        self._axes, self._devices, self._num_rows = axes, devices, num_rows
+        self._owner, self._row = places // num_rows, places % num_rows
+        first = jnp.searchsorted(self._owner, jnp.arange(devices))
+        rank = jnp.arange(len(places)) - first[jnp.minimum(self._owner, devices - 1)]
+        self._round = jnp.where(self._owner < devices, rank // self.room, -1)
+        self._slot = rank % self.room
+        self.rounds = lax.pmax(self._round.max(), axes) + 1
+
+    def is_of(self, round):
+        """Bool (places,): which come in a round."""
+        return self._round == round
+
+    def lies_at(self, round):
+        """Where among (devices, room) rows each place is in a round; past the end if it is not."""
+        return self._owner, jnp.where(self.is_of(round), self._slot, self.room)
+
+    def wanted(self, round):
+        """int32 (devices, room): of this device's rows, those that each device wants."""
+        asked = jnp.full((self._devices, self.room), self._num_rows)
+        return self.swap(asked.at[self.lies_at(round)].set(self._row, mode="drop"))
+
+    def swap(self, x):
+        """(devices, ...): the part for each device against the part that it has for this one."""
+        return lax.all_to_all(x, self._axes, 0, 0, tiled=True)
 
 
 def capacity(size: int, devices: int) -> int:
-    """Rows that an owner can be asked for by a device that wants `size` rows of all owners.
+    """Rows that an owner sends in a round to a device that wants `size` rows of all owners.
 
-    The number is a Poisson variable for places at random. It is above this by eight standard
-    deviations, with their correction for a Poisson variable's skewness: once in 10^15 times.
+    The number wanted is a Poisson variable for places at random. It is above this by five standard
+    deviations, with their correction for a Poisson variable's skewness: a second round is rare.
     """
     mean = size / devices
-    return min(size, math.ceil(mean + 8 * math.sqrt(mean) + (8**2 - 1) / 6))
+    return min(size, math.ceil(mean + 5 * math.sqrt(mean) + (5**2 - 1) / 6))

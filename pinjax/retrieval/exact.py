@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
 
@@ -62,3 +63,24 @@ def search(
 
     starts = jnp.arange(0, num_items, chunk, dtype=jnp.int32)
     return jax.lax.scan(merge_chunk, none, starts)[0]
+
+
+def best(
+    scores: Float[np.ndarray, "queries items"], valid: Bool[np.ndarray, " items"], k: int
+) -> tuple[Float[np.ndarray, "queries {k}"], Int32[np.ndarray, "queries {k}"]]:
+    """The k rows with the largest of scores that are there already, on the host.
+
+    Returns:
+      (scores, rows int32) as from `search`, but that equal scores come in any order.
+    """
+    scores = np.where(valid, scores, -np.inf)
+    kept = min(k, scores.shape[1])
+    rows = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
+    found = np.take_along_axis(scores, rows, axis=1)
+    order = np.argsort(-found, axis=1, kind="stable")
+    rows, found = (np.take_along_axis(x, order, axis=1) for x in (rows, found))
+    rows = np.where(found > -np.inf, rows, -1).astype(np.int32)
+    missing = (0, 0), (0, k - kept)
+    return np.pad(found, missing, constant_values=-np.inf), np.pad(
+        rows, missing, constant_values=-1
+    )

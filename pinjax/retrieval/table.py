@@ -3,29 +3,29 @@
 import math
 from collections.abc import Sequence
 
-Cell = tuple[float, float | None]
+from pinjax.retrieval.metrics import Estimate
 
-_MISSING: Cell = (math.nan, None)
+_MISSING = Estimate(math.nan)
 
 
-def format_table(rows: Sequence[tuple[str, dict[str, Cell]]], width: int = 100) -> str:
+def format_table(rows: Sequence[tuple[str, dict[str, Estimate]]], width: int = 100) -> str:
     """Methods by metrics, aligned; columns that do not fit in the width follow below, for the
     methods that have any of them.
 
     Args:
-      rows: (method, metrics by name) pairs. A metric is its value and the half width of its
-        interval or None; one that is missing or NaN is printed as "-".
+      rows: (method, metrics by name) pairs. A metric that is missing or NaN is printed as "-". An
+        interval is half its width, after "±", or its two ends where the value is not amid them.
       width: characters of a line.
 
     Returns:
       Lines without a newline at the end.
 
-    >>> popularity = {"R@10": (0.021, None)}
-    >>> ours = {"R@10": (0.2293, 0.0031), "queries/s": (9e3, None)}
+    >>> popularity = {"R@10": Estimate(0.0042, 0.0011, 0.0152)}
+    >>> ours = {"R@10": Estimate(0.2293, 0.2262, 0.2324), "queries/s": Estimate(9e3)}
     >>> print(format_table([("popularity", popularity), ("PinnerFormer", ours)]))
-    method        R@10             queries/s
-    popularity    0.0210                   -
-    PinnerFormer  0.2293 ± 0.0031      9,000
+    method        R@10                     queries/s
+    popularity    0.0042 [0.0011, 0.0152]          -
+    PinnerFormer  0.2293 ± 0.0031              9,000
     """
     names = dict.fromkeys(name for _, metrics in rows for name in metrics)
     longest = max(map(len, ["method", *(method for method, _ in rows)]))
@@ -40,22 +40,22 @@ def format_table(rows: Sequence[tuple[str, dict[str, Cell]]], width: int = 100) 
     return "\n\n".join(_block(rows, block) for block in blocks)
 
 
-def _block(rows: Sequence[tuple[str, dict[str, Cell]]], names: Sequence[str]) -> str:
+def _block(rows: Sequence[tuple[str, dict[str, Estimate]]], names: Sequence[str]) -> str:
     """Some of the columns, and the rows that have anything in them."""
     cells = [(method, [metrics.get(name, _MISSING) for name in names]) for method, metrics in rows]
-    cells = [row for row in cells if not all(math.isnan(value) for value, _ in row[1])]
+    cells = [row for row in cells if not all(math.isnan(cell.value) for cell in row[1])]
     columns = [_pad(["method", *(method for method, _ in cells)], str.ljust)]
     for i, name in enumerate(names):
         columns.append(_column(name, [row[i] for _, row in cells]))
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
-def _column(name: str, cells: list[Cell]) -> list[str]:
+def _column(name: str, cells: list[Estimate]) -> list[str]:
     """The lines of a column: values to the right, their intervals after them."""
-    values = _pad([_number(value) for value, _ in cells], str.rjust)
-    halves = _pad([_interval(value, half) for value, half in cells], str.ljust)
-    texts = [value + half for value, half in zip(values, halves, strict=True)]
-    return _pad([name, *texts], str.ljust if halves[0] else str.rjust)
+    values = _pad([_number(cell.value) for cell in cells], str.rjust)
+    intervals = _pad([_interval(cell) for cell in cells], str.ljust)
+    texts = [value + interval for value, interval in zip(values, intervals, strict=True)]
+    return _pad([name, *texts], str.ljust if intervals[0] else str.rjust)
 
 
 def _pad(texts: list[str], align) -> list[str]:
@@ -70,7 +70,10 @@ def _number(value: float, like: float | None = None) -> str:
     return f"{value:.4f}" if abs(value if like is None else like) < 100 else f"{value:,.0f}"
 
 
-def _interval(value: float, half: float | None) -> str:
-    if half is None or math.isnan(half):
+def _interval(cell: Estimate) -> str:
+    value, low, high = cell
+    if math.isnan(low):
         return ""
-    return f" ± {_number(half, like=value)}"
+    if abs(low + high - 2 * value) <= 0.1 * (high - low) + 1e-9 * abs(value):
+        return f" ± {_number((high - low) / 2, like=value)}"
+    return f" [{_number(low, like=value)}, {_number(high, like=value)}]"

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pinjax import signals
 from pinjax.errors import InputError
 
 
@@ -22,17 +23,16 @@ def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
 
     Raises:
       InputError: where a result is NaN.
+      Stopped: where a signal asks for it.
     """
     total = len(jax.tree.leaves(arrays)[0])
     results = []
     for start in range(0, total, size):
+        signals.check()
         rows = np.minimum(np.arange(start, start + size), total - 1)
         result = function(jax.tree.map(lambda x, rows=rows: x[rows], arrays))
         results.append(jax.tree.map(lambda x, n=total - start: np.asarray(x)[:n], result))
     joined = jax.tree.map(lambda *x: np.concatenate(x), *results)
     if any(np.isnan(x).any() for x in jax.tree.leaves(joined)):
-        raise InputError(
-            "an embedding is NaN: so are the parameters, or more was asked of a device than chance "
-            "explains"
-        )
+        raise InputError("an embedding is NaN: some of the parameters are")
     return joined

@@ -1,18 +1,22 @@
 """What the systems that learn from engagements share: their batches, and what is said of them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from pinjax.data import batches, pairs
 from pinjax.errors import InputError
+from pinjax.systems import system
 
 
 def train_batches(config: ConfigDict, dataset: pairs.PairSet) -> batches.PairBatches:
     """Batches of the training pairs, divided over the tasks that the config names.
 
     Raises:
-      InputError: for a task that the data set does not have, or has no training pair of.
+      InputError: for a task that the data set does not have, or has no training pair of, or that
+        is given no pair of a batch.
     """
     metadata, train = dataset.metadata, dataset.pairs("train")
     tasks = {}
@@ -24,7 +28,7 @@ def train_batches(config: ConfigDict, dataset: pairs.PairSet) -> batches.PairBat
         if not (train["task"] == task).any():
             raise InputError(f"tasks: {metadata.name} has no training pair of {name!r}")
         tasks[task] = batches.Task(name, weight, cap)
-    return batches.PairBatches(
+    made = batches.PairBatches(
         pairs=train[np.isin(train["task"], list(tasks))],
         tasks=tasks,
         size=config.data.pairs,
@@ -32,6 +36,38 @@ def train_batches(config: ConfigDict, dataset: pairs.PairSet) -> batches.PairBat
         seed=config.train.seed,
         shard=(jax.process_index(), jax.process_count()),
     )
+    for task, pairs_of_task in made.shares.items():
+        if not pairs_of_task:
+            raise InputError(
+                f"tasks: {tasks[task].name} has no pair in a batch of data.pairs={made.size}; "
+                "expected a larger weight or batch"
+            )
+    return made
+
+
+def check_training(made: batches.PairBatches, in_batch: bool) -> None:
+    """Refuses to train on nothing.
+
+    Args:
+      made: of `train_batches`.
+      in_batch: whether all negatives are the batch's other products.
+
+    Raises:
+      InputError: for a task that has no pair in a batch, or first batches without negatives.
+    """
+    for task, share in made.shares.items():
+        if not share:
+            raise InputError(
+                f"tasks: {made.tasks[task].name!r} has no pair in a batch; expected a larger "
+                "weight or data.pairs"
+            )
+    whole = dataclasses.replace(made, shard=(0, 1))  # the same on every host
+    tried = min(system.TRIED, made.steps)
+    if in_batch and all(len(np.unique(whole[step]["query"])) == 1 for step in range(tried)):
+        raise InputError(
+            f"data.pairs={made.size}: the first {tried} batches have one query each, for which "
+            "there are no negatives; expected more pairs or queries"
+        )
 
 
 def summary(dataset: pairs.PairSet, made: batches.PairBatches) -> dict[str, str]:

@@ -7,6 +7,7 @@ two sampled softmaxes with logQ correction, over the batch's other products and 
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -23,17 +24,16 @@ from pinjax.models import features, itemsage, product_features, temperature
 from pinjax.systems import batching, engagements, product_retrieval, system
 from pinjax.training import sharding
 
-TERMS = ("summed", "joined", "in_batch", "random")
 ENCODED = 512  # products encoded at a time where a catalogue is embedded
+_OVERFLOW = 1e-12  # probability that a run ends because tokens do not fit
 
 
 def create(config: ConfigDict, mesh: Mesh) -> system.System:
     """ItemSage on the data set that the config names.
 
     Raises:
-      InputError: where the config does not fit itself or the data.
+      InputError: where the config does not fit the data.
     """
-    check(config, mesh)
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     metadata = dataset.metadata
     vectors = dataset.queries.vectors, dataset.products.images
@@ -68,7 +68,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     def embed_queries(rows: np.ndarray) -> np.ndarray:
         return np.asarray(features.unit_length(jnp.asarray(dataset.queries.vectors[rows])))
 
-    def evaluate(params: Any, split: str, full: bool = False) -> list[system.Row]:
+    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
         products = embed_catalogue(params, np.arange(len(dataset.products)))
         return judge(embed_queries, jnp.asarray(products), split, full)
 
@@ -86,15 +86,27 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             "queries": system.shards(query_shard, np.arange(len(dataset.queries))),
         }
 
+    widths = sketch_widths(config.loss, len(corpus), len(dataset.queries))
+    counted = counted_ids(train_batches.pairs, widths, config.data.pairs)
+
+    def check_training() -> None:
+        system.check_counts(config, counted)
+        engagements.check_training(train_batches, in_batch=config.loss.terms == "in_batch")
+
+    image_dim = dataset.products.images.shape[1]
     return system.System(
-        init=functools.partial(init, encoder, config.loss, dataset.products.images.shape[1]),
+        init=functools.partial(init, encoder, config.loss, widths, image_dim),
         loss=functools.partial(loss, encoder, config.loss, mesh, capacities, metadata.tasks),
         frozen=frozen,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
+        asked=judge.asked,
+        metrics=judge.metrics,
         embed=embed,
         embed_moment=metadata.train_end,
-        summary=engagements.summary(dataset, train_batches),
+        check_training=check_training,
+        summary=engagements.summary(dataset, train_batches)
+        | system.sketch_summary(config, counted),
         identity={"dataset": metadata.digest, **dataset.frozen},
     )
 
@@ -102,19 +114,12 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
     model = config.model
-    system.check_choice("loss.terms", config.loss.terms, TERMS)
-    system.check_choice("model.encoder", model.encoder, itemsage.ENCODERS)
     system.check_heads(model)
-    if model.layers < 1:
-        raise InputError(f"model.layers={model.layers}; expected at least 1")
     if model.residual and not model.image_slots:
         raise InputError("model.residual needs images; expected model.image_slots above 0")
     if not model.image_slots and not model.texts:
         raise InputError("model.texts and model.image_slots: expected texts, images or both")
-    if config.loss.random < 1:  # which are embedded whatever the terms
-        raise InputError(f"loss.random={config.loss.random}; expected at least 1")
-    system.check_sketch(config.loss)
-    sharding.check_tables(mesh, config.train)
+    sharding.check(mesh, config.train)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
     sharding.check_batch(mesh, "loss.random", config.loss.random)
 
@@ -135,6 +140,9 @@ def token_capacities(
 ) -> dict[str, int]:
     """Room for the tokens of the products that a device encodes at once, by what they are.
 
+    That a run has a batch with more is less probable than `_OVERFLOW`. A device's share of a batch
+    is drawn without replacement from the tasks' pairs in the proportion of their shares.
+
     Args:
       config: of the system.
       mesh: over whose axis `data` they are shared out.
@@ -147,15 +155,21 @@ def token_capacities(
         catalogue = -(-ENCODED // devices) * int(lengths.max())
     else:
         catalogue = product_features.most_tokens(lengths, ENCODED // devices)
+
+    def capacity(lengths: np.ndarray, weights: np.ndarray, products: int) -> int:
+        chance = overflow_chance(config, mesh)
+        return product_features.token_capacity(lengths, weights, products // devices, chance)
+
     return {
-        "positives": product_features.token_capacity(
-            lengths, weights, config.data.pairs // devices
-        ),
-        "random": product_features.token_capacity(
-            lengths[corpus], np.ones(len(corpus)), config.loss.random // devices
-        ),
+        "positives": capacity(lengths, weights, config.data.pairs),
+        "random": capacity(lengths[corpus], np.ones(len(corpus)), config.loss.random),
         "catalogue": catalogue,
     }
+
+
+def overflow_chance(config: ConfigDict, mesh: Mesh) -> float:
+    """Of one device's tokens in one step: all of a run's together are at most `_OVERFLOW`."""
+    return _OVERFLOW / (2 * config.train.steps * mesh.shape["data"])
 
 
 def check_tokens(name: str, tokens: int) -> None:
@@ -197,8 +211,37 @@ def make_features(config: ConfigDict, dataset: pairs.PairSet) -> dict[str, produ
     }
 
 
+def sketch_widths(config: ConfigDict, products: int, queries: int) -> dict[str, int]:
+    """Counters a row of each sketch: where there are few ids, about four for each are enough."""
+
+    def width(distinct: int) -> int:
+        return min(config.sketch_width, 2 ** math.ceil(math.log2(4 * distinct)))
+
+    return {"products": width(products), "queries": width(queries), "pairs": config.sketch_width}
+
+
+def counted_ids(train: np.ndarray, widths: dict[str, int], batch: int) -> dict[str, system.Counted]:
+    """What the sketches count.
+
+    Args:
+      train: `pairs.PAIR` (n,), the training pairs.
+      widths: of the sketches.
+      batch: pairs in a batch.
+    """
+    ids = {"products": train["product"], "queries": train["query"]}
+    ids["pairs"] = (train["query"].astype(np.int64) << 32) + train["product"]
+    return {
+        name: system.Counted(widths[name], np.unique(ids[name], return_counts=True)[1], batch)
+        for name in widths
+    }
+
+
 def init(
-    encoder: itemsage.ItemSage, config: ConfigDict, image_dim: int, key: jax.Array
+    encoder: itemsage.ItemSage,
+    config: ConfigDict,
+    widths: dict[str, int],
+    image_dim: int,
+    key: jax.Array,
 ) -> tuple[Any, Any]:
     """Parameters, and sketches that count products, queries and pairs of them."""
     params_key, sketch_key = jax.random.split(key)
@@ -212,10 +255,11 @@ def init(
         "encoder": encoder.init(params_key, images, image_mask, tokens, segments, 1),
         "temperature": temperature.Temperature().init(params_key),
     }
-    sketch = count_min_sketch.init(
-        sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
-    )
-    return params, {"products": sketch, "queries": sketch, "pairs": sketch}
+    sketches = {
+        name: count_min_sketch.init(sketch_key, config.sketch_depth, width, config.sketch_decay)
+        for name, width in widths.items()
+    }
+    return params, sketches
 
 
 def gather(
@@ -249,7 +293,7 @@ def encode(
 ) -> jax.Array:
     """The embeddings of products, float32 (rows, dim), each device those of its share of the rows.
 
-    Where their tokens do not fit in the capacity, which does not happen by chance, all are NaN.
+    Where their tokens do not fit in the capacity (`token_capacities`), all are NaN.
     """
 
     on_device = encoder.clone(tables=encoder.tables.on_device())
@@ -299,11 +343,10 @@ def loss(
     }
     add = sharding.on_each(mesh, count_min_sketch.add)
     sketches = {name: add(sketches[name], ids) for name, ids in seen.items()}
-    # log P(p | q) of each pair.
-    positive_log_q = jnp.log(
-        count_min_sketch.count(sketches["pairs"], seen["pairs"])
-        / count_min_sketch.count(sketches["queries"], all_queries)
-    )
+    # log P(p | q) of each pair, whose count may be too high by more than that of its query.
+    share = count_min_sketch.count(sketches["pairs"], seen["pairs"])
+    share /= count_min_sketch.count(sketches["queries"], all_queries)
+    positive_log_q = jnp.log(jnp.minimum(share, 1))
 
     scale = temperature.Temperature().apply(params["temperature"])
     corrected = jnp.float32(config.log_q)

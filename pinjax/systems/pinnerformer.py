@@ -6,6 +6,7 @@ are of unit length; their dot product over a learned temperature is the logit of
 with logQ correction.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,16 +18,13 @@ from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pinjax.data import batches, datasets, held_out, schema, windows
+from pinjax import settings
+from pinjax.data import batches, datasets, item_features, schema, windows
 from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import pinnerformer
 from pinjax.systems import batching, system, user_retrieval
 from pinjax.training import sharding
-
-TERMS = ("joined", "summed")
-
-_PRINCIPAL = 100_000  # items, about, by which principal components are found
 
 
 class Frozen(NamedTuple):
@@ -37,8 +35,8 @@ class Frozen(NamedTuple):
         their learned ids alone.
       corpus: int32 (n,), the items that existed when the training period ended. Random negatives
         are drawn from these: an item of a later day would only be learned to be never wanted.
-      degree_times: uint32 (times,), unix seconds at which the degrees of `content` were counted,
-        or None where they were counted once.
+      degree_times: uint32 (times,), unix seconds at which the degrees, the last numbers of
+        `content`, were counted, or None where there are none.
     """
 
     content: jax.Array | None
@@ -50,9 +48,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     """PinnerFormer on the data set that the config names.
 
     Raises:
-      InputError: where the config does not fit itself or the data.
+      InputError: where the config does not fit the data.
     """
-    check(config, mesh)
     dataset = datasets.load(config.data.name, config.data.dir)
     metadata = dataset.metadata
     positives = windows.Positives.create(metadata, config.data.positives, config.data.surfaces)
@@ -97,8 +94,16 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             ],
         }
 
-    def evaluate(params: Any, split: str, full: bool = False) -> list[system.Row]:
+    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
         return judge(functools.partial(towers, params), split, full)
+
+    counts = dataset.catalogue.counts  # of all actions, as labels are about
+    labels = config.data.users * sampler.pairs
+    counted = {"items": system.Counted(config.loss.sketch_width, counts[counts > 0], labels)}
+
+    def check_training() -> None:
+        system.check_counts(config, counted)
+        check_labels(config, dataset, train_batches)
 
     return system.System(
         init=functools.partial(init, model, config.loss, frozen),
@@ -106,12 +111,16 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         frozen=frozen,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
+        asked=judge.asked,
+        metrics=judge.metrics,
         embed=embed,
         embed_moment=metadata.train_end,
+        check_training=check_training,
         summary={
             "data set": f"{metadata.name}: {len(timelines):,} users, {metadata.num_items:,} items",
             "batch": f"{config.data.users} users x {config.data.length} actions, "
             f"{sampler.pairs} labels each",
+            **system.sketch_summary(config, counted),
         },
         identity={"dataset": metadata.digest},
     )
@@ -122,38 +131,61 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     for name in ("components", "degree_days"):
         if config.data[name] and not config.data.content:
             raise InputError(f"data.{name}: expected 0 without content; set data.content, too")
-    times = config.data.degree_times
-    if times < 1 or (times > 1 and not config.data.degree_days):
-        raise InputError(
-            f"data.degree_times={times}: expected at least 1, and 1 where data.degree_days is 0"
-        )
     if not config.data.content and not config.model.id_dim:
         raise InputError(
             "model.id_dim=0: items without data.content are learned ids; expected more than 0"
         )
-    if config.model.gated_layers < 0:
-        raise InputError(f"model.gated_layers={config.model.gated_layers}: expected at least 0")
     if config.model.gated_layers and not config.data.content:
         raise InputError(
             "model.gated_layers: learned ids begin at zero, where a gate passes no gradient; set "
             "data.content, too"
         )
-    if not 0 <= config.objective.newest <= 1:
-        raise InputError(f"objective.newest={config.objective.newest}: expected from 0 to 1")
-    for feature in config.model.features:
-        system.check_choice("model.features", feature, pinnerformer.FEATURES)
-    if not config.model.features:
-        raise InputError(f"model.features: expected some of {', '.join(pinnerformer.FEATURES)}")
-    system.check_choice("loss.terms", config.loss.terms, TERMS)
     negatives = config.loss.in_batch, config.loss.random
-    if max(negatives) < 1:
+    if not any(negatives):
         raise InputError("expected loss.in_batch or loss.random above 0")
-    if config.loss.terms == "summed" and min(negatives) < 1:
+    if config.loss.terms == "summed" and not all(negatives):
         raise InputError("loss.terms=summed: expected loss.in_batch and loss.random above 0")
     system.check_heads(config.model)
-    system.check_sketch(config.loss)
     sharding.check_batch(mesh, "data.users", config.data.users)
-    sharding.check_tables(mesh, config.train)
+    labels = config.data.users * windows.labels_per_user(
+        config.objective.name, config.data.length, config.objective.labels
+    )
+    if labels > settings.INT32:
+        raise InputError(
+            f"data.users={config.data.users}: a batch would have {labels:,} labels; expected at "
+            f"most {settings.INT32:,}"
+        )
+    sharding.check(mesh, config.train)
+
+
+def check_labels(
+    config: ConfigDict, dataset: datasets.Dataset, train_batches: batches.Batches
+) -> None:
+    """Refuses to train on nothing: first batches without a label, or without negatives."""
+    whole = dataclasses.replace(train_batches, shard=(0, 1))  # the same on every host
+    tried = min(system.TRIED, whole.steps) if len(whole.timelines) else 0
+    least = 1 if config.loss.random else 2  # users with a label
+    most = 0
+    for step in range(tried):
+        batch = whole[step]
+        has_label = (batch["label_item"] >= 0).any(axis=1)
+        most = max(most, len(np.unique(batch["same_user"].max(axis=1)[has_label])))
+        if most >= least:
+            return
+    about = f"{dataset.metadata.name}: the first {tried} batches have"
+    if most:
+        raise InputError(f"{about} one user each, for whom loss.random=0 leaves no negatives")
+    positives = whole.sampler.positives
+    if not any(positives(chunk.records).any() for chunk in dataset.chunks("train")):
+        raise InputError(
+            f"data.positives={config.data.positives!r}, data.surfaces={config.data.surfaces!r}: no "
+            f"training user of {dataset.metadata.name} has such an action, so there are no labels"
+        )
+    raise InputError(
+        f"{about} no label; expected positive actions (data.positives, data.surfaces) in the "
+        f"objective.horizon={config.objective.horizon} seconds after others, or data.users above "
+        f"{config.data.users}"
+    )
 
 
 def make_model(
@@ -175,123 +207,64 @@ def freeze(
     config: ConfigDict, dataset: datasets.Dataset, model: pinnerformer.PinnerFormer, mesh: Mesh
 ) -> Frozen:
     """What a step reads of the catalogue, on the devices."""
-    content = item_content(config, dataset)
+    times = degree_times(config, dataset.metadata, dataset.metadata.train_end)
+    content = item_content(config, dataset, times)
     if content is not None:
         content = sharding.place_table(mesh, model.tables, content)
     existed = dataset.catalogue.created <= dataset.metadata.train_end
     corpus = np.flatnonzero(existed).astype(np.int32)
-    several = config.data.degree_times > 1
-    times = degree_times(config, dataset.metadata.train_end) if several else None
     return Frozen(content, *jax.device_put((corpus, times), sharding.replicated(mesh)))
 
 
-def item_content(config: ConfigDict, dataset: datasets.Dataset) -> np.ndarray | None:
+def degree_times(config: ConfigDict, metadata: schema.Metadata, moment: int) -> np.ndarray | None:
+    """When degrees that are known at a moment were counted: uint32 (times,), the last at it.
+
+    None where items have no degrees.
+
+    Raises:
+      InputError: the data set has ranks for times, of which nothing is known before a moment.
+    """
+    days, number = config.data.degree_days, config.data.degree_times
+    if not days:
+        return None
+    if metadata.leave_one_out:
+        raise InputError(
+            f"data.degree_days={days}: {metadata.name} has the order of actions, but no times at "
+            "which they could be counted; expected 0"
+        )
+    return item_features.times_before(moment, days * item_features.DAY / 12, number)
+
+
+def item_content(
+    config: ConfigDict, dataset: datasets.Dataset, times: np.ndarray | None
+) -> np.ndarray | None:
     """What is known of the catalogue's items, bfloat16 (items, dim), or None if it is ids alone.
 
-    These are content vectors, or with `data.components` the principal components of them.
-
-    With `data.degree_days` there follow an item's degrees at `degree_times` up to the end of the
-    training period, beside numbers of a mean square of 1.
+    These are content vectors, or with `data.components` the principal components of them; with
+    `data.degree_days` an item's degrees at the times follow.
     """
     if not config.data.content:
         return None
-    catalogue, metadata = dataset.catalogue, dataset.metadata
-    if catalogue.content is None:
+    if dataset.catalogue.content is None:
         raise InputError(
-            f"data.content: {metadata.name} has no content vectors; set data.content to "
+            f"data.content: {dataset.metadata.name} has no content vectors; set data.content to "
             "False and model.id_dim above 0, so that items are learned ids"
         )
-    content = np.asarray(catalogue.content, np.float32)
-    check_components(config, content.shape[1])
-    if config.data.components:
-        existed = np.flatnonzero(catalogue.created <= metadata.train_end)
-        some = existed[:: 1 + len(existed) // _PRINCIPAL]
-        content = principal_components(content, content[some], config.data.components)
-    if config.data.degree_days:
-        times = degree_times(config, metadata.train_end)
-        degrees = log_degrees(dataset, config.data.degree_days, times)
-        square = np.square(content).mean(axis=1, keepdims=True)
-        content = np.c_[content / np.sqrt(np.maximum(square, 1e-12)), degrees]
+    check_components(config, dataset.catalogue.content.shape[1])
+    content = item_features.content(dataset, config.data.components)
+    if times is not None:
+        degrees = item_features.log_degrees(dataset, config.data.degree_days, times)
+        content = np.concatenate([content, degrees], axis=1)
     return content.astype(jnp.bfloat16)
 
 
 def check_components(config: ConfigDict, content_dim: int) -> None:
     """Refuses more components than content vectors of `content_dim` numbers have."""
-    if not 0 <= config.data.components <= content_dim:
+    if config.data.components > content_dim:
         raise InputError(
             f"data.components={config.data.components}: expected from 0 to {content_dim}, the "
             f"numbers of a content vector of {config.data.name}"
         )
-
-
-def principal_components(vectors: np.ndarray, sample: np.ndarray, count: int) -> np.ndarray:
-    """Coordinates of vectors (n, dim) along the axes on which those of a sample vary most.
-
-    The sample's mean is 0, and an axis has the sign by which its largest number is positive.
-
-    Args:
-      vectors: (n, dim).
-      sample: (m, dim).
-      count: of axes, at most dim.
-
-    Returns:
-      (n, count), the most important last.
-    """
-    _, axes = np.linalg.eigh(np.cov(sample, rowvar=False))  # in float64
-    axes = axes[:, axes.shape[1] - count :]
-    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
-    axes = (axes * np.sign(largest)).astype(vectors.dtype)
-    return vectors @ axes - sample.mean(axis=0) @ axes
-
-
-def degree_times(config: ConfigDict, moment: int) -> np.ndarray:
-    """When degrees are counted that are known at a moment: uint32 (times,), the last at it."""
-    apart = config.data.degree_days * held_out.DAY / 12
-    ago = apart * np.arange(config.data.degree_times)[::-1]
-    return np.maximum(moment - ago, 0).astype(np.uint32)
-
-
-def log_degrees(dataset: datasets.Dataset, days: float, times: np.ndarray) -> np.ndarray:
-    """The log of `recent_rates`, of mean 0 and variance 1 over the items that existed at a time.
-
-    It is PinSage's log degree (Ying et al., KDD 2018, §4.1), for the days that an item has existed:
-    how popular an item is does not show in its content.
-
-    Returns:
-      float32 (items, times).
-    """
-    degrees = np.log(recent_rates(dataset, days, times))
-    for degree, time in zip(degrees.T, times, strict=True):
-        existed = dataset.catalogue.created <= time
-        if existed.any():
-            degree -= degree[existed].mean()
-            degree /= max(degree[existed].std(), 0.1)  # of few items it may be 0
-    return degrees.astype(np.float32)
-
-
-def recent_rates(dataset: datasets.Dataset, days: float, times: np.ndarray) -> np.ndarray:
-    """Training users' actions a day on items in the days up to a time: float64 (items, times).
-
-    They are counted from the day on which the item was created or the log began. Of an item that is
-    new little is known, so a rate is the mean that follows from the item's actions where rates are
-    distributed exponentially about that of all items.
-    """
-    created, until = dataset.catalogue.created.astype(np.float64), times.astype(np.int64)
-    if dataset.metadata.leave_one_out:  # whose times are ranks
-        counts, existed = dataset.catalogue.counts[:, None], np.ones((len(created), len(until)))
-    else:
-        counts, first = np.zeros((len(created), len(until)), np.int64), until.min()
-        since = until - days * held_out.DAY
-        for chunk in dataset.chunks("train"):
-            acted, item = chunk.records["time"].astype(np.int64), chunk.records["item"]
-            for count, start, end in zip(counts.T, since, until, strict=True):
-                count += np.bincount(item[(acted > start) & (acted <= end)], minlength=len(count))
-            first = min(first, acted.min(initial=first))
-        existed = until - np.maximum(created[:, None], np.maximum(since, first))
-        existed = np.maximum(existed / held_out.DAY, 0)
-    # Where nothing has happened yet, all rates are alike.
-    prior = np.maximum(existed.sum(axis=0), 1) / np.maximum(counts.sum(axis=0), 1)
-    return (counts + 1) / (existed + prior)
 
 
 def init(
@@ -308,10 +281,11 @@ def init(
     }
     history["moment"] = history["time"]
     content, _, times = frozen
-    if content is not None:  # as wide is all that counts
-        width = content.shape[1] - (0 if times is None else len(times) - 1)
-        content = jnp.zeros((model.tables.num_rows(1), width), content.dtype)
-    params = model.clone(mesh=None).init(params_key, content, history)  # for one user
+    if content is not None:
+        content = jnp.zeros((model.tables.num_rows(1), content.shape[1]), content.dtype)
+    if times is not None:
+        times = jnp.zeros(times.shape, times.dtype)
+    params = model.clone(mesh=None).init(params_key, content, history, times)  # for one user
     sketch = count_min_sketch.init(
         sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
     )
@@ -369,6 +343,11 @@ def loss(
         [len(chosen)],
     )
 
+    # Masked for a user are the user's labels in all rows of the batch.
+    same = batch["same_user"]
+    excluded = jnp.where(same[..., None] >= 0, everywhere(labels)[same], -1)
+    excluded = excluded.reshape(len(labels), -1)
+
     # logQ is the log of how often an item is expected among the negatives.
     sketch = count_min_sketch.add(sketch, all_labels, where=all_labels >= 0)
 
@@ -386,10 +365,7 @@ def loss(
             log_q=log_q(ids, num_batch, num_random),
             positive_log_q=log_q(labels, num_batch, num_random),
         )
-        # Masked for a user are all of the user's own labels.
-        return sampled_softmax.sampled_softmax(
-            queries, positives, negatives, scale, excluded_ids=labels
-        )
+        return sampled_softmax.sampled_softmax(queries, positives, negatives, scale, excluded)
 
     scale = model.apply(params, method="scale")
     in_batch = chosen, embed_items(chosen, in_batch_moments)
@@ -457,18 +433,17 @@ def make_towers(
       frozen: as it is when the training period ends.
     """
     embed_users, embed_items = embedders(model, mesh)
-    metadata, days = dataset.metadata, config.data.degree_days
 
     def frozen_at(moment: int) -> Frozen:
-        if not days or metadata.leave_one_out or moment == metadata.train_end:
+        if frozen.degree_times is None or moment == dataset.metadata.train_end:
             return frozen
-        times = degree_times(config, moment)
-        degrees = log_degrees(dataset, days, times).astype(frozen.content.dtype)
-        degrees = sharding.place_table(mesh, model.tables, degrees)
-        then = frozen._replace(content=_with_last(frozen.content, degrees))
-        if frozen.degree_times is not None:
-            then = then._replace(degree_times=jax.device_put(times, sharding.replicated(mesh)))
-        return then
+        times = degree_times(config, dataset.metadata, moment)
+        degrees = item_features.log_degrees(dataset, config.data.degree_days, times)
+        degrees = sharding.place_table(mesh, model.tables, degrees.astype(frozen.content.dtype))
+        return frozen._replace(
+            content=_with_last(frozen.content, degrees),
+            degree_times=jax.device_put(times, sharding.replicated(mesh)),
+        )
 
     def towers(params: Any, moment: int) -> user_retrieval.Towers:
         then = frozen_at(moment)
@@ -513,7 +488,7 @@ def user_shard(
         *(chunk.records, chunk.offsets[users], newest[users], config.data.length),
         moments=np.full((len(users), 1), moment),
     )
-    ids = np.array(chunk.users)[users]
+    ids = np.array(chunk.users, object)[users]  # text of one width would be as wide as the longest
     if not len(ids):
         return ids, np.zeros((0, config.model.dim), np.float32)
     return ids, batching.in_batches(embed_history, history, config.evaluate.batch)

@@ -8,6 +8,7 @@ query is a product, that product is no answer to it.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,30 @@ from pinjax.retrieval import exact, metrics
 from pinjax.systems import batching, system
 
 _DEPTHS = (1, 10, 100)
+_LISTED = _DEPTHS[-1] + 2  # one more for the query itself, and one that shows equals of the last
 _QUERIES = 1024  # searched at a time
 TIERS = ("head", "middle", "tail", "cold")  # of popularity; cold: never in training
 
 
-@dataclasses.dataclass(frozen=True)
+class Found(NamedTuple):
+    """What an index answers to queries.
+
+    Attributes:
+      rows: int32 (queries, k), of products, best first, -1 where there are fewer results.
+      scores: float32 (queries, k).
+      query: int (engagements,), the row of each engagement's query.
+      label_scores: float32 (engagements,), the score of each engagement's product.
+      rounding: by how much equal scores may differ.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    query: np.ndarray
+    label_scores: np.ndarray
+    rounding: float = metrics.ROUNDING
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class ProductRetrieval:
     """Measures product embeddings on the queries of a data set.
 
@@ -46,7 +66,7 @@ class ProductRetrieval:
         products: jax.Array,
         split: str,
         full: bool,
-    ) -> list[system.Row]:
+    ) -> system.Table:
         """The table of a split: a method over all tasks, then by task.
 
         Args:
@@ -54,38 +74,49 @@ class ProductRetrieval:
           products: (products, dim), the embedding of every product.
           split: whose engagements are looked for.
           full: with the tasks apart and the baselines; else the first row.
+
+        Raises:
+          InputError: where there are none.
         """
         engagements = self._asked(split)
-        asked, query = np.unique(engagements["query"], return_inverse=True)
-        product = engagements["product"]
-        index = self._index()
-        depth = min(_DEPTHS[-1] + 1, len(products))  # one more for the query itself
-
-        vectors = queries(asked)
-        valid = jnp.asarray(index)
-        scores, rows = batching.in_batches(
-            lambda batch: exact.search(batch, products, depth, valid=valid), vectors, _QUERIES
+        rows, overlap = self._rows(
+            self.name, self._search(queries, products, engagements), engagements, full
         )
-        itself = self.dataset.queries.products[asked][:, None]
-        rows, scores = metrics.leave_out(rows, scores, rows == itself)
-        own = np.einsum("ed,ed->e", vectors[query], np.asarray(products, np.float32)[product])
-        ranks = metrics.label_ranks(rows, scores, query, product, own)
-        table = self._rows(self.name, ranks, engagements, full)
-        if not full:
-            return table
+        overlaps = {self.name: overlap}
+        if full:
+            if self.dataset.oracle is not None:
+                rows += self._rows("oracle", self._oracle(engagements), engagements, full)[0]
+            rows += self._rows("popularity", self._popular(engagements), engagements, full)[0]
+        system.add_share_of_oracle(rows)
+        notes = [*self._rests_on(split), *system.collapsed(rows, overlaps, ["popularity"])]
+        return system.Table(rows, notes)
 
-        if self.dataset.oracle is not None:
-            table += self._rows("oracle", self._oracle_ranks(engagements, index), engagements, full)
-        popularity = self._training_counts.astype(np.float32)
-        top = np.argsort(-np.where(index, popularity, -1), kind="stable")[None, :depth]
-        rows = np.broadcast_to(top, (len(asked), depth))
-        rows, scores = metrics.leave_out(rows, popularity[rows], rows == itself)
-        ranks = metrics.label_ranks(rows, scores, query, product, popularity[product])
-        table += self._rows("popularity", ranks, engagements, full)
-        system.add_share_of_oracle(table)
-        return table
+    @property
+    def metrics(self) -> dict[str, str]:
+        """The names of the metrics in the first row where `full` is False, with what is best."""
+        names = [f"R@{depth}" for depth in _DEPTHS] + [f"R@10 {tier}" for tier in TIERS]
+        return dict.fromkeys([*names, system.COVERAGE], "max")
 
-    def asked(self, split: str) -> np.ndarray:
+    def asked(self, split: str) -> str:
+        """What the table of a split rests on.
+
+        Raises:
+          InputError: where there is nothing to ask.
+        """
+        return f"{len(self.queries(split)):,} queries, {len(self._asked(split)):,} engagements"
+
+    def _rests_on(self, split: str) -> list[str]:
+        """Notes: what was asked, and whether it is little."""
+        notes = [self.asked(split)]
+        queries = len(self.queries(split))
+        if queries < system.ENOUGH:
+            more = f"split.{split} or split.test_days of pinjax.prepare"
+            if queries == self.config.queries:
+                more = "evaluate.queries"
+            notes.append(system.too_few(f"{queries} queries", more))
+        return notes
+
+    def queries(self, split: str) -> np.ndarray:
         """Rows of the queries that are judged, (asked,), ascending: all of a split, or a sample."""
         return np.unique(self._asked(split)["query"])
 
@@ -94,49 +125,97 @@ class ProductRetrieval:
 
         Args:
           name: of the method.
-          answers: rows of products, int (asked, k), to the queries of `asked`, best first, -1 where
-            there are fewer. A product that is not among them is missed at any depth.
+          answers: rows of products, int (asked, k), to the queries of `queries`, best first, -1
+            where there are fewer. A product that is not among them is missed at any depth.
           split: whose engagements are looked for.
         """
         engagements = self._asked(split)
         _, query = np.unique(engagements["query"], return_inverse=True)
-        listed = answers[query] == engagements["product"][:, None]
-        ranks = np.where(listed.any(axis=1), listed.argmax(axis=1), len(self.dataset.products))
-        return self._rows(name, ranks, engagements, by_task=True)
+        rows = np.full((len(answers), _LISTED), -1)
+        rows[:, : answers.shape[1]] = answers[:, :_LISTED]
+        scores = np.where(rows >= 0, -np.arange(_LISTED, dtype=np.float32), -np.inf)
+        missed = np.full(len(query), -np.inf, np.float32)
+        found = Found(rows, scores, query, missed)
+        return self._rows(name, found, engagements, by_task=True)[0]
 
-    def _oracle_ranks(self, engagements: np.ndarray, index: np.ndarray) -> np.ndarray:
-        """Ranks of the engagements' products under the best ranking of their task."""
-        ranks = np.empty(len(engagements), np.int64)
-        order = np.lexsort((engagements["query"], engagements["task"]))
-        for start in range(0, len(order), _QUERIES):
-            for task in np.unique(engagements["task"][order[start : start + _QUERIES]]):
-                rows = order[start : start + _QUERIES]
-                rows = rows[engagements["task"][rows] == task]
-                asked, query = np.unique(engagements["query"][rows], return_inverse=True)
-                scores = self.dataset.oracle(asked, int(task))
-                own = scores[query, engagements["product"][rows]]
-                ranks[rows] = (np.where(index, scores, -1)[query] > own[:, None]).sum(axis=1)
-        return ranks
+    def _search(
+        self,
+        queries: Callable[[np.ndarray], np.ndarray],
+        products: jax.Array,
+        engagements: np.ndarray,
+    ) -> Found:
+        """Exact search in the index."""
+        asked, query = np.unique(engagements["query"], return_inverse=True)
+        vectors, valid = queries(asked), jnp.asarray(self._index)
+        scores, rows = batching.in_batches(
+            lambda batch: exact.search(batch, products, _LISTED, valid=valid), vectors, _QUERIES
+        )
+        labels = np.asarray(products, np.float32)[engagements["product"]]
+        own = np.einsum("ed,ed->e", vectors[query], labels)
+        return self._without_itself(Found(rows, scores, query, own), asked)
+
+    def _popular(self, engagements: np.ndarray) -> Found:
+        """The same ranking for every query."""
+        asked, query = np.unique(engagements["query"], return_inverse=True)
+        counts = self._training_counts.astype(np.float32)
+        best = exact.best(counts[None], self._index, _LISTED)
+        scores, rows = (np.repeat(x, len(asked), axis=0) for x in best)
+        found = Found(rows, scores, query, counts[engagements["product"]], rounding=0.0)
+        return self._without_itself(found, asked)
+
+    def _oracle(self, engagements: np.ndarray) -> Found:
+        """The best ranking that a simulated world allows: a query's products for a task."""
+        pairs = np.stack([engagements["task"], engagements["query"]])
+        (tasks, asked), query = np.unique(pairs, axis=1, return_inverse=True)
+        rows, scores = np.empty((len(asked), _LISTED), np.int32), np.empty((len(asked), _LISTED))
+        label_scores = np.empty(len(engagements), np.float32)
+        for task in np.unique(tasks):
+            of_task = np.flatnonzero(tasks == task)
+            for start in range(0, len(of_task), _QUERIES):
+                some = of_task[start : start + _QUERIES]
+                expected = self.dataset.oracle(asked[some], int(task))
+                scores[some], rows[some] = exact.best(expected, self._index, _LISTED)
+                label = np.flatnonzero((query >= some[0]) & (query <= some[-1]))
+                product = engagements["product"][label]
+                label_scores[label] = expected[query[label] - some[0], product]
+        return self._without_itself(Found(rows, scores, query, label_scores, 0.0), asked)
+
+    def _without_itself(self, found: Found, asked: np.ndarray) -> Found:
+        """Without the product that a query is: nobody is shown what they look at."""
+        itself = self.dataset.queries.products[asked][:, None]
+        out = (found.rows == itself) & (itself >= 0)
+        rows, scores = metrics.leave_out(found.rows, found.scores, out)
+        return found._replace(rows=rows, scores=scores)
 
     def _rows(
-        self, name: str, ranks: np.ndarray, engagements: np.ndarray, by_task: bool
-    ) -> list[system.Row]:
-        """A row over all engagements, with tiers of popularity apart, and one for each task."""
+        self, name: str, found: Found, engagements: np.ndarray, by_task: bool
+    ) -> tuple[list[system.Row], float]:
+        """The rows of a method, and how much of a list another one has, too.
 
-        def cell(depth: int, where: np.ndarray) -> tuple[float, float]:
+        There is a row over all engagements, with tiers of popularity apart, and one for each task.
+        """
+        ranks = metrics.label_ranks(
+            *(found.rows, found.scores, found.query, engagements["product"]),
+            *(found.label_scores, found.rounding),
+        )
+
+        def cell(depth: int, where: np.ndarray) -> metrics.Estimate:
             hits = (ranks[where] < depth).astype(np.float64)
-            return tuple(metrics.estimate(hits, engagements["query"][where]))
+            return metrics.estimate(hits, engagements["query"][where])
 
         everything = np.ones(len(ranks), bool)
         cells = {f"R@{depth}": cell(depth, everything) for depth in _DEPTHS}
         tier = self._tiers[engagements["product"]]
         cells |= {f"R@10 {tier_name}": cell(10, tier == i) for i, tier_name in enumerate(TIERS)}
+        top = metrics.untied_top(found.rows, found.scores, 10, found.rounding)
+        share = metrics.coverage(top, len(self._index)) * len(self._index) / self._index.sum()
+        cells[system.COVERAGE] = metrics.Estimate(share)
         rows = [system.Row(name, cells)]
         for task in self.tasks if by_task else ():
             where = engagements["task"] == task
             cells = {f"R@{depth}": cell(depth, where) for depth in _DEPTHS}
             rows.append(system.Row(f"{name}, {self.dataset.metadata.tasks[task]}", cells))
-        return rows
+        return rows, metrics.overlap(top)
 
     def _engagements(self, split: str) -> np.ndarray:
         pairs = self.dataset.pairs(split)
@@ -146,6 +225,7 @@ class ProductRetrieval:
             raise InputError(f"{name}, split {split}: no engagement of the tasks that are judged")
         return pairs
 
+    @functools.cache  # noqa: B019, it lives as long as its command
     def _asked(self, split: str) -> np.ndarray:
         """The engagements of a seeded sample of a split's queries."""
         engagements = self._engagements(split)
@@ -154,6 +234,7 @@ class ProductRetrieval:
             queries = np.random.default_rng(0).choice(queries, self.config.queries, replace=False)
         return engagements[np.isin(engagements["query"], queries)]
 
+    @functools.cached_property
     def _index(self) -> np.ndarray:
         """Bool (products,): which products the index holds, a seeded sample of them."""
         held = np.ones(len(self.dataset.products), bool)
@@ -170,10 +251,11 @@ class ProductRetrieval:
 
     @functools.cached_property
     def _tiers(self) -> np.ndarray:
-        """Int (products,), row of `TIERS`: head, middle and tail have a third of training each."""
+        """Int (products,), row of `TIERS`: head, middle and tail have about a third of training.
+
+        Products of equal popularity are in one tier: where the first of them would be.
+        """
         counts = self._training_counts
-        order = np.argsort(-counts, kind="stable")
-        before = np.cumsum(counts[order]) - counts[order]
-        tiers = np.empty(len(counts), np.int64)
-        tiers[order] = 3 * before // counts.sum()
-        return np.where(counts == 0, TIERS.index("cold"), tiers)
+        falling = -np.sort(-counts)
+        before = (np.cumsum(falling) - falling)[np.searchsorted(-falling, -counts)]
+        return np.where(counts == 0, TIERS.index("cold"), 3 * before // counts.sum())

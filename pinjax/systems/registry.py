@@ -6,6 +6,7 @@ from types import ModuleType
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from pinjax import checksums
 from pinjax.data import datasets
 from pinjax.errors import InputError
 from pinjax.systems import outline, system
@@ -14,15 +15,24 @@ from pinjax.training import processes
 SYSTEMS = ("pinnerformer", "itemsage", "searchsage")
 
 
-def create(config: ConfigDict, mesh: Mesh) -> system.System:
+def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System:
     """The system that `config.system` names, on the mesh.
 
+    Args:
+      config: of the run.
+      mesh: of `sharding.make_mesh`.
+      verify: whether the data set's checksums are compared.
+
     Raises:
-      InputError: where the name is unknown, or the config does not fit the data.
+      InputError: where the name is unknown, the config does not fit itself, the mesh or the data,
+        or these are damaged. What does not need the data is found before a data set is made.
     """
     page = _page("pinjax.systems", config)
+    page.check(config, mesh)
     with processes.first_before_others():
-        datasets.ensure(config.data.name, config.data.dir)
+        directory = datasets.ensure(config.data.name, config.data.dir)
+        if verify:
+            checksums.verify(directory)
     return page.create(config, mesh)
 
 

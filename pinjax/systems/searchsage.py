@@ -23,7 +23,6 @@ from pinjax.models import bert, features, product_features, searchsage, tables, 
 from pinjax.systems import batching, engagements, product_retrieval, system
 from pinjax.training import sharding
 
-ENCODERS = ("bag", "bert")
 ENCODED = 256  # queries encoded at a time where all of them are embedded
 
 
@@ -31,9 +30,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     """SearchSage on the data set that the config names.
 
     Raises:
-      InputError: where the config does not fit itself or the data.
+      InputError: where the config does not fit the data.
     """
-    check(config, mesh)
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     train_batches = engagements.train_batches(config, dataset)
     items = item_vectors(dataset)
@@ -53,7 +51,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         embed = functools.partial(embed_rows, params["tower"], frozen["texts"])
         return batching.in_batches(embed, rows.astype(np.int32), ENCODED)
 
-    def evaluate(params: Any, split: str, full: bool = False) -> list[system.Row]:
+    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
         return judge(functools.partial(embed_queries, params), items, split, full)
 
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
@@ -72,26 +70,35 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             "products": system.shards(product_shard, known),
         }
 
+    _, counts = np.unique(train_batches.pairs["product"], return_counts=True)
+    counted = {"items": system.Counted(config.loss.sketch_width, counts, config.data.pairs)}
+
+    def check_training() -> None:
+        system.check_counts(config, counted)
+        engagements.check_training(train_batches, in_batch=True)
+
     return system.System(
         init=functools.partial(init, tower, config.loss),
         loss=functools.partial(loss, tower, config.loss, mesh),
         frozen=frozen,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
+        asked=judge.asked,
+        metrics=judge.metrics,
         embed=embed,
         embed_moment=dataset.metadata.train_end,
-        summary=engagements.summary(dataset, train_batches),
+        check_training=check_training,
+        summary=engagements.summary(dataset, train_batches)
+        | system.sketch_summary(config, counted),
         identity={"dataset": dataset.metadata.digest, **dataset.frozen},
     )
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
-    system.check_choice("model.encoder", config.model.encoder, ENCODERS)
     if config.model.encoder == "bert" and not config.model.pretrained:
         system.check_heads(config.model)
-    system.check_sketch(config.loss)
-    sharding.check_tables(mesh, config.train)
+    sharding.check(mesh, config.train)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
 
 
@@ -165,10 +172,10 @@ def bag_tower(
     on_device = model.clone(tables=layout.on_device())
 
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
-        tokens, segments, came = product_features.gather_tokens(
+        tokens, segments, _ = product_features.gather_tokens(
             texts, rows, len(rows) * longest, on_device.tables
         )
-        return jnp.where(came, on_device.apply(params, tokens, segments, len(rows)), jnp.nan)
+        return on_device.apply(params, tokens, segments, len(rows))
 
     def init(key: jax.Array) -> Any:
         one = jnp.zeros(1, jnp.int32)
@@ -225,7 +232,7 @@ def bert_tower(
 
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
         ids, mask = (layout.on_device().gather(table, rows) for table in texts)
-        return jnp.where((ids >= 0).all(), model.apply(params, ids, mask), jnp.nan)
+        return model.apply(params, ids, mask)
 
     return Tower(texts, layout, init, apply)
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,12 +12,17 @@ from ml_collections import ConfigDict
 
 from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch
+from pinjax.retrieval.metrics import Estimate
 
 Batch = dict[str, np.ndarray]
 Shard = Callable[[], tuple[np.ndarray, np.ndarray]]
 Metrics = dict[str, jax.Array]
 
 SHARD = 2**16  # embeddings to a file
+ENOUGH = 100  # users or queries; a table that rests on fewer says so
+COVERAGE = "P90 cov@10"
+TRIED = 8  # batches, at most, that are looked at before training
+_ALIKE = 0.9  # overlap of lists that are nearly the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +38,16 @@ class System:
         is the global one, sharded over the mesh's `data` axis.
       frozen: pytree of device arrays.
       batches: (first step) -> iterator of host batches, this process's share of each.
-      evaluate: (params, split) -> rows of a results table; `full` adds what takes longer.
+      evaluate: (params, split) -> a results table; `full` adds what takes longer.
+      asked: (split) -> what its table rests on, as "1,987 users, 4,530 labels". It needs no model;
+        raises InputError where the split has nothing to ask.
+      metrics: the names of the metrics in the first row of `evaluate(params, "valid")`, each with
+        "max" or "min", whichever is best.
       embed: (params, moment) -> the tables that serving needs, by name, each as its shards:
         functions that make (own ids (rows,), vectors float32 (rows, dim)).
       embed_moment: the moment to embed at unless one is given, unix seconds.
+      check_training: raises an InputError where training would learn nothing, or by wrong counts;
+        it reads some batches.
       summary: what a person wants to know at the start, by name.
       identity: by name, hashes of what a checkpoint belongs to: the data set, frozen tables.
     """
@@ -44,9 +56,12 @@ class System:
     loss: Callable[..., tuple[jax.Array, tuple[Metrics, Any]]]
     frozen: Any
     batches: Callable[[int], Iterator[Batch]]
-    evaluate: Callable[..., list["Row"]]
+    evaluate: Callable[..., "Table"]
+    asked: Callable[[str], str]
+    metrics: Mapping[str, str]
     embed: Callable[[Any, int], dict[str, list[Shard]]]
     embed_moment: int
+    check_training: Callable[[], None]
     summary: dict[str, str]
     identity: dict[str, str]
 
@@ -59,16 +74,53 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
 
 def check_heads(model: ConfigDict) -> None:
     """Refuses attention heads that do not divide the width."""
-    if model.heads < 1 or model.width % model.heads:
+    if model.width % model.heads:
         raise InputError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
 
 
-def check_sketch(loss: ConfigDict) -> None:
-    """Refuses a count-min sketch that cannot be made."""
-    try:
-        count_min_sketch.check(loss.sketch_depth, loss.sketch_width, loss.sketch_decay)
-    except ValueError as error:  # which begins with the argument's name
-        raise InputError(f"loss.sketch_{error}") from None
+class Counted(NamedTuple):
+    """What a run counts in a sketch.
+
+    Attributes:
+      width: of the sketch.
+      counts: int (ids,), how often each of the different ids comes, up to a factor.
+      batch: how many come in a batch.
+    """
+
+    width: int
+    counts: np.ndarray
+    batch: int
+
+    def accuracy(self, config: ConfigDict) -> count_min_sketch.Accuracy:
+        """At the end of a run with this config."""
+        return count_min_sketch.accuracy(
+            self.width, config.loss.sketch_decay, self.batch, config.train.steps, self.counts
+        )
+
+
+def sketch_summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
+    """How right the counts of sketches are at the end of a run, by what they count."""
+    return {
+        name: f"counted {found.mean:,.1f} times each, median {found.median:,.1f}, at most "
+        f"{found.error:,.1f} too often"
+        for name, found in ((name, things.accuracy(config)) for name, things in counted.items())
+    }
+
+
+def check_counts(config: ConfigDict, counted: dict[str, Counted]) -> None:
+    """Refuses sketches whose error is above the counts that the loss asks for."""
+    for name, things in counted.items():
+        found = things.accuracy(config)
+        if not config.loss.log_q or found.error <= found.median:
+            continue
+        least = f"at least {found.least_width}"
+        if found.least_width > count_min_sketch.MAX_WIDTH:
+            least = "loss.sketch_decay below 1, so that fewer are remembered, or loss.log_q=False"
+        raise InputError(
+            f"loss.sketch_width: of {things.width} counters a row, {len(things.counts):,} {name} "
+            f"are counted up to {found.error:,.1f} times too often, with a median count of "
+            f"{found.median:,.1f}; expected {least}"
+        )
 
 
 def shards(
@@ -85,23 +137,70 @@ class Row:
 
     Attributes:
       method: what was measured.
-      metrics: by name, (value, half width of the 95 % interval over users, or None).
+      metrics: by name.
     """
 
     method: str
-    metrics: dict[str, tuple[float, float | None]]
+    metrics: dict[str, Estimate]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A results table.
+
+    Attributes:
+      rows: the system's own first.
+      notes: lines to print below: what the figures rest on, and what speaks against them.
+    """
+
+    rows: list[Row]
+    notes: list[str]
 
 
 def add_share_of_oracle(rows: list[Row]) -> None:
-    """Adds each row's share of the oracle's Recall@10, if there is a row "oracle".
+    """Adds each row's share of the oracle's Recall@10.
 
-    A row "METHOD, PART" is held against "oracle, PART" where there is such a row.
+    A row "METHOD, PART" is held against "oracle, PART" where there is such a row, and else against
+    "oracle", if there is that.
     """
-    best = {row.method: row.metrics["R@10"][0] for row in rows}
-    if "oracle" not in best:
-        return
+    best = {row.method: row.metrics["R@10"].value for row in rows}
     for row in rows:
         _, _, part = row.method.partition(", ")
-        oracle = best.get(f"oracle, {part}", best["oracle"])
-        share = row.metrics["R@10"][0] / oracle if oracle else float("nan")
-        row.metrics["of oracle"] = (share, None)
+        oracle = best.get(f"oracle, {part}", best.get("oracle"))
+        if oracle is not None:
+            share = row.metrics["R@10"].value / oracle if oracle else math.nan
+            row.metrics["of oracle"] = Estimate(share)
+
+
+def too_few(asked: str, more: str) -> str:
+    """The note of a table that rests on fewer than `ENOUGH`.
+
+    Args:
+      asked: how many of what.
+      more: the settings that leave more of them.
+    """
+    return f"{asked} are too few to tell methods apart; for more, raise {more}"
+
+
+def collapsed(
+    rows: Sequence[Row], overlaps: Mapping[str, float], popularity: Sequence[str]
+) -> list[str]:
+    """A note for each method whose results are nearly the same for everybody.
+
+    Args:
+      rows: of the table.
+      overlaps: by method, `metrics.overlap` of its results; those of other methods are not judged.
+      popularity: methods that show the same to everybody by intention, which are held against.
+    """
+    coverage = {row.method: row.metrics[COVERAGE].value for row in rows if COVERAGE in row.metrics}
+    usual = max((coverage[name] for name in popularity if name in coverage), default=0.0)
+    notes = []
+    for method, overlap in overlaps.items():
+        why = []
+        if coverage[method] < 2 * usual:
+            why.append(f"its {COVERAGE} is below twice popularity's")
+        if overlap > _ALIKE:
+            why.append(f"two of its lists have {overlap:.0%} in common")
+        if why:
+            notes.append(f"{method} has collapsed: {' and '.join(why)}")
+    return notes

@@ -1,20 +1,27 @@
 """Checkpoints of a run, and the rule that a work directory belongs to one run."""
 
+import contextlib
+import functools
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
+from pinjax import checksums, files
 from pinjax.errors import InputError
 from pinjax.systems import system as system_lib
-from pinjax.training import step
+from pinjax.training import processes, step
 
-_RUN_FILE = "run.json"
+_DIRECTORY, _RUN_FILE = "checkpoints", "run.json"
+# Orbax writes these when it gives a checkpoint its name, after the checksums.
+_BY_ORBAX = ("_CHECKPOINT_METADATA", "commit_success.txt")
 # What may differ between the calls of one run: it changes no parameter, but for rounding.
 _FREE = (
     *("evaluate.", "data.dir", "data.workers", "train.log_every"),
@@ -25,81 +32,226 @@ _FREE = (
 class Checkpoints:
     """The checkpoints under `workdir`: the two latest, and the best where one metric chooses.
 
-    Saving is asynchronous; a checkpoint is there whole or not at all. The position in the data is
-    the step itself, since batches are a function of it.
+    Saving is asynchronous; a checkpoint is there whole or not at all, with its checksums. The
+    position in the data is the step itself, since batches are a function of it. Nothing is written
+    before `save` or `remove_damaged`, so that others may read what one process writes.
+
+    Args:
+      workdir: of the run.
+      select: the metric that chooses, as "valid/R@10"; "": the latest is chosen.
+      direction: whether its "max" or "min" is best.
+      verify: whether checksums are compared.
     """
 
-    def __init__(self, workdir: epath.PathLike, select: str = ""):
-        self._select = select
-        directory = epath.Path(workdir) / "checkpoints"
-        if not directory.is_absolute():  # as gs:// is, whose `absolute` would be below here
-            directory = directory.absolute()
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        select: str = "",
+        direction: str = "max",
+        verify: bool = True,
+    ):
+        self._select, self._verify = select, verify
+        self._sign = {"max": 1, "min": -1}[direction]
+        self._problems: dict[int, str] = {}
+        self._directory = epath.Path(workdir) / _DIRECTORY
+        if not self._directory.is_absolute():  # as gs:// is, whose `absolute` would be below here
+            self._directory = self._directory.absolute()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps done in each checkpoint, ascending."""
+        if not self._directory.exists():
+            return []
+        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the checkpoint of a step was saved with its evaluation."""
+        return self._metrics(step) is not None
+
+    def load_latest(self, like: Any) -> Any | None:
+        """The state of the newest checkpoint; arguments and result as of `load_chosen`."""
+        return self._load(lambda undamaged: next(undamaged, None), like)
+
+    def load_chosen(self, like: Any) -> Any | None:
+        """The state to evaluate and to serve: the best, or else the newest.
+
+        One that is damaged is passed over, with a line that names the file.
+
+        Args:
+          like: pytree of arrays, or of shapes with shardings; the state lies as these do, which
+            need not be as it was written from.
+
+        Returns:
+          The state, or None where there is no checkpoint.
+
+        Raises:
+          InputError: where all are damaged.
+        """
+        if not self._select:
+            return self.load_latest(like)
+
+        def best(undamaged: Iterator[int]) -> int | None:
+            values = {step: self._value(self._metrics(step) or {}) for step in undamaged}
+            known = [step for step, value in values.items() if value > -np.inf]
+            return max(known, key=lambda step: (values[step], step), default=None)
+
+        return self._load(best, like)
+
+    def remove_damaged(self) -> None:
+        """Removes checkpoints that are damaged, with a line for each, so that others replace them.
+
+        Raises:
+          InputError: where all are; then they stay.
+        """
+        self._pick(lambda undamaged: len(list(undamaged)) or None)
+        if processes.is_first():
+            for step in self.steps:
+                if self._problem(step):
+                    (self._directory / str(step)).rmtree()
+        processes.wait_for_others("damaged")
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Saves the state of a step, instead of what may be there.
+
+        Args:
+          step: steps done.
+          state: pytree of arrays.
+          metrics: of the state's evaluation. If the one that chooses is NaN, it does not choose.
+
+        Raises:
+          OSError: where this one or the one before cannot be written.
+        """
+        if metrics is not None:
+            value = metrics.get(self._select, np.nan)
+            metrics = {"evaluated": 1.0} | ({} if np.isnan(value) else {self._select: value})
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state))
+        with files.writing_to(self._directory):
+            if step in self.steps:
+                self._manager.delete(step)
+            self._manager.save(step, args=args, metrics=metrics, force=True)
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk; raises as `save`."""
+        if "_manager" in vars(self):
+            with files.writing_to(self._directory):
+                self._manager.wait_until_finished()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if "_manager" in vars(self):
+            # Of two errors the one that ends the run is told.
+            with contextlib.suppress(*[Exception] if kind else []):
+                self.wait()
+                self._manager.close()
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
         keep = [checkpoint_managers.LatestN(2)]
-        if select:
-            keep.append(
-                checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[select],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
+        if self._select:
+            best = checkpoint_managers.BestN(
+                get_metric_fn=self._value, n=1, keep_checkpoints_without_metrics=False
             )
-        self._manager = ocp.CheckpointManager(
-            directory,
+            keep.append(best)
+        return ocp.CheckpointManager(
+            self._directory,
             options=ocp.CheckpointManagerOptions(
-                best_fn=(lambda metrics: metrics[select]) if select else None,
+                best_fn=self._value,
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
                 cleanup_tmp_directories=True,
+                temporary_path_class=_with_checksums(self._directory),
             ),
         )
 
-    @property
-    def latest(self) -> int | None:
-        """Steps done in the newest checkpoint; None where there is none."""
-        return self._manager.latest_step()
+    def _value(self, metrics: Mapping[str, float]) -> float:
+        return self._sign * metrics[self._select] if self._select in metrics else -np.inf
 
-    @property
-    def chosen(self) -> int | None:
-        """The checkpoint to evaluate and to serve: the best, or else the newest."""
-        return self._manager.best_step() if self._select else self.latest
+    def _metrics(self, step: int) -> dict[str, float] | None:
+        """What a checkpoint was saved with; None, too, where it is damaged."""
+        try:
+            return json.loads((self._directory / str(step) / "metrics" / "metrics").read_bytes())
+        except (OSError, ValueError):
+            return None
 
-    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state))
-        self._manager.save(step, args=args, metrics=dict(metrics) if metrics else None, force=True)
+    def _load(self, pick: Callable[[Iterator[int]], int | None], like: Any) -> Any | None:
+        step = self._pick(pick)
+        if step is None:
+            return None
+        path = self._directory / str(step) / "state"
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore(path, like)
+        except Exception as error:  # of any kind, where checksums are not compared
+            raise InputError(f"{path}: cannot be read: {error}") from error
 
-    def restore(self, step: int, like: Any) -> Any:
-        """The state of a step.
+    def _pick(self, pick: Callable[[Iterator[int]], int | None]) -> int | None:
+        """What `pick` makes of the undamaged steps, newest first: the same in all processes."""
+        picked = -1
+        if processes.is_first():
+            picked = pick(self._undamaged())
+            picked = -1 if picked is None else picked
+        picked = int(processes.as_first(np.array(picked)))
+        if picked < 0 and self.steps and all(map(self._problem, self.steps)):
+            problem = self._problem(self.steps[-1])
+            raise InputError(f"{problem}; and no other checkpoint is undamaged")
+        return picked if picked >= 0 else None
 
-        Args:
-          step: of a checkpoint that is there.
-          like: pytree of arrays, or of shapes with shardings; it lies as these do, which need not
-            be as it was written from.
-        """
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-        return self._manager.restore(step, args=args).state
+    def _undamaged(self) -> Iterator[int]:
+        for number in reversed(self.steps):
+            if problem := self._problem(number):
+                print(f"{problem}; passing over checkpoint {number}", file=sys.stderr)
+            else:
+                yield number
 
-    def wait(self) -> None:
-        """Returns when all that was saved is on disk."""
-        self._manager.wait_until_finished()
+    def _problem(self, step: int) -> str:
+        """What is wrong with a checkpoint, or "", looked at once."""
+        if step not in self._problems:
+            self._problems[step] = ""
+            if self._verify:
+                try:
+                    checksums.verify(self._directory / str(step))
+                except InputError as error:
+                    self._problems[step] = str(error)
+        return self._problems[step]
 
-    def close(self) -> None:
-        self._manager.close()
+
+def _with_checksums(directory: epath.Path) -> type[ocp.path.atomicity_types.TemporaryPath]:
+    """How Orbax gives a checkpoint below `directory` its name, once its checksums are in it."""
+
+    class Temporary(ocp.path.atomicity_defaults.get_default_temporary_path_class(directory)):
+        async def finalize(self) -> None:
+            if self.get().parent == directory:  # and not one of the items that a checkpoint is of
+                checksums.record(self.get(), but=_BY_ORBAX)
+            await super().finalize()
+
+    return Temporary
 
 
 def claim(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, str]) -> None:
-    """Notes in `workdir` which run it belongs to, or checks that it belongs to this one.
+    """Notes in `workdir` which run it belongs to. Until it has a checkpoint, it belongs to none.
 
     Raises:
-      InputError: where the directory holds a run of another config, data set or frozen table.
+      InputError: as `check_run`.
     """
-    run = {"config": json.loads(config.to_json()), **identity}
+    if Checkpoints(workdir).steps:
+        check_run(workdir, config, identity)
+        return
+    epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+    with files.replacing(epath.Path(workdir) / _RUN_FILE) as file:
+        file.write(checksums.dump(_run(config, identity)).encode())
+
+
+def check_run(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, str]) -> None:
+    """Checks that `workdir` belongs to a run.
+
+    Raises:
+      InputError: where it holds a run of another config, data set or frozen table, or none.
+    """
     path = epath.Path(workdir) / _RUN_FILE
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(run, indent=2, sort_keys=True) + "\n")
-        temporary.replace(path)
-        return
-    old, new = _flatten(json.loads(path.read_text())), _flatten(run)
+        raise InputError(f"{workdir} holds no run; train one with --workdir={workdir}")
+    old, new = _flatten(checksums.read(path)), _flatten(_run(config, identity))
     for name in sorted(old.keys() | new.keys()):
         short = name.removeprefix("config.")
         if old.get(name) != new.get(name) and not _is_free(short):
@@ -109,12 +261,12 @@ def claim(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, st
             )
 
 
-def _is_free(field: str) -> bool:
-    return any(field == free or (free.endswith(".") and field.startswith(free)) for free in _FREE)
-
-
 def load_chosen(
-    workdir: epath.PathLike, config: ConfigDict, system: system_lib.System, mesh: Mesh
+    workdir: epath.PathLike,
+    config: ConfigDict,
+    system: system_lib.System,
+    mesh: Mesh,
+    verify: bool = True,
 ) -> step.State:
     """The state of the run in `workdir` that is to be evaluated and served.
 
@@ -122,17 +274,45 @@ def load_chosen(
       InputError: where `workdir` holds no checkpoint, or a run of another config, data set or
         frozen table.
     """
-    if not (epath.Path(workdir) / _RUN_FILE).exists():
-        raise InputError(f"{workdir} holds no run; train one with --workdir={workdir}")
-    claim(workdir, config, system.identity)
-    checkpoints = Checkpoints(workdir, config.train.select)
-    if checkpoints.chosen is None:
-        raise InputError(f"{workdir} holds no checkpoint yet")
+    check_run(workdir, config, system.identity)
     optimizer = step.make_optimizer(config.train)
     like = step.abstract_state(system, optimizer, config.train, mesh)
-    state = checkpoints.restore(checkpoints.chosen, like)
-    checkpoints.close()
+    state = of_run(workdir, config, system, verify).load_chosen(like)
+    if state is None:
+        raise InputError(f"{workdir} holds no checkpoint yet")
     return state
+
+
+def of_run(
+    workdir: epath.PathLike, config: ConfigDict, system: system_lib.System, verify: bool = True
+) -> Checkpoints:
+    """The checkpoints of a run, chosen as its config says.
+
+    Raises:
+      InputError: where `train.select` is no metric of the system's on validation.
+    """
+    select = config.train.select
+    directions = {f"valid/{name}": direction for name, direction in system.metrics.items()}
+    if select and select not in directions:
+        raise InputError(f"train.select: {select!r} is none of {', '.join(directions)}")
+    return Checkpoints(workdir, select, directions.get(select, "max"), verify)
+
+
+def depends_on(config: ConfigDict) -> dict[str, Any]:
+    """The fields that what is learned depends on, by their names."""
+    return {
+        name: value
+        for name, value in _flatten(json.loads(config.to_json())).items()
+        if not _is_free(name)
+    }
+
+
+def _run(config: ConfigDict, identity: Mapping[str, str]) -> dict[str, Any]:
+    return {"config": json.loads(config.to_json()), **identity}
+
+
+def _is_free(field: str) -> bool:
+    return any(field == free or (free.endswith(".") and field.startswith(free)) for free in _FREE)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

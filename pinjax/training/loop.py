@@ -1,9 +1,11 @@
 """The training loop: one readable page for every system."""
 
+import contextlib
 import dataclasses
 import functools
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from pinjax import files, signals
 from pinjax.errors import InputError
 from pinjax.systems import system as system_lib
 from pinjax.training import checkpoint, metrics_writer, processes, sharding, step
@@ -26,11 +29,11 @@ class Result:
 
     Attributes:
       state: after the last step that was made.
-      finished: False where SIGTERM ended the run early; its state is saved.
+      stopped: the signal that ended the run; its state is saved. None: the run is finished.
     """
 
     state: step.State
-    finished: bool
+    stopped: signals.Stopped | None
 
 
 def train(
@@ -52,19 +55,19 @@ def train(
       traced: steps of which a profiler's trace is written to `workdir`, after the first ten.
 
     Raises:
-      InputError: where the config's sharding does not fit, too few steps are left to trace, there
-        is no such metric as `select`, which is known after the first evaluation, or the loss stops
-        being finite; the batch that did it is saved in `workdir`.
+      InputError: where the config's sharding does not fit, too few steps are left to trace, or the
+        loss or its gradient stops being finite; the batch that did it is saved in `workdir`.
+      OSError: where `workdir` cannot be written.
     """
     # State: fresh or restored.
     optimizer = step.make_optimizer(config)
     like = step.abstract_state(system, optimizer, config, mesh)
     places = jax.tree.map(lambda x: x.sharding, like)
-    if checkpoints.latest is None:
+    checkpoints.remove_damaged()
+    state = checkpoints.load_latest(like)
+    if state is None:
         init = functools.partial(step.init_state, system, optimizer, config.seed)
         state = jax.jit(init, out_shardings=places)()
-    else:
-        state = checkpoints.restore(checkpoints.latest, like)
     first = int(state.step)
     tracing = range(first + _UNTRACED, first + _UNTRACED + traced)
     if tracing and tracing.stop > config.steps:
@@ -79,25 +82,48 @@ def train(
         donate_argnums=0,
         out_shardings=(places, sharding.replicated(mesh)),
     )
-    writer = metrics_writer.MetricsWriter(workdir, first) if processes.is_first() else None
-    stop = _StopOnSigterm()
-    progress = tqdm.tqdm(
-        total=config.steps,
-        initial=first,
-        unit="step",
-        dynamic_ncols=True,
-        disable=not processes.is_first(),
-    )
-    pending: list[system_lib.Metrics] = []
 
-    # The loop.
-    with stop, progress:
-        batches = system.batches(first)
+    with contextlib.ExitStack() as stack:
+        writer = None
+        if processes.is_first():
+            writer = stack.enter_context(metrics_writer.MetricsWriter(workdir, first))
+        progress = stack.enter_context(
+            tqdm.tqdm(
+                total=config.steps,
+                initial=first,
+                unit="step",
+                dynamic_ncols=True,
+                disable=not processes.is_first(),
+            )
+        )
+        stop = stack.enter_context(signals.deferred(enabled=processes.count() == 1))
+
+        def report(done: int, means: dict[str, float], evaluating: bool, saving: bool) -> bool:
+            """Writes what is due after a step; False where a signal broke the evaluation off."""
+            evaluation = None
+            if evaluating:
+                with contextlib.suppress(signals.Stopped), stop.checked():
+                    evaluation = _evaluate(system, state.params)
+            if writer:
+                writer.write(done, means | (evaluation or {}))
+            if saving:
+                checkpoints.save(done, state, evaluation)
+            return evaluation is not None or not evaluating
+
+        # The loop.
+        def evaluation_due(done: int) -> bool:
+            return done == config.steps or _due(done, config.evaluate_every)
+
+        pending: list[system_lib.Metrics] = []
         done, stopping = first, False
+        if first and evaluation_due(first) and not checkpoints.evaluated(first):
+            stopping = not report(first, {}, evaluating=True, saving=True)
+        trace = stack.enter_context(contextlib.ExitStack())
+        batches = stack.enter_context(contextlib.closing(system.batches(first)))
         while done < config.steps and not stopping:
             if tracing and done == tracing.start:
                 checkpoints.wait()  # so that none is written beside the steps
-                jax.profiler.start_trace(workdir, profiler_options=_profiler_options())
+                trace.enter_context(_tracing(workdir))
             batch = sharding.place_batch(mesh, next(batches))
             state, metrics = train_step(state, system.frozen, batch)
             pending.append(metrics)
@@ -107,49 +133,47 @@ def train(
                 jax.block_until_ready(pending[-1 - _IN_FLIGHT])
             if tracing and done == tracing.stop:
                 jax.block_until_ready(metrics)
-                jax.profiler.stop_trace()
+                trace.close()
 
-            stopping = processes.agree_to_stop(stop.requested, done)
-            last = done == config.steps
-            evaluating = last or _due(done, config.evaluate_every)
-            saving = last or evaluating or stopping or _due(done, config.checkpoint_every)
+            stopping = processes.agree_to_stop(stop.requested is not None, done)
+            evaluating = evaluation_due(done)
+            saving = evaluating or stopping or _due(done, config.checkpoint_every)
             if not (saving or _due(done, config.log_every)):
                 continue
             means = _fetch(pending, done, workdir, system.batches)
             pending.clear()
             progress.set_postfix({"loss": f"{means['loss']:.4f}"}, refresh=False)
-            if evaluating:
-                best = _first_row(system.evaluate(state.params, "valid"))
-                means |= {f"valid/{name}": value for name, value in best.items()}
-                if config.select:
-                    system_lib.check_choice("train.select", config.select, sorted(means))
-            if writer:
-                writer.write(done, means)
-            if saving:
-                checkpoints.save(done, state, means if evaluating else None)
-    checkpoints.wait()
-    if writer:
-        writer.close()
-    return Result(state, done == config.steps)
+            stopping |= not report(done, means, evaluating, saving)
+        checkpoints.wait()
+        if stopping or stop.requested:
+            return Result(state, signals.Stopped(stop.requested or signal.SIGTERM))
+    return Result(state, None)
 
 
-def _profiler_options() -> jax.profiler.ProfileOptions:
-    """What is traced: devices and JAX, but no calls in Python.
+def _evaluate(system: system_lib.System, params: Any) -> dict[str, float]:
+    """The first row of the table of the validation users, by the names of metrics."""
+    row = system.evaluate(params, "valid").rows[0]
+    return {f"valid/{name}": estimate.value for name, estimate in row.metrics.items()}
+
+
+@contextlib.contextmanager
+def _tracing(directory: epath.PathLike) -> Iterator[None]:
+    """Traces devices and JAX, but no calls in Python.
 
     To trace these the profiler goes into the state of every thread, and a run once crashed that was
     tracing while a checkpoint was written.
     """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
-    return options
+    jax.profiler.start_trace(directory, profiler_options=options)
+    try:
+        yield
+    finally:
+        jax.profiler.stop_trace()
 
 
 def _due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
-
-
-def _first_row(rows: list[system_lib.Row]) -> dict[str, float]:
-    return {name: value for name, (value, _) in rows[0].metrics.items()}
 
 
 def _fetch(
@@ -160,36 +184,16 @@ def _fetch(
 ) -> dict[str, float]:
     """Means of the metrics of the last steps, once they are known to be finite."""
     fetched = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(pending))
-    finite = np.isfinite(fetched["loss"])
+    finite = np.isfinite(fetched["loss"]) & np.isfinite(fetched["gradient_norm"])
     if not finite.all():
-        bad = done - len(pending) + int(np.argmin(finite))
+        first_bad = int(np.argmin(finite))
+        bad = done - len(pending) + first_bad
+        loss, norm = fetched["loss"][first_bad], fetched["gradient_norm"][first_bad]
         path = epath.Path(workdir) / f"bad_batch_{bad + 1}_of_process_{jax.process_index()}.npz"
-        with path.open("wb") as file:
-            np.savez(file, **next(batches(bad)))
+        with contextlib.closing(batches(bad)) as again, files.replacing(path) as file:
+            np.savez(file, **next(again))
         raise InputError(
-            f"the loss of step {bad + 1} is {fetched['loss'][~finite][0]}; its batch is in {path}; "
-            "a lower train.learning_rate or train.clip_norm may help"
+            f"step {bad + 1} has the loss {loss:g} and a gradient of norm {norm:g}; its batch is "
+            f"in {path}; a lower train.learning_rate or train.clip_norm may help"
         )
     return {name: float(values.mean()) for name, values in fetched.items()}
-
-
-class _StopOnSigterm:
-    """Notes SIGTERM (a preemption) instead of dying of it, while inside.
-
-    Of several processes each has JAX's handler, which tells the others.
-    """
-
-    def __init__(self):
-        self.requested = False
-
-    def __enter__(self):
-        if processes.count() == 1:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def _note(self, signum, frame):
-        self.requested = True
-
-    def __exit__(self, *exc):
-        if processes.count() == 1:
-            signal.signal(signal.SIGTERM, self._previous)

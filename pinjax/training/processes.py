@@ -2,11 +2,15 @@
 
 import contextlib
 import os
+import re
+import socket
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from pinjax.errors import InputError
 
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 _PATIENCE = 60  # seconds without a sign of life after which a process is taken to be dead
@@ -19,7 +23,11 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
       coordinator: HOST:PORT of the first process; None: as SLURM or a Cloud TPU slice says.
       count: how many processes there are.
       index: which of them this is.
+
+    Raises:
+      InputError: where these do not name a job.
     """
+    _check_job(coordinator, count, index)
     if coordinator:
         jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=_PATIENCE)
     elif int(os.environ.get("SLURM_NTASKS", 1)) > 1:
@@ -27,6 +35,29 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     elif any(map(os.path.exists, _TPU_DEVICES)):
         with contextlib.suppress(ValueError):  # another device under a TPU's name
             jax.distributed.initialize(heartbeat_timeout_seconds=_PATIENCE)
+
+
+def _check_job(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Refuses what JAX would take a process down for, minutes later."""
+    if coordinator is count is index is None:
+        return
+    if None in (coordinator, count, index):
+        raise InputError("--coordinator, --processes and --process go together")
+    if not 0 <= index < count:
+        raise InputError(f"--process={index}: expected from 0 to {count - 1}, of {count} processes")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+        raise InputError(f"--coordinator={coordinator}: expected HOST:PORT, a port to 65535")
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except (OSError, UnicodeError):  # UnicodeError: no name that DNS could hold
+        raise InputError(f"--coordinator={coordinator}: there is no host {host}") from None
+    if index > 0:
+        return
+    try:
+        socket.create_server(("", int(port))).close()
+    except OSError as error:
+        raise InputError(f"--coordinator={coordinator}: {error.strerror}") from None
 
 
 def is_first() -> bool:
@@ -39,19 +70,30 @@ def count() -> int:
 
 @contextlib.contextmanager
 def first_before_others() -> Iterator[None]:
-    """The first process does what is inside, then the others do: what makes files if need be."""
-    if not is_first():
-        multihost_utils.sync_global_devices("first")
+    """The first process does what is inside, then the others do: what makes files if need be.
+
+    Raises:
+      InputError: in the others, where the first one failed.
+    """
+    failed = True
     try:
+        if not is_first() and as_first(np.array(False)):
+            raise InputError("the first process of the job has failed; it says why")
         yield
-    finally:  # an error of the first one's is the others' too
+        failed = False
+    finally:
         if is_first():
-            multihost_utils.sync_global_devices("first")
+            as_first(np.array(failed))
 
 
 def as_first(array: np.ndarray) -> np.ndarray:
     """The first process's array, everywhere."""
     return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
+def wait_for_others(name: str) -> None:
+    """Returns when every process has come here."""
+    multihost_utils.sync_global_devices(name)
 
 
 def whole(array: jax.Array) -> np.ndarray:

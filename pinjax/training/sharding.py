@@ -214,8 +214,9 @@ def check_batch(mesh: Mesh, name: str, size: int) -> None:
         raise InputError(f"{name}={size} is not divisible by the {devices} devices of the mesh")
 
 
-def check_tables(mesh: Mesh, config: ConfigDict) -> None:
-    """Refuses sharded tables on devices that cannot share them equally."""
+def check(mesh: Mesh, config: ConfigDict) -> None:
+    """Refuses rules that cannot be read, and tables that the devices cannot share equally."""
+    _rules(mesh, config)
     if config.shard_tables and tables.STRIPES % mesh.size:
         raise InputError(
             f"train.shard_tables: {mesh.size} devices do not divide a table's {tables.STRIPES} "

@@ -71,12 +71,24 @@ def test_each_epoch_visits_every_user_once():
     assert len(set(orders)) == 3
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_share_the_batch_of_one_host(hosts):
-    whole = make()[7]
-    shares = [make(shard=(host, hosts))[7] for host in range(hosts)]
+@pytest.mark.parametrize(("users", "hosts"), [(4, 2), (4, 4), (16, 2)])
+def test_hosts_share_the_batch_of_one_host(users, hosts):
+    whole = make(users=users)[7]
+    shares = [make(users=users, shard=(host, hosts))[7] for host in range(hosts)]
     joined = {name: np.concatenate([share[name] for share in shares]) for name in whole}
     assert_equal(joined, whole)
+
+
+@pytest.mark.parametrize("users", [4, 7, 10, 16, 25])  # of 10
+def test_rows_of_the_same_user_are_known(users):
+    widths = []
+    for step in range(9):
+        batch = make(users=users)[step]
+        user = batch["item"].max(axis=1) // 100
+        widths.append(batch["same_user"].shape[1])
+        for own, same in zip(user, batch["same_user"], strict=True):
+            assert sorted(same[same >= 0]) == np.flatnonzero(user == own).tolist()
+    assert set(widths) == {4: {1, 2}, 7: {1, 2}, 10: {1}, 16: {2, 4}, 25: {4}}[users]
 
 
 def test_seed_changes_order_and_draws():
@@ -138,6 +150,18 @@ def test_excluded_are_the_products_of_the_same_query(rng):
         for query, excluded in zip(batch["query"], batch["excluded"], strict=True):
             expected = batch["product"][batch["query"] == query]
             assert sorted(excluded[excluded >= 0]) == sorted(expected)
+
+
+def test_a_batch_with_more_pairs_of_a_query_than_expected_is_wider(rng):
+    made = make_pairs(rng)
+    narrow, wide = make_pair_batches(made, size=28), make_pair_batches(made, size=28)
+    narrow.__dict__["widest"] = 1
+    for step in range(10):
+        found, expected = narrow[step]["excluded"], wide[step]["excluded"]
+        width = found.shape[1]
+        assert (expected >= 0).sum(axis=1).max() <= width < expected.shape[1]
+        np.testing.assert_array_equal(found, expected[:, :width])
+        assert (expected[:, width:] == -1).all()
 
 
 def test_product_weights_are_how_often_a_product_comes(rng):

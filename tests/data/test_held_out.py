@@ -100,6 +100,9 @@ def test_questions_are_the_enumerated_ones(rows, cadence):
         assert (questions.histories["item"][query][: 6 - len(newest)] == -1).all()
         seen = questions.seen[questions.seen[:, 0] == query, 1]
         np.testing.assert_array_equal(seen, known["item"])
+    # Items appear every other day, the last of them after T.
+    np.testing.assert_array_equal(questions.label_exists, questions.label_item <= 20)
+    assert not questions.label_exists.all()
 
 
 @pytest.mark.parametrize("cadence", held_out.CADENCES)
@@ -130,6 +133,7 @@ def test_leave_one_out(rows, split, held):
     long_enough = [row for row in rows if len(row) > held]
     assert len(questions.users) == len(long_enough)
     np.testing.assert_array_equal(questions.label_item, [row["item"][-held] for row in long_enough])
+    assert questions.label_exists.all()
     for query, row in enumerate(long_enough):
         np.testing.assert_array_equal(
             questions.seen[questions.seen[:, 0] == query, 1], row["item"][:-held]

@@ -345,6 +345,60 @@ def test_a_burst_matters_while_it_runs(future):
     assert shares[1] > shares[2]
 
 
+def test_each_query_has_its_own_moment(future, rng):
+    world, oracle, users, _, _ = future
+    asked = rng.choice(users, 40).tolist()
+    moments = MOMENT + rng.integers(0, WINDOW, 40)
+    expected = oracle.expect(asked, moments, simulation.DAY)
+    items = np.arange(len(world.leaf))
+    for query, (user, moment) in enumerate(zip(asked, moments, strict=True)):
+        there = world.created <= moment
+        scores = oracle.scores([user], int(moment), simulation.DAY)[0]
+        np.testing.assert_allclose(expected.of(query, items)[there], scores[there], rtol=1e-5)
+
+    index = rng.random(len(items)) < 0.8
+    for queries, some, scores in expected.candidates(index, 10):
+        every = np.where(index, expected.of(queries[:, None], items), 0)
+        best = np.argsort(-every, axis=1)[:, :10]
+        np.testing.assert_array_equal(some[np.argsort(-scores, axis=1)[:, :10]], best)
+        assert len(some) < index.sum()
+
+
+def test_the_next_action_is_as_likely_as_the_oracle_says(future):
+    """Of positive actions after `MOMENT`: the session that a user is in tells the most."""
+    world, oracle, *_ = future
+    world_config = config(eval_users=1_000, pins=2_000, roots=8, leaves=48)
+    length, users, moments, labels, windows_ = 16, [], [], [], []
+    for number, actions in pinworld.timelines(world, world_config, "test"):
+        wanted = np.isin(actions, positives(actions)) & (world.created[actions["item"]] <= MOMENT)
+        for i in np.flatnonzero(wanted & (actions["time"] > MOMENT) & (np.arange(len(wanted)) > 0)):
+            users.append(pinworld.user_id(number))
+            moments.append(max(int(actions["time"][i - 1]), MOMENT))
+            labels.append(actions["item"][i])
+            windows_.append(actions[max(0, i - length) : i])
+    history = {name: np.zeros((len(users), length)) for name in ("time", "duration")}
+    history |= {name: np.zeros((len(users), length), int) for name in ("action", "surface")}
+    history["item"] = np.full((len(users), length), -1)
+    for row, window in enumerate(windows_):
+        for name, field in history.items():
+            field[row, length - len(window) :] = window[name]
+
+    index = world.created <= MOMENT
+    found, likely = {}, {}
+    for name, seen in (("session", history), ("state", None)):
+        expected = oracle.expect(users, np.array(moments), simulation.DAY, seen)
+        hits, chance = np.zeros(len(users)), np.zeros(len(users))
+        for queries, items, scores in expected.candidates(index, 10):
+            best = np.argsort(-scores, axis=1)[:, :10]
+            hits[queries] = (items[best] == np.array(labels)[queries, None]).any(axis=1)
+            chance[queries] = np.take_along_axis(scores, best, axis=1).sum(axis=1)
+        found[name], likely[name] = hits, chance
+    error = found["session"] - likely["session"]
+    assert abs(error.mean()) < interval(error)
+    assert interval(error) < 0.05 * found["session"].mean()
+    assert found["session"].mean() > 1.2 * found["state"].mean()
+
+
 def test_the_stored_oracle_is_the_one_reported(tiny):
     oracle = pinworld.Oracle.load(tiny)
     metadata = schema.Metadata.from_tfds(tfds.builder_from_directory(tiny).info.metadata)

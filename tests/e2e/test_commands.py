@@ -5,6 +5,8 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
+import resource
 import runpy
 import signal
 import subprocess
@@ -37,7 +39,7 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("e2e")
 
 
-def start(home, command, workdir, *flags):
+def start(home, command, workdir, *flags, **options):
     config = f"--config={ROOT}/configs/pinnerformer.py:test"
     return subprocess.Popen(
         [
@@ -56,6 +58,7 @@ def start(home, command, workdir, *flags):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 
@@ -175,13 +178,17 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
     catalogue = schema.Catalogue.read(next((home / "data").rglob(schema.CATALOGUE_FILE)))
     np.testing.assert_array_equal(items["id"].to_numpy(), catalogue.ids)
 
-    # One file is lost: it alone is written again, and the same.
-    before = (out / "users-00001-of-00003.parquet").read_bytes()
-    (out / "users-00001-of-00003.parquet").unlink()
-    times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    finish(start(home, "embed", workdir, f"--out={out}", "--precision=float32"))
-    assert (out / "users-00001-of-00003.parquet").read_bytes() == before
-    assert all(path.stat().st_mtime_ns == t for path, t in times.items())
+    # One file is lost, and one is damaged: they alone are written again, and the same. What is
+    # evaluated, and how input is read, changes no embedding.
+    lost, damaged = (out / f"users-{number:05d}-of-00003.parquet" for number in (1, 2))
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    lost.unlink()
+    damaged.write_bytes(before[damaged][:-1] + b"?")
+    kept = {path: path.stat().st_mtime_ns for path in (out / files[0], out / files[2])}
+    same = ("--precision=float32", "--config.evaluate.users=7", "--config.data.workers=1")
+    finish(start(home, "embed", workdir, f"--out={out}", *same))
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert all(path.stat().st_mtime_ns == t for path, t in kept.items())
 
     # Another moment is another set of embeddings.
     early = ("--moment=2025-02-01", "--precision=float32")
@@ -190,23 +197,87 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
     never = f"--moment={datetime.date.max}"
     _, err = finish(start(home, "embed", workdir, f"--out={home}/never", never), code=2)
     assert err.splitlines()[-1].endswith("'9999-12-31'; expected one from 1970 to 2106")
-    # Before anybody had acted there are no users.
+    # Before anybody had acted there are no users. A kill may have left what had no name yet.
+    (home / "early").mkdir()
+    (home / "early/manifest.json.tmp").write_text("{")
+    (home / "early/writer.lock").write_text("process 1 on elsewhere")
     finish(start(home, "embed", workdir, f"--out={home}/early", "--moment=1990-01-01"))
     assert not any(len(pq.read_table(path)) for path in (home / "early").glob("users-*"))
+
+
+def test_a_second_run_on_a_directory_hears_of_the_first(home, unbroken):
+    del unbroken  # the data set is there
+    workdir = home / "two"
+    first = start(home, "train", workdir)
+    wait_for_step(first, workdir, 1)
+    _, err = finish(start(home, "train", workdir), code=2)
+    assert err.startswith(f"error: {workdir}: process {first.pid} on ")
+    assert err.count("\n") == 1
+    first.send_signal(signal.SIGINT)
+    out, _ = finish(first, code=130)
+    assert "the same command goes on from there" in out
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 75)])
+def test_a_signal_while_data_are_made_leaves_nothing(tmp_path, signum, code):
+    process = start(tmp_path, "train", tmp_path / "run", "--config.data.name=pinworld/small")
+    while not list((tmp_path / "data/pinworld/small").glob(".*.unfinished")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.002)
+    process.send_signal(signum)
+    _, err = finish(process, code)
+    assert err == f"stopped by {signum.name}; the same command goes on or begins anew\n"
+    left = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    assert not left
+    assert not list((tmp_path / "data/pinworld/small").iterdir())
+
+
+def test_a_damaged_data_set_is_named(home, unbroken):
+    data = next((home / "data").rglob("checksums.json")).parent
+    (path,) = data.glob("*valid.array_record*")
+    kept = path.read_bytes()
+    path.write_bytes(kept[:100] + bytes([kept[100] ^ 1]) + kept[101:])
+    try:
+        _, err = finish(start(home, "evaluate", unbroken[0]), code=2)
+        assert err == f"error: {path}: damaged: its checksum is not that of what was written\n"
+    finally:
+        path.write_bytes(kept)
+
+
+@pytest.mark.parametrize("size", [2_000, 100_000])
+def test_a_disk_that_takes_no_more_is_one_line(home, unbroken, size):
+    """By a limit on the size of files, which the system reports as it does a full disk."""
+    del unbroken  # the data set is there
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    flags = ("--config.train.steps=4", "--config.train.evaluate_every=0")
+    process = start(home, "train", home / f"full-{size}", *flags, preexec_fn=limit)
+    _, err = finish(process, code=2)
+    (line,) = [line for line in re.split("[\r\n]", err) if line and "step/s" not in line]
+    assert re.fullmatch(rf"error: {home}/full-{size}/.*: File too large", line)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.train.step=3"], "Did you mean"),
-        (["--config.train.steps=many"], "many"),
+        (["--config.train.step=3"], "no such field; did you mean train.steps?"),
+        (["--config.train.steps=many"], "train.steps='many': expected an integer from 1"),
         (["--config.data.name=nowhere"], "data.name: no prepared data set in nowhere"),
         (["--config.data.name=pinworld/huge"], "pinworld/huge"),
         (["--config.data.positives=sav"], "no action 'sav'"),
-        (["--config.objective.name=sas"], "objective 'sas' is none of"),
-        (["--config.loss.terms=both"], "loss.terms: 'both' is none of"),
+        (["--config.objective.name=sas"], "objective.name='sas': expected one of"),
+        (["--config.loss.terms=both"], "loss.terms='both': expected one of"),
         (["--config.model.heads=3"], "model.width=16 is not divisible by model.heads=3"),
-        (["--config.evaluate.cadences=('hourly',)"], "'hourly' is none of window"),
+        (["--config.evaluate.cadences=('hourly',)"], "('hourly',): expected a tuple of at least 1"),
+        (["--config.train.seed=-1"], "train.seed=-1: expected an integer from 0"),
+        (["--config"], "Missing value for flag --config"),
+        (["--workdir="], "--workdir is empty; expected a directory"),
+        (
+            ["--coordinator=localhost:1", "--processes=1", "--process=5"],
+            "--process=5: expected from 0 to 0",
+        ),
         (["stray"], "unexpected argument 'stray'"),
         (["--config.train.model_devices=3"], "train.model_devices=3 does not divide 1 devices"),
         pytest.param(
@@ -224,7 +295,7 @@ def test_wrong_input_is_one_line(home, unbroken, flags, message):
     assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert not (home / "wrong" / "checkpoints").exists()
+    assert not (home / "wrong").exists()
 
 
 def test_another_config_in_the_same_directory_is_refused(home, unbroken):

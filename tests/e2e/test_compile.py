@@ -52,6 +52,7 @@ def test_searchsage_as_a_table():
         (["--config.data.users=12"], "data.users=12 is not divisible by the 8 devices of the mesh"),
         (["--config.data.name=nowhere"], "no prepared data set in nowhere"),
         (["--topology=v5e:3x5"], "--topology"),
+        (["--items=1000000000000"], "--items=1000000000000: 1000000000000 is not an integer in"),
     ],
 )
 def test_wrong_input_is_one_line(flags, message):

@@ -167,3 +167,35 @@ def test_ids_of_pairs_hardly_ever_collide():
     expected = ids.size**2 / 2 / 2**32
     assert collisions < expected + 5 * np.sqrt(expected)
     assert ids[3, 7] != ids[7, 3]
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_accuracy_is_that_of_the_stream(rng, decay):
+    """A stream of 30 batches, counted one by one."""
+    ids = np.minimum(rng.geometric(0.02, 1200), 200)
+    batches = rng.permutation(ids).reshape(30, 40)
+    sketch, total = init(jax.random.key(0), 4, 2**10, decay), 0
+    for batch in batches:
+        sketch = add(sketch, jnp.asarray(batch))
+        total = total * decay + 40
+    _, counts = np.unique(ids, return_counts=True)
+    found = count_min_sketch.accuracy(2**10, decay, 40, 30, 7 * counts)
+    np.testing.assert_allclose(total, float(sketch.total), rtol=1e-5)
+    np.testing.assert_allclose(found.error, np.e / 2**10 * total)
+    np.testing.assert_allclose(found.mean, total / len(counts))
+    of_each = np.repeat(counts, counts)  # as they come
+    np.testing.assert_allclose(found.median, total / 1200 * np.quantile(of_each, 0.5))
+    for width in (found.least_width // 2, found.least_width):
+        other = count_min_sketch.accuracy(width, decay, 40, 30, counts)
+        assert (other.error <= other.median) == (width == found.least_width)
+
+
+def test_of_more_ids_than_are_counted_each_has_one():
+    found = count_min_sketch.accuracy(2**10, 0.9, 40, 10**6, np.ones(10**6, int))
+    np.testing.assert_allclose([found.mean, found.median], 1)
+    assert found.least_width == 2048  # e * 400
+
+
+def test_what_is_never_counted_is_never_wrong():
+    found = count_min_sketch.accuracy(2**10, 1.0, 40, 30, np.zeros(0, int))
+    assert found.error == found.median == 0

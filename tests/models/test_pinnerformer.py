@@ -184,32 +184,53 @@ def test_item_input_is_content_and_learned_vector(content):
     np.testing.assert_array_equal(ids_alone, vectors[..., 5:])
 
 
-def test_an_item_has_the_newest_degree_up_to_its_time(content, history, rng):
+@pytest.mark.parametrize("name", ["users", "items"])
+def test_an_item_has_the_newest_degree_before_its_time(content, history, rng, name):
     """Nothing else is seen than in a catalogue with an item for each pair of item and time."""
-    degrees = jnp.asarray(rng.standard_normal((NUM_ITEMS, 3)), jnp.float32)
+    degrees = rng.standard_normal((NUM_ITEMS, 3)).astype(np.float32)
     times = history["time"][0, [1, 3, 5]] + np.uint32([0, 5, 0])
-    pairs = jnp.concatenate([jnp.repeat(content, 3, axis=0), degrees.reshape(-1, 1)], axis=1)
+
+    def before(now):
+        return np.array([[sum(times < time) for time in row] for row in now])
+
+    # Of each item one without a degree and three with each of them.
+    known = np.concatenate([np.zeros((NUM_ITEMS, 1)), degrees], axis=1).reshape(-1, 1)
+    pairs = jnp.concatenate([jnp.repeat(content, 4, axis=0), known], axis=1)
     content = jnp.concatenate([content, degrees], axis=1)
-
-    def pair(rows, now):
-        newest = np.array([[sum(times <= time) for time in row] for row in now]) - 1
-        return np.where(rows < 0, -1, 3 * rows + np.maximum(newest, 0)).astype(np.int32)
-
-    model = make(num_items=3 * NUM_ITEMS, id_dim=0)
-    init = functools.partial(model.init, jax.random.key(0))
-    params = jax.jit(init)(pairs, jax.device_put(history))
+    model = make(num_items=4 * NUM_ITEMS, id_dim=0)
+    one_degree = jnp.ones(1, jnp.uint32)  # before all times
+    params = jax.jit(functools.partial(model.init, jax.random.key(0)))(
+        pairs, jax.device_put(history), one_degree
+    )
     rows, now = history["item"], history["time"]
-    paired = jax.device_put({**history, "item": pair(rows, now)})
-    assert len(np.unique(pair(rows * 0, now) % 3)) == 3
-    found = users_of(model)(params, content, history, degree_times=times)
-    np.testing.assert_allclose(found, users(model, pairs, paired, params), atol=1e-5)
-
-    items = functools.partial(model.apply, params, method="items")
-    expected = items(pairs, paired["item"])[rows >= 0]
-    found = items(content, jnp.asarray(rows), jnp.asarray(now), jnp.asarray(times))[rows >= 0]
+    paired = np.where(rows < 0, -1, 4 * rows + before(now)).astype(np.int32)
+    assert set(np.unique(before(now))) == {0, 1, 2, 3}
+    apply = functools.partial(model.apply, params, method=name)
+    if name == "users":
+        found = apply(content, jax.device_put(history), degree_times=jnp.asarray(times))
+        other = jax.device_put({**history, "item": paired})
+        expected = apply(pairs, other, degree_times=one_degree)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        return
+    expected = apply(pairs, jnp.asarray(paired), degree_times=one_degree)[rows >= 0]
+    found = apply(content, jnp.asarray(rows), jnp.asarray(now), jnp.asarray(times))[rows >= 0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    newest = items(content, jnp.arange(4), degree_times=jnp.asarray(times))
-    np.testing.assert_allclose(newest, items(pairs, 3 * jnp.arange(4) + 2), atol=1e-5)
+    newest = apply(content, jnp.arange(4), degree_times=jnp.asarray(times))
+    expected = apply(pairs, 4 * jnp.arange(4) + 3, degree_times=one_degree)
+    np.testing.assert_allclose(newest, expected, atol=1e-5)
+
+
+def test_a_degree_neither_shrinks_content_nor_is_scaled(rng):
+    model = pinnerformer.ItemInput(4, id_dim=0, id_buckets=0, tables=tables.WHOLE)
+    content = rng.standard_normal((4, 6)).astype(np.float32)
+    content[2:] = 0  # unknown
+    degree = np.array([[0.05], [300.0], [0.05], [3.0]], np.float32)
+    times = jnp.zeros(1, jnp.uint32)
+    table = jnp.concatenate([content, degree], axis=1)
+    found = np.asarray(model.apply({}, table, jnp.arange(4), degree_times=times))
+    size = np.sqrt(np.square(content.astype(np.float64)).mean(axis=1, keepdims=True))
+    np.testing.assert_allclose(found[:, :6], content / np.maximum(size, 1e-9), rtol=1e-5)
+    np.testing.assert_array_equal(found[:, 6:], degree)
 
 
 def test_towers_share_the_learned_vectors(content, history):

@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from pinjax.models import product_features
 
@@ -62,14 +63,26 @@ def test_what_does_not_fit_is_told(rng):
         assert bool(fits) == (capacity == total)
 
 
-def test_capacity_is_enough_and_not_much_more(rng):
-    lengths = rng.geometric(0.05, 1_000)
-    weights = rng.random(1_000)
-    draws = rng.choice(1_000, (2_000, 256), p=weights / weights.sum())
-    totals = lengths[draws].sum(axis=1)
-    capacity = product_features.token_capacity(lengths, weights, 256)
-    assert totals.max() < capacity < 2 * totals.mean()
+@pytest.mark.parametrize("longest", [9, 900])  # of one product; of all others 9
+@pytest.mark.parametrize("chance", [1e-3, 1e-18])
+def test_capacity_is_exceeded_as_seldom_as_said(rng, longest, chance):
+    lengths, weights = rng.integers(0, 10, 500), rng.random(500)
+    lengths[7], number = longest, 256
+    capacity = product_features.token_capacity(lengths, weights, number, chance)
     assert capacity % 128 == 0
+    # The distribution of the sum, by doubling.
+    of_sum = np.bincount(lengths, weights) / weights.sum()
+    for _ in range(8):
+        of_sum = np.convolve(of_sum, of_sum)
+    above = np.cumsum(of_sum[::-1])[::-1]  # above[c]: so many or more
+    assert above[capacity + 1 :].max(initial=0) <= chance
+    assert above[capacity - 128 - longest] > chance / 1e3  # and no larger than it has to be
+
+
+def test_capacity_of_what_cannot_be_more():
+    capacity = functools.partial(product_features.token_capacity, chance=1e-30)
+    assert capacity(np.array([64, 300]), np.array([2.0, 0.0]), 8) == 512
+    assert capacity(np.zeros(3, int), np.ones(3), 8) == 0
 
 
 def test_most_tokens_of_a_catalogue_in_order(rng):

@@ -60,35 +60,48 @@ def test_a_device_holds_its_share_wherever_rows_are_popular(sharded):
     np.testing.assert_array_equal(np.unique(np.concatenate(shards)), np.arange(5000))
 
 
-def test_what_an_owner_cannot_send_is_nan(sharded):
-    """4,096 rows that all belong to one device, whose share would be 512."""
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.bool_])
+def test_rows_that_all_belong_to_one_owner_come_in_rounds(sharded, dtype):
+    """8 x 500 of the 1,024 rows of the first device: of each owner 500 / 8 are expected."""
     shared = PartitionSpec(sharded.mesh.axis_names)
-    table = jnp.arange(8.0 * 8192)[:, None]
-    places = jnp.concatenate([jnp.arange(4096), jnp.full(7 * 4096, -1)]).astype(jnp.int32)
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 2 if dtype == np.bool_ else 99, (8 * 1024, 2)).astype(dtype)
+    rows = np.stack([rng.choice(1024, 500, replace=False) for _ in range(8)])
+    rows[1:, -50:] = 8 * 1024  # none
+    rows.sort(axis=1)
+    assert tables.capacity(500, 8) < 500 / 4
+    axes = sharded.mesh.axis_names
 
-    def get(shard, places):
-        rows, lies_at = tables.exchange(shard, places, sharded.mesh.axis_names, 8)
-        return rows.at[lies_at].get(mode="fill")
+    def exchange(table, rows):
+        return tables.exchange(axes, 8, table, rows)
 
-    found = jax.jit(jax.shard_map(get, mesh=sharded.mesh, in_specs=shared, out_specs=shared))(
-        table, places
+    exchange = jax.shard_map(
+        *(exchange,), mesh=sharded.mesh, in_specs=shared, out_specs=shared, check_vma=False
     )
-    found = np.asarray(found)[:4096, 0]
-    capacity = int(np.ceil(512 + 8 * np.sqrt(512) + 63 / 6))
-    assert capacity == tables.capacity(4096, 8)
-    np.testing.assert_array_equal(found[:capacity], np.arange(capacity))
-    assert np.isnan(found[capacity:]).all()
+    found = np.asarray(jax.jit(exchange)(table, rows.ravel().astype(np.int32)))
+    exists = rows.ravel() < len(table)
+    np.testing.assert_array_equal(found[exists], table[rows.ravel()[exists]])
+    assert not found[~exists].any()
+    if dtype != np.float32:
+        return
+    weights = rng.standard_normal(found.shape).astype(np.float32)
+    gradient = jax.jit(jax.grad(lambda table, rows: (weights * exchange(table, rows)).sum()))(
+        table, rows.ravel().astype(np.int32)
+    )
+    expected = np.zeros(table.shape)
+    np.add.at(expected, rows.ravel()[exists], weights[exists].astype(np.float64))
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("mean", [0.05, 0.125, 0.5, 1, 3, 20, 128, 2048])
-def test_hardly_ever_is_an_owner_asked_for_too_much(mean):
+def test_one_round_is_nearly_always_enough(mean):
     """The chance of a Poisson variable above the capacity, by its probabilities."""
     devices = 256
     size = round(mean * devices)
     above = np.arange(400) + tables.capacity(size, devices) + 1
     rate = size / devices
     log_chances = above * math.log(rate) - [math.lgamma(k + 1) for k in above] - rate
-    assert np.logaddexp.reduce(log_chances) < math.log(1e-14)
+    assert np.logaddexp.reduce(log_chances) < math.log(3e-6)
 
 
 def test_whole_tables_are_left_alone():

@@ -77,3 +77,13 @@ def test_temporaries_do_not_grow_with_the_index():
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporaries(100_001) < 1.1 * temporaries(1_001) + 10_000
+
+
+@pytest.mark.parametrize("k", [1, 12, 70])
+def test_best_of_scores_that_are_there(rng, k):
+    scores = rng.standard_normal((20, 50)).astype(np.float32)
+    valid = rng.random(50) < 0.5
+    found, rows = exact.best(scores, valid, k)
+    expected_scores, expected_rows = brute_force(np.eye(20), scores.T, k, valid)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_array_equal(found, expected_scores.astype(np.float32))

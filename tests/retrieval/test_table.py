@@ -1,6 +1,7 @@
 import doctest
 
 from pinjax.retrieval import table
+from pinjax.retrieval.metrics import Estimate
 
 
 def test_doctest():
@@ -10,21 +11,25 @@ def test_doctest():
 def test_cells_and_missing_ones():
     text = table.format_table(
         [
-            ("popularity", {"R@10": (0.02, 0.001), "cov": (float("nan"), None)}),
-            ("ours", {"R@10": (0.2293, 0.0031), "queries/s": (12345.6, None)}),
-            ("alone", {"R@10": (0.5, float("nan"))}),
+            ("popularity", {"R@10": Estimate(0.02, 0.019, 0.021), "cov": Estimate(float("nan"))}),
+            ("ours", {"R@10": Estimate(0.2293, 0.2262, 0.2324), "queries/s": Estimate(12345.6)}),
+            ("nothing", {"R@10": Estimate(0.0, 0.0, 0.1608)}),
+            ("alone", {"R@10": Estimate(0.5)}),
+            ("always", {"R@10": Estimate(0.3, 0.3, 0.3 + 1e-16)}),
         ]
     )
     assert text.splitlines() == [
-        "method      R@10             cov  queries/s",
-        "popularity  0.0200 ± 0.0010    -          -",
-        "ours        0.2293 ± 0.0031    -     12,346",
-        "alone       0.5000             -          -",
+        "method      R@10                     cov  queries/s",
+        "popularity  0.0200 ± 0.0010            -          -",
+        "ours        0.2293 ± 0.0031            -     12,346",
+        "nothing     0.0000 [0.0000, 0.1608]    -          -",
+        "alone       0.5000                     -          -",
+        "always      0.3000 ± 0.0000            -          -",
     ]
 
 
 def test_columns_beyond_the_width_follow_below():
-    metrics = {f"metric {i}": (i / 7, 0.01) for i in range(9)}
+    metrics = {f"metric {i}": Estimate(i / 7, i / 7 - 0.01, i / 7 + 0.01) for i in range(9)}
     lines = table.format_table([("a", metrics), ("b", metrics)], width=60).splitlines()
     assert max(map(len, lines)) <= 60
     headers = [line for line in lines if line.startswith("method")]
@@ -33,8 +38,8 @@ def test_columns_beyond_the_width_follow_below():
 
 
 def test_methods_without_any_of_the_columns_below_are_left_out_there():
-    both = {f"metric {i}": (0.5, 0.01) for i in range(2)}
-    rows = [("ours", both | {"queries/s": (9e3, None)}), ("popularity", both)]
+    both = {f"metric {i}": Estimate(0.5, 0.49, 0.51) for i in range(2)}
+    rows = [("ours", both | {"queries/s": Estimate(9e3)}), ("popularity", both)]
     assert table.format_table(rows, width=52).splitlines()[-3:] == [
         "",
         "method  queries/s",

@@ -16,8 +16,8 @@ SYSTEM = "itemsage"
 SIZE, RANDOM = 32, 24
 
 
-def expected_losses(config, queries, products, batch, random, num_products, scale):
-    """Each term of each pair, one pair at a time in float64."""
+def expected_losses(config, queries, products, batch, random, num_products, scale, certain):
+    """Each term of each pair, one pair at a time in float64; P(p | q) is 1 where it is certain."""
     pairs = list(zip(batch["query"].tolist(), batch["product"].tolist(), strict=True))
     num_pairs = len(pairs)
 
@@ -25,7 +25,8 @@ def expected_losses(config, queries, products, batch, random, num_products, scal
         return sum(other == thing for other in things)
 
     positive_log_q = [
-        np.log(count(pair, pairs) / count(pair[0], [query for query, _ in pairs])) for pair in pairs
+        0 if certain else np.log(count(pair, pairs) / count(pair[0], [query for query, _ in pairs]))
+        for pair in pairs
     ]
 
     def log_q(product, num_batch, num_random):
@@ -55,7 +56,7 @@ def expected_losses(config, queries, products, batch, random, num_products, scal
 
 
 @pytest.mark.parametrize("log_q", [True, False])
-@pytest.mark.parametrize("terms", itemsage.TERMS)
+@pytest.mark.parametrize("terms", ["summed", "joined", "in_batch", "random"])
 def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     loss = dict(terms=terms, log_q=log_q, random=RANDOM, sketch_width=2**18)
     config = make_config(loss=loss)
@@ -66,8 +67,11 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     for row, query in zip(batch["excluded"], batch["query"], strict=True):
         same = batch["product"][batch["query"] == query]
         row[:] = np.append(same, np.full(len(row) - len(same), -1))
-    key = jax.random.key(2)
-    value, (metrics, sketches) = jax.jit(system.loss)(params, system.frozen, sketches, batch, key)
+    key, loss = jax.random.key(2), jax.jit(system.loss)
+    counts = sketches["pairs"].table + jnp.uint32(1_000)  # of other pairs in the same counters
+    many = {**sketches, "pairs": sketches["pairs"].replace(table=counts)}
+    with_many, _ = loss(params, system.frozen, many, batch, key)
+    value, (metrics, sketches) = loss(params, system.frozen, sketches, batch, key)
 
     dataset = datasets.load_pairs(config.data.name, config.data.dir)
     queries = dataset.queries.vectors.astype(jnp.bfloat16).astype(np.float64)
@@ -81,8 +85,14 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     assert len(corpus) < len(products)
     random = corpus[np.asarray(jax.random.randint(key, (RANDOM,), 0, len(corpus)))].tolist()
 
-    losses = expected_losses(config.loss, queries, products, batch, random, len(corpus), 1 / 0.07)
+    losses_of = functools.partial(
+        expected_losses, config.loss, queries, products, batch, random, len(corpus), 1 / 0.07
+    )
+    losses = losses_of(certain=False)
     names = ("in_batch", "random") if terms == "summed" else (terms,)
+    of_certain = losses_of(certain=True)
+    total = sum(of_certain[name].mean() for name in names)
+    np.testing.assert_allclose(float(with_many), total, rtol=1e-4)
     for name in names:
         np.testing.assert_allclose(metrics[f"loss/{name}"], losses[name].mean(), rtol=1e-4)
     total = sum(losses[name] for name in names)
@@ -100,8 +110,61 @@ def test_images_or_texts_alone_work_by_config(make_config, model, mesh):
     batch, key = next(system.batches(0)), jax.random.key(2)
     value, _ = jax.jit(system.loss)(params, system.frozen, sketches, batch, key)
     assert np.isfinite(value)
-    (row,) = system.evaluate(params, "valid")
+    (row,) = system.evaluate(params, "valid").rows
     assert 0 < row.metrics["R@100"][0] < 1
+
+
+def test_sketches_are_as_wide_as_there_are_ids(make_config, mesh):
+    config = make_config(loss={"sketch_width": 2**14})
+    dataset = datasets.load_pairs(config.data.name, config.data.dir)
+    train = dataset.pairs("train")
+    corpus, distinct = np.unique(train["product"]), np.unique(train[["query", "product"]])
+    widths = itemsage.sketch_widths(config.loss, len(corpus), len(dataset.queries))
+    assert widths["pairs"] == 2**14
+    assert 4 * len(corpus) <= widths["products"] < 8 * len(corpus)
+    assert 4 * len(dataset.queries) <= widths["queries"] < 8 * len(dataset.queries)
+    system = registry.create(config, mesh)
+    _, sketches = system.init(jax.random.key(0))
+    assert {name: sketch.table.shape for name, sketch in sketches.items()} == {
+        name: (4, width) for name, width in widths.items()
+    }
+    assert len(distinct) > 30 * 32  # more than a run counts
+    error = np.e / 2**14 * 30 * 32
+    expected = f"counted 1.0 times each, median 1.0, at most {error:,.1f} too often"
+    assert system.summary["pairs"] == expected
+
+
+def test_pairs_that_drown_in_their_sketch_are_refused(make_config, mesh):
+    """As in 2^22 columns the ten million pairs of the published size."""
+    config = make_config(loss={"sketch_width": 2**12}, train={"steps": 10_000})
+    dataset = datasets.load_pairs(config.data.name, config.data.dir)
+    pairs = dataset.pairs("train")[["query", "product"]]
+    _, row, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+    median = 320_000 / len(pairs) * np.quantile(counts[row], 0.5)
+    least = 2 ** int(np.ceil(np.log2(np.e * 320_000 / median)))
+    message = (
+        rf"loss.sketch_width: of 4096 counters a row, {len(counts):,} pairs are counted up to "
+        rf"212.4 times too often, with a median count of {median:,.1f}; expected at least {least}"
+    )
+    with pytest.raises(InputError, match=message):
+        registry.create(config, mesh).check_training()
+    config.loss.log_q = False
+    registry.create(config, mesh).check_training()
+    config.loss.update(log_q=True, sketch_width=least)
+    registry.create(config, mesh).check_training()
+
+
+def test_what_trains_on_nothing_is_refused(make_config, mesh):
+    config = make_config()
+    config.tasks = (("image/click", 1.0, 0), ("text/checkout", 0.01, 0))
+    with pytest.raises(InputError, match=r"tasks: 'text/checkout' has no pair in a batch; exp"):
+        registry.create(config, mesh).check_training()
+    config = make_config(data={"pairs": 1}, loss={"terms": "in_batch"})
+    config.tasks = (("image/click", 1.0, 0),)
+    with pytest.raises(InputError, match=r"data.pairs=1: the first 8 batches have one query each"):
+        registry.create(config, mesh).check_training()
+    config.loss.terms = "random"
+    registry.create(config, mesh).check_training()
 
 
 def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
@@ -130,16 +193,19 @@ def test_other_frozen_tables_are_refused(make_config, tmp_path, mesh):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"loss": {"terms": "both"}}, "loss.terms: 'both' is none of summed, joined"),
+        ({"loss": {"terms": "both"}}, "loss.terms='both': expected one of summed, joined"),
         ({"model": {"texts": (("titel", "a"),)}}, "has no 'titel', only title, description"),
         ({"model": {"dim": 8}}, "model.dim=8: query vectors of pinshop/tiny have 256 numbers"),
         ({"model": {"residual": True, "image_slots": 0}}, "model.residual needs images; expected"),
-        ({"model": {"encoder": "mean"}}, "model.encoder: 'mean' is none of transformer, sum, "),
-        ({"model": {"layers": 0}}, "model.layers=0; expected at least 1"),
+        (
+            {"model": {"encoder": "mean"}},
+            "model.encoder='mean': expected one of transformer",
+        ),
+        ({"model": {"layers": 0}}, "model.layers=0: expected an integer from 1"),
         ({"model": {"encoder": "sum", "heads": 3}}, "not divisible by model.heads=3"),
         ({"model": {"texts": (), "image_slots": 0}}, "expected texts, images or both"),
-        ({"loss": {"random": 0}}, "loss.random=0; expected at least 1"),
-        ({"loss": {"sketch_width": 1_000}}, "loss.sketch_width is 1000, expected a power of two"),
+        ({"loss": {"random": 0}}, "loss.random=0: expected an integer from 1"),
+        ({"loss": {"sketch_width": 1_000}}, "loss.sketch_width=1000: expected a power of two"),
     ],
 )
 def test_wrong_config_is_refused(make_config, sections, message, mesh):
@@ -169,6 +235,13 @@ def test_more_tokens_than_can_be_numbered_are_refused():
     itemsage.check_tokens("shop", 2**31 - 1)
     with pytest.raises(InputError, match=r"those of shop have 2,147,483,648 tokens together"):
         itemsage.check_tokens("shop", 2**31)
+
+
+def test_a_task_without_pairs_is_refused(make_config, mesh):
+    config = make_config()
+    config.tasks = (("image/click", 1.0, 0), ("text/click", 1e-9, 0))
+    with pytest.raises(InputError, match=r"text/click has no pair in a batch of data.pairs=32"):
+        registry.create(config, mesh)
 
 
 def test_unknown_task_is_refused(make_config, mesh):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pinjax import settings
+from pinjax.data import item_features
 from pinjax.errors import InputError
 from pinjax.models import tables
 from pinjax.systems import pinnerformer, registry
@@ -19,9 +21,9 @@ SYSTEM = "pinnerformer"
     ("terms", "log_q", "equal_users", "degree_times"),
     [
         ("joined", True, True, 3),
-        ("joined", False, False, 1),
+        ("joined", False, False, 0),
         ("summed", True, False, 3),
-        ("summed", False, True, 1),
+        ("summed", False, True, 0),
     ],
 )
 def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_times, mesh):
@@ -29,16 +31,22 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     # A sketch as wide as this has no collisions among 1,000 items, or hardly any.
     loss = dict(terms=terms, log_q=log_q, in_batch=20, random=30, sketch_width=2**20)
     loss["equal_users"] = equal_users
-    data = {"degree_days": 240.0, "degree_times": degree_times}
+    data = {"degree_days": 240.0, "degree_times": degree_times} if degree_times else {}
     config = make_config(loss=loss, data=data)
     system = registry.create(config, mesh)
     params, sketch = jax.jit(system.init)(jax.random.key(1))
     batch = dict(next(system.batches(0)))
     few = np.arange(4) >= 1 + np.arange(len(batch["item"]))[:, None] % 4
     batch["label_item"] = np.where(few, -1, batch["label_item"])  # else all weights are the same
+    # User 0 stands in three rows, user 1 in two.
+    user = np.arange(len(batch["item"]))
+    user[[5, 9]], user[7] = 0, 1
+    rows = [np.flatnonzero(user == own) for own in user]
+    batch["same_user"] = np.stack([np.pad(r, (0, 3 - len(r)), constant_values=-1) for r in rows])
     batch = jax.device_put(batch)
     key = jax.random.key(2)
-    value, (metrics, sketch) = jax.jit(system.loss)(params, system.frozen, sketch, batch, key)
+    step = jax.jit(jax.value_and_grad(system.loss, has_aux=True))
+    (value, (metrics, sketch)), gradient = step(params, system.frozen, sketch, batch, key)
 
     dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
     model = pinnerformer.make_model(config, dataset.metadata, mesh)
@@ -48,9 +56,9 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     )
     outputs = np.asarray(apply(batch, method="users"), np.float64)
     everything = jnp.arange(model.num_items, dtype=jnp.int32)
-    # As they were at each time at which degrees were counted.
-    times = np.zeros(1, np.uint32) if times is None else np.asarray(times)
-    then = [jnp.full(model.num_items, time, jnp.uint32) for time in times]
+    # As they were before degrees were counted, and after each time at which they were.
+    times = np.zeros(0, np.uint32) if times is None else np.asarray(times)
+    then = [jnp.full(model.num_items, time, jnp.uint32) for time in (0, *(times + 1))]
     items = np.stack([apply(everything, now, method="items") for now in then]).astype(np.float64)
     scale = float(model.apply(params, method="scale"))
 
@@ -70,33 +78,88 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     in_batch = list(zip(in_batch, some[:20], strict=True))
     random = list(zip(random, some[20:], strict=True))
 
-    def pair_loss(user, query, positive, negatives, batch_size, random_size):
+    def pair_loss(row, query, positive, negatives, batch_size, random_size, scale):
         def logit(item, moment):
             frequency = np.mean(flat[flat >= 0] == item)
             expected = batch_size * frequency + random_size / len(corpus)
-            then = max(np.sum(times <= moment) - 1, 0)
-            return scale * query @ items[then, item] - (np.log(expected) if log_q else 0)
+            return scale * query @ items[np.sum(times < moment), item] - (
+                np.log(expected) if log_q else 0
+            )
 
-        kept = [logit(*n) for n in negatives if n[0] not in labels[user]]
+        own = labels[user == user[row]]
+        kept = [logit(*n) for n in negatives if n[0] not in own]
         return -logit(*positive) + np.logaddexp.reduce([logit(*positive), *kept])
 
-    total = 0.0
-    users = [u for u in range(len(labels)) if (labels[u] >= 0).any()]
-    for u in users:
-        pairs = [j for j in range(labels.shape[1]) if labels[u, j] >= 0]
-        for j in pairs:
-            query = outputs[u, batch["label_position"][u, j]]
-            positive = labels[u, j], moments[u, j]
-            if terms == "joined":
-                value_of_pair = pair_loss(u, query, positive, [*in_batch, *random], 20, 30)
-            else:
-                value_of_pair = pair_loss(u, query, positive, in_batch, 20, 0)
-                value_of_pair += pair_loss(u, query, positive, random, 0, 30)
-            weight = 1 / len(pairs) / len(users) if equal_users else 1 / (labels >= 0).sum()
-            total += value_of_pair * weight
-    np.testing.assert_allclose(float(value), total, rtol=1e-5)
+    def loss_at(scale):
+        total = 0.0
+        users = [u for u in range(len(labels)) if (labels[u] >= 0).any()]
+        for u in users:
+            pairs = [j for j in range(labels.shape[1]) if labels[u, j] >= 0]
+            for j in pairs:
+                query = outputs[u, batch["label_position"][u, j]]
+                positive = labels[u, j], moments[u, j]
+                if terms == "joined":
+                    of_pair = pair_loss(u, query, positive, [*in_batch, *random], 20, 30, scale)
+                else:
+                    of_pair = pair_loss(u, query, positive, in_batch, 20, 0, scale)
+                    of_pair += pair_loss(u, query, positive, random, 0, 30, scale)
+                weight = 1 / len(pairs) / len(users) if equal_users else 1 / (labels >= 0).sum()
+                total += of_pair * weight
+        return total
+
+    np.testing.assert_allclose(float(value), loss_at(scale), rtol=1e-5)
+    # The temperature is 0.01 + e^x: d scale / dx = -scale^2 (1 / scale - 0.01).
+    slope = (loss_at(scale + 1e-4) - loss_at(scale - 1e-4)) / 2e-4
+    (found,) = jax.tree.leaves(gradient["params"]["temperature"])
+    np.testing.assert_allclose(found, -slope * scale**2 * (1 / scale - 0.01), rtol=1e-3)
     assert int(sketch.total) == (flat >= 0).sum()
     np.testing.assert_allclose(metrics["temperature"], 0.07, rtol=1e-5)
+
+
+def test_a_user_is_not_their_own_negative(make_config, mesh):
+    """Of a batch that is one user alone nothing is left to learn from."""
+    config = make_config(loss={"random": 0})
+    system = registry.create(config, mesh)
+    params, sketch = system.init(jax.random.key(1))
+    batch = dict(next(system.batches(0)))
+    step = jax.jit(jax.grad(system.loss, has_aux=True))
+    for width, largest in ((1, 0.1), (16, 0.0)):
+        same = np.arange(16)[:, None] if width == 1 else np.tile(np.arange(16), (16, 1))
+        arguments = sketch, jax.device_put({**batch, "same_user": same}), jax.random.key(2)
+        gradient, _ = step(params, system.frozen, *arguments)
+        found = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient))
+        assert found == 0 if largest == 0 else found > largest
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"data": {"positives": "unknown"}},
+            r"data.positives='unknown', data.surfaces='home': no training user of pinworld/tiny",
+        ),
+        (
+            {"objective": {"horizon": 0}},
+            r"tiny: the first 8 batches have no label; .* objective.horizon=0 seconds after others",
+        ),
+        (
+            {"data": {"users": 1}, "loss": {"random": 0}},
+            r"tiny: the first 8 batches have one user each, for whom loss.random=0 leaves no neg",
+        ),
+        (
+            {"loss": {"sketch_width": 64}},
+            r"loss.sketch_width: of 64 counters a row, [0-9]+ items are counted up to 81.5 times",
+        ),
+    ],
+)
+def test_what_trains_on_nothing_is_refused(make_config, mesh, sections, message):
+    with pytest.raises(InputError, match=message):
+        registry.create(make_config(**sections), mesh).check_training()
+
+
+def test_the_config_as_it_is_learns(make_config, mesh):
+    registry.create(make_config(), mesh).check_training()
+    registry.create(make_config(data={"users": 2}, loss={"random": 0}), mesh).check_training()
 
 
 def test_choice_is_without_replacement_and_takes_missing_ones_last():
@@ -157,40 +220,60 @@ def test_data_without_content_needs_learned_ids(make_config, monkeypatch, mesh):
         registry.create(config, mesh)
 
 
-def log_degrees(dataset, days, moment):
-    """One action after the other, of mean 0 and variance 1, and the counts that they come from."""
-    created = dataset.catalogue.created.astype(np.float64)
-    times = [chunk.records["time"].astype(int) for chunk in dataset.chunks("train")]
-    start = max(moment - days * 86_400, min(time.min() for time in times))
-    existed = np.maximum(moment - np.maximum(created, start), 0) / 86_400
-    assert (existed == 0).any()
-    count = np.zeros(len(created))
-    for chunk, time in zip(dataset.chunks("train"), times, strict=True):
-        for item, acted in zip(chunk.records["item"], time, strict=True):
-            count[item] += moment - days * 86_400 < acted <= moment
-    # A gamma prior of shape 1 whose mean is the rate of all items together.
-    degree = np.log((1 + count) / (existed.sum() / count.sum() + existed))
-    there = created <= moment
-    return (degree - degree[there].mean()) / degree[there].std(), count
-
-
-@pytest.mark.parametrize("days", [20.0, 1e4])
-def test_degree_stands_beside_content(make_config, days):
-    config = make_config(data={"content": True, "degree_days": days})
+def test_nobody_knows_what_is_done_later(make_config, mesh):
+    """Other actions after a count leave what is known until the next one as it was."""
+    data = {"degree_days": 84.0, "degree_times": 13}
+    config = make_config(data=data, model={"id_dim": 0})
     dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
-    table = np.asarray(pinnerformer.item_content(config, dataset), np.float64)
-    content = np.asarray(dataset.catalogue.content, np.float64)
-    dim = content.shape[1]
-    expected = content * np.sqrt(dim) / np.linalg.norm(content, axis=1, keepdims=True)
-    np.testing.assert_allclose(table[:, :dim], expected, rtol=2**-8, atol=1e-6)
-    degree, count = log_degrees(dataset, days, dataset.metadata.train_end)
-    if days > 1_000:
-        np.testing.assert_array_equal(count, dataset.catalogue.counts)
-    np.testing.assert_allclose(table[:, dim], degree, rtol=2**-8, atol=1e-6)
+    model = pinnerformer.make_model(config, dataset.metadata, mesh)
+    times = pinnerformer.degree_times(config, dataset.metadata, dataset.metadata.train_end)
+    after = times[5]
+
+    class Other:
+        catalogue, metadata = dataset.catalogue, dataset.metadata
+
+        def chunks(self, split):
+            for chunk in dataset.chunks(split):
+                records = chunk.records.copy()
+                records["item"][records["time"] > after] = 7
+                yield pinnerformer.datasets.Chunk(chunk.users, records, chunk.offsets)
+
+    contents = [pinnerformer.item_content(config, data, times) for data in (dataset, Other())]
+    system = registry.create(config, mesh)
+    params, _ = system.init(jax.random.key(0))
+    apply = functools.partial(model.apply, params, degree_times=jnp.asarray(times))
+    embed_users, embed_items = (
+        jax.jit(functools.partial(apply, method=name)) for name in ("users", "items")
+    )
+    unlike = 0
+    for step in range(3):
+        batch = jax.device_put(system.batches(step).__next__())
+        moments = pinnerformer.pinnerformer.at(batch["moment"], batch["label_position"])
+        users, items = (
+            [np.asarray(embed(content, *arguments)) for content in contents]
+            for embed, arguments in (
+                (embed_users, (batch, batch["label_position"])),
+                (embed_items, (batch["label_item"], moments)),
+            )
+        )
+        exists = np.asarray(batch["label_item"]) >= 0
+        known = np.asarray(moments) <= times[6]  # the next count, which is of no use yet
+        for a, b in (users, items):
+            np.testing.assert_array_equal(a[exists & known], b[exists & known])
+            unlike += (np.abs(a - b).max(axis=-1) > 1e-3)[exists & ~known].sum()
+        assert (exists & known).any()
+    assert unlike > 20
 
 
-@pytest.mark.parametrize("times", [1, 3])
-def test_towers_know_the_degrees_of_their_moment(make_config, times, mesh):
+def test_degrees_need_times(make_config):
+    config = make_config(data={"degree_days": 30.0})
+    metadata = pinnerformer.schema.Metadata("ml1m", (), (), 9, 0, leave_one_out=True)
+    with pytest.raises(InputError, match=r"data.degree_days=30.0: ml1m has the order of actions"):
+        pinnerformer.degree_times(config, metadata, 0)
+
+
+def test_towers_know_the_degrees_of_their_moment(make_config, mesh):
+    times = 3
     data = {"content": True, "degree_days": 24.0, "degree_times": times}
     config = make_config(data=data, model={"id_dim": 0})
     dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
@@ -213,11 +296,9 @@ def test_towers_know_the_degrees_of_their_moment(make_config, times, mesh):
     for days in (-20, 0, 5):
         moment = dataset.metadata.train_end + days * 86_400
         counted = moment - 2 * 86_400 * np.arange(times)[::-1]
-        degrees = np.stack([log_degrees(dataset, 24.0, time)[0] for time in counted], axis=1)
+        degrees = item_features.log_degrees(dataset, 24.0, np.array(counted))
         content = page.frozen.content.at[:, -times:].set(degrees.astype(jnp.bfloat16))
-        then = page.frozen._replace(content=content)
-        if times > 1:
-            then = then._replace(degree_times=jnp.asarray(counted, jnp.uint32))
+        then = page.frozen._replace(content=content, degree_times=jnp.asarray(counted, jnp.uint32))
         items = items_of(then)
         towers = towers_at(params, moment)
         close(towers.items(rows), items)
@@ -225,36 +306,6 @@ def test_towers_know_the_degrees_of_their_moment(make_config, times, mesh):
         close(page.embed(params, moment)["items"][0]()[1], items)
         assert np.abs(items - last).max() > 0.1
         last = items
-
-
-def test_rates_tell_popularity_whenever_an_item_was_created(make_config):
-    config = make_config()
-    dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
-    end = np.array([dataset.metadata.train_end])
-    rates = pinnerformer.recent_rates(dataset, 365.0, end)[:, 0]
-    # An item of pinworld is as popular on its first day as on any other.
-    oracle = dataset.oracle
-    appeal = oracle.popularity * np.exp(oracle.tastes @ oracle.style.T).mean(axis=0)
-    topic = np.bincount(oracle.leaf, rates) / np.bincount(oracle.leaf, appeal)
-    error = np.log(rates / (topic[oracle.leaf] * appeal))
-    age = (dataset.metadata.train_end - oracle.created.astype(np.float64)) / 86_400
-    new, old = error[(age > 5) & (age < 60)], error[age > 91]
-    assert len(new) > 50
-    assert abs(new.mean() - old.mean()) < 0.2
-
-
-def test_components_are_those_along_which_items_of_the_training_period_vary_most(make_config):
-    config = make_config(data={"content": True, "components": 3})
-    dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
-    found = np.asarray(pinnerformer.item_content(config, dataset), np.float64)
-    content = np.asarray(dataset.catalogue.content, np.float64)
-    existed = dataset.catalogue.created <= dataset.metadata.train_end
-    assert not existed.all()
-    centred = content - content[existed].mean(axis=0)
-    _, _, axes = np.linalg.svd(centred[existed], full_matrices=False)
-    axes = axes[2::-1]
-    axes *= np.where(axes.max(axis=1) > -axes.min(axis=1), 1, -1)[:, None]
-    np.testing.assert_allclose(found, centred @ axes.T, rtol=2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -268,23 +319,30 @@ def test_components_are_those_along_which_items_of_the_training_period_vary_most
         ),
         (
             {"data": {"content": True, "components": -1}},
-            "data.components=-1: expected from 0 to 256",
+            "data.components=-1: expected an integer from 0",
         ),
-        ({"data": {"degree_times": 2}}, "data.degree_times=2: expected at least 1, and 1 where"),
+        (
+            {"data": {"users": 2**20}, "objective": {"name": "all_action", "labels": 2**12}},
+            "data.users=1048576: a batch would have 4,294,967,296 labels; expected at most",
+        ),
+        (
+            {"data": {"degree_days": 1.0, "degree_times": 1}},
+            "data.degree_times=1: expected an integer from 2",
+        ),
         ({"data": {"content": False}, "model": {"id_dim": 0}}, "model.id_dim=0: items without"),
         (
             {"data": {"content": False}, "model": {"gated_layers": 1}},
             "model.gated_layers: learned ids begin",
         ),
-        ({"model": {"gated_layers": -1}}, "model.gated_layers=-1: expected at least 0"),
-        ({"objective": {"newest": 1.5}}, "objective.newest=1.5: expected from 0 to 1"),
-        ({"model": {"features": ("item", "age")}}, "model.features: 'age' is none of item, "),
-        ({"model": {"features": ()}}, "model.features: expected some of item, "),
-        ({"loss": {"terms": "both"}}, "loss.terms: 'both' is none of joined, summed"),
+        ({"model": {"gated_layers": -1}}, "model.gated_layers=-1: expected an integer from 0"),
+        ({"objective": {"newest": 1.5}}, "objective.newest=1.5: expected a number at least 0"),
+        ({"model": {"features": ("item", "age")}}, "each one of item, action, "),
+        ({"model": {"features": ()}}, "expected a tuple of at least 1, "),
+        ({"loss": {"terms": "both"}}, "loss.terms='both': expected one of joined, summed"),
         ({"loss": {"terms": "summed", "in_batch": 0}}, "loss.in_batch and loss.random above 0"),
         ({"loss": {"terms": "summed", "random": 0}}, "loss.in_batch and loss.random above 0"),
         ({"loss": {"in_batch": 0, "random": 0}}, "expected loss.in_batch or loss.random above 0"),
-        ({"loss": {"sketch_width": 1_000}}, "loss.sketch_width is 1000, expected a power of two"),
+        ({"loss": {"sketch_width": 1_000}}, "loss.sketch_width=1000: expected a power of two"),
     ],
 )
 def test_wrong_config_is_refused(make_config, sections, message, mesh):
@@ -294,6 +352,6 @@ def test_wrong_config_is_refused(make_config, sections, message, mesh):
 
 def test_unknown_system_is_refused(make_config, mesh):
     config = make_config()
-    config.system = "itempage"
+    config.system = settings.Choice("itempage")
     with pytest.raises(InputError, match="'itempage' is none of pinnerformer"):
         registry.create(config, mesh)

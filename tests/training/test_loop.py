@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from pinjax import signals
 from pinjax.errors import InputError
 from pinjax.systems import system as system_lib
 from pinjax.training import checkpoint, loop, sharding, step
 
+COMMIT = "commit_success.txt"
+NOT_FINITE = r"step 6 has the loss {loss} and a gradient of norm {norm}; its batch is in .*_6_of_pr"
 CONFIG = ConfigDict(
     {
         "seed": 0,
@@ -35,7 +39,7 @@ CONFIG = ConfigDict(
 )
 
 
-def regression(disturb=lambda step, batch: None):
+def regression(disturb=lambda step, batch: None, disturb_evaluation=lambda metrics: None):
     """Least squares with noise from the key and a sketch that counts steps."""
 
     def init(key):
@@ -56,8 +60,9 @@ def regression(disturb=lambda step, batch: None):
             yield batch
 
     def evaluate(params, split):
-        metrics = {"error": (float(jnp.abs(params["bias"])), None)}
-        return [system_lib.Row("regression", metrics)]
+        metrics = {"error": system_lib.Estimate(float(jnp.abs(params["bias"])))}
+        disturb_evaluation(metrics)
+        return system_lib.Table([system_lib.Row("regression", metrics)], [])
 
     return system_lib.System(
         init=init,
@@ -65,29 +70,34 @@ def regression(disturb=lambda step, batch: None):
         frozen=jnp.full((3,), 2.0),
         batches=batches,
         evaluate=evaluate,
+        asked=lambda split: "nobody",
+        metrics={"error": "min"},
         embed=None,
         embed_moment=0,
+        check_training=lambda: None,
         summary={},
         identity={},
     )
 
 
 def train(workdir, config=CONFIG, traced=0, **kwargs):
-    checkpoints = checkpoint.Checkpoints(workdir, config.select)
-    mesh = sharding.make_mesh()
-    try:
-        return loop.train(regression(**kwargs), config, mesh, workdir, checkpoints, traced)
-    finally:
-        checkpoints.close()
+    mesh, system = sharding.make_mesh(), regression(**kwargs)
+    run = ConfigDict({"train": config})
+    with checkpoint.of_run(workdir, run, system) as checkpoints:
+        return loop.train(system, config, mesh, workdir, checkpoints, traced)
 
 
-def leaves(state):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+def assert_same(found, expected):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 def written(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return {line["step"]: line for line in map(json.loads, lines)}
+    found = {}
+    for line in map(json.loads, lines):
+        found[line["step"]] = found.get(line["step"], {}) | line
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +129,7 @@ def test_steps_are_adamw_with_clipping_warm_up_and_cosine(unbroken):
     assert int(state.sketches) == int(state.step) == 12
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -127,14 +137,13 @@ class Killed(Exception):
 def test_a_run_that_died_ends_as_if_it_had_not(tmp_path, unbroken, at):
     def die(number, batch):
         if number == at:
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(tmp_path, disturb=die)
     result = train(tmp_path)
-    assert result.finished
-    for found, expected in zip(leaves(result.state), leaves(unbroken[0]), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    assert result.stopped is None
+    assert_same(result.state, unbroken[0])
     again, first = written(tmp_path), unbroken[1]
     assert again.keys() == first.keys()
     assert all(again[s]["loss"] == first[s]["loss"] for s in again if s > at)
@@ -146,14 +155,36 @@ def test_sigterm_saves_and_the_next_call_goes_on(tmp_path, unbroken):
             os.kill(os.getpid(), signal.SIGTERM)
 
     stopped = train(tmp_path, disturb=preempt)
-    assert not stopped.finished
+    assert stopped.stopped.exit_code == 75
     assert 0 < int(stopped.state.step) < 12
+    assert checkpoint.Checkpoints(tmp_path).steps[-1] == int(stopped.state.step)
+    assert_same(train(tmp_path).state, unbroken[0])
+
+
+@pytest.mark.parametrize(("at", "signum", "code"), [(6, "SIGINT", 130), (12, "SIGHUP", 75)])
+def test_a_signal_amid_an_evaluation_breaks_it_off_and_the_next_call_makes_up_for_it(
+    tmp_path, unbroken, at, signum, code
+):
+    evaluations = []
+
+    def interrupt(metrics):
+        evaluations.append(metrics)
+        if len(evaluations) == at // 6:
+            os.kill(os.getpid(), getattr(signal, signum))
+            signals.check()  # as between two batches
+            raise AssertionError("not broken off")
+
+    stopped = train(tmp_path, disturb_evaluation=interrupt)
+    assert stopped.stopped.exit_code == code
+    assert int(stopped.state.step) == at
     checkpoints = checkpoint.Checkpoints(tmp_path)
-    assert checkpoints.latest == int(stopped.state.step)
-    checkpoints.close()
-    result = train(tmp_path)
-    for found, expected in zip(leaves(result.state), leaves(unbroken[0]), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    assert checkpoints.steps[-1] == at
+    assert not checkpoints.evaluated(at)
+    assert "valid/error" not in written(tmp_path)[at]
+
+    assert_same(train(tmp_path).state, unbroken[0])
+    assert checkpoints.evaluated(12)
+    assert written(tmp_path)[at]["valid/error"] == unbroken[1][at]["valid/error"]
 
 
 def test_a_trace_of_some_steps(tmp_path, unbroken):
@@ -170,47 +201,150 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_batch(tmp_path):
         if number == 5:
             batch["y"][2] = np.nan
 
-    with pytest.raises(
-        InputError, match=r"loss of step 6 is nan; its batch is in .*_6_of_process_0\.npz"
-    ):
+    with pytest.raises(InputError, match=NOT_FINITE.format(loss="nan", norm="nan")):
         train(tmp_path, disturb=poison)
     with np.load(tmp_path / "bad_batch_6_of_process_0.npz") as batch:
         assert np.isnan(batch["y"][2])
     assert max(written(tmp_path)) < 6
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_before_its_checkpoint(tmp_path):
+    def overflow(number, batch):
+        if number == 3:  # float32 holds the loss, but not the square of its gradient
+            batch["x"][2] *= 1_000
+            batch["y"][2] = 1e18
+
+    config = CONFIG.copy_and_resolve_references()
+    config.update(checkpoint_every=1, log_every=1)
+    with pytest.raises(InputError, match=r"loss 1.25e\+35 and a gradient of norm inf"):
+        train(tmp_path, config, disturb=overflow)
+    assert checkpoint.Checkpoints(tmp_path).steps == [2, 3]
+
+
+def selecting(metric="valid/error"):
+    config = CONFIG.copy_and_resolve_references()
+    config.update(select=metric, evaluate_every=1, checkpoint_every=1)
+    return config
+
+
+def load_chosen(workdir, config):
+    system, mesh = regression(), sharding.make_mesh()
+    like = step.abstract_state(system, step.make_optimizer(config), config, mesh)
+    return checkpoint.of_run(workdir, ConfigDict({"train": config}), system).load_chosen(like)
+
+
 def test_the_best_checkpoint_is_kept_and_chosen(tmp_path):
-    config = CONFIG.copy_and_resolve_references()
-    config.update(select="valid/error", evaluate_every=1, checkpoint_every=1)
-    train(tmp_path, config)
+    train(tmp_path, selecting())
     errors = {s: line["valid/error"] for s, line in written(tmp_path).items()}
-    checkpoints = checkpoint.Checkpoints(tmp_path, "valid/error")
-    assert checkpoints.latest == 12
-    assert checkpoints.chosen == max(errors, key=errors.get)
-    optimizer = step.make_optimizer(config)
-    like = step.abstract_state(regression(), optimizer, config, sharding.make_mesh())
-    state = checkpoints.restore(checkpoints.chosen, like)
-    assert float(jnp.abs(state.params["bias"])) == errors[checkpoints.chosen]
-    checkpoints.close()
+    best = min(errors, key=errors.get)
+    assert checkpoint.Checkpoints(tmp_path).steps == sorted({best, 11, 12})
+    state = load_chosen(tmp_path, selecting())
+    assert int(state.step) == best
+    assert float(jnp.abs(state.params["bias"])) == errors[best]
 
 
-def test_an_unknown_metric_to_select_by_is_refused_before_anything_is_saved_by_it(tmp_path):
-    config = CONFIG.copy_and_resolve_references()
-    config.update(select="valid/eror", evaluate_every=6, checkpoint_every=4)
-    known = "bias, gradient_norm, loss, valid/error"
-    with pytest.raises(InputError, match=f"train.select: 'valid/eror' is none of {known}"):
-        train(tmp_path, config)
-    checkpoints = checkpoint.Checkpoints(tmp_path)
-    assert checkpoints.latest == 4
-    checkpoints.close()
+def test_a_metric_that_is_nan_chooses_nothing_and_hides_no_number(tmp_path):
+    values = iter([3.0, 2.0, np.nan, 4.0, np.nan, np.nan, np.nan, 5.0, np.nan, np.nan, 6.0, np.nan])
+
+    def replace(metrics):
+        metrics["error"] = system_lib.Estimate(next(values))
+
+    train(tmp_path, selecting(), disturb_evaluation=replace)
+    assert checkpoint.Checkpoints(tmp_path).steps == [2, 11, 12]
+    assert int(load_chosen(tmp_path, selecting()).step) == 2
+    assert written(tmp_path)[3]["valid/error"] is None
 
 
-def test_a_work_directory_belongs_to_one_run(tmp_path):
+@pytest.mark.parametrize("metric", ["valid/eror", "loss", "valid/loss", "error"])
+def test_only_a_metric_of_the_evaluation_selects(tmp_path, metric):
+    with pytest.raises(InputError, match=f"^train.select: '{metric}' is none of valid/error$"):
+        train(tmp_path / "run", selecting(metric))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run that chose its third step of twelve, whose last two are there, too."""
+    workdir = tmp_path_factory.mktemp("finished")
+    values = iter([2.0, 3.0, 1.0, *[4.0] * 9])
+    train(
+        workdir,
+        selecting(),
+        disturb_evaluation=lambda metrics: metrics.update(error=system_lib.Estimate(next(values))),
+    )
+    return workdir
+
+
+def flip(path, place):
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] ^= 1 << place % 8
+    path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_next_best_is_served(tmp_path, finished, rng, capsys):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    directory = tmp_path / "checkpoints/3"
+    paths = [path for path in directory.rglob("*") if path.is_file() and path.stat().st_size]
+    paths = [path for path in paths if path.name not in ("_CHECKPOINT_METADATA", COMMIT)]
+    path = paths[rng.integers(len(paths))]
+    flip(path, int(rng.integers(path.stat().st_size)))
+    state = load_chosen(tmp_path, selecting())
+    assert int(state.step) == 12  # of equals the newest
+    error = capsys.readouterr().err
+    assert error.startswith(f"{path}: damaged")
+    assert error.endswith("; passing over checkpoint 3\n")
+    assert len(list(tmp_path.rglob("*"))) == len(list(finished.rglob("*")))
+
+
+def test_a_run_goes_on_before_the_damage_and_ends_the_same(tmp_path, unbroken, capsys):
+    def die(number, batch):
+        if number == 10:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(tmp_path, disturb=die)
+    assert checkpoint.Checkpoints(tmp_path).steps == [6, 8]
+    flip(tmp_path / "checkpoints/8/state/manifest.ocdbt", 40)
+    lines = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(lines[:-20])  # a torn last line
+    assert_same(train(tmp_path).state, unbroken[0])
+    assert "state/manifest.ocdbt: damaged: its checksum is" in capsys.readouterr().err
+    assert written(tmp_path).keys() == unbroken[1].keys()
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_begun_anew(tmp_path, finished):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    for number in (3, 11, 12):
+        flip(tmp_path / f"checkpoints/{number}/state/_METADATA", number)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(InputError, match=r"_METADATA: damaged.*no other checkpoint is undamaged"):
+        train(tmp_path, selecting())
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_what_is_read_is_not_written_to(tmp_path, finished):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    under_way = tmp_path / "checkpoints/13.orbax-checkpoint-tmp"
+    under_way.mkdir()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    load_chosen(tmp_path, selecting())
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_a_work_directory_is_claimed_by_its_first_checkpoint(tmp_path):
     config = ConfigDict({"train": {"steps": 3, "log_every": 1}})
+    other = ConfigDict({"train": {"steps": 4, "log_every": 1}})
     identity = {"dataset": "digest"}
+    with pytest.raises(InputError, match="holds no run; train one with"):
+        checkpoint.check_run(tmp_path, config, identity)
+    checkpoint.claim(tmp_path, other, identity)
     checkpoint.claim(tmp_path, config, identity)
+    (tmp_path / "checkpoints/2").mkdir(parents=True)
     checkpoint.claim(tmp_path, ConfigDict({"train": {"steps": 3, "log_every": 2}}), identity)
     with pytest.raises(InputError, match=r"train\.steps=3, this one has train\.steps=4"):
-        checkpoint.claim(tmp_path, ConfigDict({"train": {"steps": 4, "log_every": 1}}), identity)
+        checkpoint.claim(tmp_path, other, identity)
     with pytest.raises(InputError, match=r"dataset=digest, this one has dataset=other"):
         checkpoint.claim(tmp_path, config, {"dataset": "other"})
+    flip(tmp_path / "run.json", 10)
+    with pytest.raises(InputError, match=r"run.json: damaged"):
+        checkpoint.claim(tmp_path, config, identity)

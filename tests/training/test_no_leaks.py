@@ -70,23 +70,23 @@ def mean_of_numbers(disturb=lambda step, batch: None, evaluate=lambda: 0.0):
         loss=loss,
         frozen=jnp.zeros(()),
         batches=batches,
-        evaluate=lambda params, split: [
-            system_lib.Row("mean", {"error": (evaluate(), None)}),
-        ],
+        evaluate=lambda params, split: system_lib.Table(
+            [system_lib.Row("mean", {"error": system_lib.Estimate(evaluate())})], []
+        ),
+        asked=str,
+        metrics={"error": "min"},
         embed=None,
         embed_moment=0,
+        check_training=lambda: None,
         summary={},
         identity={},
     )
 
 
 def train(workdir, config=CONFIG, traced=0, **kwargs):
-    checkpoints = checkpoint.Checkpoints(workdir, config.select)
-    mesh = sharding.make_mesh()
-    try:
-        return loop.train(mean_of_numbers(**kwargs), config, mesh, workdir, checkpoints, traced)
-    finally:
-        checkpoints.close()
+    mesh, system = sharding.make_mesh(), mean_of_numbers(**kwargs)
+    with checkpoint.Checkpoints(workdir, config.select) as checkpoints:
+        return loop.train(system, config, mesh, workdir, checkpoints, traced)
 
 
 def open_files():

@@ -50,10 +50,13 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     def capacity(number: int) -> int:
         weights = np.ones(len(size.text_tokens))
         share = number // mesh.shape["data"]
-        return product_features.token_capacity(size.text_tokens, weights, share)
+        chance = page.overflow_chance(config, mesh)
+        return product_features.token_capacity(size.text_tokens, weights, share, chance)
 
     capacities = {"positives": capacity(config.data.pairs), "random": capacity(config.loss.random)}
     encode = functools.partial(page.encode, encoder, mesh, capacity(page.ENCODED))
+
+    widths = page.sketch_widths(config.loss, size.engaged, size.queries)
 
     def embed(params: Any) -> dict[str, Any]:
         arguments = {
@@ -64,7 +67,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         return {"embed products": (sharding.shared_out(mesh, encode), arguments)}
 
     return outline.Outline(
-        init=functools.partial(page.init, encoder, config.loss, size.dim),
+        init=functools.partial(page.init, encoder, config.loss, widths, size.dim),
         loss=functools.partial(
             page.loss,
             encoder,

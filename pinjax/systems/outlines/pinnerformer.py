@@ -32,7 +32,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         page.check_components(config, size.content_dim)
         width = (config.data.components or size.content_dim) + degrees
         content = outline.table(model.tables, (num_items, width), jnp.bfloat16)
-    times = Shape((degrees,), jnp.uint32) if degrees > 1 else None
+    times = Shape((degrees,), jnp.uint32) if degrees else None
     frozen = page.Frozen(content, Shape((num_items,), jnp.int32), times)
     pairs = windows.labels_per_user(
         config.objective.name, config.data.length, config.objective.labels
@@ -43,7 +43,8 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         fields["moment"] = fields["time"]
         return {name: Shape((rows, config.data.length), x) for name, x in fields.items()}
 
-    labels = Shape((users, pairs), jnp.int32)
+    labels = dict.fromkeys(("label_position", "label_item"), Shape((users, pairs), jnp.int32))
+    batch = {**history(users), **labels, "same_user": Shape((users, 1), jnp.int32)}
     embed_users, embed_items = page.embedders(model, mesh)
     rows = Shape((min(num_items, 2**14),), jnp.int32)
 
@@ -58,7 +59,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         init=functools.partial(page.init, model, config.loss, frozen),
         loss=functools.partial(page.loss, model, config.loss, mesh),
         frozen=frozen,
-        batch={**history(users), "label_position": labels, "label_item": labels},
+        batch=batch,
         size=("data.users", users),
         embed=embed,
         search=outline.search(min(num_items, config.evaluate.index_size), model.dim, 50),

@@ -1,0 +1,101 @@
+"""Sizes and checksums of what is written, so that damage is found before it is used.
+
+A directory's are in one file of it, `checksums.json`; a small JSON file holds its own.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import xxhash
+from etils import epath
+
+from pinjax.errors import InputError
+
+FILE = "checksums.json"
+_OWN = "checksum"
+
+
+def record(directory: epath.PathLike, but: Iterable[str] = ()) -> None:
+    """Writes the sizes and checksums of a directory's files into it.
+
+    Args:
+      directory: what lies below it counts, too.
+      but: names of files that are left out, since they are still to be written.
+    """
+    directory = epath.Path(directory)
+    files = {}
+    for path in sorted(_files(directory)):
+        if path.name not in (FILE, *but):
+            files[str(path.relative_to(directory))] = of_file(path)
+    (directory / FILE).write_text(dump({"files": files}))
+
+
+def verify(directory: epath.PathLike) -> None:
+    """Checks a directory against what `record` wrote. Files that came later are not looked at.
+
+    Raises:
+      InputError: for a file that is missing or is not what was written, or where nothing was
+        recorded; its message begins with the file.
+    """
+    directory = epath.Path(directory)
+    for name, written in read(directory / FILE)["files"].items():
+        verify_file(directory / name, written)
+
+
+def verify_file(path: epath.Path, written: Mapping[str, int | str]) -> None:
+    """Checks a file against what `of_file` said of it.
+
+    Raises:
+      InputError: where it is missing or another one.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: damaged: the file is missing")
+    size = path.stat().length
+    if size != written["size"]:
+        raise InputError(f"{path}: damaged: {size:,} bytes, written were {written['size']:,}")
+    if of_file(path) != written:
+        raise InputError(f"{path}: damaged: its checksum is not that of what was written")
+
+
+def of_file(path: epath.Path) -> dict[str, int | str]:
+    """Size and checksum of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+        return {"size": file.tell(), "xxh3_128": digest}
+
+
+def dump(content: Mapping[str, Any]) -> str:
+    """JSON that holds its own checksum, for `read`."""
+    return json.dumps({**content, _OWN: _of_content(content)}, indent=2, allow_nan=False) + "\n"
+
+
+def read(path: epath.Path) -> dict[str, Any]:
+    """Reads a file of what `dump` made.
+
+    Raises:
+      InputError: where it is missing, or not as it was written.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: missing; cut off while it was written, or by an older version")
+    try:
+        content = json.loads(path.read_bytes())
+        written = content.pop(_OWN, None)
+    except (ValueError, AttributeError, TypeError):
+        raise InputError(f"{path}: damaged: not the JSON that was written") from None
+    if written != _of_content(content):
+        raise InputError(f"{path}: damaged: its checksum is not that of what was written")
+    return content
+
+
+def _of_content(content: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
+def _files(directory: epath.Path) -> Iterator[epath.Path]:
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path

@@ -1,0 +1,127 @@
+"""The flag --config=FILE or FILE:VARIANT, and its overrides --config.SECTION.FIELD=VALUE."""
+
+import inspect
+import re
+import runpy
+import traceback
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from pinjax import settings
+from pinjax.errors import InputError
+
+
+class ConfigFlag(flags.Flag):
+    """Its value is the config that the file's `get_config` returns, with the overrides, locked.
+
+    Attributes:
+      source: FILE or FILE:VARIANT, as given.
+      overrides: (field, text) of each, in order; to be set before the flag is parsed.
+    """
+
+    def __init__(self, kind: str, field: str, help_string: str):
+        """Makes the flag.
+
+        Args:
+          kind: what the file is to be, in words.
+          field: that a config of this kind has, and no other.
+          help_string: of the flag.
+        """
+        self.source: str | None = None
+        self.overrides: list[tuple[str, str]] = []
+        self._kind, self._field = kind, field
+        parser, serializer = flags.ArgumentParser(), flags.ArgumentSerializer()
+        super().__init__(parser, serializer, "config", None, help_string)
+
+    def _parse(self, argument: str) -> ConfigDict:
+        if self.source is not None:
+            raise InputError(f"--config is given twice: {self.source} and {argument}")
+        self.source = argument
+        config = load(argument)
+        if self._field not in config:
+            file = argument.partition(":")[0]
+            raise InputError(f"{file} is not {self._kind}: its config has no field {self._field}")
+        if isinstance(config, settings.Section):
+            settings.check(config)
+        for name, text in self.overrides:
+            settings.override(config, name, text)
+        return config.lock()
+
+
+def define(kind: str, field: str) -> flags.FlagHolder:
+    """Defines --config, which is required. Arguments: see `ConfigFlag`."""
+    flag = ConfigFlag(kind, field, f"{kind}: FILE or FILE:VARIANT")
+    return flags.DEFINE_flag(flag, required=True)
+
+
+def source() -> str:
+    """FILE or FILE:VARIANT, as given."""
+    return flags.FLAGS["config"].source
+
+
+def take_overrides(argv: Sequence[str]) -> list[str]:
+    """Gives the overrides on a command line to the flag, wherever they stand; returns the rest.
+
+    Raises:
+      InputError: for one without a value.
+    """
+    rest = []
+    for argument in argv:
+        override = re.fullmatch(r"--?config\.([^=]*)(=?)(.*)", argument, re.DOTALL)
+        if not override:
+            rest.append(argument)
+            continue
+        name, equals, text = override.groups()
+        if not equals:
+            raise InputError(f"--config.{name}: expected --config.{name}=VALUE")
+        flags.FLAGS["config"].overrides.append((name, text))
+    return rest
+
+
+def load(source: str) -> ConfigDict:
+    """The config of FILE or FILE:VARIANT.
+
+    Raises:
+      InputError: where there is no such file, variant or function `get_config`, or the file's code
+        raises anything: with its line.
+    """
+    file, colon, variant = source.partition(":")
+    if colon and not variant:
+        raise InputError(f"--config={source}: expected FILE or FILE:VARIANT")
+    try:
+        with open(file, "rb"):
+            pass
+    except OSError as error:
+        raise InputError(f"--config={file}: {error.strerror}") from None
+    try:
+        get_config = runpy.run_path(file).get("get_config")
+        if not callable(get_config):
+            raise InputError("it defines no function get_config")
+        if colon and not inspect.signature(get_config).parameters:
+            raise InputError(f"it has no variants, so no {variant!r}")
+        config = get_config(variant) if colon else get_config()
+        if not isinstance(config, ConfigDict):
+            raise InputError(f"get_config returned {type(config).__name__}, expected a ConfigDict")
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{_place(file, error)}: {_message(error)}") from None
+    return config
+
+
+def _place(file: str, error: BaseException) -> str:
+    """The file, and the line of it that raised an error, if one did."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        line = error.lineno
+    else:
+        frames = traceback.walk_tb(error.__traceback__)
+        lines = [number for frame, number in frames if frame.f_code.co_filename == file]
+        line = lines[-1] if lines else None
+    return f"{file}, line {line}" if line else file
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,95 @@
+"""What is known of an item beside its id: its content, and how popular it was at some times."""
+
+import numpy as np
+
+from pinjax.data import datasets
+
+DAY = 24 * 60 * 60
+
+_PRINCIPAL = 100_000  # items, about, by which principal components are found
+
+
+def content(dataset: datasets.Dataset, components: int) -> np.ndarray:
+    """The items' content vectors, or so many principal components of them.
+
+    Axes are those of the items that existed when the training period ended.
+
+    Returns:
+      float32 (items, dim). Where content is missing it is zero.
+    """
+    catalogue = dataset.catalogue
+    vectors = np.asarray(catalogue.content, np.float32)
+    if not components:
+        return vectors
+    known = vectors.any(axis=1)
+    existed = np.flatnonzero(known & (catalogue.created <= dataset.metadata.train_end))
+    some = existed[:: 1 + len(existed) // _PRINCIPAL]
+    found = principal_components(vectors, vectors[some], components)
+    found[~known] = 0
+    return found
+
+
+def principal_components(vectors: np.ndarray, sample: np.ndarray, count: int) -> np.ndarray:
+    """Coordinates of vectors (n, dim) along the axes on which those of a sample vary most.
+
+    The sample's mean is 0, and an axis has the sign by which its largest number is positive.
+
+    Args:
+      vectors: (n, dim).
+      sample: (m, dim).
+      count: of axes, at most dim.
+
+    Returns:
+      (n, count), the most important last.
+    """
+    _, axes = np.linalg.eigh(np.cov(sample, rowvar=False))  # in float64
+    axes = axes[:, axes.shape[1] - count :]
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
+    axes = (axes * np.sign(largest)).astype(vectors.dtype)
+    return vectors @ axes - sample.mean(axis=0) @ axes
+
+
+def times_before(moment: int, apart: float, number: int) -> np.ndarray:
+    """So many times, some seconds apart, the last of which is the moment: uint32 (number,)."""
+    ago = apart * np.arange(number)[::-1]
+    return np.maximum(moment - ago, 0).astype(np.uint32)
+
+
+def log_degrees(dataset: datasets.Dataset, days: float, times: np.ndarray) -> np.ndarray:
+    """The log of `recent_rates`, of mean 0 and variance 1 over the items that existed at a time.
+
+    It is PinSage's log degree (Ying et al., KDD 2018, §4.1), for the days that an item has existed:
+    how popular an item is does not show in its content. That of a time depends on nothing later.
+
+    Returns:
+      float32 (items, times).
+    """
+    degrees = np.log(recent_rates(dataset, days, times))
+    for degree, time in zip(degrees.T, times, strict=True):
+        existed = dataset.catalogue.created <= time
+        if existed.any():
+            degree -= degree[existed].mean()
+            degree /= max(degree[existed].std(), 0.1)  # of few items it may be 0
+    return degrees.astype(np.float32)
+
+
+def recent_rates(dataset: datasets.Dataset, days: float, times: np.ndarray) -> np.ndarray:
+    """Training users' actions a day on items in the days up to a time: float64 (items, times).
+
+    They are counted from the day on which the item was created or the log began. Of an item that is
+    new little is known, so a rate is the mean that follows from the item's actions where rates are
+    distributed exponentially about that of all items.
+    """
+    created, until = dataset.catalogue.created.astype(np.float64), times.astype(np.int64)
+    counts, first = np.zeros((len(created), len(until)), np.int64), until.max()
+    since = until - days * DAY
+    for chunk in dataset.chunks("train"):
+        acted, item = chunk.records["time"].astype(np.int64), chunk.records["item"]
+        for count, start, end in zip(counts.T, since, until, strict=True):
+            count += np.bincount(item[(acted > start) & (acted <= end)], minlength=len(count))
+        first = min(first, acted.min(initial=first))
+    existed = until - np.maximum(created[:, None], np.maximum(since, first))
+    existed = np.maximum(existed / DAY, 0)
+    # Where nothing has happened yet, all rates are alike.
+    prior = np.maximum(existed.sum(axis=0), 1) / np.maximum(counts.sum(axis=0), 1)
+    return (counts + 1) / (existed + prior)

@@ -1,0 +1,159 @@
+"""Files and directories that are there whole or not at all, and have one writer at a time."""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import os
+import pathlib
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from typing import IO
+
+from etils import epath
+
+from pinjax import checksums, signals
+from pinjax.errors import InputError
+
+LOCK_FILE = "writer.lock"
+
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether a path is not one of this machine's, as gs:// is not."""
+    return "://" in os.fspath(path)
+
+
+@contextlib.contextmanager
+def writing_to(path: epath.PathLike) -> Iterator[None]:
+    """Gives every error of the disk, while inside, the type OSError and a path.
+
+    A full disk does not say for which file, and what is written in C++ says it in a text alone.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    except (RuntimeError, ValueError) as error:
+        for number in _OF_DISKS:
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
+def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` once it is complete.
+
+    Raises:
+      OSError: where it cannot be written, with the path; then nothing is left of the new file.
+    """
+    path = epath.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    remove = functools.partial(temporary.unlink, missing_ok=True)
+    with writing_to(path), signals.cleaned_up(remove):
+        with temporary.open("wb") as file:
+            yield file
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def unfinished(directory: epath.PathLike) -> Iterator[epath.Path]:
+    """A new directory beside `directory`, to make in it what `finish` then gives that name.
+
+    It is this call's alone, locked while its process lives, and removed at the end, also of a
+    failure. What a killed process has left, `.NAME.RANDOM.unfinished`, the next call for the same
+    `directory` removes.
+
+    Raises:
+      OSError: where it cannot be written.
+    """
+    directory = pathlib.Path(directory)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(writing_to(directory))
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        for left in directory.parent.glob(f".{directory.name}.*.unfinished"):
+            with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(left):
+                shutil.rmtree(left)
+        made = None
+        while made is None:
+            made = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.unfinished"
+            made.mkdir()
+            try:
+                stack.enter_context(_locked(made))
+            except (BlockingIOError, FileNotFoundError):  # another call took it for left
+                made = None
+        remove = functools.partial(shutil.rmtree, made, ignore_errors=True)
+        stack.enter_context(signals.cleaned_up(remove))
+        yield epath.Path(made)
+
+
+def finish(made: epath.PathLike, directory: epath.PathLike) -> None:
+    """Records the checksums of a directory and gives it its name.
+
+    Where another process was first, that one's directory stays.
+
+    Raises:
+      OSError: where that failed and nothing is in a directory of that name.
+    """
+    directory = epath.Path(directory)
+    checksums.record(made)
+    try:
+        epath.Path(made).rename(directory)
+    except OSError:
+        if not directory.is_dir() or not any(directory.iterdir()):
+            raise
+
+
+@contextlib.contextmanager
+def only_writer(directory: epath.PathLike) -> Iterator[None]:
+    """Keeps other processes from writing to a directory, made if need be, while inside.
+
+    The lock is the system's: it ends with the process, however that ends. An object store has no
+    locks, so nothing is kept from writing there.
+
+    Raises:
+      InputError: where another process is inside; it says which.
+      OSError: where the directory cannot be written.
+    """
+    epath.Path(directory).mkdir(parents=True, exist_ok=True)
+    if is_remote(directory):
+        yield
+        return
+    path = pathlib.Path(directory) / LOCK_FILE
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(_locked(path))
+        except BlockingIOError:
+            raise InputError(
+                f"{directory}: {path.read_text() or 'another process'} writes there; wait for its "
+                "end, or choose another directory"
+            ) from None
+        remove = functools.partial(path.unlink, missing_ok=True)
+        stack.enter_context(signals.cleaned_up(remove))
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[int]:
+    """The descriptor of a directory, or of a file made if need be, that is locked while inside.
+
+    Raises:
+      BlockingIOError: where another process has it locked.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    while True:
+        descriptor = os.open(path, flags)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever had it locked may have removed it meanwhile, and another one is there now.
+            if path.exists() and os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)

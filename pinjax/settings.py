@@ -1,0 +1,336 @@
+"""Fields of a config: a default value, and beside it the type, range and unit that are checked.
+
+    config = Section()
+    data = config.data = Section()
+    data.users = Int(64, at_least=1)  # users in a batch
+    data.name = Text("pinworld/small")
+
+A section holds the plain default, as a `ConfigDict` does: `config.data.users` is 64. From then on
+it takes nothing for the field that its declaration does not allow, whether from a variant, the
+command line or a program.
+"""
+
+import ast
+import difflib
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
+
+from pinjax.errors import InputError
+
+INT32 = 2**31 - 1
+UINT32 = 2**32 - 1
+_FLOAT32 = float.fromhex("0x1.fffffep127")
+
+T = TypeVar("T")
+
+
+class Field:
+    """What a field may be.
+
+    Attributes:
+      default: its value where nothing else is said.
+      expected: what is allowed, in words.
+    """
+
+    default: Any = None
+    expected: str
+
+    def allows(self, value: Any) -> bool:
+        raise NotImplementedError
+
+    def parse(self, text: str) -> Any:
+        """The value of a command line's text; the text itself where it cannot be read."""
+        return text
+
+    def plain(self, value: Any) -> Any:
+        """An allowed value in the field's own type."""
+        return value
+
+    def check(self, name: str, value: Any) -> Any:
+        """The value in the field's own type.
+
+        Raises:
+          InputError: where it is not allowed.
+        """
+        if not self.allows(value):
+            raise InputError(f"{name}={value!r}: expected {self.expected}")
+        return self.plain(value)
+
+
+class Bool(Field):
+    expected = "True or False"
+
+    def __init__(self, default: bool):
+        self.default = default
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, bool)
+
+    def parse(self, text: str) -> bool | str:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+
+
+class Int(Field):
+    """An integer from `at_least` to `at_most`. A bool is none."""
+
+    def __init__(
+        self,
+        default: int | None = None,
+        *,
+        at_least: int,
+        at_most: int = INT32,
+        power_of_two: bool = False,
+        unit: str = "",
+    ):
+        self.default = default
+        self.at_least, self.at_most = at_least, at_most
+        self._power_of_two = power_of_two
+        kind = "a power of two" if power_of_two else "an integer"
+        self.expected = f"{kind} from {at_least:,} to {at_most:,}" + _of(unit)
+
+    def allows(self, value: Any) -> bool:
+        if type(value) is not int or not self.at_least <= value <= self.at_most:
+            return False
+        return not self._power_of_two or value.bit_count() == 1
+
+    def parse(self, text: str) -> int | str:
+        return _parsed(int, text)
+
+
+class Size(Int):
+    """Of one axis of an array."""
+
+    def __init__(self, default: int, *, at_least: int = 1):
+        super().__init__(default, at_least=at_least, at_most=2**16)
+
+
+class Float(Field):
+    """A number that float32 holds, in a range; an integer is one, too."""
+
+    def __init__(
+        self,
+        default: float | None = None,
+        *,
+        at_least: float = -math.inf,
+        above: float = -math.inf,
+        at_most: float = math.inf,
+        below: float = math.inf,
+        unit: str = "",
+    ):
+        self.default = default
+        self._bounds = at_least, above, at_most, below
+        words = zip(("at least", "above", "at most", "below"), self._bounds, strict=True)
+        limits = " and ".join(f"{word} {x:,}" for word, x in words if math.isfinite(x))
+        self.expected = (f"a number {limits}" if limits else "a finite number") + _of(unit)
+
+    def allows(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        at_least, above, at_most, below = self._bounds
+        return abs(value) <= _FLOAT32 and at_least <= value <= at_most and above < value < below
+
+    def parse(self, text: str) -> float | str:
+        return _parsed(float, text)
+
+    def plain(self, value: int | float) -> float:
+        return float(value)
+
+
+class Choice(Field):
+    """One of some names. The first is the default."""
+
+    def __init__(self, *names: str):
+        self.default, self._names = names[0], names
+        self.expected = f"one of {', '.join(names)}"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, str) and value in self._names
+
+
+class Text(Field):
+    """Text, all of which matches a pattern."""
+
+    def __init__(self, default: str = "", pattern: str = ".*", expected: str = "text"):
+        self.default, self._pattern, self.expected = default, pattern, expected
+
+    def allows(self, value: Any) -> bool:
+        return (
+            isinstance(value, str)
+            and value.isprintable()
+            and re.fullmatch(self._pattern, value) is not None
+        )
+
+
+class Row(Field):
+    """A tuple of different fields, by name."""
+
+    def __init__(self, **fields: Field):
+        self._fields = fields
+        parts = (f"{name}: {field.expected}" for name, field in fields.items())
+        self.expected = f"({'; '.join(parts)})"
+
+    def allows(self, value: Any) -> bool:
+        fields = self._fields.values()
+        return (
+            isinstance(value, tuple | list)
+            and len(value) == len(fields)
+            and all(field.allows(x) for field, x in zip(fields, value, strict=True))
+        )
+
+    def plain(self, value: Iterable[Any]) -> tuple[Any, ...]:
+        fields = self._fields.values()
+        return tuple(field.plain(x) for field, x in zip(fields, value, strict=True))
+
+
+class Tuple(Field):
+    """Any number of one kind of element, each once. Of rows, the first field tells them apart."""
+
+    def __init__(self, default: tuple[Any, ...], of: Field, *, at_least: int):
+        self.default, self._of, self._at_least = default, of, at_least
+        self.expected = f"a tuple of at least {at_least}, none twice, each {of.expected}"
+
+    def allows(self, value: Any) -> bool:
+        if not isinstance(value, tuple | list) or len(value) < self._at_least:
+            return False
+        if not all(map(self._of.allows, value)):
+            return False
+        return len({x[0] if isinstance(self._of, Row) else x for x in value}) == len(value)
+
+    def parse(self, text: str) -> tuple[Any, ...]:
+        return _parsed_tuple(text)
+
+    def plain(self, value: Iterable[Any]) -> tuple[Any, ...]:
+        return tuple(map(self._of.plain, value))
+
+
+class _Like(Field):
+    """Whatever has the type of a value: for configs whose fields are not declared."""
+
+    def __init__(self, value: Any):
+        self._type = type(value)
+        self.expected = f"a value of type {self._type.__name__}"
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, self._type)
+
+    def parse(self, text: str) -> Any:
+        parsers = {bool: Bool(False).parse, str: str, tuple: _parsed_tuple}
+        return parsers[self._type](text) if self._type in parsers else _parsed(self._type, text)
+
+
+class Section(ConfigDict):
+    """A `ConfigDict` that holds values against the declarations of their fields.
+
+    A field is declared by assigning a `Field`. Copies do not know the declarations.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        object.__setattr__(self, "_declared", {})
+        object.__setattr__(self, "_prefix", "")
+        super().__init__(*args, **kwargs)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if isinstance(value, Field):
+            self._declared[key], value = value, value.default
+        elif isinstance(value, Section):
+            object.__setattr__(value, "_prefix", f"{self._prefix}{key}.")
+        if key in self._declared:
+            value = self._declared[key].check(f"{self._prefix}{key}", value)
+        super().__setitem__(key, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise _MissingField(
+            f"the config has no field {self._prefix}{name}{_did_you_mean(name, self)}"
+        )
+
+
+class _MissingField(InputError, AttributeError):
+    """An attribute that is not there, so that `hasattr` works, and one line for the user."""
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses a config with a field that was never declared: a misspelt one, say.
+
+    Raises:
+      InputError: naming the field.
+    """
+    fields = list(_fields(config))
+    declared = [name for name, section, key in fields if _declaration(section, key)]
+    for name, _, _ in fields:
+        if name not in declared:
+            hint = _did_you_mean(name, declared) or "; declare its type and range in the config"
+            raise InputError(f"the config's field {name} is not declared{hint}")
+
+
+def override(config: ConfigDict, name: str, text: str) -> None:
+    """Sets a field, "train.steps", from a command line's text.
+
+    Raises:
+      InputError: where there is no such field, or it does not allow the value.
+    """
+    for found, section, key in (fields := list(_fields(config))):
+        if found == name:
+            field = _declaration(section, key) or _Like(section[key])
+            section[key] = field.check(name, field.parse(text))
+            return
+    names = [found for found, _, _ in fields]
+    inside = [found for found in names if found.startswith(f"{name}.")]
+    if inside:
+        raise InputError(f"--config.{name} is a section; expected a field such as {inside[0]}")
+    raise InputError(f"--config.{name}: no such field{_did_you_mean(name, names)}")
+
+
+def named(known: Mapping[str, T], name: str, what: str = "variant") -> T:
+    """The value of a name.
+
+    Raises:
+      InputError: where it is none of those known.
+    """
+    if name not in known:
+        hint = _did_you_mean(name, known)
+        raise InputError(f"{what} {name!r} is none of {', '.join(known)}{hint}")
+    return known[name]
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, ConfigDict, str]]:
+    """(name, section, key in it) of every field."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", config, key
+
+
+def _declaration(section: ConfigDict, key: str) -> Field | None:
+    return section._declared.get(key) if isinstance(section, Section) else None
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _of(unit: str) -> str:
+    return f" ({unit})" if unit else ""
+
+
+def _parsed(kind: type[T], text: str) -> T | str:
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+def _parsed_tuple(text: str) -> tuple[Any, ...]:
+    """Of a literal; of one that is no tuple, or of a bare word, a tuple of it alone."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = text
+    return tuple(value) if isinstance(value, tuple | list) else (value,)

@@ -1,0 +1,166 @@
+"""How SIGTERM, SIGINT and SIGHUP end a command: with one line, at once or where it suits."""
+
+import contextlib
+import multiprocessing
+import multiprocessing.resource_tracker
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+EXIT_PREEMPTED = 75  # stopped from outside: start the same command again
+EXIT_INTERRUPTED = 130  # by Ctrl-C, as shells have it
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Stopped(Exception):
+    """A signal ends the command."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.exit_code = EXIT_INTERRUPTED if signum == signal.SIGINT else EXIT_PREEMPTED
+
+
+class Deferral:
+    """Signals are noted, and do not end the process until somebody asks for them.
+
+    Attributes:
+      requested: the first signal that came, or None.
+    """
+
+    def __init__(self):
+        self.requested: int | None = None
+        self._checked = False
+
+    def note(self, signum: int, frame: object) -> None:
+        del frame
+        self.requested = self.requested or signum
+
+    @contextlib.contextmanager
+    def checked(self) -> Iterator[None]:
+        """Inside, `check` raises `Stopped` when a signal has come."""
+        self._checked = True
+        try:
+            yield
+        finally:
+            self._checked = False
+
+    def check(self) -> None:
+        if self._checked and self.requested:
+            raise Stopped(self.requested)
+
+
+_deferrals: list[Deferral] = []
+_clean_ups: list[Callable[[], None]] = []
+
+
+def check() -> None:
+    """To be called now and then by work that may be broken off: raises `Stopped` if it is to end.
+
+    An exception out of a signal's handler would come anywhere: in a callback, which swallows it, or
+    amid a compilation, what is left of which crashes when it is freed.
+    """
+    for deferral in _deferrals:
+        deferral.check()
+
+
+@contextlib.contextmanager
+def deferred(enabled: bool) -> Iterator[Deferral]:
+    """Signals are noted, while inside, for whoever asks for them where it suits.
+
+    Args:
+      enabled: False where JAX notes them, which it does for several processes together.
+    """
+    deferral = Deferral()
+    _deferrals.append(deferral)
+    try:
+        with _handler(deferral.note) if enabled else contextlib.nullcontext():
+            yield deferral
+    finally:
+        _deferrals.remove(deferral)
+
+
+@contextlib.contextmanager
+def cleaned_up(clean_up: Callable[[], None]) -> Iterator[None]:
+    """Calls a function at the end, also where a signal ends the process inside."""
+    _clean_ups.append(clean_up)
+    try:
+        yield
+    finally:
+        _clean_ups.remove(clean_up)
+        clean_up()
+
+
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Signals from a terminal come later, and never to the processes that are started inside."""
+    multiprocessing.resource_tracker.ensure_running()  # which unblocks them when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """A signal ends the process while inside, unless it is deferred; a second Ctrl-C always does.
+
+    It is a thread that does so, which hears of signals at once: the main thread sees them between
+    two instructions of Python's, between which may lie a compilation of minutes.
+    """
+    heard, hears = os.pipe()
+    os.set_blocking(hears, False)
+    with _handler(_ignore):
+        signal.set_wakeup_fd(hears, warn_on_full_buffer=False)
+        threading.Thread(target=_watch, args=(heard,), daemon=True).start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(-1)
+            os.close(hears)  # which ends the thread
+
+
+@contextlib.contextmanager
+def _handler(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Has a function handle signals. What is ignored from outside, as by nohup, stays so."""
+    previous = {}
+    for signum in _SIGNALS:
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            previous[signum] = signal.signal(signum, handler)
+    try:
+        yield
+    finally:
+        for signum, before in previous.items():
+            signal.signal(signum, before)
+
+
+def _ignore(signum: int, frame: object) -> None:
+    """Python's own handling, in the place of which `_watch` ends the process."""
+
+
+def _watch(heard: int) -> None:
+    """Reads signals from a pipe until it is closed."""
+    interrupts = 0
+    while signums := os.read(heard, 1):
+        interrupts += signums[0] == signal.SIGINT
+        if interrupts == 2:
+            os._exit(EXIT_INTERRUPTED)
+        if signal.getsignal(signums[0]) == _ignore:  # and it is not deferred
+            _end(Stopped(signums[0]))
+    os.close(heard)
+
+
+def _end(stopped: Stopped) -> NoReturn:
+    for clean_up in reversed(_clean_ups):
+        with contextlib.suppress(OSError):
+            clean_up()
+    for child in multiprocessing.active_children():
+        child.terminate()
+    print(f"{stopped}; the same command goes on or begins anew", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(stopped.exit_code)

@@ -1,0 +1,100 @@
+"""Content and degrees of items against one action after the other."""
+
+import types
+
+import numpy as np
+import pytest
+
+from pinjax.data import datasets, item_features, schema
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return datasets.load("pinworld/tiny", str(tmp_path_factory.mktemp("data")))
+
+
+def log_degrees(dataset, days, moment):
+    """One action after the other, of mean 0 and variance 1, and the counts that they come from."""
+    created = dataset.catalogue.created.astype(np.float64)
+    times = [chunk.records["time"].astype(int) for chunk in dataset.chunks("train")]
+    start = max(moment - days * 86_400, min(time.min() for time in times))
+    existed = np.maximum(moment - np.maximum(created, start), 0) / 86_400
+    assert (existed == 0).any()
+    count = np.zeros(len(created))
+    for chunk, time in zip(dataset.chunks("train"), times, strict=True):
+        for item, acted in zip(chunk.records["item"], time, strict=True):
+            count[item] += moment - days * 86_400 < acted <= moment
+    # A gamma prior of shape 1 whose mean is the rate of all items together.
+    degree = np.log((1 + count) / (existed.sum() / count.sum() + existed))
+    there = created <= moment
+    return (degree - degree[there].mean()) / degree[there].std(), count
+
+
+@pytest.mark.parametrize("days", [20.0, 1e4])
+def test_degrees_are_those_of_their_times(dataset, days):
+    end = dataset.metadata.train_end
+    times = end - 86_400 * np.array([40, 11, 0])
+    found = item_features.log_degrees(dataset, days, times)
+    for degrees, time in zip(found.T, times, strict=True):
+        expected, count = log_degrees(dataset, days, time)
+        np.testing.assert_allclose(degrees, expected, rtol=1e-5, atol=1e-6)
+    if days > 1_000:
+        np.testing.assert_array_equal(count, dataset.catalogue.counts)
+
+
+def test_before_the_log_began_all_items_are_alike(dataset):
+    found = item_features.log_degrees(dataset, 20.0, np.array([9, dataset.metadata.train_end]))
+    assert not found[:, 0].any()
+    assert found[:, 1].std() > 0.5
+
+
+def test_times_before_a_moment():
+    found = item_features.times_before(1_000, 300.0, 5)
+    assert found.tolist() == [0, 100, 400, 700, 1_000]
+    assert found.dtype == np.uint32
+
+
+def test_rates_tell_popularity_whenever_an_item_was_created(dataset):
+    end = np.array([dataset.metadata.train_end])
+    rates = item_features.recent_rates(dataset, 365.0, end)[:, 0]
+    # An item of pinworld is as popular on its first day as on any other.
+    oracle = dataset.oracle
+    appeal = oracle.popularity * np.exp(oracle.tastes @ oracle.style.T).mean(axis=0)
+    topic = np.bincount(oracle.leaf, rates) / np.bincount(oracle.leaf, appeal)
+    error = np.log(rates / (topic[oracle.leaf] * appeal))
+    age = (dataset.metadata.train_end - oracle.created.astype(np.float64)) / 86_400
+    new, old = error[(age > 5) & (age < 60)], error[age > 91]
+    assert len(new) > 50
+    assert abs(new.mean() - old.mean()) < 0.2
+
+
+def test_components_are_those_along_which_items_of_the_training_period_vary_most(dataset):
+    found = item_features.content(dataset, 3)
+    content = np.asarray(dataset.catalogue.content, np.float64)
+    existed = dataset.catalogue.created <= dataset.metadata.train_end
+    assert not existed.all()
+    centred = content - content[existed].mean(axis=0)
+    _, _, axes = np.linalg.svd(centred[existed], full_matrices=False)
+    axes = axes[2::-1]
+    axes *= np.where(axes.max(axis=1) > -axes.min(axis=1), 1, -1)[:, None]
+    np.testing.assert_allclose(found, centred @ axes.T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("components", [0, 2])
+def test_missing_content_stays_missing(rng, components):
+    """It is zero, and neither an item's content nor what axes are made of."""
+    vectors = rng.standard_normal((50, 4)).astype(np.float16) + np.float16(3)
+    gaps = vectors.copy()
+    gaps[::5] = 0
+
+    def made(content):
+        nothing = np.zeros(len(content))
+        catalogue = schema.Catalogue(nothing, nothing, nothing, nothing, content)
+        metadata = types.SimpleNamespace(train_end=0)
+        return item_features.content(
+            types.SimpleNamespace(catalogue=catalogue, metadata=metadata), components
+        )
+
+    there = np.arange(50) % 5 > 0
+    np.testing.assert_allclose(made(gaps)[there], made(vectors[there]), rtol=1e-5)
+    assert not made(gaps)[~there].any()

@@ -1,0 +1,92 @@
+"""Signals end a command at once, or where it suits, and never twice."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pinjax import signals
+
+COMMAND = """
+import hashlib, pathlib, sys, time
+from pinjax import signals
+with signals.handled(), signals.cleaned_up(pathlib.Path(sys.argv[1]).unlink):
+    pathlib.Path(sys.argv[1]).touch()
+    with signals.deferred(enabled=sys.argv[2] == "deferred") as stop:
+        print("inside", flush=True)
+        while True:
+            # As a compilation does, this leaves the main thread no chance to run a handler.
+            if sys.argv[2] == "busy":
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+            time.sleep(0.01)
+            if stop.requested:
+                print("asked to stop", flush=True)
+                stop.requested = None
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    started = []
+
+    def start(kind):
+        arguments = [sys.executable, "-c", COMMAND, tmp_path / "file", kind]
+        process = subprocess.Popen(arguments, stdout=-1, stderr=-1, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "inside\n"
+        assert (tmp_path / "file").exists()
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("kind", ["idle", "busy"])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_ends_a_command_at_once_with_a_line_and_cleans_up(
+    tmp_path, command, kind, signum, code
+):
+    process = command(kind)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, "")
+    assert err == f"stopped by {signum.name}; the same command goes on or begins anew\n"
+    assert not (tmp_path / "file").exists()
+
+
+def test_deferred_signals_are_noted_and_a_second_interrupt_ends_at_once(command):
+    process = command("deferred")
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        process.send_signal(signum)
+        assert process.stdout.readline() == "asked to stop\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+
+
+def test_what_is_ignored_from_outside_stays_ignored(command):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = command("idle")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    assert "SIGTERM" in process.communicate(timeout=60)[1]
+
+
+def test_check_raises_only_where_work_may_be_broken_off():
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.deferred(enabled=True) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signals.check()
+        assert stop.requested == signal.SIGTERM
+        with pytest.raises(signals.Stopped, match="SIGTERM"), stop.checked():
+            signals.check()
+        signals.check()
+    assert signal.getsignal(signal.SIGTERM) == before

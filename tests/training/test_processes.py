@@ -1,0 +1,41 @@
+"""Flags that name no job of processes are refused before JAX hears of them."""
+
+import socket
+
+import pytest
+
+from pinjax.errors import InputError
+from pinjax.training import processes
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "count", "index", "message"),
+    [
+        ("localhost:1234", None, None, "go together"),
+        (None, 2, None, "go together"),
+        (None, None, 0, "go together"),
+        (None, 2, 0, "go together"),
+        ("localhost:1234", 1, 5, "--process=5: expected from 0 to 0, of 1 processes"),
+        ("localhost:1234", 2, -1, "--process=-1: expected from 0 to 1, of 2 processes"),
+        ("localhost:1234", 0, 0, "--process=0"),
+        ("foo", 2, 0, "--coordinator=foo: expected HOST:PORT"),
+        (":1234", 2, 0, "expected HOST:PORT"),
+        ("localhost:", 2, 0, "expected HOST:PORT"),
+        ("localhost:0", 2, 0, "expected HOST:PORT"),
+        ("localhost:65536", 2, 0, "expected HOST:PORT"),
+        ("localhost:-1", 2, 0, "expected HOST:PORT"),
+        ("localhost:port", 2, 0, "expected HOST:PORT"),
+        ("nowhere.invalid:1234", 2, 1, "there is no host nowhere.invalid"),
+        (f"{'a' * 300}:1234", 2, 1, "there is no host aaa"),
+    ],
+)
+def test_a_wrong_job_is_refused(coordinator, count, index, message):
+    with pytest.raises(InputError, match=message):
+        processes.join(coordinator, count, index)
+
+
+def test_a_port_in_use_is_refused():
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=f"--coordinator=localhost:{port}: Address already"):
+            processes.join(f"localhost:{port}", 2, 0)
