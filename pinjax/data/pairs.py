@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from pinjax import files
-from pinjax.data import schema, text
+from pinjax.data import schema, tables, text
 from pinjax.errors import InputError
 
 # An engagement: rows of `Queries` and `Products`, a row of `Metadata.tasks`, unix seconds.
@@ -102,7 +102,7 @@ class Products:
 
     @classmethod
     def read(cls, path: epath.PathLike) -> "Products":
-        table = _read_table(path)
+        table = tables.read_own(path)
         images = table["images"].combine_chunks()
         texts = {}
         for name in table.column_names:
@@ -150,7 +150,7 @@ class Queries:
 
     @classmethod
     def read(cls, path: epath.PathLike) -> "Queries":
-        table = _read_table(path)
+        table = tables.read_own(path)
         if "product" not in table.column_names:
             raise InputError(f"{path}: of an older version; prepare the data set again, elsewhere")
         return cls(
@@ -190,7 +190,7 @@ class PairSet:
     @functools.cache  # noqa: B019, a data set lives as long as its command
     def pairs(self, split: str) -> np.ndarray:
         """The pairs of a split, `PAIR` (pairs,), in order of time."""
-        table = _read_table(self.directory / PAIRS_FILE)
+        table = tables.read_own(self.directory / PAIRS_FILE)
         inside = table["split"].to_numpy() == schema.SPLITS.index(split)
         pairs = np.empty(inside.sum(), PAIR)
         for name in PAIR.names:
@@ -254,11 +254,6 @@ def read(directory: epath.PathLike, oracle: Oracle | None = None) -> PairSet:
 def _write_table(path: epath.PathLike, columns: dict[str, pa.Array]) -> None:
     with epath.Path(path).open("wb") as file:
         pq.write_table(pa.table(columns), file, use_dictionary=False)
-
-
-def _read_table(path: epath.PathLike) -> pa.Table:
-    with epath.Path(path).open("rb") as file:
-        return pq.read_table(file)
 
 
 def _digest(array: np.ndarray) -> str:

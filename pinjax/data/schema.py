@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 from etils import epath
 
+from pinjax.data import tables
+
 SPLITS = ("train", "valid", "test")
 CATALOGUE_FILE = "catalogue.parquet"
 
@@ -144,8 +146,7 @@ class Catalogue:
 
     @classmethod
     def read(cls, path: epath.PathLike) -> "Catalogue":
-        with epath.Path(path).open("rb") as file:
-            table = pq.read_table(file)
+        table = tables.read_own(path)
         content = None
         if "content" in table.column_names:
             content = vectors(table["content"])

@@ -34,6 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from etils import epath
 
+from pinjax.data import tables
 from pinjax.errors import InputError
 
 KINDS = ("unigram", "bigram", "trigram")
@@ -174,8 +175,7 @@ class Vocabulary:
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected a vocabulary")
         try:
-            with path.open("rb") as file:
-                rows = pq.read_table(file)
+            rows = tables.read_own(path)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: not readable as Parquet: {error}") from error
         metadata = {
