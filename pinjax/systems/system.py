@@ -100,11 +100,13 @@ class Counted(NamedTuple):
 
 def sketch_summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
     """How right the counts of sketches are at the end of a run, by what they count."""
-    return {
-        name: f"counted {found.mean:,.1f} times each, median {found.median:,.1f}, at most "
-        f"{found.error:,.1f} too often"
-        for name, found in ((name, things.accuracy(config)) for name, things in counted.items())
-    }
+    parts = []
+    for name, things in counted.items():
+        found = things.accuracy(config)
+        parts.append(
+            f"{name} {found.mean:,.1f} times (median {found.median:,.1f}), +{found.error:,.1f} at most"
+        )
+    return {"counted": "; ".join(parts)}
 
 
 def check_counts(config: ConfigDict, counted: dict[str, Counted]) -> None:

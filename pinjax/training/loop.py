@@ -122,6 +122,7 @@ def train(
         batches = stack.enter_context(contextlib.closing(system.batches(first)))
         while done < config.steps and not stopping:
             if tracing and done == tracing.start:
+                jax.block_until_ready(state)
                 checkpoints.wait()  # so that none is written beside the steps
                 trace.enter_context(_tracing(workdir))
             batch = sharding.place_batch(mesh, next(batches))
@@ -158,11 +159,7 @@ def _evaluate(system: system_lib.System, params: Any) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _tracing(directory: epath.PathLike) -> Iterator[None]:
-    """Traces devices and JAX, but no calls in Python.
-
-    To trace these the profiler goes into the state of every thread, and a run once crashed that was
-    tracing while a checkpoint was written.
-    """
+    """Traces devices and JAX, but no calls in Python: for these it would visit every thread."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     jax.profiler.start_trace(directory, profiler_options=options)

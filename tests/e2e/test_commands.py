@@ -138,6 +138,15 @@ def test_preempted_a_run_says_so_and_ends_the_same(home, unbroken):
     assert_same_end(home, workdir, unbroken)
 
 
+def test_a_trace_of_some_steps(home, unbroken):
+    """In a process of its own: a trace once crashed one that had run many tests before."""
+    workdir = home / "traced"
+    finish(start(home, "train", workdir, "--profile=2"))
+    (trace,) = workdir.glob("plugins/profile/*/*.xplane.pb")
+    assert trace.stat().st_size > 1_000
+    assert_same_end(home, workdir, unbroken)
+
+
 def without_speeds(rows):
     return {
         method: {name: value for name, value in metrics.items() if "queries/s" not in name}
@@ -248,7 +257,7 @@ def test_a_disk_that_takes_no_more_is_one_line(home, unbroken, blocks):
     """By a limit on the size of files, which the system reports as it does a full disk."""
     del unbroken  # the data set is there
     workdir = home / f"full-{blocks}"
-    flags = ("--config.train.steps=4", "--config.train.evaluate_every=0")
+    flags = ("--config.train.evaluate_every=0",)
     limited = ("bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash")
     process = start(home, "train", workdir, *flags, within=limited)
     _, err = finish(process, code=2)

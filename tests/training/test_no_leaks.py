@@ -160,11 +160,13 @@ def test_a_run_that_is_refused_leaves_nothing_open(tmp_path):
         train(tmp_path, traced=99)
 
 
-def test_a_run_that_failed_while_it_was_traced_ends_its_trace(tmp_path):
-    with nothing_left_open(), pytest.raises(BrokenDataError):
+def test_a_run_that_failed_while_it_was_traced_ends_its_trace(tmp_path, monkeypatch):
+    calls = []  # not traced in earnest, which once crashed a process as old as a suite's
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: calls.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    with pytest.raises(BrokenDataError):
         train(tmp_path, traced=3, disturb=break_data)
-    with pytest.raises(RuntimeError, match="No profile started"):
-        jax.profiler.stop_trace()
+    assert calls == ["start", "stop"]
 
 
 def test_a_directory_without_a_checkpoint_leaves_nothing_open(tmp_path):
