@@ -66,12 +66,6 @@ class System:
     identity: dict[str, str]
 
 
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    """Refuses a value that is none of those that are known."""
-    if value not in known:
-        raise InputError(f"{name}: {value!r} is none of {', '.join(known)}")
-
-
 def check_heads(model: ConfigDict) -> None:
     """Refuses attention heads that do not divide the width."""
     if model.width % model.heads:
@@ -100,12 +94,11 @@ class Counted(NamedTuple):
 
 def sketch_summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
     """How right the counts of sketches are at the end of a run, by what they count."""
-    parts = []
-    for name, things in counted.items():
-        found = things.accuracy(config)
-        parts.append(
-            f"{name} {found.mean:,.1f} times (median {found.median:,.1f}), +{found.error:,.1f} at most"
-        )
+    found = {name: things.accuracy(config) for name, things in counted.items()}
+    parts = [
+        f"{name} {x.mean:,.1f} times (median {x.median:,.1f}), at most {x.error:,.1f} too often"
+        for name, x in found.items()
+    ]
     return {"counted": "; ".join(parts)}
 
 

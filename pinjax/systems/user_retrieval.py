@@ -88,10 +88,6 @@ class UserRetrieval:
     length: int
     config: ConfigDict
 
-    def __post_init__(self):
-        for cadence in self.config.cadences:
-            system.check_choice("evaluate.cadences", cadence, held_out.CADENCES)
-
     def __call__(
         self,
         towers: Callable[[int], Towers],
