@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Installs pinjax and what its tests need into .venv (the first time) and runs them; arguments go
-# to pytest.
+# Installs pinjax and what its tests need into .venv (the first time) and runs them, all of them in
+# two processes; arguments go to pytest instead.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
 install requirements-test.txt
+[ $# -gt 0 ] || set -- --numprocesses=2 --dist=loadfile
 exec .venv/bin/python -m pytest "$@"
