@@ -67,7 +67,7 @@ def get_config(variant: str = "") -> Section:
     model.pin_hidden = Size(256)  # hidden width of the pin tower
     # Hidden layers of the pin tower that are gated, which is not the paper's: what is near in
     # content is told apart sooner. 0: one that is not.
-    model.gated_layers = Int(0, at_least=0, at_most=100)
+    model.gated_layers = Int(0, at_least=0, at_most=10)
     model.dropout = Float(0.0, at_least=0, below=1)
     # Of the arithmetic; parameters and normalisation stay float32.
     model.dtype = Choice("float32", "bfloat16")

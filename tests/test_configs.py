@@ -5,6 +5,7 @@ import pathlib
 import runpy
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from pinjax import settings
 from pinjax.errors import InputError
 from pinjax.systems import registry
-from pinjax.training import checkpoint, loop, sharding
+from pinjax.training import checkpoint, loop, sharding, step
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 VARIANTS = [
@@ -115,6 +116,33 @@ def test_what_means_nothing_is_allowed_where_it_says_so(path):
             config[section][key] = kind()
         if name in MAY_EXCEED_INT32:
             config[section][key] = 2**32 - 1
+
+
+@pytest.mark.parametrize("bound", ["at_least", "at_most"])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_step_has_shapes_at_the_bounds_of_all_integers(path, bound):
+    config = get_config(path, "test")
+    if config.system == "searchsage":
+        config.model.encoder = "bert"
+    # These fit the data or the devices, or make long programs, which take minutes to trace.
+    left = {"model.dim", "data.components", "train.model_devices", "model.layers", "data.length"}
+    for name, section, key in settings._fields(config):
+        field = settings._declaration(section, key)
+        if isinstance(field, settings.Int) and name not in left:
+            section[key] = getattr(field, bound)
+    if bound == "at_least":
+        config.model.heads = 1
+        config.loss.update({"random": 1} if "random" in config.loss else {})
+    elif config.system == "pinnerformer":  # a batch's labels are numbered by an int32
+        config.objective.name, config.data.degree_days = "next_action", 1.0
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    outline = registry.create_outline(config, mesh, None)
+    optimizer = step.make_optimizer(config.train)
+    state = step.abstract_state(outline, optimizer, config.train, mesh)
+    train_step = step.make_step(outline, optimizer)
+    after, metrics = jax.eval_shape(train_step, state, outline.frozen, outline.batch)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert metrics["loss"].shape == ()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
