@@ -5,5 +5,5 @@ set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
 install requirements-test.txt
-[ $# -gt 0 ] || set -- --numprocesses=2 --dist=loadfile
+[ $# -gt 0 ] || set -- --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 exec .venv/bin/python -m pytest "$@"

@@ -44,6 +44,19 @@ def writing_to(path: epath.PathLike) -> Iterator[None]:
         raise
 
 
+def make_directory(directory: epath.PathLike) -> None:
+    """Makes a directory, and those above it, unless it is there.
+
+    Raises:
+      OSError: where that is not possible.
+    """
+    try:
+        epath.Path(directory).mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        reason = os.strerror(errno.ENOTDIR)
+        raise NotADirectoryError(errno.ENOTDIR, reason, str(directory)) from None
+
+
 @contextlib.contextmanager
 def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` once it is complete.
@@ -74,7 +87,7 @@ def unfinished(directory: epath.PathLike) -> Iterator[epath.Path]:
     directory = pathlib.Path(directory)
     with contextlib.ExitStack() as stack:
         stack.enter_context(writing_to(directory))
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(directory.parent)
         for left in directory.parent.glob(f".{directory.name}.*.unfinished"):
             with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(left):
                 shutil.rmtree(left)
@@ -119,7 +132,7 @@ def only_writer(directory: epath.PathLike) -> Iterator[None]:
       InputError: where another process is inside; it says which.
       OSError: where the directory cannot be written.
     """
-    epath.Path(directory).mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     if is_remote(directory):
         yield
         return

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         with processes.first_before_others():
             if processes.is_first():
                 stack.enter_context(files.only_writer(workdir))
-            checkpoint.claim(workdir, config, system.identity)
+                checkpoint.claim(workdir, config, system.identity)
         stack.enter_context(checkpoints)
         print(results.summary(system, config, mesh, workdir, asked))
 

@@ -4,6 +4,7 @@ TEST_PLATFORM=cuda launch/test.sh tests/models/test_attention.py has a GPU's ker
 """
 
 import os
+import signal
 
 import jax
 import pytest
@@ -11,6 +12,10 @@ import pytest
 jax.config.update("jax_platforms", os.environ.get("TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # compiles three times faster
+
+
+# A shell's background jobs ignore Ctrl-C, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def prepare(log, events, items, out, directory=None):
 def train(variant, out, workdir, content=False, **model):
     config = config_of("pinnerformer", variant)
     config.data.update(name=str(out), users=16, length=8, content=content)
-    config.data.update(degree_days=0.0, degree_times=1)
+    config.data.degree_days = 0.0
     config.objective.labels = 4
     config.model.update(layers=1, width=16, heads=2, dim=8, pin_hidden=16, **model)
     config.loss.update(in_batch=32, random=64, sketch_width=2**10)

@@ -53,14 +53,8 @@ def check_training(made: batches.PairBatches, in_batch: bool) -> None:
       in_batch: whether all negatives are the batch's other products.
 
     Raises:
-      InputError: for a task that has no pair in a batch, or first batches without negatives.
+      InputError: where the first batches have no negatives.
     """
-    for task, share in made.shares.items():
-        if not share:
-            raise InputError(
-                f"tasks: {made.tasks[task].name!r} has no pair in a batch; expected a larger "
-                "weight or data.pairs"
-            )
     whole = dataclasses.replace(made, shard=(0, 1))  # the same on every host
     tried = min(system.TRIED, made.steps)
     if in_batch and all(len(np.unique(whole[step]["query"])) == 1 for step in range(tried)):

@@ -237,7 +237,7 @@ def claim(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, st
     if Checkpoints(workdir).steps:
         check_run(workdir, config, identity)
         return
-    epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+    files.make_directory(workdir)
     with files.replacing(epath.Path(workdir) / _RUN_FILE) as file:
         file.write(checksums.dump(_run(config, identity)).encode())
 

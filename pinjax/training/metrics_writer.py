@@ -21,7 +21,7 @@ class MetricsWriter:
 
     def __init__(self, directory: epath.PathLike, first_step: int):
         directory = epath.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        files.make_directory(directory)
         self._path = directory / "metrics.jsonl"
         lines = self._path.read_bytes().splitlines() if self._path.exists() else []
         self._lines = [line for line in lines if _step(line) <= first_step]

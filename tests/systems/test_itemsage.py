@@ -130,8 +130,8 @@ def test_sketches_are_as_wide_as_there_are_ids(make_config, mesh):
     }
     assert len(distinct) > 30 * 32  # more than a run counts
     error = np.e / 2**14 * 30 * 32
-    expected = f"counted 1.0 times each, median 1.0, at most {error:,.1f} too often"
-    assert system.summary["pairs"] == expected
+    expected = f"pairs 1.0 times (median 1.0), at most {error:,.1f} too often"
+    assert expected in system.summary["counted"]
 
 
 def test_pairs_that_drown_in_their_sketch_are_refused(make_config, mesh):
@@ -155,10 +155,6 @@ def test_pairs_that_drown_in_their_sketch_are_refused(make_config, mesh):
 
 
 def test_what_trains_on_nothing_is_refused(make_config, mesh):
-    config = make_config()
-    config.tasks = (("image/click", 1.0, 0), ("text/checkout", 0.01, 0))
-    with pytest.raises(InputError, match=r"tasks: 'text/checkout' has no pair in a batch; exp"):
-        registry.create(config, mesh).check_training()
     config = make_config(data={"pairs": 1}, loss={"terms": "in_batch"})
     config.tasks = (("image/click", 1.0, 0),)
     with pytest.raises(InputError, match=r"data.pairs=1: the first 8 batches have one query each"):
@@ -187,7 +183,7 @@ def test_other_frozen_tables_are_refused(make_config, tmp_path, mesh):
     checkpoint.claim(tmp_path, config, identity)
     for name in ("query vectors", "image vectors", "vocabulary"):
         with pytest.raises(InputError, match=f"holds a run with {name}=.*, this one has {name}=x"):
-            checkpoint.claim(tmp_path, config, {**identity, name: "x"})
+            checkpoint.check_run(tmp_path, config, {**identity, name: "x"})
 
 
 @pytest.mark.parametrize(

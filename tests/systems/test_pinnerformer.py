@@ -139,8 +139,8 @@ def test_a_user_is_not_their_own_negative(make_config, mesh):
             r"data.positives='unknown', data.surfaces='home': no training user of pinworld/tiny",
         ),
         (
-            {"objective": {"horizon": 0}},
-            r"tiny: the first 8 batches have no label; .* objective.horizon=0 seconds after others",
+            {"objective": {"horizon": 1}},
+            r"tiny: the first 8 batches have no label; .* objective.horizon=1 seconds after others",
         ),
         (
             {"data": {"users": 1}, "loss": {"random": 0}},
