@@ -139,7 +139,7 @@ def test_a_user_is_not_their_own_negative(make_config, mesh):
             r"data.positives='unknown', data.surfaces='home': no training user of pinworld/tiny",
         ),
         (
-            {"objective": {"horizon": 1}},
+            {"data": {"users": 1}, "objective": {"horizon": 1}},
             r"tiny: the first 8 batches have no label; .* objective.horizon=1 seconds after others",
         ),
         (
