@@ -92,8 +92,7 @@ class Checkpoints:
 
         def best(undamaged: Iterator[int]) -> int | None:
             values = {step: self._value(self._metrics(step) or {}) for step in undamaged}
-            known = [step for step, value in values.items() if value > -np.inf]
-            return max(known, key=lambda step: (values[step], step), default=None)
+            return max(values, key=lambda step: (values[step], step), default=None)
 
         return self._load(best, like)
 

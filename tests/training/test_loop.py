@@ -251,6 +251,12 @@ def test_a_metric_that_is_nan_chooses_nothing_and_hides_no_number(tmp_path):
     assert written(tmp_path)[3]["valid/error"] is None
 
 
+def test_where_no_evaluation_gave_a_number_the_newest_is_chosen(tmp_path):
+    nothing = system_lib.Estimate(np.nan)
+    train(tmp_path, selecting(), disturb_evaluation=lambda metrics: metrics.update(error=nothing))
+    assert int(load_chosen(tmp_path, selecting()).step) == 12
+
+
 @pytest.mark.parametrize("metric", ["valid/eror", "loss", "valid/loss", "error"])
 def test_only_a_metric_of_the_evaluation_selects(tmp_path, metric):
     with pytest.raises(InputError, match=f"^train.select: '{metric}' is none of valid/error$"):
