@@ -22,8 +22,8 @@ with signals.handled(), signals.cleaned_up(pathlib.Path(sys.argv[1]).unlink):
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
             time.sleep(0.01)
             if stop.requested:
-                print("asked to stop", flush=True)
                 stop.requested = None
+                print("asked to stop", flush=True)
 """
 
 
