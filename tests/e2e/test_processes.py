@@ -17,7 +17,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEVICES = 4  # of all processes together
-STEPS = 40
+STEPS = 20
 
 
 @pytest.fixture(scope="module")
