@@ -182,8 +182,15 @@ class _Walk:
                 continue  # what they apply is a scalar's work
             inside = fused or line.opcode == "fusion"
             runs = times * self._trips(line) if line.opcode == "while" else times
-            for called in _called(line):
-                self._visit(called, runs, inside)
+            called = _called(line)
+            if line.opcode == "conditional":  # a bound on a step has the cheaper branch
+                called = [min(called, key=self._branch_traffic)]
+            for computation in called:
+                self._visit(computation, runs, inside)
+
+    def _branch_traffic(self, name: str) -> int:
+        by_name = self._names(name)
+        return sum(self._traffic(line, by_name) for line in by_name.values())
 
     @functools.cache  # noqa: B019, a walk lives as long as one call
     def _names(self, name: str) -> dict[str, Instruction]:

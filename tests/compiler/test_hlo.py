@@ -87,6 +87,15 @@ def test_a_loop_of_unknown_length_counts_once_and_is_told():
     assert cost.flops == 2 * 8**3
 
 
+def test_of_a_conditional_the_cheaper_branch_counts():
+    def function(x):
+        return lax.cond(x[0, 0] > 0, lambda x: x @ x + x, lambda x: x, x)
+
+    cost = hlo.cost(jax.jit(function).lower(F32((256, 256))).compile().as_text())
+    assert cost.flops == 0
+    assert cost.bytes < 3 * 256 * 256 * 4  # at most a copy
+
+
 def test_groups_of_a_mesh_of_two_axes():
     """A sum over one axis of two is among that axis' devices alone."""
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
