@@ -42,7 +42,7 @@ def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     workdir = flags.DEFINE_string(
         "workdir", None, "directory of the run; if not given, work/ and the config's name"
     )
-    flags.DEFINE_bool("no_verify", False, "do not compare the checksums of what is opened")
+    flags.DEFINE_bool("no_verify", False, "do not verify the checksums of files that are read")
     return config, workdir
 
 

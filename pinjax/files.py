@@ -142,8 +142,8 @@ def only_writer(directory: epath.PathLike) -> Iterator[None]:
             descriptor = stack.enter_context(_locked(path))
         except BlockingIOError:
             raise InputError(
-                f"{directory}: {path.read_text() or 'another process'} writes there; wait for its "
-                "end, or choose another directory"
+                f"{directory}: {path.read_text() or 'another process'} is writing there; wait "
+                "until it ends, or choose another directory"
             ) from None
         remove = functools.partial(path.unlink, missing_ok=True)
         stack.enter_context(signals.cleaned_up(remove))

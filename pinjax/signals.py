@@ -164,7 +164,7 @@ def _end(stopped: Stopped) -> NoReturn:
             clean_up()
     for child in multiprocessing.active_children():
         child.terminate()
-    print(f"{stopped}; the same command goes on or begins anew", file=sys.stderr)
+    print(f"{stopped}; run the same command again to continue", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(stopped.exit_code)

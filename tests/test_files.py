@@ -72,7 +72,7 @@ def test_the_next_call_removes_what_a_killed_process_left_and_only_that(tmp_path
 
 def test_one_process_writes_and_the_others_hear_which(tmp_path, holder):
     other = holder("only_writer", tmp_path)
-    refused = f"process {other.pid} on .* writes there"
+    refused = f"process {other.pid} on .* is writing there"
     with pytest.raises(InputError, match=refused), files.only_writer(tmp_path):
         pass
     other.kill()

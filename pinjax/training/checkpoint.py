@@ -196,7 +196,7 @@ class Checkpoints:
         picked = int(processes.as_first(np.array(picked)))
         if picked < 0 and self.steps and all(map(self._problem, self.steps)):
             problem = self._problem(self.steps[-1])
-            raise InputError(f"{problem}; and no other checkpoint is undamaged")
+            raise InputError(f"{problem}; no undamaged checkpoint is left")
         return picked if picked >= 0 else None
 
     def _undamaged(self) -> Iterator[int]:

@@ -125,7 +125,7 @@ def test_a_job_goes_on_after_one_process_was_stopped_and_one_died(tmp_path, data
     processes[1].send_signal(signal.SIGTERM)
     ends = finish(processes)
     assert [code for code, _, _ in ends] == [75, 75], ends
-    assert "the same command goes on" in ends[0][1]
+    assert "run the same command again to continue" in ends[0][1]
 
     processes = start(tmp_path, data_dir, 2)
     wait_for_steps(tmp_path, processes, STEPS // 2)

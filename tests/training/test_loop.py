@@ -338,7 +338,7 @@ def test_where_every_checkpoint_is_damaged_nothing_is_begun_anew(tmp_path, finis
     for number in (3, 11, 12):
         flip(tmp_path / f"checkpoints/{number}/state/_METADATA", number)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    with pytest.raises(InputError, match=r"_METADATA: damaged.*no other checkpoint is undamaged"):
+    with pytest.raises(InputError, match=r"_METADATA: damaged.*no undamaged checkpoint is left"):
         train(tmp_path, selecting())
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
