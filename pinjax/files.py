@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import glob
 import os
 import pathlib
 import shutil
@@ -88,7 +89,7 @@ def unfinished(directory: epath.PathLike) -> Iterator[epath.Path]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(writing_to(directory))
         make_directory(directory.parent)
-        for left in directory.parent.glob(f".{directory.name}.*.unfinished"):
+        for left in directory.parent.glob(f".{glob.escape(directory.name)}.*.unfinished"):
             with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(left):
                 shutil.rmtree(left)
         made = None
