@@ -216,7 +216,7 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
 def test_a_second_run_on_a_directory_hears_of_the_first(home, unbroken):
     del unbroken  # the data set is there
     workdir = home / "two"
-    first = start(home, "train", workdir)
+    first = start(home, "train", workdir, "--config.train.steps=100_000")  # no end in sight
     wait_for_step(first, workdir, 1)
     _, err = finish(start(home, "train", workdir), code=2)
     assert err.startswith(f"error: {workdir}: process {first.pid} on ")
