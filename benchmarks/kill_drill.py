@@ -1,4 +1,4 @@
-"""Kills runs at random moments, and compares how they end with runs that nobody killed.
+"""Kills runs at random moments, and compares the results with those of runs that were not killed.
 
     python -m benchmarks.kill_drill                        # 20 kills a system, half an hour
     python -m benchmarks.kill_drill --rounds=1 --system=itemsage
@@ -24,9 +24,9 @@ from absl import app, flags
 
 from pinjax.systems import registry
 
-_ROUNDS = flags.DEFINE_integer("rounds", 4, "of five kills each, of each system", lower_bound=1)
-_SYSTEMS = flags.DEFINE_multi_enum("system", registry.SYSTEMS, registry.SYSTEMS, "whom to kill")
-_SEED = flags.DEFINE_integer("seed", 0, "of the moments")
+_ROUNDS = flags.DEFINE_integer("rounds", 4, "rounds of five kills, for each system", lower_bound=1)
+_SYSTEMS = flags.DEFINE_multi_enum("system", registry.SYSTEMS, registry.SYSTEMS, "systems to kill")
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the random moments")
 
 
 class Run:
@@ -108,7 +108,7 @@ def main(_):
 
 
 def _drill(run: Run, draw: random.Random) -> collections.Counter:
-    """Kills a run at each moment in turn, until it ends; returns how often it was alive to be."""
+    """Kills a run at each moment in turn, then lets it end; returns how often it was alive."""
     step, evaluation = draw.randrange(1, 10), draw.choice([19, 30])
     moments = [  # what, in which command, what begins it, and the seconds that it may take
         ("while data are made", "train", run.makes_data, 1.0),

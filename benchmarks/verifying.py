@@ -1,10 +1,10 @@
-"""What it costs to compare checksums, beside opening and using what they are of.
+"""What verifying checksums costs, as a share of opening and using the files.
 
     python -m benchmarks.verifying --config=configs/pinnerformer.py
 
-A data set is made, two steps are trained, and the validation users evaluated. Printed are the times
-of `checksums.verify` on the data set and on the checkpoint, as shares of that of opening both and
-evaluating, in one process.
+Makes a data set, trains two steps and evaluates the validation users. Prints how long
+`checksums.verify` takes on the data set and on the checkpoint, as shares of the time to open both
+and evaluate, in one process.
 """
 
 import pathlib

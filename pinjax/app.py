@@ -42,7 +42,7 @@ def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     workdir = flags.DEFINE_string(
         "workdir", None, "directory of the run; if not given, work/ and the config's name"
     )
-    flags.DEFINE_bool("no_verify", False, "do not compare the checksums of what is opened")
+    flags.DEFINE_bool("no_verify", False, "do not verify the checksums of files that are read")
     return config, workdir
 
 
@@ -84,13 +84,19 @@ def flags_of_run() -> str:
     return " ".join(kept)
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
+def run(main: Callable[[Sequence[str]], int | None], trains: bool = False) -> None:
     """Parses the flags, runs `main` and exits with its return value.
 
     An `InputError`, and a flag or config override that does not parse, end as one line on
     stderr and `EXIT_INPUT`.
+
+    Args:
+      main: of the command.
+      trains: whether of several processes JAX notes SIGTERM, for the training loop, which stops all
+        of them after the same step. Else it ends each at once.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    jax.config.update("jax_enable_preemption_service", trains)
     # Errors are told once, by what the main thread raises: it does so for those of other threads.
     logging.set_verbosity(logging.FATAL)
     threading.excepthook = lambda error: None

@@ -54,7 +54,7 @@ def verify_file(path: epath.Path, written: Mapping[str, int | str]) -> None:
         raise InputError(f"{path}: damaged: the file is missing")
     size = path.stat().length
     if size != written["size"]:
-        raise InputError(f"{path}: damaged: {size:,} bytes, written were {written['size']:,}")
+        raise InputError(f"{path}: damaged: {size:,} bytes, expected {written['size']:,}")
     if of_file(path) != written:
         raise InputError(f"{path}: damaged: its checksum is not that of what was written")
 

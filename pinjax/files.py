@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import glob
 import os
 import pathlib
 import shutil
@@ -88,7 +89,7 @@ def unfinished(directory: epath.PathLike) -> Iterator[epath.Path]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(writing_to(directory))
         make_directory(directory.parent)
-        for left in directory.parent.glob(f".{directory.name}.*.unfinished"):
+        for left in directory.parent.glob(f".{glob.escape(directory.name)}.*.unfinished"):
             with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(left):
                 shutil.rmtree(left)
         made = None
@@ -142,8 +143,8 @@ def only_writer(directory: epath.PathLike) -> Iterator[None]:
             descriptor = stack.enter_context(_locked(path))
         except BlockingIOError:
             raise InputError(
-                f"{directory}: {path.read_text() or 'another process'} writes there; wait for its "
-                "end, or choose another directory"
+                f"{directory}: {path.read_text() or 'another process'} is writing there; wait "
+                "until it ends, or choose another directory"
             ) from None
         remove = functools.partial(path.unlink, missing_ok=True)
         stack.enter_context(signals.cleaned_up(remove))

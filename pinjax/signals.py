@@ -72,7 +72,8 @@ def deferred(enabled: bool) -> Iterator[Deferral]:
     """Signals are noted, while inside, for whoever asks for them where it suits.
 
     Args:
-      enabled: False where JAX notes them, which it does for several processes together.
+      enabled: False where JAX notes SIGTERM, as it does for several processes together; at the end
+        it is taken back from JAX.
     """
     deferral = Deferral()
     _deferrals.append(deferral)
@@ -81,6 +82,9 @@ def deferred(enabled: bool) -> Iterator[Deferral]:
             yield deferral
     finally:
         _deferrals.remove(deferral)
+        if not enabled:
+            with _handler(_ignore):  # which puts ours in the place of JAX's, in C++, for good
+                pass
 
 
 @contextlib.contextmanager
@@ -160,7 +164,7 @@ def _end(stopped: Stopped) -> NoReturn:
             clean_up()
     for child in multiprocessing.active_children():
         child.terminate()
-    print(f"{stopped}; the same command goes on or begins anew", file=sys.stderr)
+    print(f"{stopped}; run the same command again to continue", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(stopped.exit_code)

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         result = loop.train(system, config.train, mesh, workdir, checkpoints, PROFILE.value)
         state = result.state
         if result.stopped:
-            print(f"stopped after step {int(state.step)}; the same command goes on from there")
+            print(f"stopped after step {int(state.step)}; run the same command again to continue")
             return result.stopped.exit_code
         if config.train.select:
             state = checkpoints.load_chosen(state)
@@ -57,4 +57,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, trains=True)

@@ -58,7 +58,7 @@ def same_json(a, b):
 @pytest.mark.parametrize("length", [0, 1])
 def test_a_file_cut_off_or_gone_is_found(directory, length):
     os.truncate(directory / "below/two", length)
-    with pytest.raises(InputError, match=f"^{directory}/below/two: damaged: {length} bytes, writt"):
+    with pytest.raises(InputError, match=f"^{directory}/below/two: damaged: {length} bytes, expec"):
         checksums.verify(directory)
     (directory / "below/two").unlink()
     with pytest.raises(InputError, match=f"^{directory}/below/two: damaged: the file is missing"):

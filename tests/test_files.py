@@ -56,23 +56,24 @@ def holder():
 
 
 def test_the_next_call_removes_what_a_killed_process_left_and_only_that(tmp_path, holder):
-    killed, writing = (holder("unfinished", tmp_path / "a") for _ in range(2))
+    directory = tmp_path / "a[1]"
+    killed, writing = (holder("unfinished", directory) for _ in range(2))
     (tmp_path / ".b.0.unfinished").mkdir()  # of another directory's
     before = set(os.listdir(tmp_path))
     assert len(before) == 3
     killed.kill()
     killed.wait()
-    with files.unfinished(tmp_path / "a") as made:
+    with files.unfinished(directory) as made:
         left = set(os.listdir(tmp_path)) - {made.name}
         assert len(left) == 2
         assert left < before
         assert writing.poll() is None
-        files.finish(made, tmp_path / "a")
+        files.finish(made, directory)
 
 
 def test_one_process_writes_and_the_others_hear_which(tmp_path, holder):
     other = holder("only_writer", tmp_path)
-    refused = f"process {other.pid} on .* writes there"
+    refused = f"process {other.pid} on .* is writing there"
     with pytest.raises(InputError, match=refused), files.only_writer(tmp_path):
         pass
     other.kill()

@@ -56,7 +56,7 @@ def test_a_signal_ends_a_command_at_once_with_a_line_and_cleans_up(
     process.send_signal(signum)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (code, "")
-    assert err == f"stopped by {signum.name}; the same command goes on or begins anew\n"
+    assert err == f"stopped by {signum.name}; run the same command again to continue\n"
     assert not (tmp_path / "file").exists()
 
 

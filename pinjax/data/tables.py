@@ -41,8 +41,14 @@ def read_own(path: epath.PathLike) -> pa.Table:
 
     Not through a file of Python's: Arrow's threads let go of it later, and abort a process that
     has meanwhile come to its end.
+
+    Raises:
+      InputError: where it cannot be read; whoever checks no checksums hears of damage here.
     """
-    return pq.read_table(pa.BufferReader(epath.Path(path).read_bytes()))
+    try:
+        return pq.read_table(pa.BufferReader(epath.Path(path).read_bytes()))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not readable as Parquet: {error}") from error
 
 
 def read(

@@ -34,6 +34,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from etils import epath
 
+from pinjax import files
 from pinjax.data import tables
 from pinjax.errors import InputError
 
@@ -157,12 +158,9 @@ class Vocabulary:
 
     def save(self, path: epath.PathLike) -> None:
         """Writes one Parquet file, whole or not at all."""
-        path = epath.Path(path)
         metadata = {_VERSION: _FORMAT, "sizes": str(self.sizes), "digest": self.digest}
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
+        with files.replacing(path) as file:
             pq.write_table(self.rows.replace_schema_metadata(metadata), file)
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: epath.PathLike) -> "Vocabulary":
@@ -174,10 +172,7 @@ class Vocabulary:
         path = epath.Path(path)
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected a vocabulary")
-        try:
-            rows = tables.read_own(path)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: not readable as Parquet: {error}") from error
+        rows = tables.read_own(path)
         metadata = {
             name.decode(): text.decode() for name, text in (rows.schema.metadata or {}).items()
         }

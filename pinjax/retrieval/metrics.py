@@ -79,7 +79,8 @@ def label_ranks(
     itself = top_rows[label_query] == label_rows[:, None]
     listed_score = scores.max(axis=1, where=itself, initial=-np.inf)
     own = np.where(itself.any(axis=1), listed_score, label_scores)
-    return ((scores >= own[:, None] - rounding) & ~itself).sum(axis=1)
+    # Not "at least as high", of which NaN is neither: a label that is scored NaN would be first.
+    return (~(scores < own[:, None] - rounding) & ~itself).sum(axis=1)
 
 
 def untied_top(

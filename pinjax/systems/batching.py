@@ -34,5 +34,5 @@ def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
         results.append(jax.tree.map(lambda x, n=total - start: np.asarray(x)[:n], result))
     joined = jax.tree.map(lambda *x: np.concatenate(x), *results)
     if any(np.isnan(x).any() for x in jax.tree.leaves(joined)):
-        raise InputError("an embedding is NaN: some of the parameters are")
+        raise InputError("an embedding is NaN, so some parameters are, too")
     return joined

@@ -96,7 +96,7 @@ def sketch_summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str,
     """How right the counts of sketches are at the end of a run, by what they count."""
     found = {name: things.accuracy(config) for name, things in counted.items()}
     parts = [
-        f"{name} {x.mean:,.1f} times (median {x.median:,.1f}), at most {x.error:,.1f} too often"
+        f"{name} {x.mean:,.1f} times (median {x.median:,.1f}), too high by at most {x.error:,.1f}"
         for name, x in found.items()
     ]
     return {"counted": "; ".join(parts)}
@@ -112,9 +112,9 @@ def check_counts(config: ConfigDict, counted: dict[str, Counted]) -> None:
         if found.least_width > count_min_sketch.MAX_WIDTH:
             least = "loss.sketch_decay below 1, so that fewer are remembered, or loss.log_q=False"
         raise InputError(
-            f"loss.sketch_width: of {things.width} counters a row, {len(things.counts):,} {name} "
-            f"are counted up to {found.error:,.1f} times too often, with a median count of "
-            f"{found.median:,.1f}; expected {least}"
+            f"loss.sketch_width: with {things.width} counters a row, the counts of "
+            f"{len(things.counts):,} {name}, whose median is {found.median:,.1f}, may be too high "
+            f"by {found.error:,.1f}; expected {least}"
         )
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -181,6 +182,8 @@ class Checkpoints:
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 return checkpointer.restore(path, like)
+        except (jax.errors.JaxRuntimeError, MemoryError):  # not of the checkpoint's making
+            raise
         except Exception as error:  # of any kind, where checksums are not compared
             raise InputError(f"{path}: cannot be read: {error}") from error
 
@@ -193,7 +196,7 @@ class Checkpoints:
         picked = int(processes.as_first(np.array(picked)))
         if picked < 0 and self.steps and all(map(self._problem, self.steps)):
             problem = self._problem(self.steps[-1])
-            raise InputError(f"{problem}; and no other checkpoint is undamaged")
+            raise InputError(f"{problem}; no undamaged checkpoint is left")
         return picked if picked >= 0 else None
 
     def _undamaged(self) -> Iterator[int]:

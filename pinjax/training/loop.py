@@ -146,9 +146,9 @@ def train(
             progress.set_postfix({"loss": f"{means['loss']:.4f}"}, refresh=False)
             stopping |= not report(done, means, evaluating, saving)
         checkpoints.wait()
-        if stopping or stop.requested:
-            return Result(state, signals.Stopped(stop.requested or signal.SIGTERM))
-    return Result(state, None)
+    # Asked after all is closed, so that a signal that comes meanwhile is not swallowed.
+    stopped = stopping or stop.requested is not None
+    return Result(state, signals.Stopped(stop.requested or signal.SIGTERM) if stopped else None)
 
 
 def _evaluate(system: system_lib.System, params: Any) -> dict[str, float]:

@@ -46,7 +46,7 @@ def test_a_remote_data_set_is_read_from_a_copy_made_once(bucket, tmp_path, data_
 
 def test_a_copy_that_is_not_what_was_written_is_refused(bucket, tmp_path):
     (bucket / "metadata.json").write_text("{}")
-    with pytest.raises(InputError, match=r"metadata.json: damaged: 2 bytes, written were"):
+    with pytest.raises(InputError, match=r"metadata.json: damaged: 2 bytes, expected"):
         datasets.load(os.fspath(bucket), tmp_path / "here")
     assert not list((tmp_path / "here/copies").iterdir())
 

@@ -125,3 +125,12 @@ def test_own_tables_are_read_without_a_file_that_arrow_keeps(tmp_path, rng, monk
     )
     assert tables.read_own(tmp_path / "a.parquet").equals(table)
     assert [type(source) for source in sources] == [pa.BufferReader]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"", bytes.swapcase])
+def test_an_own_table_that_is_damaged_is_named(tmp_path, damage):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"x": np.arange(1000)}), path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=f"^{path}: not readable as Parquet: "):
+        tables.read_own(path)

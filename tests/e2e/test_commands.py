@@ -131,7 +131,7 @@ def test_preempted_a_run_says_so_and_ends_the_same(home, unbroken):
     wait_for_step(process, workdir, 6)
     process.send_signal(signal.SIGTERM)
     out, _ = finish(process, code=75)
-    assert "the same command goes on from there" in out
+    assert "run the same command again to continue" in out
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert f"stopped after step {saved};" in out
     finish(start(home, "train", workdir))
@@ -216,14 +216,14 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
 def test_a_second_run_on_a_directory_hears_of_the_first(home, unbroken):
     del unbroken  # the data set is there
     workdir = home / "two"
-    first = start(home, "train", workdir)
+    first = start(home, "train", workdir, "--config.train.steps=100_000")  # no end in sight
     wait_for_step(first, workdir, 1)
     _, err = finish(start(home, "train", workdir), code=2)
     assert err.startswith(f"error: {workdir}: process {first.pid} on ")
     assert err.count("\n") == 1
     first.send_signal(signal.SIGINT)
     out, _ = finish(first, code=130)
-    assert "the same command goes on from there" in out
+    assert "run the same command again to continue" in out
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 75)])
@@ -234,7 +234,7 @@ def test_a_signal_while_data_are_made_leaves_nothing(tmp_path, signum, code):
         time.sleep(0.002)
     process.send_signal(signum)
     _, err = finish(process, code)
-    assert err == f"stopped by {signum.name}; the same command goes on or begins anew\n"
+    assert err == f"stopped by {signum.name}; run the same command again to continue\n"
     left = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
     assert not left
     assert not list((tmp_path / "data/pinworld/small").iterdir())

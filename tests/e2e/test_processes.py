@@ -25,11 +25,15 @@ def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
-def start(workdir, data_dir, count, *flags):
-    """Starts the processes of a job."""
+def free_coordinator():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def start(workdir, data_dir, count, *flags):
+    """Starts the processes of a job."""
+    coordinator = free_coordinator()
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -121,7 +125,7 @@ def test_a_job_goes_on_after_one_process_was_stopped_and_one_died(tmp_path, data
     processes[1].send_signal(signal.SIGTERM)
     ends = finish(processes)
     assert [code for code, _, _ in ends] == [75, 75], ends
-    assert "the same command goes on" in ends[0][1]
+    assert "run the same command again to continue" in ends[0][1]
 
     processes = start(tmp_path, data_dir, 2)
     wait_for_steps(tmp_path, processes, STEPS // 2)
@@ -142,3 +146,43 @@ def wait_for_steps(workdir, processes, steps):
     while not metrics.exists() or len(metrics.read_text().splitlines()) < steps:
         assert all(process.poll() is None for process in processes), finish(processes)
         time.sleep(0.02)
+
+
+COMMAND = """
+import sys, time
+from pinjax import app, signals
+
+def main(argv):
+    if trains:
+        with signals.deferred(enabled=False):  # as the loop does, which is over
+            pass
+    print("inside", file=sys.stderr, flush=True)
+    time.sleep(60)
+
+trains = sys.argv.pop(1) == "trains"
+app.run(main, trains)
+"""
+
+
+@pytest.mark.parametrize("kind", ["trains", "evaluates"])
+def test_a_signal_outside_the_loop_ends_each_process_at_once(kind):
+    flags = f"--coordinator={free_coordinator()}", "--processes=2"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", COMMAND, kind, *flags, f"--process={index}"],
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            cwd=ROOT,
+            text=True,
+            stdout=-1,
+            stderr=subprocess.PIPE,
+        )
+        for index in range(2)
+    ]
+    for process in processes:
+        while process.stderr.readline() != "inside\n":
+            assert process.poll() is None
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for code, _, stderr in finish(processes, timeout=30):
+        assert code == 75
+        assert stderr.startswith("stopped by SIGTERM; ")

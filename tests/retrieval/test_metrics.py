@@ -118,6 +118,15 @@ def test_the_order_of_rows_changes_nothing(rng, kind, levels):
         assert first[-2:] == (0, 1)
 
 
+@pytest.mark.parametrize("row", [3, 40])  # listed and not
+def test_a_label_that_is_scored_nan_is_missed(row):
+    rows, scores = np.arange(K + 1)[None], np.full((1, K + 1), np.nan)
+    zero = np.zeros(1, int)
+    ranks = metrics.label_ranks(rows, scores, zero, np.array([row]), np.array([np.nan]))
+    assert ranks >= K
+    assert (metrics.untied_top(rows, scores, K) == -1).all()
+
+
 def test_lists_shorter_than_k():
     rows = np.array([[3, -1, -1]])
     scores = np.array([[0.5, -np.inf, -np.inf]], np.float32)

@@ -48,7 +48,9 @@ def test_what_trains_on_nothing_is_refused(make_config, mesh):
     config.tasks = config.tasks[:1]
     with pytest.raises(InputError, match=r"data.pairs=1: the first 8 batches have one query each"):
         registry.create(config, mesh).check_training()
-    with pytest.raises(InputError, match=r"loss.sketch_width: of 64 counters a row, .* items are"):
+    with pytest.raises(
+        InputError, match=r"loss.sketch_width: with 64 counters a row, the counts of .* items"
+    ):
         registry.create(make_config(loss={"sketch_width": 64}), mesh).check_training()
 
 

@@ -1,5 +1,6 @@
 """The loop, on a system small enough to be written down twice."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
@@ -159,6 +161,23 @@ def test_sigterm_saves_and_the_next_call_goes_on(tmp_path, unbroken):
     assert 0 < int(stopped.state.step) < 12
     assert checkpoint.Checkpoints(tmp_path).steps[-1] == int(stopped.state.step)
     assert_same(train(tmp_path).state, unbroken[0])
+
+
+def test_a_signal_while_a_finished_run_is_closed_is_not_swallowed(tmp_path):
+    system = regression()
+
+    def batches(first):
+        try:
+            yield from system.batches(first)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run = ConfigDict({"train": CONFIG})
+    with checkpoint.of_run(tmp_path, run, system) as checkpoints:
+        closing = dataclasses.replace(system, batches=batches)
+        result = loop.train(closing, CONFIG, sharding.make_mesh(), tmp_path, checkpoints)
+    assert int(result.state.step) == 12
+    assert result.stopped.exit_code == 75
 
 
 @pytest.mark.parametrize(("at", "signum", "code"), [(6, "SIGINT", 130), (12, "SIGHUP", 75)])
@@ -319,9 +338,21 @@ def test_where_every_checkpoint_is_damaged_nothing_is_begun_anew(tmp_path, finis
     for number in (3, 11, 12):
         flip(tmp_path / f"checkpoints/{number}/state/_METADATA", number)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    with pytest.raises(InputError, match=r"_METADATA: damaged.*no other checkpoint is undamaged"):
+    with pytest.raises(InputError, match=r"_METADATA: damaged.*no undamaged checkpoint is left"):
         train(tmp_path, selecting())
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError, MemoryError])
+def test_what_is_no_fault_of_a_checkpoint_is_not_said_of_it(finished, monkeypatch, error):
+    """Else the loss of another process would end a run as wrong input does."""
+
+    def restore(self, path, like):
+        raise error("lost")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", restore)
+    with pytest.raises(error, match="lost"):
+        load_chosen(finished, selecting())
 
 
 def test_what_is_read_is_not_written_to(tmp_path, finished):
