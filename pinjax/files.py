@@ -71,6 +71,9 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
     with writing_to(path), signals.cleaned_up(remove):
         with temporary.open("wb") as file:
             yield file
+            if not is_remote(path):  # else a power cut may leave the new name without content
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
 
 
@@ -142,9 +145,12 @@ def only_writer(directory: epath.PathLike) -> Iterator[None]:
         try:
             descriptor = stack.enter_context(_locked(path))
         except BlockingIOError:
+            writer = ""
+            with contextlib.suppress(FileNotFoundError):  # where it has just ended
+                writer = path.read_text()
             raise InputError(
-                f"{directory}: {path.read_text() or 'another process'} is writing there; wait "
-                "until it ends, or choose another directory"
+                f"{directory}: {writer or 'another process'} is writing there; wait until it ends, "
+                "or choose another directory"
             ) from None
         remove = functools.partial(path.unlink, missing_ok=True)
         stack.enter_context(signals.cleaned_up(remove))

@@ -13,7 +13,8 @@ from typing import NoReturn
 EXIT_PREEMPTED = 75  # stopped from outside: start the same command again
 EXIT_INTERRUPTED = 130  # by Ctrl-C, as shells have it
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)
+_SIGNALS = (signal.SIGTERM, *_OF_TERMINALS)
 
 
 class Stopped(Exception):
@@ -68,21 +69,21 @@ def check() -> None:
 
 
 @contextlib.contextmanager
-def deferred(enabled: bool) -> Iterator[Deferral]:
+def deferred(alone: bool) -> Iterator[Deferral]:
     """Signals are noted, while inside, for whoever asks for them where it suits.
 
     Args:
-      enabled: False where JAX notes SIGTERM, as it does for several processes together; at the end
-        it is taken back from JAX.
+      alone: False for one of several processes. There JAX notes SIGTERM for all of them; the other
+        signals are passed on to it. At the end SIGTERM is taken back from JAX.
     """
     deferral = Deferral()
     _deferrals.append(deferral)
     try:
-        with _handler(deferral.note) if enabled else contextlib.nullcontext():
+        with _handler(deferral.note) if alone else _handler(_pass_on, _OF_TERMINALS):
             yield deferral
     finally:
         _deferrals.remove(deferral)
-        if not enabled:
+        if not alone:
             with _handler(_ignore):  # which puts ours in the place of JAX's, in C++, for good
                 pass
 
@@ -102,7 +103,7 @@ def cleaned_up(clean_up: Callable[[], None]) -> Iterator[None]:
 def blocked() -> Iterator[None]:
     """Signals from a terminal come later, and never to the processes that are started inside."""
     multiprocessing.resource_tracker.ensure_running()  # which unblocks them when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
     try:
         yield
     finally:
@@ -129,10 +130,12 @@ def handled() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handler(handler: Callable[[int, object], None]) -> Iterator[None]:
+def _handler(
+    handler: Callable[[int, object], None], signums: tuple[int, ...] = _SIGNALS
+) -> Iterator[None]:
     """Has a function handle signals. What is ignored from outside, as by nohup, stays so."""
     previous = {}
-    for signum in _SIGNALS:
+    for signum in signums:
         if signal.getsignal(signum) != signal.SIG_IGN:
             previous[signum] = signal.signal(signum, handler)
     try:
@@ -140,6 +143,10 @@ def _handler(handler: Callable[[int, object], None]) -> Iterator[None]:
     finally:
         for signum, before in previous.items():
             signal.signal(signum, before)
+
+
+def _pass_on(signum: int, frame: object) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _ignore(signum: int, frame: object) -> None:

@@ -96,7 +96,7 @@ def train(
                 disable=not processes.is_first(),
             )
         )
-        stop = stack.enter_context(signals.deferred(enabled=processes.count() == 1))
+        stop = stack.enter_context(signals.deferred(alone=processes.count() == 1))
 
         def report(done: int, means: dict[str, float], evaluating: bool, saving: bool) -> bool:
             """Writes what is due after a step; False where a signal broke the evaluation off."""

@@ -122,7 +122,7 @@ def test_four_processes_do_what_one_does(tmp_path, data_dir):
 def test_a_job_goes_on_after_one_process_was_stopped_and_one_died(tmp_path, data_dir, alone):
     processes = start(tmp_path, data_dir, 2)
     wait_for_steps(tmp_path, processes, 1)
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].send_signal(signal.SIGHUP)  # which is passed on to JAX as SIGTERM
     ends = finish(processes)
     assert [code for code, _, _ in ends] == [75, 75], ends
     assert "run the same command again to continue" in ends[0][1]
@@ -154,7 +154,7 @@ from pinjax import app, signals
 
 def main(argv):
     if trains:
-        with signals.deferred(enabled=False):  # as the loop does, which is over
+        with signals.deferred(alone=False):  # as the loop does, which is over
             pass
     print("inside", file=sys.stderr, flush=True)
     time.sleep(60)
