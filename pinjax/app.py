@@ -33,7 +33,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0"
 
 def run_config() -> flags.FlagHolder:
     """Defines --config, of a run."""
-    return config_flag.define("a config of a run", "system")
+    return config_flag.define("a config of a run", "system", declared=True)
 
 
 def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
@@ -106,11 +106,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         if len(argv) > 1:
             return _complain(f"unexpected argument {argv[1]!r}; every argument is a --flag=value")
         try:
-            with signals.handled():
-                processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-                if not processes.is_first():
-                    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
-                return main(argv)
+            processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+            if not processes.is_first():
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
+            return main(argv)
         except InputError as error:
             return _complain(error)
         except OSError as error:
@@ -129,7 +128,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             _complain(f"lost another process of the job, start all of them again: {error}")
             os._exit(EXIT_LOST)  # an orderly end would wait for the dead
 
-    app.run(guarded, flags_parser=parse)
+    with signals.handled():  # while a config file runs, too
+        app.run(guarded, flags_parser=parse)
 
 
 def _tell_of_main_thread(error: Any) -> None:
