@@ -11,7 +11,7 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from pinjax import config_flag, signals
+from pinjax import config_flag, files, signals
 from pinjax.errors import InputError
 from pinjax.training import processes
 
@@ -63,14 +63,16 @@ def workdir_of(flag: flags.FlagHolder) -> epath.Path:
 
 
 def directory(flag: str, value: str) -> epath.Path:
-    """The directory that a flag names.
+    """The directory that a flag names, of the user's home where it begins with ~.
 
     Raises:
-      InputError: where the value is empty, which would be the current directory.
+      InputError: where the value is empty, which would be the current directory, or names none.
     """
     if not value:
         raise InputError(f"{flag} is empty; expected a directory")
-    return epath.Path(value)
+    if not value.isprintable():
+        raise InputError(f"{flag}={value!r}: expected a directory")
+    return files.path(flag, value).expanduser()
 
 
 def flags_of_run() -> str:
