@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,6 +94,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     stderr and `EXIT_INPUT`.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed from outside, as by 2>&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, for the rest of the process
     # Errors are told once, by what the main thread raises: it does so for those of other threads.
     logging.set_verbosity(logging.FATAL)
     threading.excepthook = lambda error: None
@@ -129,6 +133,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
                 raise
             _complain(f"lost another process of the job, start all of them again: {error}")
             os._exit(EXIT_LOST)  # an orderly end would wait for the dead
+        except Exception as error:
+            if "no_verify" not in flags.FLAGS or verifies():
+                raise
+            about = f"{type(error).__name__}: {error}"
+            return _complain(f"{about}; if a file is damaged, it is named without --no_verify")
 
     with signals.handled():  # while a config file runs, too
         app.run(guarded, flags_parser=parse)
@@ -142,4 +151,7 @@ def _tell_of_main_thread(error: Any) -> None:
 def _complain(error: object) -> int:
     line = " ".join(str(error).split())
     print(f"error: {line}", file=sys.stderr)
+    # What the error left unfinished has nothing to add when it is freed.
+    sys.unraisablehook = lambda error: None
+    warnings.simplefilter("ignore")
     return EXIT_INPUT

@@ -1,4 +1,7 @@
-"""What flags name."""
+"""What flags name, and how a command ends."""
+
+import subprocess
+import sys
 
 import pytest
 from etils import epath
@@ -18,3 +21,66 @@ def test_what_is_no_directory_is_refused(value):
     with pytest.raises(InputError, match=r"^--out.*expected a directory") as error:
         app.directory("--out", value)
     assert "\n" not in str(error.value)
+
+
+COMMAND = """
+import sys
+from pinjax import app
+from pinjax.errors import InputError
+
+class Unfinished:
+    def __del__(self):
+        raise RuntimeError("freed")
+
+async def never_awaited():
+    pass
+
+def main(argv):
+    sys.unfinished = Unfinished()
+    sys.coroutine = never_awaited()
+    print("begun", file=sys.stderr)
+    if app.verifies():
+        raise InputError("what, where, what was expected")
+    raise KeyError("damaged")
+
+app.run_flags()
+app.run(main)
+"""
+CONFIG = """
+from pinjax.settings import Choice, Section
+def get_config():
+    config = Section()
+    config.system = Choice("none")
+    return config
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """(redirections and flags) -> (exit code, stdout, stderr) of a command that fails."""
+    (tmp_path / "config.py").write_text(CONFIG)
+
+    def run(more):
+        arguments = [sys.executable, "-c", COMMAND, f"--config={tmp_path}/config.py"]
+        shell = ["bash", "-c", f'exec "$@" {more}', "bash"]
+        done = subprocess.run([*shell, *arguments], capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+def test_nothing_is_said_after_the_error(run):
+    assert run("") == (2, "", "begun\nerror: what, where, what was expected\n")
+
+
+def test_unverified_damage_is_one_line(run):
+    code, _, err = run("--no_verify")
+    assert code == 2
+    assert err.splitlines()[1:] == [
+        "error: KeyError: 'damaged'; if a file is damaged, it is named without --no_verify"
+    ]
+
+
+def test_closed_streams_change_nothing(run):
+    assert run("2>&-") == (2, "", "")
+    assert run(">&-") == (2, "", "begun\nerror: what, where, what was expected\n")
