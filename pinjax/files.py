@@ -156,9 +156,12 @@ def only_writer(directory: epath.PathLike) -> Iterator[None]:
         try:
             descriptor = stack.enter_context(_locked(path))
         except BlockingIOError:
+            holder = ""
+            with contextlib.suppress(FileNotFoundError):  # it has left meanwhile
+                holder = path.read_text()
             raise InputError(
-                f"{directory}: {path.read_text() or 'another process'} writes there; wait for its "
-                "end, or choose another directory"
+                f"{directory}: {holder or 'another process'} writes there; wait for its end, or "
+                "choose another directory"
             ) from None
         remove = functools.partial(path.unlink, missing_ok=True)
         stack.enter_context(signals.cleaned_up(remove))
