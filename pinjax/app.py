@@ -139,8 +139,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             about = f"{type(error).__name__}: {error}"
             return _complain(f"{about}; if a file is damaged, it is named without --no_verify")
 
-    with signals.handled():  # while a config file runs, too
-        app.run(guarded, flags_parser=parse)
+    signals.handle()  # while a config file runs, too, and until the very end
+    app.run(guarded, flags_parser=parse)
 
 
 def _tell_of_main_thread(error: Any) -> None:
