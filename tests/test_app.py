@@ -1,5 +1,7 @@
 """What flags name, and how a command ends."""
 
+import importlib.util
+import os
 import subprocess
 import sys
 
@@ -57,13 +59,15 @@ def get_config():
 
 @pytest.fixture
 def run(tmp_path):
-    """(redirections and flags) -> (exit code, stdout, stderr) of a command that fails."""
+    """(redirections and flags, environment) -> (exit code, stdout, stderr) of a failure."""
     (tmp_path / "config.py").write_text(CONFIG)
 
-    def run(more):
+    def run(more, **env):
         arguments = [sys.executable, "-c", COMMAND, f"--config={tmp_path}/config.py"]
         shell = ["bash", "-c", f'exec "$@" {more}', "bash"]
-        done = subprocess.run([*shell, *arguments], capture_output=True, text=True)
+        done = subprocess.run(
+            [*shell, *arguments], capture_output=True, text=True, env=os.environ | env
+        )
         return done.returncode, done.stdout, done.stderr
 
     return run
@@ -84,3 +88,13 @@ def test_unverified_damage_is_one_line(run):
 def test_closed_streams_change_nothing(run):
     assert run("2>&-") == (2, "", "")
     assert run(">&-") == (2, "", "begun\nerror: what, where, what was expected\n")
+
+
+@pytest.mark.parametrize("platform", ["nonsense", "cuda"])
+def test_a_platform_that_is_not_there_is_refused(run, platform):
+    if platform == "cuda" and importlib.util.find_spec("jax_cuda12_plugin"):
+        pytest.skip("JAX has its plugin for CUDA")
+    code, _, err = run("", JAX_PLATFORMS=platform)
+    assert code == 2
+    assert err.startswith(f"error: JAX_PLATFORMS={platform}: no device: ")
+    assert err.count("\n") == 1

@@ -25,7 +25,7 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
       index: which of them this is.
 
     Raises:
-      InputError: where these, or SLURM's variables, do not name a job.
+      InputError: where these, or SLURM's variables, do not name a job, or there is no device.
     """
     _check_job(coordinator, count, index)
     if coordinator:
@@ -38,6 +38,12 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     elif any(map(os.path.exists, _TPU_DEVICES)):
         with contextlib.suppress(ValueError):  # another device under a TPU's name
             jax.distributed.initialize(heartbeat_timeout_seconds=_PATIENCE)
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: for cuda without its plugin
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(error) or "not installed"
+        raise InputError(f"JAX_PLATFORMS={asked}: no device: {reason}") from None
 
 
 def _check_job(coordinator: str | None, count: int | None, index: int | None) -> None:
