@@ -57,10 +57,10 @@ def label_ranks(
 ) -> Int[np.ndarray, " labels"]:
     """How many items of the index each label comes after, 0 for the best.
 
-    Equal scores count against a label: a model that gives all items the same vector finds nothing,
-    and no rank depends on the order of rows. A label outside a sampled index is ranked by its own
-    score, as PinnerFormer (Pancha et al., KDD 2022), §4, ranks labels in a random index of 1M
-    items.
+    Equal scores, and NaN, count against a label: a model that gives all items the same vector finds
+    nothing, and no rank depends on the order of rows. A label outside a sampled index is ranked by
+    its own score, as PinnerFormer (Pancha et al., KDD 2022), §4, ranks labels in a random index of
+    1M items.
 
     Args:
       top_rows: best first, -1 where a query has fewer results. For metrics at K, k is above K, so
@@ -79,7 +79,7 @@ def label_ranks(
     itself = top_rows[label_query] == label_rows[:, None]
     listed_score = scores.max(axis=1, where=itself, initial=-np.inf)
     own = np.where(itself.any(axis=1), listed_score, label_scores)
-    return ((scores >= own[:, None] - rounding) & ~itself).sum(axis=1)
+    return (~(scores < own[:, None] - rounding) & ~itself).sum(axis=1)  # of NaN nothing is below
 
 
 def untied_top(

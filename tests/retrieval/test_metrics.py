@@ -118,6 +118,19 @@ def test_the_order_of_rows_changes_nothing(rng, kind, levels):
         assert first[-2:] == (0, 1)
 
 
+def test_a_model_that_gives_nan_earns_nothing(rng):
+    queries = rng.standard_normal((8, 4), np.float32)
+    items = rng.standard_normal((40, 4), np.float32)
+    queries[:4] = np.nan
+    items[::2] = np.nan
+    scores, rows = map(np.asarray, exact.search(queries, items, K + 1))
+    label_query, label_rows = np.divmod(np.arange(8 * 40), 40)
+    label_scores = np.einsum("ld,ld->l", queries[label_query], items[label_rows])
+    ranks = metrics.label_ranks(rows, scores, label_query, label_rows, label_scores)
+    assert not (ranks[np.isnan(label_scores)] < K).any()
+    assert (metrics.untied_top(rows[:4], scores[:4], K) == -1).all()
+
+
 def test_lists_shorter_than_k():
     rows = np.array([[3, -1, -1]])
     scores = np.array([[0.5, -np.inf, -np.inf]], np.float32)
