@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from pinjax import config_flag, signals
+from pinjax import config_flag, files, signals
 from pinjax.errors import InputError
 from pinjax.training import processes
 
@@ -33,7 +34,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0"
 
 def run_config() -> flags.FlagHolder:
     """Defines --config, of a run."""
-    return config_flag.define("a config of a run", "system")
+    return config_flag.define("a config of a run", "system", declared=True)
 
 
 def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
@@ -63,14 +64,16 @@ def workdir_of(flag: flags.FlagHolder) -> epath.Path:
 
 
 def directory(flag: str, value: str) -> epath.Path:
-    """The directory that a flag names.
+    """The directory that a flag names, of the user's home where it begins with ~.
 
     Raises:
-      InputError: where the value is empty, which would be the current directory.
+      InputError: where the value is empty, which would be the current directory, or names none.
     """
     if not value:
         raise InputError(f"{flag} is empty; expected a directory")
-    return epath.Path(value)
+    if not value.isprintable():
+        raise InputError(f"{flag}={value!r}: expected a directory")
+    return files.path(flag, value).expanduser()
 
 
 def flags_of_run() -> str:
@@ -97,6 +100,9 @@ def run(main: Callable[[Sequence[str]], int | None], trains: bool = False) -> No
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     jax.config.update("jax_enable_preemption_service", trains)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed from outside, as by 2>&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, for the rest of the process
     # Errors are told once, by what the main thread raises: it does so for those of other threads.
     logging.set_verbosity(logging.FATAL)
     threading.excepthook = lambda error: None
@@ -112,11 +118,10 @@ def run(main: Callable[[Sequence[str]], int | None], trains: bool = False) -> No
         if len(argv) > 1:
             return _complain(f"unexpected argument {argv[1]!r}; every argument is a --flag=value")
         try:
-            with signals.handled():
-                processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-                if not processes.is_first():
-                    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
-                return main(argv)
+            processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+            if not processes.is_first():
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
+            return main(argv)
         except InputError as error:
             return _complain(error)
         except OSError as error:
@@ -134,7 +139,13 @@ def run(main: Callable[[Sequence[str]], int | None], trains: bool = False) -> No
                 raise
             _complain(f"lost another process of the job, start all of them again: {error}")
             os._exit(EXIT_LOST)  # an orderly end would wait for the dead
+        except Exception as error:
+            if "no_verify" not in flags.FLAGS or verifies():
+                raise
+            about = f"{type(error).__name__}: {error}"
+            return _complain(f"{about}; if a file is damaged, it is named without --no_verify")
 
+    signals.handle()  # while a config file runs, too, and until the very end
     app.run(guarded, flags_parser=parse)
 
 
@@ -146,4 +157,7 @@ def _tell_of_main_thread(error: Any) -> None:
 def _complain(error: object) -> int:
     line = " ".join(str(error).split())
     print(f"error: {line}", file=sys.stderr)
+    # What the error left unfinished has nothing to add when it is freed.
+    sys.unraisablehook = lambda error: None
+    warnings.simplefilter("ignore")
     return EXIT_INPUT

@@ -50,7 +50,7 @@ def verify_file(path: epath.Path, written: Mapping[str, int | str]) -> None:
     Raises:
       InputError: where it is missing or another one.
     """
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"{path}: damaged: the file is missing")
     size = path.stat().length
     if size != written["size"]:
@@ -77,12 +77,12 @@ def read(path: epath.Path) -> dict[str, Any]:
     Raises:
       InputError: where it is missing, or not as it was written.
     """
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"{path}: missing; cut off while it was written, or by an older version")
     try:
         content = json.loads(path.read_bytes())
         written = content.pop(_OWN, None)
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         raise InputError(f"{path}: damaged: not the JSON that was written") from None
     if written != _of_content(content):
         raise InputError(f"{path}: damaged: its checksum is not that of what was written")

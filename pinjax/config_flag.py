@@ -21,17 +21,18 @@ class ConfigFlag(flags.Flag):
       overrides: (field, text) of each, in order; to be set before the flag is parsed.
     """
 
-    def __init__(self, kind: str, field: str, help_string: str):
+    def __init__(self, kind: str, field: str, declared: bool, help_string: str):
         """Makes the flag.
 
         Args:
           kind: what the file is to be, in words.
           field: that a config of this kind has, and no other.
+          declared: whether it is a `Section`, which declares its fields.
           help_string: of the flag.
         """
         self.source: str | None = None
         self.overrides: list[tuple[str, str]] = []
-        self._kind, self._field = kind, field
+        self._kind, self._field, self._declared = kind, field, declared
         parser, serializer = flags.ArgumentParser(), flags.ArgumentSerializer()
         super().__init__(parser, serializer, "config", None, help_string)
 
@@ -43,16 +44,16 @@ class ConfigFlag(flags.Flag):
         if self._field not in config:
             file = argument.partition(":")[0]
             raise InputError(f"{file} is not {self._kind}: its config has no field {self._field}")
-        if isinstance(config, settings.Section):
+        if self._declared:
             settings.check(config)
         for name, text in self.overrides:
             settings.override(config, name, text)
         return config.lock()
 
 
-def define(kind: str, field: str) -> flags.FlagHolder:
+def define(kind: str, field: str, declared: bool) -> flags.FlagHolder:
     """Defines --config, which is required. Arguments: see `ConfigFlag`."""
-    flag = ConfigFlag(kind, field, f"{kind}: FILE or FILE:VARIANT")
+    flag = ConfigFlag(kind, field, declared, f"{kind}: FILE or FILE:VARIANT")
     return flags.DEFINE_flag(flag, required=True)
 
 
@@ -104,7 +105,7 @@ def load(source: str) -> ConfigDict:
         config = get_config(variant) if colon else get_config()
         if not isinstance(config, ConfigDict):
             raise InputError(f"get_config returned {type(config).__name__}, expected a ConfigDict")
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise InputError(f"{_place(file, error)}: {_message(error)}") from None
     return config
 

@@ -28,6 +28,21 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def path(name: str, value: str) -> epath.Path:
+    """What a user gave as a path, on this machine or on gs://.
+
+    Args:
+      name: of the flag or field that it is the value of.
+      value: the path.
+
+    Raises:
+      InputError: where it is on another store.
+    """
+    if is_remote(value) and not value.startswith("gs://"):
+        raise InputError(f"{name}={value}: expected a directory, on this machine or on gs://")
+    return epath.Path(value)
+
+
 @contextlib.contextmanager
 def writing_to(path: epath.PathLike) -> Iterator[None]:
     """Gives every error of the disk, while inside, the type OSError and a path.

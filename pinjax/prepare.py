@@ -22,7 +22,7 @@ from pinjax import app, config_flag, files
 from pinjax.data import datasets, engagements, held_out, pairs, prepared, schema, windows
 from pinjax.errors import InputError
 
-_CONFIG = config_flag.define("a column map", "kind")
+_CONFIG = config_flag.define("a column map", "kind", declared=False)
 _EVENTS = flags.DEFINE_multi_string(
     "events",
     None,

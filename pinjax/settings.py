@@ -255,7 +255,7 @@ class _MissingField(InputError, AttributeError):
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses a config with a field that was never declared: a misspelt one, say.
+    """Refuses a config with a field that was never declared, a misspelt one, say, or was deleted.
 
     Raises:
       InputError: naming the field.
@@ -266,6 +266,9 @@ def check(config: ConfigDict) -> None:
         if name not in declared:
             hint = _did_you_mean(name, declared) or "; declare its type and range in the config"
             raise InputError(f"the config's field {name} is not declared{hint}")
+    for _, section, _ in fields:
+        for key in section._declared.keys() - section.keys():
+            raise InputError(f"the config's field {section._prefix}{key} was deleted")
 
 
 def override(config: ConfigDict, name: str, text: str) -> None:

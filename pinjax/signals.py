@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_PREEMPTED = 75  # stopped from outside: start the same command again
 EXIT_INTERRUPTED = 130  # by Ctrl-C, as shells have it
@@ -78,14 +78,15 @@ def deferred(alone: bool) -> Iterator[Deferral]:
     """
     deferral = Deferral()
     _deferrals.append(deferral)
+    previous = _set_handler(deferral.note) if alone else _set_handler(_pass_on, _OF_TERMINALS)
     try:
-        with _handler(deferral.note) if alone else _handler(_pass_on, _OF_TERMINALS):
-            yield deferral
+        yield deferral
     finally:
+        for signum, before in previous.items():
+            signal.signal(signum, before)
+        if not alone:  # Python's handler takes the place of JAX's, which is in C++
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         _deferrals.remove(deferral)
-        if not alone:
-            with _handler(_ignore):  # which puts ours in the place of JAX's, in C++, for good
-                pass
 
 
 @contextlib.contextmanager
@@ -110,39 +111,29 @@ def blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextlib.contextmanager
-def handled() -> Iterator[None]:
-    """A signal ends the process while inside, unless it is deferred; a second Ctrl-C always does.
+def handle() -> None:
+    """From now on a signal ends the process, unless it is deferred; a second Ctrl-C always does.
 
     It is a thread that does so, which hears of signals at once: the main thread sees them between
     two instructions of Python's, between which may lie a compilation of minutes.
     """
     heard, hears = os.pipe()
     os.set_blocking(hears, False)
-    with _handler(_ignore):
-        signal.set_wakeup_fd(hears, warn_on_full_buffer=False)
-        threading.Thread(target=_watch, args=(heard,), daemon=True).start()
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(-1)
-            os.close(hears)  # which ends the thread
+    _set_handler(_ignore)
+    signal.set_wakeup_fd(hears, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(heard,), daemon=True).start()
 
 
-@contextlib.contextmanager
-def _handler(
+def _set_handler(
     handler: Callable[[int, object], None], signums: tuple[int, ...] = _SIGNALS
-) -> Iterator[None]:
-    """Has a function handle signals. What is ignored from outside, as by nohup, stays so."""
-    previous = {}
-    for signum in signums:
-        if signal.getsignal(signum) != signal.SIG_IGN:
-            previous[signum] = signal.signal(signum, handler)
-    try:
-        yield
-    finally:
-        for signum, before in previous.items():
-            signal.signal(signum, before)
+) -> dict[int, Any]:
+    """Has a function handle signals, but what is ignored from outside, as by nohup.
+
+    Returns:
+      What handled each before.
+    """
+    heard = [signum for signum in signums if signal.getsignal(signum) != signal.SIG_IGN]
+    return {signum: signal.signal(signum, handler) for signum in heard}
 
 
 def _pass_on(signum: int, frame: object) -> None:
@@ -154,15 +145,15 @@ def _ignore(signum: int, frame: object) -> None:
 
 
 def _watch(heard: int) -> None:
-    """Reads signals from a pipe until it is closed."""
+    """Reads signals from a pipe, as long as the process lives."""
     interrupts = 0
-    while signums := os.read(heard, 1):
+    while True:
+        signums = os.read(heard, 1)
         interrupts += signums[0] == signal.SIGINT
         if interrupts == 2:
             os._exit(EXIT_INTERRUPTED)
         if signal.getsignal(signums[0]) == _ignore:  # and it is not deferred
             _end(Stopped(signums[0]))
-    os.close(heard)
 
 
 def _end(stopped: Stopped) -> NoReturn:

@@ -63,12 +63,20 @@ def test_a_file_cut_off_or_gone_is_found(directory, length):
     (directory / "below/two").unlink()
     with pytest.raises(InputError, match=f"^{directory}/below/two: damaged: the file is missing"):
         checksums.verify(directory)
+    (directory / "below/two").mkdir()
+    with pytest.raises(InputError, match=f"^{directory}/below/two: damaged: the file is missing"):
+        checksums.verify(directory)
     (directory / checksums.FILE).unlink()
+    with pytest.raises(InputError, match=f"^{directory}/checksums.json: missing; cut off"):
+        checksums.verify(directory)
+    (directory / checksums.FILE).mkdir()
     with pytest.raises(InputError, match=f"^{directory}/checksums.json: missing; cut off"):
         checksums.verify(directory)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"a": 1}', '{"a": 1, "checksum": "x"}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "3", "[" * 100_000, '{"a": 1}', '{"a": 1, "checksum": "x"}']
+)
 def test_json_that_is_not_as_written_is_refused(tmp_path, content):
     path = tmp_path / "run.json"
     path.write_text(checksums.dump({"a": 1, "b": {"c": [2.5, None]}}))

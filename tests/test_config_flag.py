@@ -53,6 +53,7 @@ def test_a_config_and_its_variant(write):
         ("def get_config():\n  return get_config()\n", "", "line 2: RecursionError"),
         ("\nimport pinjax.nowhere\n", "", "line 2: ModuleNotFoundError: No module named"),
         ("raise SystemExit(3)\n", "", "line 1: SystemExit: 3"),
+        ("raise KeyboardInterrupt\n", "", "line 1: KeyboardInterrupt"),
         ("x = 1\n", "", "it defines no function get_config"),
         ("get_config = 3\n", "", "it defines no function get_config"),
         ("def get_config():\n  pass\n", "", "get_config returned NoneType, expected a ConfigDict"),
@@ -88,10 +89,12 @@ def test_a_file_that_cannot_be_opened(tmp_path, name, reason):
 def parse(monkeypatch):
     """(arguments) -> the config, as a command would have it."""
 
-    def parse(*arguments, kind="a config of a run", field="system"):
+    def parse(*arguments, kind="a config of a run", field="system", declared=True):
         values = flags.FlagValues()
         monkeypatch.setattr(flags, "FLAGS", values)
-        flags.DEFINE_flag(config_flag.ConfigFlag(kind, field, "help"), values, required=True)
+        flags.DEFINE_flag(
+            config_flag.ConfigFlag(kind, field, declared, "help"), values, required=True
+        )
         values(["command", *config_flag.take_overrides(arguments)])
         return values["config"].value
 
@@ -132,3 +135,13 @@ def test_a_config_for_another_command_is_refused(parse):
         parse(f"--config={root}/prepare/ifdb.py")
     with pytest.raises(InputError, match=r"itemsage.py is not a column map: its config has no fi"):
         parse(f"--config={root}/itemsage.py:test", kind="a column map", field="kind")
+
+
+def test_a_run_takes_no_config_whose_fields_are_not_declared(parse, write):
+    path = write(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n  return ConfigDict({'system': 1, 'dropout': 7.0})\n"
+    )
+    assert parse(f"--config={path}", declared=False).dropout == 7.0
+    with pytest.raises(InputError, match="field dropout is not declared; declare its type"):
+        parse(f"--config={path}")

@@ -159,6 +159,13 @@ def test_what_is_not_declared_is_refused():
         settings.check(config)
 
 
+def test_a_declared_field_cannot_be_left_out():
+    config = make()
+    del config.train.steps
+    with pytest.raises(InputError, match=r"the config's field train.steps was deleted"):
+        settings.check(config)
+
+
 def test_a_field_that_is_missing_is_named():
     config = make()
     assert not hasattr(config.train, "step")

@@ -12,7 +12,8 @@ from pinjax import signals
 COMMAND = """
 import contextlib, hashlib, pathlib, sys, time
 from pinjax import signals
-with signals.handled(), signals.cleaned_up(pathlib.Path(sys.argv[1]).unlink):
+signals.handle()
+with signals.cleaned_up(pathlib.Path(sys.argv[1]).unlink):
     pathlib.Path(sys.argv[1]).touch()
     deferred = sys.argv[2] == "deferred"
     with signals.deferred(alone=True) if deferred else contextlib.nullcontext() as stop:
@@ -79,6 +80,21 @@ def test_what_is_ignored_from_outside_stays_ignored(command):
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     assert "SIGTERM" in process.communicate(timeout=60)[1]
+
+
+def test_a_signal_at_the_very_end_is_one_line():
+    code = """
+import atexit, time
+from pinjax import signals
+atexit.register(lambda: (print("inside", flush=True), time.sleep(60)))
+signals.handle()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
+    assert process.stdout.readline() == "inside\n"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert err == "stopped by SIGTERM; the same command goes on or begins anew\n"
 
 
 def test_check_raises_only_where_work_may_be_broken_off():

@@ -98,7 +98,7 @@ def ensure(name: str, data_dir: str) -> epath.Path:
     world, _, size = name.partition("/")
     if world in _SIMULATED:
         return _SIMULATED[world](size, home)
-    places = [epath.Path(name), home / name]
+    places = [files.path("data.name", name), home / name]
     for place in places:
         if any((place / file).exists() for file in (schema.CATALOGUE_FILE, pairs.PAIRS_FILE)):
             return _copy(place, home / _COPIES) if files.is_remote(place) else place

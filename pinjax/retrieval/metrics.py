@@ -57,10 +57,10 @@ def label_ranks(
 ) -> Int[np.ndarray, " labels"]:
     """How many items of the index each label comes after, 0 for the best.
 
-    Equal scores count against a label: a model that gives all items the same vector finds nothing,
-    and no rank depends on the order of rows. A label outside a sampled index is ranked by its own
-    score, as PinnerFormer (Pancha et al., KDD 2022), §4, ranks labels in a random index of 1M
-    items.
+    Equal scores, and NaN, count against a label: a model that gives all items the same vector finds
+    nothing, and no rank depends on the order of rows. A label outside a sampled index is ranked by
+    its own score, as PinnerFormer (Pancha et al., KDD 2022), §4, ranks labels in a random index of
+    1M items.
 
     Args:
       top_rows: best first, -1 where a query has fewer results. For metrics at K, k is above K, so

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -63,7 +64,8 @@ class Checkpoints:
         """Steps done in each checkpoint, ascending."""
         if not self._directory.exists():
             return []
-        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdigit())
+        names = [path.name for path in self._directory.iterdir()]
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
     def evaluated(self, step: int) -> bool:
         """Whether the checkpoint of a step was saved with its evaluation."""

@@ -51,6 +51,6 @@ def _step(line: bytes) -> float:
     """The step of a line, infinity where it is none."""
     try:
         content: Any = json.loads(line)
-        return content["step"]
-    except (ValueError, TypeError, KeyError):
+        return float(content["step"])
+    except (ValueError, TypeError, KeyError, RecursionError):
         return math.inf

@@ -25,16 +25,25 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
       index: which of them this is.
 
     Raises:
-      InputError: where these do not name a job.
+      InputError: where these, or SLURM's variables, do not name a job, or there is no device.
     """
     _check_job(coordinator, count, index)
     if coordinator:
         jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=_PATIENCE)
-    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        jax.distributed.initialize(heartbeat_timeout_seconds=_PATIENCE)
+    elif (tasks := os.environ.get("SLURM_NTASKS", "1")) != "1":
+        try:
+            jax.distributed.initialize(heartbeat_timeout_seconds=_PATIENCE)
+        except ValueError as error:  # say, in a shell of `salloc`, where no task runs
+            raise InputError(f"SLURM_NTASKS={tasks}, but there is no such job: {error}") from None
     elif any(map(os.path.exists, _TPU_DEVICES)):
         with contextlib.suppress(ValueError):  # another device under a TPU's name
             jax.distributed.initialize(heartbeat_timeout_seconds=_PATIENCE)
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: for cuda without its plugin
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(error) or "not installed"
+        raise InputError(f"JAX_PLATFORMS={asked}: no device: {reason}") from None
 
 
 def _check_job(coordinator: str | None, count: int | None, index: int | None) -> None:

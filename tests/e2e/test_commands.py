@@ -240,6 +240,18 @@ def test_a_signal_while_data_are_made_leaves_nothing(tmp_path, signum, code):
     assert not list((tmp_path / "data/pinworld/small").iterdir())
 
 
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_while_a_config_file_runs_is_one_line(tmp_path, signum, code):
+    path = tmp_path / "config.py"
+    path.write_text("print('inside', flush=True)\nwhile True:\n  pass\n")
+    command = (sys.executable, "-m", "pinjax.train", f"--config={path}")
+    process = subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    assert process.stdout.readline() == "inside\n"
+    process.send_signal(signum)
+    _, err = finish(process, code)
+    assert err == f"stopped by {signum.name}; the same command goes on or begins anew\n"
+
+
 def test_a_damaged_data_set_is_named(home, unbroken):
     data = next((home / "data").rglob("checksums.json")).parent
     (path,) = data.glob("*valid.array_record*")
@@ -281,6 +293,9 @@ def test_a_disk_that_takes_no_more_is_one_line(home, unbroken, blocks):
         (["--config.train.seed=-1"], "train.seed=-1: expected an integer from 0"),
         (["--config"], "Missing value for flag --config"),
         (["--workdir="], "--workdir is empty; expected a directory"),
+        (["--workdir=s3://bucket/run"], "expected a directory, on this machine or on gs://"),
+        (["--workdir=/\udcff"], r"--workdir='/\udcff': expected a directory"),
+        (["--config.data.name=s3://bucket/data"], "on this machine or on gs://"),
         (
             ["--coordinator=localhost:1", "--processes=1", "--process=5"],
             "--process=5: expected from 0 to 0",

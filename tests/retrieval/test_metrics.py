@@ -118,13 +118,17 @@ def test_the_order_of_rows_changes_nothing(rng, kind, levels):
         assert first[-2:] == (0, 1)
 
 
-@pytest.mark.parametrize("row", [3, 40])  # listed and not
-def test_a_label_that_is_scored_nan_is_missed(row):
-    rows, scores = np.arange(K + 1)[None], np.full((1, K + 1), np.nan)
-    zero = np.zeros(1, int)
-    ranks = metrics.label_ranks(rows, scores, zero, np.array([row]), np.array([np.nan]))
-    assert ranks >= K
-    assert (metrics.untied_top(rows, scores, K) == -1).all()
+def test_a_model_that_gives_nan_earns_nothing(rng):
+    queries = rng.standard_normal((8, 4), np.float32)
+    items = rng.standard_normal((40, 4), np.float32)
+    queries[:4] = np.nan
+    items[::2] = np.nan
+    scores, rows = map(np.asarray, exact.search(queries, items, K + 1))
+    label_query, label_rows = np.divmod(np.arange(8 * 40), 40)
+    label_scores = np.einsum("ld,ld->l", queries[label_query], items[label_rows])
+    ranks = metrics.label_ranks(rows, scores, label_query, label_rows, label_scores)
+    assert not (ranks[np.isnan(label_scores)] < K).any()
+    assert (metrics.untied_top(rows[:4], scores[:4], K) == -1).all()
 
 
 def test_lists_shorter_than_k():

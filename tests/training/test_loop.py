@@ -359,6 +359,8 @@ def test_what_is_read_is_not_written_to(tmp_path, finished):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     under_way = tmp_path / "checkpoints/13.orbax-checkpoint-tmp"
     under_way.mkdir()
+    for name in ("\u00b2", "013"):  # digits to Python, but no step's name
+        (tmp_path / "checkpoints" / name).mkdir()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     load_chosen(tmp_path, selecting())
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

@@ -39,3 +39,10 @@ def test_a_port_in_use_is_refused():
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=f"--coordinator=localhost:{port}: Address already"):
             processes.join(f"localhost:{port}", 2, 0)
+
+
+@pytest.mark.parametrize("tasks", ["2", "two"])
+def test_slurm_variables_without_a_job_are_refused(monkeypatch, tasks):
+    monkeypatch.setenv("SLURM_NTASKS", tasks)
+    with pytest.raises(InputError, match=f"SLURM_NTASKS={tasks}, but there is no such job"):
+        processes.join(None, None, None)
