@@ -94,7 +94,7 @@ signals.handle()
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert err == "stopped by SIGTERM; the same command goes on or begins anew\n"
+    assert err == "stopped by SIGTERM; run the same command again to continue\n"
 
 
 def test_check_raises_only_where_work_may_be_broken_off():

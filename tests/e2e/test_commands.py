@@ -249,7 +249,7 @@ def test_a_signal_while_a_config_file_runs_is_one_line(tmp_path, signum, code):
     assert process.stdout.readline() == "inside\n"
     process.send_signal(signum)
     _, err = finish(process, code)
-    assert err == f"stopped by {signum.name}; the same command goes on or begins anew\n"
+    assert err == f"stopped by {signum.name}; run the same command again to continue\n"
 
 
 def test_a_damaged_data_set_is_named(home, unbroken):
