@@ -1,6 +1,7 @@
 """Columns as they come out of files of each kind."""
 
 import gzip
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -114,17 +115,24 @@ def test_refuses_an_unreadable_file(tmp_path, name, message):
     assert "\n" not in str(error.value)
 
 
-def test_own_tables_are_read_without_a_file_that_arrow_keeps(tmp_path, rng, monkeypatch):
-    """Of processes that ended right after reading by such a file, one in twenty aborted."""
+@pytest.mark.parametrize("size", [None, 7, 0])
+def test_own_tables_are_read_from_memory_of_arrows_own(tmp_path, rng, monkeypatch, size):
+    """Of processes that ended right after reading, up to one in six aborted otherwise."""
+    path = tmp_path / "a.parquet"
     table = pa.table({"x": rng.normal(size=1000), "y": np.arange(1000)})
-    pq.write_table(table, tmp_path / "a.parquet")
-    sources = []
-    read_table = pq.read_table
-    monkeypatch.setattr(
-        pq, "read_table", lambda source, *args: sources.append(source) or read_table(source, *args)
-    )
-    assert tables.read_own(tmp_path / "a.parquet").equals(table)
-    assert [type(source) for source in sources] == [pa.BufferReader]
+    pq.write_table(table, path)
+    buffers = []
+    reader = pa.BufferReader
+    monkeypatch.setattr(pa, "BufferReader", lambda buffer: buffers.append(buffer) or reader(buffer))
+    if size is None:
+        assert tables.read_own(path).equals(table)
+    else:
+        os.truncate(path, size)
+        with pytest.raises(InputError, match=f"is {size} bytes"):
+            tables.read_own(path)
+    (buffer,) = buffers
+    assert isinstance(buffer, pa.Buffer)
+    assert buffer.is_mutable  # as Python's bytes are not
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"", bytes.swapcase])
