@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     print("\n".join(f"{name:<9}{value}" for name, value in about.items()))
     print(f"\n{report.table(reports, chip)}\n\n{report.collectives(trained)}")
     if trained.unknown_loops:
-        print(f"\n{trained.unknown_loops} loops of unknown length are counted as if they ran once")
+        print(f"\n{trained.unknown_loops} loops of unknown length are left out, which may not run")
     if found:
         print(
             f"\nthe largest batch that fits: {field}={found}, {found // mesh.shape['data']} a chip"

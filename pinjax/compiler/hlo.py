@@ -87,7 +87,7 @@ class Cost:
       flops: of matrix products and convolutions.
       bytes: read from and written to main memory, each instruction by itself.
       collectives: by what they are and where they come from, the largest first.
-      unknown_loops: loops that count once, since the compiler does not know how often they run.
+      unknown_loops: loops left out: the compiler does not know how often they run, if at all.
     """
 
     flops: float
@@ -185,7 +185,7 @@ class _Walk:
             called = _called(line)
             if line.opcode == "conditional":  # a bound on a step has the cheaper branch
                 called = [min(called, key=self._branch_traffic)]
-            for computation in called:
+            for computation in called if runs else ():
                 self._visit(computation, runs, inside)
 
     def _branch_traffic(self, name: str) -> int:
@@ -207,7 +207,7 @@ class _Walk:
             if counter.opcode == "get-tuple-element" and limit.opcode == "constant":
                 return int(limit.operands[0])
         self._unknown += 1
-        return 1
+        return 0
 
     def _add_collective(self, kind, line, by_name, times, fused) -> None:
         operands = sum(a.bytes for name in line.operands for a in by_name[name].arrays)

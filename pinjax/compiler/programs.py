@@ -52,7 +52,7 @@ class Report:
       xla_flops: by the compiler's `cost_analysis`, which counts the body of a loop once.
       traffic: read from and written to main memory.
       collectives: the largest first.
-      unknown_loops: loops counted once, since nobody knows how often they run.
+      unknown_loops: loops left out, since nobody knows how often they run.
       seconds: to lower and compile.
       roofline: None where the chip's rates are not known.
     """

@@ -121,7 +121,7 @@ def exchange(
     """Rows of a table of which every device has an equal share: to be called on each of them.
 
     An owner sends a device so many rows at a time (`capacity`), in as many rounds as any of them
-    needs: one, unless what is wanted lies with few owners.
+    needs: one, unless what is wanted lies with few owners. So the first one is no part of the loop.
 
     Args:
       axes: of the mesh, over which the table is shared out.
@@ -141,7 +141,7 @@ def exchange(
         return jnp.where(jnp.expand_dims(plan.is_of(round), range(1, shard.ndim)), now, found)
 
     found = jnp.zeros((len(places), *shard.shape[1:]), shard.dtype)
-    return lax.fori_loop(0, plan.rounds, step, found)
+    return lax.fori_loop(1, plan.rounds, step, step(0, found))
 
 
 def _exchange_fwd(axes, devices, shard, places):
@@ -157,7 +157,7 @@ def _exchange_bwd(axes, devices, residuals, gradient):
         sent = sent.at[plan.lies_at(round)].set(gradient, mode="drop")
         return to_shard.at[plan.wanted(round)].add(plan.swap(sent), mode="drop")
 
-    return lax.fori_loop(0, plan.rounds, step, jnp.zeros_like(shard)), None
+    return lax.fori_loop(1, plan.rounds, step, step(0, jnp.zeros_like(shard))), None
 
 
 exchange.defvjp(_exchange_fwd, _exchange_bwd)
