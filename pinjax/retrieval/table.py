@@ -41,9 +41,9 @@ def format_table(rows: Sequence[tuple[str, dict[str, Estimate]]], width: int = 1
 
 
 def _block(rows: Sequence[tuple[str, dict[str, Estimate]]], names: Sequence[str]) -> str:
-    """Some of the columns, and the rows that have anything in them."""
+    """Some of the columns, and the rows that have anything in them; all rows if none has."""
     cells = [(method, [metrics.get(name, _MISSING) for name in names]) for method, metrics in rows]
-    cells = [row for row in cells if not all(math.isnan(cell.value) for cell in row[1])]
+    cells = [row for row in cells if not all(math.isnan(cell.value) for cell in row[1])] or cells
     columns = [_pad(["method", *(method for method, _ in cells)], str.ljust)]
     for i, name in enumerate(names):
         columns.append(_column(name, [row[i] for _, row in cells]))

@@ -1,4 +1,5 @@
 import doctest
+import math
 
 from pinjax.retrieval import table
 from pinjax.retrieval.metrics import Estimate
@@ -44,6 +45,18 @@ def test_methods_without_any_of_the_columns_below_are_left_out_there():
         "",
         "method  queries/s",
         "ours        9,000",
+    ]
+
+
+def test_columns_that_nobody_has_anything_in():
+    rows = [
+        ("ours", {"R@10 cold": Estimate(math.nan)}),
+        ("oracle", {"R@10 cold": Estimate(math.nan)}),
+    ]
+    assert table.format_table(rows).splitlines() == [
+        "method  R@10 cold",
+        "ours            -",
+        "oracle          -",
     ]
 
 
