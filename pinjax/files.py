@@ -38,7 +38,7 @@ def path(name: str, value: str) -> epath.Path:
     Raises:
       InputError: where it is on another store.
     """
-    if is_remote(value) and not value.startswith("gs://"):
+    if "://" in value and not value.startswith("gs://"):
         raise InputError(f"{name}={value}: expected a directory, on this machine or on gs://")
     return epath.Path(value)
 

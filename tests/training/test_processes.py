@@ -2,6 +2,7 @@
 
 import socket
 
+import jax
 import pytest
 
 from pinjax.errors import InputError
@@ -43,6 +44,10 @@ def test_a_port_in_use_is_refused():
 
 @pytest.mark.parametrize("tasks", ["2", "two"])
 def test_slurm_variables_without_a_job_are_refused(monkeypatch, tasks):
+    def initialize(**options):  # which JAX itself refuses in a process that has used a device
+        raise ValueError("no coordinator")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
     monkeypatch.setenv("SLURM_NTASKS", tasks)
-    with pytest.raises(InputError, match=f"SLURM_NTASKS={tasks}, but there is no such job"):
+    with pytest.raises(InputError, match=f"SLURM_NTASKS={tasks}, but there is no such job: no co"):
         processes.join(None, None, None)
