@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from pinjax import files
-from pinjax.data import tables
+from pinjax.data import parquet
 from pinjax.errors import InputError
 
 KINDS = ("unigram", "bigram", "trigram")
@@ -172,7 +172,7 @@ class Vocabulary:
         path = epath.Path(path)
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected a vocabulary")
-        rows = tables.read_own(path)
+        rows = parquet.read(path)
         metadata = {
             name.decode(): text.decode() for name, text in (rows.schema.metadata or {}).items()
         }

@@ -1,0 +1,176 @@
+"""The catalogue: what is known of each item, as one Parquet file whose columns are read alone.
+
+Its rows are numbered from 0, and these numbers stand for items everywhere else:
+
+    id        the user's own id, int64 or text
+    topic     int32, the item's main topic as a number, -1 where unknown
+    count     int64, actions of training users on the item up to the end of training
+    created   uint32, unix seconds from which the item exists
+    content   a content vector, float16, zeros where unknown; the column may be missing
+    images    float16 vectors of the item's images, any number of them; the column may be missing
+    tokens: F token ids of the text feature F, int32, of the data set's vocabulary; any number of F
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from etils import epath
+
+from pinjax.data import parquet
+from pinjax.data.text import tokens
+from pinjax.errors import InputError
+
+FILE = "items.parquet"
+_TOKENS = "tokens: "
+ROWS_A_GROUP = 2**16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Items:
+    """Some items, by row.
+
+    Attributes:
+      ids: the user's own ids, int64 (n,) or text as objects.
+      topics: int32 (n,), -1 where unknown.
+      counts: int64 (n,), actions of training users up to the end of training.
+      created: uint32 (n,), unix seconds.
+      content: float16 (n, dim), zeros where unknown, or None.
+      images: float16 (images, dim), item by item, or None.
+      image_offsets: int64 (n + 1,), where each item's images begin; None without images.
+      texts: by name of the feature, each item's tokens.
+    """
+
+    ids: np.ndarray
+    topics: np.ndarray
+    counts: np.ndarray
+    created: np.ndarray
+    content: np.ndarray | None = None
+    images: np.ndarray | None = None
+    image_offsets: np.ndarray | None = None
+    texts: Mapping[str, tokens.Ragged] = MappingProxyType({})
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to_arrow(self) -> pa.Table:
+        text = self.ids.dtype == object
+        columns = {
+            "id": pa.array(self.ids, pa.large_string() if text else pa.int64()),
+            "topic": pa.array(self.topics, pa.int32()),
+            "count": pa.array(self.counts, pa.int64()),
+            "created": pa.array(self.created, pa.uint32()),
+        }
+        if self.content is not None:
+            columns["content"] = vector_array(self.content)
+        if self.images is not None:
+            columns["images"] = pa.LargeListArray.from_arrays(
+                pa.array(self.image_offsets), vector_array(self.images)
+            )
+        for name, (ids, offsets) in self.texts.items():
+            columns[_TOKENS + name] = pa.LargeListArray.from_arrays(
+                pa.array(offsets), pa.array(ids, pa.int32())
+            )
+        return pa.table(columns)
+
+
+@contextlib.contextmanager
+def writer(path: epath.PathLike) -> Iterator[Callable[[Items], None]]:
+    """A function that adds items to a new catalogue, some at a time, all with the same columns."""
+    with contextlib.ExitStack() as stack:
+        opened: list[pq.ParquetWriter] = []
+
+        def write(items: Items) -> None:
+            table = items.to_arrow()
+            if not opened:
+                made = pq.ParquetWriter(os.fspath(path), table.schema, use_dictionary=False)
+                opened.append(stack.enter_context(made))
+            opened[0].write_table(table, row_group_size=ROWS_A_GROUP)
+
+        yield write
+
+
+class Catalogue:
+    """A catalogue on disk. Each attribute of `Items` is read when it is first asked for."""
+
+    def __init__(self, path: epath.PathLike):
+        self._path = os.fspath(path)
+        try:
+            self._schema = pq.read_schema(self._path)
+            self._rows = pq.read_metadata(self._path).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: not readable as Parquet: {error}") from error
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @functools.cached_property
+    def ids(self) -> np.ndarray:
+        return self._column("id").to_numpy()
+
+    @functools.cached_property
+    def topics(self) -> np.ndarray:
+        return self._column("topic").to_numpy()
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        return self._column("count").to_numpy()
+
+    @functools.cached_property
+    def created(self) -> np.ndarray:
+        return self._column("created").to_numpy()
+
+    @functools.cached_property
+    def content(self) -> np.ndarray | None:
+        return vectors(self._column("content")) if "content" in self._schema.names else None
+
+    @functools.cached_property
+    def images(self) -> np.ndarray | None:
+        if "images" not in self._schema.names:
+            return None
+        return vectors(pa.chunked_array([self._images.flatten()]))
+
+    @functools.cached_property
+    def image_offsets(self) -> np.ndarray:
+        """Zeros where there are no images."""
+        if "images" not in self._schema.names:
+            return np.zeros(len(self) + 1, np.int64)
+        return self._images.offsets.to_numpy() - self._images.offsets[0].as_py()
+
+    @property
+    def text_features(self) -> tuple[str, ...]:
+        """Names of the text features."""
+        names = (name for name in self._schema.names if name.startswith(_TOKENS))
+        return tuple(name.removeprefix(_TOKENS) for name in names)
+
+    def text(self, feature: str) -> tokens.Ragged:
+        """The tokens of a text feature of all items."""
+        column = self._column(_TOKENS + feature).combine_chunks()
+        return tokens.Ragged(
+            column.flatten().to_numpy(), column.offsets.to_numpy() - column.offsets[0].as_py()
+        )
+
+    @functools.cached_property
+    def _images(self) -> pa.LargeListArray:
+        return self._column("images").combine_chunks()
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return parquet.read(self._path, [name])[name]
+
+
+def vector_array(vectors: np.ndarray) -> pa.Array:
+    """Rows of a (n, dim) float array as an Arrow column of fixed-size lists."""
+    flat = pa.array(np.asarray(vectors, np.float16).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+
+
+def vectors(column: pa.ChunkedArray) -> np.ndarray:
+    """An Arrow column of fixed-size lists as a (n, dim) array."""
+    flat = column.combine_chunks()
+    return flat.flatten().to_numpy().reshape(len(column), column.type.list_size)

@@ -1,0 +1,196 @@
+"""The one data set: a directory with the parts that its source allows (docs/data-set.md).
+
+    DIR/
+      metadata.json       a `spec.Spec`
+      items.parquet       the catalogue, see `pinjax.data.catalogue`
+      vocabulary.parquet  of the catalogue's tokens and of searches, see `pinjax.data.text.tokens`
+      timelines/          who did what when, see `pinjax.data.timelines`
+      queries.parquet     ... and pairs/: what led to what, see `pinjax.data.pairs`
+      groups.parquet      ... and graph/: items and their groups, see `pinjax.graph.csr`
+      oracle.npz          the best possible rankings, of a simulated world alone
+      checksums.json
+
+A part that the source does not allow is missing. `spec.finish` completes a directory.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from pinjax import checksums, files
+from pinjax.data import catalogue, pairs, parquet, timelines
+from pinjax.data import spec as spec_lib
+from pinjax.data.simulated import oracle, pinworld
+from pinjax.data.text import tokens
+from pinjax.errors import InputError
+from pinjax.graph import csr
+
+_COPIES = "copies"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set on disk, read as it is needed.
+
+    Attributes:
+      directory: where it lies.
+      spec: what is known about it.
+    """
+
+    directory: epath.Path
+    spec: spec_lib.Spec
+
+    def need(self, part: str) -> None:
+        """Refuses a data set without a part.
+
+        Raises:
+          InputError: naming both.
+        """
+        if part not in self.spec.parts:
+            there = ", ".join(self.spec.parts) or "a catalogue alone"
+            raise InputError(f"data.name: {self.spec.name} has no {part}, only {there}")
+
+    @functools.cached_property
+    def catalogue(self) -> catalogue.Catalogue:
+        return catalogue.Catalogue(self.directory / catalogue.FILE)
+
+    @functools.cached_property
+    def vocabulary(self) -> tokens.Vocabulary:
+        return tokens.Vocabulary.load(self.directory / spec_lib.VOCABULARY_FILE)
+
+    @functools.cached_property
+    def oracle(self) -> oracle.Oracle | None:
+        """The best possible rankings, known only of a simulated world."""
+        if (self.directory / oracle.FILE).exists():
+            return oracle.Oracle.load(self.directory)
+        return None
+
+    def timelines(self, split: str) -> Any:
+        """Random access to the packed timelines of a split: `source[row]["actions"]`.
+
+        Where actions are left out instead of users, every split holds all users. The files are open
+        as long as the data set, or what was returned, is in use.
+        """
+        self.need("timelines")
+        split = "train" if self.spec.leave_one_out else split
+        return self._sources(split) if self.spec.users.get(split) else []
+
+    @functools.cached_property
+    def _sources(self) -> Callable[[str], Any]:
+        builder = tfds.builder_from_directory(self.directory / "timelines")
+        return functools.cache(builder.as_data_source)
+
+    def chunk(self, split: str, start: int, stop: int) -> timelines.Chunk:
+        """The timelines of the rows from `start` to `stop` of a split, as far as there are."""
+        source = self.timelines(split)
+        rows = source.__getitems__(list(range(start, min(stop, len(source)))))
+        records, offsets = timelines.unpack(row["actions"] for row in rows)
+        kind = int if self.spec.integer_users else str
+        return timelines.Chunk([kind(row["user"].decode()) for row in rows], records, offsets)
+
+    def chunks(self, split: str, users: int = 4096) -> Iterator[timelines.Chunk]:
+        """The timelines of a split in order, `users` at a time."""
+        for start in range(0, len(self.timelines(split)), users):
+            yield self.chunk(split, start, start + users)
+
+    @functools.cached_property
+    def queries(self) -> pairs.Queries:
+        return pairs.Queries.read(self.directory / pairs.QUERIES_FILE)
+
+    @functools.cache  # noqa: B019, a data set lives as long as its command
+    def pairs(self, split: str) -> np.ndarray:
+        """The pairs of a split, `pairs.PAIR` (n,), in order of time."""
+        self.need("pairs")
+        return pairs.read(self.directory / "pairs" / f"{split}.parquet")
+
+    @functools.cached_property
+    def graph(self) -> csr.Graph:
+        self.need("graph")
+        return csr.read(self.directory / "graph")
+
+    @functools.cached_property
+    def groups(self) -> np.ndarray:
+        """The own ids of the graph's groups, int64 (groups,) or text."""
+        return parquet.read(self.directory / spec_lib.GROUPS_FILE)["id"].to_numpy()
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """Identities of what a model of pairs is trained against and has to be used with."""
+        return {
+            "query vectors": _digest(self.queries.vectors),
+            "image vectors": _digest(self.catalogue.images),
+            "vocabulary": self.vocabulary.digest,
+        }
+
+
+def ensure(name: str, data_dir: str) -> epath.Path:
+    """The directory of a data set on this machine, which is built or copied if need be.
+
+    Args:
+      name: `pinworld/SIZE`, where SIZE is tiny, small or base; or a prepared directory, absolute or
+        relative to the current directory or to `data_dir`, or on gs://.
+      data_dir: where named data sets are kept, and copies of those on gs://.
+
+    Raises:
+      InputError: where there is no such data set, or `data_dir` is not a local directory.
+    """
+    if files.is_remote(data_dir):
+        raise InputError(f"data.dir={data_dir}: expected a directory on this machine")
+    home = epath.Path(data_dir).expanduser()
+    world, _, size = name.partition("/")
+    if world == pinworld.NAME:
+        return pinworld.ensure(size, home)
+    places = [files.path("data.name", name), home / name]
+    for place in places:
+        if (place / spec_lib.METADATA_FILE).exists():
+            return _copy(place, home / _COPIES) if files.is_remote(place) else place
+    looked = " and ".join(map(str, places))
+    raise InputError(f"data.name: no prepared data set in {looked}; see pinjax.prepare")
+
+
+def load(name: str, data_dir: str) -> Dataset:
+    """Opens a data set; the arguments are those of `ensure`.
+
+    Raises:
+      InputError: as `ensure`, and where it cannot be read.
+    """
+    return open_directory(ensure(name, data_dir))
+
+
+def open_directory(directory: epath.PathLike) -> Dataset:
+    """Opens the data set in a directory.
+
+    Raises:
+      InputError: where there is none.
+    """
+    directory = epath.Path(directory)
+    return Dataset(directory, spec_lib.Spec.read(directory))
+
+
+def _copy(source: epath.Path, copies: epath.Path) -> epath.Path:
+    """A copy of a prepared directory, made once: ArrayRecord reads from local disks alone."""
+    identity = os.fspath(source).encode() + (source / checksums.FILE).read_bytes()
+    target = copies / f"{source.name}-{hashlib.sha256(identity).hexdigest()[:16]}"
+    if not target.exists():
+        with files.unfinished(target) as unfinished:
+            for name in (*checksums.read(source / checksums.FILE)["files"], checksums.FILE):
+                (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+                (source / name).copy(unfinished / name)
+            checksums.verify(unfinished)
+            files.finish(unfinished, target)
+    return target
+
+
+def _digest(array: np.ndarray | None) -> str:
+    if array is None:
+        return ""
+    whole = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    whole.update(np.ascontiguousarray(array).data)
+    return whole.hexdigest()[:16]

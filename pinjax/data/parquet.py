@@ -1,0 +1,25 @@
+"""Parquet files that pinjax wrote, on this machine."""
+
+import os
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from etils import epath
+
+from pinjax.errors import InputError
+
+
+def read(path: epath.PathLike, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads some columns of a file, or all of them.
+
+    By Arrow's own memory map: through a file or bytes of Python's, its threads let go of these too
+    late, and abort a process that has meanwhile come to its end.
+
+    Raises:
+      InputError: where it cannot be read; whoever checks no checksums hears of damage here.
+    """
+    try:
+        return pq.read_table(os.fspath(path), columns=columns, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not readable as Parquet: {error}") from error

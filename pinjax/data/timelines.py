@@ -1,0 +1,168 @@
+"""Timelines: who did what when, one row a user, as ArrayRecord files that TFDS reads.
+
+    timelines/
+      timelines-train.array_record-00000-of-00016    one `timeline_features` a user
+      dataset_info.json, features.json               what TFDS keeps beside them
+
+`tfds.builder_from_directory` opens the directory.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from etils import epath
+from tensorflow_datasets.core import example_serializer
+
+from pinjax.data.spec import SPLITS
+
+UNKNOWN = "unknown"  # row 0 of the vocabularies of action types and surfaces
+ROWS_A_FILE = 2**16
+
+# One action of a timeline. Times are unix seconds in UTC (uint32 lasts until 2106); duration is
+# in seconds, 0 where the log has none; action and surface are rows of the vocabularies of the
+# spec. Packed: one view decodes a whole batch.
+ACTION = np.dtype(
+    [
+        ("item", np.int32),
+        ("time", np.uint32),
+        ("duration", np.float32),
+        ("surface", np.uint16),
+        ("action", np.uint8),
+    ]
+)
+
+
+def timeline_features() -> tfds.features.FeaturesDict:
+    """The features of a timeline: `user`, the user's own id as text, and `actions`, packed."""
+    return tfds.features.FeaturesDict(
+        {
+            "user": tfds.features.Text(),
+            "actions": tfds.features.Tensor(
+                shape=(None, ACTION.itemsize),
+                dtype=np.uint8,
+                encoding=tfds.features.Encoding.BYTES,
+            ),
+        }
+    )
+
+
+def pack(actions: np.ndarray) -> np.ndarray:
+    """`ACTION` records of shape (n,) as bytes of shape (n, ACTION.itemsize)."""
+    return np.ascontiguousarray(actions).view(np.uint8).reshape(len(actions), ACTION.itemsize)
+
+
+def unpack(rows: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Packed timelines as one array of `ACTION` records and the offsets of each timeline in it.
+
+    Args:
+      rows: packed timelines, the i-th of shape (n_i, ACTION.itemsize).
+
+    Returns:
+      (records of shape (sum n_i,), offsets int64 of shape (timelines + 1,)).
+    """
+    rows = list(rows)
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    return np.concatenate(rows).reshape(-1).view(ACTION), offsets
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Timelines of some users, flat: see `unpack`.
+
+    Attributes:
+      users: the users' own ids, each an int or text.
+      records: `ACTION` (n,).
+      offsets: int64 (len(users) + 1,).
+    """
+
+    users: list[int | str]
+    records: np.ndarray
+    offsets: np.ndarray
+
+
+@contextlib.contextmanager
+def writer(directory: epath.PathLike) -> Iterator["Writer"]:
+    """Writes timelines to a new directory; they are complete when the context ends."""
+    made = Writer(epath.Path(directory))
+    with contextlib.ExitStack() as stack:
+        stack.callback(made.close)
+        yield made
+        made.finish()
+
+
+class Writer:
+    """Writes users split by split, in the order in which they are added.
+
+    Attributes:
+      counts: users of each split so far.
+    """
+
+    def __init__(self, directory: epath.Path):
+        directory.mkdir(parents=True)
+        self._directory = directory
+        self._features = timeline_features()
+        self._serializer = example_serializer.ExampleSerializer(
+            self._features.get_serialized_info()
+        )
+        self._files: dict[str, array_record_module.ArrayRecordWriter] = {}
+        self.counts = dict.fromkeys(SPLITS, 0)
+        self._bytes = dict.fromkeys(SPLITS, 0)
+
+    def add(self, split: str, user: int | str, actions: np.ndarray) -> None:
+        """Adds the `ACTION` records (n,) of a user, in order of time."""
+        number, place = divmod(self.counts[split], ROWS_A_FILE)
+        if not place:
+            if split in self._files:
+                self._files.pop(split).close()
+            path = self._directory / _unfinished(split, number)
+            self._files[split] = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        example = self._features.encode_example({"user": str(user), "actions": pack(actions)})
+        serialized = self._serializer.serialize_example(example)
+        self._files[split].write(serialized)
+        self.counts[split] += 1
+        self._bytes[split] += len(serialized)
+
+    def close(self) -> None:
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def finish(self) -> None:
+        """Names the files by how many there are, and writes what TFDS keeps beside them."""
+        self.close()
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=self._directory, dataset_name="timelines", filetype_suffix="array_record"
+        )
+        infos = []
+        for split, users in self.counts.items():
+            if not users:  # TFDS knows no empty split
+                continue
+            lengths = [min(ROWS_A_FILE, users - start) for start in range(0, users, ROWS_A_FILE)]
+            of_split = template.replace(split=split)
+            for number in range(len(lengths)):
+                path = of_split.sharded_filepath(shard_index=number, num_shards=len(lengths))
+                (self._directory / _unfinished(split, number)).rename(path)
+            infos.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=lengths,
+                    num_bytes=self._bytes[split],
+                    filename_template=of_split,
+                )
+            )
+        tfds.folder_dataset.write_metadata(
+            data_dir=self._directory,
+            features=self._features,
+            split_infos=infos,
+            filename_template=template,
+            description="Timelines of users.",
+            check_data=False,
+        )
+
+
+def _unfinished(split: str, number: int) -> str:
+    return f"{split}.{number}.unfinished"

@@ -1,0 +1,100 @@
+"""A bipartite graph of items and groups (boards, baskets, tags) as compressed sparse rows on disk.
+
+    graph/
+      item_offsets.npy     int64 (items + 1,): item i's groups are item_neighbours[offsets[i]:
+      item_neighbours.npy  int32 (edges,)       offsets[i + 1]], ascending
+      group_offsets.npy    int64 (groups + 1,): the same of groups and their items
+      group_neighbours.npy int32 (edges,)
+
+Arrays are memory-mapped: a graph may be larger than memory. It has no edge twice.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+from etils import epath
+
+SIDES = ("item", "group")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Side:
+    """The neighbours of the nodes of one side.
+
+    Attributes:
+      offsets: int64 (nodes + 1,).
+      neighbours: int32 (edges,), nodes of the other side.
+    """
+
+    offsets: np.ndarray
+    neighbours: np.ndarray
+
+    def of(self, node: int) -> np.ndarray:
+        """The neighbours of a node, int32 (degree,), ascending."""
+        return self.neighbours[self.offsets[node] : self.offsets[node + 1]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """Both sides of a graph: `items` knows each item's groups, `groups` each group's items."""
+
+    items: Side
+    groups: Side
+
+
+def read(directory: epath.PathLike) -> Graph:
+    """Opens a graph as memory maps."""
+    sides = []
+    for side in SIDES:
+        arrays = (
+            np.load(epath.Path(directory) / f"{side}_{name}.npy", mmap_mode="r")
+            for name in ("offsets", "neighbours")
+        )
+        sides.append(Side(*arrays))
+    return Graph(*sides)
+
+
+def write_side(
+    directory: epath.PathLike,
+    side: str,
+    degrees: np.ndarray,
+    neighbours: Iterable[np.ndarray],
+) -> None:
+    """Writes one side.
+
+    Args:
+      directory: of the graph, which exists.
+      side: one of `SIDES`.
+      degrees: int (nodes,), how many neighbours each node has.
+      neighbours: of node after node, each node's ascending, in pieces of any length.
+    """
+    directory = epath.Path(directory)
+    offsets = np.zeros(len(degrees) + 1, np.int64)
+    np.cumsum(degrees, out=offsets[1:])
+    np.save(directory / f"{side}_offsets.npy", offsets)
+    whole = np.lib.format.open_memmap(
+        directory / f"{side}_neighbours.npy", "w+", np.int32, (int(offsets[-1]),)
+    )
+    end = 0
+    for piece in neighbours:
+        start, end = end, end + len(piece)
+        whole[start:end] = piece
+    whole.flush()
+
+
+def write(directory: epath.PathLike, edges: np.ndarray, items: int, groups: int) -> None:
+    """Writes a graph whose edges fit into memory.
+
+    Args:
+      directory: made if need be.
+      edges: int (edges, 2), items and groups; one that comes again counts once.
+      items: how many nodes there are on either side.
+      groups: likewise.
+    """
+    epath.Path(directory).mkdir(parents=True, exist_ok=True)
+    edges = np.unique(edges, axis=0)
+    for side, nodes, (own, other) in zip(SIDES, (items, groups), ((0, 1), (1, 0)), strict=True):
+        ordered = edges[np.lexsort((edges[:, other], edges[:, own]))]
+        degrees = np.bincount(ordered[:, own], minlength=nodes)
+        write_side(directory, side, degrees, [ordered[:, other]])
