@@ -1,4 +1,4 @@
-"""The simulated shop against its own law, and its oracle against sums and against what happened."""
+"""Products, texts, images, queries and engagements against how they are said to be drawn."""
 
 import dataclasses
 import itertools
@@ -6,96 +6,37 @@ import itertools
 import numpy as np
 import pytest
 
-from pinjax.data import pinshop_simulation as pinshop
-from pinjax.data import pinworld_simulation as pinworld
-from pinjax.data.pinshop_oracle import Oracle
+from pinjax.data import pairs
+from pinjax.data.simulated import pinworld, world
+from pinjax.data.simulated import shop as shop_lib
 
-MOMENT = pinworld.TRAIN_END
-WINDOW = 14 * pinworld.DAY
-TINY = pinshop.SIZES["tiny"]
+MOMENT = world.TRAIN_END
+TINY = pinworld.SIZES["tiny"]
 CLICK, SAVE, CART, CHECKOUT = range(4)
-
-
-@pytest.fixture(scope="module")
-def shop():
-    return pinshop.Shop(dataclasses.replace(TINY, engagements=400_000))
-
-
-@pytest.fixture(scope="module")
-def engagements(shop):
-    return np.concatenate([pinshop.draw_engagements(shop, i) for i in shop.engagement_chunks])
 
 
 @pytest.fixture(scope="module")
 def wide():
     """A shop of many products."""
-    return pinshop.Shop(dataclasses.replace(TINY, products=6_000))
+    size = dataclasses.replace(TINY, pins=20_000, products=6_000)
+    return pinworld.draw_shop(pinworld.draw_world(size), size)
 
 
 @pytest.fixture(scope="module")
 def texts(wide):
-    chunks = [pinshop.draw_texts(wide, chunk) for chunk in wide.product_chunks]
+    chunks = [shop_lib.draw_texts(wide, chunk) for chunk in wide.product_chunks]
     return {
-        name: list(itertools.chain(*(chunk[name] for chunk in chunks))) for name in pinshop.FEATURES
+        name: list(itertools.chain(*(chunk[name] for chunk in chunks)))
+        for name in shop_lib.FEATURES
     }
 
 
 @pytest.fixture(scope="module")
 def images(wide):
     """Images, float64, and the product of each."""
-    vectors = np.concatenate([pinshop.draw_images(wide, chunk) for chunk in wide.product_chunks])
+    vectors = np.concatenate([shop_lib.draw_images(wide, chunk) for chunk in wide.product_chunks])
     assert vectors.dtype == np.float16
     return vectors.astype(np.float64), np.repeat(np.arange(len(wide.leaf)), wide.images)
-
-
-def law(shop, topic: int, style: np.ndarray, kind: int, time: float) -> np.ndarray:
-    """p(product | query, kind, time) as the module's docstring states it, float64 (products,)."""
-    leaves = np.arange(shop.size.leaves)
-    roots = leaves // shop.world.leaves_per_root
-    anywhere = np.ones(len(leaves), bool)
-    if topic < 24:
-        own, near = leaves == topic, roots == roots[topic]
-    elif topic < 24 + 6:
-        own = near = roots == topic - 24
-    else:
-        own = near = anywhere
-    chance = np.zeros(len(leaves))
-    for share, part in ((0.7, own), (0.25, near), (0.05, anywhere)):
-        popularity = shop.world.leaf_popularity * part
-        chance += share * popularity / popularity.sum()
-
-    value = np.array([0, 0, 0.7, 1.0])[kind] * shop.value.astype(np.float64)
-    weight = shop.popularity * np.exp(3 * shop.style.astype(np.float64) @ style + value)
-    weight = weight * (shop.created <= time)
-    return chance[shop.leaf] * weight / np.bincount(shop.leaf, weight)[shop.leaf]
-
-
-def over_window(shop, query: int, kind: int, moment: int) -> np.ndarray:
-    """The mean of `law` over a window, float64: between creations it is constant."""
-    end = moment + WINDOW
-    created = shop.created.astype(np.float64)
-    within = created[(created > moment) & (created < end)]
-    times = np.r_[moment, np.sort(within), end]
-    topic, style = shop.queries.topic[query], shop.queries.style[query].astype(np.float64)
-    parts = [
-        (after - before) * law(shop, topic, style, kind, (before + after) / 2)
-        for before, after in itertools.pairwise(times)
-    ]
-    return np.sum(parts, axis=0) / WINDOW
-
-
-def assert_drawn_from(counts: np.ndarray, chance: np.ndarray) -> None:
-    """Chi-square within five standard deviations; what is rare is one cell."""
-    assert (counts[chance == 0] == 0).all()
-    expected = counts.sum() * chance / chance.sum()
-    rare = expected < 5
-    counts = np.append(counts[~rare], counts[rare].sum())
-    expected = np.append(expected[~rare], expected[rare].sum())
-    counts, expected = counts[expected > 0], expected[expected > 0]
-    freedom = len(counts) - 1
-    assert freedom > 2
-    squares = ((counts - expected) ** 2 / expected).sum()
-    assert abs(squares - freedom) < 5 * np.sqrt(2 * freedom) + 5
 
 
 def accuracy(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -109,9 +50,9 @@ def draw_all(shop, backwards: bool):
     step = -1 if backwards else 1
     drawn = {}
     for draw, chunks in (
-        (pinshop.draw_engagements, shop.engagement_chunks),
-        (pinshop.draw_texts, shop.product_chunks),
-        (pinshop.draw_images, shop.product_chunks),
+        (shop_lib.draw_engagements, shop.engagement_chunks),
+        (shop_lib.draw_texts, shop.product_chunks),
+        (shop_lib.draw_images, shop.product_chunks),
     ):
         assert len(chunks) > 2
         for chunk in chunks[::step]:
@@ -120,11 +61,13 @@ def draw_all(shop, backwards: bool):
 
 
 def test_draws_depend_on_the_seed_and_not_on_each_other(monkeypatch):
-    monkeypatch.setattr(pinshop, "CHUNK", 128)
-    monkeypatch.setattr(pinshop, "ENGAGEMENT_CHUNK", 2048)
-    forwards = draw_all(pinshop.Shop(TINY), backwards=False)
-    backwards = draw_all(pinshop.Shop(TINY), backwards=True)
-    others = draw_all(pinshop.Shop(TINY, seed=1), backwards=False)
+    monkeypatch.setattr(shop_lib, "CHUNK", 128)
+    monkeypatch.setattr(shop_lib, "ENGAGEMENT_CHUNK", 2048)
+    first, second = (pinworld.draw_shop(pinworld.draw_world(TINY), TINY) for _ in range(2))
+    size = dataclasses.replace(TINY, seed=1)
+    other = pinworld.draw_shop(pinworld.draw_world(size), size)
+    forwards, backwards = draw_all(first, backwards=False), draw_all(second, backwards=True)
+    others = draw_all(other, backwards=False)
     assert forwards.keys() == backwards.keys() == others.keys()
     for key, value in forwards.items():
         np.testing.assert_equal(value, backwards[key])
@@ -135,39 +78,55 @@ def test_draws_depend_on_the_seed_and_not_on_each_other(monkeypatch):
         images += len(value) if name == "draw_images" else 0
         titles += len(value["title"]) if name == "draw_texts" else 0
         count += len(value) if name == "draw_engagements" else 0
-    assert (images, titles, count) == (pinshop.Shop(TINY).images.sum(), 300, 5_000)
-
-
-def test_the_world_is_that_of_pinworld():
-    world = pinworld.World(np.random.default_rng([0, 0, 0]), TINY.pins, TINY.roots, TINY.leaves)
-    np.testing.assert_array_equal(pinshop.Shop(TINY).world.content, world.content)
+    assert (images, titles) == (first.images.sum(), 300)
+    assert 4_500 < count < 5_000  # some lead to themselves
 
 
 def test_suggested_sizes_fit_together():
-    for size in pinshop.SIZES.values():
+    for size in pinworld.SIZES.values():
         assert size.leaves % size.roots == 0
-        assert size.products >= size.leaves
-        assert size.queries < (1 - pinworld.NEW_PINS - 0.03) * size.pins
+        assert size.leaves <= size.products <= size.pins
+        assert size.image_queries < (1 - world.NEW_PINS - 0.03) * size.pins
 
 
 # Products.
 
 
+def test_products_are_pins_among_them_the_most_popular_of_each_leaf(wide):
+    pins = wide.world
+    assert len(wide.pin) == 6_000
+    assert (np.diff(wide.pin) > 0).all()
+    np.testing.assert_array_equal(wide.leaf, pins.leaf[wide.pin])
+    style = pins.style[wide.pin] / np.linalg.norm(pins.style[wide.pin], axis=1, keepdims=True)
+    np.testing.assert_allclose(wide.style, style, rtol=1e-6)
+    rest = np.ones(len(pins.leaf), bool)
+    for leaf in range(24):
+        own = np.flatnonzero(pins.leaf == leaf)
+        top = own[pins.popularity[own].argmax()]
+        assert top in wide.pin
+        assert pins.created[top] < world.START
+        rest[top] = False
+    others = np.isin(np.flatnonzero(rest), wide.pin)
+    popularity = pins.popularity[rest]
+    assert others.mean() == pytest.approx(0.3, abs=0.01)
+    assert others[popularity > np.median(popularity)].mean() == pytest.approx(0.3, abs=0.03)
+
+
 def test_some_products_are_new_and_some_are_cold(wide):
-    within = (wide.created >= pinworld.START) & (wide.created < pinworld.END)
+    created = wide.world.created[wide.pin]
+    within = (created >= world.START) & (created < world.END)
     assert within.mean() == pytest.approx(0.15, abs=0.02)
-    assert 0.01 < (wide.created > MOMENT).mean() < 0.05
-    assert (wide.created < pinworld.END).all()
-    assert len(set(wide.ids.tolist())) == len(wide.ids)
+    assert 0.01 < (created > MOMENT).mean() < 0.05
+    assert (created < world.END).all()
 
 
-def test_images_and_text_features_are_missing_as_often_as_stated(wide, texts):
+def test_images_and_text_features_are_missing_as_often_as_stated(wide, texts, assert_drawn_from):
     counts = np.bincount(wide.images, minlength=21)
     assert len(counts) == 21
-    assert_drawn_from(counts, pinshop.IMAGES)
-    assert pinshop.IMAGES.sum() == pytest.approx(1)
+    assert_drawn_from(counts, shop_lib.IMAGES)
+    assert shop_lib.IMAGES.sum() == pytest.approx(1)
     sized = wide.leaf // wide.world.leaves_per_root % 2 == 0
-    for name, share in pinshop.FEATURES.items():
+    for name, share in shop_lib.FEATURES.items():
         there = np.array([bool(text) for text in texts[name]])
         if name in ("size", "size_type"):
             assert not there[~sized].any()
@@ -181,7 +140,11 @@ def test_texts_look_like_those_of_products(wide, texts):
         lengths = {len(text.split()) for text in texts[name] if text}
         assert lengths == set(range(low, high + 1)), name
     for title, domain, link, number in zip(
-        texts["title"], texts["merchant_domain"], texts["link"], wide.ids.tolist(), strict=True
+        texts["title"],
+        texts["merchant_domain"],
+        texts["link"],
+        wide.world.ids[wide.pin].tolist(),
+        strict=True,
     ):
         if domain and link:
             slug = "-".join(title.split()[:3])
@@ -199,10 +162,10 @@ def test_counting_the_words_of_each_leaf_tells_the_leaf(wide, texts):
     for name in ("title", "description"):
         for product, text in enumerate(texts[name]):
             np.add.at(counts[product], [row[word] for word in text.split()], 1)
-    of_leaf = counts[:, words.leaf : words.root].reshape(-1, 24, pinshop.LEAF_WORDS).sum(axis=2)
+    of_leaf = counts[:, words.leaf : words.root].reshape(-1, 24, shop_lib.LEAF_WORDS).sum(axis=2)
     assert accuracy(of_leaf, wide.leaf) > 0.9
     of_root = counts[:, words.root : words.looks["colours"]]
-    of_root = of_root.reshape(-1, 6, pinshop.ROOT_WORDS).sum(axis=2)
+    of_root = of_root.reshape(-1, 6, shop_lib.ROOT_WORDS).sum(axis=2)
     assert accuracy(of_root, wide.leaf // wide.world.leaves_per_root) > 0.8
     assert (counts[:, words.common :].sum(axis=1) > 0).mean() > 0.9
 
@@ -232,7 +195,7 @@ def test_images_tell_the_style_better_than_words_do(wide, texts, images):
     assert cosine.mean() > 0.85
 
     row = {word: i for i, word in enumerate(wide.words.text)}
-    for name in pinshop.STYLE_WORDS:
+    for name in shop_lib.STYLE_WORDS:
         told = [
             wide.words.style[row[text.split()[0]]] @ style
             for text, style in zip(texts[name], wide.style, strict=True)
@@ -256,14 +219,15 @@ def test_brand_and_merchant_tell_a_little_of_everything(wide, texts):
 
 
 def test_image_queries_are_pins(shop):
-    queries, world = shop.queries, shop.world
+    queries, pins = shop.queries, shop.world
     pin = queries.pin[:200]
+    assert not np.isin(pin, shop.pin).all()
     assert len(set(pin.tolist())) == 200
-    assert (world.created[pin] < pinworld.START).all()
-    np.testing.assert_array_equal(queries.vector[:200], world.content[pin])
-    np.testing.assert_array_equal(queries.topic[:200], world.leaf[pin])
-    likeness = (queries.style[:200] * world.style[pin]).sum(axis=1)
-    np.testing.assert_allclose(likeness, np.linalg.norm(world.style[pin], axis=1), rtol=1e-5)
+    assert (pins.created[pin] < world.START).all()
+    np.testing.assert_array_equal(queries.vector[:200], pins.content[pin])
+    np.testing.assert_array_equal(queries.topic[:200], pins.leaf[pin])
+    likeness = (queries.style[:200] * pins.style[pin]).sum(axis=1)
+    np.testing.assert_allclose(likeness, np.linalg.norm(pins.style[pin], axis=1), rtol=1e-5)
     assert (queries.text[:200] == "").all()
 
 
@@ -288,14 +252,14 @@ def test_what_a_text_query_means_follows_from_its_text(shop):
 
 
 def test_a_text_querys_vector_says_what_it_means(shop):
-    queries, world = shop.queries, shop.world
+    queries, pins = shop.queries, shop.world
     vectors = queries.vector.astype(np.float64)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=2e-3)
     about = np.arange(400)[200:][queries.topic[200:] < 24]
-    topics = world.topic / np.linalg.norm(world.topic, axis=1, keepdims=True)
+    topics = pins.topic / np.linalg.norm(pins.topic, axis=1, keepdims=True)
     assert accuracy(vectors[about] @ topics.T, queries.topic[about]) > 0.9
     styled = np.arange(400)[200:][queries.style[200:].any(axis=1)]
-    told = vectors[styled] @ world.look.T.astype(np.float64)
+    told = vectors[styled] @ pins.look.T.astype(np.float64)
     cosine = (told * queries.style[styled]).sum(axis=1) / np.linalg.norm(told, axis=1)
     assert cosine.mean() > 0.7
 
@@ -303,7 +267,7 @@ def test_a_text_querys_vector_says_what_it_means(shop):
 def test_few_queries_are_asked_often(shop):
     popularity = shop.queries.popularity
     assert popularity.sum() == pytest.approx(1)
-    assert popularity[:200].sum() == pytest.approx(pinshop.IMAGE_SHARE)
+    assert popularity[:200].sum() == pytest.approx(shop_lib.IMAGE_SHARE)
     for part in (popularity[:200], popularity[200:]):
         ranked = np.sort(part)[::-1]
         assert ranked[:20].sum() > 0.25 * ranked.sum()
@@ -313,30 +277,46 @@ def test_few_queries_are_asked_often(shop):
 # Engagements.
 
 
-def test_engagements_come_in_order_of_time_and_after_their_product(shop, engagements):
-    assert len(engagements) == shop.size.engagements
-    assert engagements.dtype == pinshop.ENGAGEMENT
-    assert (np.diff(engagements["time"].astype(np.int64)) >= 0).all()
-    assert engagements["time"].min() >= pinworld.START
-    assert engagements["time"].max() < pinworld.END
-    assert (engagements["time"] >= shop.created[engagements["product"]]).all()
-    cold = np.flatnonzero(shop.created > MOMENT)
-    assert np.isin(cold, engagements["product"]).any()
-    days = (engagements["time"] - pinworld.START) // pinworld.DAY
-    assert_drawn_from(np.bincount(days), np.ones(112))
+def test_engagements_come_in_order_of_time_and_after_their_product(
+    shop, engagements, assert_drawn_from
+):
+    assert engagements.dtype == pairs.PAIR
+    time = engagements["time"].astype(np.int64)
+    assert (np.diff(time) >= 0).all()
+    assert time.min() >= world.START
+    assert time.max() < world.END
+    assert np.isin(engagements["item"], shop.pin).all()
+    assert (time >= shop.world.created[engagements["item"]]).all()
+    cold = np.flatnonzero(shop.world.created > MOMENT)
+    assert np.isin(cold, engagements["item"]).any()
+    assert_drawn_from(np.bincount((time - world.START) // world.DAY), np.ones(112))
 
 
-def test_queries_and_kinds_come_by_their_shares(shop, engagements):
-    kinds = np.bincount(engagements["kind"])
-    assert_drawn_from(kinds, np.array([100, 35, 6, 2]))
+def test_no_pin_leads_to_itself(shop, engagements):
+    pin = shop.queries.pin
+    assert np.isin(pin, shop.pin).sum() > 50
+    assert (engagements["item"] != pin[engagements["query"]]).all()
+    assert 0.9 < len(engagements) / shop.engagements < 0.95
+
+
+def test_queries_and_kinds_come_by_their_shares(shop, engagements, assert_drawn_from):
+    # Of queries that lead to themselves the more are left out, the likelier that is.
+    plain = ~np.isin(shop.queries.pin, shop.pin)
+    plain_ones = engagements[plain[engagements["query"]]]
+    task, is_text = plain_ones["task"], shop.queries.pin[plain_ones["query"]] < 0
+    np.testing.assert_array_equal(is_text, task >= 4)
+    assert shop_lib.TASKS[0] == "image/click"
+    assert shop_lib.TASKS[7] == "text/checkout"
+    assert_drawn_from(np.bincount(task % 4), np.array([100, 35, 6, 2]))
+    popularity = shop.queries.popularity
     for kind in range(4):
-        query = engagements["query"][engagements["kind"] == kind]
-        assert_drawn_from(np.bincount(query, minlength=400), shop.queries.popularity)
+        query = plain_ones["query"][task % 4 == kind]
+        assert_drawn_from(np.bincount(query, minlength=400), popularity * plain)
 
 
-def test_products_are_chosen_by_the_law(shop, rng):
-    moment, draws = (pinworld.START + pinworld.END) // 2, 20_000
-    assert ((shop.created > moment).sum()) > 10
+def test_products_are_chosen_as_stated(shop, rng, product_chance, assert_drawn_from):
+    moment, draws = (world.START + world.END) // 2, 20_000
+    assert (shop.world.created[shop.pin] > moment).sum() > 10
     style = rng.standard_normal(8).astype(np.float32)
     style /= np.linalg.norm(style)
     for topic, look, kind in [
@@ -346,91 +326,23 @@ def test_products_are_chosen_by_the_law(shop, rng):
         (24 + 2, style, SAVE),  # about a root
         (24 + 6, style, CART),  # about everything
     ]:
-        products = shop.choose(
+        items = shop.choose(
             rng,
             np.full(draws, topic),
             np.tile(look, (draws, 1)),
             np.full(draws, kind),
             np.full(draws, moment),
         )
-        counts = np.bincount(products, minlength=300)
-        assert_drawn_from(counts, law(shop, topic, look.astype(np.float64), kind, moment))
+        counts = np.bincount(items, minlength=1_000)
+        assert_drawn_from(counts, product_chance(topic, look, kind, moment))
 
 
 def test_rare_kinds_are_of_better_products(shop, engagements):
-    value = [shop.value[engagements["product"][engagements["kind"] == k]].mean() for k in range(4)]
+    value = np.full(1_000, np.nan)
+    value[shop.pin] = shop.value
+    value = [
+        value[engagements["item"][engagements["task"] % 4 == kind]].mean() for kind in range(4)
+    ]
     assert abs(value[CLICK] - value[SAVE]) < 0.02
     assert value[CART] > value[CLICK] + 0.3
     assert value[CHECKOUT] > value[CART]
-
-
-# The oracle.
-
-
-@pytest.fixture(scope="module")
-def oracle(shop):
-    return pinshop.make_oracle(shop)
-
-
-def test_the_closed_form_is_the_sum(shop, oracle, rng):
-    moment = MOMENT - 28 * pinworld.DAY  # more is created after it
-    end = moment + WINDOW
-    assert ((shop.created > moment) & (shop.created < end)).sum() > 3
-    late = shop.created >= end
-    assert late.sum() > 3
-    everything = np.flatnonzero(shop.queries.topic == 24 + 6)[:2]
-    queries = np.r_[rng.choice(400, 20, replace=False), everything]
-    for kind in range(4):
-        scores = oracle.scores(queries, kind, moment, WINDOW)
-        assert scores.dtype == np.float32
-        expected = np.stack([over_window(shop, query, kind, moment) for query in queries])
-        np.testing.assert_allclose(scores, expected, rtol=2e-5)
-        np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
-        assert (scores[:, late] == 0).all()
-
-        found = np.sort(expected, axis=1)[:, -10:].sum(axis=1)
-        recall = np.average(found, weights=shop.queries.popularity[queries])
-        measured = oracle.expected_recall(queries, kind, moment, WINDOW)
-        assert measured == pytest.approx(recall, rel=1e-5)
-
-
-@pytest.fixture(scope="module")
-def future(engagements):
-    time = engagements["time"]
-    return engagements[(time >= MOMENT) & (time < MOMENT + WINDOW)]
-
-
-def test_what_happens_is_what_the_oracle_expects(shop, oracle, future):
-    popularity = shop.queries.popularity
-    for kind in range(4):
-        scores = oracle.scores(np.arange(400), kind, MOMENT, WINDOW)
-        drawn = future[future["kind"] == kind]
-        assert_drawn_from(np.bincount(drawn["product"], minlength=300), popularity @ scores)
-
-        # For the most popular query alone, too.
-        head = np.argmax(popularity)
-        drawn = drawn["product"][drawn["query"] == head]
-        if len(drawn) > 500:
-            assert_drawn_from(np.bincount(drawn, minlength=300), scores[head])
-
-
-def test_expected_recall_is_what_is_measured_and_beats_popularity(oracle, future):
-    queries = np.arange(400)
-    for kind in range(4):
-        drawn = future[future["kind"] == kind]
-        scores = oracle.scores(queries, kind, MOMENT, WINDOW)
-        top = np.argsort(-scores, axis=1)[:, :10]
-        hits = (top[drawn["query"]] == drawn["product"][:, None]).any(axis=1)
-        expected = oracle.expected_recall(queries, kind, MOMENT, WINDOW)
-        assert abs(hits.mean() - expected) < 3.3 * hits.std() / np.sqrt(len(hits))
-        popular = np.argsort(-np.bincount(future["product"], minlength=300))[:10]
-        assert hits.mean() > 2 * np.isin(drawn["product"], popular).mean()
-
-
-def test_the_oracle_comes_back_from_its_file(oracle, tmp_path):
-    oracle.save(tmp_path)
-    loaded = Oracle.load(tmp_path)
-    queries = np.array([399, 3, 3])
-    np.testing.assert_array_equal(
-        loaded.scores(queries, CART, MOMENT, WINDOW), oracle.scores(queries, CART, MOMENT, WINDOW)
-    )

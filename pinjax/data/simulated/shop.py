@@ -1,0 +1,516 @@
+"""How pinworld's products, searches and engagements are drawn.
+
+Topics, pins and their content vectors are those of `world`. The rest, in this order:
+
+  Words are made of syllables. Every root and every leaf has words of its own; colours, materials
+    and patterns each stand for a direction of style; common words carry nothing. Brands and
+    merchants have a root, a style and a price level.
+  Products are pins: the most popular one of every leaf, and others at random. What counts of a
+    product's style is its direction. Its value is a number: quality for the price.
+  Texts tell a product's leaf well and its style weakly: title and description mix words of its
+    leaf, its root and its looks with common ones. Looks are drawn from p(word) ∝ exp(2 style_word ·
+    style), brand and merchant by their root, style and level. Any feature but the title may be
+    missing.
+  Images tell a product's style well and its leaf noisily: they show its leaf's topic and another
+    one's, the same on all images of a product and of up to 1.5 times the weight.
+  Image queries are pins from before the start, with the pin's vector. They mean the pin's leaf and
+    its style's direction. Text queries are one to four words. What they mean follows from the
+    words: a leaf, a root or everything, and the mean direction of their words of style, if any.
+    Their vector is a noisy projection of that.
+  Engagements come at random times. Query and kind are drawn apart, the query by its popularity. A
+    leaf is drawn from p(leaf | query): mostly its own, then its root's, then all, by popularity.
+    A product of leaf k at time t is drawn from
+      p(i | k, query, kind, t) ∝ popularity_i exp(3 style_i · style_query + b_kind value_i)
+      [created_i <= t]   for i in k,
+    with b = 0 for the common kinds: the rare ones depend on value too. A pin does not lead to
+    itself: where that is drawn, nothing happens.
+
+Texts, images and engagements are drawn a chunk at a time, each from its `World.rng`.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from pinjax.data import pairs
+from pinjax.data.simulated.world import END, START, STYLE_DIM, LeafTable, World
+
+CHUNK = 4096  # products whose texts and images are drawn at a time
+ENGAGEMENT_CHUNK = 2**17  # engagements drawn at a time
+
+# Words. Word 0 is empty.
+COMMON_WORDS = 400
+ROOT_WORDS = 8  # of each root
+LEAF_WORDS = 10  # of each leaf
+STYLE_WORDS = {"colours": 24, "materials": 16, "patterns": 12}
+BRANDS = 12  # of each root
+MERCHANTS = 6  # of each root
+CONSONANTS, VOWELS, CODAS = "bdfgklmnprstvz", "aeiou", ("", "", "n", "r", "l", "s")
+
+# Products: shares with 0, 1, ..., 20 images.
+IMAGES = np.array([0.05, 0.25, 0.18, 0.13, 0.10] + [0.05] * 4 + [0.07 / 11] * 11 + [0.02])
+SCENE_WEIGHT = 1.5  # at most, of the other topic on a product's images; uniform from 0
+SCENE_NEAR = 0.7  # share of scenes whose other topic is of the product's root
+
+# Texts: lengths, and shares of words of the leaf, of the root, of the looks, and common ones.
+TITLE_WORDS, TITLE_SHARES = (4, 10), (0.25, 0.15, 0.2, 0.4)
+DESCRIPTION_WORDS, DESCRIPTION_SHARES = (10, 30), (0.08, 0.08, 0.1, 0.74)
+LOOK_STRENGTH = 2.0  # how well a colour, material or pattern tells the style
+MAKER_ROOT = 3.0  # brands and merchants: log appeal of the own root, of style, ...
+MAKER_STYLE = 1.0
+MAKER_SPREAD = 1.5  # ... and how far, in standard deviations, the value is from the level
+SHORT_CATEGORY = 0.2  # share of categories that name the root alone
+SECOND_COLOUR = 0.4  # share of lists of colours that name two
+SIZE_WORDS = ("xs", "s", "m", "l", "xl", "xxl", "34", "36", "38", "40", "42", "44", "46")
+SIZE_TYPES = ("regular", "petite", "tall", "plus")
+
+# The text features, and the share of products that have each; a size only where there are any:
+# in every other root.
+FEATURES = {
+    "title": 1.0,
+    "description": 0.9,
+    "merchant_domain": 0.95,
+    "link": 0.95,
+    "category": 0.7,
+    "product_type": 0.7,
+    "brand": 0.7,
+    "colours": 0.6,
+    "materials": 0.4,
+    "patterns": 0.3,
+    "size": 0.8,
+    "size_type": 0.4,
+}
+
+# Queries.
+IMAGE_SHARE = 0.5  # of engagements
+QUERY_TOPICS = (0.75, 0.15, 0.1)  # share of text queries about a leaf, a root, everything
+QUERY_STYLES = (0.45, 0.4, 0.15)  # share with 0, 1, 2 words of style; about everything: at least 1
+SECOND_TOPIC_WORD = 0.4  # share of text queries with two words of their topic
+QUERY_NOISE = 0.5  # of a text query's vector, where a pin's has 1
+TEXT_OFFSET = 10  # popularity of the r-th text: 1 / (r + 10)
+OWN_LEAF, OWN_ROOT, ANYWHERE = 0.7, 0.25, 0.05  # where a query leads to
+
+# Engagements.
+KINDS = ("click", "save", "add_to_cart", "checkout")
+KIND_SHARES = np.array([100, 35, 6, 2]) / 143
+STYLE_STRENGTH = 3.0  # log appeal is this times the cosine of styles: deviation 1 within a leaf
+VALUE_STRENGTH = np.array([0, 0, 0.7, 1.0])  # by kind; a product's value has deviation 1
+TASKS = tuple(f"{query}/{kind}" for query in ("image", "text") for kind in KINDS)
+
+# Streams of random numbers.
+_WORDS, _PRODUCTS, _TEXTS, _IMAGES, _QUERIES, _ENGAGEMENTS = range(10, 16)
+
+
+def direction(style: np.ndarray) -> np.ndarray:
+    """Styles of norm 1, float32 (n, STYLE_DIM); zeros stay zeros."""
+    norm = np.linalg.norm(style, axis=1, keepdims=True)
+    return style / np.where(norm > 0, norm, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Makers:
+    """Brands, or merchants.
+
+    Attributes:
+      name: text (makers,).
+      root: int64 (makers,), of most of their products.
+      style: float32 (makers, STYLE_DIM), of norm 1.
+      level: float32 (makers,), the value that is theirs.
+      popularity: float64 (makers,).
+    """
+
+    name: np.ndarray
+    root: np.ndarray
+    style: np.ndarray
+    level: np.ndarray
+    popularity: np.ndarray
+
+    def draw(
+        self, rng: np.random.Generator, root: np.ndarray, style: np.ndarray, value: np.ndarray
+    ) -> list[str]:
+        """Draws the names of some products' makers."""
+        appeal = np.log(self.popularity) + MAKER_ROOT * (root[:, None] == self.root)
+        appeal += MAKER_STYLE * style @ self.style.T
+        appeal -= ((value[:, None] - self.level) / MAKER_SPREAD) ** 2 / 2
+        return self.name[_draw_softmax(rng, appeal)].tolist()
+
+
+class Words:
+    """The vocabulary.
+
+    Attributes:
+      text: text (words,).
+      leaf, root, common: the first word of leaves, roots and those that carry nothing.
+      looks: the first colour, material and pattern.
+      topic: int64 (words,), what a word is about: leaf l is l, root r is leaves + r, everything is
+        leaves + roots.
+      style: float32 (words, STYLE_DIM), of norm 1 for colours, materials and patterns, else 0.
+      brands, merchants: `Makers`.
+    """
+
+    def __init__(self, rng: np.random.Generator, roots: int, leaves: int):
+        counts = [1, leaves * LEAF_WORDS, roots * ROOT_WORDS, *STYLE_WORDS.values(), COMMON_WORDS]
+        first = np.cumsum(counts)
+        self.leaf, self.root, *looks, self.common = first[:-1].tolist()
+        self.looks = dict(zip(STYLE_WORDS, looks, strict=True))
+        makers = (roots * BRANDS, roots * MERCHANTS)
+        text = _draw_words(rng, first[-1] - 1 + sum(makers))
+        self.text = np.array(["", *text[: first[-1] - 1]], object)
+
+        self.topic = np.full(first[-1], leaves + roots)
+        self.topic[self.leaf : self.root] = np.repeat(np.arange(leaves), LEAF_WORDS)
+        self.topic[self.root : looks[0]] = leaves + np.repeat(np.arange(roots), ROOT_WORDS)
+        self.style = np.zeros((first[-1], STYLE_DIM), np.float32)
+        self.style[looks[0] : self.common] = _draw_directions(rng, self.common - looks[0])
+
+        names = np.split(np.array(text[first[-1] - 1 :], object), [makers[0]])
+        self.brands, self.merchants = (
+            Makers(
+                name=name,
+                root=np.arange(len(name)) % roots,
+                style=_draw_directions(rng, len(name)),
+                level=rng.standard_normal(len(name), np.float32),
+                popularity=1 / (1 + rng.permutation(len(name))),
+            )
+            for name in names
+        )
+
+    def of_leaf(self, rng: np.random.Generator, leaf: np.ndarray) -> np.ndarray:
+        """Draws a word of each leaf."""
+        return self.leaf + leaf * LEAF_WORDS + _draw_rank(rng, LEAF_WORDS, len(leaf))
+
+    def of_root(self, rng: np.random.Generator, root: np.ndarray) -> np.ndarray:
+        """Draws a word of each root."""
+        return self.root + root * ROOT_WORDS + _draw_rank(rng, ROOT_WORDS, len(root))
+
+    def look(self, rng: np.random.Generator, name: str, style: np.ndarray) -> np.ndarray:
+        """Draws a word of `STYLE_WORDS` for each style (n, STYLE_DIM)."""
+        first, count = self.looks[name], STYLE_WORDS[name]
+        appeal = LOOK_STRENGTH * style @ self.style[first : first + count].T
+        return first + _draw_softmax(rng, appeal)
+
+    def join(self, words: np.ndarray, length: np.ndarray) -> list[str]:
+        """Texts of given lengths (texts,) from the words of all, one after the other."""
+        text, end = self.text[words].tolist(), np.cumsum(length)
+        begin = end - length
+        return [" ".join(text[a:b]) for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
+
+    def intent(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What queries mean.
+
+        Args:
+          words: (queries, any), 0 where there are fewer.
+
+        Returns:
+          (topic, int32 (queries,), the narrowest of a query's words; style, float32 (queries,
+          STYLE_DIM), of norm 1, or zeros without a word of style).
+        """
+        topic = self.topic[words].min(axis=1).astype(np.int32)
+        return topic, direction(self.style[words].sum(axis=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Queries:
+    """Image queries, then text queries.
+
+    Attributes:
+      pin: int32 (queries,), row of the world's pins, -1 for a text query.
+      text: text (queries,), each once, empty for an image query.
+      topic: int32 (queries,), what the query is about, numbered as `Words.topic`.
+      style: float32 (queries, STYLE_DIM), of norm 1, or zeros where any will do.
+      popularity: float64 (queries,), sums to 1.
+      vector: float16 (queries, CONTENT_DIM), of norm 1.
+    """
+
+    pin: np.ndarray
+    text: np.ndarray
+    topic: np.ndarray
+    style: np.ndarray
+    popularity: np.ndarray
+    vector: np.ndarray
+
+
+class Shop:
+    """A world's products, and what leads to them.
+
+    Attributes:
+      world: topics and pins.
+      image_queries, text_queries, engagements: how many are drawn.
+      words: the vocabulary.
+      pin: int32 (products,), row of the world's pins, ascending.
+      leaf: int32 (products,).
+      style: float32 (products, STYLE_DIM), of norm 1.
+      value: float32 (products,), standard normal.
+      images: int64 (products,), how many there are.
+      leaf_chance: float64 (topics, leaves), where a query about a topic leads to.
+    """
+
+    def __init__(
+        self, world: World, products: int, image_queries: int, text_queries: int, engagements: int
+    ):
+        self.world = world
+        self.image_queries, self.text_queries = image_queries, text_queries
+        self.engagements = engagements
+        leaf = np.arange(len(world.leaf_popularity))
+        leaves, roots = len(leaf), len(leaf) // world.leaves_per_root
+        self.words = Words(world.rng(_WORDS), roots, leaves)
+
+        rng = world.rng(_PRODUCTS)
+        top = world.popularity == world.popularity.max()  # of each leaf; they are old
+        others = rng.choice(np.flatnonzero(~top), size=products - leaves, replace=False)
+        self.pin = np.sort(np.r_[np.flatnonzero(top), others]).astype(np.int32)
+        self.leaf, self.style = world.leaf[self.pin], direction(world.style[self.pin])
+        self.value = rng.standard_normal(products, np.float32)
+        self.images = rng.choice(len(IMAGES), size=products, p=IMAGES)
+
+        root, everything = leaves + leaf // world.leaves_per_root, leaves + roots
+        members = np.zeros((everything + 1, leaves))
+        for topic in (leaf, root, everything):
+            members[topic, leaf] = world.leaf_popularity
+        members /= members.sum(axis=1, keepdims=True)
+        parent = np.r_[root, np.arange(leaves, everything + 1)]
+        self.leaf_chance = OWN_LEAF * members + OWN_ROOT * members[parent] + ANYWHERE * members[-1]
+        self._topics = (members @ world.topic).astype(np.float32)
+        self._cumulative_leaf = (
+            np.cumsum(self.leaf_chance, axis=1) + np.arange(everything + 1)[:, None]
+        ).ravel()
+        chance = world.popularity[self.pin] * np.exp(VALUE_STRENGTH[:, None] * self.value)
+        self._table = LeafTable(chance, self.leaf, np.argsort(self.leaf, kind="stable"))
+
+    @property
+    def product_chunks(self) -> range:
+        """The chunks of `draw_texts` and `draw_images`."""
+        return range(-(-len(self.pin) // CHUNK))
+
+    @property
+    def engagement_chunks(self) -> range:
+        """The chunks of `draw_engagements`."""
+        return range(-(-self.engagements // ENGAGEMENT_CHUNK))
+
+    @functools.cached_property
+    def queries(self) -> Queries:
+        rng, world = self.world.rng(_QUERIES), self.world
+        old = np.flatnonzero(world.created < START)
+        pin = rng.choice(old, size=self.image_queries, replace=False)
+        words = _draw_query_words(self, rng)
+        topic, style = self.words.intent(words)
+        vector = world.observe(rng, self._topics, topic, _pin_style(style), QUERY_NOISE)
+        pin_popularity = world.leaf_popularity[world.leaf[pin]] * world.popularity[pin]
+        text_popularity = 1 / (1 + np.arange(self.text_queries) + TEXT_OFFSET)
+        texts = [" ".join(filter(None, row)) for row in self.words.text[words].tolist()]
+        return Queries(
+            pin=np.r_[pin, np.full(self.text_queries, -1)].astype(np.int32),
+            text=np.array([""] * self.image_queries + texts, object),
+            topic=np.r_[world.leaf[pin], topic],
+            style=np.r_[direction(world.style[pin]), style],
+            popularity=np.r_[
+                IMAGE_SHARE * pin_popularity / pin_popularity.sum(),
+                (1 - IMAGE_SHARE) * text_popularity / text_popularity.sum(),
+            ],
+            vector=np.r_[world.content[pin], vector],
+        )
+
+    def choose(
+        self,
+        rng: np.random.Generator,
+        topic: np.ndarray,
+        style: np.ndarray,
+        kind: np.ndarray,
+        time: np.ndarray,
+    ) -> np.ndarray:
+        """Draws p(product | topic and style of a query, kind, time): row of pins, int32 (n,)."""
+        place = np.searchsorted(
+            self._cumulative_leaf[:-1], topic + rng.random(len(topic)), side="right"
+        )
+        leaf = place % len(self.world.leaf_popularity)
+
+        # Drawn by popularity and value, and thinned to the likeness of styles.
+        products = np.empty(len(topic), np.int64)
+        highest = np.linalg.norm(style, axis=1)
+        created = self.world.created[self.pin]
+        pending = np.arange(len(topic))
+        while len(pending):
+            drawn = self._table.draw(rng, kind[pending], leaf[pending])
+            products[pending] = drawn
+            likeness = np.einsum("ns,ns->n", self.style[drawn], style[pending])
+            chance = np.exp(STYLE_STRENGTH * (likeness - highest[pending]))
+            kept = (rng.random(len(pending)) < chance) & (created[drawn] <= time[pending])
+            pending = pending[~kept]
+        return self.pin[products]
+
+
+def draw_texts(shop: Shop, chunk: int) -> dict[str, list[str]]:
+    """The texts of a chunk of products, by name of the feature; empty where it is missing."""
+    rng, words, rows = shop.world.rng(_TEXTS, chunk), shop.words, rows_of(chunk)
+    leaf, style, value = shop.leaf[rows], shop.style[rows], shop.value[rows]
+    root, count = leaf // shop.world.leaves_per_root, len(leaf)
+
+    names = ("colours", "colours", "materials", "patterns")
+    looks = np.stack([words.look(rng, name, style) for name in names], axis=1)
+    brand = words.brands.draw(rng, root, style, value)
+    merchant = words.merchants.draw(rng, root, style, value)
+    title = _draw_sentences(words, rng, TITLE_WORDS, TITLE_SHARES, leaf, root, looks)
+
+    # The first words of a root and a leaf are their names.
+    category = np.stack([words.root + root * ROOT_WORDS, words.leaf + leaf * LEAF_WORDS], axis=1)
+    parts = np.where(rng.random(count) < SHORT_CATEGORY, 1, 2)
+    colours = np.where(rng.random(count) < SECOND_COLOUR, 2, 1)
+    sized = root % 2 == 0
+    texts = {
+        "title": title,
+        "description": _draw_sentences(
+            words, rng, DESCRIPTION_WORDS, DESCRIPTION_SHARES, leaf, root, looks
+        ),
+        "merchant_domain": [f"{name}.com" for name in merchant],
+        "link": [
+            f"https://{name}.com/{'-'.join(text.split()[:3])}-{number}"
+            for name, text, number in zip(
+                merchant, title, shop.world.ids[shop.pin[rows]].tolist(), strict=True
+            )
+        ],
+        "category": [
+            " > ".join(names[:number])
+            for names, number in zip(words.text[category].tolist(), parts.tolist(), strict=True)
+        ],
+        "product_type": words.text[words.of_leaf(rng, leaf)],
+        "brand": brand,
+        "colours": words.join(looks[:, :2][np.arange(2) < colours[:, None]], colours),
+        "materials": words.text[looks[:, 2]],
+        "patterns": words.text[looks[:, 3]],
+        "size": np.where(sized, rng.choice(SIZE_WORDS, count), ""),
+        "size_type": np.where(sized, rng.choice(SIZE_TYPES, count), ""),
+    }
+    return {
+        name: np.where(rng.random(count) < share, np.array(texts[name], object), "").tolist()
+        for name, share in FEATURES.items()
+    }
+
+
+def draw_images(shop: Shop, chunk: int) -> np.ndarray:
+    """The images of a chunk of products, one product's after the other's.
+
+    Returns:
+      float16 (sum of the chunk's `Shop.images`, CONTENT_DIM), of norm 1.
+    """
+    rng, rows, world = shop.world.rng(_IMAGES, chunk), rows_of(chunk), shop.world
+    leaf, style, images = shop.leaf[rows], shop.style[rows], shop.images[rows]
+    near = rng.random(len(leaf)) < SCENE_NEAR
+    per_root = world.leaves_per_root
+    scene = leaf // per_root * per_root + rng.integers(per_root, size=len(leaf))
+    scene = np.where(near, scene, rng.integers(len(world.topic), size=len(leaf)))
+    weight = rng.uniform(0, SCENE_WEIGHT, (len(leaf), 1)).astype(np.float32)
+    topics = world.topic[leaf] + weight * world.topic[scene]
+    topics /= np.sqrt(1 + weight**2)
+    product = np.repeat(np.arange(len(leaf)), images)
+    return world.observe(rng, topics, product, _pin_style(style)[product])
+
+
+def draw_engagements(shop: Shop, chunk: int) -> np.ndarray:
+    """A chunk of the engagements, `pairs.PAIR` (n,), in order of time, as the chunks are."""
+    rng, queries, total = shop.world.rng(_ENGAGEMENTS, chunk), shop.queries, shop.engagements
+    begin = chunk * ENGAGEMENT_CHUNK
+    end = min(begin + ENGAGEMENT_CHUNK, total)
+    count = end - begin
+    share = np.sort(rng.uniform(begin / total, end / total, count))
+    time = START + ((END - START) * share).astype(np.int64)
+    cumulative = np.cumsum(queries.popularity)
+    query = np.searchsorted(cumulative[:-1], rng.random(count), side="right")
+    kind = rng.choice(len(KINDS), size=count, p=KIND_SHARES)
+
+    made = np.empty(count, pairs.PAIR)
+    made["query"], made["time"] = query, time
+    made["task"] = kind + len(KINDS) * (queries.pin[query] < 0)
+    made["item"] = shop.choose(rng, queries.topic[query], queries.style[query], kind, time)
+    return made[made["item"] != queries.pin[query]]
+
+
+def rows_of(chunk: int) -> slice:
+    """The products of a chunk."""
+    return slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+
+
+def _draw_query_words(shop: Shop, rng: np.random.Generator) -> np.ndarray:
+    """Draws distinct text queries, in the order in which they first came up: likely ones early.
+
+    Returns:
+      words, int64 (queries, 4), 0 where there are fewer.
+    """
+    words, leaf_popularity = shop.words, shop.world.leaf_popularity
+    styles = np.arange(words.looks["colours"], words.common)
+    found = np.empty((0, 4), np.int64)
+    while len(found) < shop.text_queries:
+        count = 2 * shop.text_queries
+        about = rng.choice(3, size=count, p=QUERY_TOPICS)
+        leaf = rng.choice(len(leaf_popularity), size=count, p=leaf_popularity)
+        root = leaf // shop.world.leaves_per_root
+        drawn = np.empty((count, 4), np.int64)
+        drawn[:, :2] = styles[_draw_rank(rng, len(styles), (count, 2))]
+        number = np.maximum(rng.choice(3, size=count, p=QUERY_STYLES), about == 2)
+        drawn[:, :2][np.arange(2) >= number[:, None]] = 0
+        drawn[:, 2] = np.where(about == 0, words.of_leaf(rng, leaf), words.of_root(rng, root))
+        of_leaf = (about == 0) & (rng.random(count) < 0.5)
+        drawn[:, 3] = np.where(of_leaf, words.of_leaf(rng, leaf), words.of_root(rng, root))
+        drawn[rng.random(count) >= SECOND_TOPIC_WORD, 3] = 0
+        drawn[about == 2, 2:] = 0
+        for first, second in ((0, 1), (2, 3)):
+            drawn[drawn[:, first] == drawn[:, second], second] = 0
+        found = np.concatenate([found, drawn])
+        found = found[np.sort(np.unique(found, axis=0, return_index=True)[1])]
+    return found[: shop.text_queries]
+
+
+def _draw_sentences(
+    words: Words,
+    rng: np.random.Generator,
+    lengths: tuple[int, int],
+    shares: tuple[float, ...],
+    leaf: np.ndarray,
+    root: np.ndarray,
+    looks: np.ndarray,
+) -> list[str]:
+    """Draws a text for each product from the words of its leaf, root and looks (products, any)."""
+    length = rng.integers(*lengths, size=len(leaf), endpoint=True)
+    row = np.repeat(np.arange(len(leaf)), length)
+    source = rng.choice(4, size=len(row), p=shares)
+    choices = [
+        words.of_leaf(rng, leaf[row]),
+        words.of_root(rng, root[row]),
+        looks[row, rng.integers(looks.shape[1], size=len(row))],
+        words.common + _draw_rank(rng, COMMON_WORDS, len(row)),
+    ]
+    return words.join(np.choose(source, choices), length)
+
+
+def _draw_words(rng: np.random.Generator, count: int) -> list[str]:
+    """Draws distinct words of two or three syllables."""
+    words: dict[str, None] = {}
+    while len(words) < count:
+        parts = [rng.choice(list(letters), 3 * count).tolist() for letters in (CONSONANTS, VOWELS)]
+        syllables = [consonant + vowel for consonant, vowel in zip(*parts, strict=True)]
+        codas = rng.choice(CODAS, count).tolist()
+        lengths = rng.integers(2, 3, size=count, endpoint=True).tolist()
+        for i, (coda, length) in enumerate(zip(codas, lengths, strict=True)):
+            words["".join(syllables[3 * i : 3 * i + length]) + coda] = None
+    return list(words)[:count]
+
+
+def _draw_directions(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Draws directions of style, uniformly: float32 (count, STYLE_DIM), of norm 1."""
+    return direction(rng.standard_normal((count, STYLE_DIM), np.float32))
+
+
+def _draw_softmax(rng: np.random.Generator, appeal: np.ndarray) -> np.ndarray:
+    """Draws p(column) ∝ exp(appeal) for each row of appeal (n, columns), int64 (n,)."""
+    return np.argmax(appeal + rng.gumbel(size=appeal.shape), axis=1)
+
+
+def _draw_rank(rng: np.random.Generator, count: int, size: int | tuple[int, ...]) -> np.ndarray:
+    """Draws numbers below `count` by Zipf's law."""
+    cumulative = np.cumsum(1 / (1 + np.arange(count)))
+    return np.searchsorted(cumulative[:-1], cumulative[-1] * rng.random(size), side="right")
+
+
+def _pin_style(style: np.ndarray) -> np.ndarray:
+    """A direction of style as long as a pin's style is in the mean."""
+    return np.float32(np.sqrt(STYLE_DIM)) * style
