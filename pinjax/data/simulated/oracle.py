@@ -273,6 +273,11 @@ class Oracle:
         scores[row, itself[row]] = 0
         return scores
 
+    def task_scores(self, queries: np.ndarray, task: int) -> np.ndarray:
+        """The scores of `query_scores` after training, for a row of `shop.TASKS`."""
+        kind, horizon = task % len(shop_lib.KINDS), world_lib.END - world_lib.TRAIN_END
+        return self.query_scores(queries, kind, world_lib.TRAIN_END, horizon)
+
     def query_recall(
         self, queries: np.ndarray, kind: int, moment: int, horizon_seconds: int, k: int = 10
     ) -> float:

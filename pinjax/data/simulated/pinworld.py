@@ -68,20 +68,10 @@ class Size:
     seed: int = 0
 
 
-SIZES = {
-    "tiny": Size(
-        **dict(train_users=300, eval_users=100, pins=1_000, roots=6, leaves=24),
-        **dict(products=300, image_queries=200, text_queries=200, engagements=5_000),
-    ),
-    "small": Size(
-        **dict(train_users=20_000, eval_users=2_000, pins=10_000, roots=12, leaves=96),
-        **dict(products=5_000, image_queries=8_000, text_queries=20_000, engagements=400_000),
-    ),
-    "base": Size(
-        **dict(train_users=996_000, eval_users=2_000, pins=1_000_000, roots=35, leaves=350),
-        **dict(products=300_000, image_queries=300_000, text_queries=300_000),
-        engagements=10_000_000,
-    ),
+SIZES = {  # in the order of the attributes
+    "tiny": Size(300, 100, 1_000, 6, 24, 300, 200, 200, 5_000),
+    "small": Size(20_000, 2_000, 10_000, 12, 96, 5_000, 8_000, 20_000, 400_000),
+    "base": Size(996_000, 2_000, 1_000_000, 35, 350, 300_000, 300_000, 300_000, 10_000_000),
 }
 
 

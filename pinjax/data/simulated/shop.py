@@ -48,10 +48,11 @@ BRANDS = 12  # of each root
 MERCHANTS = 6  # of each root
 CONSONANTS, VOWELS, CODAS = "bdfgklmnprstvz", "aeiou", ("", "", "n", "r", "l", "s")
 
-# Products: shares with 0, 1, ..., 20 images.
+# Images: shares of products with 0, 1, ..., 20.
 IMAGES = np.array([0.05, 0.25, 0.18, 0.13, 0.10] + [0.05] * 4 + [0.07 / 11] * 11 + [0.02])
 SCENE_WEIGHT = 1.5  # at most, of the other topic on a product's images; uniform from 0
 SCENE_NEAR = 0.7  # share of scenes whose other topic is of the product's root
+PIN_STYLE = np.float32(np.sqrt(STYLE_DIM))  # length of a pin's style in the mean
 
 # Texts: lengths, and shares of words of the leaf, of the root, of the looks, and common ones.
 TITLE_WORDS, TITLE_SHARES = (4, 10), (0.25, 0.15, 0.2, 0.4)
@@ -196,19 +197,6 @@ class Words:
         begin = end - length
         return [" ".join(text[a:b]) for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
 
-    def intent(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What queries mean.
-
-        Args:
-          words: (queries, any), 0 where there are fewer.
-
-        Returns:
-          (topic, int32 (queries,), the narrowest of a query's words; style, float32 (queries,
-          STYLE_DIM), of norm 1, or zeros without a word of style).
-        """
-        topic = self.topic[words].min(axis=1).astype(np.int32)
-        return topic, direction(self.style[words].sum(axis=1))
-
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
@@ -294,8 +282,9 @@ class Shop:
         old = np.flatnonzero(world.created < START)
         pin = rng.choice(old, size=self.image_queries, replace=False)
         words = _draw_query_words(self, rng)
-        topic, style = self.words.intent(words)
-        vector = world.observe(rng, self._topics, topic, _pin_style(style), QUERY_NOISE)
+        topic = self.words.topic[words].min(axis=1).astype(np.int32)  # the narrowest
+        style = direction(self.words.style[words].sum(axis=1))
+        vector = world.observe(rng, self._topics, topic, PIN_STYLE * style, QUERY_NOISE)
         pin_popularity = world.leaf_popularity[world.leaf[pin]] * world.popularity[pin]
         text_popularity = 1 / (1 + np.arange(self.text_queries) + TEXT_OFFSET)
         texts = [" ".join(filter(None, row)) for row in self.words.text[words].tolist()]
@@ -403,7 +392,7 @@ def draw_images(shop: Shop, chunk: int) -> np.ndarray:
     topics = world.topic[leaf] + weight * world.topic[scene]
     topics /= np.sqrt(1 + weight**2)
     product = np.repeat(np.arange(len(leaf)), images)
-    return world.observe(rng, topics, product, _pin_style(style)[product])
+    return world.observe(rng, topics, product, PIN_STYLE * style[product])
 
 
 def draw_engagements(shop: Shop, chunk: int) -> np.ndarray:
@@ -509,8 +498,3 @@ def _draw_rank(rng: np.random.Generator, count: int, size: int | tuple[int, ...]
     """Draws numbers below `count` by Zipf's law."""
     cumulative = np.cumsum(1 / (1 + np.arange(count)))
     return np.searchsorted(cumulative[:-1], cumulative[-1] * rng.random(size), side="right")
-
-
-def _pin_style(style: np.ndarray) -> np.ndarray:
-    """A direction of style as long as a pin's style is in the mean."""
-    return np.float32(np.sqrt(STYLE_DIM)) * style

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from pinjax.data.simulated import pinworld, world
+from pinjax.data.simulated import shop as shop_lib
 from pinjax.data.simulated.oracle import Oracle
 
 MOMENT = world.TRAIN_END
 WINDOW = 14 * world.DAY
-CLICK, SAVE, CART, CHECKOUT = range(4)
 
 SHOP = dict(products=50, image_queries=10, text_queries=10, engagements=0)
 SMALL = pinworld.Size(train_users=40, eval_users=10, pins=300, roots=3, leaves=6, **SHOP)
@@ -307,10 +307,12 @@ def test_the_oracle_comes_back_from_its_file(oracle, tmp_path):
     oracle.save(tmp_path)
     loaded = Oracle.load(tmp_path)
     queries, users = np.array([399, 3, 3]), oracle.users.tolist()
-    np.testing.assert_array_equal(
-        loaded.query_scores(queries, CART, MOMENT, WINDOW),
-        oracle.query_scores(queries, CART, MOMENT, WINDOW),
-    )
+    for task, name in enumerate(shop_lib.TASKS):
+        kind = shop_lib.KINDS.index(name.split("/")[1])
+        np.testing.assert_array_equal(
+            loaded.task_scores(queries, task),
+            oracle.query_scores(queries, kind, MOMENT, world.END - MOMENT),
+        )
     rows = [7, 3, 7, 150]  # and scores come in the order asked for
     np.testing.assert_array_equal(
         loaded.scores([users[row] for row in rows], MOMENT, WINDOW),
