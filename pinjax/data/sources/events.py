@@ -103,13 +103,13 @@ def stage(
         f"CREATE VIEW staged AS SELECT * FROM read_parquet({target} || '/*/*.parquet')"
     )
     late = f"EXISTS (SELECT 1 FROM staged WHERE state = {_GOOD} AND time >= {_EARLY})"
-    since = _EARLY if connection.sql(f"SELECT {late}").fetchone()[0] else 0
+    since = _EARLY if connection.execute(f"SELECT {late}").fetchone()[0] else 0
     report = _report(connection, files, checks, since, config)
     connection.execute(
         "CREATE VIEW events AS SELECT * EXCLUDE (state) FROM staged "
         f"WHERE state = {_GOOD} AND (time IS NULL OR time >= {since})"
     )
-    found, first, last = connection.sql(
+    found, first, last = connection.execute(
         "SELECT count(*), min(time), max(time) FROM events"
     ).fetchone()
     if not found:
@@ -243,7 +243,7 @@ def _report(
       InputError: naming the first bad row of a file with more of them than are tolerated.
     """
     report = {"rows read": sum(file.rows for file in files)}
-    found = connection.sql(
+    found = connection.execute(
         "SELECT file, state, time < $since AS early, count(*), min(row) FROM staged "
         "GROUP BY ALL ORDER BY ALL".replace("$since", str(since))
     ).fetchall()
@@ -289,7 +289,7 @@ def vocabulary(
 
     Of equally frequent ones those come first that are smaller as text.
     """
-    counts = connection.sql(
+    counts = connection.execute(
         f"SELECT {column}, count(*) FROM events WHERE {column} IS NOT NULL AND "
         f"{column} <> {literal(UNKNOWN)} GROUP BY ALL ORDER BY 2 DESC, 1"
     ).fetchall()

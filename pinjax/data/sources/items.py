@@ -17,6 +17,12 @@ from pinjax.errors import InputError
 _LARGEST, _LEAST = 65_504, 2.0**-14  # of float16, with all of its bits
 _LISTS = re.compile(r"(?:[A-Z]*INT[A-Z]*|FLOAT|DOUBLE|DECIMAL\(.*\))((?:\[\d*\]){1,2})")
 
+# SQL of the images of an item of `given` that are not zero.
+SHOWN = (
+    "list_filter(coalesce(g.images, []), "
+    "lambda v: list_max(list_transform(v, lambda x: abs(x))) > 0)"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
@@ -44,6 +50,13 @@ def _fields(config: ConfigDict) -> list[_Field]:
     named = [(name, catalogue[name]) for name in ("created", "topic", "content", "images", "tags")]
     named += [(f"text {feature}", column) for feature, column in catalogue.texts]
     return [_Field(name, column) for name, column in named if column]
+
+
+def described(config: ConfigDict) -> str:
+    """SQL of whether an item of `given` has a text or an image, or the map names neither."""
+    has = [f"coalesce(g.{name_of(f'text {name}')}, '') <> ''" for name, _ in config.catalogue.texts]
+    has += [f"len({SHOWN}) > 0"] if config.catalogue.images else []
+    return " OR ".join(has) or "true"
 
 
 def open_sources(
@@ -237,7 +250,7 @@ def refuse_vectors(
       column: the user's name for it.
       zeros: whether a vector may be missing or zero.
     """
-    first = connection.sql(
+    first = connection.execute(
         f"SELECT len({name}[1]) FROM {table} WHERE len({name}) > 0 ORDER BY file, row LIMIT 1"
     ).fetchone()
     if not (first and first[0]):
@@ -259,7 +272,7 @@ def refuse_vectors(
     _refuse(connection, table, files, condition, column, expected, name)
     if zeros:
         some = f"len(list_filter({name}, lambda v: {size} > 0)) > 0"
-        (found,) = connection.sql(f"SELECT bool_or({some}) FROM {table}").fetchone()
+        (found,) = connection.execute(f"SELECT bool_or({some}) FROM {table}").fetchone()
         if not found:
             paths = ", ".join(file.path for file in files)
             raise InputError(f"{paths}: {column} is 0 or null in all rows; expected vectors")
@@ -279,11 +292,11 @@ def _refuse(
     Its value is that of the user's column, or, where that was looked up in another file, of the
     table's column `name`.
     """
-    bad, first = connection.sql(
+    bad, first = connection.execute(
         f"SELECT count(*), min((file, row)) FROM {table} WHERE {condition}"
     ).fetchone()
     if bad:
-        (rows,) = connection.sql(f"SELECT count(*) FROM {table}").fetchone()
+        (rows,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
         number, row = first.values() if isinstance(first, dict) else first
         share = f"{bad} of {rows} rows are bad, tolerance is 0"
         if column not in files[number].types:  # it was looked up

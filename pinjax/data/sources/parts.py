@@ -33,11 +33,11 @@ def split_of(key: int | str, seed: int | str, valid: float, test: float) -> int:
     return 2 if share < test else int(share < test + valid)
 
 
-def make_table(connection: duckdb.DuckDBPyConnection, name: str, **columns: Iterable) -> None:
+def make_table(connection: duckdb.DuckDBPyConnection, table: str, /, **columns: Iterable) -> None:
     """Makes a table of a few columns."""
     made = pa.table(columns)
     connection.register("made", made)
-    connection.execute(f"CREATE TABLE {name} AS SELECT * FROM made")
+    connection.execute(f"CREATE TABLE {table} AS SELECT * FROM made")
     connection.unregister("made")
 
 
@@ -138,7 +138,9 @@ def _shard(
     records = np.zeros(len(table), timelines.ACTION)
     time = np.zeros(len(table), np.int64)
     for name in ("item", "duration", "action", "surface"):
-        records[name] = table[name].fill_null(0).to_numpy()
+        column = table[name]
+        if column.null_count < len(column):  # else the map does not name it
+            records[name] = column.fill_null(0).to_numpy()
     if table["time"].null_count < len(table):
         time = table["time"].to_numpy()
         records["time"] = time // events_lib.SECOND
@@ -179,20 +181,20 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, one_out: bool, config: Con
 
     Its columns are kind, query (the text of a search, or the id of an item), source (a row of
     `items`, null for a search), item (likewise), action, time, sequence, tests, training (whether
-    no user's left-out action is in it), file, row and step. Only items of the user's table lead
+    no user's left-out action is in it), file, row and step. Only items with a text or an image lead
     somewhere or are led to; an item does not lead to itself.
     """
     last = "row_number() OVER (PARTITION BY user ORDER BY time DESC, file DESC, e.row DESC)"
     training = f"{last} > {_LEFT_OUT}" if one_out else "true"
     connection.execute(
         f"CREATE VIEW engagements AS SELECT e.*, i.row AS item_row, {training} AS training "
-        "FROM events e JOIN items i ON e.item = i.id WHERE i.known"
+        "FROM events e JOIN items i ON e.item = i.id WHERE i.described"
     )
     selects = []
     if config.events.query:
         selects.append(
-            "SELECT 'text' AS kind, query, NULL AS source, item_row AS item, action, time, "
-            "NULL AS sequence, tests, training, file, row, 0 AS step FROM engagements "
+            "SELECT 'text', query, CAST(NULL AS INTEGER), item_row, action, time, "
+            "CAST(NULL AS VARCHAR), tests, training, file, row, 0 FROM engagements "
             "WHERE query IS NOT NULL"
         )
     if config.pairs.sequence:
@@ -204,13 +206,16 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, one_out: bool, config: Con
                 for name in ("item_row", "action", "time", "tests", "training", "file", "row")
             )
             selects.append(
-                f"SELECT 'image' AS kind, CAST(item AS VARCHAR), item_row, item_row_, action_, "
+                f"SELECT 'image', CAST(item AS VARCHAR), item_row, item_row_, action_, "
                 f"time_, CAST({column} AS VARCHAR), tests_, training_, file_, row_, {step} "
                 f"FROM (SELECT *, {after} FROM engagements WHERE {column} IS NOT NULL "
                 f"WINDOW w AS (PARTITION BY {column} ORDER BY {order}, file, row)) "
                 "WHERE item_row_ IS NOT NULL AND item_row_ <> item_row"
             )
-    connection.execute(f"CREATE TABLE found AS {' UNION ALL '.join(selects)}")
+    connection.execute(
+        f"CREATE TABLE found AS SELECT * FROM ({' UNION ALL '.join(selects)}) AS pairs(kind, query, "
+        "source, item, action, time, sequence, tests, training, file, row, step)"
+    )
 
 
 def split_pairs(connection: duckdb.DuckDBPyConnection, train_end: int, config: ConfigDict) -> None:
@@ -239,7 +244,7 @@ def split_pairs(connection: duckdb.DuckDBPyConnection, train_end: int, config: C
     hashed("sequence_splits", "sequence", lambda key: split_of(key, split.seed, *shares))
     match split.kind:
         case "time":
-            rule = f"CASE WHEN time <= {train_end} * 1000000 + 999999 THEN 0 ELSE q.split END"
+            rule = f"CASE WHEN time < {(train_end + 1) * events_lib.SECOND} THEN 0 ELSE q.split END"
         case "column":
             rule = "CASE WHEN tests THEN 2 WHEN coalesce(s.split, q.split) > 0 THEN 1 ELSE 0 END"
         case _:
@@ -276,7 +281,7 @@ def write_pairs(
     Raises:
       InputError: where there are too many kinds, or a split is empty.
     """
-    tasks = connection.sql(
+    tasks = connection.execute(
         f"SELECT kind || '/' || coalesce(action, {literal(timelines.UNKNOWN)}) FROM split_pairs "
         "GROUP BY 1 ORDER BY count(*) DESC, 1"
     ).fetchall()
@@ -364,7 +369,7 @@ def write_graph(
         )
         rule = "any_value(s.split)"
         if split.kind == "time":
-            rule = f"CASE WHEN min(time) <= {train_end} * 1000000 + 999999 THEN 0 ELSE {rule} END"
+            rule = f"CASE WHEN min(time) < {(train_end + 1) * events_lib.SECOND} THEN 0 ELSE {rule} END"
     splits = "LEFT JOIN group_splits s ON g.row = s.row" if "s.split" in rule else ""
     valid = "false AS valid"
     if split.kind == "column" and split.valid:
@@ -378,11 +383,11 @@ def write_graph(
         f"JOIN groups g ON e.id = g.id {splits} GROUP BY 1, 2"
     )
     counts = dict.fromkeys(SPLITS, 0)
-    for number, count in connection.sql(
+    for number, count in connection.execute(
         "SELECT split, count(*) FROM edges GROUP BY 1 ORDER BY 1"
     ).fetchall():
         counts[SPLITS[number]] = count
-    (groups,) = connection.sql("SELECT count(*) FROM groups").fetchone()
+    (groups,) = connection.execute("SELECT count(*) FROM groups").fetchone()
     if not counts["train"]:
         raise InputError("the graph has no edge to train on; see config.split")
     directory.mkdir()
@@ -391,7 +396,7 @@ def write_graph(
         ("group", groups, "grp", "item"),
     ):
         degrees = np.zeros(nodes, np.int64)
-        of_node = connection.sql(
+        of_node = connection.execute(
             f"SELECT {own}, count(*) FROM edges WHERE split = 0 GROUP BY 1"
         ).fetchnumpy()
         node, count = of_node.values()

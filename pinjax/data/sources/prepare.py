@@ -7,7 +7,6 @@ shards of users. DuckDB reads, joins and sorts within the memory that is given, 
 import dataclasses
 import hashlib
 import itertools
-import json
 import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -232,7 +231,9 @@ class _Work:
         return spec, self._report, log.remarks
 
     def _make_items(self) -> int:
-        """Makes the table `items` of row, id, first (us), events, and whether the table has it.
+        """Makes the table `items` of row, id, first (us), events, known and described.
+
+        Known is an item that the user's table has, and described one with a text or an image there.
 
         Rows are in order of ids, so that they do not depend on the order of anybody's rows.
 
@@ -240,17 +241,25 @@ class _Work:
           InputError: where events and table have no item in common.
         """
         connection, given = self._connection, bool(self._inputs.items)
-        rows = "SELECT item AS id, min(time) AS first, count(*) AS events, false AS known FROM events GROUP BY 1"
-        if given:
-            rows += " UNION ALL SELECT id, NULL, 0, true FROM given"
-        kept = "" if self._config.catalogue.keep_unseen else "WHERE events > 0"
-        known = "bool_or(known)" if given else "true"
-        connection.execute(
-            "CREATE TABLE items AS SELECT CAST(row_number() OVER (ORDER BY id) - 1 AS INTEGER) AS row, * "
-            f"FROM (SELECT id, min(first) AS first, sum(events) AS events, {known} AS known "
-            f"FROM ({rows}) GROUP BY id) {kept}"
+        rows = (
+            "SELECT item AS id, min(time) AS first, count(*) AS events, false AS known, "
+            "false AS described FROM events GROUP BY 1"
         )
-        (number, acted, found) = connection.sql(
+        if given:
+            rows += (
+                f" UNION ALL SELECT id, NULL, 0, true, {items.described(self._config)} FROM given g"
+            )
+        known, described = (
+            f"bool_or({name})" if given else "true" for name in ("known", "described")
+        )
+        kept = "" if self._config.catalogue.keep_unseen else "WHERE events > 0"
+        connection.execute(
+            "CREATE TABLE items AS "
+            "SELECT CAST(row_number() OVER (ORDER BY id) - 1 AS INTEGER) AS row, * FROM "
+            f"(SELECT id, min(first) AS first, sum(events) AS events, {known} AS known, "
+            f"{described} AS described FROM ({rows}) GROUP BY id) {kept}"
+        )
+        (number, acted, found) = connection.execute(
             "SELECT count(*), count(*) FILTER (events > 0), sum(events) FILTER (known) FROM items"
         ).fetchone()
         self._report |= {"items": number, "items of the events": acted}
@@ -269,13 +278,15 @@ class _Work:
             if strangers:
                 self._report |= {"items that the table lacks, as": strangers}
             if unseen:
-                (count,) = connection.sql("SELECT count(*) FROM items WHERE events = 0").fetchone()
+                (count,) = connection.execute(
+                    "SELECT count(*) FROM items WHERE events = 0"
+                ).fetchone()
                 self._report |= {"items without an event": count, "of them": unseen}
         return number
 
     def _examples(self, condition: str) -> str:
         query = f"SELECT id FROM items WHERE {condition} ORDER BY row LIMIT {_EXAMPLES}"
-        return ", ".join(repr(value) for (value,) in self._connection.sql(query).fetchall())
+        return ", ".join(repr(value) for (value,) in self._connection.execute(query).fetchall())
 
     def _train_end(self, log: events.Log) -> int:
         """The moment after which nothing is trained on, unix seconds; 0 without times.
@@ -338,20 +349,20 @@ class _Work:
           InputError: where there are none, or more than are tolerated are unusable.
         """
         connection, config = self._connection, self._config
-        total, unknown = connection.sql(
-            "SELECT sum(events), sum(events) FILTER (NOT known) FROM items"
+        total, unknown = connection.execute(
+            "SELECT sum(events), sum(events) FILTER (NOT described) FROM items"
         ).fetchone()
         if (unknown or 0) > config.tolerance * total:
-            number, row = connection.sql(
-                "SELECT file, e.row FROM events e JOIN items i ON e.item = i.id WHERE NOT known "
+            number, row = connection.execute(
+                "SELECT file, e.row FROM events e JOIN items i ON e.item = i.id WHERE NOT described "
                 "ORDER BY ALL LIMIT 1"
             ).fetchone()
             share = f"{unknown} of {total} rows are bad, tolerance is {config.tolerance:g}"
-            expected = "an id of the table of items, for pairs"
+            expected = "an id of the table of items, and a text or image there, for pairs"
             raise reading.bad_row(
                 connection, log_files[number], row, config.events.item, expected, share
             )
-        (count,) = connection.sql("SELECT count(*) FROM found").fetchone()
+        (count,) = connection.execute("SELECT count(*) FROM found").fetchone()
         if not count:
             column = (
                 config.events.query
@@ -362,12 +373,13 @@ class _Work:
         if self._inputs.queries:
             lacking, where = "query NOT IN (SELECT id FROM own_vectors)", self._inputs.queries[0]
         elif config.catalogue.images:
-            shown = f"len({_SHOWN}) > 0"
+            shown = f"len({items.SHOWN}) > 0"
             with_image = f"SELECT i.row FROM items i JOIN given g ON i.id = g.id WHERE {shown}"
             lacking = f"source IS NOT NULL AND source NOT IN ({with_image})"
             where = f"column {config.catalogue.images}"
-        without = connection.sql(
-            f"SELECT count(*), min((file, row)), arg_min((kind, query), (file, row)) FROM found WHERE {lacking}"
+        without = connection.execute(
+            "SELECT count(*), min((file, row)), arg_min((kind, query), (file, row)) FROM found "
+            f"WHERE {lacking}"
         ).fetchone()
         if without[0] > config.tolerance * count:
             (number, row), (kind, query) = without[1:]
@@ -409,10 +421,11 @@ class _Work:
         if "pairs" in self._parts:
             self._make_word_vectors(texts, number)
         selected = [name for name in ("created", "content", "images") if table[name]]
-        columns = ", ".join(f'g."{name}"' for name in (*selected, *texts))
+        columns = [f'g."{name}"' for name in (*selected, *texts)]
         join = "LEFT JOIN given g ON i.id = g.id" if self._inputs.items else ""
         found = connection.sql(
-            f"SELECT i.row, i.id, i.first{', ' if columns else ''}{columns} FROM items i {join} ORDER BY i.row"
+            f"SELECT {', '.join(['i.row', 'i.id', 'i.first', *columns])} FROM items i {join} "
+            "ORDER BY i.row"
         )
         empty = 0
         with catalogue.writer(self._made / catalogue.FILE) as write:
@@ -455,10 +468,9 @@ class _Work:
 
     def _of_tags(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Content vectors and topics of items by their tags, see `vectors`."""
-        codes = "SELECT tag, CAST(row_number() OVER (ORDER BY tag) - 1 AS INTEGER) AS code FROM (SELECT DISTINCT tag FROM tags)"
-        found = self._connection.sql(
-            f"SELECT i.row, c.code FROM tags t JOIN items i ON t.id = i.id JOIN ({codes}) c "
-            "ON t.tag = c.tag ORDER BY ALL"
+        found = self._connection.execute(
+            "SELECT i.row, CAST(dense_rank() OVER (ORDER BY tag) - 1 AS INTEGER) AS code "
+            "FROM tags t JOIN items i ON t.id = i.id ORDER BY ALL"
         ).fetchnumpy()
         item, tag = found["row"], found["code"]
         if min(number, len(np.unique(tag))) < 2:
@@ -470,7 +482,7 @@ class _Work:
     def _topics(self, number: int) -> np.ndarray:
         """The main topics of items as numbers of their names in order, int32 (items,)."""
         topics = np.full(number, -1, np.int32)
-        found = self._connection.sql(
+        found = self._connection.execute(
             "SELECT i.row, CAST(dense_rank() OVER (ORDER BY topic) - 1 AS INTEGER) AS topic "
             "FROM given g JOIN items i ON g.id = i.id WHERE topic IS NOT NULL"
         ).fetchnumpy()
@@ -522,7 +534,7 @@ class _Work:
     def _dim(self, name: str) -> int:
         """Numbers of a column of vectors."""
         query = f"SELECT len({name}[1]) FROM given WHERE len({name}) > 0 LIMIT 1"
-        return self._connection.sql(query).fetchone()[0]
+        return self._connection.execute(query).fetchone()[0]
 
     def _created(self, piece: pa.Table) -> np.ndarray:
         """From when items exist: their date or their first event, uint32 (n,), 0 if unknown."""
@@ -537,14 +549,15 @@ class _Work:
         """Writes queries and pairs: what the spec says of them."""
         connection, config = self._connection, self._config
         connection.execute(
-            "CREATE TABLE queries AS SELECT CAST(row_number() OVER (ORDER BY kind, item, id) - 1 AS INTEGER) "
-            "AS row, * FROM (SELECT DISTINCT kind, query AS id, source AS item FROM split_pairs)"
+            "CREATE TABLE queries AS "
+            "SELECT CAST(row_number() OVER (ORDER BY kind, item, id) - 1 AS INTEGER) AS row, * "
+            "FROM (SELECT DISTINCT kind, query AS id, source AS item FROM split_pairs)"
         )
         own = bool(self._inputs.queries)
-        vector = "v.vector" if own else "NULL"
+        vector = "v.vector" if own else "CAST(NULL AS FLOAT[][])"
         join = "LEFT JOIN own_vectors v ON q.id = v.id" if own else ""
         if not own and config.catalogue.images:
-            vector = f"CASE WHEN q.item IS NOT NULL THEN [{_SHOWN}[1]] END"
+            vector = f"CASE WHEN q.item IS NOT NULL THEN [{items.SHOWN}[1]] END"
             join = "LEFT JOIN items i ON q.item = i.row LEFT JOIN given g ON i.id = g.id"
         found = connection.sql(
             f"SELECT q.*, {vector} AS vector FROM queries q {join} ORDER BY q.row"
@@ -587,7 +600,7 @@ class _Work:
         """
         if self._inputs.queries:
             query = "SELECT len(vector[1]) FROM own_vectors LIMIT 1"
-            return self._connection.sql(query).fetchone()[0]
+            return self._connection.execute(query).fetchone()[0]
         dims = {self._space.dim} if self._space else set()
         if self._config.pairs.sequence:
             made = self._of_words is not None
@@ -598,10 +611,6 @@ class _Work:
                 f"queries {self._dim('images')}; expected --queries, or no column of images"
             )
         return dims.pop()
-
-
-# SQL of the images of an item that are not zero.
-_SHOWN = "list_filter(coalesce(g.images, []), lambda v: list_max(list_transform(v, lambda x: abs(x))) > 0)"
 
 
 def _iso(seconds: int) -> str:
@@ -625,7 +634,7 @@ def _first_vectors(column: pa.ChunkedArray, dim: int) -> np.ndarray:
 
 
 def _flat_vectors(column: pa.ChunkedArray, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """All vectors of lists of them that are not zero, float16 (m, dim), and where each list begins."""
+    """All vectors of lists that are not zero, float16 (m, dim), and where each list begins."""
     lists = column.combine_chunks()
     lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
     flat = lists.flatten().flatten().to_numpy().reshape(-1, dim).astype(np.float16)

@@ -78,20 +78,30 @@ class File:
 
 
 @contextlib.contextmanager
-def database(directory: pathlib.Path, memory: int) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database that keeps what it cannot hold in `memory` bytes in a directory.
+def database(directory: pathlib.Path, memory: int | None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database that keeps what it cannot hold in memory in a directory.
+
+    Args:
+      directory: for its files, which exists.
+      memory: bytes; None: half of what DuckDB finds.
 
     Raises:
       InputError: where the memory is not enough.
     """
+    if memory is None:  # DuckDB would take 80 % of it
+        with duckdb.connect() as connection:
+            (memory,) = connection.execute(
+                "SELECT parse_formatted_bytes(current_setting('memory_limit'))"
+            ).fetchone()
+        memory = memory * 5 // 8
     settings = {
         "memory_limit": f"{memory}B",
         "threads": max(1, min(len(os.sched_getaffinity(0)), memory // 2**27)),
         "temp_directory": str(directory / "spilled"),
         "autoload_known_extensions": False,
-        "TimeZone": "UTC",
     }
     with duckdb.connect(str(directory / "tables.duckdb"), config=settings) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
         try:
             yield connection
         except duckdb.OutOfMemoryException as error:
@@ -205,7 +215,7 @@ def _variable(kind: pa.DataType) -> pa.DataType:
 
 def _json_lines(connection: duckdb.DuckDBPyConnection, path: str, columns: Sequence[str]) -> File:
     objects = f"read_ndjson_objects({literal(path)})"
-    rows, *found = connection.sql(
+    rows, *found = connection.execute(
         "SELECT "
         + ", ".join(
             [
@@ -269,7 +279,7 @@ def _csv(connection: duckdb.DuckDBPyConnection, path: str, section: ConfigDict) 
         options["delim"] = literal("\x1f")  # a single column ends where the line does
     settings = ", ".join(f"{name}={value}" for name, value in options.items())
     table = f"read_csv({literal(source)}, {settings})"
-    (rows,) = connection.sql(f"SELECT count(*) FROM {table}").fetchone()
+    (rows,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
     if quote and not section.multiline:
         _check_lines(path, rows + (not header), quote)
     relation = f"(SELECT *, row_number() OVER () AS row FROM {table})"
@@ -317,7 +327,7 @@ def _bytes(path: str) -> io.BufferedIOBase:
 
 def _unpacked(connection: duckdb.DuckDBPyConnection, path: str) -> str:
     """A copy without the compression that DuckDB does not read."""
-    (directory,) = connection.sql("SELECT current_setting('temp_directory')").fetchone()
+    (directory,) = connection.execute("SELECT current_setting('temp_directory')").fetchone()
     os.makedirs(directory, exist_ok=True)
     target = os.path.join(directory, f"{abs(hash(path))}.csv")
     with _bytes(path) as source, open(target, "wb") as file:
@@ -332,7 +342,7 @@ def _check_names(path: str, names: Sequence[str]) -> None:
 
 
 def _types(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
-    rows = connection.sql(f"DESCRIBE SELECT * FROM {table}").fetchall()
+    rows = connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()
     return {name: kind for name, kind, *_ in rows if name != "file_row_number"}
 
 
@@ -353,7 +363,7 @@ def are_integers(connection: duckdb.DuckDBPyConnection, file: File, column: str)
         fits = f"regexp_full_match({name}, '{_CANONICAL}')"
     else:
         raise file.unfit(column, "integer or text ids")
-    (all_fit,) = connection.sql(f"SELECT bool_and({fits}) FROM {file.relation}").fetchone()
+    (all_fit,) = connection.execute(f"SELECT bool_and({fits}) FROM {file.relation}").fetchone()
     return all_fit in (True, None)
 
 
@@ -459,7 +469,7 @@ def bad_value(
     share: str,
 ) -> InputError:
     """The same of a value that was looked up elsewhere, in a relation of itself alone."""
-    (found,) = value.fetchone()
+    ((found,),) = value.fetchall()
     if isinstance(found, list | str):
         found = reprlib.repr(found)
     return InputError(f"{file.path}: row {row}: {column} is {found}; expected {expected} ({share})")
