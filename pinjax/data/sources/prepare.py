@@ -353,10 +353,10 @@ class _Work:
             "SELECT sum(events), sum(events) FILTER (NOT described) FROM items"
         ).fetchone()
         if (unknown or 0) > config.tolerance * total:
-            number, row = connection.execute(
-                "SELECT file, e.row FROM events e JOIN items i ON e.item = i.id WHERE NOT described "
-                "ORDER BY ALL LIMIT 1"
+            (place,) = connection.execute(
+                "SELECT min(place) FROM events e JOIN items i ON e.item = i.id WHERE NOT described"
             ).fetchone()
+            number, row = events.place_of(place)
             share = f"{unknown} of {total} rows are bad, tolerance is {config.tolerance:g}"
             expected = "an id of the table of items, and a text or image there, for pairs"
             raise reading.bad_row(
@@ -378,11 +378,12 @@ class _Work:
             lacking = f"source IS NOT NULL AND source NOT IN ({with_image})"
             where = f"column {config.catalogue.images}"
         without = connection.execute(
-            "SELECT count(*), min((file, row)), arg_min((kind, query), (file, row)) FROM found "
+            "SELECT count(*), min(place), arg_min(kind, place), arg_min(query, place) FROM found "
             f"WHERE {lacking}"
         ).fetchone()
         if without[0] > config.tolerance * count:
-            (number, row), (kind, query) = without[1:]
+            place, kind, query = without[1:]
+            number, row = events.place_of(place)
             share = f"{without[0]} of {count} pairs have none, tolerance is {config.tolerance:g}"
             expected = f"a query with its vector in {where}"
             if kind == "text":
