@@ -111,15 +111,15 @@ def stage(
         f"CREATE VIEW staged AS SELECT * FROM read_parquet({target} || '/*/*.parquet')"
     )
     late = f"EXISTS (SELECT 1 FROM staged WHERE state = {_GOOD} AND time >= {_EARLY})"
-    since = _EARLY if connection.execute(f"SELECT {late}").fetchone()[0] else 0
+    since = _EARLY if reading.first_row(connection, f"SELECT {late}")[0] else 0
     report = _report(connection, files, checks, since, config)
     connection.execute(
         "CREATE VIEW events AS SELECT * EXCLUDE (state) FROM staged "
         f"WHERE state = {_GOOD} AND (time IS NULL OR time >= {since})"
     )
-    found, first, last = connection.execute(
-        "SELECT count(*), min(time), max(time) FROM events"
-    ).fetchone()
+    found, first, last = reading.first_row(
+        connection, "SELECT count(*), min(time), max(time) FROM events"
+    )
     if not found:
         raise InputError(f"{', '.join(file.path for file in files)}: no usable row is left")
     report["events"] = found
@@ -130,7 +130,7 @@ def _checks(file: reading.File, integers: dict[str, bool], config: ConfigDict) -
     """What the rows of a file have to be, in the order in which it is looked at."""
     events, alone = config.events, len(column_map.parts(config)) == 1
     checks = [
-        _Check(c, c, "a number", f"NOT isnan({reading.number(file, c)})") for c, _ in events.least
+        _Check(c, c, "a number", f"{reading.number(file, c)} IS NOT NULL") for c, _ in events.least
     ]
 
     def given(field: str, column: str, what: str) -> _Check:
@@ -154,7 +154,7 @@ def _checks(file: reading.File, integers: dict[str, bool], config: ConfigDict) -
     if events.group and not events.user and not events.query:
         checks.append(given("group", events.group, "a group's id"))
     if events.position:
-        number = f"NOT isnan({reading.number(file, events.position)})"
+        number = f"{reading.number(file, events.position)} IS NOT NULL"
         checks.append(_Check("position", events.position, "a number", number))
     if config.split.column:
         tests = f"{_tests(file, config)} IS NOT NULL"
@@ -220,15 +220,19 @@ def _action(file: reading.File, config: ConfigDict) -> str:
             raise InputError(f"{file.path}: events.action_by_file has only {', '.join(types)}")
         return literal(types[name])
     cases = "".join(
-        f" WHEN {reading.text(file, column)} = {literal(_written(value))} THEN {literal(kind)}"
+        f" WHEN {_equals(file, column, value)} THEN {literal(kind)}"
         for kind, column, value in events.action_rules
     )
     return f"CASE{cases} ELSE {literal(UNKNOWN)} END" if cases else literal("action")
 
 
-def _written(value: str | float) -> str:
-    """What a rule's value is as text in DuckDB."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _equals(file: reading.File, column: str, value: str | float) -> str:
+    """SQL of whether a column has a value; true is 1, and numbers may be written as text."""
+    text = reading.text(file, column)
+    if isinstance(value, str):
+        return f"{text} = {literal(value)}"
+    boolean = f"CAST(TRY_CAST({text} AS BOOLEAN) AS DOUBLE)"
+    return f"coalesce(TRY_CAST({text} AS DOUBLE), {boolean}) = {float(value)!r}"
 
 
 def _surface(file: reading.File, config: ConfigDict) -> str:

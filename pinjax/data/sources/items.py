@@ -250,9 +250,10 @@ def refuse_vectors(
       column: the user's name for it.
       zeros: whether a vector may be missing or zero.
     """
-    first = connection.execute(
-        f"SELECT len({name}[1]) FROM {table} WHERE len({name}) > 0 ORDER BY file, row LIMIT 1"
-    ).fetchone()
+    first = reading.first_row(
+        connection,
+        f"SELECT len({name}[1]) FROM {table} WHERE len({name}) > 0 ORDER BY file, row LIMIT 1",
+    )
     if not (first and first[0]):
         paths = ", ".join(file.path for file in files)
         raise InputError(f"{paths}: {column} has no numbers; expected a vector in the first row")
@@ -272,7 +273,7 @@ def refuse_vectors(
     _refuse(connection, table, files, condition, column, expected, name)
     if zeros:
         some = f"len(list_filter({name}, lambda v: {size} > 0)) > 0"
-        (found,) = connection.execute(f"SELECT bool_or({some}) FROM {table}").fetchone()
+        (found,) = reading.first_row(connection, f"SELECT bool_or({some}) FROM {table}")
         if not found:
             paths = ", ".join(file.path for file in files)
             raise InputError(f"{paths}: {column} is 0 or null in all rows; expected vectors")
@@ -292,11 +293,11 @@ def _refuse(
     Its value is that of the user's column, or, where that was looked up in another file, of the
     table's column `name`.
     """
-    bad, first = connection.execute(
-        f"SELECT count(*), min((file, row)) FROM {table} WHERE {condition}"
-    ).fetchone()
+    bad, first = reading.first_row(
+        connection, f"SELECT count(*), min((file, row)) FROM {table} WHERE {condition}"
+    )
     if bad:
-        (rows,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+        (rows,) = reading.first_row(connection, f"SELECT count(*) FROM {table}")
         number, row = first.values() if isinstance(first, dict) else first
         share = f"{bad} of {rows} rows are bad, tolerance is 0"
         if column not in files[number].types:  # it was looked up

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from pinjax.data import pairs, parquet, timelines
 from pinjax.data.sources import events as events_lib
+from pinjax.data.sources import reading
 from pinjax.data.sources.reading import literal
 from pinjax.data.spec import SPLITS
 from pinjax.data.text import tokens
@@ -175,7 +176,34 @@ def _repeats(user: np.ndarray, time: np.ndarray, records: np.ndarray) -> np.ndar
     return repeats
 
 
-def find_pairs(connection: duckdb.DuckDBPyConnection, one_out: bool, config: ConfigDict) -> None:
+def _marked(config: ConfigDict) -> str:
+    """SQL of `events` with a column `training`, which is false for the actions that are left out.
+
+    Where some are, repeated rows are dropped as from timelines: else a left-out action's twin would
+    be trained on.
+    """
+    if config.split.kind != "leave_one_out":
+        return "(SELECT *, true AS training FROM events)"
+    once = "QUALIFY row_number() OVER (PARTITION BY user, item, time, action ORDER BY place) = 1"
+    rows = f"(SELECT * FROM events {once if config.events.time else ''})"
+    place = "row_number() OVER (PARTITION BY user ORDER BY time DESC, place DESC)"
+    return f"(SELECT *, {place} > {_LEFT_OUT} AS training FROM {rows})"
+
+
+def _shares(config: ConfigDict) -> tuple[float, float]:
+    """The shares of what leads to held-out pairs and edges that validates and that tests."""
+    split = config.split
+    match split.kind:
+        case "time":
+            total = split.valid + split.test
+            return 1.0, split.test / total
+        case "column":
+            return split.valid, 0.0
+        case _:
+            return split.valid, split.test
+
+
+def find_pairs(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> None:
     """Makes the table `found` of what led to what.
 
     Its columns are kind, query (the text of a search, or the id of an item), source (a row of
@@ -183,11 +211,9 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, one_out: bool, config: Con
     no user's left-out action is in it), place and step. Only items with a text or an image lead
     somewhere or are led to; an item does not lead to itself.
     """
-    last = "row_number() OVER (PARTITION BY user ORDER BY time DESC, place DESC)"
-    training = f"{last} > {_LEFT_OUT}" if one_out else "true"
     connection.execute(
-        f"CREATE VIEW engagements AS SELECT e.*, i.row AS item_row, {training} AS training "
-        "FROM events e JOIN items i ON e.item = i.id WHERE i.described"
+        f"CREATE VIEW engagements AS SELECT e.*, i.row AS item_row FROM {_marked(config)} e "
+        "JOIN items i ON e.item = i.id WHERE i.described"
     )
     selects = []
     if config.events.query:
@@ -212,8 +238,8 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, one_out: bool, config: Con
                 "WHERE item_row_ IS NOT NULL AND item_row_ <> item_row"
             )
     connection.execute(
-        f"CREATE TABLE found AS SELECT * FROM ({' UNION ALL '.join(selects)}) AS pairs(kind, query, "
-        "source, item, action, time, sequence, tests, training, place, step)"
+        f"CREATE TABLE found AS SELECT * FROM ({' UNION ALL '.join(selects)}) AS pairs(kind, "
+        "query, source, item, action, time, sequence, tests, training, place, step)"
     )
 
 
@@ -224,10 +250,9 @@ def split_pairs(connection: duckdb.DuckDBPyConnection, train_end: int, config: C
     a search, or a sequence, is in one split. What would be in training of a cold item goes to valid
     or test by the item; that an item is cold says nothing of pairs whose query it is.
     """
-    split, by_time = config.split, config.split.kind == "time"
+    split, shares = config.split, _shares(config)
     total = split.valid + split.test
     tests = split.test / total if total else 0.0
-    shares = (1.0, tests) if by_time else (split.valid, split.test)
 
     def hashed(name: str, column: str, key: Callable[[str], int]) -> None:
         ids = connection.sql(
@@ -300,7 +325,7 @@ def write_pairs(
             "CAST(coalesce(time // 1000000, 0) AS UINTEGER) AS time "
             "FROM split_pairs f JOIN queries q ON f.kind = q.kind AND f.query = q.id JOIN tasks t "
             f"ON f.kind || '/' || coalesce(f.action, {literal(timelines.UNKNOWN)}) = t.name "
-            f"WHERE f.split = {number} ORDER BY f.time, f.place, f.step"
+            f"WHERE f.split = {number} ORDER BY f.time, q.row, f.item, t.code"
         )
         of_task = np.zeros(len(names), np.int64)
 
@@ -337,27 +362,22 @@ def write_graph(
     """
     split, by_group = config.split, bool(config.events.group)
     if by_group:
-        last = "row_number() OVER (PARTITION BY user ORDER BY time DESC, place DESC)"
-        one_out = split.kind == "leave_one_out"
         edges = (
-            f"SELECT item, grp AS id, time, tests, {last if one_out else 3} AS place FROM events"
+            f"SELECT item, grp AS id, time, tests FROM {_marked(config)} "
+            "WHERE grp IS NOT NULL AND training"
         )
-        edges = f"SELECT * FROM ({edges}) WHERE id IS NOT NULL AND place > {_LEFT_OUT}"
     else:
         edges = "SELECT id AS item, tag AS id, NULL AS time, false AS tests FROM tags"
     connection.execute(
         "CREATE TABLE groups AS SELECT CAST(row_number() OVER (ORDER BY id) - 1 AS INTEGER) AS row,"
         f" id FROM (SELECT DISTINCT id FROM ({edges}))"
     )
-    total = split.valid + split.test
     if not by_group or split.kind == "leave_one_out":
         rule = "0"
     elif split.kind == "column":
         rule = "CASE WHEN bool_or(tests) THEN 2 WHEN bool_or(valid) THEN 1 ELSE 0 END"
     else:
-        shares = (split.valid, split.test)
-        if split.kind == "time":
-            shares = (1.0, split.test / total)
+        shares = _shares(config)
         ids = connection.sql("SELECT id FROM groups ORDER BY row").to_arrow_table()[0]
         splits = [split_of(key, split.seed, *shares) for key in ids.to_pylist()]
         make_table(
@@ -368,7 +388,8 @@ def write_graph(
         )
         rule = "any_value(s.split)"
         if split.kind == "time":
-            rule = f"CASE WHEN min(time) < {(train_end + 1) * events_lib.SECOND} THEN 0 ELSE {rule} END"
+            later = (train_end + 1) * events_lib.SECOND
+            rule = f"CASE WHEN min(time) < {later} THEN 0 ELSE {rule} END"
     splits = "LEFT JOIN group_splits s ON g.row = s.row" if "s.split" in rule else ""
     valid = "false AS valid"
     if split.kind == "column" and split.valid:
@@ -386,7 +407,7 @@ def write_graph(
         "SELECT split, count(*) FROM edges GROUP BY 1 ORDER BY 1"
     ).fetchall():
         counts[SPLITS[number]] = count
-    (groups,) = connection.execute("SELECT count(*) FROM groups").fetchone()
+    (groups,) = reading.first_row(connection, "SELECT count(*) FROM groups")
     if not counts["train"]:
         raise InputError("the graph has no edge to train on; see config.split")
     directory.mkdir()

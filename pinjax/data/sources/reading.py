@@ -90,9 +90,9 @@ def database(directory: pathlib.Path, memory: int | None) -> Iterator[duckdb.Duc
     """
     if memory is None:  # DuckDB would take 80 % of it
         with duckdb.connect() as connection:
-            (memory,) = connection.execute(
-                "SELECT parse_formatted_bytes(current_setting('memory_limit'))"
-            ).fetchone()
+            (memory,) = first_row(
+                connection, "SELECT parse_formatted_bytes(current_setting('memory_limit'))"
+            )
         memory = memory * 5 // 8
     settings = {
         "memory_limit": f"{memory}B",
@@ -215,7 +215,8 @@ def _variable(kind: pa.DataType) -> pa.DataType:
 
 def _json_lines(connection: duckdb.DuckDBPyConnection, path: str, columns: Sequence[str]) -> File:
     objects = f"read_ndjson_objects({literal(path)})"
-    rows, *found = connection.execute(
+    rows, *found = first_row(
+        connection,
         "SELECT "
         + ", ".join(
             [
@@ -224,8 +225,8 @@ def _json_lines(connection: duckdb.DuckDBPyConnection, path: str, columns: Seque
                 *(f"list(DISTINCT json_type(json, {_key(name, '[0]')}))" for name in columns),
             ]
         )
-        + f" FROM {objects}"
-    ).fetchone()
+        + f" FROM {objects}",
+    )
     types, values = {}, []
     for name, own, inner in zip(columns, found, found[len(columns) :], strict=False):
         kinds = set(own or ()) - {None, "NULL"}
@@ -279,7 +280,7 @@ def _csv(connection: duckdb.DuckDBPyConnection, path: str, section: ConfigDict) 
         options["delim"] = literal("\x1f")  # a single column ends where the line does
     settings = ", ".join(f"{name}={value}" for name, value in options.items())
     table = f"read_csv({literal(source)}, {settings})"
-    (rows,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+    (rows,) = first_row(connection, f"SELECT count(*) FROM {table}")
     if quote and not section.multiline:
         _check_lines(path, rows + (not header), quote)
     relation = f"(SELECT *, row_number() OVER () AS row FROM {table})"
@@ -327,7 +328,7 @@ def _bytes(path: str) -> io.BufferedIOBase:
 
 def _unpacked(connection: duckdb.DuckDBPyConnection, path: str) -> str:
     """A copy without the compression that DuckDB does not read."""
-    (directory,) = connection.execute("SELECT current_setting('temp_directory')").fetchone()
+    (directory,) = first_row(connection, "SELECT current_setting('temp_directory')")
     os.makedirs(directory, exist_ok=True)
     target = os.path.join(directory, f"{abs(hash(path))}.csv")
     with _bytes(path) as source, open(target, "wb") as file:
@@ -363,7 +364,7 @@ def are_integers(connection: duckdb.DuckDBPyConnection, file: File, column: str)
         fits = f"regexp_full_match({name}, '{_CANONICAL}')"
     else:
         raise file.unfit(column, "integer or text ids")
-    (all_fit,) = connection.execute(f"SELECT bool_and({fits}) FROM {file.relation}").fetchone()
+    (all_fit,) = first_row(connection, f"SELECT bool_and({fits}) FROM {file.relation}")
     return all_fit in (True, None)
 
 
@@ -392,7 +393,10 @@ def trimmed(file: File, column: str) -> str:
 
 
 def number(file: File, column: str) -> str:
-    """SQL of a column of numbers, or of numbers as text, as doubles, null where unreadable.
+    """SQL of a column of numbers, or of numbers as text, as doubles, null where not finite.
+
+    NaN is told by `isfinite` alone: `isnan` and comparisons trust the statistics of a Parquet file,
+    which know of none.
 
     Raises:
       InputError: for a column of another type.
@@ -401,7 +405,8 @@ def number(file: File, column: str) -> str:
     numbers = (*_INTEGERS, *_LARGE_INTEGERS, *_FLOATS, "VARCHAR", WRITTEN, '"NULL"')
     if kind not in numbers and not kind.startswith("DECIMAL"):
         raise file.unfit(column, "numbers")
-    return f"TRY_CAST({name_of(column)} AS DOUBLE)"
+    value = f"TRY_CAST({name_of(column)} AS DOUBLE)"
+    return f"CASE WHEN isfinite({value}) THEN {value} END"
 
 
 def moment(file: File, column: str, unit: str) -> str:
@@ -422,8 +427,8 @@ def moment(file: File, column: str, unit: str) -> str:
         if kind == "FLOAT":
             raise file.unfit(column, "integers or doubles: 32 bits cannot tell seconds apart")
         scaled = f"round({number(file, column)} * {column_map.UNITS[unit]!r})"
-        if unit == "ns" and kind in _INTEGERS:
-            return f"{name} // 1000"
+        if unit == "ns":  # a double does not hold all digits
+            scaled = f"TRY_CAST({name} AS HUGEINT) // 1000"
         return f"TRY_CAST({scaled} AS BIGINT)"
     if kind in ("VARCHAR", WRITTEN):
         return f"epoch_us(TRY_CAST({name} AS TIMESTAMPTZ))"
@@ -473,6 +478,14 @@ def bad_value(
     if isinstance(found, list | str):
         found = reprlib.repr(found)
     return InputError(f"{file.path}: row {row}: {column} is {found}; expected {expected} ({share})")
+
+
+def first_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple | None:
+    """The first row that a query finds, which should find few: all are read.
+
+    An unread row would keep the connection from other queries.
+    """
+    return next(iter(connection.execute(query).fetchall()), None)
 
 
 def name_of(column: str) -> str:
