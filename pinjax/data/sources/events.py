@@ -1,11 +1,11 @@
-"""The first pass over a log: its rows are read, checked and divided by users.
+"""The first pass over a log: its rows are read and checked, and divided by users.
 
-What needs all rows ends in small tables: ids, first times, vocabularies. The rows lie in shards of
-users as Parquet, and the second pass (`pinjax.data.sources.parts`) takes one after the other.
+What needs all rows ends in small tables: ids, first times, vocabularies. By these the rows become
+numbers, which lie in shards of users as Parquet, and the second pass (`pinjax.data.sources.parts`)
+takes one shard after the other.
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Sequence
 
@@ -26,20 +26,20 @@ _GOOD, _TOO_EARLY, _TOO_LITTLE = 0, -1, -2  # states of a row; from 1 on: what i
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """A log whose usable rows are the view `events` of a database.
+    """A log whose usable rows are the view `rows` of a database.
 
     Its columns are user, item, time (us), duration (s), action, surface, query, grp, position,
-    tests, place and shard; those that the map does not name are null. Places are in order of files
-    and rows: see `place_of`.
+    tests and place; those that the map does not name are null. Places are in order of files and
+    rows: see `place_of`.
 
     Attributes:
-      shards: how many there are.
+      number: of usable rows.
       first, last: times of the first and last row, in us; None without times.
       report: what was read and dropped.
       remarks: what looks wrong with the times.
     """
 
-    shards: int
+    number: int
     first: int | None
     last: int | None
     report: dict[str, int]
@@ -71,7 +71,7 @@ def columns(config: ConfigDict) -> list[str]:
     return list(dict.fromkeys(filter(None, named)))
 
 
-def stage(
+def read(
     connection: duckdb.DuckDBPyConnection,
     directory: pathlib.Path,
     files: Sequence[reading.File],
@@ -92,38 +92,78 @@ def stage(
     for name, column in (("user", config.events.user), ("group", config.events.group)):
         if column:
             integers[name] = all([reading.are_integers(connection, f, column) for f in files])
-    rows = sum(file.rows for file in files)
-    bits = max(0, math.ceil(math.log2(rows / _ROWS_A_SHARD)))
-    key = f"hash(CAST({'user' if config.events.user else 'item'} AS VARCHAR))"
-    shard = f"CAST({key} >> {64 - bits} AS INTEGER)" if bits else "0"
     checks = [_checks(file, integers, config) for file in files]
     selects = [
         _select(number, file, of_file, integers, config)
         for number, (file, of_file) in enumerate(zip(files, checks, strict=True))
     ]
-    target = literal(str(directory / "events"))
-    connection.execute(
-        f"COPY (SELECT *, {shard} AS shard FROM ({' UNION ALL '.join(selects)})) TO {target} "
-        "(FORMAT parquet, PARTITION_BY (shard), COMPRESSION uncompressed, "
-        "DICTIONARY_SIZE_LIMIT 1000)"
-    )
-    connection.execute(
-        f"CREATE VIEW staged AS SELECT * FROM read_parquet({target} || '/*/*.parquet')"
-    )
-    late = f"EXISTS (SELECT 1 FROM staged WHERE state = {_GOOD} AND time >= {_EARLY})"
-    since = _EARLY if reading.first_row(connection, f"SELECT {late}")[0] else 0
+    connection.execute(f"CREATE VIEW stated AS {' UNION ALL '.join(selects)}")
+    if any(reading.WRITTEN in file.types.values() for file in files):  # to parse text once
+        target = literal(str(directory / "read.parquet"))
+        connection.execute(f"COPY stated TO {target}")
+        connection.execute(f"CREATE OR REPLACE VIEW stated AS SELECT * FROM read_parquet({target})")
+    late = f"SELECT bool_or(state = {_GOOD} AND time >= {_EARLY}) FROM stated"
+    since = _EARLY if config.events.time and reading.first_row(connection, late)[0] else 0
     report = _report(connection, files, checks, since, config)
     connection.execute(
-        "CREATE VIEW events AS SELECT * EXCLUDE (state) FROM staged "
+        "CREATE VIEW rows AS SELECT * EXCLUDE (state) FROM stated "
         f"WHERE state = {_GOOD} AND (time IS NULL OR time >= {since})"
     )
     found, first, last = reading.first_row(
-        connection, "SELECT count(*), min(time), max(time) FROM events"
+        connection, "SELECT count(*), min(time), max(time) FROM rows"
     )
     if not found:
         raise InputError(f"{', '.join(file.path for file in files)}: no usable row is left")
     report["events"] = found
-    return Log(2**bits, first, last, report, _remarks(first, last))
+    return Log(found, first, last, report, _remarks(first, last))
+
+
+def divide(
+    connection: duckdb.DuckDBPyConnection, directory: pathlib.Path, log: Log, config: ConfigDict
+) -> int:
+    """Makes the view `events` of the rows of `rows` as numbers, divided by users.
+
+    Its columns are those of `rows` but user, item and grp as rows of the tables `users`, `items`
+    and `groups`, which have a row and an id, action and surface as codes of the tables `actions`
+    and `surfaces`, and shard. Of these tables `users` and `groups` are made here; users are in the
+    order of a hash of their ids.
+
+    Returns:
+      how many shards there are.
+    """
+    columns = {name: name for name in ("time", "duration", "query", "position", "tests", "place")}
+    columns |= {"user": "NULL", "grp": "NULL", "item": "i.row"}
+    columns |= {name: f"{name}s.code" for name in ("action", "surface")}
+    joins = "JOIN items i ON r.item = i.id"
+    joins += "".join(
+        f" LEFT JOIN {name}s ON r.{name} = {name}s.name" for name in ("action", "surface")
+    )
+    for name, column, order in (
+        ("user", config.events.user, "hash(CAST(user AS VARCHAR)), user"),
+        ("grp", config.events.group, "grp"),
+    ):
+        if column:
+            table = {"user": "users", "grp": "groups"}[name]
+            connection.execute(
+                f"CREATE TABLE {table} AS SELECT CAST(row_number() OVER (ORDER BY {order}) - 1 AS "
+                f"INTEGER) AS row, {name} AS id FROM (SELECT DISTINCT {name} FROM rows) "
+                f"WHERE {name} IS NOT NULL"
+            )
+            columns[name] = f"{table}.row"
+            joins += f" LEFT JOIN {table} ON r.{name} = {table}.id"
+    shards = max(1, round(log.number / _ROWS_A_SHARD)) if config.events.user else 1
+    shard = f"CAST(users.row * CAST({shards} AS BIGINT) // (SELECT count(*) FROM users) AS INTEGER)"
+    columns["shard"] = shard if shards > 1 else "0"
+    selected = ", ".join(f"{value} AS {name_of(name)}" for name, value in columns.items())
+    target = literal(str(directory / "events"))
+    connection.execute(
+        f"COPY (SELECT {selected} FROM rows r {joins}) TO {target} (FORMAT parquet, "
+        "PARTITION_BY (shard), COMPRESSION uncompressed, DICTIONARY_SIZE_LIMIT 1000)"
+    )
+    connection.execute(
+        f"CREATE VIEW events AS SELECT * FROM read_parquet({target} || '/*/*.parquet')"
+    )
+    return shards
 
 
 def _checks(file: reading.File, integers: dict[str, bool], config: ConfigDict) -> list[_Check]:
@@ -257,7 +297,7 @@ def _report(
     report = {"rows read": sum(file.rows for file in files)}
     found = connection.execute(
         f"SELECT place // {_FILE} AS file, state, time < {since} AS early, count(*), "
-        f"min(place % {_FILE}) FROM staged GROUP BY ALL ORDER BY ALL"
+        f"min(place % {_FILE}) FROM stated GROUP BY ALL ORDER BY ALL"
     ).fetchall()
     for number, file in enumerate(files):
         bad: list[tuple[int, int, _Check]] = []  # (first row, how many, check)
@@ -297,12 +337,12 @@ def _remarks(first: int | None, last: int | None) -> list[str]:
 def vocabulary(
     connection: duckdb.DuckDBPyConnection, column: str, size: int
 ) -> tuple[tuple[str, ...], int]:
-    """The most frequent values of a column of `events` after "unknown", and how many rows are left.
+    """The most frequent values of a column of `rows` after "unknown", and how many rows are left.
 
     Of equally frequent ones those come first that are smaller as text.
     """
     counts = connection.execute(
-        f"SELECT {column}, count(*) FROM events WHERE {column} IS NOT NULL AND "
+        f"SELECT {column}, count(*) FROM rows WHERE {column} IS NOT NULL AND "
         f"{column} <> {literal(UNKNOWN)} GROUP BY ALL ORDER BY 2 DESC, 1"
     ).fetchall()
     names = tuple(name for name, _ in counts[:size])
