@@ -118,9 +118,9 @@ def read(
     }
     selects = []
     for number, file in enumerate(sources.main):
-        values = [f"{number} AS file", "row", f"{reading.ids(catalogue.id, integers)} AS id"]
+        values = [f"{number} AS file", "row", f"{reading.ids(file, catalogue.id, integers)} AS id"]
         for name, side in config.sides.items():
-            values.append(f"{reading.ids(side.on, keys[name])} AS {name_of(f'key {name}')}")
+            values.append(f"{reading.ids(file, side.on, keys[name])} AS {name_of(f'key {name}')}")
         values += [
             _value(file, field, config) for field in fields if not _place(field.column, config)[0]
         ]
@@ -142,7 +142,7 @@ def read(
     def refuse(condition: str, column: str, expected: str, name: str = "") -> None:
         _refuse(connection, "item_rows", sources.main, condition, column, expected, name)
 
-    refuse("id IS NULL", catalogue.id, "an item's id")
+    refuse("coalesce(CAST(id AS VARCHAR), '') = ''", catalogue.id, "an item's id")
     tag_rows = catalogue.tags and not catalogue.tag_separator
     lists = tag_rows and sources.main[0].types.get(catalogue.tags, "").endswith("[]")
     if not catalogue.repeats and (lists or not tag_rows):
@@ -184,7 +184,7 @@ def _side(
     """The name of a table of what is looked up in some files, by `key`."""
     side, table, selects = config.sides[name], _side_name(name), []
     for number, file in enumerate(files):
-        values = [f"{number} AS file", "row", f"{reading.ids(side.id, integers)} AS key"]
+        values = [f"{number} AS file", "row", f"{reading.ids(file, side.id, integers)} AS key"]
         values += [
             _value(file, field, config)
             for field in fields
@@ -192,7 +192,7 @@ def _side(
         ]
         selects.append(f"SELECT {', '.join(values)} FROM {file.relation}")
     connection.execute(f"CREATE TABLE {table} AS {' UNION ALL '.join(selects)}")
-    _refuse(connection, table, files, "key IS NULL", side.id, "an id")
+    _refuse(connection, table, files, "coalesce(CAST(key AS VARCHAR), '') = ''", side.id, "an id")
     again = "row_number() OVER (PARTITION BY key ORDER BY file, row) > 1"
     repeated = f"(file, row) IN (SELECT (file, row) FROM {table} QUALIFY {again})"
     _refuse(connection, table, files, repeated, side.id, "each id once")

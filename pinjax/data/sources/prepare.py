@@ -317,16 +317,13 @@ class _Work:
 
     def _make_vocabularies(self) -> dict[str, tuple[str, ...]]:
         """Makes the tables `actions` and `surfaces` of names and codes; the names by table."""
-        names = {}
-        for column, size in (
-            ("action", self._config.events.max_actions),
-            ("surface", self._config.events.max_surfaces),
-        ):
-            names[f"{column}s"], rest = events.vocabulary(self._connection, column, size)
+        events_map, names = self._config.events, {}
+        sizes = {"action": events_map.max_actions, "surface": events_map.max_surfaces}
+        for column, (found, rest) in events.vocabularies(self._connection, sizes).items():
+            names[f"{column}s"] = found
             self._report[f"{column}s outside the vocabulary"] = rest
-            codes = pa.array(range(len(names[f"{column}s"])), pa.uint16())
-            found = pa.array(names[f"{column}s"])
-            parts.make_table(self._connection, f"{column}s", name=found, code=codes)
+            codes = pa.array(range(len(found)), pa.uint16())
+            parts.make_table(self._connection, f"{column}s", name=pa.array(found), code=codes)
         return names
 
     def _timelines(
