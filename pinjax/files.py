@@ -71,6 +71,9 @@ def make_directory(directory: epath.PathLike) -> None:
     except FileExistsError:
         reason = os.strerror(errno.ENOTDIR)
         raise NotADirectoryError(errno.ENOTDIR, reason, str(directory)) from None
+    except RecursionError:  # of os.makedirs, a call for each directory
+        reason = os.strerror(errno.ENAMETOOLONG)
+        raise OSError(errno.ENAMETOOLONG, reason, str(directory)) from None
 
 
 @contextlib.contextmanager
