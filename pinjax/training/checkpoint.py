@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -109,7 +110,11 @@ class Checkpoints:
         if processes.is_first():
             for step in self.steps:
                 if self._problem(step):
-                    (self._directory / str(step)).rmtree()
+                    path = self._directory / str(step)
+                    if os.path.islink(path):
+                        path.unlink()
+                    else:
+                        path.rmtree()
         processes.wait_for_others("damaged")
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:

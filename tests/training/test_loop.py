@@ -269,7 +269,10 @@ def test_a_damaged_checkpoint_is_named_and_the_next_best_is_served(
     assert len(list(tmp_path.rglob("*"))) == len(list(finished.rglob("*")))
 
 
-def test_a_run_goes_on_before_the_damage_and_ends_the_same(tmp_path, unbroken, capsys, train):
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_run_goes_on_before_the_damage_and_ends_the_same(
+    tmp_path, unbroken, capsys, train, linked
+):
     def die(number, batch):
         if number == 10:
             raise KilledError
@@ -278,6 +281,9 @@ def test_a_run_goes_on_before_the_damage_and_ends_the_same(tmp_path, unbroken, c
         train(tmp_path, disturb=die)
     assert checkpoint.Checkpoints(tmp_path).steps == [6, 8]
     flip(tmp_path / "checkpoints/8/state/manifest.ocdbt", 40)
+    if linked:
+        (tmp_path / "checkpoints/8").rename(tmp_path / "elsewhere")
+        (tmp_path / "checkpoints/8").symlink_to(tmp_path / "elsewhere")
     lines = (tmp_path / "metrics.jsonl").read_bytes()
     (tmp_path / "metrics.jsonl").write_bytes(lines[:-20])  # a torn last line
     assert_same(train(tmp_path).state, unbroken[0])
