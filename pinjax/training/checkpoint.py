@@ -79,7 +79,8 @@ class Checkpoints:
     def load_chosen(self, like: Any) -> Any | None:
         """The state to evaluate and to serve: the best, or else the newest.
 
-        One that is damaged is passed over, with a line that names the file.
+        One that is damaged is passed over, with a line that names the file, and another one is
+        taken for one that a live run has removed meanwhile.
 
         Args:
           like: pytree of arrays, or of shapes with shardings; the state lies as these do, which
@@ -182,17 +183,19 @@ class Checkpoints:
             return None
 
     def _load(self, pick: Callable[[Iterator[int]], int | None], like: Any) -> Any | None:
-        step = self._pick(pick)
-        if step is None:
-            return None
-        path = self._directory / str(step) / "state"
-        try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.restore(path, like)
-        except (jax.errors.JaxRuntimeError, MemoryError):  # not of the checkpoint's making
-            raise
-        except Exception as error:  # of any kind, where checksums are not compared
-            raise InputError(f"{path}: cannot be read: {error}") from error
+        while (step := self._pick(pick)) is not None:
+            path = self._directory / str(step) / "state"
+            try:
+                with ocp.StandardCheckpointer() as checkpointer:
+                    return checkpointer.restore(path, like)
+            except (jax.errors.JaxRuntimeError, MemoryError):  # not of the checkpoint's making
+                raise
+            except Exception as error:  # of any kind, where checksums are not compared
+                self._problems.pop(step, None)
+                removed = step not in self.steps or self._problem(step)
+                if processes.count() > 1 or not removed:  # other processes may have read it
+                    raise InputError(f"{path}: cannot be read: {error}") from error
+        return None
 
     def _pick(self, pick: Callable[[Iterator[int]], int | None]) -> int | None:
         """What `pick` makes of the undamaged steps, newest first: the same in all processes."""
@@ -207,11 +210,14 @@ class Checkpoints:
         return picked if picked >= 0 else None
 
     def _undamaged(self) -> Iterator[int]:
-        for number in reversed(self.steps):
-            if problem := self._problem(number):
-                print(f"{problem}; passing over checkpoint {number}", file=sys.stderr)
-            else:
+        seen = set()
+        while left := sorted(set(self.steps) - seen):  # a live run saves more, and removes some
+            number = left[-1]
+            seen.add(number)
+            if not (problem := self._problem(number)):
                 yield number
+            elif number in self.steps:
+                print(f"{problem}; passing over checkpoint {number}", file=sys.stderr)
 
     def _problem(self, step: int) -> str:
         """What is wrong with a checkpoint, or "", looked at once."""
@@ -220,7 +226,7 @@ class Checkpoints:
             if self._verify:
                 try:
                     checksums.verify(self._directory / str(step))
-                except InputError as error:
+                except (InputError, FileNotFoundError) as error:
                     self._problems[step] = str(error)
         return self._problems[step]
 

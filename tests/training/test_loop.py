@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
-from pinjax import signals
+from pinjax import checksums, signals
 from pinjax.errors import InputError
 from pinjax.systems import system as system_lib
 from pinjax.training import checkpoint, loop, sharding, step
@@ -315,6 +315,32 @@ def test_what_is_no_fault_of_a_checkpoint_is_not_said_of_it(
     monkeypatch.setattr(ocp.StandardCheckpointer, "restore", restore)
     with pytest.raises(error, match="lost"):
         load_chosen(finished)
+
+
+@pytest.mark.parametrize(
+    ("reader", "verify"),
+    [
+        ((checksums, "verify"), True),
+        ((ocp.StandardCheckpointer, "restore"), True),
+        ((ocp.StandardCheckpointer, "restore"), False),
+    ],
+)
+def test_for_a_checkpoint_that_a_live_run_removes_the_next_newest_is_read(
+    tmp_path, finished, monkeypatch, capsys, regression, make_config, reader, verify
+):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    read = getattr(*reader)
+
+    def late(*args, **kwargs):
+        shutil.rmtree(tmp_path / "checkpoints/12", ignore_errors=True)
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(*reader, late)
+    config, system, mesh = make_config(), regression(), sharding.make_mesh()
+    like = step.abstract_state(system, step.make_optimizer(config), config, mesh)
+    state = checkpoint.Checkpoints(tmp_path, verify=verify).load_latest(like)
+    assert int(state.step) == 11
+    assert capsys.readouterr().err == ""
 
 
 def test_what_is_read_is_not_written_to(tmp_path, finished, load_chosen):
