@@ -92,14 +92,11 @@ class Checkpoints:
         Raises:
           InputError: where all are damaged.
         """
-        if not self._select:
-            return self.load_latest(like)
+        return self._load(self._choose, like)
 
-        def best(undamaged: Iterator[int]) -> int | None:
-            values = {step: self._value(self._metrics(step) or {}) for step in undamaged}
-            return max(values, key=lambda step: (values[step], step), default=None)
-
-        return self._load(best, like)
+    def chosen(self) -> int | None:
+        """Steps done in the checkpoint that `load_chosen` takes; errors as there."""
+        return self._pick(self._choose)
 
     def remove_damaged(self) -> None:
         """Removes checkpoints that are damaged, with a line for each, so that others replace them.
@@ -181,6 +178,12 @@ class Checkpoints:
             return json.loads((self._directory / str(step) / "metrics" / "metrics").read_bytes())
         except (OSError, ValueError):
             return None
+
+    def _choose(self, undamaged: Iterator[int]) -> int | None:
+        if not self._select:
+            return next(undamaged, None)
+        values = {step: self._value(self._metrics(step) or {}) for step in undamaged}
+        return max(values, key=lambda step: (values[step], step), default=None)
 
     def _load(self, pick: Callable[[Iterator[int]], int | None], like: Any) -> Any | None:
         while (step := self._pick(pick)) is not None:

@@ -189,7 +189,10 @@ def load_chosen(selecting, regression):
     def load(workdir):
         config, system, mesh = selecting(), regression(), sharding.make_mesh()
         like = step.abstract_state(system, step.make_optimizer(config), config, mesh)
-        return checkpoint.of_run(workdir, ConfigDict({"train": config}), system).load_chosen(like)
+        checkpoints = checkpoint.of_run(workdir, ConfigDict({"train": config}), system)
+        state = checkpoints.load_chosen(like)
+        assert int(state.step) == checkpoints.chosen()
+        return state
 
     return load
 
