@@ -85,6 +85,8 @@ def check(depth: int, width: int, decay: float) -> None:
         raise ValueError(f"depth is {depth}, expected at least 1")
     if not 2 <= width <= MAX_WIDTH or width & (width - 1):
         raise ValueError(f"width is {width}, expected a power of two from 2 to {MAX_WIDTH}")
+    if depth * width >= 2**31:
+        raise ValueError(f"depth * width is {depth * width}, expected less than 2^31")
     if not 0 < decay <= 1:
         raise ValueError(f"decay is {decay}, expected more than 0 and at most 1")
 

@@ -153,7 +153,11 @@ def test_is_a_pytree_of_anything():
 
 
 @pytest.mark.parametrize(
-    ("depth", "width", "decay"), [(0, 8, 1.0), (2, 12, 1.0), (2, 1, 1.0), (2, 8, 0.0), (2, 8, 1.1)]
+    ("depth", "width", "decay"),
+    [
+        *[(0, 8, 1.0), (2, 12, 1.0), (2, 1, 1.0), (2, 8, 0.0), (2, 8, 1.1)],
+        (64, 2**25, 1.0),  # of which int32 would not number the counters
+    ],
 )
 def test_refuses_what_it_cannot_be(depth, width, decay):
     with pytest.raises(ValueError, match="expected"):
