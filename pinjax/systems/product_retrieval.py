@@ -208,8 +208,7 @@ class ProductRetrieval:
         tier = self._tiers[engagements["product"]]
         cells |= {f"R@10 {tier_name}": cell(10, tier == i) for i, tier_name in enumerate(TIERS)}
         top = metrics.untied_top(found.rows, found.scores, 10, found.rounding)
-        share = metrics.coverage(top, len(self._index)) * len(self._index) / self._index.sum()
-        cells[system.COVERAGE] = metrics.Estimate(share)
+        cells[system.COVERAGE] = metrics.Estimate(metrics.coverage(top, int(self._index.sum())))
         rows = [system.Row(name, cells)]
         for task in self.tasks if by_task else ():
             where = engagements["task"] == task

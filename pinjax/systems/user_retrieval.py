@@ -367,8 +367,7 @@ class _Table:
             top = metrics.untied_top(found.rows, found.scores, _DEEPEST, found.rounding)
             values["entropy@50"] = metrics.interest_entropy(top, self._topics)
         top = metrics.untied_top(found.rows, found.scores, 10, found.rounding)
-        share = metrics.coverage(top, len(index)) * len(index) / index.sum()
-        plain = {system.COVERAGE: share, **plain}
+        plain = {system.COVERAGE: metrics.coverage(top, int(index.sum())), **plain}
         self._overlaps[method].append(metrics.overlap(top))
         self._users[method] += asked.users
         for name, value in values.items():
