@@ -24,7 +24,7 @@ from absl import flags
 from etils import epath
 
 from pinjax import app, checksums, files
-from pinjax.data import schema, tables
+from pinjax.data import catalogue, tables
 from pinjax.errors import InputError
 from pinjax.systems import registry
 from pinjax.training import checkpoint, processes, sharding
@@ -90,8 +90,8 @@ def main(argv: Sequence[str]) -> int:
 def _write(path: epath.Path, ids: np.ndarray, vectors: np.ndarray, moment: int) -> None:
     table = pa.table(
         {
-            "id": pa.array(ids),
-            "vector": schema.vector_array(vectors.astype(PRECISION.value)),
+            "id": catalogue.id_array(ids),
+            "vector": catalogue.vector_array(vectors, PRECISION.value),
             "moment": pa.array(np.full(len(ids), moment), pa.timestamp("s", tz="UTC")),
         }
     )
