@@ -2,9 +2,10 @@
 
     python -m benchmarks.pinworld_bound
 
-The oracle knows what each test user cares about. Here somebody knows pinworld's law and all about
-its pins, topic, style and popularity, but of the users only what they did: an interest weighs the
-days on which a user acted on its topic, and a taste what is likely by the pins that the user chose.
+The oracle knows what each test user cares about. Here somebody knows how pinworld is drawn and all
+about its pins, topic, style and popularity, but of the users only what they did: an interest weighs
+the days on which a user acted on its topic, and a taste what is likely by the pins that the user
+chose.
 """
 
 import pathlib
@@ -13,35 +14,27 @@ import runpy
 import numpy as np
 from absl import app, flags, logging
 
-from pinjax.data import (
-    datasets,
-    held_out,
-    pinworld,
-    pinworld_oracle,
-    pinworld_simulation,
-    windows,
-)
+from pinjax.data import datasets, held_out, windows
+from pinjax.data.simulated.oracle import Oracle
+from pinjax.data.simulated.world import DAY
 from pinjax.retrieval import exact, metrics, table
 
 _SIZE = flags.DEFINE_string("size", "small", "of pinworld")
 _DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where it is kept")
 
 ROOT = pathlib.Path(__file__).parents[1]
-DAY = pinworld_simulation.DAY
-WINDOW = pinworld.WINDOW
+WINDOW = 14 * DAY
 K = 10
 PRIOR_DAYS = 5  # with which every user begins, spread over the topics by their popularity
 
 
-def expected(
-    oracle: pinworld_oracle.Oracle, choice: np.ndarray, wanted: np.ndarray, moment: int
-) -> np.ndarray:
+def expected(oracle: Oracle, choice: np.ndarray, wanted: np.ndarray, moment: int) -> np.ndarray:
     """Expected engagements of one user with every pin, up to a factor, from what the user did.
 
     Args:
       oracle: whose topics are known.
       choice: p(pin | topic, taste), (tastes, pins).
-      wanted: `schema.ACTION` (n,), what the user did by `moment` with pins that were wanted.
+      wanted: `timelines.ACTION` (n,), what the user did by `moment` with pins that were wanted.
       moment: unix seconds.
     """
     leaves = len(oracle.leaf_popularity)

@@ -189,16 +189,21 @@ class Row(Field):
 class Tuple(Field):
     """Any number of one kind of element, each once. Of rows, the first field tells them apart."""
 
-    def __init__(self, default: tuple[Any, ...], of: Field, *, at_least: int):
+    def __init__(
+        self, default: tuple[Any, ...], of: Field, *, at_least: int, distinct: bool = True
+    ):
         self.default, self._of, self._at_least = default, of, at_least
-        self.expected = f"a tuple of at least {at_least}, none twice, each {of.expected}"
+        self._distinct = distinct
+        once = " none twice," if distinct else ""
+        self.expected = f"a tuple of at least {at_least},{once} each {of.expected}"
 
     def allows(self, value: Any) -> bool:
         if not isinstance(value, tuple | list) or len(value) < self._at_least:
             return False
         if not all(map(self._of.allows, value)):
             return False
-        return len({x[0] if isinstance(self._of, Row) else x for x in value}) == len(value)
+        different = {x[0] if isinstance(self._of, Row) else x for x in value}
+        return len(different) == len(value) or not self._distinct
 
     def parse(self, text: str) -> tuple[Any, ...]:
         return _parsed_tuple(text)

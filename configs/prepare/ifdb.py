@@ -1,26 +1,42 @@
 """IFDB, the interactive-fiction database: games played and wish-listed, 2007 to 2026.
 
 python -m pinjax.prepare --config=configs/prepare/ifdb.py \
-    --events=playedgames.parquet,wishlists.parquet --items=gametags.parquet --out=DIR
+    --events=playedgames.parquet,wishlists.parquet \
+    --items=gametags.parquet,game_docs_retrieval.parquet --out=DIR
 
-Half of the users are kept for evaluation, as one window holds few of them: from 2023 on.
+Timelines of users; pairs of a game and the one that its user added next; the graph of games
+and tags. Half of the users are kept for evaluation, as one window holds few of them: from 2023 on.
+One row in nine is of a game without a document: it is in no pair. Documents and tags are those of
+today, of a game's whole life.
 """
 
-from ml_collections import ConfigDict
+from pinjax.data.sources import column_map
+from pinjax.settings import Section
 
-from pinjax.data import column_map
 
-
-def get_config() -> ConfigDict:
+def get_config() -> Section:
     config = column_map.default()
     config.name = "ifdb"
+    config.tolerance = 0.12
     config.events.user = "userid"
     config.events.item = "gameid"
     config.events.time = "date_added"
     config.events.since = "2007-01-01"  # rows of 1980 stand for an unknown date
     config.events.action_by_file = (("playedgames", "played"), ("wishlists", "wish-listed"))
+    config.pairs.sequence = "user"
     config.catalogue.id = "gameid"
     config.catalogue.tags = "tag"  # one tag a row
+    config.catalogue.texts = tuple(
+        (name, f"game_docs_retrieval.{column}")
+        for name, column in (
+            *((name, name) for name in ("title", "author", "tags")),
+            ("document", "doc_text"),
+        )
+    )
+    config.sides.game_docs_retrieval = column_map.side(on="gameid", id="gameid", partial=True)
+    config.vectors.texts = ("title", "author", "tags", "document")
+    config.vectors.language = "english"
+    config.vectors.dim = 1_024  # 256 tell words apart less well
     config.split.train_end = "2023-01-01"
     config.split.valid = 0.1
     config.split.test = 0.4

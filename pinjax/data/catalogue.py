@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +53,7 @@ class Items:
     content: np.ndarray | None = None
     images: np.ndarray | None = None
     image_offsets: np.ndarray | None = None
-    texts: Mapping[str, tokens.Ragged] = MappingProxyType({})
+    texts: Mapping[str, tokens.Ragged] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)

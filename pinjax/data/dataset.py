@@ -87,7 +87,7 @@ class Dataset:
         builder = tfds.builder_from_directory(self.directory / "timelines")
         return functools.cache(builder.as_data_source)
 
-    def chunk(self, split: str, start: int, stop: int) -> timelines.Chunk:
+    def chunk(self, split: str, start: int, stop: int) -> "timelines.Chunk":
         """The timelines of the rows from `start` to `stop` of a split, as far as there are."""
         source = self.timelines(split)
         rows = source.__getitems__(list(range(start, min(stop, len(source)))))
@@ -95,7 +95,7 @@ class Dataset:
         kind = int if self.spec.integer_users else str
         return timelines.Chunk([kind(row["user"].decode()) for row in rows], records, offsets)
 
-    def chunks(self, split: str, users: int = 4096) -> Iterator[timelines.Chunk]:
+    def chunks(self, split: str, users: int = 4096) -> Iterator["timelines.Chunk"]:
         """The timelines of a split in order, `users` at a time."""
         for start in range(0, len(self.timelines(split)), users):
             yield self.chunk(split, start, start + users)

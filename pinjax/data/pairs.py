@@ -24,6 +24,8 @@ QUERIES_FILE = "queries.parquet"
 # there are no times).
 PAIR = np.dtype([("query", np.int32), ("item", np.int32), ("task", np.uint8), ("time", "u4")])
 
+SCHEMA = pa.schema([(name, pa.from_numpy_dtype(PAIR[name])) for name in PAIR.names])
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Queries:
@@ -51,7 +53,11 @@ class Queries:
             "vector": catalogue.vector_array(self.vectors),
             "item": pa.array(self.items, pa.int32()),
         }
-        pq.write_table(pa.table(columns), os.fspath(path), use_dictionary=False)
+        # Arrow writes a vector's numbers with 16 bytes each, as many as are in a group of rows.
+        rows = catalogue.ROWS_A_GROUP
+        pq.write_table(
+            pa.table(columns), os.fspath(path), use_dictionary=False, row_group_size=rows
+        )
 
     @classmethod
     def read(cls, path: epath.PathLike) -> "Queries":
@@ -67,7 +73,7 @@ class Queries:
 def write(path: epath.PathLike, pairs: np.ndarray) -> None:
     """Writes `PAIR` records (n,) in order of time."""
     columns = {name: pa.array(np.ascontiguousarray(pairs[name])) for name in PAIR.names}
-    pq.write_table(pa.table(columns), os.fspath(path), use_dictionary=False)
+    parquet.write(path, SCHEMA, [pa.table(columns)])
 
 
 def read(path: epath.PathLike) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Parquet files that pinjax wrote, on this machine."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,3 +23,10 @@ def read(path: epath.PathLike, columns: Sequence[str] | None = None) -> pa.Table
         return pq.read_table(os.fspath(path), columns=columns, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not readable as Parquet: {error}") from error
+
+
+def write(path: epath.PathLike, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Writes tables one after the other, each as a group of rows, cast to a schema."""
+    with pq.ParquetWriter(os.fspath(path), schema, use_dictionary=False) as writer:
+        for table in tables:
+            writer.write_table(table.cast(schema), row_group_size=max(1, len(table)))

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import pathlib
 
 from etils import epath
 
@@ -101,7 +102,7 @@ def finish(made: epath.Path, directory: epath.PathLike, spec: Spec) -> Spec:
       OSError: where that failed and nothing is in a directory of that name.
     """
     whole = hashlib.sha256(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
-    for path in sorted(made.glob("**/*")):
+    for path in sorted(pathlib.Path(made).glob("**/*")):
         if path.is_file() and path.name != SOURCE_FILE:
             checksum = checksums.of_file(path)["xxh3_128"]
             whole.update(f"{path.relative_to(made)} {checksum}".encode())

@@ -1,28 +1,30 @@
-"""The law of `pinworld`: how its topics, pins, users and actions are drawn.
+"""How pinworld's topics, pins, users and timelines are drawn.
 
-In the order in which it is drawn:
-
-  Topics are a tree of roots and leaves; a leaf's latent vector is its root's plus an offset.
-  Pins belong to one leaf and have a style, which means the same in all leaves. Their content
-    vector is a noisy projection of both. Popularity within a leaf is Zipf-Mandelbrot. Some pins
-    are created while the world runs.
-  Users have a taste (a liking for styles), 2 to 6 slow interests (leaves, mostly of one root), and
-    bursts: interests that come as a Poisson process and last exponentially.
-  Sessions of a user about an interest are a Poisson process whose rate is the user's activity times
-    the weight of the interest times a daily and weekly rhythm. A session is a run of actions on
-    its leaf, some of which stray to a slow interest.
+Topics, in this order:
+  Topics are a tree of roots and leaves. A leaf's latent vector is its root's plus an offset.
+  Each pin belongs to one leaf. Popularity within a leaf is Zipf-Mandelbrot. Some pins are created
+    while the world runs. A pin's style means the same in all leaves, and its content vector is a
+    noisy projection of its leaf and its style.
+Users, a chunk at a time, in this order:
+  A user has 2 to 6 slow interests (leaves, mostly of one root), bursts (interests that arrive as a
+    Poisson process and last exponentially long), and a taste (a liking for styles).
+  Sessions about an interest are a Poisson process. Its rate is the user's activity times the
+    interest's weight times a daily and weekly rhythm. A session is a run of actions on its leaf,
+    some of which stray to a slow interest.
   A wanted pin of leaf k at time t is drawn from
     p(i | k, user, t) ∝ popularity_i exp(style_i · taste_user) [created_i <= t]   for i in k;
     an unwanted one from the popularity over all leaves and tastes.
+  A saved pin goes to the user's board about the leaf of the session, strayed or not.
 
-Rates add up, so a user's expected actions on every pin have a closed form: `pinworld_oracle`.
+Every draw comes from `World.rng(stream, chunk)`: no chunk depends on what was drawn before. Rates
+add up, so the expected actions of a user on every pin have a closed form: see `oracle`.
 """
 
 import dataclasses
 
 import numpy as np
 
-from pinjax.data import schema
+from pinjax.data import timelines
 
 HOUR = 3600
 DAY = 24 * HOUR
@@ -62,8 +64,8 @@ DAILY_SWING = 0.8
 PEAK_HOUR = 20.5  # local time
 RHYTHM_MAX = (1 + DAILY_SWING) * WEEKDAYS.max()
 
-ACTIONS = ("unknown", "save", "closeup", "click", "hide")
-SURFACES = ("unknown", "home", "search", "related")
+ACTIONS = (timelines.UNKNOWN, "save", "closeup", "click", "hide")
+SURFACES = (timelines.UNKNOWN, "home", "search", "related")
 LONG = 10  # seconds; shorter close-ups and clicks are no sign of interest
 
 # What a user does with a pin: surface, action, duration, wanted, share of all actions.
@@ -88,7 +90,7 @@ POSITIVE_SHARE = sum(
 
 
 def wanted_share(surface: np.ndarray, action: np.ndarray, duration: np.ndarray) -> np.ndarray:
-    """How many of the actions that look so are with a pin that was wanted: float64 (n,)."""
+    """The share of wanted pins among actions that look the same: float64 (n,)."""
     shares = np.zeros((2, len(SURFACES), len(ACTIONS), 2))
     for on, type_, length, wanted, share in KINDS:
         looks = SURFACES.index(on), ACTIONS.index(type_), int(length == "long")
@@ -98,7 +100,7 @@ def wanted_share(surface: np.ndarray, action: np.ndarray, duration: np.ndarray) 
 
 
 def appeal(popularity: np.ndarray, style: np.ndarray, tastes: np.ndarray) -> np.ndarray:
-    """Unnormalised chance of items within their leaf: float32 (tastes, items)."""
+    """Unnormalised chance of pins within their leaf: float32 (tastes, pins)."""
     return popularity * np.exp(tastes @ style.T)
 
 
@@ -110,7 +112,13 @@ class LeafTable:
     """
 
     def __init__(self, chance: np.ndarray, leaf: np.ndarray, order: np.ndarray):
-        """Makes the table of `chance` (variants, items), up to a factor; the rest: `draw_items`."""
+        """Builds the table.
+
+        Args:
+          chance: (variants, items), up to a factor.
+          leaf: int (items,); each leaf has an item.
+          order: int (items,), the items leaf by leaf.
+        """
         self._order = order
         leaf = leaf[order]
         self._leaves = leaf[-1] + 1
@@ -128,64 +136,64 @@ class LeafTable:
         return self._order[column % len(self._order)]
 
 
-def draw_items(
-    rng: np.random.Generator, items: int, leaf_popularity: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Draws leaf, popularity within it and creation of items, at least one a leaf.
-
-    Returns:
-      (leaf, int32; popularity, float32, up to a factor; created, uint32, unix seconds; the items
-      by leaf, each leaf's most popular first), each (items,).
-    """
-    leaves = len(leaf_popularity)
-    more = rng.choice(leaves, size=items - leaves, p=leaf_popularity)
-    leaf = rng.permutation(np.r_[np.arange(leaves), more]).astype(np.int32)
-    order = np.lexsort((rng.random(items), leaf))
-    first = np.searchsorted(leaf[order], np.arange(leaves))
-    rank = 1 + np.arange(items) - first[leaf[order]]
-    popularity = np.empty(items, np.float32)
-    popularity[order] = 1 / (rank + PIN_OFFSET)
-
-    # A leaf's most popular item is old, so that there is always one to choose.
-    new = rng.random(items) < NEW_PINS
-    new[order[first]] = False
-    age = rng.uniform(0, 365 * DAY, items)
-    created = np.where(new, rng.uniform(START, END, items), START - age)
-    return leaf, popularity, created.astype(np.uint32), order
-
-
 class World:
     """Topics and pins.
 
     Attributes:
+      seed: of all that is drawn.
+      leaves_per_root: the leaves of root r are r * leaves_per_root and those after it.
+      leaf_popularity: float64 (leaves,), sums to 1.
       ids: int64 (pins,), what the log calls them.
-      leaf: int32 (pins,).
+      leaf: int32 (pins,), each leaf at least once.
+      popularity: float32 (pins,), within the leaf, up to a factor that all leaves share.
       created: uint32 (pins,), unix seconds.
-      popularity: float32 (pins,), within the leaf, up to a factor.
       style: float32 (pins, STYLE_DIM).
       content: float16 (pins, CONTENT_DIM), of norm 1.
       tastes: float32 (TASTES, STYLE_DIM).
-      leaf_popularity: float64 (leaves,), sums to 1.
       topic: float32 (leaves, CONTENT_DIM), a leaf's part of a content vector.
       look: float32 (STYLE_DIM, CONTENT_DIM), the projection of styles into content vectors.
-      leaves_per_root: the leaves of root r are r * leaves_per_root and those after it.
     """
 
-    def __init__(self, rng: np.random.Generator, pins: int, roots: int, leaves: int):
-        self.leaves_per_root = leaves // roots
+    def __init__(self, pins: int, roots: int, leaves: int, seed: int = 0):
+        self.seed, self.leaves_per_root = seed, leaves // roots
+        rng = self.rng(0)
         rank = 1 + rng.permutation(leaves)
         self.leaf_popularity = rank**-LEAF_EXPONENT / (rank**-LEAF_EXPONENT).sum()
 
-        items = draw_items(rng, pins, self.leaf_popularity)
-        self.leaf, self.popularity, self.created, order = items
+        more = rng.choice(leaves, size=pins - leaves, p=self.leaf_popularity)
+        self.leaf = rng.permutation(np.r_[np.arange(leaves), more]).astype(np.int32)
+        order = np.lexsort((rng.random(pins), self.leaf))
+        first = np.searchsorted(self.leaf[order], np.arange(leaves))
+        rank = 1 + np.arange(pins) - first[self.leaf[order]]
+        self.popularity = np.empty(pins, np.float32)
+        self.popularity[order] = 1 / (rank + PIN_OFFSET)
+
+        # A leaf's most popular pin is old, so that there is always one to choose.
+        new = rng.random(pins) < NEW_PINS
+        new[order[first]] = False
+        age = rng.uniform(0, 365 * DAY, pins)
+        created = np.where(new, rng.uniform(START, END, pins), START - age)
+        self.created = created.astype(np.uint32)
+
         self.ids = 10**9 + rng.permutation(pins)
         self.style = rng.standard_normal((pins, STYLE_DIM), np.float32)
         tastes = rng.standard_normal((TASTES, STYLE_DIM), np.float32)
         self.tastes = TASTE_STRENGTH * tastes / np.linalg.norm(tastes, axis=1, keepdims=True)
-        self.content = self._draw_content(rng, roots)
+
+        root = rng.standard_normal((roots, 1, LATENT_DIM))
+        offset = rng.standard_normal((roots, self.leaves_per_root, LATENT_DIM))
+        latent = (root + LEAF_OFFSET * offset).reshape(-1, LATENT_DIM).astype(np.float32)
+        self.topic = latent @ rng.standard_normal((LATENT_DIM, CONTENT_DIM), np.float32)
+        self.topic /= np.sqrt(np.mean(self.topic**2))
+        self.look = rng.standard_normal((STYLE_DIM, CONTENT_DIM), np.float32) / np.sqrt(STYLE_DIM)
+        self.content = self.observe(rng, self.topic, self.leaf, self.style)
 
         chance = appeal(self.popularity, self.style, self.tastes)
         self._table = LeafTable(chance, self.leaf, order)
+
+    def rng(self, stream: int, chunk: int = 0) -> np.random.Generator:
+        """The generator of a chunk of a stream. The world's own stream is 0."""
+        return np.random.default_rng([self.seed, stream, chunk])
 
     def choose(
         self, rng: np.random.Generator, leaf: np.ndarray, taste: np.ndarray, time: np.ndarray
@@ -198,39 +206,29 @@ class World:
             pending = pending[self.created[pins[pending]] > time[pending]]
         return pins
 
-    def catalogue(self, counts: np.ndarray) -> schema.Catalogue:
-        return schema.Catalogue(self.ids, self.leaf, counts, self.created, self.content)
-
     def observe(
         self,
         rng: np.random.Generator,
+        topics: np.ndarray,
         topic: np.ndarray,
         style: np.ndarray,
         noise: float = CONTENT_NOISE,
     ) -> np.ndarray:
-        """Content vectors, float32 (n, CONTENT_DIM) of norm 1.
+        """Draws content vectors, float16 (n, CONTENT_DIM) of norm 1.
 
         Args:
           rng: of the noise.
-          topic: float32 (n, CONTENT_DIM), rows of `topic` or mixtures of them.
+          topics: float32 (m, CONTENT_DIM), such as `topic` or mixtures of its rows.
+          topic: int (n,), rows of `topics`.
           style: float32 (n, STYLE_DIM).
           noise: its standard deviation, in units of the topic's part.
         """
-        vectors = topic + CONTENT_STYLE * style @ self.look
-        vectors += noise * rng.standard_normal(vectors.shape, np.float32)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    def _draw_content(self, rng: np.random.Generator, roots: int) -> np.ndarray:
-        root = rng.standard_normal((roots, 1, LATENT_DIM))
-        offset = rng.standard_normal((roots, self.leaves_per_root, LATENT_DIM))
-        latent = (root + LEAF_OFFSET * offset).reshape(-1, LATENT_DIM).astype(np.float32)
-        self.topic = latent @ rng.standard_normal((LATENT_DIM, CONTENT_DIM), np.float32)
-        self.topic /= np.sqrt(np.mean(self.topic**2))
-        self.look = rng.standard_normal((STYLE_DIM, CONTENT_DIM), np.float32) / np.sqrt(STYLE_DIM)
-        content = np.empty((len(self.leaf), CONTENT_DIM), np.float16)
-        for start in range(0, len(content), 2**16):  # float32 vectors of all pins may not fit
+        content = np.empty((len(topic), CONTENT_DIM), np.float16)
+        for start in range(0, len(content), 2**16):  # all in float32 may not fit into memory
             rows = slice(start, start + 2**16)
-            content[rows] = self.observe(rng, self.topic[self.leaf[rows]], self.style[rows])
+            vectors = topics[topic[rows]] + CONTENT_STYLE * style[rows] @ self.look
+            vectors += noise * rng.standard_normal(vectors.shape, np.float32)
+            content[rows] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return content
 
 
@@ -243,7 +241,7 @@ class Users:
       rate: float64 (users,), actions per second and unit of interest.
       zone: float64 (users,), seconds that local time is ahead of UTC.
       slow_leaf, slow_weight: (users, SLOW_SLOTS), weights that sum to 1, 0 in an empty slot.
-      burst_user, burst_leaf: int64 (bursts,).
+      burst_user, burst_leaf: int64 (bursts,), users ascending.
       burst_start, burst_end: float64 (bursts,), unix seconds.
     """
 
@@ -322,21 +320,23 @@ def _draw_sessions(
 
 def draw_actions(
     world: World, users: Users, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draws what some users do.
 
     Returns:
-      Rows of `users`, int64 (n,), sorted; actions, `schema.ACTION` (n,), in order of time for each.
+      (rows of `users`, int64 (n,), sorted; actions, `timelines.ACTION` (n,), in order of time for
+      each user; the leaves of their sessions, int64 (n,)).
     """
-    user, leaf, moment = _draw_sessions(users, rng)
+    user, about, moment = _draw_sessions(users, rng)
     length = rng.geometric(1 / SESSION_ACTIONS, len(user))
     first = np.cumsum(length) - length
     elapsed = np.cumsum(GAP_SECONDS * np.exp(rng.standard_normal(length.sum())))
     time = (np.repeat(moment - elapsed[first], length) + elapsed).astype(np.int64)
-    user, leaf = np.repeat(user, length), np.repeat(leaf, length)
-    user, leaf, time = (column[time < END] for column in (user, leaf, time))
+    user, about = np.repeat(user, length), np.repeat(about, length)
+    user, about, time = (column[time < END] for column in (user, about, time))
     count = len(time)
 
+    leaf = about.copy()
     stray = np.flatnonzero(rng.random(count) < STRAY)
     shares = np.cumsum(users.slow_weight, axis=1)[user[stray], :-1]
     slot = (shares < rng.random(len(stray))[:, None]).sum(axis=1)
@@ -351,7 +351,7 @@ def draw_actions(
     )
     taste[unwanted] = rng.integers(TASTES, size=len(unwanted))
 
-    records = np.empty(count, schema.ACTION)
+    records = np.empty(count, timelines.ACTION)
     records["item"] = world.choose(rng, leaf, taste, time)
     records["time"] = time
     records["action"] = np.array([ACTIONS.index(name) for name in action])[kind]
@@ -361,4 +361,4 @@ def draw_actions(
     kinds = [duration[kind] == "long", duration[kind] == "short"]
     records["duration"] = np.select(kinds, [long, short])
     order = np.lexsort((time, user))
-    return user[order], records[order]
+    return user[order], records[order], about[order]

@@ -1,32 +1,31 @@
-"""The law of `pinshop`: how the products, searches and purchases of a `pinworld` are drawn.
+"""How pinworld's products, searches and engagements are drawn.
 
-Topics, pins and their content vectors are those of `pinworld_simulation`. In the order in which the
-rest is drawn:
+Topics, pins and their content vectors are those of `world`. The rest, in this order:
 
   Words are made of syllables. Every root and every leaf has words of its own; colours, materials
     and patterns each stand for a direction of style; common words carry nothing. Brands and
     merchants have a root, a style and a price level.
-  Products belong to one leaf, with a popularity in it and a moment of creation drawn as a pin's.
-    Their style is a direction, their value a number: quality for the price.
+  Products are pins: the most popular one of every leaf, and others at random. What counts of a
+    product's style is its direction. Its value is a number: quality for the price.
   Texts tell a product's leaf well and its style weakly: title and description mix words of its
     leaf, its root and its looks with common ones. Looks are drawn from p(word) ∝ exp(2 style_word ·
     style), brand and merchant by their root, style and level. Any feature but the title may be
     missing.
   Images tell a product's style well and its leaf noisily: they show its leaf's topic and another
     one's, the same on all images of a product and of up to 1.5 times the weight.
-  Image queries are pins from before the start, and their vectors the pins'; they mean the pin's
-    leaf and its style's direction. Text queries are one to four words. What they mean follows from
-    the words: a leaf, a root or everything, and the mean direction of their words of style, if
-    any. Their vector is a noisy projection of that.
+  Image queries are pins from before the start, with the pin's vector. They mean the pin's leaf and
+    its style's direction. Text queries are one to four words. What they mean follows from the
+    words: a leaf, a root or everything, and the mean direction of their words of style, if any.
+    Their vector is a noisy projection of that.
   Engagements come at random times. Query and kind are drawn apart, the query by its popularity. A
     leaf is drawn from p(leaf | query): mostly its own, then its root's, then all, by popularity.
     A product of leaf k at time t is drawn from
       p(i | k, query, kind, t) ∝ popularity_i exp(3 style_i · style_query + b_kind value_i)
       [created_i <= t]   for i in k,
-    with b = 0 for the common kinds: the rare ones depend on value too.
+    with b = 0 for the common kinds: the rare ones depend on value too. A pin does not lead to
+    itself: where that is drawn, nothing happens.
 
-Whatever is large is drawn a chunk at a time. Every draw comes from
-`default_rng([seed, stream, chunk])`, so that a chunk does not depend on what was drawn before.
+Texts, images and engagements are drawn a chunk at a time, each from its `World.rng`.
 """
 
 import dataclasses
@@ -34,9 +33,8 @@ import functools
 
 import numpy as np
 
-from pinjax.data import pinworld_simulation as simulation
-from pinjax.data.pinshop_oracle import Oracle
-from pinjax.data.pinworld_simulation import CONTENT_DIM, END, START, STYLE_DIM
+from pinjax.data import pairs
+from pinjax.data.simulated.world import END, START, STYLE_DIM, LeafTable, World
 
 CHUNK = 4096  # products whose texts and images are drawn at a time
 ENGAGEMENT_CHUNK = 2**17  # engagements drawn at a time
@@ -50,10 +48,11 @@ BRANDS = 12  # of each root
 MERCHANTS = 6  # of each root
 CONSONANTS, VOWELS, CODAS = "bdfgklmnprstvz", "aeiou", ("", "", "n", "r", "l", "s")
 
-# Products: shares with 0, 1, ..., 20 images.
+# Images: shares of products with 0, 1, ..., 20.
 IMAGES = np.array([0.05, 0.25, 0.18, 0.13, 0.10] + [0.05] * 4 + [0.07 / 11] * 11 + [0.02])
 SCENE_WEIGHT = 1.5  # at most, of the other topic on a product's images; uniform from 0
 SCENE_NEAR = 0.7  # share of scenes whose other topic is of the product's root
+PIN_STYLE = np.float32(np.sqrt(STYLE_DIM))  # length of a pin's style in the mean
 
 # Texts: lengths, and shares of words of the leaf, of the root, of the looks, and common ones.
 TITLE_WORDS, TITLE_SHARES = (4, 10), (0.25, 0.15, 0.2, 0.4)
@@ -98,40 +97,16 @@ KINDS = ("click", "save", "add_to_cart", "checkout")
 KIND_SHARES = np.array([100, 35, 6, 2]) / 143
 STYLE_STRENGTH = 3.0  # log appeal is this times the cosine of styles: deviation 1 within a leaf
 VALUE_STRENGTH = np.array([0, 0, 0.7, 1.0])  # by kind; a product's value has deviation 1
-ENGAGEMENT = np.dtype(
-    [("query", np.int32), ("product", np.int32), ("kind", np.uint8), ("time", np.uint32)]
-)
+TASKS = tuple(f"{query}/{kind}" for query in ("image", "text") for kind in KINDS)
 
-# Streams of random numbers; the world's own is 0, as in `pinworld`.
+# Streams of random numbers.
 _WORDS, _PRODUCTS, _TEXTS, _IMAGES, _QUERIES, _ENGAGEMENTS = range(10, 16)
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """How large a shop is.
-
-    Attributes:
-      products: of the catalogue, at least one a leaf.
-      queries: of each kind, image and text.
-      engagements: of all kinds.
-      pins: of the world; one in six or so is too new to be a query.
-      roots: topics at the top of the tree.
-      leaves: topics at the bottom, a multiple of `roots`.
-    """
-
-    products: int
-    queries: int
-    engagements: int
-    pins: int
-    roots: int
-    leaves: int
-
-
-SIZES = {
-    "tiny": Size(300, 200, 5_000, pins=1_000, roots=6, leaves=24),
-    "small": Size(20_000, 20_000, 400_000, pins=25_000, roots=12, leaves=96),
-    "base": Size(300_000, 300_000, 10_000_000, pins=400_000, roots=35, leaves=350),
-}
+def direction(style: np.ndarray) -> np.ndarray:
+    """Styles of norm 1, float32 (n, STYLE_DIM); zeros stay zeros."""
+    norm = np.linalg.norm(style, axis=1, keepdims=True)
+    return style / np.where(norm > 0, norm, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +129,12 @@ class Makers:
 
     def draw(
         self, rng: np.random.Generator, root: np.ndarray, style: np.ndarray, value: np.ndarray
-    ) -> np.ndarray:
-        """Draws the names of some products' makers, text (n,)."""
+    ) -> list[str]:
+        """Draws the names of some products' makers."""
         appeal = np.log(self.popularity) + MAKER_ROOT * (root[:, None] == self.root)
         appeal += MAKER_STYLE * style @ self.style.T
         appeal -= ((value[:, None] - self.level) / MAKER_SPREAD) ** 2 / 2
-        return self.name[_draw_softmax(rng, appeal)]
+        return self.name[_draw_softmax(rng, appeal)].tolist()
 
 
 class Words:
@@ -222,27 +197,13 @@ class Words:
         begin = end - length
         return [" ".join(text[a:b]) for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
 
-    def intent(self, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What queries mean.
-
-        Args:
-          words: (queries, any), 0 where there are fewer.
-
-        Returns:
-          (topic, int32 (queries,), the narrowest of a query's words; style, float32 (queries,
-          STYLE_DIM), of norm 1, or zeros without a word of style).
-        """
-        style = self.style[words].sum(axis=1)
-        norm = np.linalg.norm(style, axis=1, keepdims=True)
-        return self.topic[words].min(axis=1).astype(np.int32), style / np.where(norm > 0, norm, 1)
-
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
     """Image queries, then text queries.
 
     Attributes:
-      pin: int64 (queries,), row of the world's pins, -1 for a text query.
+      pin: int32 (queries,), row of the world's pins, -1 for a text query.
       text: text (queries,), each once, empty for an image query.
       topic: int32 (queries,), what the query is about, numbered as `Words.topic`.
       style: float32 (queries, STYLE_DIM), of norm 1, or zeros where any will do.
@@ -259,69 +220,85 @@ class Queries:
 
 
 class Shop:
-    """A world's products, and the law by which they are chosen.
+    """A world's products, and what leads to them.
 
     Attributes:
-      size, seed: what it is a function of.
       world: topics and pins.
+      image_queries, text_queries, engagements: how many are drawn.
       words: the vocabulary.
-      ids: int64 (products,).
+      pin: int32 (products,), row of the world's pins, ascending.
       leaf: int32 (products,).
-      created: uint32 (products,), unix seconds.
-      popularity: float32 (products,), within the leaf, up to a factor.
       style: float32 (products, STYLE_DIM), of norm 1.
       value: float32 (products,), standard normal.
       images: int64 (products,), how many there are.
       leaf_chance: float64 (topics, leaves), where a query about a topic leads to.
-      topic_vector: float32 (topics, CONTENT_DIM), a topic's part of a content vector.
     """
 
-    def __init__(self, size: Size, seed: int = 0):
-        self.size, self.seed = size, seed
-        self.world = simulation.World(self.rng(0, 0), size.pins, size.roots, size.leaves)
-        self.words = Words(self.rng(_WORDS, 0), size.roots, size.leaves)
+    def __init__(
+        self, world: World, products: int, image_queries: int, text_queries: int, engagements: int
+    ):
+        self.world = world
+        self.image_queries, self.text_queries = image_queries, text_queries
+        self.engagements = engagements
+        leaf = np.arange(len(world.leaf_popularity))
+        leaves, roots = len(leaf), len(leaf) // world.leaves_per_root
+        self.words = Words(world.rng(_WORDS), roots, leaves)
 
-        rng = self.rng(_PRODUCTS, 0)
-        items = simulation.draw_items(rng, size.products, self.world.leaf_popularity)
-        self.leaf, self.popularity, self.created, order = items
-        self.ids = 2 * 10**9 + rng.permutation(size.products)
-        self.style = _draw_directions(rng, size.products)
-        self.value = rng.standard_normal(size.products, np.float32)
-        self.images = rng.choice(len(IMAGES), size=size.products, p=IMAGES)
+        rng = world.rng(_PRODUCTS)
+        top = world.popularity == world.popularity.max()  # of each leaf; they are old
+        others = rng.choice(np.flatnonzero(~top), size=products - leaves, replace=False)
+        self.pin = np.sort(np.r_[np.flatnonzero(top), others]).astype(np.int32)
+        self.leaf, self.style = world.leaf[self.pin], direction(world.style[self.pin])
+        self.value = rng.standard_normal(products, np.float32)
+        self.images = rng.choice(len(IMAGES), size=products, p=IMAGES)
 
-        leaf = np.arange(size.leaves)
-        root = size.leaves + leaf // self.world.leaves_per_root
-        everything = size.leaves + size.roots
-        members = np.zeros((everything + 1, size.leaves))
+        root, everything = leaves + leaf // world.leaves_per_root, leaves + roots
+        members = np.zeros((everything + 1, leaves))
         for topic in (leaf, root, everything):
-            members[topic, leaf] = self.world.leaf_popularity
+            members[topic, leaf] = world.leaf_popularity
         members /= members.sum(axis=1, keepdims=True)
-        parent = np.r_[root, np.arange(size.leaves, everything + 1)]
+        parent = np.r_[root, np.arange(leaves, everything + 1)]
         self.leaf_chance = OWN_LEAF * members + OWN_ROOT * members[parent] + ANYWHERE * members[-1]
-        self.topic_vector = (members @ self.world.topic).astype(np.float32)
+        self._topics = (members @ world.topic).astype(np.float32)
         self._cumulative_leaf = (
             np.cumsum(self.leaf_chance, axis=1) + np.arange(everything + 1)[:, None]
         ).ravel()
-        appeal = self.popularity * np.exp(VALUE_STRENGTH[:, None] * self.value)
-        self._table = simulation.LeafTable(appeal, self.leaf, order)
-
-    def rng(self, stream: int, chunk: int) -> np.random.Generator:
-        """The generator of a chunk of a stream."""
-        return np.random.default_rng([self.seed, stream, chunk])
+        chance = world.popularity[self.pin] * np.exp(VALUE_STRENGTH[:, None] * self.value)
+        self._table = LeafTable(chance, self.leaf, np.argsort(self.leaf, kind="stable"))
 
     @property
     def product_chunks(self) -> range:
         """The chunks of `draw_texts` and `draw_images`."""
-        return range(-(-self.size.products // CHUNK))
+        return range(-(-len(self.pin) // CHUNK))
 
     @property
     def engagement_chunks(self) -> range:
         """The chunks of `draw_engagements`."""
-        return range(-(-self.size.engagements // ENGAGEMENT_CHUNK))
+        return range(-(-self.engagements // ENGAGEMENT_CHUNK))
 
     @functools.cached_property
     def queries(self) -> Queries:
-        return _draw_queries(self)
+        rng, world = self.world.rng(_QUERIES), self.world
+        old = np.flatnonzero(world.created < START)
+        pin = rng.choice(old, size=self.image_queries, replace=False)
+        words = _draw_query_words(self, rng)
+        topic = self.words.topic[words].min(axis=1).astype(np.int32)  # the narrowest
+        style = direction(self.words.style[words].sum(axis=1))
+        vector = world.observe(rng, self._topics, topic, PIN_STYLE * style, QUERY_NOISE)
+        pin_popularity = world.leaf_popularity[world.leaf[pin]] * world.popularity[pin]
+        text_popularity = 1 / (1 + np.arange(self.text_queries) + TEXT_OFFSET)
+        texts = [" ".join(filter(None, row)) for row in self.words.text[words].tolist()]
+        return Queries(
+            pin=np.r_[pin, np.full(self.text_queries, -1)].astype(np.int32),
+            text=np.array([""] * self.image_queries + texts, object),
+            topic=np.r_[world.leaf[pin], topic],
+            style=np.r_[direction(world.style[pin]), style],
+            popularity=np.r_[
+                IMAGE_SHARE * pin_popularity / pin_popularity.sum(),
+                (1 - IMAGE_SHARE) * text_popularity / text_popularity.sum(),
+            ],
+            vector=np.r_[world.content[pin], vector],
+        )
 
     def choose(
         self,
@@ -331,41 +308,42 @@ class Shop:
         kind: np.ndarray,
         time: np.ndarray,
     ) -> np.ndarray:
-        """Draws p(product | topic and style of a query, kind, time), int64 (n,)."""
+        """Draws p(product | topic and style of a query, kind, time): row of pins, int32 (n,)."""
         place = np.searchsorted(
             self._cumulative_leaf[:-1], topic + rng.random(len(topic)), side="right"
         )
-        leaf = place % self.size.leaves
+        leaf = place % len(self.world.leaf_popularity)
 
         # Drawn by popularity and value, and thinned to the likeness of styles.
         products = np.empty(len(topic), np.int64)
         highest = np.linalg.norm(style, axis=1)
+        created = self.world.created[self.pin]
         pending = np.arange(len(topic))
         while len(pending):
             drawn = self._table.draw(rng, kind[pending], leaf[pending])
             products[pending] = drawn
             likeness = np.einsum("ns,ns->n", self.style[drawn], style[pending])
             chance = np.exp(STYLE_STRENGTH * (likeness - highest[pending]))
-            kept = (rng.random(len(pending)) < chance) & (self.created[drawn] <= time[pending])
+            kept = (rng.random(len(pending)) < chance) & (created[drawn] <= time[pending])
             pending = pending[~kept]
-        return products
+        return self.pin[products]
 
 
 def draw_texts(shop: Shop, chunk: int) -> dict[str, list[str]]:
     """The texts of a chunk of products, by name of the feature; empty where it is missing."""
-    rng, words, rows = shop.rng(_TEXTS, chunk), shop.words, _rows(chunk)
+    rng, words, rows = shop.world.rng(_TEXTS, chunk), shop.words, rows_of(chunk)
     leaf, style, value = shop.leaf[rows], shop.style[rows], shop.value[rows]
     root, count = leaf // shop.world.leaves_per_root, len(leaf)
 
     names = ("colours", "colours", "materials", "patterns")
     looks = np.stack([words.look(rng, name, style) for name in names], axis=1)
-    brand = words.brands.draw(rng, root, style, value).tolist()
-    merchant = words.merchants.draw(rng, root, style, value).tolist()
+    brand = words.brands.draw(rng, root, style, value)
+    merchant = words.merchants.draw(rng, root, style, value)
     title = _draw_sentences(words, rng, TITLE_WORDS, TITLE_SHARES, leaf, root, looks)
 
     # The first words of a root and a leaf are their names.
     category = np.stack([words.root + root * ROOT_WORDS, words.leaf + leaf * LEAF_WORDS], axis=1)
-    short = rng.random(count) < SHORT_CATEGORY
+    parts = np.where(rng.random(count) < SHORT_CATEGORY, 1, 2)
     colours = np.where(rng.random(count) < SECOND_COLOUR, 2, 1)
     sized = root % 2 == 0
     texts = {
@@ -376,24 +354,26 @@ def draw_texts(shop: Shop, chunk: int) -> dict[str, list[str]]:
         "merchant_domain": [f"{name}.com" for name in merchant],
         "link": [
             f"https://{name}.com/{'-'.join(text.split()[:3])}-{number}"
-            for name, text, number in zip(merchant, title, shop.ids[rows].tolist(), strict=True)
+            for name, text, number in zip(
+                merchant, title, shop.world.ids[shop.pin[rows]].tolist(), strict=True
+            )
         ],
         "category": [
-            names[0] if alone else " > ".join(names)
-            for names, alone in zip(words.text[category].tolist(), short.tolist(), strict=True)
+            " > ".join(names[:number])
+            for names, number in zip(words.text[category].tolist(), parts.tolist(), strict=True)
         ],
-        "product_type": words.text[words.of_leaf(rng, leaf)].tolist(),
+        "product_type": words.text[words.of_leaf(rng, leaf)],
         "brand": brand,
         "colours": words.join(looks[:, :2][np.arange(2) < colours[:, None]], colours),
-        "materials": words.text[looks[:, 2]].tolist(),
-        "patterns": words.text[looks[:, 3]].tolist(),
-        "size": np.where(sized, rng.choice(SIZE_WORDS, count), "").tolist(),
-        "size_type": np.where(sized, rng.choice(SIZE_TYPES, count), "").tolist(),
+        "materials": words.text[looks[:, 2]],
+        "patterns": words.text[looks[:, 3]],
+        "size": np.where(sized, rng.choice(SIZE_WORDS, count), ""),
+        "size_type": np.where(sized, rng.choice(SIZE_TYPES, count), ""),
     }
-    for name, share in FEATURES.items():
-        missing = rng.random(count) >= share
-        texts[name] = np.where(missing, "", np.array(texts[name], object)).tolist()
-    return texts
+    return {
+        name: np.where(rng.random(count) < share, np.array(texts[name], object), "").tolist()
+        for name, share in FEATURES.items()
+    }
 
 
 def draw_images(shop: Shop, chunk: int) -> np.ndarray:
@@ -402,22 +382,22 @@ def draw_images(shop: Shop, chunk: int) -> np.ndarray:
     Returns:
       float16 (sum of the chunk's `Shop.images`, CONTENT_DIM), of norm 1.
     """
-    rng, rows, world = shop.rng(_IMAGES, chunk), _rows(chunk), shop.world
+    rng, rows, world = shop.world.rng(_IMAGES, chunk), rows_of(chunk), shop.world
     leaf, style, images = shop.leaf[rows], shop.style[rows], shop.images[rows]
     near = rng.random(len(leaf)) < SCENE_NEAR
     per_root = world.leaves_per_root
     scene = leaf // per_root * per_root + rng.integers(per_root, size=len(leaf))
-    scene = np.where(near, scene, rng.integers(shop.size.leaves, size=len(leaf)))
+    scene = np.where(near, scene, rng.integers(len(world.topic), size=len(leaf)))
     weight = rng.uniform(0, SCENE_WEIGHT, (len(leaf), 1)).astype(np.float32)
-    topic = world.topic[leaf] + weight * world.topic[scene]
-    topic /= np.sqrt(1 + weight**2)
+    topics = world.topic[leaf] + weight * world.topic[scene]
+    topics /= np.sqrt(1 + weight**2)
     product = np.repeat(np.arange(len(leaf)), images)
-    return world.observe(rng, topic[product], _pin_style(style)[product]).astype(np.float16)
+    return world.observe(rng, topics, product, PIN_STYLE * style[product])
 
 
 def draw_engagements(shop: Shop, chunk: int) -> np.ndarray:
-    """A chunk of the engagements, `ENGAGEMENT` (n,), in order of time, as the chunks are."""
-    rng, queries, total = shop.rng(_ENGAGEMENTS, chunk), shop.queries, shop.size.engagements
+    """A chunk of the engagements, `pairs.PAIR` (n,), in order of time, as the chunks are."""
+    rng, queries, total = shop.world.rng(_ENGAGEMENTS, chunk), shop.queries, shop.engagements
     begin = chunk * ENGAGEMENT_CHUNK
     end = min(begin + ENGAGEMENT_CHUNK, total)
     count = end - begin
@@ -427,57 +407,16 @@ def draw_engagements(shop: Shop, chunk: int) -> np.ndarray:
     query = np.searchsorted(cumulative[:-1], rng.random(count), side="right")
     kind = rng.choice(len(KINDS), size=count, p=KIND_SHARES)
 
-    records = np.empty(count, ENGAGEMENT)
-    records["query"], records["kind"], records["time"] = query, kind, time
-    records["product"] = shop.choose(rng, queries.topic[query], queries.style[query], kind, time)
-    return records
+    made = np.empty(count, pairs.PAIR)
+    made["query"], made["time"] = query, time
+    made["task"] = kind + len(KINDS) * (queries.pin[query] < 0)
+    made["item"] = shop.choose(rng, queries.topic[query], queries.style[query], kind, time)
+    return made[made["item"] != queries.pin[query]]
 
 
-def make_oracle(shop: Shop) -> Oracle:
-    """The best ranking for the shop's queries."""
-    return Oracle(
-        leaf=shop.leaf,
-        created=shop.created,
-        popularity=shop.popularity,
-        style=shop.style,
-        value=shop.value,
-        query_topic=shop.queries.topic,
-        query_style=shop.queries.style,
-        query_popularity=shop.queries.popularity,
-        leaf_chance=shop.leaf_chance,
-        style_strength=STYLE_STRENGTH,
-        value_strength=VALUE_STRENGTH,
-    )
-
-
-def _draw_queries(shop: Shop) -> Queries:
-    rng, world, count = shop.rng(_QUERIES, 0), shop.world, shop.size.queries
-    pin = rng.choice(np.flatnonzero(world.created < START), size=count, replace=False)
-    pin_leaf, pin_style = world.leaf[pin], world.style[pin]
-    pin_popularity = world.leaf_popularity[pin_leaf] * world.popularity[pin]
-
-    words = _draw_query_words(shop, rng)
-    topic, style = shop.words.intent(words)
-    text_popularity = 1 / (1 + np.arange(count) + TEXT_OFFSET)
-    vector = np.empty((2 * count, CONTENT_DIM), np.float16)
-    vector[:count] = world.content[pin]
-    for start in range(0, count, 2**16):  # float32 vectors of all queries may not fit
-        rows = slice(start, start + 2**16)
-        vector[count:][rows] = world.observe(
-            rng, shop.topic_vector[topic[rows]], _pin_style(style[rows]), QUERY_NOISE
-        )
-    texts = [" ".join(filter(None, row)) for row in shop.words.text[words].tolist()]
-    return Queries(
-        pin=np.r_[pin, np.full(count, -1)],
-        text=np.array([""] * count + texts, object),
-        topic=np.r_[pin_leaf, topic],
-        style=np.r_[pin_style / np.linalg.norm(pin_style, axis=1, keepdims=True), style],
-        popularity=np.r_[
-            IMAGE_SHARE * pin_popularity / pin_popularity.sum(),
-            (1 - IMAGE_SHARE) * text_popularity / text_popularity.sum(),
-        ],
-        vector=vector,
-    )
+def rows_of(chunk: int) -> slice:
+    """The products of a chunk."""
+    return slice(chunk * CHUNK, (chunk + 1) * CHUNK)
 
 
 def _draw_query_words(shop: Shop, rng: np.random.Generator) -> np.ndarray:
@@ -489,8 +428,8 @@ def _draw_query_words(shop: Shop, rng: np.random.Generator) -> np.ndarray:
     words, leaf_popularity = shop.words, shop.world.leaf_popularity
     styles = np.arange(words.looks["colours"], words.common)
     found = np.empty((0, 4), np.int64)
-    while len(found) < shop.size.queries:
-        count = 2 * shop.size.queries
+    while len(found) < shop.text_queries:
+        count = 2 * shop.text_queries
         about = rng.choice(3, size=count, p=QUERY_TOPICS)
         leaf = rng.choice(len(leaf_popularity), size=count, p=leaf_popularity)
         root = leaf // shop.world.leaves_per_root
@@ -507,7 +446,7 @@ def _draw_query_words(shop: Shop, rng: np.random.Generator) -> np.ndarray:
             drawn[drawn[:, first] == drawn[:, second], second] = 0
         found = np.concatenate([found, drawn])
         found = found[np.sort(np.unique(found, axis=0, return_index=True)[1])]
-    return found[: shop.size.queries]
+    return found[: shop.text_queries]
 
 
 def _draw_sentences(
@@ -547,8 +486,7 @@ def _draw_words(rng: np.random.Generator, count: int) -> list[str]:
 
 def _draw_directions(rng: np.random.Generator, count: int) -> np.ndarray:
     """Draws directions of style, uniformly: float32 (count, STYLE_DIM), of norm 1."""
-    vectors = rng.standard_normal((count, STYLE_DIM), np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return direction(rng.standard_normal((count, STYLE_DIM), np.float32))
 
 
 def _draw_softmax(rng: np.random.Generator, appeal: np.ndarray) -> np.ndarray:
@@ -560,12 +498,3 @@ def _draw_rank(rng: np.random.Generator, count: int, size: int | tuple[int, ...]
     """Draws numbers below `count` by Zipf's law."""
     cumulative = np.cumsum(1 / (1 + np.arange(count)))
     return np.searchsorted(cumulative[:-1], cumulative[-1] * rng.random(size), side="right")
-
-
-def _pin_style(direction: np.ndarray) -> np.ndarray:
-    """A direction of style as long as a pin's style is in the mean."""
-    return np.float32(np.sqrt(STYLE_DIM)) * direction
-
-
-def _rows(chunk: int) -> slice:
-    return slice(chunk * CHUNK, (chunk + 1) * CHUNK)

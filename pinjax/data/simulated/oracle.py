@@ -1,0 +1,408 @@
+"""The best possible rankings of pinworld, from the latent state that the simulation knows.
+
+The oracle knows what each user cares about at a moment and how that goes on (`world`), what each
+query means and how products are chosen (`shop`), but not what users will do. No ranking made from
+the data can be expected to beat it. Asked for a user's next action, it also sees the actions just
+before, since what a session is about is no part of its state.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+from etils import epath
+from scipy import special
+
+from pinjax.data.simulated import shop as shop_lib
+from pinjax.data.simulated import world as world_lib
+
+FILE = "oracle.npz"
+
+_SESSION_BREAK = world_lib.HOUR  # a longer pause than any within a session, but for chance
+_QUERIES = 1024  # scored at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Expectation:
+    """The scores of all items for some requests, each a user at a moment.
+
+    Attributes:
+      taste: int (requests,), row of `appeal`.
+      rate: float64 (requests, leaves), the score of an item of the leaf per unit of its appeal.
+      leaf: int (items,).
+      appeal: float32 (tastes, items), within the item's leaf.
+    """
+
+    taste: np.ndarray
+    rate: np.ndarray
+    leaf: np.ndarray
+    appeal: np.ndarray
+
+    def of(self, request: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """The scores of items for requests, float32, of the broadcast shape of both."""
+        rate = self.rate.astype(np.float32)[request, self.leaf[item]]
+        return rate * self.appeal[self.taste[request], item]
+
+    def candidates(
+        self, index: np.ndarray, depth: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The items that may be among the best of some requests, and their scores.
+
+        Within a leaf the order is that of appeal, so the best of each leaf are enough.
+
+        Args:
+          index: bool (items,), the items that may be returned.
+          depth: results of a request.
+
+        Yields:
+          (requests (n,), items (m,), scores float32 (n, m)).
+        """
+        allowed = np.flatnonzero(index)
+        for taste in np.unique(self.taste):
+            order = np.lexsort((-self.appeal[taste, allowed], self.leaf[allowed]))
+            items = allowed[order]
+            place = np.arange(len(items)) - np.searchsorted(self.leaf[items], self.leaf[items])
+            items = items[place < depth]
+            requests = np.flatnonzero(self.taste == taste)
+            for start in range(0, len(requests), _QUERIES):
+                some = requests[start : start + _QUERIES]
+                yield some, items, self.of(some[:, None], items)
+
+
+@dataclasses.dataclass(frozen=True)
+class Oracle:
+    """Latent state of items, of the users of valid and test, and of queries.
+
+    Attributes:
+      leaf, created, popularity, style: of items, as in `world.World`.
+      tastes, leaf_popularity: likewise.
+      users: text (users,), ids.
+      taste: int (users,), row of `tastes`.
+      rate: float64 (users,), positive actions per second and unit of interest.
+      slow_leaf, slow_weight: (users, slots), slow interests; weights sum to 1.
+      burst_user, burst_leaf: int64 (bursts,), rows of `users`, ascending, and leaves.
+      burst_start, burst_end: float64 (bursts,), unix seconds.
+      product: int32 (products,), the items that are products, ascending.
+      value: float32 (products,).
+      query_item: int32 (queries,), the item that a query is, -1 for a text query.
+      query_topic: int32 (queries,), row of `leaf_chance`.
+      query_style: float32 (queries, style), of norm 1, or zeros where any will do.
+      query_popularity: float64 (queries,), sums to 1.
+      leaf_chance: float64 (topics, leaves), where a query about a topic leads to.
+    """
+
+    leaf: np.ndarray
+    created: np.ndarray
+    popularity: np.ndarray
+    style: np.ndarray
+    tastes: np.ndarray
+    leaf_popularity: np.ndarray
+    users: np.ndarray
+    taste: np.ndarray
+    rate: np.ndarray
+    slow_leaf: np.ndarray
+    slow_weight: np.ndarray
+    burst_user: np.ndarray
+    burst_leaf: np.ndarray
+    burst_start: np.ndarray
+    burst_end: np.ndarray
+    product: np.ndarray
+    value: np.ndarray
+    query_item: np.ndarray
+    query_topic: np.ndarray
+    query_style: np.ndarray
+    query_popularity: np.ndarray
+    leaf_chance: np.ndarray
+
+    @classmethod
+    def of(
+        cls, world: world_lib.World, shop: shop_lib.Shop, ids: list[str], users: world_lib.Users
+    ) -> "Oracle":
+        """The oracle of a world, of some of its users with their ids, and of its shop."""
+        of_world = ("leaf", "created", "popularity", "style", "tastes", "leaf_popularity")
+        of_users = ("taste", "slow_leaf", "slow_weight")
+        of_bursts = ("burst_user", "burst_leaf", "burst_start", "burst_end")
+        return cls(
+            **{name: getattr(world, name) for name in of_world},
+            **{name: getattr(users, name) for name in of_users + of_bursts},
+            rate=world_lib.POSITIVE_SHARE * users.rate,
+            users=np.array(ids),
+            product=shop.pin,
+            value=shop.value,
+            query_item=shop.queries.pin,
+            query_topic=shop.queries.topic,
+            query_style=shop.queries.style,
+            query_popularity=shop.queries.popularity,
+            leaf_chance=shop.leaf_chance,
+        )
+
+    def save(self, directory: epath.PathLike) -> None:
+        with (epath.Path(directory) / FILE).open("wb") as file:
+            np.savez(file, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+    @classmethod
+    def load(cls, directory: epath.PathLike) -> "Oracle":
+        with (epath.Path(directory) / FILE).open("rb") as file, np.load(file) as arrays:
+            return cls(**arrays)
+
+    # Users at moments.
+
+    def expect(
+        self,
+        users: list[str],
+        moments: np.ndarray,
+        horizon_seconds: int,
+        history: dict[str, np.ndarray] | None = None,
+    ) -> Expectation:
+        """Expected positive actions on items in (moment, moment + horizon], or the next one's item.
+
+        The daily and weekly rhythm is averaged out, so that a horizon of whole weeks is exact, and
+        a session that is under way, which is over within minutes. An item created within the
+        horizon takes its share of the leaf from then on.
+
+        Args:
+          users: their ids, (requests,), of the splits valid and test.
+          moments: int64 (requests,), unix seconds.
+          horizon_seconds: length of the window.
+          history: the last actions of each request, fields of `windows.history`. With it scores are
+            chances of the next action: that of a session under way, or else one in the horizon.
+
+        Raises:
+          KeyError: where a user is not known.
+        """
+        rows = np.array([self._row[user] for user in users], np.int64)
+        taste = self.taste[rows]
+        mass = self._mass(rows, moments, horizon_seconds)
+        if history is not None:
+            mass = self._next(rows, moments, history, mass / mass.sum(axis=1, keepdims=True))
+        # Requests of one taste and moment share what a leaf's items weigh together.
+        distinct, inverse = np.unique(np.stack([taste, moments]), axis=1, return_inverse=True)
+        total = self._total_appeal(*distinct, horizon_seconds)
+        return Expectation(taste, mass / total[inverse], self.leaf, self._appeal)
+
+    def scores(self, users: list[str], moment: int, horizon_seconds: int) -> np.ndarray:
+        """The scores of `expect` for all items at one moment, float32 (len(users), items).
+
+        They are 0 for an item that does not exist at the moment.
+        """
+        expected = self.expect(users, np.full(len(users), moment, np.int64), horizon_seconds)
+        scores = expected.of(np.arange(len(users))[:, None], np.arange(len(self.leaf)))
+        return np.where(self.created <= moment, scores, 0)
+
+    def expected_recall(self, moment: int, horizon_seconds: int, k: int = 10) -> float:
+        """What the oracle's own top k recalls of a user's distinct positives, on average.
+
+        Items that do not exist at `moment` are missed. The mean is over users weighted by their
+        chance to act, as a measured recall leaves out those without labels. Positives on an item
+        are taken as Poisson events of their own; that sessions cluster them costs 1 to 3 % of the
+        figure, on the low side.
+        """
+        choice = self.choice(moment, horizon_seconds)
+        everybody = np.arange(len(self.users))
+        moments = np.full(len(self.users), moment)
+        mass = self._mass(everybody, moments, horizon_seconds).astype(np.float32)
+        positives = mass.sum(axis=1)
+        recalls = np.empty(len(self.users))
+        chunk = max(1, 2**22 // len(self.leaf))
+        for start in range(0, len(self.users), chunk):
+            rows = slice(start, start + chunk)
+            expected = np.take(mass[rows], self.leaf, axis=1) * choice[self.taste[rows]]
+            new = positives[rows] - expected.sum(axis=1)  # too rare to meet one twice
+            chance = -np.expm1(-expected)
+            best = np.partition(chance, -k, axis=1)[:, -k:].sum(axis=1)
+            recalls[rows] = best / (chance.sum(axis=1) + new)
+        return float(np.average(recalls, weights=-np.expm1(-positives)))
+
+    def choice(self, moment: int, horizon: int) -> np.ndarray:
+        """p(item | leaf, taste), float32 (tastes, items); 0 where not created at `moment`."""
+        tastes = np.arange(len(self.tastes))
+        total = self._total_appeal(tastes, np.full(len(tastes), moment), horizon)
+        chance = self._appeal / total.astype(np.float32)[:, self.leaf]
+        return np.where(self.created <= moment, chance, 0)
+
+    # Queries.
+
+    def query_scores(
+        self, queries: np.ndarray, kind: int, moment: int, horizon_seconds: int
+    ) -> np.ndarray:
+        """p(item | query, kind) of an engagement at a random time in [moment, moment + horizon).
+
+        Exact: within a leaf, what all chances are divided by is constant from one product's
+        creation to the next.
+
+        Args:
+          queries: int (n,), rows of queries.
+          kind: row of `shop.KINDS`.
+          moment: unix seconds.
+          horizon_seconds: length of the window.
+
+        Returns:
+          float32 (n, items), 0 for an item that is no product, that is created after the window, or
+          that the query itself is. Rows sum to the chance that a query does not lead to itself.
+        """
+        order = self.product[np.lexsort((self.created[self.product], self.leaf[self.product]))]
+        leaf, created = self.leaf[order], self.created[order].astype(np.float64)
+        end = moment + horizon_seconds
+
+        # A product is the newest of its leaf from its creation until the next one's. Those that
+        # ever are within the window end a step; all up to them share a step's chances.
+        last = np.append(leaf[1:] != leaf[:-1], True)
+        start = np.clip(created, moment, end)
+        newest = np.where(last, end, np.append(start[1:], end)) - start
+        steps = np.flatnonzero(newest)
+        step_leaf = leaf[steps]
+        step = np.minimum(np.searchsorted(steps, np.arange(len(leaf))), len(steps) - 1)
+
+        value = self.value[np.searchsorted(self.product, order)]
+        base = np.log(self.popularity[order]) + float(shop_lib.VALUE_STRENGTH[kind]) * value
+        base = np.where(created < end, base, -np.inf)
+        style = shop_lib.STYLE_STRENGTH * shop_lib.direction(self.style[order])
+        weight = np.exp(self.query_style[queries] @ style.T + base)
+        sums = _cumulative(weight)
+        total = sums[:, steps + 1] - sums[:, np.searchsorted(leaf, step_leaf)]
+        sums = _cumulative(newest[steps] / total)
+        after = np.searchsorted(step_leaf, step_leaf, side="right")
+        chance = (sums[:, after] - sums[:, :-1]) / horizon_seconds  # for each unit of weight
+        chance *= self.leaf_chance[self.query_topic[queries]][:, step_leaf]
+
+        scores = np.zeros((len(queries), len(self.leaf)), np.float32)
+        scores[:, order] = weight * np.take(chance.astype(np.float32), step, axis=1)
+        itself = self.query_item[queries]
+        row = np.flatnonzero(itself >= 0)
+        scores[row, itself[row]] = 0
+        return scores
+
+    def task_scores(self, queries: np.ndarray, task: int) -> np.ndarray:
+        """The scores of `query_scores` after training, for a row of `shop.TASKS`."""
+        kind, horizon = task % len(shop_lib.KINDS), world_lib.END - world_lib.TRAIN_END
+        return self.query_scores(queries, kind, world_lib.TRAIN_END, horizon)
+
+    def query_recall(
+        self, queries: np.ndarray, kind: int, moment: int, horizon_seconds: int, k: int = 10
+    ) -> float:
+        """The chance that an engagement's item is in the oracle's own top k.
+
+        The index is all items, those created within the window included. The arguments are those
+        of `query_scores`.
+        """
+        found, total = np.empty((2, len(queries)))
+        chunk = max(1, 2**21 // len(self.leaf))
+        for begin in range(0, len(queries), chunk):
+            rows = slice(begin, begin + chunk)
+            scores = self.query_scores(queries[rows], kind, moment, horizon_seconds)
+            found[rows] = np.partition(scores, -k, axis=1)[:, -k:].sum(axis=1)
+            total[rows] = scores.sum(axis=1)
+        popularity = self.query_popularity[queries]
+        return float(popularity @ found / (popularity @ total))
+
+    # How users' interests go on.
+
+    @functools.cached_property
+    def _row(self) -> dict[str, int]:
+        return {user: row for row, user in enumerate(self.users.tolist())}
+
+    @functools.cached_property
+    def _appeal(self) -> np.ndarray:
+        return world_lib.appeal(self.popularity, self.style, self.tastes)
+
+    def _total_appeal(self, taste: np.ndarray, moments: np.ndarray, horizon: int) -> np.ndarray:
+        """What the items of a leaf weigh together, float64 (len(taste), leaves).
+
+        An item that is created after the moment weighs the share of the horizon that it is there.
+        """
+        leaves = len(self.leaf_popularity)
+        created = self.created.astype(np.float64)
+        old = created <= moments.min()
+        weights = [row[old] for row in self._appeal]
+        total = np.stack([np.bincount(self.leaf[old], row, leaves) for row in weights])[taste]
+        new = np.flatnonzero(~old & (created < moments.max() + horizon))
+        new = new[np.argsort(self.leaf[new], kind="stable")]
+        if not len(new):
+            return total
+        first = np.flatnonzero(np.diff(self.leaf[new], prepend=-1))
+        for start in range(0, len(taste), _QUERIES):
+            some = slice(start, start + _QUERIES)
+            there = np.clip((moments[some, None] + horizon - created[new]) / horizon, 0, 1)
+            there *= self._appeal[taste[some, None], new]
+            total[some, self.leaf[new][first]] += np.add.reduceat(there, first, axis=1)
+        return total
+
+    def _mass(self, rows: np.ndarray, moments: np.ndarray, horizon: int) -> np.ndarray:
+        """Expected positives of users (requests,) in leaves: float64 (requests, leaves)."""
+        # Lengths are exponential: what is left of a burst does not depend on its age.
+        left = world_lib.BURST_SECONDS * -np.expm1(-horizon / world_lib.BURST_SECONDS)
+        slow, bursts = self._interests(rows, moments)
+        bursts *= left
+        later = world_lib.BURST_RATE * world_lib.BURST_SECONDS * (horizon - left)
+        bursts += world_lib.BURST_WEIGHT * later * self.leaf_popularity
+        total = horizon + bursts.sum(axis=1, keepdims=True)
+        mass = (1 - world_lib.STRAY) * (horizon * slow + bursts) + world_lib.STRAY * total * slow
+        return self.rate[rows, None] * mass
+
+    def _interests(self, rows: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What users care about, slowly and in bursts, each float64 (requests, leaves)."""
+        slow, bursts = np.zeros((2, len(rows), len(self.leaf_popularity)))
+        request = np.arange(len(rows))
+        np.add.at(slow, (request[:, None], self.slow_leaf[rows]), self.slow_weight[rows])
+
+        first = np.searchsorted(self.burst_user, rows)
+        count = np.searchsorted(self.burst_user, rows, "right") - first
+        request = np.repeat(request, count)
+        burst = np.arange(len(request)) + np.repeat(first - np.cumsum(count) + count, count)
+        moments = moments[request]
+        on = (self.burst_start[burst] <= moments) & (moments < self.burst_end[burst])
+        leaf = self.burst_leaf[burst[on]]
+        np.add.at(bursts, (request[on], leaf), world_lib.BURST_WEIGHT)
+        return slow, bursts
+
+    def _next(
+        self,
+        rows: np.ndarray,
+        moments: np.ndarray,
+        history: dict[str, np.ndarray],
+        later: np.ndarray,
+    ) -> np.ndarray:
+        """The leaf of the next positive action: a chance, float64 (requests, leaves).
+
+        Lengths of sessions are geometric, so an action is followed by another one of its session
+        with the same chance each time; the longer the pause since, the less so.
+
+        Args:
+          rows: of the users.
+          moments: unix seconds.
+          history: the last actions up to then, fields of (requests, length).
+          later: the same chance where no session is under way.
+        """
+        slow, bursts = self._interests(rows, moments)
+        time, there = history["time"].astype(np.int64), history["item"] >= 0
+        close = np.diff(time, axis=1) <= _SESSION_BREAK
+        same = np.ones(time.shape, bool)
+        same[:, :-1] = np.logical_and.accumulate(close[:, ::-1], axis=1)[:, ::-1]
+
+        # What the session is about, by Bayes' rule: an action is wanted, and then on its leaf or
+        # straying to a slow interest, or it is unwanted, and on any leaf.
+        request, column = np.nonzero(same & there)
+        leaf = self.leaf[history["item"][request, column]]
+        kind = (history[name][request, column] for name in ("surface", "action", "duration"))
+        wanted, stray = world_lib.wanted_share(*kind), world_lib.STRAY
+        elsewhere = wanted * stray * slow[request, leaf]
+        elsewhere += (1 - wanted) * self.leaf_popularity[leaf]
+        about = np.log(slow + bursts + 1e-6 * self.leaf_popularity)
+        ratio = np.log1p(wanted * (1 - stray) / np.maximum(elsewhere, 1e-9))
+        np.add.at(about, (request, leaf), ratio)
+        about = special.softmax(about, axis=1)
+
+        pause = np.maximum(moments - time[:, -1], 1) / world_lib.GAP_SECONDS
+        goes_on = (1 - 1 / world_lib.SESSION_ACTIONS) * special.ndtr(-np.log(pause))
+        goes_on = np.where(there[:, -1], goes_on, 0)
+        goes_on = (goes_on / (goes_on + 1 / world_lib.SESSION_ACTIONS))[:, None]
+        session = (1 - stray) * about + stray * slow
+        return goes_on * session + (1 - goes_on) * later
+
+
+def _cumulative(values: np.ndarray) -> np.ndarray:
+    """Sums of what comes before each column, and of all: float64 (rows, columns + 1)."""
+    sums = np.zeros((len(values), values.shape[1] + 1))
+    np.cumsum(values, axis=1, dtype=np.float64, out=sums[:, 1:])
+    return sums

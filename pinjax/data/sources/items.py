@@ -1,0 +1,340 @@
+"""Tables of items and of queries: read, looked up in further files, and checked.
+
+No bad row is tolerated here.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import duckdb
+from ml_collections import ConfigDict
+
+from pinjax.data.sources import reading
+from pinjax.data.sources.reading import File, literal, name_of
+from pinjax.errors import InputError
+
+_LARGEST, _LEAST = 65_504, 2.0**-14  # of float16, with all of its bits
+_LISTS = re.compile(r"(?:[A-Z]*INT[A-Z]*|FLOAT|DOUBLE|DECIMAL\(.*\))((?:\[\d*\]){1,2})")
+
+# SQL of the images of an item of `given` that are not zero.
+SHOWN = (
+    "list_filter(coalesce(g.images, []), "
+    "lambda v: list_max(list_transform(v, lambda x: abs(x))) > 0)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """The files of items.
+
+    Attributes:
+      main: those of the table itself.
+      sides: those in which something is looked up, by name.
+    """
+
+    main: Sequence[File]
+    sides: Mapping[str, Sequence[File]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """Something that is known of an item: its name in `given`, and the user's column for it."""
+
+    name: str
+    column: str
+
+
+def _fields(config: ConfigDict) -> list[_Field]:
+    catalogue = config.catalogue
+    named = [(name, catalogue[name]) for name in ("created", "topic", "content", "images", "tags")]
+    named += [(f"text {feature}", column) for feature, column in catalogue.texts]
+    return [_Field(name, column) for name, column in named if column]
+
+
+def described(config: ConfigDict) -> str:
+    """SQL of whether an item of `given` has a text or an image, or the map names neither."""
+    has = [f"coalesce(g.{name_of(f'text {name}')}, '') <> ''" for name, _ in config.catalogue.texts]
+    has += [f"len({SHOWN}) > 0"] if config.catalogue.images else []
+    return " OR ".join(has) or "true"
+
+
+def open_sources(
+    connection: duckdb.DuckDBPyConnection,
+    main: Sequence[str],
+    others: Mapping[str, Sequence[str]],
+    config: ConfigDict,
+) -> Sources:
+    """Opens the files of items.
+
+    Args:
+      connection: of `reading.database`.
+      main: paths of the table itself.
+      others: paths by name.
+      config: a column map.
+
+    Raises:
+      InputError: for wrong files.
+    """
+    if set(others) != set(config.sides):
+        given, expected = (", ".join(names) or "nothing" for names in (others, config.sides))
+        raise InputError(f"--items has {given} after {main[0]}; expected {expected}")
+    wanted: dict[str, list[str]] = {name: [side.id] for name, side in config.sides.items()}
+    own = [config.catalogue.id, *(side.on for side in config.sides.values())]
+    for field in _fields(config):
+        name, column = _place(field.column, config)
+        (wanted[name] if name else own).append(column)
+    files = reading.open_files(connection, main, own, config.catalogue)
+    sides = {
+        name: reading.open_files(connection, others[name], columns, config.sides[name])
+        for name, columns in wanted.items()
+    }
+    return Sources(files, sides)
+
+
+def _place(column: str, config: ConfigDict) -> tuple[str, str]:
+    """(name of the side or "", column there)."""
+    name, dot, rest = column.partition(".")
+    return (name, rest) if dot and name in config.sides else ("", column)
+
+
+def read(
+    connection: duckdb.DuckDBPyConnection, sources: Sources, integers: bool, config: ConfigDict
+) -> None:
+    """Makes the table `given` of one row an item, and the table `tags` of items and their tags.
+
+    The columns of `given` are id and the names of `_fields`, without tags.
+
+    Raises:
+      InputError: naming a row that is wrong.
+    """
+    catalogue, fields = config.catalogue, _fields(config)
+    keys = {
+        name: all(
+            [reading.are_integers(connection, file, side.on) for file in sources.main]
+            + [reading.are_integers(connection, file, side.id) for file in sources.sides[name]]
+        )
+        for name, side in config.sides.items()
+    }
+    selects = []
+    for number, file in enumerate(sources.main):
+        values = [f"{number} AS file", "row", f"{reading.ids(catalogue.id, integers)} AS id"]
+        for name, side in config.sides.items():
+            values.append(f"{reading.ids(side.on, keys[name])} AS {name_of(f'key {name}')}")
+        values += [
+            _value(file, field, config) for field in fields if not _place(field.column, config)[0]
+        ]
+        selects.append(f"SELECT {', '.join(values)} FROM {file.relation}")
+    joined = f"({' UNION ALL '.join(selects)}) m"
+    for name in config.sides:
+        table = _side(connection, sources.sides[name], name, keys[name], fields, config)
+        joined += f" LEFT JOIN {table} ON m.{name_of(f'key {name}')} = {table}.key"
+    columns = ", ".join(["file", "row", "id", *(name_of(field.name) for field in fields)])
+    matches = [
+        f", {name_of(f'key {name}')} IS NOT NULL AND {_side_name(name)}.key IS NULL AS "
+        f"{name_of(f'lacks {name}')}"
+        for name in config.sides
+    ]
+    connection.execute(
+        f"CREATE TABLE item_rows AS SELECT {columns}{''.join(matches)} FROM {joined}"
+    )
+
+    def refuse(condition: str, column: str, expected: str, name: str = "") -> None:
+        _refuse(connection, "item_rows", sources.main, condition, column, expected, name)
+
+    refuse("id IS NULL", catalogue.id, "an item's id")
+    tag_rows = catalogue.tags and not catalogue.tag_separator
+    lists = tag_rows and sources.main[0].types.get(catalogue.tags, "").endswith("[]")
+    if not catalogue.repeats and (lists or not tag_rows):
+        again = "row_number() OVER (PARTITION BY id ORDER BY file, row) > 1"
+        repeated = f"(file, row) IN (SELECT (file, row) FROM item_rows QUALIFY {again})"
+        refuse(repeated, catalogue.id, "each item once")
+    for name, side in config.sides.items():
+        if not side.partial:
+            where = ", ".join(file.path for file in sources.sides[name])
+            refuse(name_of(f"lacks {name}"), side.on, f"an id of {where}")
+    for field in fields:
+        if field.name == "created":
+            outside = f"created = -1 OR created NOT BETWEEN 0 AND {reading.LATEST - 1}"
+            refuse(outside, field.column, "a moment from 1970 to 2106", field.name)
+        if field.name in ("content", "images"):
+            refuse_vectors(connection, "item_rows", sources.main, field.name, field.column)
+    if catalogue.tags:
+        _tags(connection, catalogue.tag_separator, lists)
+    kept = ", ".join(["id", *(name_of(f.name) for f in fields if f.name != "tags")])
+    connection.execute(
+        f"CREATE TABLE given AS SELECT {kept} FROM item_rows "
+        "QUALIFY row_number() OVER (PARTITION BY id ORDER BY file, row) = 1"
+    )
+    connection.execute("DROP TABLE item_rows")
+
+
+def _side_name(name: str) -> str:
+    return name_of(f"side {name}")
+
+
+def _side(
+    connection: duckdb.DuckDBPyConnection,
+    files: Sequence[File],
+    name: str,
+    integers: bool,
+    fields: Sequence[_Field],
+    config: ConfigDict,
+) -> str:
+    """The name of a table of what is looked up in some files, by `key`."""
+    side, table, selects = config.sides[name], _side_name(name), []
+    for number, file in enumerate(files):
+        values = [f"{number} AS file", "row", f"{reading.ids(side.id, integers)} AS key"]
+        values += [
+            _value(file, field, config)
+            for field in fields
+            if _place(field.column, config)[0] == name
+        ]
+        selects.append(f"SELECT {', '.join(values)} FROM {file.relation}")
+    connection.execute(f"CREATE TABLE {table} AS {' UNION ALL '.join(selects)}")
+    _refuse(connection, table, files, "key IS NULL", side.id, "an id")
+    again = "row_number() OVER (PARTITION BY key ORDER BY file, row) > 1"
+    repeated = f"(file, row) IN (SELECT (file, row) FROM {table} QUALIFY {again})"
+    _refuse(connection, table, files, repeated, side.id, "each id once")
+    for column in ("file", "row"):
+        connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    return table
+
+
+def _value(file: File, field: _Field, config: ConfigDict) -> str:
+    """SQL of what is known of an item: of its date -1 where it cannot be read."""
+    _, column = _place(field.column, config)
+    match field.name:
+        case "created":
+            moment = reading.moment(file, column, config.catalogue.created_unit)
+            value = f"CASE WHEN {name_of(column)} IS NOT NULL THEN coalesce({moment}, -1) END"
+        case "content" | "images":
+            value = vectors(file, column)
+        case "tags" if file.type_of(column) == "VARCHAR[]":
+            value = name_of(column)
+        case _:
+            value = reading.text(file, column)
+    return f"{value} AS {name_of(field.name)}"
+
+
+def vectors(file: File, column: str) -> str:
+    """SQL of a column of vectors, or of lists of them, as lists of vectors.
+
+    Raises:
+      InputError: for a column of another type.
+    """
+    lists = _LISTS.fullmatch(file.type_of(column))
+    if not lists:
+        raise file.unfit(column, "lists of numbers")
+    name = name_of(column)
+    single = lists[1].count("[") == 1
+    value = f"CASE WHEN {name} IS NOT NULL THEN [{name}] END" if single else name
+    return f"CAST({value} AS FLOAT[][])"
+
+
+def refuse_vectors(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    files: Sequence[File],
+    name: str,
+    column: str,
+    zeros: bool = True,
+) -> None:
+    """Refuses vectors of other lengths than the first, and numbers that float16 does not hold.
+
+    Args:
+      connection: with the table.
+      table: with columns file and row.
+      files: that it was read from.
+      name: of the column of lists of vectors in it.
+      column: the user's name for it.
+      zeros: whether a vector may be missing or zero.
+    """
+    first = connection.execute(
+        f"SELECT len({name}[1]) FROM {table} WHERE len({name}) > 0 ORDER BY file, row LIMIT 1"
+    ).fetchone()
+    if not (first and first[0]):
+        paths = ", ".join(file.path for file in files)
+        raise InputError(f"{paths}: {column} has no numbers; expected a vector in the first row")
+    odd = f"lambda x: x IS NULL OR NOT isfinite(x) OR abs(x) > {_LARGEST}"
+    size = "list_max(list_transform(v, lambda x: abs(x)))"
+    bad = (
+        f"lambda v: v IS NULL OR len(v) <> {first[0]} OR len(list_filter(v, {odd})) > 0 "
+        f"OR ({size} > 0 AND {size} < {_LEAST!r})" + ("" if zeros else f" OR {size} = 0")
+    )
+    condition = f"len(list_filter({name}, {bad})) > 0" + ("" if zeros else f" OR {name} IS NULL")
+    each = " an image" if name == "images" else ""
+    rest = "" if zeros else ", not all of them 0"
+    expected = (
+        f"{first[0]} finite numbers{each} as in the first row{rest}, the largest in size from "
+        f"{_LEAST:.2g} to {_LARGEST:,}"
+    )
+    _refuse(connection, table, files, condition, column, expected, name)
+    if zeros:
+        some = f"len(list_filter({name}, lambda v: {size} > 0)) > 0"
+        (found,) = connection.execute(f"SELECT bool_or({some}) FROM {table}").fetchone()
+        if not found:
+            paths = ", ".join(file.path for file in files)
+            raise InputError(f"{paths}: {column} is 0 or null in all rows; expected vectors")
+
+
+def _refuse(
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    files: Sequence[File],
+    condition: str,
+    column: str,
+    expected: str,
+    name: str = "",
+) -> None:
+    """Raises an InputError that names the first row of a table where a condition holds.
+
+    Its value is that of the user's column, or, where that was looked up in another file, of the
+    table's column `name`.
+    """
+    bad, first = connection.execute(
+        f"SELECT count(*), min((file, row)) FROM {table} WHERE {condition}"
+    ).fetchone()
+    if bad:
+        (rows,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+        number, row = first.values() if isinstance(first, dict) else first
+        share = f"{bad} of {rows} rows are bad, tolerance is 0"
+        if column not in files[number].types:  # it was looked up
+            value = connection.sql(
+                f"SELECT {name_of(name)} FROM {table} WHERE file = {number} AND row = {row}"
+            )
+            raise reading.bad_value(files[number], row, column, value, expected, share)
+        raise reading.bad_row(connection, files[number], row, column, expected, share)
+
+
+def _tags(connection: duckdb.DuckDBPyConnection, separator: str, lists: bool) -> None:
+    tag = "unnest(tags)" if lists else "tags"
+    if separator and not lists:
+        tag = f"unnest(string_split(tags, {literal(separator)}))"
+    connection.execute(
+        f"CREATE TABLE tags AS SELECT DISTINCT id, trim(tag) AS tag FROM "
+        f"(SELECT id, {tag} AS tag FROM item_rows) WHERE trim(tag) <> ''"
+    )
+
+
+def read_queries(
+    connection: duckdb.DuckDBPyConnection, files: Sequence[File], config: ConfigDict
+) -> None:
+    """Makes the table `own_vectors` of texts of searches, or ids of items as text, and vectors.
+
+    Raises:
+      InputError: naming a row that is wrong.
+    """
+    queries = config.queries
+    selects = [
+        f"SELECT {number} AS file, row, {reading.trimmed(file, queries.id)} AS id, "
+        f"{vectors(file, queries.vector)} AS vector FROM {file.relation}"
+        for number, file in enumerate(files)
+    ]
+    connection.execute(f"CREATE TABLE own_vectors AS {' UNION ALL '.join(selects)}")
+    expected = "the text of a search or an item's id"
+    _refuse(connection, "own_vectors", files, "id IS NULL", queries.id, expected)
+    again = "row_number() OVER (PARTITION BY id ORDER BY file, row) > 1"
+    repeated = f"(file, row) IN (SELECT (file, row) FROM own_vectors QUALIFY {again})"
+    _refuse(connection, "own_vectors", files, repeated, queries.id, "each query once")
+    refuse_vectors(connection, "own_vectors", files, "vector", queries.vector, zeros=False)
