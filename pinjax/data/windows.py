@@ -6,7 +6,8 @@ its flat index, and `time_keys` sorts actions of all users at once by (user, tim
 """
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from pinjax.errors import InputError
 
 OBJECTIVES = ("next_action", "sasrec", "all_action", "dense_all_action")
 
+_PLAIN = r'[^\s,">](?:[^,">]*[^\s,">])?'
+_ENTRY = re.compile(rf'\s*(?:"((?:[^"]|"")*)"|({_PLAIN})?)\s*(?:>=\s*([^,]*?))?\s*(?:,|$)')
 _PADDING = np.array((-1, 0, 0.0, 0, 0), timelines.ACTION)
 _NEVER = np.iinfo(np.int64).max
 _USER_STRIDE = 2**34  # more than any time plus any horizon: keys of two users never mix
@@ -36,7 +39,7 @@ class Positives:
 
     @classmethod
     def create(cls, spec: Spec, positives: str, surfaces: str) -> "Positives":
-        """From names, separated by commas.
+        """From names, separated by commas; in quotes where they hold commas or outer spaces.
 
         Args:
           spec: of the data set, for its vocabularies.
@@ -48,17 +51,16 @@ class Positives:
           InputError: for a name that is not in the data set's vocabulary.
         """
         min_seconds = np.full(len(spec.actions), np.inf, np.float32)
-        for entry in _split(positives):
-            name, _, seconds = (part.strip() for part in entry.partition(">="))
+        for name, seconds in _entries(positives):
             row = _row(spec.name, "action", spec.actions, name)
             try:
                 min_seconds[row] = float(seconds or 0)
             except ValueError:
                 raise InputError(
-                    f"data.positives: {entry!r} is neither a type nor type>=seconds"
+                    f"data.positives: {name!r}>={seconds!r} is neither a type nor type>=seconds"
                 ) from None
         counts = np.full(len(spec.surfaces), not surfaces)
-        for name in _split(surfaces):
+        for name, _ in _entries(surfaces):
             counts[_row(spec.name, "surface", spec.surfaces, name)] = True
         return cls(min_seconds, counts)
 
@@ -68,8 +70,26 @@ class Positives:
         return long_enough & self.surfaces[records["surface"]]
 
 
-def _split(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
+def _entries(text: str) -> Iterator[tuple[str, str | None]]:
+    """Names and what stands behind ">=", if anything does."""
+    end = 0
+    while end < len(text):
+        match = _ENTRY.match(text, end)
+        if not match:
+            raise InputError(f"{text!r}: expected names with commas between, in quotes if need be")
+        quoted, plain, seconds = match.groups()
+        end = match.end()
+        name = plain if quoted is None else quoted.replace('""', '"')
+        if name:
+            yield name, seconds
+
+
+def join(names: Sequence[str]) -> str:
+    """Names as `Positives.create` takes them."""
+    return ", ".join(
+        name if re.fullmatch(_PLAIN, name) else '"' + name.replace('"', '""') + '"'
+        for name in names
+    )
 
 
 def _row(dataset: str, kind: str, vocabulary: Sequence[str], name: str) -> int:
