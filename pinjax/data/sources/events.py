@@ -20,6 +20,7 @@ from pinjax.errors import InputError
 SECOND = 1_000_000  # in microseconds
 _EARLY = 94_694_400 * SECOND  # 1973: what a moment in s reads as in ms is before it
 _ROWS_A_SHARD = 2**20
+_FILE = 2**40  # places in a file
 _GOOD, _TOO_EARLY, _TOO_LITTLE = 0, -1, -2  # states of a row; from 1 on: what is bad
 
 
@@ -28,7 +29,8 @@ class Log:
     """A log whose usable rows are the view `events` of a database.
 
     Its columns are user, item, time (us), duration (s), action, surface, query, grp, position,
-    tests, file, row and shard; those that the map does not name are null.
+    tests, place and shard; those that the map does not name are null. Places are in order of files
+    and rows: see `place_of`.
 
     Attributes:
       shards: how many there are.
@@ -52,6 +54,11 @@ class _Check:
     column: str
     expected: str
     holds: str
+
+
+def place_of(place: int) -> tuple[int, int]:
+    """The number of the file and of the row in it."""
+    return divmod(place, _FILE)
 
 
 def columns(config: ConfigDict) -> list[str]:
@@ -97,7 +104,8 @@ def stage(
     target = literal(str(directory / "events"))
     connection.execute(
         f"COPY (SELECT *, {shard} AS shard FROM ({' UNION ALL '.join(selects)})) TO {target} "
-        "(FORMAT parquet, PARTITION_BY (shard), COMPRESSION lz4)"
+        "(FORMAT parquet, PARTITION_BY (shard), COMPRESSION uncompressed, "
+        "DICTIONARY_SIZE_LIMIT 1000)"
     )
     connection.execute(
         f"CREATE VIEW staged AS SELECT * FROM read_parquet({target} || '/*/*.parquet')"
@@ -187,7 +195,7 @@ def _select(
         "tests": config.split.column and _tests(file, config),
     }
     values = [f"{value or 'NULL'} AS {name_of(name)}" for name, value in fields.items()]
-    values += [f"{number} AS file", "row", f"CASE {cases} ELSE {_GOOD} END AS state"]
+    values += [f"{number} * {_FILE} + row AS place", f"CASE {cases} ELSE {_GOOD} END AS state"]
     return f"SELECT {', '.join(values)} FROM {file.relation}"
 
 
@@ -248,8 +256,8 @@ def _report(
     """
     report = {"rows read": sum(file.rows for file in files)}
     found = connection.execute(
-        "SELECT file, state, time < $since AS early, count(*), min(row) FROM staged "
-        "GROUP BY ALL ORDER BY ALL".replace("$since", str(since))
+        f"SELECT place // {_FILE} AS file, state, time < {since} AS early, count(*), "
+        f"min(place % {_FILE}) FROM staged GROUP BY ALL ORDER BY ALL"
     ).fetchall()
     for number, file in enumerate(files):
         bad: list[tuple[int, int, _Check]] = []  # (first row, how many, check)

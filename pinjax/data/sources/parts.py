@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from ml_collections import ConfigDict
 
 from pinjax.data import pairs, parquet, timelines
@@ -86,8 +85,8 @@ def write_timelines(
       InputError: where a split has no user.
     """
     split, one_out = config.split, config.split.kind == "leave_one_out"
-    counts, actions = np.zeros(items, np.int64), 0
-    report = {"repeated rows dropped": 0, "users with too few actions": 0}
+    counts = np.zeros(items, np.int64)
+    report = {"repeated rows dropped": 0, "users with too few actions": 0, "actions": 0}
     most = 0
     with timelines.writer(directory) as writer:
         for shard in range(log.shards):
@@ -95,21 +94,24 @@ def write_timelines(
             report["repeated rows dropped"] += repeats
             lengths = np.diff(starts)
             most = max(most, int(lengths.max(initial=0)))
-            for user, start, length in zip(users, starts.tolist(), lengths.tolist(), strict=False):
-                if length < config.timelines.min_actions:
-                    report["users with too few actions"] += 1
-                    continue
-                own = records[start : start + length]
-                actions += length
-                name = SPLITS[0]
-                if one_out:
-                    own["time"] = np.arange(length)
-                    trained = own[: length - _LEFT_OUT]
-                else:
-                    name = SPLITS[split_of(user, split.seed, split.valid, split.test)]
-                    trained = own[own["time"] <= train_end] if name == SPLITS[0] else own[:0]
-                np.add.at(counts, trained["item"], 1)
-                writer.add(name, user, own)
+            splits = np.zeros(len(users), np.int8)
+            if not one_out:
+                shares = split.seed, split.valid, split.test
+                splits[:] = [split_of(user, *shares) for user in users]
+            place = np.arange(len(records)) - np.repeat(starts[:-1], lengths)
+            if one_out:
+                records["time"] = place
+                trained = place < np.repeat(lengths - _LEFT_OUT, lengths)
+            else:
+                trained = np.repeat(splits == 0, lengths) & (records["time"] <= train_end)
+            enough = lengths >= config.timelines.min_actions
+            trained &= np.repeat(enough, lengths)
+            counts += np.bincount(records["item"][trained], minlength=items)
+            report["users with too few actions"] += int((~enough).sum())
+            report["actions"] += int(lengths[enough].sum())
+            for user in np.flatnonzero(enough).tolist():
+                own = records[starts[user] : starts[user + 1]]
+                writer.add(SPLITS[splits[user]], users[user], own)
         found = dict(writer.counts)
     if not any(found.values()):
         least = config.timelines.min_actions
@@ -119,7 +121,7 @@ def write_timelines(
             shares = f"split.valid={split.valid:g} and split.test={split.test:g}"
             total = sum(found.values())
             raise InputError(f"no user of {total} falls into {name} with {shares}")
-    report |= {"users": sum(found.values()), "actions": actions, "longest timeline": most}
+    report |= {"users": sum(found.values()), "longest timeline": most}
     if not one_out:
         report |= {f"users, {name}": users for name, users in found.items()}
     return found, counts, report
@@ -129,47 +131,44 @@ def _shard(
     connection: duckdb.DuckDBPyConnection, shard: int
 ) -> tuple[list[int | str], np.ndarray, np.ndarray, int]:
     """Users of a shard, their `timelines.ACTION` (n,), where each begins, and repeated rows."""
+    events = f"(SELECT * FROM events WHERE shard = {shard} AND user IS NOT NULL)"
+    connection.execute(
+        "CREATE OR REPLACE TEMPORARY TABLE owners AS SELECT user AS id, "
+        "CAST(row_number() OVER (ORDER BY hash(CAST(user AS VARCHAR)), user) - 1 AS INTEGER) "
+        f"AS row FROM (SELECT DISTINCT user FROM {events})"
+    )
+    users = connection.sql("SELECT id FROM owners ORDER BY row").to_arrow_table()[0].to_pylist()
     table = connection.sql(
-        "SELECT user, i.row AS item, e.time, e.duration, a.code AS action, s.code AS surface "
-        "FROM events e JOIN items i ON e.item = i.id "
+        "SELECT o.row AS user, i.row AS item, time, duration, a.code AS action, s.code AS surface "
+        f"FROM {events} e JOIN owners o ON e.user = o.id JOIN items i ON e.item = i.id "
         "LEFT JOIN actions a ON e.action = a.name LEFT JOIN surfaces s ON e.surface = s.name "
-        f"WHERE shard = {shard} AND user IS NOT NULL "
-        "ORDER BY hash(CAST(user AS VARCHAR)), user, e.time, file, e.row"
+        "ORDER BY o.row, time, place"
     ).to_arrow_table()
     records = np.zeros(len(table), timelines.ACTION)
-    time = np.zeros(len(table), np.int64)
     for name in ("item", "duration", "action", "surface"):
         column = table[name]
         if column.null_count < len(column):  # else the map does not name it
             records[name] = column.fill_null(0).to_numpy()
+    user, repeats = table["user"].to_numpy(), np.zeros(len(table), bool)
     if table["time"].null_count < len(table):
         time = table["time"].to_numpy()
         records["time"] = time // events_lib.SECOND
-    ids = table["user"].combine_chunks()
-    first = np.ones(len(table), bool)
-    first[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
-    users = ids.filter(pa.array(first)).to_pylist()
-    repeats = np.zeros(len(table), bool)
-    if table["time"].null_count < len(table):
-        repeats = _repeats(first, time, records)
-    starts = np.append(np.flatnonzero(first), len(table))
-    starts -= np.concatenate([[0], np.cumsum(repeats)])[starts]
+        repeats = _repeats(user, time, records)
+    starts = np.searchsorted(user[~repeats], np.arange(len(users) + 1))
     return users, records[~repeats], starts, int(repeats.sum())
 
 
-def _repeats(first: np.ndarray, time: np.ndarray, records: np.ndarray) -> np.ndarray:
+def _repeats(user: np.ndarray, time: np.ndarray, records: np.ndarray) -> np.ndarray:
     """Bool (n,): rows that repeat an earlier one's user, item, time and action.
 
     Args:
-      first: bool (n,), the first row of each user; rows of a user are in order of time.
-      time: int (n,).
+      user: int (n,), ascending.
+      time: int (n,), of a user ascending.
       records: `timelines.ACTION` (n,).
     """
-    begins = first.copy()
-    begins[1:] |= np.diff(time) != 0
-    moment = np.cumsum(begins)  # of a user
-    several = np.flatnonzero(np.bincount(moment)[moment] > 1)
-    keys = records["action"][several], records["item"][several], moment[several]
+    alike = (np.diff(user) == 0) & (np.diff(time) == 0)
+    several = np.flatnonzero(np.append(alike, False) | np.insert(alike, 0, False))
+    keys = records["action"][several], records["item"][several], time[several], user[several]
     order = np.lexsort(keys)
     same = np.logical_and.reduce([np.diff(key[order]) == 0 for key in keys])
     repeats = np.zeros(len(records), bool)
@@ -185,11 +184,9 @@ def _marked(config: ConfigDict) -> str:
     """
     if config.split.kind != "leave_one_out":
         return "(SELECT *, true AS training FROM events)"
-    once = (
-        "QUALIFY row_number() OVER (PARTITION BY user, item, time, action ORDER BY file, row) = 1"
-    )
+    once = "QUALIFY row_number() OVER (PARTITION BY user, item, time, action ORDER BY place) = 1"
     rows = f"(SELECT * FROM events {once if config.events.time else ''})"
-    place = "row_number() OVER (PARTITION BY user ORDER BY time DESC, file DESC, row DESC)"
+    place = "row_number() OVER (PARTITION BY user ORDER BY time DESC, place DESC)"
     return f"(SELECT *, {place} > {_LEFT_OUT} AS training FROM {rows})"
 
 
@@ -211,7 +208,7 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> Non
 
     Its columns are kind, query (the text of a search, or the id of an item), source (a row of
     `items`, null for a search), item (likewise), action, time, sequence, tests, training (whether
-    no user's left-out action is in it), file, row and step. Only items with a text or an image lead
+    no user's left-out action is in it), place and step. Only items with a text or an image lead
     somewhere or are led to; an item does not lead to itself.
     """
     connection.execute(
@@ -222,7 +219,7 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> Non
     if config.events.query:
         selects.append(
             "SELECT 'text', query, CAST(NULL AS INTEGER), item_row, action, time, "
-            "CAST(NULL AS VARCHAR), tests, training, file, row, 0 FROM engagements "
+            "CAST(NULL AS VARCHAR), tests, training, place, 0 FROM engagements "
             "WHERE query IS NOT NULL"
         )
     if config.pairs.sequence:
@@ -231,18 +228,18 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> Non
         for step in range(1, config.pairs.ahead + 1):
             after = ", ".join(
                 f"lead({name}, {step}) OVER w AS {name}_"
-                for name in ("item_row", "action", "time", "tests", "training", "file", "row")
+                for name in ("item_row", "action", "time", "tests", "training", "place")
             )
             selects.append(
                 f"SELECT 'image', CAST(item AS VARCHAR), item_row, item_row_, action_, "
-                f"time_, CAST({column} AS VARCHAR), tests_, training_, file_, row_, {step} "
+                f"time_, CAST({column} AS VARCHAR), tests_, training_, place_, {step} "
                 f"FROM (SELECT *, {after} FROM engagements WHERE {column} IS NOT NULL "
-                f"WINDOW w AS (PARTITION BY {column} ORDER BY {order}, file, row)) "
+                f"WINDOW w AS (PARTITION BY {column} ORDER BY {order}, place)) "
                 "WHERE item_row_ IS NOT NULL AND item_row_ <> item_row"
             )
     connection.execute(
         f"CREATE TABLE found AS SELECT * FROM ({' UNION ALL '.join(selects)}) AS pairs(kind, "
-        "query, source, item, action, time, sequence, tests, training, file, row, step)"
+        "query, source, item, action, time, sequence, tests, training, place, step)"
     )
 
 

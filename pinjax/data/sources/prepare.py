@@ -354,11 +354,11 @@ class _Work:
             connection, "SELECT sum(events), sum(events) FILTER (NOT described) FROM items"
         )
         if (unknown or 0) > config.tolerance * total:
-            number, row = reading.first_row(
+            (place,) = reading.first_row(
                 connection,
-                "SELECT file, e.row FROM events e JOIN items i ON e.item = i.id "
-                "WHERE NOT described ORDER BY ALL LIMIT 1",
+                "SELECT min(place) FROM events e JOIN items i ON e.item = i.id WHERE NOT described",
             )
+            number, row = events.place_of(place)
             share = f"{unknown} of {total} rows are bad, tolerance is {config.tolerance:g}"
             expected = "an id of the table of items, and a text or image there, for pairs"
             raise reading.bad_row(
@@ -381,11 +381,12 @@ class _Work:
             where = f"column {config.catalogue.images}"
         without = reading.first_row(
             connection,
-            "SELECT count(*), min((file, row)), arg_min((kind, query), (file, row)) FROM found "
+            "SELECT count(*), min(place), arg_min(kind, place), arg_min(query, place) FROM found "
             f"WHERE {lacking}",
         )
         if without[0] > config.tolerance * count:
-            (number, row), (kind, query) = without[1:]
+            place, kind, query = without[1:]
+            number, row = events.place_of(place)
             share = f"{without[0]} of {count} pairs have none, tolerance is {config.tolerance:g}"
             expected = f"a query with its vector in {where}"
             if kind == "text":
