@@ -118,7 +118,11 @@ def read(
     }
     selects = []
     for number, file in enumerate(sources.main):
-        values = [f"{number} AS file", "row", f"{reading.ids(catalogue.id, integers)} AS id"]
+        values = [
+            f"{number} AS file",
+            f"{reading.ROW} AS row",
+            f"{reading.ids(catalogue.id, integers)} AS id",
+        ]
         for name, side in config.sides.items():
             values.append(f"{reading.ids(side.on, keys[name])} AS {name_of(f'key {name}')}")
         values += [
@@ -184,7 +188,11 @@ def _side(
     """The name of a table of what is looked up in some files, by `key`."""
     side, table, selects = config.sides[name], _side_name(name), []
     for number, file in enumerate(files):
-        values = [f"{number} AS file", "row", f"{reading.ids(side.id, integers)} AS key"]
+        values = [
+            f"{number} AS file",
+            f"{reading.ROW} AS row",
+            f"{reading.ids(side.id, integers)} AS key",
+        ]
         values += [
             _value(file, field, config)
             for field in fields
@@ -328,7 +336,8 @@ def read_queries(
     """
     queries = config.queries
     selects = [
-        f"SELECT {number} AS file, row, {reading.trimmed(file, queries.id)} AS id, "
+        f"SELECT {number} AS file, {reading.ROW} AS row, "
+        f"{reading.trimmed(file, queries.id)} AS id, "
         f"{vectors(file, queries.vector)} AS vector FROM {file.relation}"
         for number, file in enumerate(files)
     ]

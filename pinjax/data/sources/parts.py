@@ -208,7 +208,7 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> Non
 
     Its columns are kind, query (the text of a search, or the id of an item), source (a row of
     `items`, null for a search), item (likewise), action, time, sequence, tests, training (whether
-    no user's left-out action is in it), place and step. Only items with a text or an image lead
+    no user's left-out action is in it) and place. Only items with a text or an image lead
     somewhere or are led to; an item does not lead to itself.
     """
     connection.execute(
@@ -219,7 +219,7 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> Non
     if config.events.query:
         selects.append(
             "SELECT 'text', query, CAST(NULL AS INTEGER), item_row, action, time, "
-            "CAST(NULL AS VARCHAR), tests, training, place, 0 FROM engagements "
+            "CAST(NULL AS VARCHAR), tests, training, place FROM engagements "
             "WHERE query IS NOT NULL"
         )
     if config.pairs.sequence:
@@ -232,14 +232,14 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> Non
             )
             selects.append(
                 f"SELECT 'image', CAST(item AS VARCHAR), item_row, item_row_, action_, "
-                f"time_, CAST({column} AS VARCHAR), tests_, training_, place_, {step} "
+                f"time_, CAST({column} AS VARCHAR), tests_, training_, place_ "
                 f"FROM (SELECT *, {after} FROM engagements WHERE {column} IS NOT NULL "
                 f"WINDOW w AS (PARTITION BY {column} ORDER BY {order}, place)) "
                 "WHERE item_row_ IS NOT NULL AND item_row_ <> item_row"
             )
     connection.execute(
         f"CREATE TABLE found AS SELECT * FROM ({' UNION ALL '.join(selects)}) AS pairs(kind, "
-        "query, source, item, action, time, sequence, tests, training, place, step)"
+        "query, source, item, action, time, sequence, tests, training, place)"
     )
 
 

@@ -30,7 +30,7 @@ def read(connection):
         settings.update(section)
         (file,) = reading.open_files(connection, [str(path)], columns, settings)
         names = ", ".join(reading.name_of(name) for name in columns)
-        rows = connection.sql(f"SELECT row, {names} FROM {file.relation}").fetchall()
+        rows = connection.sql(f"SELECT {reading.ROW}, {names} FROM {file.relation}").fetchall()
         assert [row for row, *_ in rows] == list(range(1, file.rows + 1))
         found = {name: [row[n] for row in rows] for n, name in enumerate(columns, start=1)}
         return file, found
@@ -89,9 +89,7 @@ def test_a_byte_order_mark_is_no_text(write, read):
     assert found == {"x": ["1", "3"], "y": ["2", "4"]}
 
 
-@pytest.mark.parametrize(
-    "name", ["row", "file", "file_row_number", "it's", 'a "b"', "état", "a.b", "select"]
-)
+@pytest.mark.parametrize("name", ["row", "FILE", "it's", 'a "b"', "état", "a.b", "select"])
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "npz"])
 def test_a_column_may_have_any_name(write, read, kind, name):
     columns = {name: np.array(["5", "7"]), "other": np.array(["6", "8"])}
@@ -112,8 +110,8 @@ def test_a_file_may_have_any_name(write, read, name):
 
 def test_json_lines_are_columns(write, read):
     lines = (
-        b'{"id": 7, "text": "caf\\u00e9 \\"x\\"", "v": [1, 2.5], "tags": ["a, b", "c\\"d", "\\u00e9"],'
-        b' "m": [[1, 2], [3, 4]], "n": 1, "b": true}\n'
+        b'{"id": 7, "text": "caf\\u00e9 \\"x\\"", "v": [1, 2.5], '
+        b'"tags": ["a, b", "c\\"d", "\\u00e9"], "m": [[1, 2], [3, 4]], "n": 1, "b": true}\n'
         b'{"text": null, "id": 8, "v": null, "tags": [], "n": 2.5, "b": false}\n'
         b'{"id": 9, "v": [3, 4], "n": null}\n'
     )
@@ -161,7 +159,8 @@ def broken(directory):
     np.savez(directory / "objects.npz", a=np.array([{}], object), b=np.zeros(1))
     np.savez(directory / "other.npz", a=np.zeros(2), bb=np.zeros(2))
     np.savez(directory / "nothing.npz", a=np.zeros(0), b=np.zeros((0, 3)))
-    np.savez(directory / "scalar.npz", a=np.zeros(()), b=np.zeros(()))
+    taken = {"a": [1], "b": [2], "file_row_number": [3]}
+    pq.write_table(pa.table(taken), directory / "taken.parquet")
     np.savez(directory / "complex.npz", a=np.zeros(2, complex), b=np.zeros(2))
     (directory / "text.npz").write_bytes(b"no archive")
     (directory / "empty.npz").write_bytes(b"")
@@ -195,8 +194,8 @@ def broken(directory):
 BROKEN = {
     "uneven.npz": "not readable as npz",
     "objects.npz": "not readable as npz",
-    "scalar.npz": "not readable as npz",
     "complex.npz": "not readable as npz",
+    "taken.parquet": "not readable as Parquet: .*file_row_number",
     "text.npz": "not readable as npz",
     "empty.npz": "not readable as npz",
     "array.npz": "not readable as npz",
@@ -208,16 +207,16 @@ BROKEN = {
     "short.csv": "not readable as CSV.*Line: 3",
     "cut.csv": "not readable as CSV.*Line: 3",
     "cut_quote.csv": "not readable as CSV.*Line: 3",
-    "twice.csv": "has two columns 'a'; expected each name once",
-    "case.csv": "has two columns 'b'.*expected each name once",
+    "twice.csv": "has columns 'a' and 'a'; expected each name once",
+    "case.csv": "has columns 'b' and 'B'; expected each name once",
     "empty.csv": "not readable as CSV: it is empty",
     "blank.csv": "not readable as CSV: it is empty, or begins with an empty line",
     "header.csv": "has no rows",
     "text.csv.gz": "not readable as CSV",
     "text.csv.xz": "not readable as CSV",
     "wide.csv": "not readable as CSV",
-    "twice.parquet": "has two columns 'b'; expected each name once",
-    "case.parquet": "has two columns 'b'.*expected each name once",
+    "twice.parquet": "has columns 'b' and 'b'; expected each name once",
+    "case.parquet": "has columns 'b' and 'B'; expected each name once",
     "empty.parquet": "has no rows",
     "text.parquet": "not readable as Parquet",
     "cut.jsonl": "not readable as JSON lines",
@@ -410,7 +409,6 @@ def test_types_are_read_where_they_are_plain_and_refused_elsewhere(
     ("text", "seconds"),
     [
         ("2020-01-02", 1577923200),
-        ("2020-01-02 03", 1577934000),
         ("2020-01-02 03:04", 1577934240),
         ("2020-01-02T03:04:05.5Z", 1577934245.5),
         ("2020-01-02 04:04:05+01:00", 1577934245),
@@ -444,7 +442,8 @@ def test_timestamps_at_the_end_of_their_type(write, read, connection, nanosecond
     file, _ = read(write("a.parquet", {"x": values}), ["x"])
     moment = reading.moment(file, "x", "")
     query = f"SELECT {moment} BETWEEN 0 AND {reading.LATEST - 1} FROM {file.relation}"
-    assert connection.sql(query).fetchall() == [(nanoseconds == 0,)]
+    ((within,),) = connection.sql(query).fetchall()
+    assert bool(within) == (nanoseconds == 0)
 
 
 def test_floats_of_32_bits_are_no_times(write, read):
@@ -464,14 +463,14 @@ def test_too_little_memory_is_said_in_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_damaged_within_is_refused_where_it_is_read(tmp_path, write, refuse):
+def test_a_file_that_is_damaged_within_is_refused_where_it_is_read(write, refuse):
     table = pa.table(
         {"user": np.arange(10_000) % 50, "item": np.arange(10_000), "time": np.arange(10_000) * 99}
     )
     path = write("e.parquet", table)
-    content = bytearray(open(path, "rb").read())
-    content[1000:3000] = b"x" * 2000
-    open(path, "wb").write(content)
+    with open(path, "r+b") as file:
+        file.seek(1000)
+        file.write(b"x" * 2000)
     config = column_map.default()
     config.events.update(user="user", time="time", time_unit="s")
     refuse("e.parquet", config, [path])
