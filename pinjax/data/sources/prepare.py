@@ -199,7 +199,7 @@ class _Work:
         log = events.stage(connection, self._staging, log_files, integers, config)
         self._report |= log.report
         if sources:
-            items.read(connection, sources, integers, config)
+            self._report |= items.read(connection, sources, integers, config)
         if queries:
             items.read_queries(connection, queries, config)
         number = self._make_items()
