@@ -258,7 +258,10 @@ def _select(
         "tests": config.split.column and _tests(file, config),
     }
     values = [f"{value or 'NULL'} AS {name_of(name)}" for name, value in fields.items()]
-    values += [f"{number} * {_FILE} + row AS place", f"CASE {cases} ELSE {_GOOD} END AS state"]
+    values += [
+        f"{number} * {_FILE} + {reading.ROW} AS place",
+        f"CASE {cases} ELSE {_GOOD} END AS state",
+    ]
     return f"SELECT {', '.join(values)} FROM {file.relation}"
 
 

@@ -199,7 +199,7 @@ class _Work:
         log = events.read(connection, self._staging, log_files, integers, config)
         self._report |= log.report
         if sources:
-            items.read(connection, sources, integers, config)
+            self._report |= items.read(connection, sources, integers, config)
         if queries:
             items.read_queries(connection, queries, config)
         number = self._make_items()
@@ -304,7 +304,7 @@ class _Work:
         if split.train_end:
             train_end = reading.parse_moment("split.train_end", split.train_end)
         else:
-            train_end = last - round(split.test_days * _DAY)
+            train_end = last - round(min(split.test_days * _DAY, last))
         if not first <= train_end < last:
             between = f"between the first and the last event, {_iso(first)} and {_iso(last)}"
             raise InputError(f"train_end is {_iso(train_end)}; expected a moment {between}")
