@@ -62,12 +62,14 @@ class File:
       types: DuckDB's type of each column.
       relation: SQL of its columns and, as `ROW`, the number of each row from 1.
       rows: how many there are.
+      numbered: whether rows know their numbers, in whatever order they are read.
     """
 
     path: str
     types: dict[str, str]
     relation: str
     rows: int
+    numbered: bool = False
 
     def type_of(self, column: str) -> str:
         """The type of a column.
@@ -195,7 +197,7 @@ def _parquet(connection: duckdb.DuckDBPyConnection, path: str) -> File:
     # Which Parquet has as integers of any unit.
     types |= {field.name: "INTERVAL" for field in schema if pa.types.is_duration(field.type)}
     relation = f"(SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS {ROW} FROM {table})"
-    return File(path, types, relation, rows)
+    return File(path, types, relation, rows, numbered=True)
 
 
 def _npz(connection: duckdb.DuckDBPyConnection, path: str, columns: Sequence[str]) -> File:

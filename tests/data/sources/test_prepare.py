@@ -497,6 +497,7 @@ def peak(tmp_path, log, name):
     return (after - before) / 1024
 
 
+@pytest.mark.slow
 def test_one_long_timeline_and_one_long_id_cost_little(tmp_path, rng):
     """Of a million rows: no more than twice the memory."""
     n = 1_000_000
@@ -517,9 +518,9 @@ def test_one_long_timeline_and_one_long_id_cost_little(tmp_path, rng):
 
 @pytest.mark.slow
 def test_a_log_of_a_gib_within_a_quarter_of_it(tmp_path, rng):
-    """With a budget of 256 MiB for the database, the process takes less than 1 GiB beyond imports.
+    """With a budget of 256 MiB for DuckDB, the process takes less than 768 MiB beyond imports.
 
-    The rest is what lies outside of the budget: a shard of users, and the tables of all items.
+    The rest is what lies outside of the budget: a shard of users, and what libraries allocate.
     """
     path, rows = tmp_path / "big.parquet", 0
     schema = pa.schema(
@@ -540,6 +541,6 @@ def test_a_log_of_a_gib_within_a_quarter_of_it(tmp_path, rng):
     done = run(tmp_path, SCRIPT, path, tmp_path / "out", 2**28)
     assert done.returncode == 0, done.stderr
     before, after = map(int, done.stdout.split())
-    assert (after - before) / 1024 < 1024
+    assert (after - before) / 1024 < 768
     spec = dataset.open_directory(tmp_path / "out").spec
     assert sum(spec.users.values()) == 1_000_000
