@@ -103,7 +103,7 @@ def stage(
         f"CREATE VIEW staged AS SELECT * FROM read_parquet({target} || '/*/*.parquet')"
     )
     late = f"EXISTS (SELECT 1 FROM staged WHERE state = {_GOOD} AND time >= {_EARLY})"
-    since = _EARLY if connection.execute(f"SELECT {late}").fetchone()[0] else 0
+    since = _EARLY if connection.execute(f"SELECT {late}").fetchall()[0][0] else 0
     report = _report(connection, files, checks, since, config)
     connection.execute(
         "CREATE VIEW events AS SELECT * EXCLUDE (state) FROM staged "
@@ -111,7 +111,7 @@ def stage(
     )
     found, first, last = connection.execute(
         "SELECT count(*), min(time), max(time) FROM events"
-    ).fetchone()
+    ).fetchall()[0]
     if not found:
         raise InputError(f"{', '.join(file.path for file in files)}: no usable row is left")
     report["events"] = found

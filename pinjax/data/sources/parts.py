@@ -213,9 +213,29 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, one_out: bool, config: Con
                 "WHERE item_row_ IS NOT NULL AND item_row_ <> item_row"
             )
     connection.execute(
-        f"CREATE TABLE found AS SELECT * FROM ({' UNION ALL '.join(selects)}) AS pairs(kind, query, "
-        "source, item, action, time, sequence, tests, training, file, row, step)"
+        f"CREATE TABLE found AS SELECT * FROM ({' UNION ALL '.join(selects)}) AS pairs(kind, "
+        "query, source, item, action, time, sequence, tests, training, file, row, step)"
     )
+
+
+def make_cold(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> None:
+    """Makes the table `cold` of items without pairs and edges in training, and their splits."""
+    split = config.split
+    ids = connection.sql("SELECT id FROM items ORDER BY row").to_arrow_table()[0]
+    rows, splits = [], []
+    for row, item in enumerate(ids.to_pylist() if split.cold else ()):
+        if split_of(item, f"{split.seed}:cold", 0.0, split.cold):
+            rows.append(row)
+            splits.append(split_of(item, f"{split.seed}:held out", 1.0, _tests(config)))
+    make_table(
+        connection, "cold", item=pa.array(rows, pa.int32()), split=pa.array(splits, pa.int8())
+    )
+
+
+def _tests(config: ConfigDict) -> float:
+    """The share of test of what is held out."""
+    total = config.split.valid + config.split.test
+    return config.split.test / total if total else 0.0
 
 
 def split_pairs(connection: duckdb.DuckDBPyConnection, train_end: int, config: ConfigDict) -> None:
@@ -226,9 +246,7 @@ def split_pairs(connection: duckdb.DuckDBPyConnection, train_end: int, config: C
     or test by the item; that an item is cold says nothing of pairs whose query it is.
     """
     split, by_time = config.split, config.split.kind == "time"
-    total = split.valid + split.test
-    tests = split.test / total if total else 0.0
-    shares = (1.0, tests) if by_time else (split.valid, split.test)
+    shares = (1.0, _tests(config)) if by_time else (split.valid, split.test)
 
     def hashed(name: str, column: str, key: Callable[[str], int]) -> None:
         ids = connection.sql(
@@ -249,19 +267,6 @@ def split_pairs(connection: duckdb.DuckDBPyConnection, train_end: int, config: C
             rule = "CASE WHEN tests THEN 2 WHEN coalesce(s.split, q.split) > 0 THEN 1 ELSE 0 END"
         case _:
             rule = "coalesce(s.split, q.split)"
-    (items,) = (connection.sql("SELECT id FROM items ORDER BY row").to_arrow_table(),)
-    cold = [
-        split_of(item, f"{split.seed}:held out", 1.0, tests)
-        if split_of(item, f"{split.seed}:cold", 0.0, split.cold)
-        else 0
-        for item in (items[0].to_pylist() if split.cold else [])
-    ]
-    make_table(
-        connection,
-        "cold",
-        item=pa.array(range(len(cold)), pa.int32()),
-        split=pa.array(cold, pa.int8()),
-    )
     connection.execute(
         "CREATE TABLE split_pairs AS SELECT f.*, CASE WHEN own = 0 THEN coalesce(cold.split, 0) "
         f"ELSE own END AS split FROM (SELECT f.*, {rule} AS own FROM found f "
@@ -324,14 +329,15 @@ def write_graph(
     items: int,
     train_end: int,
     config: ConfigDict,
-) -> tuple[int, dict[str, int]]:
+) -> tuple[int, dict[str, int], dict[str, int]]:
     """Writes the graph of items and groups or, without groups, of items and tags.
 
-    An edge that came up to `train_end` is of training; others are held out by the group. Makes the
-    table `groups`.
+    An edge is one however many rows have it. With times an edge that came up to `train_end` is of
+    training, and with a column one that any row has in training; others are held out by the group.
+    Those of a cold item are, too. Makes the table `groups`.
 
     Returns:
-      (groups, edges by split).
+      (groups, edges by split, counts for the report).
 
     Raises:
       InputError: where there is no edge to train on.
@@ -350,15 +356,14 @@ def write_graph(
         "CREATE TABLE groups AS SELECT CAST(row_number() OVER (ORDER BY id) - 1 AS INTEGER) AS row,"
         f" id FROM (SELECT DISTINCT id FROM ({edges}))"
     )
-    total = split.valid + split.test
     if not by_group or split.kind == "leave_one_out":
         rule = "0"
     elif split.kind == "column":
-        rule = "CASE WHEN bool_or(tests) THEN 2 WHEN bool_or(valid) THEN 1 ELSE 0 END"
+        rule = "CASE WHEN bool_and(tests) THEN 2 WHEN bool_or(valid) THEN 1 ELSE 0 END"
     else:
         shares = (split.valid, split.test)
         if split.kind == "time":
-            shares = (1.0, split.test / total)
+            shares = (1.0, _tests(config))
         ids = connection.sql("SELECT id FROM groups ORDER BY row").to_arrow_table()[0]
         splits = [split_of(key, split.seed, *shares) for key in ids.to_pylist()]
         make_table(
@@ -369,8 +374,12 @@ def write_graph(
         )
         rule = "any_value(s.split)"
         if split.kind == "time":
-            rule = f"CASE WHEN min(time) < {(train_end + 1) * events_lib.SECOND} THEN 0 ELSE {rule} END"
+            after = (train_end + 1) * events_lib.SECOND
+            rule = f"CASE WHEN min(time) < {after} THEN 0 ELSE {rule} END"
     splits = "LEFT JOIN group_splits s ON g.row = s.row" if "s.split" in rule else ""
+    if by_group and split.cold:
+        rule = f"coalesce(nullif({rule}, 0), any_value(c.split), 0)"
+        splits += " LEFT JOIN cold c ON i.row = c.item"
     valid = "false AS valid"
     if split.kind == "column" and split.valid:
         share = round(split.valid * 1_000_000)
@@ -378,16 +387,23 @@ def write_graph(
         valid = f"{edge} % 1000000 < {share} AS valid"
     connection.execute(
         "CREATE TABLE edges AS "
-        f"SELECT i.row AS item, g.row AS grp, CAST({rule} AS TINYINT) AS split "
+        f"SELECT i.row AS item, g.row AS grp, CAST({rule} AS TINYINT) AS split, count(*) AS rows, "
+        "bool_or(tests) AND NOT bool_and(tests) AS of_both "
         f"FROM (SELECT *, {valid} FROM ({edges})) e JOIN items i ON e.item = i.id "
         f"JOIN groups g ON e.id = g.id {splits} GROUP BY 1, 2"
     )
-    counts = dict.fromkeys(SPLITS, 0)
+    counts, report = dict.fromkeys(SPLITS, 0), {}
     for number, count in connection.execute(
         "SELECT split, count(*) FROM edges GROUP BY 1 ORDER BY 1"
     ).fetchall():
         counts[SPLITS[number]] = count
-    (groups,) = connection.execute("SELECT count(*) FROM groups").fetchone()
+        report[f"edges, {SPLITS[number]}"] = count
+    report["rows that repeat an edge"], report["edges of training and test (left in training)"] = (
+        connection.execute("SELECT sum(rows - 1), count(*) FILTER (of_both) FROM edges").fetchall()[
+            0
+        ]
+    )
+    (groups,) = connection.execute("SELECT count(*) FROM groups").fetchall()[0]
     if not counts["train"]:
         raise InputError("the graph has no edge to train on; see config.split")
     directory.mkdir()
@@ -413,7 +429,7 @@ def write_graph(
             )
             schema = pa.schema([("group", pa.int32()), ("item", pa.int32())])
             parquet.write(directory / f"{split_name}.parquet", schema, pieces(held_out))
-    return groups, counts
+    return groups, counts, {"groups": groups, **report}
 
 
 def write_ids(connection: duckdb.DuckDBPyConnection, path: pathlib.Path, table: str) -> None:

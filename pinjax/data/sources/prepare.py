@@ -214,6 +214,7 @@ class _Work:
         if "timelines" in self._parts:
             changes, counts = self._timelines(log, number, train_end)
             spec = dataclasses.replace(spec, **changes)
+        parts.make_cold(connection, config)
         if "pairs" in self._parts:
             parts.find_pairs(connection, spec.leave_one_out, config)
             self._check_pairs(log_files)
@@ -222,11 +223,11 @@ class _Work:
         if "pairs" in self._parts:
             spec = dataclasses.replace(spec, **self._pairs())
         if "graph" in self._parts:
-            groups, edges = parts.write_graph(
+            groups, edges, report = parts.write_graph(
                 connection, self._made / "graph", number, train_end, config
             )
             parts.write_ids(connection, self._made / spec_lib.GROUPS_FILE, "groups")
-            self._report |= {"groups": groups, "edges in training": edges["train"]}
+            self._report |= report
             spec = dataclasses.replace(spec, num_groups=groups, edges=edges)
         return spec, self._report, log.remarks
 
@@ -261,7 +262,7 @@ class _Work:
         )
         (number, acted, found) = connection.execute(
             "SELECT count(*), count(*) FILTER (events > 0), sum(events) FILTER (known) FROM items"
-        ).fetchone()
+        ).fetchall()[0]
         self._report |= {"items": number, "items of the events": acted}
         if given:
             total = self._report["events"]
@@ -280,7 +281,7 @@ class _Work:
             if unseen:
                 (count,) = connection.execute(
                     "SELECT count(*) FROM items WHERE events = 0"
-                ).fetchone()
+                ).fetchall()[0]
                 self._report |= {"items without an event": count, "of them": unseen}
         return number
 
@@ -351,18 +352,19 @@ class _Work:
         connection, config = self._connection, self._config
         total, unknown = connection.execute(
             "SELECT sum(events), sum(events) FILTER (NOT described) FROM items"
-        ).fetchone()
+        ).fetchall()[0]
         if (unknown or 0) > config.tolerance * total:
             number, row = connection.execute(
-                "SELECT file, e.row FROM events e JOIN items i ON e.item = i.id WHERE NOT described "
-                "ORDER BY ALL LIMIT 1"
-            ).fetchone()
+                "SELECT file, e.row FROM events e JOIN items i ON e.item = i.id "
+                "WHERE NOT described ORDER BY ALL LIMIT 1"
+            ).fetchall()[0]
             share = f"{unknown} of {total} rows are bad, tolerance is {config.tolerance:g}"
             expected = "an id of the table of items, and a text or image there, for pairs"
             raise reading.bad_row(
                 connection, log_files[number], row, config.events.item, expected, share
             )
-        (count,) = connection.execute("SELECT count(*) FROM found").fetchone()
+        self._report["events in no pair: no text or image"] = unknown or 0
+        (count,) = connection.execute("SELECT count(*) FROM found").fetchall()[0]
         if not count:
             column = (
                 config.events.query
@@ -380,7 +382,7 @@ class _Work:
         without = connection.execute(
             "SELECT count(*), min((file, row)), arg_min((kind, query), (file, row)) FROM found "
             f"WHERE {lacking}"
-        ).fetchone()
+        ).fetchall()[0]
         if without[0] > config.tolerance * count:
             (number, row), (kind, query) = without[1:]
             share = f"{without[0]} of {count} pairs have none, tolerance is {config.tolerance:g}"
@@ -534,7 +536,7 @@ class _Work:
     def _dim(self, name: str) -> int:
         """Numbers of a column of vectors."""
         query = f"SELECT len({name}[1]) FROM given WHERE len({name}) > 0 LIMIT 1"
-        return self._connection.execute(query).fetchone()[0]
+        return self._connection.execute(query).fetchall()[0][0]
 
     def _created(self, piece: pa.Table) -> np.ndarray:
         """From when items exist: their date or their first event, uint32 (n,), 0 if unknown."""
@@ -600,7 +602,7 @@ class _Work:
         """
         if self._inputs.queries:
             query = "SELECT len(vector[1]) FROM own_vectors LIMIT 1"
-            return self._connection.execute(query).fetchone()[0]
+            return self._connection.execute(query).fetchall()[0][0]
         dims = {self._space.dim} if self._space else set()
         if self._config.pairs.sequence:
             made = self._of_words is not None

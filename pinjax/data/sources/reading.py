@@ -92,7 +92,7 @@ def database(directory: pathlib.Path, memory: int | None) -> Iterator[duckdb.Duc
         with duckdb.connect() as connection:
             (memory,) = connection.execute(
                 "SELECT parse_formatted_bytes(current_setting('memory_limit'))"
-            ).fetchone()
+            ).fetchall()[0]
         memory = memory * 5 // 8
     settings = {
         "memory_limit": f"{memory}B",
@@ -225,7 +225,7 @@ def _json_lines(connection: duckdb.DuckDBPyConnection, path: str, columns: Seque
             ]
         )
         + f" FROM {objects}"
-    ).fetchone()
+    ).fetchall()[0]
     types, values = {}, []
     for name, own, inner in zip(columns, found, found[len(columns) :], strict=False):
         kinds = set(own or ()) - {None, "NULL"}
@@ -279,7 +279,7 @@ def _csv(connection: duckdb.DuckDBPyConnection, path: str, section: ConfigDict) 
         options["delim"] = literal("\x1f")  # a single column ends where the line does
     settings = ", ".join(f"{name}={value}" for name, value in options.items())
     table = f"read_csv({literal(source)}, {settings})"
-    (rows,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+    (rows,) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0]
     if quote and not section.multiline:
         _check_lines(path, rows + (not header), quote)
     relation = f"(SELECT *, row_number() OVER () AS row FROM {table})"
@@ -327,7 +327,7 @@ def _bytes(path: str) -> io.BufferedIOBase:
 
 def _unpacked(connection: duckdb.DuckDBPyConnection, path: str) -> str:
     """A copy without the compression that DuckDB does not read."""
-    (directory,) = connection.execute("SELECT current_setting('temp_directory')").fetchone()
+    (directory,) = connection.execute("SELECT current_setting('temp_directory')").fetchall()[0]
     os.makedirs(directory, exist_ok=True)
     target = os.path.join(directory, f"{abs(hash(path))}.csv")
     with _bytes(path) as source, open(target, "wb") as file:
@@ -363,7 +363,7 @@ def are_integers(connection: duckdb.DuckDBPyConnection, file: File, column: str)
         fits = f"regexp_full_match({name}, '{_CANONICAL}')"
     else:
         raise file.unfit(column, "integer or text ids")
-    (all_fit,) = connection.execute(f"SELECT bool_and({fits}) FROM {file.relation}").fetchone()
+    (all_fit,) = connection.execute(f"SELECT bool_and({fits}) FROM {file.relation}").fetchall()[0]
     return all_fit in (True, None)
 
 
@@ -384,6 +384,17 @@ def text(file: File, column: str) -> str:
     if kind == "BLOB" or (kind.endswith(("]", ")", "OBJECT")) and not kind.startswith("DECIMAL")):
         raise file.unfit(column, "text")
     return f"CAST({name_of(column)} AS VARCHAR)"
+
+
+def texts(file: File, column: str) -> str:
+    """SQL of a column of lists of text or integers as lists of text.
+
+    Raises:
+      InputError: for a column of another type.
+    """
+    if file.type_of(column).removesuffix("[]") not in (*_INTEGERS, "VARCHAR"):
+        raise file.unfit(column, "lists of text or integers")
+    return f"CAST({name_of(column)} AS VARCHAR[])"
 
 
 def trimmed(file: File, column: str) -> str:
