@@ -53,7 +53,11 @@ class Queries:
             "vector": catalogue.vector_array(self.vectors),
             "item": pa.array(self.items, pa.int32()),
         }
-        pq.write_table(pa.table(columns), os.fspath(path), use_dictionary=False)
+        # Arrow writes a vector's numbers with 16 bytes each, as many as are in a group of rows.
+        rows = catalogue.ROWS_A_GROUP
+        pq.write_table(
+            pa.table(columns), os.fspath(path), use_dictionary=False, row_group_size=rows
+        )
 
     @classmethod
     def read(cls, path: epath.PathLike) -> "Queries":

@@ -15,12 +15,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
-from tensorflow_datasets.core import example_serializer
+from tensorflow_datasets.proto import tf_example_pb2
 
 from pinjax.data.spec import SPLITS
 
 UNKNOWN = "unknown"  # row 0 of the vocabularies of action types and surfaces
 ROWS_A_FILE = 2**16
+# Random access needs a record a group. Compressed they would be an eighth smaller, and take seven
+# times as long to write and three times as long to read.
+_OPTIONS = "group_size:1,uncompressed"
 
 # One action of a timeline. Times are unix seconds in UTC (uint32 lasts until 2106); duration is
 # in seconds, 0 where the log has none; action and surface are rows of the vocabularies of the
@@ -105,10 +108,6 @@ class Writer:
     def __init__(self, directory: epath.Path):
         directory.mkdir(parents=True)
         self._directory = directory
-        self._features = timeline_features()
-        self._serializer = example_serializer.ExampleSerializer(
-            self._features.get_serialized_info()
-        )
         self._files: dict[str, array_record_module.ArrayRecordWriter] = {}
         self.counts = dict.fromkeys(SPLITS, 0)
         self._bytes = dict.fromkeys(SPLITS, 0)
@@ -120,9 +119,12 @@ class Writer:
             if split in self._files:
                 self._files.pop(split).close()
             path = self._directory / _unfinished(split, number)
-            self._files[split] = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-        example = self._features.encode_example({"user": str(user), "actions": pack(actions)})
-        serialized = self._serializer.serialize_example(example)
+            self._files[split] = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
+        # What TFDS makes of `timeline_features`, six times as fast.
+        example = tf_example_pb2.Example()
+        example.features.feature["user"].bytes_list.value.append(str(user).encode())
+        example.features.feature["actions"].bytes_list.value.append(actions.tobytes())
+        serialized = example.SerializeToString(deterministic=True)
         self._files[split].write(serialized)
         self.counts[split] += 1
         self._bytes[split] += len(serialized)
@@ -156,7 +158,7 @@ class Writer:
             )
         tfds.folder_dataset.write_metadata(
             data_dir=self._directory,
-            features=self._features,
+            features=timeline_features(),
             split_infos=infos,
             filename_template=template,
             description="Timelines of users.",

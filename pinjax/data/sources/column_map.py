@@ -28,6 +28,17 @@ class _Value(Field):
         return isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value))
 
 
+class _Delimiter(Field):
+    """What is between the fields of a line."""
+
+    default, expected = ",", "one to four characters"
+
+    def allows(self, value: Any) -> bool:
+        return value == "\t" or (
+            isinstance(value, str) and 0 < len(value) < 5 and value.isprintable()
+        )
+
+
 def default() -> Section:
     """A column map to start from; a config sets what its files need (see configs/prepare)."""
     config = Section()
@@ -128,7 +139,7 @@ def default() -> Section:
     # Share of items without pairs and edges in training; tags are no edges in this sense.
     split.cold = Float(0.0, at_least=0, below=1)
     split.seed = Int(0, at_least=0, at_most=UINT32)  # of the hashes
-    split.column = Text()  # of the events: true or not 0 where the row tests
+    split.column = Text()  # of the events: true or 1 where the row tests
     return config
 
 
@@ -159,7 +170,7 @@ def side(
 def _files() -> Section:
     """How files that are not Parquet, JSON lines or npz are written."""
     section = Section()
-    section.delimiter = Text(",", ".{1,4}|\t")  # of up to four characters
+    section.delimiter = _Delimiter()
     section.quote = Text('"', ".?")  # what may be around a field; "": nothing
     # Whether a quoted field may hold line breaks. Where it may not, a file in which one does has
     # probably lost rows to a quote that is none, and is refused.

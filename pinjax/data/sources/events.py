@@ -20,6 +20,7 @@ from pinjax.errors import InputError
 SECOND = 1_000_000  # in microseconds
 _EARLY = 94_694_400 * SECOND  # 1973: what a moment in s reads as in ms is before it
 _ROWS_A_SHARD = 2**20
+_FILE = 2**40  # places in a file
 _GOOD, _TOO_EARLY, _TOO_LITTLE = 0, -1, -2  # states of a row; from 1 on: what is bad
 
 
@@ -28,7 +29,8 @@ class Log:
     """A log whose usable rows are the view `events` of a database.
 
     Its columns are user, item, time (us), duration (s), action, surface, query, grp, position,
-    tests, file, row and shard; those that the map does not name are null.
+    tests, place and shard; those that the map does not name are null. Places are in order of files
+    and rows: see `place_of`.
 
     Attributes:
       shards: how many there are.
@@ -52,6 +54,11 @@ class _Check:
     column: str
     expected: str
     holds: str
+
+
+def place_of(place: int) -> tuple[int, int]:
+    """The number of the file and of the row in it."""
+    return divmod(place, _FILE)
 
 
 def columns(config: ConfigDict) -> list[str]:
@@ -97,21 +104,22 @@ def stage(
     target = literal(str(directory / "events"))
     connection.execute(
         f"COPY (SELECT *, {shard} AS shard FROM ({' UNION ALL '.join(selects)})) TO {target} "
-        "(FORMAT parquet, PARTITION_BY (shard), COMPRESSION lz4)"
+        "(FORMAT parquet, PARTITION_BY (shard), COMPRESSION uncompressed, "
+        "DICTIONARY_SIZE_LIMIT 1000)"
     )
     connection.execute(
         f"CREATE VIEW staged AS SELECT * FROM read_parquet({target} || '/*/*.parquet')"
     )
     late = f"EXISTS (SELECT 1 FROM staged WHERE state = {_GOOD} AND time >= {_EARLY})"
-    since = _EARLY if connection.execute(f"SELECT {late}").fetchall()[0][0] else 0
+    since = _EARLY if reading.first_row(connection, f"SELECT {late}")[0] else 0
     report = _report(connection, files, checks, since, config)
     connection.execute(
         "CREATE VIEW events AS SELECT * EXCLUDE (state) FROM staged "
         f"WHERE state = {_GOOD} AND (time IS NULL OR time >= {since})"
     )
-    found, first, last = connection.execute(
-        "SELECT count(*), min(time), max(time) FROM events"
-    ).fetchall()[0]
+    found, first, last = reading.first_row(
+        connection, "SELECT count(*), min(time), max(time) FROM events"
+    )
     if not found:
         raise InputError(f"{', '.join(file.path for file in files)}: no usable row is left")
     report["events"] = found
@@ -122,7 +130,7 @@ def _checks(file: reading.File, integers: dict[str, bool], config: ConfigDict) -
     """What the rows of a file have to be, in the order in which it is looked at."""
     events, alone = config.events, len(column_map.parts(config)) == 1
     checks = [
-        _Check(c, c, "a number", f"NOT isnan({reading.number(file, c)})") for c, _ in events.least
+        _Check(c, c, "a number", f"{reading.number(file, c)} IS NOT NULL") for c, _ in events.least
     ]
 
     def given(field: str, column: str, what: str) -> _Check:
@@ -146,7 +154,7 @@ def _checks(file: reading.File, integers: dict[str, bool], config: ConfigDict) -
     if events.group and not events.user and not events.query:
         checks.append(given("group", events.group, "a group's id"))
     if events.position:
-        number = f"NOT isnan({reading.number(file, events.position)})"
+        number = f"{reading.number(file, events.position)} IS NOT NULL"
         checks.append(_Check("position", events.position, "a number", number))
     if config.split.column:
         tests = f"{_tests(file, config)} IS NOT NULL"
@@ -187,7 +195,10 @@ def _select(
         "tests": config.split.column and _tests(file, config),
     }
     values = [f"{value or 'NULL'} AS {name_of(name)}" for name, value in fields.items()]
-    values += [f"{number} AS file", "row", f"CASE {cases} ELSE {_GOOD} END AS state"]
+    values += [
+        f"{number} * {_FILE} + {reading.ROW} AS place",
+        f"CASE {cases} ELSE {_GOOD} END AS state",
+    ]
     return f"SELECT {', '.join(values)} FROM {file.relation}"
 
 
@@ -212,15 +223,19 @@ def _action(file: reading.File, config: ConfigDict) -> str:
             raise InputError(f"{file.path}: events.action_by_file has only {', '.join(types)}")
         return literal(types[name])
     cases = "".join(
-        f" WHEN {reading.text(file, column)} = {literal(_written(value))} THEN {literal(kind)}"
+        f" WHEN {_equals(file, column, value)} THEN {literal(kind)}"
         for kind, column, value in events.action_rules
     )
     return f"CASE{cases} ELSE {literal(UNKNOWN)} END" if cases else literal("action")
 
 
-def _written(value: str | float) -> str:
-    """What a rule's value is as text in DuckDB."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _equals(file: reading.File, column: str, value: str | float) -> str:
+    """SQL of whether a column has a value; true is 1, and numbers may be written as text."""
+    text = reading.text(file, column)
+    if isinstance(value, str):
+        return f"{text} = {literal(value)}"
+    boolean = f"CAST(TRY_CAST({text} AS BOOLEAN) AS DOUBLE)"
+    return f"coalesce(TRY_CAST({text} AS DOUBLE), {boolean}) = {float(value)!r}"
 
 
 def _surface(file: reading.File, config: ConfigDict) -> str:
@@ -244,8 +259,8 @@ def _report(
     """
     report = {"rows read": sum(file.rows for file in files)}
     found = connection.execute(
-        "SELECT file, state, time < $since AS early, count(*), min(row) FROM staged "
-        "GROUP BY ALL ORDER BY ALL".replace("$since", str(since))
+        f"SELECT place // {_FILE} AS file, state, time < {since} AS early, count(*), "
+        f"min(place % {_FILE}) FROM staged GROUP BY ALL ORDER BY ALL"
     ).fetchall()
     for number, file in enumerate(files):
         bad: list[tuple[int, int, _Check]] = []  # (first row, how many, check)

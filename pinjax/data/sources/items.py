@@ -16,6 +16,8 @@ from pinjax.errors import InputError
 
 _LARGEST, _LEAST = 65_504, 2.0**-14  # of float16, with all of its bits
 _LISTS = re.compile(r"(?:[A-Z]*INT[A-Z]*|FLOAT|DOUBLE|DECIMAL\(.*\))((?:\[\d*\]){1,2})")
+_OUTSIDE = f"created = -1 OR created NOT BETWEEN 0 AND {reading.LATEST - 1}"
+_MOMENT = "a moment from 1970 to 2106"
 
 # SQL of the images of an item of `given` that are not zero.
 SHOWN = (
@@ -100,10 +102,13 @@ def _place(column: str, config: ConfigDict) -> tuple[str, str]:
 
 def read(
     connection: duckdb.DuckDBPyConnection, sources: Sources, integers: bool, config: ConfigDict
-) -> None:
+) -> dict[str, str]:
     """Makes the table `given` of one row an item, and the table `tags` of items and their tags.
 
     The columns of `given` are id and the names of `_fields`, without tags.
+
+    Returns:
+      for the report, how many items were found in each of the other files.
 
     Raises:
       InputError: naming a row that is wrong.
@@ -118,7 +123,11 @@ def read(
     }
     selects = []
     for number, file in enumerate(sources.main):
-        values = [f"{number} AS file", "row", f"{reading.ids(catalogue.id, integers)} AS id"]
+        values = [
+            f"{number} AS file",
+            f"{reading.ROW} AS row",
+            f"{reading.ids(catalogue.id, integers)} AS id",
+        ]
         for name, side in config.sides.items():
             values.append(f"{reading.ids(side.on, keys[name])} AS {name_of(f'key {name}')}")
         values += [
@@ -131,7 +140,7 @@ def read(
         joined += f" LEFT JOIN {table} ON m.{name_of(f'key {name}')} = {table}.key"
     columns = ", ".join(["file", "row", "id", *(name_of(field.name) for field in fields)])
     matches = [
-        f", {name_of(f'key {name}')} IS NOT NULL AND {_side_name(name)}.key IS NULL AS "
+        f", {name_of(f'key {name}')}, {name_of(f'key {name}')} IS NOT NULL AND {_side_name(name)}.key IS NULL AS "
         f"{name_of(f'lacks {name}')}"
         for name in config.sides
     ]
@@ -143,30 +152,48 @@ def read(
         _refuse(connection, "item_rows", sources.main, condition, column, expected, name)
 
     refuse("id IS NULL", catalogue.id, "an item's id")
-    tag_rows = catalogue.tags and not catalogue.tag_separator
-    lists = tag_rows and sources.main[0].types.get(catalogue.tags, "").endswith("[]")
-    if not catalogue.repeats and (lists or not tag_rows):
+    lists = any(file.types.get(catalogue.tags, "").endswith("[]") for file in sources.main)
+    looked_up = _place(catalogue.tags, config)[0]
+    tag_rows = catalogue.tags and not (catalogue.tag_separator or lists or looked_up)
+    if not (catalogue.repeats or tag_rows):
         again = "row_number() OVER (PARTITION BY id ORDER BY file, row) > 1"
         repeated = f"(file, row) IN (SELECT (file, row) FROM item_rows QUALIFY {again})"
         refuse(repeated, catalogue.id, "each item once")
+    report = {}
     for name, side in config.sides.items():
+        where = ", ".join(file.path for file in sources.sides[name])
+        lacks = name_of(f"lacks {name}")
         if not side.partial:
-            where = ", ".join(file.path for file in sources.sides[name])
-            refuse(name_of(f"lacks {name}"), side.on, f"an id of {where}")
+            refuse(lacks, side.on, f"an id of {where}")
+        found, keys_, lacking, known = reading.first_row(
+            connection,
+            f"SELECT count(*) FILTER (NOT {lacks}), count(*), min({name_of(f'key {name}')}), "
+            f"(SELECT min(key) FROM {_side_name(name)}) FROM item_rows "
+            f"WHERE {name_of(f'key {name}')} IS NOT NULL",
+        )
+        if not found:
+            raise InputError(
+                f"{where}: no {side.on} of the items is in it; they have {lacking!r}, the file "
+                f"{known!r}: expected ids that are written alike"
+            )
+        report[f"items with a {side.on} that {name} has"] = f"{found / keys_:.1%}"
     for field in fields:
-        if field.name == "created":
-            outside = f"created = -1 OR created NOT BETWEEN 0 AND {reading.LATEST - 1}"
-            refuse(outside, field.column, "a moment from 1970 to 2106", field.name)
+        if field.name == "created" and not _place(field.column, config)[0]:
+            refuse(_OUTSIDE, field.column, _MOMENT)
         if field.name in ("content", "images"):
             refuse_vectors(connection, "item_rows", sources.main, field.name, field.column)
     if catalogue.tags:
-        _tags(connection, catalogue.tag_separator, lists)
+        connection.execute(
+            "CREATE TABLE tags AS SELECT DISTINCT id, trim(tag) AS tag FROM "
+            "(SELECT id, unnest(tags) AS tag FROM item_rows) WHERE trim(tag) <> ''"
+        )
     kept = ", ".join(["id", *(name_of(f.name) for f in fields if f.name != "tags")])
     connection.execute(
         f"CREATE TABLE given AS SELECT {kept} FROM item_rows "
         "QUALIFY row_number() OVER (PARTITION BY id ORDER BY file, row) = 1"
     )
     connection.execute("DROP TABLE item_rows")
+    return report
 
 
 def _side_name(name: str) -> str:
@@ -184,7 +211,11 @@ def _side(
     """The name of a table of what is looked up in some files, by `key`."""
     side, table, selects = config.sides[name], _side_name(name), []
     for number, file in enumerate(files):
-        values = [f"{number} AS file", "row", f"{reading.ids(side.id, integers)} AS key"]
+        values = [
+            f"{number} AS file",
+            f"{reading.ROW} AS row",
+            f"{reading.ids(side.id, integers)} AS key",
+        ]
         values += [
             _value(file, field, config)
             for field in fields
@@ -196,6 +227,10 @@ def _side(
     again = "row_number() OVER (PARTITION BY key ORDER BY file, row) > 1"
     repeated = f"(file, row) IN (SELECT (file, row) FROM {table} QUALIFY {again})"
     _refuse(connection, table, files, repeated, side.id, "each id once")
+    for field in fields:
+        place, column = _place(field.column, config)
+        if field.name == "created" and place == name:
+            _refuse(connection, table, files, _OUTSIDE, column, _MOMENT)
     for column in ("file", "row"):
         connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     return table
@@ -212,6 +247,9 @@ def _value(file: File, field: _Field, config: ConfigDict) -> str:
             value = vectors(file, column)
         case "tags" if file.type_of(column).endswith("[]"):
             value = reading.texts(file, column)
+        case "tags":
+            value, separator = reading.text(file, column), config.catalogue.tag_separator
+            value = f"string_split({value}, {literal(separator)})" if separator else f"[{value}]"
         case _:
             value = reading.text(file, column)
     return f"{value} AS {name_of(field.name)}"
@@ -229,7 +267,7 @@ def vectors(file: File, column: str) -> str:
     name = name_of(column)
     single = lists[1].count("[") == 1
     value = f"CASE WHEN {name} IS NOT NULL THEN [{name}] END" if single else name
-    return f"CAST({value} AS FLOAT[][])"
+    return f"TRY_CAST({value} AS FLOAT[][])"  # numbers that are too large become null
 
 
 def refuse_vectors(
@@ -250,10 +288,11 @@ def refuse_vectors(
       column: the user's name for it.
       zeros: whether a vector may be missing or zero.
     """
-    (first,) = connection.execute(
-        f"SELECT arg_min(len({name}[1]), (file, row)) FROM {table} WHERE len({name}) > 0"
-    ).fetchall()[0]
-    if not first:
+    first = reading.first_row(
+        connection,
+        f"SELECT len({name}[1]) FROM {table} WHERE len({name}) > 0 ORDER BY file, row LIMIT 1",
+    )
+    if not (first and first[0]):
         paths = ", ".join(file.path for file in files)
         raise InputError(f"{paths}: {column} has no numbers; expected a vector in the first row")
     odd = f"lambda x: x IS NULL OR NOT isfinite(x) OR abs(x) > {_LARGEST}"
@@ -272,7 +311,7 @@ def refuse_vectors(
     _refuse(connection, table, files, condition, column, expected, name)
     if zeros:
         some = f"len(list_filter({name}, lambda v: {size} > 0)) > 0"
-        (found,) = connection.execute(f"SELECT bool_or({some}) FROM {table}").fetchall()[0]
+        (found,) = reading.first_row(connection, f"SELECT bool_or({some}) FROM {table}")
         if not found:
             paths = ", ".join(file.path for file in files)
             raise InputError(f"{paths}: {column} is 0 or null in all rows; expected vectors")
@@ -292,11 +331,11 @@ def _refuse(
     Its value is that of the user's column, or, where that was looked up in another file, of the
     table's column `name`.
     """
-    bad, first = connection.execute(
-        f"SELECT count(*), min((file, row)) FROM {table} WHERE {condition}"
-    ).fetchall()[0]
+    bad, first = reading.first_row(
+        connection, f"SELECT count(*), min((file, row)) FROM {table} WHERE {condition}"
+    )
     if bad:
-        (rows,) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0]
+        (rows,) = reading.first_row(connection, f"SELECT count(*) FROM {table}")
         number, row = first.values() if isinstance(first, dict) else first
         share = f"{bad} of {rows} rows are bad, tolerance is 0"
         if column not in files[number].types:  # it was looked up
@@ -305,16 +344,6 @@ def _refuse(
             )
             raise reading.bad_value(files[number], row, column, value, expected, share)
         raise reading.bad_row(connection, files[number], row, column, expected, share)
-
-
-def _tags(connection: duckdb.DuckDBPyConnection, separator: str, lists: bool) -> None:
-    tag = "unnest(tags)" if lists else "tags"
-    if separator and not lists:
-        tag = f"unnest(string_split(tags, {literal(separator)}))"
-    connection.execute(
-        f"CREATE TABLE tags AS SELECT DISTINCT id, trim(tag) AS tag FROM "
-        f"(SELECT id, {tag} AS tag FROM item_rows) WHERE trim(tag) <> ''"
-    )
 
 
 def read_queries(
@@ -327,7 +356,8 @@ def read_queries(
     """
     queries = config.queries
     selects = [
-        f"SELECT {number} AS file, row, {reading.trimmed(file, queries.id)} AS id, "
+        f"SELECT {number} AS file, {reading.ROW} AS row, "
+        f"{reading.trimmed(file, queries.id)} AS id, "
         f"{vectors(file, queries.vector)} AS vector FROM {file.relation}"
         for number, file in enumerate(files)
     ]

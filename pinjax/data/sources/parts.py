@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from ml_collections import ConfigDict
 
 from pinjax.data import pairs, parquet, timelines
 from pinjax.data.sources import events as events_lib
+from pinjax.data.sources import reading
 from pinjax.data.sources.reading import literal
 from pinjax.data.spec import SPLITS
 from pinjax.data.text import tokens
@@ -85,8 +85,8 @@ def write_timelines(
       InputError: where a split has no user.
     """
     split, one_out = config.split, config.split.kind == "leave_one_out"
-    counts, actions = np.zeros(items, np.int64), 0
-    report = {"repeated rows dropped": 0, "users with too few actions": 0}
+    counts = np.zeros(items, np.int64)
+    report = {"repeated rows dropped": 0, "users with too few actions": 0, "actions": 0}
     most = 0
     with timelines.writer(directory) as writer:
         for shard in range(log.shards):
@@ -94,21 +94,24 @@ def write_timelines(
             report["repeated rows dropped"] += repeats
             lengths = np.diff(starts)
             most = max(most, int(lengths.max(initial=0)))
-            for user, start, length in zip(users, starts.tolist(), lengths.tolist(), strict=False):
-                if length < config.timelines.min_actions:
-                    report["users with too few actions"] += 1
-                    continue
-                own = records[start : start + length]
-                actions += length
-                name = SPLITS[0]
-                if one_out:
-                    own["time"] = np.arange(length)
-                    trained = own[: length - _LEFT_OUT]
-                else:
-                    name = SPLITS[split_of(user, split.seed, split.valid, split.test)]
-                    trained = own[own["time"] <= train_end] if name == SPLITS[0] else own[:0]
-                np.add.at(counts, trained["item"], 1)
-                writer.add(name, user, own)
+            splits = np.zeros(len(users), np.int8)
+            if not one_out:
+                shares = split.seed, split.valid, split.test
+                splits[:] = [split_of(user, *shares) for user in users]
+            place = np.arange(len(records)) - np.repeat(starts[:-1], lengths)
+            if one_out:
+                records["time"] = place
+                trained = place < np.repeat(lengths - _LEFT_OUT, lengths)
+            else:
+                trained = np.repeat(splits == 0, lengths) & (records["time"] <= train_end)
+            enough = lengths >= config.timelines.min_actions
+            trained &= np.repeat(enough, lengths)
+            counts += np.bincount(records["item"][trained], minlength=items)
+            report["users with too few actions"] += int((~enough).sum())
+            report["actions"] += int(lengths[enough].sum())
+            for user in np.flatnonzero(enough).tolist():
+                own = records[starts[user] : starts[user + 1]]
+                writer.add(SPLITS[splits[user]], users[user], own)
         found = dict(writer.counts)
     if not any(found.values()):
         least = config.timelines.min_actions
@@ -118,7 +121,7 @@ def write_timelines(
             shares = f"split.valid={split.valid:g} and split.test={split.test:g}"
             total = sum(found.values())
             raise InputError(f"no user of {total} falls into {name} with {shares}")
-    report |= {"users": sum(found.values()), "actions": actions, "longest timeline": most}
+    report |= {"users": sum(found.values()), "longest timeline": most}
     if not one_out:
         report |= {f"users, {name}": users for name, users in found.items()}
     return found, counts, report
@@ -128,47 +131,44 @@ def _shard(
     connection: duckdb.DuckDBPyConnection, shard: int
 ) -> tuple[list[int | str], np.ndarray, np.ndarray, int]:
     """Users of a shard, their `timelines.ACTION` (n,), where each begins, and repeated rows."""
+    events = f"(SELECT * FROM events WHERE shard = {shard} AND user IS NOT NULL)"
+    connection.execute(
+        "CREATE OR REPLACE TEMPORARY TABLE owners AS SELECT user AS id, "
+        "CAST(row_number() OVER (ORDER BY hash(CAST(user AS VARCHAR)), user) - 1 AS INTEGER) "
+        f"AS row FROM (SELECT DISTINCT user FROM {events})"
+    )
+    users = connection.sql("SELECT id FROM owners ORDER BY row").to_arrow_table()[0].to_pylist()
     table = connection.sql(
-        "SELECT user, i.row AS item, e.time, e.duration, a.code AS action, s.code AS surface "
-        "FROM events e JOIN items i ON e.item = i.id "
+        "SELECT o.row AS user, i.row AS item, time, duration, a.code AS action, s.code AS surface "
+        f"FROM {events} e JOIN owners o ON e.user = o.id JOIN items i ON e.item = i.id "
         "LEFT JOIN actions a ON e.action = a.name LEFT JOIN surfaces s ON e.surface = s.name "
-        f"WHERE shard = {shard} AND user IS NOT NULL "
-        "ORDER BY hash(CAST(user AS VARCHAR)), user, e.time, file, e.row"
+        "ORDER BY o.row, time, place"
     ).to_arrow_table()
     records = np.zeros(len(table), timelines.ACTION)
-    time = np.zeros(len(table), np.int64)
     for name in ("item", "duration", "action", "surface"):
         column = table[name]
         if column.null_count < len(column):  # else the map does not name it
             records[name] = column.fill_null(0).to_numpy()
+    user, repeats = table["user"].to_numpy(), np.zeros(len(table), bool)
     if table["time"].null_count < len(table):
         time = table["time"].to_numpy()
         records["time"] = time // events_lib.SECOND
-    ids = table["user"].combine_chunks()
-    first = np.ones(len(table), bool)
-    first[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
-    users = ids.filter(pa.array(first)).to_pylist()
-    repeats = np.zeros(len(table), bool)
-    if table["time"].null_count < len(table):
-        repeats = _repeats(first, time, records)
-    starts = np.append(np.flatnonzero(first), len(table))
-    starts -= np.concatenate([[0], np.cumsum(repeats)])[starts]
+        repeats = _repeats(user, time, records)
+    starts = np.searchsorted(user[~repeats], np.arange(len(users) + 1))
     return users, records[~repeats], starts, int(repeats.sum())
 
 
-def _repeats(first: np.ndarray, time: np.ndarray, records: np.ndarray) -> np.ndarray:
+def _repeats(user: np.ndarray, time: np.ndarray, records: np.ndarray) -> np.ndarray:
     """Bool (n,): rows that repeat an earlier one's user, item, time and action.
 
     Args:
-      first: bool (n,), the first row of each user; rows of a user are in order of time.
-      time: int (n,).
+      user: int (n,), ascending.
+      time: int (n,), of a user ascending.
       records: `timelines.ACTION` (n,).
     """
-    begins = first.copy()
-    begins[1:] |= np.diff(time) != 0
-    moment = np.cumsum(begins)  # of a user
-    several = np.flatnonzero(np.bincount(moment)[moment] > 1)
-    keys = records["action"][several], records["item"][several], moment[several]
+    alike = (np.diff(user) == 0) & (np.diff(time) == 0)
+    several = np.flatnonzero(np.append(alike, False) | np.insert(alike, 0, False))
+    keys = records["action"][several], records["item"][several], time[several], user[several]
     order = np.lexsort(keys)
     same = np.logical_and.reduce([np.diff(key[order]) == 0 for key in keys])
     repeats = np.zeros(len(records), bool)
@@ -176,25 +176,50 @@ def _repeats(first: np.ndarray, time: np.ndarray, records: np.ndarray) -> np.nda
     return repeats
 
 
-def find_pairs(connection: duckdb.DuckDBPyConnection, one_out: bool, config: ConfigDict) -> None:
+def _marked(config: ConfigDict) -> str:
+    """SQL of `events` with a column `training`, which is false for the actions that are left out.
+
+    Where some are, repeated rows are dropped as from timelines: else a left-out action's twin would
+    be trained on.
+    """
+    if config.split.kind != "leave_one_out":
+        return "(SELECT *, true AS training FROM events)"
+    once = "QUALIFY row_number() OVER (PARTITION BY user, item, time, action ORDER BY place) = 1"
+    rows = f"(SELECT * FROM events {once if config.events.time else ''})"
+    place = "row_number() OVER (PARTITION BY user ORDER BY time DESC, place DESC)"
+    return f"(SELECT *, {place} > {_LEFT_OUT} AS training FROM {rows})"
+
+
+def _shares(config: ConfigDict) -> tuple[float, float]:
+    """The shares of what leads to held-out pairs and edges that validates and that tests."""
+    split = config.split
+    match split.kind:
+        case "time":
+            total = split.valid + split.test
+            return 1.0, split.test / total
+        case "column":
+            return split.valid, 0.0
+        case _:
+            return split.valid, split.test
+
+
+def find_pairs(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> None:
     """Makes the table `found` of what led to what.
 
     Its columns are kind, query (the text of a search, or the id of an item), source (a row of
     `items`, null for a search), item (likewise), action, time, sequence, tests, training (whether
-    no user's left-out action is in it), file, row and step. Only items with a text or an image lead
+    no user's left-out action is in it) and place. Only items with a text or an image lead
     somewhere or are led to; an item does not lead to itself.
     """
-    last = "row_number() OVER (PARTITION BY user ORDER BY time DESC, file DESC, e.row DESC)"
-    training = f"{last} > {_LEFT_OUT}" if one_out else "true"
     connection.execute(
-        f"CREATE VIEW engagements AS SELECT e.*, i.row AS item_row, {training} AS training "
-        "FROM events e JOIN items i ON e.item = i.id WHERE i.described"
+        f"CREATE VIEW engagements AS SELECT e.*, i.row AS item_row FROM {_marked(config)} e "
+        "JOIN items i ON e.item = i.id WHERE i.described"
     )
     selects = []
     if config.events.query:
         selects.append(
             "SELECT 'text', query, CAST(NULL AS INTEGER), item_row, action, time, "
-            "CAST(NULL AS VARCHAR), tests, training, file, row, 0 FROM engagements "
+            "CAST(NULL AS VARCHAR), tests, training, place FROM engagements "
             "WHERE query IS NOT NULL"
         )
     if config.pairs.sequence:
@@ -203,39 +228,34 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, one_out: bool, config: Con
         for step in range(1, config.pairs.ahead + 1):
             after = ", ".join(
                 f"lead({name}, {step}) OVER w AS {name}_"
-                for name in ("item_row", "action", "time", "tests", "training", "file", "row")
+                for name in ("item_row", "action", "time", "tests", "training", "place")
             )
             selects.append(
                 f"SELECT 'image', CAST(item AS VARCHAR), item_row, item_row_, action_, "
-                f"time_, CAST({column} AS VARCHAR), tests_, training_, file_, row_, {step} "
+                f"time_, CAST({column} AS VARCHAR), tests_, training_, place_ "
                 f"FROM (SELECT *, {after} FROM engagements WHERE {column} IS NOT NULL "
-                f"WINDOW w AS (PARTITION BY {column} ORDER BY {order}, file, row)) "
+                f"WINDOW w AS (PARTITION BY {column} ORDER BY {order}, place)) "
                 "WHERE item_row_ IS NOT NULL AND item_row_ <> item_row"
             )
     connection.execute(
         f"CREATE TABLE found AS SELECT * FROM ({' UNION ALL '.join(selects)}) AS pairs(kind, "
-        "query, source, item, action, time, sequence, tests, training, file, row, step)"
+        "query, source, item, action, time, sequence, tests, training, place)"
     )
 
 
 def make_cold(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> None:
     """Makes the table `cold` of items without pairs and edges in training, and their splits."""
     split = config.split
+    tests = split.test / (split.valid + split.test or 1.0)
     ids = connection.sql("SELECT id FROM items ORDER BY row").to_arrow_table()[0]
     rows, splits = [], []
     for row, item in enumerate(ids.to_pylist() if split.cold else ()):
         if split_of(item, f"{split.seed}:cold", 0.0, split.cold):
             rows.append(row)
-            splits.append(split_of(item, f"{split.seed}:held out", 1.0, _tests(config)))
+            splits.append(split_of(item, f"{split.seed}:held out", 1.0, tests))
     make_table(
         connection, "cold", item=pa.array(rows, pa.int32()), split=pa.array(splits, pa.int8())
     )
-
-
-def _tests(config: ConfigDict) -> float:
-    """The share of test of what is held out."""
-    total = config.split.valid + config.split.test
-    return config.split.test / total if total else 0.0
 
 
 def split_pairs(connection: duckdb.DuckDBPyConnection, train_end: int, config: ConfigDict) -> None:
@@ -245,8 +265,7 @@ def split_pairs(connection: duckdb.DuckDBPyConnection, train_end: int, config: C
     a search, or a sequence, is in one split. What would be in training of a cold item goes to valid
     or test by the item; that an item is cold says nothing of pairs whose query it is.
     """
-    split, by_time = config.split, config.split.kind == "time"
-    shares = (1.0, _tests(config)) if by_time else (split.valid, split.test)
+    split, shares = config.split, _shares(config)
 
     def hashed(name: str, column: str, key: Callable[[str], int]) -> None:
         ids = connection.sql(
@@ -306,7 +325,7 @@ def write_pairs(
             "CAST(coalesce(time // 1000000, 0) AS UINTEGER) AS time "
             "FROM split_pairs f JOIN queries q ON f.kind = q.kind AND f.query = q.id JOIN tasks t "
             f"ON f.kind || '/' || coalesce(f.action, {literal(timelines.UNKNOWN)}) = t.name "
-            f"WHERE f.split = {number} ORDER BY f.time, f.file, f.row, f.step"
+            f"WHERE f.split = {number} ORDER BY f.time, q.row, f.item, t.code"
         )
         of_task = np.zeros(len(names), np.int64)
 
@@ -344,12 +363,10 @@ def write_graph(
     """
     split, by_group = config.split, bool(config.events.group)
     if by_group:
-        last = "row_number() OVER (PARTITION BY user ORDER BY time DESC, file DESC, row DESC)"
-        one_out = split.kind == "leave_one_out"
         edges = (
-            f"SELECT item, grp AS id, time, tests, {last if one_out else 3} AS place FROM events"
+            f"SELECT item, grp AS id, time, tests FROM {_marked(config)} "
+            "WHERE grp IS NOT NULL AND training"
         )
-        edges = f"SELECT * FROM ({edges}) WHERE id IS NOT NULL AND place > {_LEFT_OUT}"
     else:
         edges = "SELECT id AS item, tag AS id, NULL AS time, false AS tests FROM tags"
     connection.execute(
@@ -361,9 +378,7 @@ def write_graph(
     elif split.kind == "column":
         rule = "CASE WHEN bool_and(tests) THEN 2 WHEN bool_or(valid) THEN 1 ELSE 0 END"
     else:
-        shares = (split.valid, split.test)
-        if split.kind == "time":
-            shares = (1.0, _tests(config))
+        shares = _shares(config)
         ids = connection.sql("SELECT id FROM groups ORDER BY row").to_arrow_table()[0]
         splits = [split_of(key, split.seed, *shares) for key in ids.to_pylist()]
         make_table(
@@ -374,8 +389,8 @@ def write_graph(
         )
         rule = "any_value(s.split)"
         if split.kind == "time":
-            after = (train_end + 1) * events_lib.SECOND
-            rule = f"CASE WHEN min(time) < {after} THEN 0 ELSE {rule} END"
+            later = (train_end + 1) * events_lib.SECOND
+            rule = f"CASE WHEN min(time) < {later} THEN 0 ELSE {rule} END"
     splits = "LEFT JOIN group_splits s ON g.row = s.row" if "s.split" in rule else ""
     if by_group and split.cold:
         rule = f"coalesce(nullif({rule}, 0), any_value(c.split), 0)"
@@ -398,12 +413,12 @@ def write_graph(
     ).fetchall():
         counts[SPLITS[number]] = count
         report[f"edges, {SPLITS[number]}"] = count
-    report["rows that repeat an edge"], report["edges of training and test (left in training)"] = (
-        connection.execute("SELECT sum(rows - 1), count(*) FILTER (of_both) FROM edges").fetchall()[
-            0
-        ]
+    repeats, of_both = reading.first_row(
+        connection, "SELECT sum(rows - 1), count(*) FILTER (of_both) FROM edges"
     )
-    (groups,) = connection.execute("SELECT count(*) FROM groups").fetchall()[0]
+    report["rows that repeat an edge"] = repeats
+    report["edges of training and test (left in training)"] = of_both
+    (groups,) = reading.first_row(connection, "SELECT count(*) FROM groups")
     if not counts["train"]:
         raise InputError("the graph has no edge to train on; see config.split")
     directory.mkdir()

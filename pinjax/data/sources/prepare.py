@@ -199,7 +199,7 @@ class _Work:
         log = events.stage(connection, self._staging, log_files, integers, config)
         self._report |= log.report
         if sources:
-            items.read(connection, sources, integers, config)
+            self._report |= items.read(connection, sources, integers, config)
         if queries:
             items.read_queries(connection, queries, config)
         number = self._make_items()
@@ -216,7 +216,7 @@ class _Work:
             spec = dataclasses.replace(spec, **changes)
         parts.make_cold(connection, config)
         if "pairs" in self._parts:
-            parts.find_pairs(connection, spec.leave_one_out, config)
+            parts.find_pairs(connection, config)
             self._check_pairs(log_files)
             parts.split_pairs(connection, train_end, config)
         spec = dataclasses.replace(spec, **self._catalogue(counts))
@@ -260,9 +260,10 @@ class _Work:
             f"(SELECT id, min(first) AS first, sum(events) AS events, {known} AS known, "
             f"{described} AS described FROM ({rows}) GROUP BY id) {kept}"
         )
-        (number, acted, found) = connection.execute(
-            "SELECT count(*), count(*) FILTER (events > 0), sum(events) FILTER (known) FROM items"
-        ).fetchall()[0]
+        (number, acted, found) = reading.first_row(
+            connection,
+            "SELECT count(*), count(*) FILTER (events > 0), sum(events) FILTER (known) FROM items",
+        )
         self._report |= {"items": number, "items of the events": acted}
         if given:
             total = self._report["events"]
@@ -279,9 +280,9 @@ class _Work:
             if strangers:
                 self._report |= {"items that the table lacks, as": strangers}
             if unseen:
-                (count,) = connection.execute(
-                    "SELECT count(*) FROM items WHERE events = 0"
-                ).fetchall()[0]
+                (count,) = reading.first_row(
+                    connection, "SELECT count(*) FROM items WHERE events = 0"
+                )
                 self._report |= {"items without an event": count, "of them": unseen}
         return number
 
@@ -350,21 +351,22 @@ class _Work:
           InputError: where there are none, or more than are tolerated are unusable.
         """
         connection, config = self._connection, self._config
-        total, unknown = connection.execute(
-            "SELECT sum(events), sum(events) FILTER (NOT described) FROM items"
-        ).fetchall()[0]
+        total, unknown = reading.first_row(
+            connection, "SELECT sum(events), sum(events) FILTER (NOT described) FROM items"
+        )
         if (unknown or 0) > config.tolerance * total:
-            number, row = connection.execute(
-                "SELECT file, e.row FROM events e JOIN items i ON e.item = i.id "
-                "WHERE NOT described ORDER BY ALL LIMIT 1"
-            ).fetchall()[0]
+            (place,) = reading.first_row(
+                connection,
+                "SELECT min(place) FROM events e JOIN items i ON e.item = i.id WHERE NOT described",
+            )
+            number, row = events.place_of(place)
             share = f"{unknown} of {total} rows are bad, tolerance is {config.tolerance:g}"
             expected = "an id of the table of items, and a text or image there, for pairs"
             raise reading.bad_row(
                 connection, log_files[number], row, config.events.item, expected, share
             )
         self._report["events in no pair: no text or image"] = unknown or 0
-        (count,) = connection.execute("SELECT count(*) FROM found").fetchall()[0]
+        (count,) = reading.first_row(connection, "SELECT count(*) FROM found")
         if not count:
             column = (
                 config.events.query
@@ -379,12 +381,14 @@ class _Work:
             with_image = f"SELECT i.row FROM items i JOIN given g ON i.id = g.id WHERE {shown}"
             lacking = f"source IS NOT NULL AND source NOT IN ({with_image})"
             where = f"column {config.catalogue.images}"
-        without = connection.execute(
-            "SELECT count(*), min((file, row)), arg_min((kind, query), (file, row)) FROM found "
-            f"WHERE {lacking}"
-        ).fetchall()[0]
+        without = reading.first_row(
+            connection,
+            "SELECT count(*), min(place), arg_min(kind, place), arg_min(query, place) FROM found "
+            f"WHERE {lacking}",
+        )
         if without[0] > config.tolerance * count:
-            (number, row), (kind, query) = without[1:]
+            place, kind, query = without[1:]
+            number, row = events.place_of(place)
             share = f"{without[0]} of {count} pairs have none, tolerance is {config.tolerance:g}"
             expected = f"a query with its vector in {where}"
             if kind == "text":
@@ -429,6 +433,7 @@ class _Work:
             f"SELECT {', '.join(['i.row', 'i.id', 'i.first', *columns])} FROM items i {join} "
             "ORDER BY i.row"
         )
+        dims = {name: self._dim(name) for name in ("content", "images") if table[name]}
         empty = 0
         with catalogue.writer(self._made / catalogue.FILE) as write:
             for piece in parts.pieces(found, catalogue.ROWS_A_GROUP):
@@ -436,11 +441,11 @@ class _Work:
                 some = slice(rows[0], rows[-1] + 1)
                 of_piece = {}
                 if table.content:
-                    of_piece["content"] = _first_vectors(piece["content"], self._dim("content"))
+                    of_piece["content"] = _first_vectors(piece["content"], dims["content"])
                 elif content is not None:
                     of_piece["content"] = content[some]
                 if table.images:
-                    vectors_, offsets = _flat_vectors(piece["images"], self._dim("images"))
+                    vectors_, offsets = _flat_vectors(piece["images"], dims["images"])
                     of_piece |= {"images": vectors_, "image_offsets": offsets}
                 elif self._of_words is not None:
                     has = self._of_words[some].any(axis=1)
@@ -536,7 +541,7 @@ class _Work:
     def _dim(self, name: str) -> int:
         """Numbers of a column of vectors."""
         query = f"SELECT len({name}[1]) FROM given WHERE len({name}) > 0 LIMIT 1"
-        return self._connection.execute(query).fetchall()[0][0]
+        return reading.first_row(self._connection, query)[0]
 
     def _created(self, piece: pa.Table) -> np.ndarray:
         """From when items exist: their date or their first event, uint32 (n,), 0 if unknown."""
@@ -602,7 +607,7 @@ class _Work:
         """
         if self._inputs.queries:
             query = "SELECT len(vector[1]) FROM own_vectors LIMIT 1"
-            return self._connection.execute(query).fetchall()[0][0]
+            return reading.first_row(self._connection, query)[0]
         dims = {self._space.dim} if self._space else set()
         if self._config.pairs.sequence:
             made = self._of_words is not None

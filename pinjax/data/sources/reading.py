@@ -5,7 +5,6 @@ to be, and in one line which file, row and value is not.
 """
 
 import bz2
-import collections
 import contextlib
 import csv
 import dataclasses
@@ -17,9 +16,11 @@ import io
 import lzma
 import os
 import pathlib
+import re
 import reprlib
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 
 import duckdb
@@ -33,6 +34,7 @@ from pinjax.errors import InputError
 
 WRITTEN = "WRITTEN"  # the type of text in a file without types: a number, perhaps
 LATEST = 2**32 * 1_000_000  # times are seconds in 32 bits on disk: 2106
+ROW = '"@row"'  # SQL of the column that numbers a file's rows: no name that a user's has
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 _LARGE_INTEGERS = ("UBIGINT", "HUGEINT", "UHUGEINT")
 _FLOATS = ("FLOAT", "DOUBLE")
@@ -41,6 +43,13 @@ _TIMES = ("TIMESTAMP", "DATE")  # and what begins so
 _CANONICAL = "0|-?[1-9][0-9]{0,17}"  # integers as one writes them: neither 007 nor 7.0
 _SPACES = "".join(map(chr, filter(lambda code: chr(code).isspace(), range(0x3001))))
 _JSON = {"BIGINT": "HUGEINT", "UBIGINT": "HUGEINT"}
+_KINDS = {".parquet": "Parquet", ".npz": "npz"} | dict.fromkeys(
+    (".jsonl", ".ndjson", ".json"), "JSON lines"
+)
+_UNREADABLE = (
+    *(duckdb.Error, pa.ArrowException, OSError, ValueError, EOFError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 _READERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
@@ -51,7 +60,7 @@ class File:
     Attributes:
       path: as messages name it.
       types: DuckDB's type of each column.
-      relation: SQL of its columns and, as `row`, the number of each row from 1.
+      relation: SQL of its columns and, as `ROW`, the number of each row from 1.
       rows: how many there are.
     """
 
@@ -90,9 +99,9 @@ def database(directory: pathlib.Path, memory: int | None) -> Iterator[duckdb.Duc
     """
     if memory is None:  # DuckDB would take 80 % of it
         with duckdb.connect() as connection:
-            (memory,) = connection.execute(
-                "SELECT parse_formatted_bytes(current_setting('memory_limit'))"
-            ).fetchall()[0]
+            (memory,) = first_row(
+                connection, "SELECT parse_formatted_bytes(current_setting('memory_limit'))"
+            )
         memory = memory * 5 // 8
     settings = {
         "memory_limit": f"{memory}B",
@@ -107,6 +116,9 @@ def database(directory: pathlib.Path, memory: int | None) -> Iterator[duckdb.Duc
         except duckdb.OutOfMemoryException as error:
             told = f"--memory: {memory / 2**20:,.0f} MiB are too little"
             raise InputError(f"{told}: {one_line(error)}") from error
+        except (duckdb.DataError, duckdb.IOException, duckdb.InvalidInputException) as error:
+            # A file that is damaged further on than `open_files` looks, or a full disk.
+            raise InputError(one_line(error)) from error
 
 
 def expand(flag: str, names: Sequence[str]) -> list[str]:
@@ -150,9 +162,7 @@ def open_files(
     opened = []
     for path in paths:
         suffixes = [suffix for suffix in pathlib.Path(path).suffixes if suffix not in _READERS]
-        kind = {".parquet": "Parquet", ".npz": "npz", ".jsonl": "JSON lines"}.get(
-            suffixes[-1].replace(".ndjson", ".jsonl") if suffixes else "", "CSV"
-        )
+        kind = _KINDS.get(suffixes[-1] if suffixes else "", "CSV")
         try:
             match kind:
                 case "Parquet":
@@ -163,7 +173,7 @@ def open_files(
                     file = _json_lines(connection, path, columns)
                 case _:
                     file = _csv(connection, path, section)
-        except (duckdb.Error, pa.ArrowException, OSError, ValueError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             if isinstance(error, InputError | duckdb.OutOfMemoryException):
                 raise
             raise InputError(f"{path}: not readable as {kind}: {one_line(error)}") from error
@@ -177,11 +187,15 @@ def open_files(
 
 def _parquet(connection: duckdb.DuckDBPyConnection, path: str) -> File:
     with pq.ParquetFile(path, memory_map=True) as file:
-        _check_names(path, file.schema_arrow.names)
-        rows = file.metadata.num_rows
-    table = f"read_parquet({literal(path)}, file_row_number=true)"
-    relation = f"(SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS row FROM {table})"
-    return File(path, _types(connection, table), relation, rows)
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+    _check_names(path, schema.names)
+    table = f"read_parquet({_exactly(path)}, file_row_number=true)"
+    types = _types(connection, table)
+    del types["file_row_number"]
+    # Which Parquet has as integers of any unit.
+    types |= {field.name: "INTERVAL" for field in schema if pa.types.is_duration(field.type)}
+    relation = f"(SELECT * EXCLUDE (file_row_number), file_row_number + 1 AS {ROW} FROM {table})"
+    return File(path, types, relation, rows)
 
 
 def _npz(connection: duckdb.DuckDBPyConnection, path: str, columns: Sequence[str]) -> File:
@@ -193,7 +207,7 @@ def _npz(connection: duckdb.DuckDBPyConnection, path: str, columns: Sequence[str
         table = pa.table({name: _lists(arrays[name]) for name in dict.fromkeys(columns)})
     view = f"npz {path}"
     connection.register(view, table)
-    relation = f"(SELECT *, row_number() OVER () AS row FROM {name_of(view)})"
+    relation = f"(SELECT *, row_number() OVER () AS {ROW} FROM {name_of(view)})"
     return File(path, _types(connection, name_of(view)), relation, len(table))
 
 
@@ -214,8 +228,9 @@ def _variable(kind: pa.DataType) -> pa.DataType:
 
 
 def _json_lines(connection: duckdb.DuckDBPyConnection, path: str, columns: Sequence[str]) -> File:
-    objects = f"read_ndjson_objects({literal(path)})"
-    rows, *found = connection.execute(
+    objects = f"read_ndjson_objects({_exactly(path)})"
+    rows, *found = first_row(
+        connection,
         "SELECT "
         + ", ".join(
             [
@@ -224,8 +239,8 @@ def _json_lines(connection: duckdb.DuckDBPyConnection, path: str, columns: Seque
                 *(f"list(DISTINCT json_type(json, {_key(name, '[0]')}))" for name in columns),
             ]
         )
-        + f" FROM {objects}"
-    ).fetchall()[0]
+        + f" FROM {objects}",
+    )
     types, values = {}, []
     for name, own, inner in zip(columns, found, found[len(columns) :], strict=False):
         kinds = set(own or ()) - {None, "NULL"}
@@ -251,7 +266,7 @@ def _json_lines(connection: duckdb.DuckDBPyConnection, path: str, columns: Seque
     if len(types) < len(set(columns)):
         keys = connection.sql(f"SELECT DISTINCT unnest(json_keys(json)) FROM {objects} ORDER BY 1")
         types |= {name: "" for (name,) in keys.fetchall() if name not in types}
-    selected = ", ".join([*values, "row_number() OVER () AS row"])
+    selected = ", ".join([*values, f"row_number() OVER () AS {ROW}"])
     return File(path, types, f"(SELECT {selected} FROM {objects})", rows)
 
 
@@ -278,12 +293,19 @@ def _csv(connection: duckdb.DuckDBPyConnection, path: str, section: ConfigDict) 
     if len(names) == 1:
         options["delim"] = literal("\x1f")  # a single column ends where the line does
     settings = ", ".join(f"{name}={value}" for name, value in options.items())
-    table = f"read_csv({literal(source)}, {settings})"
-    (rows,) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0]
+    table = f"read_csv({_exactly(source)}, {settings})"
+    if len(names) == 1:  # then an empty line would be a row
+        table = f"(FROM {table} WHERE {name_of(names[0])} IS NOT NULL)"
+    (rows,) = first_row(connection, f"SELECT count(*) FROM {table}")
     if quote and not section.multiline:
         _check_lines(path, rows + (not header), quote)
-    relation = f"(SELECT *, row_number() OVER () AS row FROM {table})"
+    relation = f"(SELECT *, row_number() OVER () AS {ROW} FROM {table})"
     return File(path, dict.fromkeys(names, WRITTEN), relation, rows)
+
+
+def _exactly(path: str) -> str:
+    """SQL of a path, which is no glob even if it looks like one."""
+    return literal(re.sub(r"[\[*?]", r"[\g<0>]", path))
 
 
 def _check_lines(path: str, rows: int, quote: str) -> None:
@@ -327,7 +349,7 @@ def _bytes(path: str) -> io.BufferedIOBase:
 
 def _unpacked(connection: duckdb.DuckDBPyConnection, path: str) -> str:
     """A copy without the compression that DuckDB does not read."""
-    (directory,) = connection.execute("SELECT current_setting('temp_directory')").fetchall()[0]
+    (directory,) = first_row(connection, "SELECT current_setting('temp_directory')")
     os.makedirs(directory, exist_ok=True)
     target = os.path.join(directory, f"{abs(hash(path))}.csv")
     with _bytes(path) as source, open(target, "wb") as file:
@@ -336,14 +358,17 @@ def _unpacked(connection: duckdb.DuckDBPyConnection, path: str) -> str:
 
 
 def _check_names(path: str, names: Sequence[str]) -> None:
-    twice = [name for name, count in collections.Counter(names).items() if count > 1]
-    if twice:
-        raise InputError(f"{path}: has two columns {twice[0]!r}; expected each name once")
+    known: dict[str, str] = {}
+    for name in names:
+        if (other := known.get(name.lower())) is not None:
+            told = "expected each name once, in upper or lower case"
+            raise InputError(f"{path}: has columns {other!r} and {name!r}; {told}")
+        known[name.lower()] = name
 
 
 def _types(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
     rows = connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()
-    return {name: kind for name, kind, *_ in rows if name != "file_row_number"}
+    return {name: kind for name, kind, *_ in rows}
 
 
 def are_integers(connection: duckdb.DuckDBPyConnection, file: File, column: str) -> bool:
@@ -363,7 +388,7 @@ def are_integers(connection: duckdb.DuckDBPyConnection, file: File, column: str)
         fits = f"regexp_full_match({name}, '{_CANONICAL}')"
     else:
         raise file.unfit(column, "integer or text ids")
-    (all_fit,) = connection.execute(f"SELECT bool_and({fits}) FROM {file.relation}").fetchall()[0]
+    (all_fit,) = first_row(connection, f"SELECT bool_and({fits}) FROM {file.relation}")
     return all_fit in (True, None)
 
 
@@ -381,7 +406,9 @@ def text(file: File, column: str) -> str:
       InputError: for a column of another type.
     """
     kind = file.type_of(column)
-    if kind == "BLOB" or (kind.endswith(("]", ")", "OBJECT")) and not kind.startswith("DECIMAL")):
+    if kind in ("BLOB", "INTERVAL") or (
+        kind.endswith(("]", ")", "OBJECT")) and not kind.startswith("DECIMAL")
+    ):
         raise file.unfit(column, "text")
     return f"CAST({name_of(column)} AS VARCHAR)"
 
@@ -403,7 +430,10 @@ def trimmed(file: File, column: str) -> str:
 
 
 def number(file: File, column: str) -> str:
-    """SQL of a column of numbers, or of numbers as text, as doubles, null where unreadable.
+    """SQL of a column of numbers, or of numbers as text, as doubles, null where not finite.
+
+    NaN is told by `isfinite` alone: `isnan` and comparisons trust the statistics of a Parquet file,
+    which know of none.
 
     Raises:
       InputError: for a column of another type.
@@ -412,7 +442,8 @@ def number(file: File, column: str) -> str:
     numbers = (*_INTEGERS, *_LARGE_INTEGERS, *_FLOATS, "VARCHAR", WRITTEN, '"NULL"')
     if kind not in numbers and not kind.startswith("DECIMAL"):
         raise file.unfit(column, "numbers")
-    return f"TRY_CAST({name_of(column)} AS DOUBLE)"
+    value = f"TRY_CAST({name_of(column)} AS DOUBLE)"
+    return f"CASE WHEN isfinite({value}) THEN {value} END"
 
 
 def moment(file: File, column: str, unit: str) -> str:
@@ -433,8 +464,8 @@ def moment(file: File, column: str, unit: str) -> str:
         if kind == "FLOAT":
             raise file.unfit(column, "integers or doubles: 32 bits cannot tell seconds apart")
         scaled = f"round({number(file, column)} * {column_map.UNITS[unit]!r})"
-        if unit == "ns" and kind in _INTEGERS:
-            return f"{name} // 1000"
+        if unit == "ns":  # a double does not hold all digits
+            scaled = f"TRY_CAST({name} AS HUGEINT) // 1000"
         return f"TRY_CAST({scaled} AS BIGINT)"
     if kind in ("VARCHAR", WRITTEN):
         return f"epoch_us(TRY_CAST({name} AS TIMESTAMPTZ))"
@@ -467,7 +498,7 @@ def bad_row(
     share: str,
 ) -> InputError:
     """The error that names a row of a file, its value and what was expected of it."""
-    query = f"SELECT {name_of(column)} FROM {file.relation} WHERE row = {row}"
+    query = f"SELECT {name_of(column)} FROM {file.relation} WHERE {ROW} = {row}"
     return bad_value(file, row, column, connection.sql(query), expected, share)
 
 
@@ -484,6 +515,14 @@ def bad_value(
     if isinstance(found, list | str):
         found = reprlib.repr(found)
     return InputError(f"{file.path}: row {row}: {column} is {found}; expected {expected} ({share})")
+
+
+def first_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple | None:
+    """The first row that a query finds, which should find few: all are read.
+
+    An unread row would keep the connection from other queries.
+    """
+    return next(iter(connection.execute(query).fetchall()), None)
 
 
 def name_of(column: str) -> str:
