@@ -20,7 +20,8 @@ import time
 from absl import app, flags, logging
 
 from pinjax.compiler import programs, rates
-from pinjax.data import batches, datasets, windows
+from pinjax.data import batches, windows
+from pinjax.data import dataset as dataset_lib
 from pinjax.systems import registry
 from pinjax.training import sharding
 
@@ -33,10 +34,10 @@ USERS, LENGTH, LABELS, HORIZON = 128, 256, 32, 28 * 24 * 60 * 60
 def main(_):
     logging.set_verbosity(logging.ERROR)
     os.sched_setaffinity(0, {0})
-    dataset = datasets.load("pinworld/small", _DATA_DIR.value)
-    positives = windows.Positives.create(dataset.metadata, "save, closeup>=10, click>=10", "home")
+    dataset = dataset_lib.load("pinworld/small", _DATA_DIR.value)
+    positives = windows.Positives.create(dataset.spec, "save, closeup>=10, click>=10", "home")
     sampler = windows.Sampler(
-        LENGTH, "dense_all_action", LABELS, HORIZON, positives, dataset.metadata.train_end
+        LENGTH, "dense_all_action", LABELS, HORIZON, positives, dataset.spec.train_end
     )
     source = batches.Batches(dataset.timelines("train"), sampler, USERS, 10**6, seed=0)
     chunk = dataset.chunk("train", 0, USERS)

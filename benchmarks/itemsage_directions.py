@@ -1,4 +1,4 @@
-"""Do the directions of ItemSage's ablations hold on pinshop? Every row is trained with three seeds.
+"""Do the directions of ItemSage's ablations hold on pinworld? Every row is of three seeds.
 
     python -m benchmarks.itemsage_directions --workdir=DIR
 
@@ -16,7 +16,7 @@ from benchmarks import runs
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the runs are kept", required=True)
 _STEPS = flags.DEFINE_integer("steps", 500, "of every run")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "of every row")
-_DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where pinshop/small is kept")
+_DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where pinworld/small is kept")
 
 CONFIG = "configs/itemsage.py"
 DENSE, SPARSE = ("image/click", "text/click"), ("image/checkout", "text/checkout")

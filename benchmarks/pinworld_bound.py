@@ -14,7 +14,8 @@ import runpy
 import numpy as np
 from absl import app, flags, logging
 
-from pinjax.data import datasets, held_out, windows
+from pinjax.data import dataset as dataset_lib
+from pinjax.data import held_out, windows
 from pinjax.data.simulated.oracle import Oracle
 from pinjax.data.simulated.world import DAY
 from pinjax.retrieval import exact, metrics, table
@@ -49,10 +50,10 @@ def expected(oracle: Oracle, choice: np.ndarray, wanted: np.ndarray, moment: int
 
 def main(_):
     logging.set_verbosity(logging.ERROR)
-    dataset = datasets.load(f"pinworld/{_SIZE.value}", _DATA_DIR.value)
+    dataset = dataset_lib.load(f"pinworld/{_SIZE.value}", _DATA_DIR.value)
     data = runpy.run_path(str(ROOT / "configs/pinnerformer.py"))["get_config"]().data
-    positives = windows.Positives.create(dataset.metadata, data.positives, data.surfaces)
-    anywhere = windows.Positives.create(dataset.metadata, data.positives, "")
+    positives = windows.Positives.create(dataset.spec, data.positives, data.surfaces)
+    anywhere = windows.Positives.create(dataset.spec, data.positives, "")
     source = held_out.HeldOut(dataset, positives, 1, WINDOW, 10**9, 10**9, filter_seen=False)
     (moment,) = source.moments((0.0,))
     asked, index = source.questions("test", moment), source.index(moment)

@@ -30,10 +30,12 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from benchmarks import runs
-from pinjax.data import engagements, pairs
+from pinjax.data import dataset as dataset_lib
+from pinjax.data import engagements, item_features
+from pinjax.data.dataset import Dataset
 from pinjax.models import features
 from pinjax.retrieval import metrics, table
-from pinjax.systems import product_retrieval, searchsage, system
+from pinjax.systems import itemsage, product_retrieval, system
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw tables", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where data sets and runs are kept", required=True)
@@ -104,36 +106,40 @@ CHOICES = {
 }
 
 
-def prepare(source: Source, raw: pathlib.Path, out: pathlib.Path) -> pairs.PairSet:
+def prepare(source: Source, raw: pathlib.Path, out: pathlib.Path) -> Dataset:
     """The data set in `out`, made by the command if it is not there."""
     command = [sys.executable, "-m", "pinjax.prepare", f"--out={out}"]
     command += [f"--config=configs/prepare/{source.column_map}.py"]
     command += [f"--events={','.join(str(raw / name) for name in source.events)}"]
     command += [f"--items={','.join(str(raw / name) for name in source.items)}"]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    return pairs.read(out)
+    return dataset_lib.open_directory(out)
 
 
-def trained_tasks(dataset: pairs.PairSet) -> tuple[int, ...]:
+def trained_tasks(dataset: Dataset) -> tuple[int, ...]:
     """Rows of the tasks that have engagements in training."""
     return tuple(np.unique(dataset.pairs("train")["task"]).tolist())
 
 
 def train(
-    source: Source, dataset: pairs.PairSet, texts: list[str], workdir: pathlib.Path, *more: str
+    source: Source,
+    dataset: Dataset,
+    texts: list[str],
+    workdir: pathlib.Path,
+    *more: str,
 ) -> tuple[dict[str, metrics.Estimate], float]:
     """Trains by the command.
 
     Returns:
       (the first row of its table and that of popularity, the best of what is compared on valid).
     """
-    names = [dataset.metadata.tasks[task] for task in trained_tasks(dataset)]
+    names = [dataset.spec.tasks[task] for task in trained_tasks(dataset)]
     settings = [f"--config.data.name={dataset.directory}"]
     settings += [f"--config.tasks={tuple((name, 1.0, CAPS[source.system]) for name in names)}"]
     settings += [f"--config.train.evaluate_every={EVALUATE_EVERY}"]
     settings += [f"--config.train.select=valid/{source.metric}"]
     if source.system == "itemsage":
-        settings += [f"--config.model.dim={dataset.queries.vectors.shape[1]}"]
+        settings += [f"--config.model.dim={dataset.spec.query_dim}"]
         settings += [f"--config.model.texts={tuple((name, name) for name in texts)}"]
         settings += [f"--config.loss.sketch_width={2**22}"]  # for a million different pairs
     if _STEPS.value:
@@ -145,27 +151,26 @@ def train(
 
 
 def item_texts(source: Source, raw: pathlib.Path, column_map: ConfigDict) -> list[str]:
-    """All texts of each item in one, in the order of the data set's products."""
+    """All texts of each item in one, in the order of the data set's catalogue."""
     items = engagements.read_items([raw / name for name in source.items], column_map)
     return ["\n".join(filter(None, texts)) for texts in zip(*items.texts.values(), strict=True)]
 
 
 def peer_answers(
     method: str,
-    dataset: pairs.PairSet,
+    dataset: Dataset,
     texts: list[str],
     asked: np.ndarray,
     workdir: pathlib.Path,
 ) -> dict[str, np.ndarray]:
     """A peer's answers to queries, by how it cuts texts into words, int (asked, 100)."""
     ids = dataset.queries.ids[asked]
-    own = dataset.queries.products[asked]
+    own = dataset.queries.items[asked]
     content = {
         "method": method,
         "products": texts,
         "queries": [
-            query if product < 0 else texts[product]
-            for query, product in zip(ids, own, strict=True)
+            query if item < 0 else texts[item] for query, item in zip(ids, own, strict=True)
         ],
         "own": own.tolist(),
     }
@@ -198,10 +203,19 @@ def peer(
 
 
 def untrained(judge: product_retrieval.ProductRetrieval) -> dict[str, metrics.Estimate]:
-    """The row of the frozen vectors themselves: queries' and the mean of each product's images."""
+    """The row of the frozen vectors themselves: queries' and the mean of each item's images."""
     queries = features.unit_length(jnp.asarray(judge.dataset.queries.vectors))
-    products = searchsage.item_vectors(judge.dataset)
-    return judge(np.asarray(queries).__getitem__, products, "test", full=False).rows[0].metrics
+    items = jnp.asarray(item_features.item_vectors(judge.dataset))
+    return judge(np.asarray(queries).__getitem__, items, "test", full=False).rows[0].metrics
+
+
+def findable(source: Source, dataset: Dataset, texts: list[str]) -> np.ndarray:
+    """Bool (items,), what the system's index may hold where it sees the texts and images."""
+    if source.system == "searchsage":
+        return item_features.item_vectors(dataset).any(axis=1)
+    config = _config(source.system)
+    config.model.texts = tuple((name, name) for name in texts)
+    return itemsage.findable(itemsage.make_features(config, dataset))
 
 
 def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
@@ -213,10 +227,14 @@ def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
     column_map = _config(f"prepare/{source.column_map}")
     fields = [field for field, _ in column_map.catalogue.texts]
     judge = product_retrieval.ProductRetrieval(
-        NAMES[source.system], dataset, trained_tasks(dataset), _config(source.system).evaluate
+        NAMES[source.system],
+        dataset,
+        trained_tasks(dataset),
+        findable(source, dataset, fields),
+        _config(source.system).evaluate,
     )
     rows = {"vectors alone": untrained(judge)}
-    print(f"\n{name}: {len(judge.queries('test')):,} queries, {len(dataset.products):,} products")
+    print(f"\n{name}: {len(judge.queries('test')):,} queries, {dataset.spec.num_items:,} items")
     if source.peer:
         texts = item_texts(source, raw, column_map)
         found, chosen = peer(source, judge, texts, workdir)
@@ -237,7 +255,7 @@ def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
             made, _ = train(source, dataset, fields if with_texts else [], directory, *settings)
             rows[method] = made.pop(NAMES[source.system])
             rows |= made
-    index = min(len(dataset.products), judge.config.index_size)
+    index = min(int(judge.findable.sum()), judge.config.index_size)
     rows["chance"] = {
         metric: metrics.Estimate(K / index) for metric in dict.fromkeys(("R@10", source.metric))
     }

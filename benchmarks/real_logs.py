@@ -37,7 +37,8 @@ import pyarrow.parquet as pq
 import scipy.sparse
 from absl import app, flags, logging
 
-from pinjax.data import datasets, held_out, windows
+from pinjax.data import dataset as dataset_lib
+from pinjax.data import held_out, windows
 from pinjax.retrieval import metrics, table
 from pinjax.systems import batching, pinnerformer, registry
 from pinjax.training import checkpoint, sharding
@@ -193,7 +194,7 @@ def train(log: str, directory: pathlib.Path, workdir: pathlib.Path) -> float:
 def trained_embeddings(
     exams: Sequence[Exam],
     moments: Sequence[int],
-    dataset: datasets.Dataset,
+    dataset: dataset_lib.Dataset,
     config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
 ) -> tuple[list[np.ndarray], np.ndarray]:
@@ -204,7 +205,7 @@ def trained_embeddings(
     """
     mesh = sharding.make_mesh()
     params = checkpoint.load_chosen(workdir, config, registry.create(config, mesh), mesh).params
-    model = pinnerformer.make_model(config, dataset.metadata, mesh)
+    model = pinnerformer.make_model(config, dataset.spec, mesh)
     frozen = pinnerformer.freeze(config, dataset, model, mesh)
     towers_at = pinnerformer.make_towers(config, dataset, model, mesh, frozen)
     users, items = [[] for _ in exams], []
@@ -219,11 +220,11 @@ def trained_embeddings(
     return [np.concatenate(embedded) for embedded in users], np.stack(items) * scale
 
 
-def training_actions(dataset: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """What there is to learn from: row of the user, and `schema.ACTION`, each (actions,)."""
+def training_actions(dataset: dataset_lib.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """What there is to learn from: row of the user, and `timelines.ACTION`, each (actions,)."""
     chunk = dataset.chunk("train", 0, len(dataset.timelines("train")))
     user = np.repeat(np.arange(len(chunk.users)), np.diff(chunk.offsets))
-    past = chunk.records["time"] <= dataset.metadata.train_end
+    past = chunk.records["time"] <= dataset.spec.train_end
     return user[past], chunk.records[past]
 
 
@@ -286,10 +287,8 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
     config.data.name = str(directory)
     seconds = {"PinnerFormer": train(log, directory, workdir)}
 
-    dataset = datasets.load(config.data.name, config.data.dir)
-    positives = windows.Positives.create(
-        dataset.metadata, config.data.positives, config.data.surfaces
-    )
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
+    positives = windows.Positives.create(dataset.spec, config.data.positives, config.data.surfaces)
     source = held_out.HeldOut(
         dataset,
         positives,

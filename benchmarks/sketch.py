@@ -2,11 +2,11 @@
 
     python -m benchmarks.sketch [--data_dir=~/.cache/pinjax]
 
-For items of a Zipf law and for the pairs of pinshop/small, epoch after epoch, it prints by how much
-log P of an id, as the sampled softmax takes it off, is too high: the median and the 95th percentile
-over all that was counted, where an id counts as often as it came, beside the error of which a run
-says that it is hardly ever exceeded; it is refused where that is above the median count of an id,
-over all that was counted. Takes half a minute.
+For items of a Zipf law and for the pairs of pinworld/small, epoch after epoch, it prints by how
+much log P of an id, as the sampled softmax takes it off, is too high: the median and the 95th
+percentile over all that was counted, where an id counts as often as it came, beside the error of
+which a run says that it is hardly ever exceeded; it is refused where that is above the median count
+of an id, over all that was counted. Takes half a minute.
 """
 
 import math
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from pinjax.data import datasets
+from pinjax.data import dataset
 from pinjax.losses import count_min_sketch
 
-DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where pinshop is, or will be")
+DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where pinworld is, or will be")
 
 DEPTH = 4
 BATCH = 2**16
@@ -31,9 +31,9 @@ def main(argv):
     items = 1 / np.arange(1, 200_001)
     zipf = rng.choice(len(items), 4_000_000, p=items / items.sum())
     show("4,000,000 labels of 200,000 items by Zipf's law", zipf)
-    train = datasets.load_pairs("pinshop/small", DATA_DIR.value).pairs("train")
-    pairs = count_min_sketch.pair_ids(jnp.asarray(train["query"]), jnp.asarray(train["product"]))
-    show("4 epochs of pinshop/small's pairs", np.tile(pairs, 4))
+    train = dataset.load("pinworld/small", DATA_DIR.value).pairs("train")
+    pairs = count_min_sketch.pair_ids(jnp.asarray(train["query"]), jnp.asarray(train["item"]))
+    show("4 epochs of pinworld/small's pairs", np.tile(pairs, 4))
 
 
 def show(name, ids):

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from absl import app, flags
 
-from pinjax.data import text
+from pinjax.data.text import tokens
 
 _PARQUET = flags.DEFINE_string("parquet", None, "a file of titles")
 _COLUMN = flags.DEFINE_string("column", None, "the file's column of titles")
@@ -32,16 +32,16 @@ SIZES = {"unigrams": 200_000, "bigrams": 1_000_000, "trigrams": 64_000}
 def main(_):
     os.sched_setaffinity(0, {0})
     titles = _read() if _PARQUET.value else _pseudo_random(200_000)
-    vocabulary = text.Vocabulary.build(titles, **SIZES)
+    vocabulary = tokens.Vocabulary.build(titles, **SIZES)
     rows = vocabulary.rows.to_pydict()
     ids = {row: i for i, row in enumerate(zip(rows["kind"], rows["token"], strict=True))}
-    ids = {kind: {t: i for (k, t), i in ids.items() if k == kind} for kind in text.KINDS}
+    ids = {kind: {t: i for (k, t), i in ids.items() if k == kind} for kind in tokens.KINDS}
     some = titles[: _TITLES.value]
 
     encoded = vocabulary.encode(some)
     plain = [_encode(title, ids) for title in some]
     assert encoded.tokens.tolist() == list(itertools.chain(*plain))
-    counted = text.Vocabulary.build(some, **SIZES).rows.to_pydict()
+    counted = tokens.Vocabulary.build(some, **SIZES).rows.to_pydict()
     assert list(zip(counted["token"], counted["count"], strict=True)) == _build(some)
 
     rates = collections.defaultdict(list)
@@ -49,7 +49,7 @@ def main(_):
         for name, call in {
             "ids, vectorised": lambda: vocabulary.encode(some),
             "ids, plain Python": lambda: [_encode(title, ids) for title in some],
-            "vocabulary, vectorised": lambda: text.Vocabulary.build(some, **SIZES),
+            "vocabulary, vectorised": lambda: tokens.Vocabulary.build(some, **SIZES),
             "vocabulary, plain Python": lambda: _build(some),
         }.items():
             start = time.perf_counter()
@@ -95,23 +95,23 @@ _SEPARATORS = _Separators()
 
 
 def _tokens(title):
-    words = text.normalise(title).translate(_SEPARATORS).split()
+    words = tokens.normalise(title).translate(_SEPARATORS).split()
     bigrams = [f"{first} {second}" for first, second in itertools.pairwise(words)]
     trigrams = [f"<{word}>"[i : i + 3] for word in words for i in range(len(word))]
     return {"unigram": words, "bigram": bigrams, "trigram": trigrams}
 
 
 def _encode(title, ids):
-    tokens = _tokens(title).items()
-    return [ids[kind][token] for kind, of_kind in tokens for token in of_kind if token in ids[kind]]
+    found = _tokens(title).items()
+    return [ids[kind][token] for kind, of_kind in found for token in of_kind if token in ids[kind]]
 
 
 def _build(titles):
     """(token, count) of each kind, most frequent first."""
-    counts = {kind: collections.Counter() for kind in text.KINDS}
+    counts = {kind: collections.Counter() for kind in tokens.KINDS}
     for title in titles:
-        for kind, tokens in _tokens(title).items():
-            counts[kind].update(tokens)
+        for kind, found in _tokens(title).items():
+            counts[kind].update(found)
     rows = []
     for of_kind, size in zip(counts.values(), SIZES.values(), strict=True):
         rows += sorted(of_kind.items(), key=lambda item: (-item[1], item[0]))[:size]

@@ -14,7 +14,7 @@ import time
 from absl import app, flags
 
 from pinjax import checksums, config_flag
-from pinjax.data import datasets
+from pinjax.data import dataset
 from pinjax.systems import registry
 from pinjax.training import checkpoint, loop, sharding
 
@@ -32,7 +32,7 @@ def main(_):
         checkpoint.claim(workdir, config, system.identity)
         with checkpoint.of_run(workdir, config, system) as checkpoints:
             loop.train(system, config.train, mesh, workdir, checkpoints)
-        data = datasets.ensure(config.data.name, directory)
+        data = dataset.ensure(config.data.name, directory)
         (written,) = (workdir / "checkpoints").iterdir()
 
         seconds, start = {}, time.perf_counter()

@@ -1,6 +1,6 @@
 """ItemSage (Baltescu et al., KDD 2022): products in the space of frozen query embeddings.
 
-python -m pinjax.train --config=configs/itemsage.py            # pinshop, a laptop CPU
+python -m pinjax.train --config=configs/itemsage.py            # pinworld, a laptop CPU
 python -m pinjax.train --config=configs/itemsage.py:paper      # published size, a TPU slice
 python -m pinjax.train --config=configs/itemsage.py:test       # seconds
 """
@@ -12,8 +12,7 @@ TEXTS = (
     *("brand", "colours", "materials", "patterns", "size", "size_type"),
 )
 # Shares of a batch, about as the square root of how often they happen. With equal ones half of a
-# batch was carts and checkouts, the same few ones again and again: on pinshop's validation queries
-# Recall@10 was 0.19 instead of 0.23, and that of checkouts no better.
+# batch would be carts and checkouts, the same few ones again and again.
 ENGAGEMENTS = {"click": 7.0, "save": 4.0, "add_to_cart": 2.0, "checkout": 1.0}
 
 
@@ -23,13 +22,13 @@ def get_config(variant: str = "") -> Section:
     config.system = Choice("itemsage")
 
     data = config.data = Section()
-    # The name pinshop/tiny|small|base, or a directory of engagements.
-    data.name = Text("pinshop/small", ".+", "a name or a directory")
+    # The name pinworld/tiny|small|base, or a directory by pinjax.prepare.
+    data.name = Text("pinworld/small", ".+", "a name or a directory")
     data.dir = Text("~/.cache/pinjax", ".+", "a directory")  # where named data sets are kept
     data.pairs = Int(512, at_least=1, at_most=2**20)  # pairs in a batch, over all devices
     data.workers = Int(0, at_least=0, at_most=256)  # processes that read ahead; 0: threads
 
-    # (query kind/engagement, weight in the batch, pairs that one product may be in; 0: any number)
+    # (query kind/engagement, weight in the batch, pairs that one item may be in; 0: any number)
     config.tasks = Tuple(
         tuple(
             (f"{kind}/{name}", share, 0)
@@ -75,7 +74,7 @@ def get_config(variant: str = "") -> Section:
     loss.log_q = Bool(True)  # correct logits by the log of the sampling probability
     # The sketch of pairs over-counts by at most e / width of all counts with probability
     # 1 - e^-depth, and takes 4 * depth * width bytes; those of products and queries are smaller.
-    loss.sketch_depth = Int(4, at_least=1, at_most=64)
+    loss.sketch_depth = Int(4, at_least=1, at_most=32)
     loss.sketch_width = Int(2**20, at_least=2, at_most=2**25, power_of_two=True)
     # Below 1, a count fades by this factor a step.
     loss.sketch_decay = Float(1.0, above=0, at_most=1)
@@ -114,7 +113,7 @@ def get_config(variant: str = "") -> Section:
 
 def _paper(config: Section) -> None:
     """Published size: 100,000 x 256 hashed tokens, one block of 512 with 8 heads."""
-    config.data.update(name="pinshop/base", pairs=8_192, workers=8)
+    config.data.update(name="pinworld/base", pairs=8_192, workers=8)
     config.model.update(image_slots=20, token_buckets=100_000, token_dim=256, width=512, heads=8)
     config.model.dtype = "bfloat16"
     config.loss.update(random=8_192, sketch_width=2**25)
@@ -124,7 +123,7 @@ def _paper(config: Section) -> None:
 
 def _test(config: Section) -> None:
     """Everything that the default does, in seconds."""
-    config.data.update(name="pinshop/tiny", pairs=32)
+    config.data.update(name="pinworld/tiny", pairs=32)
     config.model.update(image_slots=4, token_buckets=100, token_dim=8, width=16, heads=2)
     config.loss.update(random=64, sketch_width=2**14)
     config.train.update(steps=30, warmup_steps=5, log_every=5)

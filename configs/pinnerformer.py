@@ -83,7 +83,7 @@ def get_config(variant: str = "") -> Section:
     loss.equal_users = Bool(True)  # each user counts the same, or else each label does
     # The sketch over-counts by at most e / width of all counts with probability 1 - e^-depth;
     # it takes 4 * depth * width bytes.
-    loss.sketch_depth = Int(4, at_least=1, at_most=64)
+    loss.sketch_depth = Int(4, at_least=1, at_most=32)
     loss.sketch_width = Int(2**16, at_least=2, at_most=2**25, power_of_two=True)
     # Below 1, a count fades by this factor a step.
     loss.sketch_decay = Float(1.0, above=0, at_most=1)

@@ -1,6 +1,6 @@
 """SearchSage (Pinterest engineering, 2021): search queries in the space of frozen item vectors.
 
-python -m pinjax.train --config=configs/searchsage.py          # pinshop, a laptop CPU
+python -m pinjax.train --config=configs/searchsage.py          # pinworld, a laptop CPU
 python -m pinjax.train --config=configs/searchsage.py:bert     # a transformer, from scratch
 python -m pinjax.train --config=configs/searchsage.py:paper    # DistilBERT, weights in a directory
 python -m pinjax.train --config=configs/searchsage.py:test     # seconds
@@ -15,8 +15,8 @@ def get_config(variant: str = "") -> Section:
     config.system = Choice("searchsage")
 
     data = config.data = Section()
-    # The name pinshop/tiny|small|base, or a directory of engagements.
-    data.name = Text("pinshop/small", ".+", "a name or a directory")
+    # The name pinworld/tiny|small|base, or a directory by pinjax.prepare.
+    data.name = Text("pinworld/small", ".+", "a name or a directory")
     data.dir = Text("~/.cache/pinjax", ".+", "a directory")  # where named data sets are kept
     data.pairs = Int(1_024, at_least=1, at_most=2**20)  # pairs in a batch, over all devices
     data.workers = Int(0, at_least=0, at_most=256)  # processes that read ahead; 0: threads
@@ -54,7 +54,7 @@ def get_config(variant: str = "") -> Section:
     loss.log_q = Bool(True)  # correct logits by the log of the sampling probability
     # The sketch over-counts by at most e / width of all counts with probability 1 - e^-depth;
     # it takes 4 * depth * width bytes.
-    loss.sketch_depth = Int(4, at_least=1, at_most=64)
+    loss.sketch_depth = Int(4, at_least=1, at_most=32)
     loss.sketch_width = Int(2**18, at_least=2, at_most=2**25, power_of_two=True)
     # Below 1, a count fades by this factor a step.
     loss.sketch_decay = Float(1.0, above=0, at_most=1)
@@ -98,7 +98,7 @@ def _bert(config: Section) -> None:
 
 def _paper(config: Section) -> None:
     """Published: a DistilBERT, fine-tuned end to end; name its directory."""
-    config.data.update(name="pinshop/base", pairs=8_192, workers=8)
+    config.data.update(name="pinworld/base", pairs=8_192, workers=8)
     config.model.update(encoder="bert", length=32, layers=6, heads=12, width=768, dtype="bfloat16")
     config.loss.sketch_width = 2**22
     config.train.update(steps=100_000, learning_rate=1e-4, warmup_steps=2_000)
@@ -107,7 +107,7 @@ def _paper(config: Section) -> None:
 
 def _test(config: Section) -> None:
     """Everything that the default does, in seconds."""
-    config.data.update(name="pinshop/tiny", pairs=32)
+    config.data.update(name="pinworld/tiny", pairs=32)
     config.model.update(token_buckets=100, token_dim=8, width=16, heads=2)
     config.loss.sketch_width = 2**12
     config.train.update(steps=30, warmup_steps=5, log_every=5)

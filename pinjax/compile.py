@@ -3,7 +3,7 @@
     python -m pinjax.compile --config=configs/pinnerformer.py:paper --topology=v5e:4x4
 
 Compiled are the real train step and what embeds and searches, from shapes alone: no data set is
-read beyond its sizes, and pinworld and pinshop are not simulated. A topology is a slice of TPUs
+read beyond its sizes, and pinworld is not simulated. A topology is a slice of TPUs
 (v5e:4x4, v5p:2x2x4, v6e:8x8); without one the devices at hand are compiled for.
 
 The estimate of a step's time is a bound from the chip's published rates: no step is faster.

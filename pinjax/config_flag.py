@@ -122,7 +122,10 @@ def _place(file: str, error: BaseException) -> str:
 
 
 def _message(error: BaseException) -> str:
+    try:
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+    except BaseException as own:  # the file's error has no text that can be had
+        text = f"its text raises {type(own).__name__}"
     if isinstance(error, InputError):
-        return str(error)
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -24,7 +24,7 @@ from absl import flags
 from etils import epath
 
 from pinjax import app, checksums, files
-from pinjax.data import schema, tables
+from pinjax.data import catalogue
 from pinjax.errors import InputError
 from pinjax.systems import registry
 from pinjax.training import checkpoint, processes, sharding
@@ -44,11 +44,7 @@ def main(argv: Sequence[str]) -> int:
     config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), app.directory("--out", OUT.value)
     mesh = sharding.make_mesh(model=config.train.model_devices)
     system = registry.create(config, mesh, app.verifies())
-    moment = system.embed_moment
-    if MOMENT.value is not None:
-        moment = tables.moment("--moment", MOMENT.value)
-        if not 0 <= moment < 2**32:
-            raise InputError(f"--moment is {MOMENT.value!r}; expected one from 1970 to 2106")
+    moment = system.embed_moment if MOMENT.value is None else _unix_seconds(MOMENT.value)
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
     depends_on = json.dumps(checkpoint.depends_on(config), sort_keys=True)
     manifest = {
@@ -87,11 +83,24 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _unix_seconds(iso: str) -> int:
+    try:
+        parsed = datetime.datetime.fromisoformat(iso)
+        seconds = int(
+            (parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)).timestamp()
+        )
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds < 2**32:
+        raise InputError(f"--moment is {iso!r}; expected ISO 8601, from 1970 to 2106")
+    return seconds
+
+
 def _write(path: epath.Path, ids: np.ndarray, vectors: np.ndarray, moment: int) -> None:
     table = pa.table(
         {
-            "id": pa.array(ids),
-            "vector": schema.vector_array(vectors.astype(PRECISION.value)),
+            "id": catalogue.id_array(ids),
+            "vector": catalogue.vector_array(vectors, PRECISION.value),
             "moment": pa.array(np.full(len(ids), moment), pa.timestamp("s", tz="UTC")),
         }
     )

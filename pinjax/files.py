@@ -71,6 +71,9 @@ def make_directory(directory: epath.PathLike) -> None:
     except FileExistsError:
         reason = os.strerror(errno.ENOTDIR)
         raise NotADirectoryError(errno.ENOTDIR, reason, str(directory)) from None
+    except RecursionError:  # of os.makedirs, a call for each directory
+        reason = os.strerror(errno.ENAMETOOLONG)
+        raise OSError(errno.ENAMETOOLONG, reason, str(directory)) from None
 
 
 @contextlib.contextmanager
@@ -110,16 +113,15 @@ def unfinished(directory: epath.PathLike) -> Iterator[epath.Path]:
         for left in directory.parent.glob(f".{glob.escape(directory.name)}.*.unfinished"):
             with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(left):
                 shutil.rmtree(left)
-        made = None
-        while made is None:
+        locked = False
+        while not locked:
             made = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.unfinished"
+            remove = functools.partial(shutil.rmtree, made, ignore_errors=True)
+            stack.enter_context(signals.cleaned_up(remove))  # first: a signal may come at once
             made.mkdir()
-            try:
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):  # another call's doing
                 stack.enter_context(_locked(made))
-            except (BlockingIOError, FileNotFoundError):  # another call took it for left
-                made = None
-        remove = functools.partial(shutil.rmtree, made, ignore_errors=True)
-        stack.enter_context(signals.cleaned_up(remove))
+                locked = True
         yield epath.Path(made)
 
 

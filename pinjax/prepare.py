@@ -1,66 +1,85 @@
-"""Prepares a log or engagements of one's own: Parquet, npz or CSV in, a data set on disk out.
+"""Prepares a data set: users' files in, one directory that every system trains from out.
 
     python -m pinjax.prepare --config=configs/prepare/ifdb.py \
-        --events=played.parquet --events=wishlists.parquet --items=tags.parquet --out=DIR
-    python -m pinjax.prepare --config=configs/prepare/homedepot.py \
-        --events=train.parquet --items=train.parquet --out=DIR
+        --events=playedgames.parquet,wishlists.parquet \
+        --items=gametags.parquet,game_docs_retrieval.parquet --out=DIR
 
-The config is a column map. `pinjax.data.column_map` says what it may hold: `default()` for the
-timelines of users, `engagements()` for products and what led to them. Any field may be overridden
-as --config.section.field=value.
+The config is a column map: docs/preparing.md says how to write one, and
+`pinjax.data.sources.column_map` what it may hold. Any field may be overridden as
+--config.section.field=value. Files are Parquet, CSV (also compressed), JSON lines or npz.
 """
 
+import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
 from pinjax import app, config_flag, files
-from pinjax.data import datasets, engagements, held_out, pairs, prepared, schema, windows
+from pinjax.data import dataset as dataset_lib
+from pinjax.data import held_out, windows
+from pinjax.data.sources import prepare
+from pinjax.data.spec import SPLITS, Spec
 from pinjax.errors import InputError
 
-_CONFIG = config_flag.define("a column map", "kind", declared=False)
+_CONFIG = config_flag.define("a column map", "events", declared=True)
 _EVENTS = flags.DEFINE_multi_string(
-    "events",
-    None,
-    "file of events, Parquet, npz or CSV; several, in order: with commas or repeated",
+    "events", None, "files of events, in order; several or globs: with commas or repeated"
 )
-_ITEMS = flags.DEFINE_string(
-    "items", None, "file of items, Parquet, npz or CSV; then, after commas, those of config.sides"
+_ITEMS = flags.DEFINE_multi_string(
+    "items", [], "files of items, then, after commas, those of config.sides"
 )
-_QUERIES = flags.DEFINE_string(
-    "queries", None, "file of queries' own vectors, for engagements; without it they are made"
-)
+_QUERIES = flags.DEFINE_multi_string("queries", [], "files of queries' own vectors")
 _OUT = flags.DEFINE_string("out", None, "directory of the data set, not there yet")
+_MEMORY = flags.DEFINE_string("memory", "", "how much may be used, as 3GiB; half of the machine's")
 flags.mark_flags_as_required(["events", "out"])
 
 _WINDOW = 14 * held_out.DAY  # the default of configs/pinnerformer.py
+_UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+# Action types that are no sign of interest.
+_NEGATIVE = re.compile(r"(?i)(un|dis)_?like|hat(e|ed)|hid(e|den)|block|report|skip|unfollow|remov")
 
 
 def main(argv: Sequence[str]) -> int:
     del argv
     started = time.monotonic()
-    events = ",".join(_EVENTS.value).split(",")
-    config = _CONFIG.value
     if files.is_remote(_OUT.value):
         raise InputError(f"--out={_OUT.value}: expected a directory on this machine; copy it then")
-    of_pairs = config.kind == "engagements"
-    if of_pairs:
-        items = _ITEMS.value.split(",") if _ITEMS.value else []
-        metadata, is_new = engagements.prepare(events, items, _OUT.value, config, _QUERIES.value)
-    elif _QUERIES.value:
-        raise InputError(f"--queries is {_QUERIES.value}; expected only with engagements")
-    else:
-        metadata, is_new = prepared.prepare(events, _ITEMS.value, _OUT.value, config)
-    print(_table(metadata.report))
-    done = f"prepared in {time.monotonic() - started:.1f} s" if is_new else "already prepared"
-    following = _next_for_pairs(metadata, config) if of_pairs else _next_command(metadata)
-    asked = _queries_asked() if of_pairs else _users_asked()
-    print(f"\n{done}: {_OUT.value}\nevaluated on: {asked}\nnext: {following}")
+    inputs = prepare.Inputs.find(*(_names(flag) for flag in (_EVENTS, _ITEMS, _QUERIES)))
+    made = prepare.prepare(inputs, _OUT.value, _CONFIG.value, _memory(_MEMORY.value))
+    print(_table(made.report))
+    for remark in made.remarks:
+        print(f"\nnote: {remark}")
+    done = f"prepared in {time.monotonic() - started:.1f} s" if made.is_new else "already prepared"
+    parts = ", ".join(("catalogue", *made.spec.parts))
+    print(f"\n{done}: {_OUT.value} ({parts})\n")
+    for system, text in _next(dataset_lib.open_directory(_OUT.value)).items():
+        print(f"{system:<12}  {text}")
     return 0
+
+
+def _names(flag: flags.FlagHolder) -> list[str]:
+    return [name for value in flag.value for name in value.split(",")]
+
+
+def _memory(text: str) -> int | None:
+    """Bytes of text like 3GiB; None for "".
+
+    Raises:
+      InputError: for other text.
+    """
+    if not text:
+        return None
+    number, unit = re.fullmatch(r"([0-9.]*)(.*)", text).groups()
+    try:
+        bytes_ = int(float(number) * _UNITS[unit])
+    except (KeyError, ValueError):
+        raise InputError(f"--memory={text}: expected a size like 512MiB or 3GiB") from None
+    if bytes_ < 2**27:
+        raise InputError(f"--memory={text}: expected at least 128MiB")
+    return bytes_
 
 
 def _table(report: Mapping[str, int | str]) -> str:
@@ -70,19 +89,89 @@ def _table(report: Mapping[str, int | str]) -> str:
         for name, value in report.items()
         if value != 0
     }
-    left, right = (max(map(len, column)) for column in (cells.keys(), cells.values()))
-    return "\n".join(f"{name:<{left}}  {value:>{right}}" for name, value in cells.items())
+    left = max(map(len, cells))
+    right = max(len(text) for name, text in cells.items() if isinstance(report[name], int))
+    return "\n".join(f"{name:<{left}}  {text:>{right}}" for name, text in cells.items())
 
 
-def _users_asked() -> str:
+def _next(dataset: dataset_lib.Dataset) -> dict[str, str]:
+    """For each system the command that trains it, and what it will rest on, or why it cannot."""
+    spec = dataset.spec
+    searches = [task for task in spec.tasks if task.startswith("text/")]
+    described = spec.text_features or spec.image_dim
+    found = {}
+    if "timelines" not in spec.parts:
+        found["PinnerFormer"] = "no timelines: it needs events.user, with times or leave-one-out"
+    elif not _positives(spec):
+        found["PinnerFormer"] = f"no action that could be a label among {', '.join(spec.actions)}"
+    else:
+        found["PinnerFormer"] = f"{_pinnerformer(spec)}\n{'':14}# {_users_asked(dataset)}"
+    if "pairs" not in spec.parts:
+        found["ItemSage"] = "no pairs: it needs events.query or pairs.sequence"
+    elif not described:
+        found["ItemSage"] = "no texts and no images: it needs catalogue.texts or catalogue.images"
+    else:
+        found["ItemSage"] = f"{_itemsage(dataset)}\n{'':14}# {_queries_asked(dataset, spec.tasks)}"
+    if not searches:
+        found["SearchSage"] = "no text of a search: it needs events.query"
+    else:
+        found["SearchSage"] = (
+            f"{_command('searchsage.py', _tasks(dataset, searches, 50))}\n"
+            f"{'':14}# {_queries_asked(dataset, searches)}"
+        )
+    if "graph" in spec.parts:
+        found["graph"] = "it is there for PinSage, which is not yet"
+    return found
+
+
+def _command(config: str, *settings: str) -> str:
+    flags_ = (f"--config=configs/{config}", f"--config.data.name={_OUT.value}", *settings)
+    return shlex.join(["python", "-m", "pinjax.train", *flags_])
+
+
+def _positives(spec: Spec) -> list[str]:
+    return [name for name in spec.actions[1:] if name.isprintable() and not _NEGATIVE.search(name)]
+
+
+def _pinnerformer(spec: Spec) -> str:
+    """Training on every action type that may be a label, on every surface."""
+    positives = f"--config.data.positives={windows.join(_positives(spec))}"
+    if spec.leave_one_out:
+        return _command("pinnerformer.py:ml1m", positives)
+    content = () if spec.content_dim else ("--config.data.content=False",)
+    return _command("pinnerformer.py", positives, "--config.data.surfaces=", *content)
+
+
+def _itemsage(dataset: dataset_lib.Dataset) -> str:
+    """Training on all tasks, with all texts and images."""
+    spec = dataset.spec
+    settings = [_tasks(dataset, spec.tasks, 0), f"--config.model.dim={spec.query_dim}"]
+    texts = tuple((name, name) for name in spec.text_features)
+    settings.append(f"--config.model.texts={texts!r}")
+    if not spec.image_dim:
+        settings.append("--config.model.image_slots=0")
+    return _command("itemsage.py", *settings)
+
+
+def _tasks(dataset: dataset_lib.Dataset, names: Sequence[str], cap: int) -> str:
+    """Shares of tasks as in configs/itemsage.py: equal ones would bring the rarest all the time."""
+    tasks = dataset.spec.tasks
+    counts = np.bincount(dataset.pairs("train")["task"], minlength=len(tasks))
+    of_task = {name: int(counts[tasks.index(name)]) for name in names}
+    of_task = {name: n for name, n in of_task.items() if n and not _NEGATIVE.search(name)}
+    fewest = min(of_task.values(), default=1)
+    shares = [(name, round((count / fewest) ** 0.5, 1), cap) for name, count in of_task.items()]
+    return f"--config.tasks={tuple(shares)!r}"
+
+
+def _users_asked(dataset: dataset_lib.Dataset) -> str:
     """How many users each table rests on, by the default evaluation and with all actions labels."""
-    dataset = datasets.load(_OUT.value, "")
-    metadata = dataset.metadata
-    least = np.zeros(len(metadata.actions), np.float32)
+    spec = dataset.spec
+    least = np.zeros(len(spec.actions), np.float32)
     least[0] = np.inf  # unknown
     source = held_out.HeldOut(
         dataset,
-        windows.Positives(least, np.ones(len(metadata.surfaces), bool)),
+        windows.Positives(least, np.ones(len(spec.surfaces), bool)),
         length=1,
         window=_WINDOW,
         max_users=2**31,
@@ -90,56 +179,19 @@ def _users_asked() -> str:
         filter_seen=False,
     )
     (moment,) = source.moments((0.0,))
-    counts = {split: len(source.questions(split, moment).users) for split in schema.SPLITS[1:]}
-    when = (
-        "" if metadata.leave_one_out else f", in the {_WINDOW // held_out.DAY} days after training"
-    )
-    return ", ".join(f"{n:,} users of {split}" for split, n in counts.items()) + when
+    counts = [len(source.questions(split, moment).users) for split in SPLITS[1:]]
+    when = "" if spec.leave_one_out else f" in the {_WINDOW // held_out.DAY} days after training"
+    return f"evaluated on {counts[0]:,} users of valid, {counts[1]:,} of test{when}"
 
 
-def _queries_asked() -> str:
+def _queries_asked(dataset: dataset_lib.Dataset, names: Sequence[str]) -> str:
     """How many queries each table rests on."""
-    dataset = pairs.read(_OUT.value)
-    counts = {split: len(np.unique(dataset.pairs(split)["query"])) for split in schema.SPLITS[1:]}
-    return ", ".join(f"{n:,} queries of {split}" for split, n in counts.items())
-
-
-def _next_command(metadata: schema.Metadata) -> str:
-    """Training on all that was prepared: every action type a label, on every surface."""
-    variant = ":ml1m" if metadata.leave_one_out else ""
-    command = ["python", "-m", "pinjax.train", f"--config=configs/pinnerformer.py{variant}"]
-    command.append(f"--config.data.name={_OUT.value}")
-    if not metadata.leave_one_out:
-        positives = ", ".join(metadata.actions[1:])
-        command += ["--config.data.surfaces=", f"--config.data.positives={positives}"]
-        if "items without content" not in metadata.report:
-            command.append("--config.data.content=False")
-    return shlex.join(command)
-
-
-def _next_for_pairs(metadata: pairs.Metadata, config: ConfigDict) -> str:
-    """Training ItemSage, or also SearchSage where there are searches, on all tasks."""
-    counts = {task: metadata.report[f"train, {task}"] for task in metadata.tasks}
-    fewest = min(filter(None, counts.values()), default=1)
-    # As in configs/itemsage.py: equal shares would bring the rarest again and again.
-    shares = {task: (count / fewest) ** 0.5 for task, count in counts.items() if count}
-
-    def command(system: str, cap: int, *more: str) -> str:
-        settings = ", ".join(f'("{task}", {share:.1f}, {cap})' for task, share in shares.items())
-        settings += "," * (len(shares) == 1)
-        flags_ = (f"--config.data.name={_OUT.value}", f"--config.tasks=({settings})", *more)
-        return shlex.join(
-            ["python", "-m", "pinjax.train", f"--config=configs/{system}.py", *flags_]
-        )
-
-    texts = "".join(f'("{name}", "{name}"), ' for name, _ in config.catalogue.texts).rstrip()
-    dim = metadata.report["numbers in a query's vector"]
-    following = command(
-        "itemsage", 0, f"--config.model.texts=({texts})", f"--config.model.dim={dim}"
-    )
-    if config.events.query:
-        following += f"\n  or: {command('searchsage', 50)}"
-    return following
+    tasks = [dataset.spec.tasks.index(name) for name in names]
+    counts = []
+    for split in SPLITS[1:]:
+        pairs = dataset.pairs(split)
+        counts.append(len(np.unique(pairs["query"][np.isin(pairs["task"], tasks)])))
+    return f"evaluated on {counts[0]:,} queries of valid, {counts[1]:,} of test"
 
 
 if __name__ == "__main__":

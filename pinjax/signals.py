@@ -1,6 +1,7 @@
 """How SIGTERM, SIGINT and SIGHUP end a command: with one line, at once or where it suits."""
 
 import contextlib
+import functools
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
@@ -111,6 +112,7 @@ def blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@functools.cache
 def handle() -> None:
     """From now on a signal ends the process, unless it is deferred; a second Ctrl-C always does.
 
@@ -162,7 +164,9 @@ def _end(stopped: Stopped) -> NoReturn:
             clean_up()
     for child in multiprocessing.active_children():
         child.terminate()
-    print(f"{stopped}; run the same command again to continue", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(stopped.exit_code)
+    try:
+        print(f"{stopped}; run the same command again to continue", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # also where the terminal is gone, as it may be at a SIGHUP
+        os._exit(stopped.exit_code)

@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         if result.stopped:
             print(f"stopped after step {int(state.step)}; run the same command again to continue")
             return result.stopped.exit_code
-        if config.train.select:
+        if config.train.select and checkpoints.chosen() != int(state.step):
             state = checkpoints.load_chosen(state)
         table = system.evaluate(state.params, "test", full=True)
         print(f"\n{results.table(table)}\n\n{results.next_commands(workdir, app.flags_of_run())}")

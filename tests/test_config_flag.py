@@ -23,6 +23,11 @@ def _zero(config):
 
 VARIANTS = {"zero": _zero, "two": lambda config: config.update(system=2)}
 """
+NO_TEXT = """
+class OddError(Exception):
+    __str__ = lambda self: 1 / 0
+raise OddError
+"""
 
 
 @pytest.fixture
@@ -54,6 +59,7 @@ def test_a_config_and_its_variant(write):
         ("\nimport pinjax.nowhere\n", "", "line 2: ModuleNotFoundError: No module named"),
         ("raise SystemExit(3)\n", "", "line 1: SystemExit: 3"),
         ("raise KeyboardInterrupt\n", "", "line 1: KeyboardInterrupt"),
+        (NO_TEXT, "", "line 4: OddError: its text raises ZeroDivisionError$"),
         ("x = 1\n", "", "it defines no function get_config"),
         ("get_config = 3\n", "", "it defines no function get_config"),
         ("def get_config():\n  pass\n", "", "get_config returned NoneType, expected a ConfigDict"),

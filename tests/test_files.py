@@ -29,6 +29,13 @@ def test_a_rename_that_fails_is_not_taken_for_a_lost_one(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_directory_too_deep_to_be_made_is_an_error_of_the_disk(tmp_path):
+    """Whose 1,000 levels Python's stack would not hold."""
+    with pytest.raises(OSError, match="File name too long"):
+        files.make_directory(tmp_path / "/".join(1_000 * "a"))
+    assert not any(tmp_path.iterdir())
+
+
 HOLDS = """
 import sys, time
 from pinjax import files

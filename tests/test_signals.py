@@ -1,6 +1,7 @@
 """Signals end a command at once, or where it suits, and never twice."""
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from pinjax import signals
 
+ROOT = pathlib.Path(__file__).parents[1]
 COMMAND = """
 import contextlib, hashlib, pathlib, sys, time
 from pinjax import signals
@@ -80,6 +82,32 @@ def test_what_is_ignored_from_outside_stays_ignored(command):
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     assert "SIGTERM" in process.communicate(timeout=60)[1]
+
+
+def test_a_signal_ends_a_command_whose_terminal_is_gone(command):
+    process = command("idle")
+    process.stderr.close()
+    process.stdout.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 75
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_amid_the_imports_of_a_command_is_one_line(tmp_path, signum, code):
+    """JAX, which a command imports first, is one here that never comes to an end."""
+    (tmp_path / "jax.py").write_text('import time\nprint("inside", flush=True)\ntime.sleep(60)')
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pinjax.train"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        stdout=-1,
+        stderr=-1,
+        text=True,
+    )
+    assert process.stdout.readline() == "inside\n"
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert err == f"stopped by {signum.name}; run the same command again to continue\n"
 
 
 def test_a_signal_at_the_very_end_is_one_line():

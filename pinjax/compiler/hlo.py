@@ -10,56 +10,21 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
+
+from pinjax.compiler import hlo_text
 
 COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
     *("collective-permute", "collective-broadcast"),
 )
 
-_BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0} | {
-    f"{kind}{bits}": bits for kind in "sufc" for bits in (2, 4, 8, 16, 32, 64, 128)
-}
 # Names for what is elsewhere, or the start of what another instruction ends.
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
     *("while", "call", "conditional", "partition-id", "replica-id", "opt-barrier"),
 )
-_NULLARY = ("parameter", "constant")
-_CALLS = ("calls", "to_apply", "body", "branch_computations", "true_computation")
-_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]((?:\{[^}]*\})?)")
-_NAME = re.compile(r"%([\w.\-]+)")
-
-
-class Array(NamedTuple):
-    """A dense array of a program: its dimensions, its bytes, and whether it lies in main memory."""
-
-    dims: tuple[int, ...]
-    bytes: int
-    main: bool
-
-
-class Instruction(NamedTuple):
-    """A line of a program.
-
-    Attributes:
-      name: what others call its result.
-      arrays: its result; several of a tuple.
-      opcode: what it does.
-      operands: names of other instructions; a parameter's number, or a constant's value.
-      attributes: the rest of the line.
-      root: whether it is the result of its computation.
-    """
-
-    name: str
-    arrays: tuple[Array, ...]
-    opcode: str
-    operands: tuple[str, ...]
-    attributes: str
-    root: bool
 
 
 @dataclasses.dataclass
@@ -101,62 +66,11 @@ def cost(text: str) -> Cost:
     return _Walk(text).cost()
 
 
-def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """The instructions of each computation, and the name of the one that a call enters."""
-    computations, entry, current = {}, "", None
-    text = re.sub(r"kernel_metadata=\{\n.*\n\}", "kernel_metadata={}", text)  # it has line breaks
-    for line in text.splitlines():
-        if line.endswith("{") and not line.startswith(" ") and "->" in line:
-            name = _NAME.search(line)[1]
-            current = computations[name] = []
-            entry = name if line.startswith("ENTRY") else entry
-        elif line.startswith("}"):
-            current = None
-        elif current is not None and " = " in line:
-            current.append(_instruction(line.strip()))
-    return computations, entry
-
-
-def _instruction(line: str) -> Instruction:
-    name, _, rest = line.partition(" = ")
-    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    opcode, _, _ = rest.partition("(")
-    end = _closing(rest, len(opcode))
-    operands, attributes = rest[len(opcode) : end], rest[end:]
-    return Instruction(
-        name=name.removeprefix("ROOT ").lstrip("%"),
-        arrays=tuple(_arrays(shape)),
-        opcode=opcode,
-        operands=(operands[1:-1],) if opcode in _NULLARY else tuple(_NAME.findall(operands)),
-        attributes=attributes,
-        root=name.startswith("ROOT "),
-    )
-
-
-def _closing(text: str, start: int) -> int:
-    """The place after the bracket that closes the one at `start`."""
-    depth = 0
-    for place in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
-        if not depth:
-            return place + 1
-    raise ValueError(f"no closing bracket in {text[:80]}")
-
-
-def _arrays(shape: str) -> Iterator[Array]:
-    for dtype, dims, layout in _ARRAY.findall(shape):
-        dims = tuple(int(size) for size in dims.split(",") if size)
-        bits = 8 if dtype.startswith("f8") else _BITS[dtype]
-        # Without a memory space it is main memory; 1 is on the chip itself.
-        yield Array(dims, math.prod(dims) * bits // 8, "S(" not in layout)
-
-
 class _Walk:
     """Adds up over the computations of a program, loops as often as they run."""
 
     def __init__(self, text: str):
-        self._computations, self._entry = parse(text)
+        self._computations, self._entry = hlo_text.parse(text)
         self._devices = int((re.search(r"num_partitions=(\d+)", text) or [0, 1])[1])
         self._collectives: dict[tuple[str, str], Collective] = {}
         self._channels: set[str] = set()
@@ -182,7 +96,7 @@ class _Walk:
                 continue  # what they apply is a scalar's work
             inside = fused or line.opcode == "fusion"
             runs = times * self._trips(line) if line.opcode == "while" else times
-            called = _called(line)
+            called = line.called()
             if line.opcode == "conditional":  # a bound on a step has the cheaper branch
                 called = [min(called, key=self._branch_traffic)]
             for computation in called if runs else ():
@@ -193,10 +107,10 @@ class _Walk:
         return sum(self._traffic(line, by_name) for line in by_name.values())
 
     @functools.cache  # noqa: B019, a walk lives as long as one call
-    def _names(self, name: str) -> dict[str, Instruction]:
+    def _names(self, name: str) -> dict[str, hlo_text.Instruction]:
         return {line.name: line for line in self._computations[name]}
 
-    def _trips(self, line: Instruction) -> int:
+    def _trips(self, line: hlo_text.Instruction) -> int:
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line.attributes):
             return int(known[1])
         # The TPU compiler does not say. A scan of JAX counts from 0 by 1 while below a constant.
@@ -211,7 +125,7 @@ class _Walk:
 
     def _add_collective(self, kind, line, by_name, times, fused) -> None:
         operands = sum(a.bytes for name in line.operands for a in by_name[name].arrays)
-        n = _group_size(line.attributes) or self._devices
+        n = line.group_size() or self._devices
         factor = {
             "all-reduce": 2 * (n - 1) / n,
             "all-gather": n - 1,
@@ -232,7 +146,7 @@ class _Walk:
         found.count += times
         found.sent += times * factor * operands
 
-    def _traffic(self, line: Instruction, by_name: dict[str, Instruction]) -> int:
+    def _traffic(self, line: hlo_text.Instruction, by_name: dict[str, hlo_text.Instruction]) -> int:
         """Bytes of main memory that an instruction reads and writes."""
         opcode = line.opcode
         if opcode in _FREE or opcode.endswith("-done"):
@@ -247,8 +161,8 @@ class _Walk:
             return max(results, sum(reads))
         if opcode != "fusion":
             return results + sum(reads)
-        (called,) = _called(line)
-        for number, name in _parameters(self._computations[called]):
+        (called,) = line.called()
+        for number, name in hlo_text.parameters(self._computations[called]):
             touched, written = self._touched(called, name)
             if written and touched < reads[number]:  # in place: the rest of it is not written
                 results = max(0, results - reads[number]) + touched
@@ -273,8 +187,8 @@ class _Walk:
                 more, updated = self._touched(computation, use.name)
                 touched, written = touched + more, written or updated
             elif use.opcode == "fusion":
-                (called,) = _called(use)
-                inner = dict(_parameters(self._computations[called]))[place]
+                (called,) = use.called()
+                inner = dict(hlo_text.parameters(self._computations[called]))[place]
                 more, updated = self._touched(called, inner)
                 touched, written = touched + more, written or updated
             else:
@@ -282,7 +196,7 @@ class _Walk:
         return touched, written
 
     @functools.cache  # noqa: B019
-    def _users(self, computation: str) -> dict[str, list[Instruction]]:
+    def _users(self, computation: str) -> dict[str, list[hlo_text.Instruction]]:
         users = collections.defaultdict(list)
         for line in self._computations[computation]:
             for operand in dict.fromkeys(line.operands):
@@ -290,34 +204,7 @@ class _Walk:
         return users
 
 
-def _parameters(body: list[Instruction]) -> Iterator[tuple[int, str]]:
-    for line in body:
-        if line.opcode == "parameter":
-            yield int(line.operands[0]), line.name
-
-
-def _called(line: Instruction) -> list[str]:
-    found = []
-    for attribute in _CALLS:
-        match = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", line.attributes)
-        if match:
-            found += _NAME.findall(match[1])
-    return found
-
-
-def _group_size(attributes: str) -> int:
-    """Devices that take part in a collective together; 0 where all do."""
-    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
-        return len(match[1].split(","))
-    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
-        return int(match[1])
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
-    return 0
-
-
-def _product_flops(line: Instruction, by_name: dict[str, Instruction]) -> float:
+def _product_flops(line: hlo_text.Instruction, by_name: dict[str, hlo_text.Instruction]) -> float:
     left, right = (by_name[name].arrays[0].dims for name in line.operands[:2])
     outputs = math.prod(line.arrays[0].dims)
     if line.opcode == "dot":

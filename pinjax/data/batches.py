@@ -14,7 +14,8 @@ import grain
 import numpy as np
 
 from pinjax import signals
-from pinjax.data import schema, windows
+from pinjax.data import timelines as timelines_lib
+from pinjax.data import windows
 
 
 class _Batches:
@@ -74,9 +75,9 @@ class Batches(_Batches):
         uniforms = self.sampler.uniforms(rng, self.users)[share]
         visits = range(step * self.users, (step + 1) * self.users)
         rows = np.array(_visited(len(self.timelines), self.seed, visits))
-        timelines = (row["actions"] for row in self.timelines.__getitems__(rows[share].tolist()))
+        drawn = (row["actions"] for row in self.timelines.__getitems__(rows[share].tolist()))
         return {
-            **self.sampler(*schema.unpack(timelines), uniforms),
+            **self.sampler(*timelines_lib.unpack(drawn), uniforms),
             "same_user": _of_same(rows, np.arange(self.users), 1)[share],
         }
 
@@ -86,9 +87,9 @@ class Task:
     """A share of every batch.
 
     Attributes:
-      name: of `pairs.Metadata.tasks`.
+      name: of `Spec.tasks`.
       weight: its share is that of its weight among all tasks' weights.
-      cap: how many of its pairs one product may be in, at most; 0: any number. Without a cap what
+      cap: how many of its pairs one item may be in, at most; 0: any number. Without a cap what
         is learned is to answer with what is popular (SearchSage, 2021).
     """
 
@@ -103,7 +104,7 @@ class PairBatches(_Batches):
 
     Attributes:
       pairs: `pairs.PAIR` (pairs,), those of the tasks.
-      tasks: rows of `pairs.Metadata.tasks`, with their weights and caps.
+      tasks: rows of `Spec.tasks`, with their weights and caps.
       size: pairs in the global batch; each epoch of a task visits each of its pairs once.
       steps: how many batches there are.
       seed: of the order, and of which pairs a cap leaves out.
@@ -123,7 +124,7 @@ class PairBatches(_Batches):
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         """The fields of `PAIR` but the time, and `excluded`, int32 (pairs, widest).
 
-        The latter are the products of all pairs of the batch with the same query, padded with -1.
+        The latter are the items of all pairs of the batch with the same query, padded with -1.
         Should a query have more than `widest` of them, the field is as much wider as it needs:
         then the step is compiled once more.
         """
@@ -137,8 +138,8 @@ class PairBatches(_Batches):
         batch = np.random.default_rng([self.seed, step]).permutation(batch)
         share = _share(self.size, self.shard)
         return {
-            **{name: batch[name][share].astype(np.int32) for name in ("query", "product", "task")},
-            "excluded": _of_same(batch["query"], batch["product"], self.widest)[share],
+            **{name: batch[name][share].astype(np.int32) for name in ("query", "item", "task")},
+            "excluded": _of_same(batch["query"], batch["item"], self.widest)[share],
         }
 
     @functools.cached_property
@@ -151,12 +152,12 @@ class PairBatches(_Batches):
         counts[np.argsort(counts - exact, kind="stable")[:left]] += 1
         return dict(zip(self.tasks, counts.tolist(), strict=True))
 
-    def product_weights(self, products: int) -> np.ndarray:
-        """How often each product comes in a batch, expected: float64 (products,)."""
-        weights = np.zeros(products)
+    def item_weights(self, items: int) -> np.ndarray:
+        """How often each item comes in a batch, expected: float64 (items,)."""
+        weights = np.zeros(items)
         for task, rows in self._rows.items():
             share = self.shares[task] / len(rows)
-            weights += share * np.bincount(self.pairs["product"][rows], minlength=products)
+            weights += share * np.bincount(self.pairs["item"][rows], minlength=items)
         return weights
 
     @functools.cached_property
@@ -171,13 +172,13 @@ class PairBatches(_Batches):
 
     @functools.cached_property
     def _rows(self) -> dict[int, np.ndarray]:
-        """Rows of `pairs` by task, as many of each product as the task's cap allows."""
+        """Rows of `pairs` by task, as many of each item as the task's cap allows."""
         rng = np.random.default_rng(self.seed)
         result = {}
         for task, settings in self.tasks.items():
             rows = rng.permutation(np.flatnonzero(self.pairs["task"] == task))
             if settings.cap:
-                rows = rows[_rank_within(self.pairs["product"][rows]) < settings.cap]
+                rows = rows[_rank_within(self.pairs["item"][rows]) < settings.cap]
             result[task] = np.sort(rows)
         return result
 

@@ -59,9 +59,8 @@ class Items:
         return len(self.ids)
 
     def to_arrow(self) -> pa.Table:
-        text = self.ids.dtype == object
         columns = {
-            "id": pa.array(self.ids, pa.large_string() if text else pa.int64()),
+            "id": id_array(self.ids),
             "topic": pa.array(self.topics, pa.int32()),
             "count": pa.array(self.counts, pa.int64()),
             "created": pa.array(self.created, pa.uint32()),
@@ -163,9 +162,14 @@ class Catalogue:
         return parquet.read(self._path, [name])[name]
 
 
-def vector_array(vectors: np.ndarray) -> pa.Array:
-    """Rows of a (n, dim) float array as an Arrow column of fixed-size lists."""
-    flat = pa.array(np.asarray(vectors, np.float16).reshape(-1))
+def id_array(ids: np.ndarray) -> pa.Array:
+    """Own ids, int64 (n,) or text as objects, as an Arrow column."""
+    return pa.array(ids, pa.large_string() if ids.dtype == object else pa.int64())
+
+
+def vector_array(vectors: np.ndarray, dtype: str = "float16") -> pa.Array:
+    """Rows of a (n, dim) float array as an Arrow column of fixed-size lists of a type."""
+    flat = pa.array(np.asarray(vectors, dtype).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
 
 

@@ -10,7 +10,8 @@ import itertools
 
 import numpy as np
 
-from pinjax.data import datasets, windows
+from pinjax.data import dataset as dataset_lib
+from pinjax.data import timelines, windows
 
 DAY = 24 * 60 * 60
 
@@ -22,6 +23,8 @@ _LATEST_EMBEDDING = {
     "realtime": lambda time, moment: time - 1,
 }
 CADENCES = tuple(_LATEST_EMBEDDING)
+
+_NOBODY = timelines.Chunk([], np.zeros(0, timelines.ACTION), np.zeros(1, np.int64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Questions:
         unless they are to be filtered.
     """
 
-    users: list[str]
+    users: list[int | str]
     histories: dict[str, np.ndarray]
     query_user: np.ndarray
     label_query: np.ndarray
@@ -85,7 +88,7 @@ class HeldOut:
       filter_seen: whether questions tell what is to be left out of the results.
     """
 
-    dataset: datasets.Dataset
+    dataset: dataset_lib.Dataset
     positives: windows.Positives
     length: int
     window: int
@@ -95,13 +98,13 @@ class HeldOut:
 
     @property
     def _leave_one_out(self) -> bool:
-        return self.dataset.metadata.leave_one_out
+        return self.dataset.spec.leave_one_out
 
     def moments(self, days: tuple[float, ...]) -> tuple[int, ...]:
         """Unix seconds of the moments that lie `days` after the training period."""
         if self._leave_one_out:
             return (0,)
-        return tuple(int(self.dataset.metadata.train_end + day * DAY) for day in days)
+        return tuple(int(self.dataset.spec.train_end + day * DAY) for day in days)
 
     def exists(self, moment: int) -> np.ndarray:
         """Bool (items,): which items exist at a moment."""
@@ -152,10 +155,10 @@ class HeldOut:
             left -= len(parts[-1].users)
             if left <= 0:
                 break
-        return _concatenate(parts)
+        return _concatenate(parts or [self._of_chunk(_NOBODY, split, moment, cadence, 0)])
 
     def _of_chunk(
-        self, chunk: datasets.Chunk, split: str, moment: int, cadence: str, most_users: int
+        self, chunk: timelines.Chunk, split: str, moment: int, cadence: str, most_users: int
     ) -> Questions:
         records, offsets = chunk.records, chunk.offsets
         if self._leave_one_out:

@@ -1,15 +1,17 @@
-"""What is known of an item beside its id: its content, and how popular it was at some times."""
+"""What is known of an item beside its id: content, images, and how popular it was at some times."""
 
 import numpy as np
 
-from pinjax.data import datasets
+from pinjax.data.dataset import Dataset
+from pinjax.errors import InputError
 
 DAY = 24 * 60 * 60
 
 _PRINCIPAL = 100_000  # items, about, by which principal components are found
+_CHUNK = 2**16  # items whose images are averaged at a time
 
 
-def content(dataset: datasets.Dataset, components: int) -> np.ndarray:
+def content(dataset: Dataset, components: int) -> np.ndarray:
     """The items' content vectors, or so many principal components of them.
 
     Axes are those of the items that existed when the training period ended.
@@ -22,11 +24,42 @@ def content(dataset: datasets.Dataset, components: int) -> np.ndarray:
     if not components:
         return vectors
     known = vectors.any(axis=1)
-    existed = np.flatnonzero(known & (catalogue.created <= dataset.metadata.train_end))
+    existed = np.flatnonzero(known & (catalogue.created <= dataset.spec.train_end))
     some = existed[:: 1 + len(existed) // _PRINCIPAL]
     found = principal_components(vectors, vectors[some], components)
     found[~known] = 0
     return found
+
+
+def item_vectors(dataset: Dataset) -> np.ndarray:
+    """A vector of each item: the mean of its images, or its content where a data set has no images.
+
+    Returns:
+      float32 (items, dim), of unit length; zeros for an item without images, or without content.
+
+    Raises:
+      InputError: where the data set has neither.
+    """
+    catalogue = dataset.catalogue
+    if catalogue.images is not None:
+        images, offsets = catalogue.images, catalogue.image_offsets
+    elif catalogue.content is not None:
+        images, offsets = catalogue.content, np.arange(len(catalogue) + 1)
+    else:
+        raise InputError(f"data.name: {dataset.spec.name} has neither images nor content vectors")
+    found = np.zeros((len(catalogue), images.shape[1]), np.float32)
+    for start in range(0, len(found), _CHUNK):
+        bounds = offsets[start : start + _CHUNK + 1]
+        has = np.flatnonzero(np.diff(bounds))
+        vectors = _unit_length(images[bounds[0] : bounds[-1]])
+        found[start + has] = _unit_length(np.add.reduceat(vectors, bounds[has] - bounds[0]))
+    return found
+
+
+def _unit_length(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(vectors, np.float32)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
 
 
 def principal_components(vectors: np.ndarray, sample: np.ndarray, count: int) -> np.ndarray:
@@ -55,7 +88,7 @@ def times_before(moment: int, apart: float, number: int) -> np.ndarray:
     return np.maximum(moment - ago, 0).astype(np.uint32)
 
 
-def log_degrees(dataset: datasets.Dataset, days: float, times: np.ndarray) -> np.ndarray:
+def log_degrees(dataset: Dataset, days: float, times: np.ndarray) -> np.ndarray:
     """The log of `recent_rates`, of mean 0 and variance 1 over the items that existed at a time.
 
     It is PinSage's log degree (Ying et al., KDD 2018, §4.1), for the days that an item has existed:
@@ -73,7 +106,7 @@ def log_degrees(dataset: datasets.Dataset, days: float, times: np.ndarray) -> np
     return degrees.astype(np.float32)
 
 
-def recent_rates(dataset: datasets.Dataset, days: float, times: np.ndarray) -> np.ndarray:
+def recent_rates(dataset: Dataset, days: float, times: np.ndarray) -> np.ndarray:
     """Training users' actions a day on items in the days up to a time: float64 (items, times).
 
     They are counted from the day on which the item was created or the log began. Of an item that is

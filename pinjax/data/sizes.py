@@ -4,137 +4,107 @@ import dataclasses
 
 import numpy as np
 
-from pinjax.data import datasets, pinshop, pinworld, schema
-from pinjax.data import pinshop_simulation as shop
-from pinjax.data import pinworld_simulation as world
+from pinjax.data import dataset as dataset_lib
+from pinjax.data.simulated import pinworld, shop, world
+from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 
-
-@dataclasses.dataclass(frozen=True)
-class Timelines:
-    """Of a data set of timelines.
-
-    Attributes:
-      metadata: with the number of items and the vocabularies; nothing else in it means anything.
-      content_dim: numbers of an item's content vector; 0: there is none.
-    """
-
-    metadata: schema.Metadata
-    content_dim: int
+_PRODUCT_IMAGES = float(shop.IMAGES @ np.arange(len(shop.IMAGES)))
 
 
 @dataclasses.dataclass(frozen=True)
-class Engagements:
-    """Of a data set of engagements.
+class Sizes:
+    """Of a data set.
 
     Attributes:
-      products: how many.
-      engaged: how many of them were engaged with in training, at most.
-      queries: how many.
-      dim: numbers of an image's and of a query's vector.
-      images: of all products together.
-      text_tokens: int (n,), the tokens of all texts of a product, of n products.
-      words: single words in the vocabulary.
-      vocabulary: all its tokens.
-      query_tokens: of the longest query.
+      spec: without counts of users, pairs and edges.
+      images: of all items together.
+      tokens: in all texts of all items together.
+      item_tokens: int (n,), in all texts of an item, of n items that are engaged with.
+      engaged: items that are engaged with in training, at most.
+      query_tokens: of the longest search.
       same_query: pairs of one query in a batch, at most: the width of the field `excluded`.
     """
 
-    products: int
-    engaged: int
-    queries: int
-    dim: int
+    spec: Spec
     images: int
-    text_tokens: np.ndarray
-    words: int
-    vocabulary: int
+    tokens: int
+    item_tokens: np.ndarray
+    engaged: int
     query_tokens: int
-    same_query: int
+    same_query: int = 64
 
 
-def timelines(name: str, data_dir: str, items: int | None) -> Timelines:
+def of(name: str, data_dir: str, items: int | None, part: str) -> Sizes:
     """Sizes of pinworld without simulating it, or of a prepared directory.
 
     Args:
-      name: as in `datasets.load`. With `items` a directory need not be there: then its
-        vocabularies and content vectors are taken to be like pinworld's.
-      data_dir: as in `datasets.load`.
+      name: as in `dataset.load`. With `items` a directory need not be there: then all else is taken
+        to be like pinworld, with as many queries and products as items.
+      data_dir: as in `dataset.load`.
       items: another number of items; None: the data set's own.
+      part: one of `spec.PARTS`, which is needed.
 
     Raises:
-      InputError: where there is no such data set.
+      InputError: where there is no such data set, or not that part.
     """
     kind, _, size = name.partition("/")
-    found = Timelines(schema.Metadata(name, world.ACTIONS, world.SURFACES, 0, 0), world.CONTENT_DIM)
-    number = items
     if kind == pinworld.NAME:
-        number = items or pinworld.builder_config(size).pins
-    else:
-        try:
-            dataset = datasets.load(name, data_dir)
-        except InputError as error:
-            if items is None:
-                raise InputError(f"{error}; or say how large it is: --items") from None
-        else:
-            content = dataset.catalogue.content
-            found = Timelines(dataset.metadata, 0 if content is None else content.shape[1])
-            number = items or dataset.metadata.num_items
-    metadata = dataclasses.replace(found.metadata, num_items=number)
-    return dataclasses.replace(found, metadata=metadata)
-
-
-def engagements(name: str, data_dir: str, items: int | None) -> Engagements:
-    """Sizes of pinshop without simulating it, or of a directory: see `timelines`.
-
-    What pinshop draws of texts is not known before. A product is taken to have what one of
-    pinshop/tiny has, 284 tokens with a standard deviation of 63, and the vocabulary 30,000 words,
-    as many as BERT's, beside all the bigrams and trigrams that it may have.
-    """
-    kind, _, size = name.partition("/")
-    found = Engagements(
-        products=items or 0,
-        engaged=items or 0,
-        queries=items or 0,
-        dim=world.CONTENT_DIM,
-        images=round((items or 0) * _MEAN_IMAGES),
-        text_tokens=np.array([284 - 63, 284 + 63]),
-        words=30_000,
-        vocabulary=30_000 + pinshop.VOCABULARY["bigrams"] + pinshop.VOCABULARY["trigrams"],
-        query_tokens=32,
-        same_query=64,
-    )
-    if kind == pinshop.NAME:
-        known = pinshop.size_of(size)
-        number = items or known.products  # the queries are as many of each kind
-        return dataclasses.replace(
-            found,
-            products=number,
-            engaged=number,
-            queries=2 * known.queries,
-            images=round(number * _MEAN_IMAGES),
-        )
+        known = pinworld.size_of(size)
+        queries = known.image_queries + known.text_queries
+        return _like_pinworld(name, items or known.pins, items or known.products, queries)
     try:
-        dataset = datasets.load_pairs(name, data_dir)
+        dataset = dataset_lib.load(name, data_dir)
+        dataset.need(part)
     except InputError as error:
         if items is None:
             raise InputError(f"{error}; or say how large it is: --items") from None
-        return found
-    products, queries = dataset.products, dataset.queries
-    tokens = sum(np.diff(ragged.offsets) for ragged in products.texts.values())
-    searches = np.where(queries.kinds == "text", queries.ids, "").tolist()
-    factor = (items or len(products)) / len(products)
-    return Engagements(
-        products=items or len(products),
-        engaged=round(len(np.unique(dataset.pairs("train")["product"])) * factor),
-        queries=len(queries),
-        dim=products.images.shape[1],
-        images=round(len(products.images) * factor),
-        text_tokens=tokens + np.zeros(len(products), np.int64),
-        words=dataset.vocabulary.sizes[0],
-        vocabulary=len(dataset.vocabulary),
-        query_tokens=int(np.diff(dataset.vocabulary.encode(searches).offsets).max(initial=1)),
-        same_query=found.same_query,
+        return _like_pinworld(name, items, items, items)
+    spec, catalogue = dataset.spec, dataset.catalogue
+    factor = (items or spec.num_items) / spec.num_items
+    engaged, query_tokens = np.arange(spec.num_items), 1
+    if spec.pairs:
+        queries = dataset.queries
+        searches = np.where(queries.kinds == "text", queries.ids, "").tolist()
+        query_tokens = int(np.diff(dataset.vocabulary.encode(searches).offsets).max(initial=1))
+        engaged = np.unique(dataset.pairs("train")["item"])
+    tokens = np.zeros(spec.num_items, np.int64)
+    for feature in spec.text_features:
+        tokens += np.diff(catalogue.text(feature).offsets)
+    return Sizes(
+        spec=dataclasses.replace(spec, num_items=round(spec.num_items * factor)),
+        images=round(int(catalogue.image_offsets[-1]) * factor),
+        tokens=round(int(tokens.sum()) * factor),
+        item_tokens=tokens[engaged],
+        engaged=round(len(engaged) * factor),
+        query_tokens=query_tokens,
     )
 
 
-_MEAN_IMAGES = float(shop.IMAGES @ np.arange(len(shop.IMAGES)))
+def _like_pinworld(name: str, items: int, products: int, queries: int) -> Sizes:
+    """Sizes of a world of which so many items are products.
+
+    What it draws of texts is not known before. A product is taken to have what one of pinworld/tiny
+    has, 284 tokens with a standard deviation of 63, and the vocabulary 30,000 words, as many as
+    BERT's, beside all the bigrams and trigrams that it may have.
+    """
+    return Sizes(
+        spec=Spec(
+            name=name,
+            num_items=items,
+            content_dim=world.CONTENT_DIM,
+            image_dim=world.CONTENT_DIM,
+            text_features=tuple(shop.FEATURES),
+            vocabulary=(30_000, pinworld.VOCABULARY["bigrams"], pinworld.VOCABULARY["trigrams"]),
+            actions=world.ACTIONS,
+            surfaces=world.SURFACES,
+            tasks=shop.TASKS,
+            num_queries=queries,
+            query_dim=world.CONTENT_DIM,
+        ),
+        images=round(products * _PRODUCT_IMAGES),
+        tokens=284 * products,
+        item_tokens=np.array([284 - 63, 284 + 63]),
+        engaged=products,
+        query_tokens=32,
+    )

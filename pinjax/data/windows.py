@@ -1,21 +1,25 @@
 """Windows of history and the labels that follow them, cut from whole timelines.
 
-Everything is vectorised over a batch of timelines in the flat form of `schema.unpack`: records of
-all users one after the other, and the offsets at which each user's begin. An action is named by
+Everything is vectorised over a batch of timelines in the flat form of `timelines.unpack`: records
+of all users one after the other, and the offsets at which each user's begin. An action is named by
 its flat index, and `time_keys` sorts actions of all users at once by (user, time).
 """
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pinjax.data import schema
+from pinjax.data import timelines
+from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 
 OBJECTIVES = ("next_action", "sasrec", "all_action", "dense_all_action")
 
-_PADDING = np.array((-1, 0, 0.0, 0, 0), schema.ACTION)
+_PLAIN = r'[^\s,">](?:[^,">]*[^\s,">])?'
+_ENTRY = re.compile(rf'\s*(?:"((?:[^"]|"")*)"|({_PLAIN})?)\s*(?:>=\s*([^,]*?))?\s*(?:,|$)')
+_PADDING = np.array((-1, 0, 0.0, 0, 0), timelines.ACTION)
 _NEVER = np.iinfo(np.int64).max
 _USER_STRIDE = 2**34  # more than any time plus any horizon: keys of two users never mix
 
@@ -34,11 +38,11 @@ class Positives:
     surfaces: np.ndarray
 
     @classmethod
-    def create(cls, metadata: schema.Metadata, positives: str, surfaces: str) -> "Positives":
-        """From names, separated by commas.
+    def create(cls, spec: Spec, positives: str, surfaces: str) -> "Positives":
+        """From names, separated by commas; in quotes where they hold commas or outer spaces.
 
         Args:
-          metadata: of the data set, for its vocabularies.
+          spec: of the data set, for its vocabularies.
           positives: action types, each with the least duration in seconds where there is one:
             "save, click>=10".
           surfaces: "home, search"; "" for all of them.
@@ -46,19 +50,18 @@ class Positives:
         Raises:
           InputError: for a name that is not in the data set's vocabulary.
         """
-        min_seconds = np.full(len(metadata.actions), np.inf, np.float32)
-        for entry in _split(positives):
-            name, _, seconds = (part.strip() for part in entry.partition(">="))
-            row = _row(metadata.name, "action", metadata.actions, name)
+        min_seconds = np.full(len(spec.actions), np.inf, np.float32)
+        for name, seconds in _entries(positives):
+            row = _row(spec.name, "action", spec.actions, name)
             try:
                 min_seconds[row] = float(seconds or 0)
             except ValueError:
                 raise InputError(
-                    f"data.positives: {entry!r} is neither a type nor type>=seconds"
+                    f"data.positives: {name!r}>={seconds!r} is neither a type nor type>=seconds"
                 ) from None
-        counts = np.full(len(metadata.surfaces), not surfaces)
-        for name in _split(surfaces):
-            counts[_row(metadata.name, "surface", metadata.surfaces, name)] = True
+        counts = np.full(len(spec.surfaces), not surfaces)
+        for name, _ in _entries(surfaces):
+            counts[_row(spec.name, "surface", spec.surfaces, name)] = True
         return cls(min_seconds, counts)
 
     def __call__(self, records: np.ndarray) -> np.ndarray:
@@ -67,8 +70,26 @@ class Positives:
         return long_enough & self.surfaces[records["surface"]]
 
 
-def _split(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
+def _entries(text: str) -> Iterator[tuple[str, str | None]]:
+    """Names and what stands behind ">=", if anything does."""
+    end = 0
+    while end < len(text):
+        match = _ENTRY.match(text, end)
+        if not match:
+            raise InputError(f"{text!r}: expected names with commas between, in quotes if need be")
+        quoted, plain, seconds = match.groups()
+        end = match.end()
+        name = plain if quoted is None else quoted.replace('""', '"')
+        if name:
+            yield name, seconds
+
+
+def join(names: Sequence[str]) -> str:
+    """Names as `Positives.create` takes them."""
+    return ", ".join(
+        name if re.fullmatch(_PLAIN, name) else '"' + name.replace('"', '""') + '"'
+        for name in names
+    )
 
 
 def _row(dataset: str, kind: str, vocabulary: Sequence[str], name: str) -> int:
@@ -144,7 +165,7 @@ class Sampler:
         """Draws from B timelines.
 
         Args:
-          records: `schema.ACTION` (n,), the timelines one after the other.
+          records: `timelines.ACTION` (n,), the timelines one after the other.
           offsets: int64 (B + 1,), where each begins.
           uniforms: (B, ...), from `self.uniforms`: row by row, so that a user's
             draw does not depend on who else is in the batch.
@@ -251,20 +272,20 @@ def history(
     """The newest `length` actions of each window, oldest first, padding before them.
 
     Args:
-      records: `schema.ACTION` (n,).
+      records: `timelines.ACTION` (n,).
       starts: int64 (B,), the first action of each timeline.
       ends: int64 (B,), the newest action of each window; one before its start: an empty window.
       length: M.
       moments: int (B, 1) or (B, M), when an embedding is asked for, of a window or of each action.
 
     Returns:
-      the fields of `schema.ACTION`, each (B, M), item being -1 where there is no action; and
+      the fields of `timelines.ACTION`, each (B, M), item being -1 where there is no action; and
       `moment` uint32 (B, M), unix seconds, when the embedding at an action is asked for.
     """
     index, inside = _window(starts, ends, length)
     window = records[index]
     window[~inside] = _PADDING
-    fields = {name: np.ascontiguousarray(window[name]) for name in schema.ACTION.names}
+    fields = {name: np.ascontiguousarray(window[name]) for name in timelines.ACTION.names}
     return {**fields, "moment": np.maximum(fields["time"], moments).astype(np.uint32)}
 
 

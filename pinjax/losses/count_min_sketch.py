@@ -34,7 +34,8 @@ class CountMinSketch:
     integers only, so the table does not depend on the order of the ids nor on the devices.
 
     Attributes:
-      table: (depth, width) counters.
+      table: (depth * width,) counters, row by row. It has one dimension because TPUs scatter into
+        one: with two they would copy the table to another layout and back in each step.
       multipliers: uint32 (depth, 4), the random weights of an id's four bytes.
       offsets: uint32 (depth,).
       total: scalar, the (decayed) number of ids added; of the table's type.
@@ -47,6 +48,11 @@ class CountMinSketch:
     offsets: Any
     total: Any
     decay: float = struct.field(pytree_node=False)
+
+    @property
+    def width(self) -> int:
+        """Counters a row."""
+        return len(self.table) // len(self.offsets)
 
 
 def init(key: Key[Array, ""], depth: int, width: int, decay: float = 1.0) -> CountMinSketch:
@@ -65,7 +71,7 @@ def init(key: Key[Array, ""], depth: int, width: int, decay: float = 1.0) -> Cou
     dtype = jnp.uint32 if decay == 1 else jnp.float32
     bits = jax.random.bits(key, (depth, 5), jnp.uint32)
     return CountMinSketch(
-        table=jnp.zeros((depth, width), dtype),
+        table=jnp.zeros(depth * width, dtype),
         multipliers=bits[:, :4],
         offsets=bits[:, 4],
         total=jnp.zeros((), dtype),
@@ -79,6 +85,8 @@ def check(depth: int, width: int, decay: float) -> None:
         raise ValueError(f"depth is {depth}, expected at least 1")
     if not 2 <= width <= MAX_WIDTH or width & (width - 1):
         raise ValueError(f"width is {width}, expected a power of two from 2 to {MAX_WIDTH}")
+    if depth * width >= 2**31:
+        raise ValueError(f"depth * width is {depth * width}, expected less than 2^31")
     if not 0 < decay <= 1:
         raise ValueError(f"decay is {decay}, expected more than 0 and at most 1")
 
@@ -100,8 +108,7 @@ def add(
       where: which ids count; all if None.
     """
     ones = jnp.ones(ids.shape, jnp.uint32) if where is None else where.astype(jnp.uint32)
-    rows = jnp.arange(sketch.table.shape[0]).reshape(-1, *[1] * ids.ndim)
-    columns, added = _columns(sketch, ids), ones.sum(dtype=jnp.uint32)
+    places, added = _places(sketch, ids), ones.sum(dtype=jnp.uint32)
     if sketch.decay == 1:
         # A branch, since a step should not read and write all of a large table for this.
         table, total = lax.cond(
@@ -110,9 +117,9 @@ def add(
             lambda *counts: counts,
             *(sketch.table, sketch.total),
         )
-        return sketch.replace(table=table.at[rows, columns].add(ones), total=total + added)
+        return sketch.replace(table=table.at[places].add(ones), total=total + added)
     # Counted apart from the table, in integers, whose sum does not depend on their order.
-    seen = jnp.zeros(sketch.table.shape, jnp.uint32).at[rows, columns].add(ones)
+    seen = jnp.zeros(sketch.table.shape, jnp.uint32).at[places].add(ones)
     return sketch.replace(
         table=sketch.table * sketch.decay + seen.astype(jnp.float32),
         total=sketch.total * sketch.decay + added.astype(jnp.float32),
@@ -121,8 +128,7 @@ def add(
 
 def count(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Array:
     """How often each id was added: (*ids,) of the table's type, never too low."""
-    rows = jnp.arange(sketch.table.shape[0]).reshape(-1, *[1] * ids.ndim)
-    return sketch.table[rows, _columns(sketch, ids)].min(axis=0)
+    return sketch.table[_places(sketch, ids)].min(axis=0)
 
 
 def log_probability(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Float[Array, "*ids"]:
@@ -187,6 +193,12 @@ def pair_ids(a: Int[Array, "*ids"], b: Int[Array, "*ids"]) -> Int[Array, "*ids"]
     return jax.lax.bitcast_convert_type(mixed ^ mixed >> 13, jnp.int32)
 
 
+def _places(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Array:
+    """Where the counters of each id are in the table: int32 (depth, *ids)."""
+    starts = sketch.width * jnp.arange(len(sketch.offsets))
+    return starts.reshape(-1, *[1] * ids.ndim) + _columns(sketch, ids)
+
+
 def _columns(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Array:
     """Hashes ids to a column of each row: int32 (depth, *ids).
 
@@ -200,5 +212,5 @@ def _columns(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Array:
         jnp.multiply.outer(sketch.multipliers[:, i], unsigned >> (8 * i) & 0xFF) for i in range(4)
     )
     hashes += sketch.offsets.reshape(-1, *[1] * ids.ndim)
-    bits = int(math.log2(sketch.table.shape[1]))
+    bits = int(math.log2(sketch.width))
     return (hashes >> (32 - bits)).astype(jnp.int32)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Int, Int32, Shaped
 # all devices alike. Places are the same for any number of devices; it must divide this one.
 STRIPES = 1024
 _NEXT = 633  # stripes from a row to the next: by the golden ratio, and odd, so that all are met
+_BACK = pow(_NEXT, -1, STRIPES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +41,15 @@ class Tables:
             return count
         return -(-count // STRIPES) * STRIPES // (self.mesh.size if self.inside else 1)
 
-    def lay_out(self, table: np.ndarray) -> np.ndarray:
-        """A table of the host in the order in which it lies on the devices."""
+    def lay_out(self, table: np.ndarray, part: slice = slice(None)) -> np.ndarray:
+        """A table of the host, or a part, in the order in which it lies on the devices."""
         if self.mesh is None:
-            return table
-        rows = np.zeros((self.num_rows(len(table)), *table.shape[1:]), table.dtype)
-        rows[self.lies_at(np.arange(len(table)), len(rows))] = table
+            return table[part]
+        num_rows = self.num_rows(len(table))
+        stripe, nth = np.divmod(np.arange(*part.indices(num_rows)), num_rows // STRIPES)
+        row = stripe * _BACK % STRIPES + nth * STRIPES
+        rows = table[np.minimum(row, len(table) - 1)]
+        rows[row >= len(table)] = 0
         return rows
 
     def lies_at(self, rows, num_rows: int):

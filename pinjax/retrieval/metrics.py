@@ -196,27 +196,27 @@ def interest_entropy(
     return np.where(totals > 0, entropy, np.nan)
 
 
-def coverage(top_rows: Int[np.ndarray, "queries k"], num_items: int, share: float = 0.9) -> float:
+def coverage(top_rows: Int[np.ndarray, "queries k"], index_size: int, share: float = 0.9) -> float:
     """P90 Coverage@k: the smallest share of the index that makes up 90 % of all results.
 
     PinnerFormer (Pancha et al., KDD 2022), §4, at k = 10. It is small where all users are shown
     the same items.
 
     Args:
-      top_rows: the results of all queries, -1 where a query has fewer.
-      num_items: size of the index.
+      top_rows: the results of all queries as rows of a catalogue, -1 where a query has fewer.
+      index_size: how many of the catalogue's items are in the index.
       share: share of the results.
 
     Returns:
       A share of the index in [0, 1], 0 without results.
     """
-    counts = np.sort(np.bincount(top_rows[top_rows >= 0], minlength=num_items))[::-1]
+    counts = np.sort(np.bincount(top_rows[top_rows >= 0]))[::-1]
     total = counts.sum()
     if total == 0:
         return 0.0
     # The tolerance is for a share of the total that is a whole number but for rounding.
     needed = np.searchsorted(np.cumsum(counts), share * total * (1 - 1e-12)) + 1
-    return needed / num_items
+    return needed / index_size
 
 
 def overlap(top_rows: Int[np.ndarray, "queries k"]) -> float:

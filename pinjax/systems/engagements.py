@@ -6,27 +6,28 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from pinjax.data import batches, pairs
+from pinjax.data import batches
+from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
 from pinjax.systems import system
 
 
-def train_batches(config: ConfigDict, dataset: pairs.PairSet) -> batches.PairBatches:
+def train_batches(config: ConfigDict, dataset: Dataset) -> batches.PairBatches:
     """Batches of the training pairs, divided over the tasks that the config names.
 
     Raises:
       InputError: for a task that the data set does not have, or has no training pair of, or that
         is given no pair of a batch.
     """
-    metadata, train = dataset.metadata, dataset.pairs("train")
+    spec, train = dataset.spec, dataset.pairs("train")
     tasks = {}
     for name, weight, cap in config.tasks:
-        if name not in metadata.tasks:
-            known = ", ".join(metadata.tasks)
-            raise InputError(f"tasks: {metadata.name} has no task {name!r}; it has {known}")
-        task = metadata.tasks.index(name)
+        if name not in spec.tasks:
+            known = ", ".join(spec.tasks)
+            raise InputError(f"tasks: {spec.name} has no task {name!r}; it has {known}")
+        task = spec.tasks.index(name)
         if not (train["task"] == task).any():
-            raise InputError(f"tasks: {metadata.name} has no training pair of {name!r}")
+            raise InputError(f"tasks: {spec.name} has no training pair of {name!r}")
         tasks[task] = batches.Task(name, weight, cap)
     made = batches.PairBatches(
         pairs=train[np.isin(train["task"], list(tasks))],
@@ -50,7 +51,7 @@ def check_training(made: batches.PairBatches, in_batch: bool) -> None:
 
     Args:
       made: of `train_batches`.
-      in_batch: whether all negatives are the batch's other products.
+      in_batch: whether all negatives are the batch's other items.
 
     Raises:
       InputError: where the first batches have no negatives.
@@ -64,11 +65,11 @@ def check_training(made: batches.PairBatches, in_batch: bool) -> None:
         )
 
 
-def summary(dataset: pairs.PairSet, made: batches.PairBatches) -> dict[str, str]:
+def summary(dataset: Dataset, made: batches.PairBatches) -> dict[str, str]:
     """What a person wants to know at the start, by name."""
-    metadata = dataset.metadata
+    spec = dataset.spec
     return {
-        "data set": f"{metadata.name}: {len(made.pairs):,} pairs of "
-        f"{len(dataset.queries):,} queries and {len(dataset.products):,} products",
-        "batch": ", ".join(f"{n} {metadata.tasks[task]}" for task, n in made.shares.items()),
+        "data set": f"{spec.name}: {len(made.pairs):,} pairs of "
+        f"{spec.num_queries:,} queries and {spec.num_items:,} items",
+        "batch": ", ".join(f"{n} {spec.tasks[task]}" for task, n in made.shares.items()),
     }

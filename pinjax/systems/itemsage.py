@@ -17,7 +17,9 @@ from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pinjax.data import datasets, pairs, text
+from pinjax.data import dataset as dataset_lib
+from pinjax.data import spec as spec_lib
+from pinjax.data.text import tokens as tokens_lib
 from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import features, itemsage, product_features, temperature
@@ -34,80 +36,81 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     Raises:
       InputError: where the config does not fit the data.
     """
-    dataset = datasets.load_pairs(config.data.name, config.data.dir)
-    metadata = dataset.metadata
-    vectors = dataset.queries.vectors, dataset.products.images
-    check_vectors(config, metadata.name, *(x.shape[1] for x in vectors))
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
+    dataset.need("pairs")
+    spec = dataset.spec
+    check_vectors(config, spec)
     train_batches = engagements.train_batches(config, dataset)
-    encoder = make_encoder(config, len(dataset.vocabulary), mesh)
+    encoder = make_encoder(config, sum(spec.vocabulary), mesh)
     products = make_features(config, dataset)
     # Random negatives are products that were engaged with. What else there is would only be
     # learned, by its tokens, to be never wanted.
-    corpus = np.unique(dataset.pairs("train")["product"]).astype(np.int32)
+    corpus = np.unique(dataset.pairs("train")["item"]).astype(np.int32)
     place = functools.partial(sharding.place_table, mesh, encoder.tables)
     frozen = {
         "products": jax.tree.map(place, products),
         "queries": place(dataset.queries.vectors.astype(jnp.bfloat16)),
         "corpus": jax.device_put(corpus, sharding.replicated(mesh)),
     }
-    offsets = products["texts"].offsets
-    lengths = offsets[:, -1] - offsets[:, 0]
-    weights = train_batches.product_weights(len(lengths))
-    capacities = token_capacities(config, mesh, lengths, weights, corpus)
+    found = findable(products)
+    rows = np.flatnonzero(found).astype(np.int32)
+    judge = product_retrieval.ProductRetrieval(
+        "ItemSage", dataset, tuple(train_batches.tasks), found, config.evaluate
+    )
+    lengths = num_values(products["texts"])
+    weights = train_batches.item_weights(spec.num_items)
+    capacities = token_capacities(config, mesh, lengths, weights, corpus, rows)
     embed_rows = sharding.shared_out(
         mesh, functools.partial(encode, encoder, mesh, capacities["catalogue"])
     )
-    judge = product_retrieval.ProductRetrieval(
-        "ItemSage", dataset, tuple(train_batches.tasks), config.evaluate
-    )
 
-    def embed_catalogue(params: Any, rows: np.ndarray) -> np.ndarray:
+    def embed_items(params: Any, rows: np.ndarray) -> np.ndarray:
         embed = functools.partial(embed_rows, params["encoder"], frozen["products"])
-        return batching.in_batches(embed, rows.astype(np.int32), ENCODED)
+        return batching.in_batches(embed, rows, ENCODED)
 
     def embed_queries(rows: np.ndarray) -> np.ndarray:
         return np.asarray(features.unit_length(jnp.asarray(dataset.queries.vectors[rows])))
 
     def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
-        products = embed_catalogue(params, np.arange(len(dataset.products)))
-        return judge(embed_queries, jnp.asarray(products), split, full)
+        items = np.zeros((spec.num_items, config.model.dim), np.float32)
+        items[rows] = embed_items(params, rows)
+        return judge(embed_queries, jnp.asarray(items), split, full)
 
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
-        del moment  # a product is what it is
+        del moment  # an item is what it is
 
-        def product_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return dataset.products.ids[rows], embed_catalogue(params, rows)
+        def item_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return dataset.catalogue.ids[rows], embed_items(params, rows)
 
         def query_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return dataset.queries.ids[rows], embed_queries(rows)
 
         return {
-            "products": system.shards(product_shard, np.arange(len(dataset.products))),
-            "queries": system.shards(query_shard, np.arange(len(dataset.queries))),
+            "items": system.shards(item_shard, rows),
+            "queries": system.shards(query_shard, np.arange(spec.num_queries)),
         }
 
-    widths = sketch_widths(config.loss, len(corpus), len(dataset.queries))
+    widths = sketch_widths(config.loss, len(corpus), spec.num_queries)
     counted = counted_ids(train_batches.pairs, widths, config.data.pairs)
 
     def check_training() -> None:
         system.check_counts(config, counted)
         engagements.check_training(train_batches, in_batch=config.loss.terms == "in_batch")
 
-    image_dim = dataset.products.images.shape[1]
     return system.System(
-        init=functools.partial(init, encoder, config.loss, widths, image_dim),
-        loss=functools.partial(loss, encoder, config.loss, mesh, capacities, metadata.tasks),
+        init=functools.partial(init, encoder, config.loss, widths, spec.image_dim),
+        loss=functools.partial(loss, encoder, config.loss, mesh, capacities, spec.tasks),
         frozen=frozen,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
         asked=judge.asked,
         metrics=judge.metrics,
         embed=embed,
-        embed_moment=metadata.train_end,
+        embed_moment=spec.train_end,
         check_training=check_training,
         summary=engagements.summary(dataset, train_batches)
         | system.sketch_summary(config, counted),
-        identity={"dataset": metadata.digest, **dataset.frozen},
+        identity={"dataset": spec.digest, **dataset.frozen},
     )
 
 
@@ -124,19 +127,26 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     sharding.check_batch(mesh, "loss.random", config.loss.random)
 
 
-def check_vectors(config: ConfigDict, name: str, queries: int, images: int) -> None:
-    """Refuses a config that does not fit the numbers in a query's and an image's frozen vector."""
-    dim = config.model.dim
-    if queries != dim:
-        raise InputError(f"model.dim={dim}: query vectors of {name} have {queries} numbers")
-    if config.model.residual and images != dim:
+def check_vectors(config: ConfigDict, spec: spec_lib.Spec) -> None:
+    """Refuses a config that does not fit the frozen vectors of queries and images."""
+    name, dim, slots = spec.name, config.model.dim, config.model.image_slots
+    if spec.query_dim != dim:
+        raise InputError(f"model.dim={dim}: query vectors of {name} have {spec.query_dim} numbers")
+    if slots and not spec.image_dim:
+        raise InputError(f"model.image_slots={slots}: {name} has no images; expected 0")
+    if config.model.residual and spec.image_dim != dim:
         raise InputError(
-            f"model.residual: images of {name} have {images} numbers, not the queries' {queries}"
+            f"model.residual: images of {name} have {spec.image_dim} numbers, queries {dim}"
         )
 
 
 def token_capacities(
-    config: ConfigDict, mesh: Mesh, lengths: np.ndarray, weights: np.ndarray, corpus: np.ndarray
+    config: ConfigDict,
+    mesh: Mesh,
+    lengths: np.ndarray,
+    weights: np.ndarray,
+    corpus: np.ndarray,
+    index: np.ndarray,
 ) -> dict[str, int]:
     """Room for the tokens of the products that a device encodes at once, by what they are.
 
@@ -146,15 +156,17 @@ def token_capacities(
     Args:
       config: of the system.
       mesh: over whose axis `data` they are shared out.
-      lengths: int (products,), tokens of each product of the catalogue.
-      weights: (products,), how often each is a positive, up to a factor.
-      corpus: int (n,), the products that random negatives are drawn from.
+      lengths: int (items,), tokens of each item of the catalogue.
+      weights: (items,), how often each is a positive, up to a factor.
+      corpus: int (n,), the items that random negatives are drawn from.
+      index: int (n,), the items that are embedded for an index, in that order.
     """
+    of_index = lengths[index]
     devices = mesh.shape["data"]
     if ENCODED % devices:  # what is read together is another share in each batch
-        catalogue = -(-ENCODED // devices) * int(lengths.max())
+        catalogue = -(-ENCODED // devices) * int(of_index.max())
     else:
-        catalogue = product_features.most_tokens(lengths, ENCODED // devices)
+        catalogue = product_features.most_tokens(of_index, ENCODED // devices)
 
     def capacity(lengths: np.ndarray, weights: np.ndarray, products: int) -> int:
         chance = overflow_chance(config, mesh)
@@ -193,22 +205,34 @@ def make_encoder(config: ConfigDict, num_tokens: int, mesh: Mesh) -> itemsage.It
     )
 
 
-def make_features(config: ConfigDict, dataset: pairs.PairSet) -> dict[str, product_features.Ragged]:
-    """The images of all products, and the texts that the config names."""
+def make_features(
+    config: ConfigDict, dataset: dataset_lib.Dataset
+) -> dict[str, product_features.Ragged]:
+    """The texts that the config names, of all items, and their images if the tower sees any."""
     names = [name for name, _ in config.model.texts]
-    products = dataset.products
+    catalogue, spec = dataset.catalogue, dataset.spec
     for name in names:
-        if name not in products.texts:
-            known = ", ".join(products.texts)
-            raise InputError(f"model.texts: {dataset.metadata.name} has no {name!r}, only {known}")
-    none = text.Ragged(np.zeros(0, np.int32), np.zeros(len(products) + 1, np.int64))
-    tokens, offsets = text.interleave([products.texts[name] for name in names] or [none])
-    check_tokens(dataset.metadata.name, len(tokens))
-    images = products.images.astype(jnp.bfloat16)
-    return {
-        "images": product_features.Ragged.create(images, products.image_offsets),
-        "texts": product_features.Ragged.create(tokens, offsets, max(1, len(names))),
-    }
+        if name not in spec.text_features:
+            known = ", ".join(spec.text_features) or "images"
+            raise InputError(f"model.texts: {spec.name} has no {name!r}, only {known}")
+    none = tokens_lib.Ragged(np.zeros(0, np.int32), np.zeros(len(catalogue) + 1, np.int64))
+    tokens, offsets = tokens_lib.interleave([catalogue.text(name) for name in names] or [none])
+    check_tokens(spec.name, len(tokens))
+    made = {"texts": product_features.Ragged.create(tokens, offsets, max(1, len(names)))}
+    if config.model.image_slots:
+        images = catalogue.images.astype(jnp.bfloat16)
+        made["images"] = product_features.Ragged.create(images, catalogue.image_offsets)
+    return made
+
+
+def num_values(feature: product_features.Ragged) -> np.ndarray:
+    """How many tokens, or images, each item has: int32 (items,)."""
+    return feature.offsets[:, -1] - feature.offsets[:, 0]
+
+
+def findable(features: dict[str, product_features.Ragged]) -> np.ndarray:
+    """Bool (items,): which items have a token or an image that the tower sees."""
+    return sum(map(num_values, features.values())) > 0
 
 
 def sketch_widths(config: ConfigDict, products: int, queries: int) -> dict[str, int]:
@@ -228,8 +252,8 @@ def counted_ids(train: np.ndarray, widths: dict[str, int], batch: int) -> dict[s
       widths: of the sketches.
       batch: pairs in a batch.
     """
-    ids = {"products": train["product"], "queries": train["query"]}
-    ids["pairs"] = (train["query"].astype(np.int64) << 32) + train["product"]
+    ids = {"products": train["item"], "queries": train["query"]}
+    ids["pairs"] = (train["query"].astype(np.int64) << 32) + train["item"]
     return {
         name: system.Counted(widths[name], np.unique(ids[name], return_counts=True)[1], batch)
         for name in widths
@@ -322,7 +346,7 @@ def loss(
         lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
     )
     corpus = frozen["corpus"]
-    size, num_random = len(batch["product"]), config.random
+    size, num_random = len(batch["item"]), config.random
 
     def embed(rows: jax.Array, capacity: str) -> jax.Array:
         rows = lax.with_sharding_constraint(rows, sharding.over_data(mesh))
@@ -331,11 +355,11 @@ def loss(
         )
 
     queries = features.unit_length(encoder.tables.gather(frozen["queries"], batch["query"]))
-    positives = embed(batch["product"], "positives")
+    positives = embed(batch["item"], "positives")
     random_rows = corpus[jax.random.randint(key, (num_random,), 0, len(corpus))]
 
     # How often products, queries and their pairs have come, over all devices.
-    all_queries, all_products = everywhere((batch["query"], batch["product"]))
+    all_queries, all_products = everywhere((batch["query"], batch["item"]))
     seen = {
         "products": all_products,
         "queries": all_queries,

@@ -51,7 +51,7 @@ def table(layout: tables.Tables, shape: tuple[int, ...], dtype: Any) -> Shape:
 
 def pairs_batch(pairs: int, same_query: int) -> dict[str, Shape]:
     """The shapes of `batches.PairBatches`, for so many pairs of a query in a batch at most."""
-    fields = {name: Shape((pairs,), jnp.int32) for name in ("query", "product", "task")}
+    fields = {name: Shape((pairs,), jnp.int32) for name in ("query", "item", "task")}
     return {**fields, "excluded": Shape((pairs, same_query), jnp.int32)}
 
 

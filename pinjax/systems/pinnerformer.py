@@ -19,7 +19,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax import settings
-from pinjax.data import batches, datasets, item_features, schema, windows
+from pinjax.data import batches, item_features, timelines, windows
+from pinjax.data import dataset as dataset_lib
+from pinjax.data import spec as spec_lib
 from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import pinnerformer
@@ -50,29 +52,29 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     Raises:
       InputError: where the config does not fit the data.
     """
-    dataset = datasets.load(config.data.name, config.data.dir)
-    metadata = dataset.metadata
-    positives = windows.Positives.create(metadata, config.data.positives, config.data.surfaces)
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
+    dataset.need("timelines")
+    spec = dataset.spec
+    positives = windows.Positives.create(spec, config.data.positives, config.data.surfaces)
     sampler = windows.Sampler(
         length=config.data.length,
         objective=config.objective.name,
         labels=config.objective.labels,
         horizon=config.objective.horizon,
         positives=positives,
-        train_end=metadata.train_end,
+        train_end=spec.train_end,
         newest=config.objective.newest,
-        leave_one_out=metadata.leave_one_out,
+        leave_one_out=spec.leave_one_out,
     )
-    timelines = dataset.timelines("train")
     train_batches = batches.Batches(
-        timelines=timelines,
+        timelines=dataset.timelines("train"),
         sampler=sampler,
         users=config.data.users,
         steps=config.train.steps,
         seed=config.train.seed,
         shard=(jax.process_index(), jax.process_count()),
     )
-    model = make_model(config, metadata, mesh)
+    model = make_model(config, spec, mesh)
     frozen = freeze(config, dataset, model, mesh)
     towers = make_towers(config, dataset, model, mesh, frozen)
     judge = user_retrieval.UserRetrieval(
@@ -81,7 +83,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
 
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
         embed_history, embed_rows = towers(params, moment)
-        splits = schema.SPLITS[:1] if metadata.leave_one_out else schema.SPLITS
+        splits = spec_lib.SPLITS[:1] if spec.leave_one_out else spec_lib.SPLITS
         return {
             "users": [
                 functools.partial(user_shard, dataset, embed_history, config, moment, split, start)
@@ -90,7 +92,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             ],
             "items": [
                 functools.partial(item_shard, dataset, embed_rows, start)
-                for start in range(0, metadata.num_items, system.SHARD)
+                for start in range(0, spec.num_items, system.SHARD)
             ],
         }
 
@@ -114,15 +116,15 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         asked=judge.asked,
         metrics=judge.metrics,
         embed=embed,
-        embed_moment=metadata.train_end,
+        embed_moment=spec.train_end,
         check_training=check_training,
         summary={
-            "data set": f"{metadata.name}: {len(timelines):,} users, {metadata.num_items:,} items",
+            "data set": f"{spec.name}: {spec.users['train']:,} users, {spec.num_items:,} items",
             "batch": f"{config.data.users} users x {config.data.length} actions, "
             f"{sampler.pairs} labels each",
             **system.sketch_summary(config, counted),
         },
-        identity={"dataset": metadata.digest},
+        identity={"dataset": spec.digest},
     )
 
 
@@ -159,7 +161,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def check_labels(
-    config: ConfigDict, dataset: datasets.Dataset, train_batches: batches.Batches
+    config: ConfigDict, dataset: dataset_lib.Dataset, train_batches: batches.Batches
 ) -> None:
     """Refuses to train on nothing: first batches without a label, or without negatives."""
     whole = dataclasses.replace(train_batches, shard=(0, 1))  # the same on every host
@@ -172,14 +174,14 @@ def check_labels(
         most = max(most, len(np.unique(batch["same_user"].max(axis=1)[has_label])))
         if most >= least:
             return
-    about = f"{dataset.metadata.name}: the first {tried} batches have"
+    about = f"{dataset.spec.name}: the first {tried} batches have"
     if most:
         raise InputError(f"{about} one user each, for whom loss.random=0 leaves no negatives")
     positives = whole.sampler.positives
     if not any(positives(chunk.records).any() for chunk in dataset.chunks("train")):
         raise InputError(
             f"data.positives={config.data.positives!r}, data.surfaces={config.data.surfaces!r}: no "
-            f"training user of {dataset.metadata.name} has such an action, so there are no labels"
+            f"training user of {dataset.spec.name} has such an action, so there are no labels"
         )
     raise InputError(
         f"{about} no label; expected positive actions (data.positives, data.surfaces) in the "
@@ -188,14 +190,12 @@ def check_labels(
     )
 
 
-def make_model(
-    config: ConfigDict, metadata: schema.Metadata, mesh: Mesh
-) -> pinnerformer.PinnerFormer:
+def make_model(config: ConfigDict, spec: spec_lib.Spec, mesh: Mesh) -> pinnerformer.PinnerFormer:
     """The two towers, sized for the data set."""
     return pinnerformer.PinnerFormer(
-        num_items=metadata.num_items,
-        num_actions=len(metadata.actions),
-        num_surfaces=len(metadata.surfaces),
+        num_items=spec.num_items,
+        num_actions=len(spec.actions),
+        num_surfaces=len(spec.surfaces),
         length=config.data.length,
         tables=sharding.table_layout(mesh, config.train),
         mesh=mesh,
@@ -204,19 +204,19 @@ def make_model(
 
 
 def freeze(
-    config: ConfigDict, dataset: datasets.Dataset, model: pinnerformer.PinnerFormer, mesh: Mesh
+    config: ConfigDict, dataset: dataset_lib.Dataset, model: pinnerformer.PinnerFormer, mesh: Mesh
 ) -> Frozen:
     """What a step reads of the catalogue, on the devices."""
-    times = degree_times(config, dataset.metadata, dataset.metadata.train_end)
+    times = degree_times(config, dataset.spec, dataset.spec.train_end)
     content = item_content(config, dataset, times)
     if content is not None:
         content = sharding.place_table(mesh, model.tables, content)
-    existed = dataset.catalogue.created <= dataset.metadata.train_end
+    existed = dataset.catalogue.created <= dataset.spec.train_end
     corpus = np.flatnonzero(existed).astype(np.int32)
     return Frozen(content, *jax.device_put((corpus, times), sharding.replicated(mesh)))
 
 
-def degree_times(config: ConfigDict, metadata: schema.Metadata, moment: int) -> np.ndarray | None:
+def degree_times(config: ConfigDict, spec: spec_lib.Spec, moment: int) -> np.ndarray | None:
     """When degrees that are known at a moment were counted: uint32 (times,), the last at it.
 
     None where items have no degrees.
@@ -227,16 +227,16 @@ def degree_times(config: ConfigDict, metadata: schema.Metadata, moment: int) -> 
     days, number = config.data.degree_days, config.data.degree_times
     if not days:
         return None
-    if metadata.leave_one_out:
+    if spec.leave_one_out:
         raise InputError(
-            f"data.degree_days={days}: {metadata.name} has the order of actions, but no times at "
+            f"data.degree_days={days}: {spec.name} has the order of actions, but no times at "
             "which they could be counted; expected 0"
         )
     return item_features.times_before(moment, days * item_features.DAY / 12, number)
 
 
 def item_content(
-    config: ConfigDict, dataset: datasets.Dataset, times: np.ndarray | None
+    config: ConfigDict, dataset: dataset_lib.Dataset, times: np.ndarray | None
 ) -> np.ndarray | None:
     """What is known of the catalogue's items, bfloat16 (items, dim), or None if it is ids alone.
 
@@ -245,12 +245,12 @@ def item_content(
     """
     if not config.data.content:
         return None
-    if dataset.catalogue.content is None:
+    if not dataset.spec.content_dim:
         raise InputError(
-            f"data.content: {dataset.metadata.name} has no content vectors; set data.content to "
+            f"data.content: {dataset.spec.name} has no content vectors; set data.content to "
             "False and model.id_dim above 0, so that items are learned ids"
         )
-    check_components(config, dataset.catalogue.content.shape[1])
+    check_components(config, dataset.spec.content_dim)
     content = item_features.content(dataset, config.data.components)
     if times is not None:
         degrees = item_features.log_degrees(dataset, config.data.degree_days, times)
@@ -277,7 +277,7 @@ def init(
     params_key, sketch_key = jax.random.split(key)
     history = {
         name: jnp.zeros((1, model.length), dtype)
-        for name, (dtype, _) in schema.ACTION.fields.items()
+        for name, (dtype, _) in timelines.ACTION.fields.items()
     }
     history["moment"] = history["time"]
     content, _, times = frozen
@@ -418,7 +418,7 @@ def served(
 
 def make_towers(
     config: ConfigDict,
-    dataset: datasets.Dataset,
+    dataset: dataset_lib.Dataset,
     model: pinnerformer.PinnerFormer,
     mesh: Mesh,
     frozen: Frozen,
@@ -435,9 +435,9 @@ def make_towers(
     embed_users, embed_items = embedders(model, mesh)
 
     def frozen_at(moment: int) -> Frozen:
-        if frozen.degree_times is None or moment == dataset.metadata.train_end:
+        if frozen.degree_times is None or moment == dataset.spec.train_end:
             return frozen
-        times = degree_times(config, dataset.metadata, moment)
+        times = degree_times(config, dataset.spec, moment)
         degrees = item_features.log_degrees(dataset, config.data.degree_days, times)
         degrees = sharding.place_table(mesh, model.tables, degrees.astype(frozen.content.dtype))
         return frozen._replace(
@@ -463,7 +463,7 @@ def _with_last(content: jax.Array, columns: jax.Array) -> jax.Array:
 
 
 def item_shard(
-    dataset: datasets.Dataset, embed_rows: Callable[[np.ndarray], np.ndarray], start: int
+    dataset: dataset_lib.Dataset, embed_rows: Callable[[np.ndarray], np.ndarray], start: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Own ids and embeddings of the items from row `start` on."""
     ids = dataset.catalogue.ids[start : start + system.SHARD]
@@ -471,7 +471,7 @@ def item_shard(
 
 
 def user_shard(
-    dataset: datasets.Dataset,
+    dataset: dataset_lib.Dataset,
     embed_history: Callable[[system.Batch], jax.Array],
     config: ConfigDict,
     moment: int,
@@ -488,7 +488,9 @@ def user_shard(
         *(chunk.records, chunk.offsets[users], newest[users], config.data.length),
         moments=np.full((len(users), 1), moment),
     )
-    ids = np.array(chunk.users, object)[users]  # text of one width would be as wide as the longest
+    # As objects: text of one width would be as wide as the longest.
+    kind = np.int64 if dataset.spec.integer_users else object
+    ids = np.array(chunk.users, kind)[users]
     if not len(ids):
         return ids, np.zeros((0, config.model.dim), np.float32)
     return ids, batching.in_batches(embed_history, history, config.evaluate.batch)

@@ -1,8 +1,9 @@
-"""How product embeddings are judged: by what a query led to (ItemSage, §5.1).
+"""How item embeddings are judged: by what a query led to (ItemSage, §5.1).
 
-Recall@k of a task is the share of its engagements whose product ranks in the top k of the index for
-the query. Every engagement counts once, so a product that is engaged with more weighs more. Where a
-query is a product, that product is no answer to it.
+Recall@k of a task is the share of its engagements whose item ranks in the top k of the index for
+the query. Every engagement counts once, so an item that is engaged with more weighs more. Where a
+query is an item, that item is no answer to it. Items of which a system sees nothing are not in the
+index, for any method: an engagement with one is missed by all.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from pinjax.data import pairs
+from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
 from pinjax.retrieval import exact, metrics
 from pinjax.systems import batching, system
@@ -30,10 +31,10 @@ class Found(NamedTuple):
     """What an index answers to queries.
 
     Attributes:
-      rows: int32 (queries, k), of products, best first, -1 where there are fewer results.
+      rows: int32 (queries, k), of items, best first, -1 where there are fewer results.
       scores: float32 (queries, k).
       query: int (engagements,), the row of each engagement's query.
-      label_scores: float32 (engagements,), the score of each engagement's product.
+      label_scores: float32 (engagements,), the score of each engagement's item.
       rounding: by how much equal scores may differ.
     """
 
@@ -46,24 +47,31 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProductRetrieval:
-    """Measures product embeddings on the queries of a data set.
+    """Measures item embeddings on the queries of a data set.
 
     Attributes:
       name: of the method, for its rows of the table.
-      dataset: where queries, products and engagements come from.
-      tasks: rows of `Metadata.tasks` that are judged.
+      dataset: where queries, items and engagements come from.
+      tasks: rows of `Spec.tasks` that are judged.
+      findable: bool (items,), which items an index may hold, for any method.
       config: the `evaluate` section of a run's config.
     """
 
     name: str
-    dataset: pairs.PairSet
+    dataset: Dataset
     tasks: tuple[int, ...]
+    findable: np.ndarray
     config: ConfigDict
+
+    def __post_init__(self):
+        if not self.findable.any():
+            name = self.dataset.spec.name
+            raise InputError(f"data.name: no item of {name} has features that {self.name} uses")
 
     def __call__(
         self,
         queries: Callable[[np.ndarray], np.ndarray],
-        products: jax.Array,
+        items: jax.Array,
         split: str,
         full: bool,
     ) -> system.Table:
@@ -71,7 +79,7 @@ class ProductRetrieval:
 
         Args:
           queries: from rows of queries, (n,), to their embeddings, float32 (n, dim).
-          products: (products, dim), the embedding of every product.
+          items: (items, dim), the embedding of every item.
           split: whose engagements are looked for.
           full: with the tasks apart and the baselines; else the first row.
 
@@ -80,7 +88,7 @@ class ProductRetrieval:
         """
         engagements = self._asked(split)
         rows, overlap = self._rows(
-            self.name, self._search(queries, products, engagements), engagements, full
+            self.name, self._search(queries, items, engagements), engagements, full
         )
         overlaps = {self.name: overlap}
         if full:
@@ -125,15 +133,18 @@ class ProductRetrieval:
 
         Args:
           name: of the method.
-          answers: rows of products, int (asked, k), to the queries of `queries`, best first, -1
-            where there are fewer. A product that is not among them is missed at any depth.
+          answers: rows of items, int (asked, k), to the queries of `queries`, best first, -1
+            where there are fewer. An item that is not among them is missed at any depth.
           split: whose engagements are looked for.
         """
         engagements = self._asked(split)
         _, query = np.unique(engagements["query"], return_inverse=True)
-        rows = np.full((len(answers), _LISTED), -1)
-        rows[:, : answers.shape[1]] = answers[:, :_LISTED]
-        scores = np.where(rows >= 0, -np.arange(_LISTED, dtype=np.float32), -np.inf)
+        place = np.broadcast_to(-np.arange(answers.shape[1], dtype=np.float32), answers.shape)
+        out = (answers < 0) | ~self.findable[answers]
+        rows, scores = metrics.leave_out(answers, place, out)
+        more = (0, 0), (0, _LISTED)
+        rows = np.pad(rows, more, constant_values=-1)[:, :_LISTED]
+        scores = np.pad(scores, more, constant_values=-np.inf)[:, :_LISTED]
         missed = np.full(len(query), -np.inf, np.float32)
         found = Found(rows, scores, query, missed)
         return self._rows(name, found, engagements, by_task=True)[0]
@@ -141,16 +152,16 @@ class ProductRetrieval:
     def _search(
         self,
         queries: Callable[[np.ndarray], np.ndarray],
-        products: jax.Array,
+        items: jax.Array,
         engagements: np.ndarray,
     ) -> Found:
         """Exact search in the index."""
         asked, query = np.unique(engagements["query"], return_inverse=True)
         vectors, valid = queries(asked), jnp.asarray(self._index)
         scores, rows = batching.in_batches(
-            lambda batch: exact.search(batch, products, _LISTED, valid=valid), vectors, _QUERIES
+            lambda batch: exact.search(batch, items, _LISTED, valid=valid), vectors, _QUERIES
         )
-        labels = np.asarray(products, np.float32)[engagements["product"]]
+        labels = np.asarray(items, np.float32)[engagements["item"]]
         own = np.einsum("ed,ed->e", vectors[query], labels)
         return self._without_itself(Found(rows, scores, query, own), asked)
 
@@ -160,11 +171,11 @@ class ProductRetrieval:
         counts = self._training_counts.astype(np.float32)
         best = exact.best(counts[None], self._index, _LISTED)
         scores, rows = (np.repeat(x, len(asked), axis=0) for x in best)
-        found = Found(rows, scores, query, counts[engagements["product"]], rounding=0.0)
+        found = Found(rows, scores, query, counts[engagements["item"]], rounding=0.0)
         return self._without_itself(found, asked)
 
     def _oracle(self, engagements: np.ndarray) -> Found:
-        """The best ranking that a simulated world allows: a query's products for a task."""
+        """The best ranking that a simulated world allows: a query's items for a task."""
         pairs = np.stack([engagements["task"], engagements["query"]])
         (tasks, asked), query = np.unique(pairs, axis=1, return_inverse=True)
         rows, scores = np.empty((len(asked), _LISTED), np.int32), np.empty((len(asked), _LISTED))
@@ -173,16 +184,16 @@ class ProductRetrieval:
             of_task = np.flatnonzero(tasks == task)
             for start in range(0, len(of_task), _QUERIES):
                 some = of_task[start : start + _QUERIES]
-                expected = self.dataset.oracle(asked[some], int(task))
+                expected = self.dataset.oracle.task_scores(asked[some], int(task))
                 scores[some], rows[some] = exact.best(expected, self._index, _LISTED)
                 label = np.flatnonzero((query >= some[0]) & (query <= some[-1]))
-                product = engagements["product"][label]
-                label_scores[label] = expected[query[label] - some[0], product]
+                item = engagements["item"][label]
+                label_scores[label] = expected[query[label] - some[0], item]
         return self._without_itself(Found(rows, scores, query, label_scores, 0.0), asked)
 
     def _without_itself(self, found: Found, asked: np.ndarray) -> Found:
-        """Without the product that a query is: nobody is shown what they look at."""
-        itself = self.dataset.queries.products[asked][:, None]
+        """Without the item that a query is: nobody is shown what they look at."""
+        itself = self.dataset.queries.items[asked][:, None]
         out = (found.rows == itself) & (itself >= 0)
         rows, scores = metrics.leave_out(found.rows, found.scores, out)
         return found._replace(rows=rows, scores=scores)
@@ -194,10 +205,11 @@ class ProductRetrieval:
 
         There is a row over all engagements, with tiers of popularity apart, and one for each task.
         """
+        item = engagements["item"]
         ranks = metrics.label_ranks(
-            *(found.rows, found.scores, found.query, engagements["product"]),
-            *(found.label_scores, found.rounding),
+            *(found.rows, found.scores, found.query, item, found.label_scores, found.rounding)
         )
+        ranks = np.where(self.findable[item], ranks, _LISTED)
 
         def cell(depth: int, where: np.ndarray) -> metrics.Estimate:
             hits = (ranks[where] < depth).astype(np.float64)
@@ -205,23 +217,22 @@ class ProductRetrieval:
 
         everything = np.ones(len(ranks), bool)
         cells = {f"R@{depth}": cell(depth, everything) for depth in _DEPTHS}
-        tier = self._tiers[engagements["product"]]
+        tier = self._tiers[item]
         cells |= {f"R@10 {tier_name}": cell(10, tier == i) for i, tier_name in enumerate(TIERS)}
         top = metrics.untied_top(found.rows, found.scores, 10, found.rounding)
-        share = metrics.coverage(top, len(self._index)) * len(self._index) / self._index.sum()
-        cells[system.COVERAGE] = metrics.Estimate(share)
+        cells[system.COVERAGE] = metrics.Estimate(metrics.coverage(top, int(self._index.sum())))
         rows = [system.Row(name, cells)]
         for task in self.tasks if by_task else ():
             where = engagements["task"] == task
             cells = {f"R@{depth}": cell(depth, where) for depth in _DEPTHS}
-            rows.append(system.Row(f"{name}, {self.dataset.metadata.tasks[task]}", cells))
+            rows.append(system.Row(f"{name}, {self.dataset.spec.tasks[task]}", cells))
         return rows, metrics.overlap(top)
 
     def _engagements(self, split: str) -> np.ndarray:
         pairs = self.dataset.pairs(split)
         pairs = pairs[np.isin(pairs["task"], self.tasks)]
         if not len(pairs):
-            name = self.dataset.metadata.name
+            name = self.dataset.spec.name
             raise InputError(f"{name}, split {split}: no engagement of the tasks that are judged")
         return pairs
 
@@ -236,24 +247,25 @@ class ProductRetrieval:
 
     @functools.cached_property
     def _index(self) -> np.ndarray:
-        """Bool (products,): which products the index holds, a seeded sample of them."""
-        held = np.ones(len(self.dataset.products), bool)
-        surplus = len(held) - self.config.index_size
+        """Bool (items,): which items the index holds, a seeded sample of those that it may."""
+        held = self.findable.copy()
+        surplus = int(held.sum()) - self.config.index_size
         if surplus > 0:
-            held[np.random.default_rng(0).choice(len(held), surplus, replace=False)] = False
+            out = np.random.default_rng(0).choice(np.flatnonzero(held), surplus, replace=False)
+            held[out] = False
         return held
 
     @functools.cached_property
     def _training_counts(self) -> np.ndarray:
-        """Int64 (products,), engagements of the tasks in training."""
-        product = self._engagements("train")["product"]
-        return np.bincount(product, minlength=len(self.dataset.products))
+        """Int64 (items,), engagements of the tasks in training."""
+        item = self._engagements("train")["item"]
+        return np.bincount(item, minlength=len(self.findable))
 
     @functools.cached_property
     def _tiers(self) -> np.ndarray:
-        """Int (products,), row of `TIERS`: head, middle and tail have about a third of training.
+        """Int (items,), row of `TIERS`: head, middle and tail have about a third of training.
 
-        Products of equal popularity are in one tier: where the first of them would be.
+        Items of equal popularity are in one tier: where the first of them would be.
         """
         counts = self._training_counts
         falling = -np.sort(-counts)

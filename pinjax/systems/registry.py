@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax import checksums
-from pinjax.data import datasets
+from pinjax.data import dataset
 from pinjax.errors import InputError
 from pinjax.systems import outline, system
 from pinjax.training import processes
@@ -30,7 +30,7 @@ def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System
     page = _page("pinjax.systems", config)
     page.check(config, mesh)
     with processes.first_before_others():
-        directory = datasets.ensure(config.data.name, config.data.dir)
+        directory = dataset.ensure(config.data.name, config.data.dir)
         if verify:
             checksums.verify(directory)
     return page.create(config, mesh)

@@ -16,7 +16,11 @@ from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pinjax.data import datasets, pairs, pretrained, text
+from pinjax.data import dataset as dataset_lib
+from pinjax.data import item_features
+from pinjax.data import spec as spec_lib
+from pinjax.data.text import pretrained
+from pinjax.data.text import tokens as tokens_lib
 from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import bert, features, product_features, searchsage, tables, temperature
@@ -32,19 +36,21 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     Raises:
       InputError: where the config does not fit the data.
     """
-    dataset = datasets.load_pairs(config.data.name, config.data.dir)
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
+    dataset.need("pairs")
+    spec = dataset.spec
+    check_spec(config, spec)
     train_batches = engagements.train_batches(config, dataset)
-    items = item_vectors(dataset)
+    items = item_features.item_vectors(dataset)
     tower = (make_bag if config.model.encoder == "bag" else make_bert)(config, dataset, mesh)
     if config.model.residual:
-        vectors = dataset.queries.vectors
-        check_residual(dataset.metadata.name, vectors.shape[1], items.shape[1])
-        tower = with_residual(tower, vectors.astype(jnp.bfloat16))
+        tower = with_residual(tower, dataset.queries.vectors.astype(jnp.bfloat16))
     place = functools.partial(sharding.place_table, mesh, tower.tables)
-    frozen = jax.tree.map(place, {"items": np.asarray(items), "texts": tower.texts})
+    frozen = jax.tree.map(place, {"items": items, "texts": tower.texts})
     embed_rows = sharding.shared_out(mesh, functools.partial(tower.embed, mesh))
+    findable = items.any(axis=1)
     judge = product_retrieval.ProductRetrieval(
-        "SearchSage", dataset, tuple(train_batches.tasks), config.evaluate
+        "SearchSage", dataset, tuple(train_batches.tasks), findable, config.evaluate
     )
 
     def embed_queries(params: Any, rows: np.ndarray) -> np.ndarray:
@@ -52,7 +58,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         return batching.in_batches(embed, rows.astype(np.int32), ENCODED)
 
     def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
-        return judge(functools.partial(embed_queries, params), items, split, full)
+        return judge(functools.partial(embed_queries, params), jnp.asarray(items), split, full)
 
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
         del moment  # a query is what it is
@@ -60,17 +66,16 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         def query_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return dataset.queries.ids[rows], embed_queries(params, rows)
 
-        def product_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return dataset.products.ids[rows], np.asarray(items[rows])
+        def item_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return dataset.catalogue.ids[rows], items[rows]
 
         searches = np.flatnonzero(dataset.queries.kinds == "text")
-        known = np.arange(len(items))
         return {
             "queries": system.shards(query_shard, searches),
-            "products": system.shards(product_shard, known),
+            "items": system.shards(item_shard, np.flatnonzero(findable)),
         }
 
-    _, counts = np.unique(train_batches.pairs["product"], return_counts=True)
+    _, counts = np.unique(train_batches.pairs["item"], return_counts=True)
     counted = {"items": system.Counted(config.loss.sketch_width, counts, config.data.pairs)}
 
     def check_training() -> None:
@@ -86,11 +91,11 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         asked=judge.asked,
         metrics=judge.metrics,
         embed=embed,
-        embed_moment=dataset.metadata.train_end,
+        embed_moment=spec.train_end,
         check_training=check_training,
         summary=engagements.summary(dataset, train_batches)
         | system.sketch_summary(config, counted),
-        identity={"dataset": dataset.metadata.digest, **dataset.frozen},
+        identity={"dataset": spec.digest, **dataset.frozen},
     )
 
 
@@ -102,24 +107,22 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
 
 
-def check_residual(name: str, queries: int, items: int) -> None:
-    """Refuses to add numbers in the space of items to query vectors of another space."""
-    if queries != items:
+def check_spec(config: ConfigDict, spec: spec_lib.Spec) -> None:
+    """Refuses a data set without searches, and query vectors of another space than the items'."""
+    if not any(task.startswith("text/") for task in spec.tasks):
         raise InputError(
-            f"model.residual: queries of {name} have {queries} numbers, not the items' {items}"
+            f"data.name: {spec.name} has no text of a search: SearchSage needs events.query"
+        )
+    if config.model.residual and spec.query_dim != item_dim(spec):
+        raise InputError(
+            f"model.residual: queries of {spec.name} have {spec.query_dim} numbers, not the items' "
+            f"{item_dim(spec)}"
         )
 
 
-def item_vectors(dataset: pairs.PairSet) -> jax.Array:
-    """The frozen vectors of items, float32 (items, dim): the mean of each one's images.
-
-    Of unit length; zeros for an item without images, which no query finds.
-    """
-    offsets = dataset.products.image_offsets
-    item = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    images = features.unit_length(jnp.asarray(dataset.products.images))
-    sums = jax.ops.segment_sum(images, item, len(offsets) - 1, indices_are_sorted=True)
-    return features.unit_length(sums)
+def item_dim(spec: spec_lib.Spec) -> int:
+    """Numbers of an item's vector (`item_features.item_vectors`)."""
+    return spec.image_dim or spec.content_dim
 
 
 class Tower(NamedTuple):
@@ -141,13 +144,12 @@ class Tower(NamedTuple):
         return sharding.by_rows(mesh, self.tables, self.apply)(params, texts, rows)
 
 
-def make_bag(config: ConfigDict, dataset: pairs.PairSet, mesh: Mesh) -> Tower:
+def make_bag(config: ConfigDict, dataset: dataset_lib.Dataset, mesh: Mesh) -> Tower:
     """A bag of hashed tokens: the cheap tower."""
     tokens, offsets = dataset.vocabulary.encode(_searches(dataset))
     longest = int(np.diff(offsets).max(initial=1))
     texts = product_features.Ragged.create(tokens, offsets)
-    dim = dataset.products.images.shape[1]
-    layout = sharding.table_layout(mesh, config.train)
+    layout, dim = sharding.table_layout(mesh, config.train), item_dim(dataset.spec)
     return bag_tower(config.model, texts, layout, len(dataset.vocabulary), longest, dim)
 
 
@@ -184,7 +186,7 @@ def bag_tower(
     return Tower(texts, layout, init, apply)
 
 
-def make_bert(config: ConfigDict, dataset: pairs.PairSet, mesh: Mesh) -> Tower:
+def make_bert(config: ConfigDict, dataset: dataset_lib.Dataset, mesh: Mesh) -> Tower:
     """A transformer: from the weights in `model.pretrained`, or else from scratch.
 
     From scratch its tokens are the words of the vocabulary, after one that stands for [CLS].
@@ -198,8 +200,7 @@ def make_bert(config: ConfigDict, dataset: pairs.PairSet, mesh: Mesh) -> Tower:
         words = dataset.vocabulary.sizes[0]
         sizes = bert_sizes(config.model, words)
         ids, mask = _word_ids(dataset.vocabulary.encode(searches), words, length)
-    dim = dataset.products.images.shape[1]
-    layout = sharding.table_layout(mesh, config.train)
+    layout, dim = sharding.table_layout(mesh, config.train), item_dim(dataset.spec)
     return bert_tower(sizes, config.model.dtype, (ids, mask), layout, dim, weights)
 
 
@@ -261,13 +262,13 @@ def with_residual(tower: Tower, vectors: Any) -> Tower:
     return Tower((tower.texts, vectors), tower.tables, init, apply)
 
 
-def _searches(dataset: pairs.PairSet) -> list[str]:
+def _searches(dataset: dataset_lib.Dataset) -> list[str]:
     """The text of every query, "" for those that are no search."""
     queries = dataset.queries
     return np.where(queries.kinds == "text", queries.ids, "").tolist()
 
 
-def _word_ids(encoded: text.Ragged, words: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _word_ids(encoded: tokens_lib.Ragged, words: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """[CLS] and the first words of each text: int32 (texts, length), and where there is one."""
     tokens, offsets = encoded
     row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -310,8 +311,8 @@ def loss(
         lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
     )
     queries = tower.embed(mesh, params["tower"], frozen["texts"], batch["query"])
-    positives = tower.tables.gather(frozen["items"], batch["product"])
-    ids, embeddings = everywhere((batch["product"], positives))
+    positives = tower.tables.gather(frozen["items"], batch["item"])
+    ids, embeddings = everywhere((batch["item"], positives))
     sketch = sharding.on_each(mesh, count_min_sketch.add)(sketch, ids)
     log_q = jnp.float32(config.log_q) * sampled_softmax.log_expected_count(
         count_min_sketch.log_probability(sketch, ids), len(ids), 0, len(frozen["items"])

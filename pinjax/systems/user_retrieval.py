@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from pinjax.data import datasets, held_out, windows
+from pinjax.data import held_out, windows
+from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
 from pinjax.retrieval import exact, metrics, scann_index
 from pinjax.systems import batching, system
@@ -83,7 +84,7 @@ class UserRetrieval:
     """
 
     name: str
-    dataset: datasets.Dataset
+    dataset: Dataset
     positives: windows.Positives
     length: int
     config: ConfigDict
@@ -158,7 +159,7 @@ class UserRetrieval:
         users, labels = self._count(split)
         if not users:
             raise InputError(
-                f"{self.dataset.metadata.name}, split {split}: at no moment has a user a history "
+                f"{self.dataset.spec.name}, split {split}: at no moment has a user a history "
                 f"and a label in the {self.config.window} s after it"
             )
         return f"{users:,} users, {labels:,} labels"
@@ -174,7 +175,7 @@ class UserRetrieval:
         if users < system.ENOUGH:
             if any(len(part.users) == self.config.users for part in parts):
                 more = "evaluate.users"
-            elif self.dataset.metadata.leave_one_out:
+            elif self.dataset.spec.leave_one_out:
                 more = "the users of the log"
             else:
                 more = f"evaluate.window, evaluate.moments, or split.{split} of pinjax.prepare"
@@ -367,8 +368,7 @@ class _Table:
             top = metrics.untied_top(found.rows, found.scores, _DEEPEST, found.rounding)
             values["entropy@50"] = metrics.interest_entropy(top, self._topics)
         top = metrics.untied_top(found.rows, found.scores, 10, found.rounding)
-        share = metrics.coverage(top, len(index)) * len(index) / index.sum()
-        plain = {system.COVERAGE: share, **plain}
+        plain = {system.COVERAGE: metrics.coverage(top, int(index.sum())), **plain}
         self._overlaps[method].append(metrics.overlap(top))
         self._users[method] += asked.users
         for name, value in values.items():

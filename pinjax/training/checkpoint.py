@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -78,7 +79,8 @@ class Checkpoints:
     def load_chosen(self, like: Any) -> Any | None:
         """The state to evaluate and to serve: the best, or else the newest.
 
-        One that is damaged is passed over, with a line that names the file.
+        One that is damaged is passed over, with a line that names the file, and another one is
+        taken for one that a live run has removed meanwhile.
 
         Args:
           like: pytree of arrays, or of shapes with shardings; the state lies as these do, which
@@ -90,14 +92,11 @@ class Checkpoints:
         Raises:
           InputError: where all are damaged.
         """
-        if not self._select:
-            return self.load_latest(like)
+        return self._load(self._choose, like)
 
-        def best(undamaged: Iterator[int]) -> int | None:
-            values = {step: self._value(self._metrics(step) or {}) for step in undamaged}
-            return max(values, key=lambda step: (values[step], step), default=None)
-
-        return self._load(best, like)
+    def chosen(self) -> int | None:
+        """Steps done in the checkpoint that `load_chosen` takes; errors as there."""
+        return self._pick(self._choose)
 
     def remove_damaged(self) -> None:
         """Removes checkpoints that are damaged, with a line for each, so that others replace them.
@@ -109,7 +108,11 @@ class Checkpoints:
         if processes.is_first():
             for step in self.steps:
                 if self._problem(step):
-                    (self._directory / str(step)).rmtree()
+                    path = self._directory / str(step)
+                    if os.path.islink(path):
+                        path.unlink()
+                    else:
+                        path.rmtree()
         processes.wait_for_others("damaged")
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
@@ -176,18 +179,26 @@ class Checkpoints:
         except (OSError, ValueError):
             return None
 
+    def _choose(self, undamaged: Iterator[int]) -> int | None:
+        if not self._select:
+            return next(undamaged, None)
+        values = {step: self._value(self._metrics(step) or {}) for step in undamaged}
+        return max(values, key=lambda step: (values[step], step), default=None)
+
     def _load(self, pick: Callable[[Iterator[int]], int | None], like: Any) -> Any | None:
-        step = self._pick(pick)
-        if step is None:
-            return None
-        path = self._directory / str(step) / "state"
-        try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.restore(path, like)
-        except (jax.errors.JaxRuntimeError, MemoryError):  # not of the checkpoint's making
-            raise
-        except Exception as error:  # of any kind, where checksums are not compared
-            raise InputError(f"{path}: cannot be read: {error}") from error
+        while (step := self._pick(pick)) is not None:
+            path = self._directory / str(step) / "state"
+            try:
+                with ocp.StandardCheckpointer() as checkpointer:
+                    return checkpointer.restore(path, like)
+            except (jax.errors.JaxRuntimeError, MemoryError):  # not of the checkpoint's making
+                raise
+            except Exception as error:  # of any kind, where checksums are not compared
+                self._problems.pop(step, None)
+                removed = step not in self.steps or self._problem(step)
+                if processes.count() > 1 or not removed:  # other processes may have read it
+                    raise InputError(f"{path}: cannot be read: {error}") from error
+        return None
 
     def _pick(self, pick: Callable[[Iterator[int]], int | None]) -> int | None:
         """What `pick` makes of the undamaged steps, newest first: the same in all processes."""
@@ -202,11 +213,14 @@ class Checkpoints:
         return picked if picked >= 0 else None
 
     def _undamaged(self) -> Iterator[int]:
-        for number in reversed(self.steps):
-            if problem := self._problem(number):
-                print(f"{problem}; passing over checkpoint {number}", file=sys.stderr)
-            else:
+        seen = set()
+        while left := sorted(set(self.steps) - seen):  # a live run saves more, and removes some
+            number = left[-1]
+            seen.add(number)
+            if not (problem := self._problem(number)):
                 yield number
+            elif number in self.steps:
+                print(f"{problem}; passing over checkpoint {number}", file=sys.stderr)
 
     def _problem(self, step: int) -> str:
         """What is wrong with a checkpoint, or "", looked at once."""
@@ -215,7 +229,7 @@ class Checkpoints:
             if self._verify:
                 try:
                     checksums.verify(self._directory / str(step))
-                except InputError as error:
+                except (InputError, FileNotFoundError) as error:
                     self._problems[step] = str(error)
         return self._problems[step]
 

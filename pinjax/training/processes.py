@@ -4,6 +4,8 @@ import contextlib
 import os
 import re
 import socket
+import sys
+import time
 from collections.abc import Iterator
 
 import jax
@@ -14,6 +16,7 @@ from pinjax.errors import InputError
 
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 _PATIENCE = 60  # seconds without a sign of life after which a process is taken to be dead
+_START = 300  # seconds that the first process may take until it listens
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
@@ -25,10 +28,13 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
       index: which of them this is.
 
     Raises:
-      InputError: where these, or SLURM's variables, do not name a job, or there is no device.
+      InputError: where these, or SLURM's variables, do not name a job, the first process does not
+        listen, or there is no device.
     """
     _check_job(coordinator, count, index)
     if coordinator:
+        if index > 0:
+            _wait_for_first(coordinator)
         jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=_PATIENCE)
     elif (tasks := os.environ.get("SLURM_NTASKS", "1")) != "1":
         try:
@@ -54,11 +60,11 @@ def _check_job(coordinator: str | None, count: int | None, index: int | None) ->
         raise InputError("--coordinator, --processes and --process go together")
     if not 0 <= index < count:
         raise InputError(f"--process={index}: expected from 0 to {count - 1}, of {count} processes")
-    host, _, port = coordinator.rpartition(":")
+    host, port = _address(coordinator)
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
         raise InputError(f"--coordinator={coordinator}: expected HOST:PORT, a port to 65535")
     try:
-        socket.getaddrinfo(host.strip("[]"), int(port))
+        socket.getaddrinfo(host, int(port))
     except (OSError, UnicodeError):  # UnicodeError: no name that DNS could hold
         raise InputError(f"--coordinator={coordinator}: there is no host {host}") from None
     if index > 0:
@@ -67,6 +73,30 @@ def _check_job(coordinator: str | None, count: int | None, index: int | None) ->
         socket.create_server(("", int(port))).close()
     except OSError as error:
         raise InputError(f"--coordinator={coordinator}: {error.strerror}") from None
+
+
+def _wait_for_first(coordinator: str) -> None:
+    """Waits until the first process listens; JAX itself aborts a process that does so in vain."""
+    deadline, told = time.monotonic() + _START, False
+    while True:
+        try:
+            socket.create_connection(_address(coordinator), timeout=_PATIENCE).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"--coordinator={coordinator}: process 0 did not answer in {_START} seconds: "
+                    f"{error.strerror or error}"
+                ) from None
+        if not told:
+            print(f"waiting for process 0 at {coordinator}", file=sys.stderr)
+            told = True
+        time.sleep(1)
+
+
+def _address(coordinator: str) -> tuple[str, str]:
+    host, _, port = coordinator.rpartition(":")
+    return host.strip("[]"), port
 
 
 def is_first() -> bool:

@@ -198,12 +198,13 @@ def table_layout(mesh: Mesh, config: ConfigDict) -> tables.Tables:
 def place_table(mesh: Mesh, layout: tables.Tables, table: np.ndarray) -> jax.Array:
     """A table that every process has, on the mesh: replicated, or as the layout says.
 
-    Each device gets its own share alone, where `jax.device_put` would first bring the whole to all
-    devices of several processes.
+    A process makes what lies on its own devices alone, where `jax.device_put` would first bring the
+    whole to all devices of several processes.
     """
-    rows = layout.lay_out(table)
     return jax.make_array_from_callback(
-        rows.shape, layout.sharding or replicated(mesh), lambda index: rows[index]
+        (layout.num_rows(len(table)), *table.shape[1:]),
+        layout.sharding or replicated(mesh),
+        lambda index: layout.lay_out(table, index[0]),
     )
 
 

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pinjax.data import batches, pairs, schema, windows
+from pinjax.data import batches, pairs, timelines, windows
 
 EVERYTHING = windows.Positives(np.zeros(1, np.float32), np.ones(1, bool))
 
@@ -21,10 +21,10 @@ class Timelines:
         return self.users
 
     def __getitem__(self, row):
-        actions = np.zeros(5 + row % 3, schema.ACTION)
+        actions = np.zeros(5 + row % 3, timelines.ACTION)
         actions["item"] = 100 * row + np.arange(len(actions))
         actions["time"] = 10 * np.arange(len(actions))
-        return {"actions": schema.pack(actions)}
+        return {"actions": timelines.pack(actions)}
 
     def __getitems__(self, rows):
         return [self[row] for row in rows]
@@ -107,7 +107,7 @@ TASKS = {1: batches.Task("image/click", 3.0, 0), 2: batches.Task("text/save", 1.
 def make_pairs(rng, number=300):
     made = np.zeros(number, pairs.PAIR)
     made["query"] = rng.integers(0, 20, number)
-    made["product"] = rng.integers(0, 30, number)
+    made["item"] = rng.integers(0, 30, number)
     made["task"] = rng.integers(0, 4, number)
     made["time"] = np.arange(number)  # tells the pairs apart
     return made
@@ -126,29 +126,29 @@ def test_every_batch_has_each_tasks_share(rng):
     assert make_pair_batches(make_pairs(rng), size=16).shares == {1: 12, 2: 4}
 
 
-def test_each_epoch_of_a_task_visits_its_pairs_once_and_caps_products(rng):
+def test_each_epoch_of_a_task_visits_its_pairs_once_and_caps_items(rng):
     made = make_pairs(rng)
     source = make_pair_batches(made)
     rows = [source[step] for step in range(40)]
     for task, settings in TASKS.items():
         of_task = made[made["task"] == task]
         kept = collections.Counter()
-        for product, count in collections.Counter(of_task["product"].tolist()).items():
-            kept[product] = min(count, settings.cap or count)
-        drawn = np.concatenate([row["product"][row["task"] == task] for row in rows])
+        for item, count in collections.Counter(of_task["item"].tolist()).items():
+            kept[item] = min(count, settings.cap or count)
+        drawn = np.concatenate([row["item"][row["task"] == task] for row in rows])
         batch = source.shares[task]
         within = collections.Counter(drawn[: kept.total() // batch * batch].tolist())
         beyond = collections.Counter(drawn[: -(-kept.total() // batch) * batch].tolist())
         assert within <= kept <= beyond
 
 
-def test_excluded_are_the_products_of_the_same_query(rng):
+def test_excluded_are_the_items_of_the_same_query(rng):
     source = make_pair_batches(make_pairs(rng), size=28)
     for step in range(10):
         batch = source[step]
         assert batch["excluded"].shape == (28, source.widest)
         for query, excluded in zip(batch["query"], batch["excluded"], strict=True):
-            expected = batch["product"][batch["query"] == query]
+            expected = batch["item"][batch["query"] == query]
             assert sorted(excluded[excluded >= 0]) == sorted(expected)
 
 
@@ -164,10 +164,10 @@ def test_a_batch_with_more_pairs_of_a_query_than_expected_is_wider(rng):
         assert (expected[:, width:] == -1).all()
 
 
-def test_product_weights_are_how_often_a_product_comes(rng):
+def test_item_weights_are_how_often_an_item_comes(rng):
     source = make_pair_batches(make_pairs(rng))
-    drawn = np.concatenate([source[step]["product"] for step in range(40)])
-    expected = 40 * source.product_weights(30)
+    drawn = np.concatenate([source[step]["item"] for step in range(40)])
+    expected = 40 * source.item_weights(30)
     np.testing.assert_allclose(expected.sum(), 40 * 14)
     assert abs(np.bincount(drawn, minlength=30) - expected).max() < 14  # an epoch and a bit
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pinjax.data import datasets, held_out, schema, windows
+from pinjax.data import catalogue, dataset, held_out, spec, timelines, windows
 
 DAY = held_out.DAY
 T = 40 * DAY
@@ -11,36 +11,34 @@ POSITIVES = windows.Positives(np.array([np.inf, 0, 5], np.float32), np.array([Tr
 ITEMS = 30
 
 
-class FakeDataset(datasets.Dataset):
+class FakeDataset(dataset.Dataset):
     """Timelines from memory, in chunks of three users."""
 
     def __init__(self, rows, leave_one_out=False):
-        catalogue = schema.Catalogue(
+        items = catalogue.Items(
             ids=np.arange(ITEMS),
             topics=np.zeros(ITEMS, np.int32),
             counts=np.zeros(ITEMS, np.int64),
             created=(np.arange(ITEMS) * 2 * DAY).astype(np.uint32),
         )
-        metadata = schema.Metadata(
-            "log", ("u", "save", "click"), ("u", "x"), ITEMS, T, leave_one_out
-        )
-        object.__setattr__(self, "metadata", metadata)
-        self.__dict__["catalogue"] = catalogue
+        known = spec.Spec("log", ITEMS, train_end=T, leave_one_out=leave_one_out)
+        object.__setattr__(self, "spec", known)
+        self.__dict__["catalogue"] = items
         self.__dict__["rows"] = rows
 
     def chunks(self, split, users=3):
         for start in range(0, len(self.rows), users):
             part = self.rows[start : start + users]
-            records, offsets = schema.unpack([schema.pack(row) for row in part])
+            records, offsets = timelines.unpack([timelines.pack(row) for row in part])
             names = [f"{split}{i}" for i in range(start, start + len(part))]
-            yield datasets.Chunk(names, records, offsets)
+            yield timelines.Chunk(names, records, offsets)
 
 
 @pytest.fixture
 def rows(rng):
     result = []
     for _ in range(10):
-        row = np.zeros(rng.integers(1, 40), schema.ACTION)
+        row = np.zeros(rng.integers(1, 40), timelines.ACTION)
         row["item"] = rng.integers(0, ITEMS, len(row))
         row["time"] = np.sort(rng.integers(30, 60, len(row)) * DAY + rng.integers(0, 3, len(row)))
         row["action"] = rng.integers(0, 3, len(row))
@@ -94,7 +92,7 @@ def test_questions_are_the_enumerated_ones(rows, cadence):
         known, asked = answers[u, item]
         assert questions.histories["moment"][query, -1] == asked
         newest = known[-6:]
-        for name in schema.ACTION.names:
+        for name in timelines.ACTION.names:
             history = questions.histories[name][query]
             np.testing.assert_array_equal(history[6 - len(newest) :], newest[name])
         assert (questions.histories["item"][query][: 6 - len(newest)] == -1).all()
@@ -166,7 +164,11 @@ def test_counts_are_of_the_past(rows, leave_one_out):
     np.testing.assert_array_equal(counts.known, known)
 
 
-def test_a_moment_may_have_no_questions(rows):
-    asked = make(rows).questions("test", 70 * DAY)
-    assert asked.users == []
-    assert len(asked.label_item) == len(asked.histories["item"]) == 0
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_a_moment_or_a_split_may_have_no_questions(rows, leave_one_out):
+    nothing = [make([], leave_one_out).questions("test", T, "daily")]
+    if not leave_one_out:
+        nothing.append(make(rows).questions("test", 70 * DAY))
+    for asked in nothing:
+        assert asked.users == []
+        assert len(asked.label_item) == len(asked.histories["item"]) == 0

@@ -1,16 +1,20 @@
 """Content and degrees of items against one action after the other."""
 
+import itertools
 import types
 
 import numpy as np
 import pytest
 
-from pinjax.data import datasets, item_features, schema
+from pinjax.data import catalogue, item_features
+from pinjax.data import dataset as dataset_lib
+from pinjax.data.spec import Spec
+from pinjax.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return datasets.load("pinworld/tiny", str(tmp_path_factory.mktemp("data")))
+    return dataset_lib.load("pinworld/tiny", str(tmp_path_factory.mktemp("data")))
 
 
 def log_degrees(dataset, days, moment):
@@ -32,7 +36,7 @@ def log_degrees(dataset, days, moment):
 
 @pytest.mark.parametrize("days", [20.0, 1e4])
 def test_degrees_are_those_of_their_times(dataset, days):
-    end = dataset.metadata.train_end
+    end = dataset.spec.train_end
     times = end - 86_400 * np.array([40, 11, 0])
     found = item_features.log_degrees(dataset, days, times)
     for degrees, time in zip(found.T, times, strict=True):
@@ -43,7 +47,7 @@ def test_degrees_are_those_of_their_times(dataset, days):
 
 
 def test_before_the_log_began_all_items_are_alike(dataset):
-    found = item_features.log_degrees(dataset, 20.0, np.array([9, dataset.metadata.train_end]))
+    found = item_features.log_degrees(dataset, 20.0, np.array([9, dataset.spec.train_end]))
     assert not found[:, 0].any()
     assert found[:, 1].std() > 0.5
 
@@ -55,14 +59,14 @@ def test_times_before_a_moment():
 
 
 def test_rates_tell_popularity_whenever_an_item_was_created(dataset):
-    end = np.array([dataset.metadata.train_end])
+    end = np.array([dataset.spec.train_end])
     rates = item_features.recent_rates(dataset, 365.0, end)[:, 0]
     # An item of pinworld is as popular on its first day as on any other.
     oracle = dataset.oracle
     appeal = oracle.popularity * np.exp(oracle.tastes @ oracle.style.T).mean(axis=0)
     topic = np.bincount(oracle.leaf, rates) / np.bincount(oracle.leaf, appeal)
     error = np.log(rates / (topic[oracle.leaf] * appeal))
-    age = (dataset.metadata.train_end - oracle.created.astype(np.float64)) / 86_400
+    age = (dataset.spec.train_end - oracle.created.astype(np.float64)) / 86_400
     new, old = error[(age > 5) & (age < 60)], error[age > 91]
     assert len(new) > 50
     assert abs(new.mean() - old.mean()) < 0.2
@@ -71,13 +75,52 @@ def test_rates_tell_popularity_whenever_an_item_was_created(dataset):
 def test_components_are_those_along_which_items_of_the_training_period_vary_most(dataset):
     found = item_features.content(dataset, 3)
     content = np.asarray(dataset.catalogue.content, np.float64)
-    existed = dataset.catalogue.created <= dataset.metadata.train_end
+    existed = dataset.catalogue.created <= dataset.spec.train_end
     assert not existed.all()
     centred = content - content[existed].mean(axis=0)
     _, _, axes = np.linalg.svd(centred[existed], full_matrices=False)
     axes = axes[2::-1]
     axes *= np.where(axes.max(axis=1) > -axes.min(axis=1), 1, -1)[:, None]
     np.testing.assert_allclose(found, centred @ axes.T, rtol=1e-4, atol=1e-5)
+
+
+def in_memory(content=None, images=None, offsets=None):
+    """A data set of items of which there is no more than that."""
+    count = len(content) if images is None else len(offsets) - 1
+    nothing = np.zeros(count)
+    items = catalogue.Items(nothing, nothing, nothing, nothing, content, images, offsets)
+    return types.SimpleNamespace(catalogue=items, spec=Spec("log", count))
+
+
+@pytest.mark.parametrize("chunk", [2, 2**16])
+def test_an_items_vector_is_the_mean_of_its_images_of_unit_length(rng, monkeypatch, chunk):
+    monkeypatch.setattr(item_features, "_CHUNK", chunk)
+    counts = [0, 3, 0, 1, 2, 0, 0]
+    images = rng.standard_normal((6, 5)).astype(np.float16)
+    images[3] = 0  # an item's only image, of which nothing is known
+    offsets = np.cumsum([0, *counts])
+    dataset = in_memory(rng.standard_normal((7, 3)).astype(np.float16), images, offsets)
+    expected = np.zeros((7, 5))
+    for item, (start, end) in enumerate(itertools.pairwise(offsets)):
+        for image in images[start:end].astype(np.float64):
+            expected[item] += image / max(np.linalg.norm(image), 1e-9)
+        expected[item] /= max(np.linalg.norm(expected[item]), 1e-9)
+    found = item_features.item_vectors(dataset)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert found.any(axis=1).tolist() == [False, True, False, False, True, False, False]
+
+
+def test_without_any_images_an_items_vector_is_its_content(rng):
+    content = rng.standard_normal((4, 3)).astype(np.float16)
+    content[2] = 0
+    found = item_features.item_vectors(in_memory(content))
+    norms = np.maximum(np.linalg.norm(content.astype(np.float64), axis=1, keepdims=True), 1e-9)
+    np.testing.assert_allclose(found, content / norms, atol=1e-6)
+    dataset = in_memory(np.zeros((3, 0), np.float16))
+    object.__setattr__(dataset.catalogue, "content", None)
+    with pytest.raises(InputError, match="log has neither images nor content vectors"):
+        item_features.item_vectors(dataset)
 
 
 @pytest.mark.parametrize("components", [0, 2])
@@ -88,12 +131,7 @@ def test_missing_content_stays_missing(rng, components):
     gaps[::5] = 0
 
     def made(content):
-        nothing = np.zeros(len(content))
-        catalogue = schema.Catalogue(nothing, nothing, nothing, nothing, content)
-        metadata = types.SimpleNamespace(train_end=0)
-        return item_features.content(
-            types.SimpleNamespace(catalogue=catalogue, metadata=metadata), components
-        )
+        return item_features.content(in_memory(content), components)
 
     there = np.arange(50) % 5 > 0
     np.testing.assert_allclose(made(gaps)[there], made(vectors[there]), rtol=1e-5)

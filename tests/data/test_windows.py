@@ -5,31 +5,33 @@ import collections
 import numpy as np
 import pytest
 
-from pinjax.data import schema, windows
+from pinjax.data import windows
+from pinjax.data.spec import Spec
+from pinjax.data.timelines import ACTION, pack, unpack
 from pinjax.errors import InputError
 
-METADATA = schema.Metadata(
+SPEC = Spec(
     name="log",
     actions=("unknown", "save", "click", "hide"),
     surfaces=("unknown", "home", "search"),
     num_items=50,
     train_end=600,
 )
-POSITIVES = windows.Positives.create(METADATA, "save, click>=10", "home")
+POSITIVES = windows.Positives.create(SPEC, "save, click>=10", "home")
 
 
 def timelines(rng, users=12, longest=25):
     """Random logs with ties in time, empty histories before train_end, and short users."""
     rows = []
     for _ in range(users):
-        actions = np.zeros(rng.integers(1, longest), schema.ACTION)
+        actions = np.zeros(rng.integers(1, longest), ACTION)
         actions["item"] = rng.integers(0, 50, len(actions))
         actions["time"] = np.sort(rng.integers(0, 900, len(actions)) // 7 * 7)
         actions["action"] = rng.integers(0, 4, len(actions))
         actions["surface"] = rng.integers(0, 3, len(actions))
         actions["duration"] = rng.integers(0, 20, len(actions))
         rows.append(actions)
-    return rows, *schema.unpack([schema.pack(row) for row in rows])
+    return rows, *unpack([pack(row) for row in rows])
 
 
 def is_positive(action):
@@ -80,7 +82,7 @@ def test_positives_are_long_enough_and_on_a_named_surface(rng):
 )
 def test_positives_refuse_what_they_do_not_know(positives, surfaces, message):
     with pytest.raises(InputError, match=message):
-        windows.Positives.create(METADATA, positives, surfaces)
+        windows.Positives.create(SPEC, positives, surfaces)
 
 
 @pytest.mark.parametrize(("leave_one_out", "newest"), [(False, 0.0), (True, 0.0), (True, 1.0)])
@@ -115,7 +117,7 @@ def _find_end(row, batch, u, candidates, length):
         expected = row[max(0, end - length + 1) : end + 1]
         found = batch["item"][u] >= 0
         if found.sum() == len(expected) and all(
-            (batch[name][u][found] == expected[name]).all() for name in schema.ACTION.names
+            (batch[name][u][found] == expected[name]).all() for name in ACTION.names
         ):
             assert found[-len(expected) :].all()  # padding stands before the actions
             return end
@@ -159,10 +161,10 @@ def _check_labels(row, batch, u, end, draw, labels_seen):
 
 
 def test_a_share_of_windows_ends_at_the_newest_and_the_others_uniformly(rng):
-    row = np.zeros(10, schema.ACTION)
+    row = np.zeros(10, ACTION)
     row["item"], row["time"] = np.arange(10), 10 * np.arange(10)
     row["action"], row["surface"] = 1, 1
-    records, offsets = schema.unpack([schema.pack(row)] * 4000)
+    records, offsets = unpack([pack(row)] * 4000)
     draw = sampler("sasrec", length=5, newest=0.6)
     end = draw(records, offsets, draw.uniforms(rng, 4000))["item"][:, -1]
     # The last of ten has no label; those from the fifth on have a full window.
@@ -171,11 +173,11 @@ def test_a_share_of_windows_ends_at_the_newest_and_the_others_uniformly(rng):
 
 
 def test_dense_positions_labels_and_ends_are_uniform(rng):
-    row = np.zeros(20, schema.ACTION)
+    row = np.zeros(20, ACTION)
     row["item"], row["time"] = np.arange(20), 10 * np.arange(20)
     row["action"], row["surface"] = 1, 1
     draw = sampler("dense_all_action", length=5, labels=2, horizon=40)
-    records, offsets = schema.unpack([schema.pack(row)] * 4000)
+    records, offsets = unpack([pack(row)] * 4000)
     batch = draw(records, offsets, draw.uniforms(rng, 4000))
     end = batch["item"][:, -1]
     # Of 19 actions with a label those from the fifth on have a full window.
@@ -192,10 +194,10 @@ def test_dense_positions_labels_and_ends_are_uniform(rng):
 
 
 def test_moments_are_uniform_between_an_action_and_its_first_label(rng):
-    row = np.zeros(3, schema.ACTION)
+    row = np.zeros(3, ACTION)
     row["time"], row["action"], row["surface"] = (100, 500, 540), 1, 1
     draw = sampler("all_action", length=1, horizon=450)
-    records, offsets = schema.unpack([schema.pack(row)] * 4000)
+    records, offsets = unpack([pack(row)] * 4000)
     batch = draw(records, offsets, draw.uniforms(rng, 4000))
     moment = batch["moment"][batch["time"] == 100]
     assert ((moment >= 100) & (moment < 500)).all()
@@ -209,7 +211,7 @@ def test_a_users_draw_does_not_depend_on_the_rest_of_the_batch(rng):
     draw = sampler("dense_all_action")
     uniforms = draw.uniforms(rng, len(rows))
     whole = draw(records, offsets, uniforms)
-    part = draw(*schema.unpack([schema.pack(row) for row in rows[3:7]]), uniforms[3:7])
+    part = draw(*unpack([pack(row) for row in rows[3:7]]), uniforms[3:7])
     for name, values in part.items():
         np.testing.assert_array_equal(values, whole[name][3:7])
 

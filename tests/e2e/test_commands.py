@@ -1,6 +1,5 @@
 """The commands, run as a user runs them: in processes of their own, from flags to files."""
 
-import datetime
 import importlib.util
 import json
 import os
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pinjax.data import schema
+from pinjax.data import catalogue, dataset
 from pinjax.systems import registry
 from pinjax.training import checkpoint, sharding
 
@@ -181,10 +180,10 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["step"] == 30
     items = pq.read_table(out / files[0])
-    vectors = schema.vectors(items["vector"])
+    vectors = catalogue.vectors(items["vector"])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    catalogue = schema.Catalogue.read(next((home / "data").rglob(schema.CATALOGUE_FILE)))
-    np.testing.assert_array_equal(items["id"].to_numpy(), catalogue.ids)
+    known = dataset.load("pinworld/tiny", f"{home}/data").catalogue
+    np.testing.assert_array_equal(items["id"].to_numpy(), known.ids)
 
     # One file is lost, and one is damaged: they alone are written again, and the same. What is
     # evaluated, and how input is read, changes no embedding.
@@ -202,9 +201,10 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
     early = ("--moment=2025-02-01", "--precision=float32")
     _, err = finish(start(home, "embed", workdir, f"--out={out}", *early), code=2)
     assert "holds embeddings of moment" in err.splitlines()[-1]
-    never = f"--moment={datetime.date.max}"
-    _, err = finish(start(home, "embed", workdir, f"--out={home}/never", never), code=2)
-    assert err.splitlines()[-1].endswith("'9999-12-31'; expected one from 1970 to 2106")
+    _, err = finish(
+        start(home, "embed", workdir, f"--out={home}/never", "--moment=9999-12-31"), code=2
+    )
+    assert err.splitlines()[-1].endswith("'9999-12-31'; expected ISO 8601, from 1970 to 2106")
     # Before anybody had acted there are no users. A kill may have left what had no name yet.
     (home / "early").mkdir()
     (home / "early/manifest.json.tmp").write_text("{")
@@ -254,7 +254,7 @@ def test_a_signal_while_a_config_file_runs_is_one_line(tmp_path, signum, code):
 
 def test_a_damaged_data_set_is_named(home, unbroken):
     data = next((home / "data").rglob("checksums.json")).parent
-    (path,) = data.glob("*valid.array_record*")
+    (path,) = data.glob("timelines/*valid.array_record*")
     kept = path.read_bytes()
     path.write_bytes(kept[:100] + bytes([kept[100] ^ 1]) + kept[101:])
     try:

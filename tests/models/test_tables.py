@@ -1,5 +1,6 @@
 """Sharded tables against the plain ones, on eight devices."""
 
+import itertools
 import math
 
 import jax
@@ -48,6 +49,18 @@ def test_rows_and_gradient_are_those_of_the_whole_table(sharded, kind):
     lies_at = sharded.lies_at(np.arange(3000), len(placed))
     np.testing.assert_allclose(np.asarray(gradient)[lies_at], expected, atol=1e-5)
     assert np.asarray(gradient).any(axis=1).sum() == expected.any(axis=1).sum()
+
+
+@pytest.mark.parametrize("count", [1, 1024, 5000])
+def test_a_table_is_laid_out_in_parts(sharded, rng, count):
+    table = rng.standard_normal((count, 2))
+    rows = sharded.lay_out(table)
+    expected = np.zeros((sharded.num_rows(count), 2))
+    expected[sharded.lies_at(np.arange(count), len(expected))] = table
+    np.testing.assert_array_equal(rows, expected)
+    bounds = [0, 7, 640, len(rows)]
+    parts = [sharded.lay_out(table, slice(*part)) for part in itertools.pairwise(bounds)]
+    np.testing.assert_array_equal(np.concatenate(parts), rows)
 
 
 def test_a_device_holds_its_share_wherever_rows_are_popular(sharded):

@@ -221,6 +221,8 @@ def test_coverage_against_brute_force(rng):
     counts = sorted((int(np.sum(rows == item)) for item in range(100)), reverse=True)
     needed = next(n for n in range(101) if sum(counts[:n]) >= 0.9 * np.sum(rows >= 0))
     assert metrics.coverage(rows, 100) == needed / 100
+    of_more = np.where(rows < 0, rows, 7 * rows)  # rows of a catalogue beyond the index
+    assert metrics.coverage(of_more, 100) == needed / 100
 
 
 def test_overlap_against_pairs(rng):

@@ -1,14 +1,19 @@
 """What the tests of all systems need."""
 
 import functools
+import json
 import pathlib
 import re
 import runpy
+import shutil
 
 import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from pinjax import checksums
+from pinjax.data import catalogue, dataset, spec
 from pinjax.models import tables
 from pinjax.systems import registry
 from pinjax.training import sharding, step
@@ -32,6 +37,30 @@ def make_config(request, data_dir):
         for section, fields in sections.items():
             config[section].update(fields)
         return config
+
+    return make
+
+
+@pytest.fixture
+def other_data(data_dir, tmp_path):
+    """(change, without, fields) -> the name of a data set that is pinworld/tiny but for these.
+
+    What changes its directory, columns that its catalogue lacks, and fields of its spec.
+    """
+
+    def make(change=lambda directory: None, without=(), **fields):
+        made = tmp_path / "other"
+        shutil.copytree(dataset.ensure("pinworld/tiny", data_dir), made)
+        if without:
+            items = pq.read_table(made / catalogue.FILE)
+            pq.write_table(items.drop_columns(list(without)), made / catalogue.FILE)
+        change(made)
+        metadata = made / spec.METADATA_FILE
+        metadata.write_text(
+            json.dumps(json.loads(metadata.read_text()) | {"name": "other"} | fields)
+        )
+        checksums.record(made)
+        return str(made)
 
     return make
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pinjax.data import datasets
+from pinjax.data import dataset as dataset_lib
+from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 from pinjax.systems import itemsage, registry
 from pinjax.training import checkpoint
@@ -16,9 +17,9 @@ SYSTEM = "itemsage"
 SIZE, RANDOM = 32, 24
 
 
-def expected_losses(config, queries, products, batch, random, num_products, scale, certain):
+def expected_losses(config, queries, products, batch, random, num_corpus, scale, certain):
     """Each term of each pair, one pair at a time in float64; P(p | q) is 1 where it is certain."""
-    pairs = list(zip(batch["query"].tolist(), batch["product"].tolist(), strict=True))
+    pairs = list(zip(batch["query"].tolist(), batch["item"].tolist(), strict=True))
     num_pairs = len(pairs)
 
     def count(thing, things):
@@ -31,7 +32,7 @@ def expected_losses(config, queries, products, batch, random, num_products, scal
 
     def log_q(product, num_batch, num_random):
         share = count(product, [other for _, other in pairs]) / num_pairs
-        return np.log(num_batch * share + num_random / num_products)
+        return np.log(num_batch * share + num_random / num_corpus)
 
     def term(negatives, num_batch, num_random):
         losses = []
@@ -65,7 +66,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     batch = next(system.batches(0))
     batch["query"][:5] = batch["query"][0]  # a query with several products
     for row, query in zip(batch["excluded"], batch["query"], strict=True):
-        same = batch["product"][batch["query"] == query]
+        same = batch["item"][batch["query"] == query]
         row[:] = np.append(same, np.full(len(row) - len(same), -1))
     key, loss = jax.random.key(2), jax.jit(system.loss)
     counts = sketches["pairs"].table + jnp.uint32(1_000)  # of other pairs in the same counters
@@ -73,15 +74,15 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     with_many, _ = loss(params, system.frozen, many, batch, key)
     value, (metrics, sketches) = loss(params, system.frozen, sketches, batch, key)
 
-    dataset = datasets.load_pairs(config.data.name, config.data.dir)
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
     queries = dataset.queries.vectors.astype(jnp.bfloat16).astype(np.float64)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     encoder = itemsage.make_encoder(config, len(dataset.vocabulary), mesh)
-    everything = jnp.arange(len(dataset.products), dtype=jnp.int32)
+    everything = jnp.arange(dataset.spec.num_items, dtype=jnp.int32)
     inputs, fits = itemsage.gather(encoder, system.frozen["products"], everything, 2**17)
     assert fits
     products = np.asarray(encoder.apply(params["encoder"], *inputs), np.float64)
-    corpus = np.unique(dataset.pairs("train")["product"])
+    corpus = np.unique(dataset.pairs("train")["item"])
     assert len(corpus) < len(products)
     random = corpus[np.asarray(jax.random.randint(key, (RANDOM,), 0, len(corpus)))].tolist()
 
@@ -97,7 +98,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
         np.testing.assert_allclose(metrics[f"loss/{name}"], losses[name].mean(), rtol=1e-4)
     total = sum(losses[name] for name in names)
     np.testing.assert_allclose(float(value), total.mean(), rtol=1e-4)
-    for row, name in enumerate(dataset.metadata.tasks):
+    for row, name in enumerate(dataset.spec.tasks):
         of_task = total[batch["task"] == row].mean()
         np.testing.assert_allclose(metrics[f"loss/{name}"], of_task, rtol=1e-4)
     assert {int(sketch.total) for sketch in sketches.values()} == {SIZE}
@@ -116,18 +117,16 @@ def test_images_or_texts_alone_work_by_config(make_config, model, mesh):
 
 def test_sketches_are_as_wide_as_there_are_ids(make_config, mesh):
     config = make_config(loss={"sketch_width": 2**14})
-    dataset = datasets.load_pairs(config.data.name, config.data.dir)
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
     train = dataset.pairs("train")
-    corpus, distinct = np.unique(train["product"]), np.unique(train[["query", "product"]])
+    corpus, distinct = np.unique(train["item"]), np.unique(train[["query", "item"]])
     widths = itemsage.sketch_widths(config.loss, len(corpus), len(dataset.queries))
     assert widths["pairs"] == 2**14
     assert 4 * len(corpus) <= widths["products"] < 8 * len(corpus)
     assert 4 * len(dataset.queries) <= widths["queries"] < 8 * len(dataset.queries)
     system = registry.create(config, mesh)
     _, sketches = system.init(jax.random.key(0))
-    assert {name: sketch.table.shape for name, sketch in sketches.items()} == {
-        name: (4, width) for name, width in widths.items()
-    }
+    assert {name: sketch.width for name, sketch in sketches.items()} == widths
     assert len(distinct) > 30 * 32  # more than a run counts
     error = np.e / 2**14 * 30 * 32
     expected = f"pairs 1.0 times (median 1.0), too high by at most {error:,.1f}"
@@ -137,8 +136,8 @@ def test_sketches_are_as_wide_as_there_are_ids(make_config, mesh):
 def test_pairs_that_drown_in_their_sketch_are_refused(make_config, mesh):
     """As in 2^22 columns the ten million pairs of the published size."""
     config = make_config(loss={"sketch_width": 2**12}, train={"steps": 10_000})
-    dataset = datasets.load_pairs(config.data.name, config.data.dir)
-    pairs = dataset.pairs("train")[["query", "product"]]
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
+    pairs = dataset.pairs("train")[["query", "item"]]
     _, row, counts = np.unique(pairs, return_inverse=True, return_counts=True)
     median = 320_000 / len(pairs) * np.quantile(counts[row], 0.5)
     least = 2 ** int(np.ceil(np.log2(np.e * 320_000 / median)))
@@ -191,7 +190,7 @@ def test_other_frozen_tables_are_refused(make_config, tmp_path, mesh):
     [
         ({"loss": {"terms": "both"}}, "loss.terms='both': expected one of summed, joined"),
         ({"model": {"texts": (("titel", "a"),)}}, "has no 'titel', only title, description"),
-        ({"model": {"dim": 8}}, "model.dim=8: query vectors of pinshop/tiny have 256 numbers"),
+        ({"model": {"dim": 8}}, "model.dim=8: query vectors of pinworld/tiny have 256 numbers"),
         ({"model": {"residual": True, "image_slots": 0}}, "model.residual needs images; expected"),
         (
             {"model": {"encoder": "mean"}},
@@ -211,8 +210,45 @@ def test_wrong_config_is_refused(make_config, sections, message, mesh):
 
 def test_residual_of_other_images_is_refused(make_config):
     config = make_config(model={"residual": True})
-    with pytest.raises(InputError, match=r"images of pinshop/tiny have 5 numbers, not .* 256"):
-        itemsage.check_vectors(config, "pinshop/tiny", 256, 5)
+    spec = Spec("shop", 9, query_dim=256, image_dim=5)
+    with pytest.raises(InputError, match=r"images of shop have 5 numbers, queries 256"):
+        itemsage.check_vectors(config, spec)
+
+
+def test_what_the_tower_sees_nothing_of_is_not_found(make_config, mesh, data_dir):
+    dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
+    images = np.diff(dataset.catalogue.image_offsets)
+    brand = np.diff(dataset.catalogue.text("brand").offsets)
+    for model, findable in (
+        ({}, np.diff(dataset.catalogue.text("title").offsets) > 0),  # which all products have
+        ({"texts": (("brand", "brand"),), "image_slots": 0}, brand > 0),
+        ({"texts": (("brand", "brand"),)}, (brand > 0) | (images > 0)),
+        ({"texts": ()}, images > 0),
+    ):
+        assert 0.1 < findable.mean() < 0.4
+        system = registry.create(make_config(model=model), mesh)
+        params, _ = system.init(jax.random.key(0))
+        ((ids, vectors),) = (shard() for shard in system.embed(params, 0)["items"])
+        np.testing.assert_array_equal(ids, dataset.catalogue.ids[findable])
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert (images[findable] > 0).all()
+
+
+def test_a_catalogue_without_images_has_texts_alone(make_config, other_data, mesh):
+    data = {"name": other_data(without=("images",), image_dim=0)}
+    for create in (registry.create, functools.partial(registry.create_outline, items=None)):
+        with pytest.raises(InputError, match=r"^model.image_slots=4: other has no images; exp"):
+            create(make_config(data=data), mesh)
+    config = make_config(data=data, model={"image_slots": 0})
+    assert registry.create(config, mesh).frozen["products"].keys() == {"texts"}
+    registry.create_outline(config, mesh, None)
+
+
+def test_pairs_are_needed(make_config, other_data, mesh):
+    config = make_config(data={"name": other_data(pairs={})})
+    for create in (registry.create, functools.partial(registry.create_outline, items=None)):
+        with pytest.raises(InputError, match=r"^data.name: other has no pairs, only timelines, gr"):
+            create(config, mesh)
 
 
 def test_there_is_room_for_the_tokens_of_what_is_drawn(make_config, mesh):
@@ -221,10 +257,11 @@ def test_there_is_room_for_the_tokens_of_what_is_drawn(make_config, mesh):
     lengths, corpus = np.ones(1_000, int), np.array([1, 5, 9])
     lengths[corpus] = 50
     weights = np.isin(np.arange(1_000), corpus)
-    capacities = itemsage.token_capacities(config, mesh, lengths, weights, corpus)
+    embedded = np.r_[corpus, 20:720]
+    capacities = itemsage.token_capacities(config, mesh, lengths, weights, corpus, embedded)
     assert capacities["positives"] >= 50 * config.data.pairs
     assert capacities["random"] >= 50 * config.loss.random
-    assert capacities["catalogue"] == lengths[: itemsage.ENCODED].sum()
+    assert capacities["catalogue"] == lengths[embedded[: itemsage.ENCODED]].sum()
 
 
 def test_more_tokens_than_can_be_numbered_are_refused():
@@ -243,5 +280,5 @@ def test_a_task_without_pairs_is_refused(make_config, mesh):
 def test_unknown_task_is_refused(make_config, mesh):
     config = make_config()
     config.tasks = (("image/clik", 1.0, 0),)
-    with pytest.raises(InputError, match="tasks: pinshop/tiny has no task 'image/clik'"):
+    with pytest.raises(InputError, match="tasks: pinworld/tiny has no task 'image/clik'"):
         registry.create(config, mesh)

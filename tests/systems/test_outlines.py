@@ -22,7 +22,7 @@ def get_config(system, data_dir):
 
 
 def kinds(tree):
-    """Names, types and numbers of axes: what texts a shop draws is not known before."""
+    """Names, types and numbers of axes: what texts a world draws is not known before."""
     return jax.tree.map(lambda x: (x.dtype, x.ndim), tree)
 
 
@@ -63,7 +63,7 @@ def test_outline_is_that_of_the_system(name, changes, data_dir, mesh):
 def test_a_directory_tells_its_own_sizes(data_dir, mesh):
     config = get_config("itemsage", data_dir)
     real = registry.create(config, mesh)
-    (directory,) = (data_dir / "pinshop" / "tiny").iterdir()
+    (directory,) = (data_dir / "pinworld" / "tiny").iterdir()
     config.data.name = str(directory)
     outline = registry.create_outline(config, mesh, None)
     key = jax.random.key(0)
@@ -99,7 +99,7 @@ def test_data_that_is_not_there_needs_its_size(name, data_dir, mesh):
         ("searchsage", "data", {"pairs": 12}, "data.pairs=12 is not divisible by the 8 devices"),
         ("pinnerformer", "model", {"heads": 3}, "model.width=16 is not divisible by model.heads=3"),
         ("itemsage", "model", {"heads": 3}, "model.width=16 is not divisible by model.heads=3"),
-        ("itemsage", "model", {"dim": 8}, "model.dim=8: query vectors of pinshop/tiny have 256"),
+        ("itemsage", "model", {"dim": 8}, "model.dim=8: query vectors of pinworld/tiny have 256"),
         ("itemsage", "model", {"residual": True, "image_slots": 0}, "model.residual needs images"),
         ("searchsage", "model", {"heads": 3, "encoder": "bert"}, "not divisible by model.heads=3"),
     ],

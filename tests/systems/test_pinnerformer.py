@@ -1,6 +1,7 @@
 """The page against the paper's formula in NumPy, and against itself on several devices."""
 
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 
 from pinjax import settings
-from pinjax.data import item_features
+from pinjax.data import dataset as dataset_lib
+from pinjax.data import item_features, timelines
+from pinjax.data import spec as spec_lib
+from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 from pinjax.models import tables
 from pinjax.systems import pinnerformer, registry
@@ -48,8 +52,8 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     step = jax.jit(jax.value_and_grad(system.loss, has_aux=True))
     (value, (metrics, sketch)), gradient = step(params, system.frozen, sketch, batch, key)
 
-    dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
-    model = pinnerformer.make_model(config, dataset.metadata, mesh)
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
+    model = pinnerformer.make_model(config, dataset.spec, mesh)
     content, _, times = system.frozen
     apply = functools.partial(
         jax.jit(model.apply, static_argnames="method"), params, content, degree_times=times
@@ -67,7 +71,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     choice_key, random_key, _ = jax.random.split(key, 3)
     priority = np.where(flat >= 0, jax.random.uniform(choice_key, flat.shape), -1)
     in_batch = flat[np.argsort(-priority)[:20]]
-    corpus = np.flatnonzero(dataset.catalogue.created <= dataset.metadata.train_end)
+    corpus = np.flatnonzero(dataset.catalogue.created <= dataset.spec.train_end)
     assert len(corpus) < model.num_items
     random = corpus[np.asarray(jax.random.randint(random_key, (30,), 0, len(corpus)))]
     moments = np.take_along_axis(*map(np.asarray, (batch["moment"], batch["label_position"])), 1)
@@ -206,37 +210,65 @@ def test_where_state_and_tables_lie_changes_nothing(make_config, train_on_device
     assert_close(table[layout.lies_at(np.arange(len(rows)), len(table))], rows)
 
 
-def test_data_without_content_needs_learned_ids(make_config, monkeypatch, mesh):
-    config = make_config(data={"content": True})
-    load = pinnerformer.datasets.load
-
-    def without_content(name, directory):
-        dataset = load(name, directory)
-        object.__setattr__(dataset.catalogue, "content", None)
-        return dataset
-
-    monkeypatch.setattr(pinnerformer.datasets, "load", without_content)
-    with pytest.raises(InputError, match=r"pinworld/tiny has no content vectors; set data.content"):
+def test_data_without_content_needs_learned_ids(make_config, other_data, mesh):
+    config = make_config(data={"name": other_data(without=("content",), content_dim=0)})
+    with pytest.raises(InputError, match=r"other has no content vectors; set data.content"):
         registry.create(config, mesh)
+    config.data.content = False
+    registry.create(config, mesh)
+
+
+def test_timelines_are_needed(make_config, other_data, mesh):
+    config = make_config(data={"name": other_data(users={})})
+    for create in (registry.create, functools.partial(registry.create_outline, items=None)):
+        with pytest.raises(InputError, match=r"^data.name: other has no timelines, only pairs, gr"):
+            create(config, mesh)
+
+
+def test_integer_user_ids_come_back_as_integers(make_config, other_data, data_dir, mesh):
+    def renumber(directory):
+        source = dataset_lib.load("pinworld/tiny", data_dir)
+        shutil.rmtree(directory / "timelines")
+        with timelines.writer(directory / "timelines") as writer:
+            for split in spec_lib.SPLITS:
+                for chunk in source.chunks(split):
+                    parts = np.split(chunk.records, chunk.offsets[1:-1])
+                    for user, records in zip(chunk.users, parts, strict=True):
+                        writer.add(split, -int(user[1:]), records)
+
+    config = make_config(data={"name": other_data(renumber, integer_users=True)})
+    ends = []
+    for name in ("pinworld/tiny", config.data.name):
+        config.data.name = name
+        system = registry.create(config, mesh)
+        params, _ = system.init(jax.random.key(0))
+        for moment in (0, system.embed_moment):  # at first nobody has acted
+            parts = [shard() for shard in system.embed(params, moment)["users"]]
+            ends.append([np.concatenate(part) for part in zip(*parts, strict=True)])
+    nobody, (text, vectors), _, (ids, same) = ends
+    assert len(nobody[0]) == 0
+    assert {part[0].dtype for part in ends[2:]} == {np.dtype(np.int64)}
+    assert ids.tolist() == [-int(user[1:]) for user in text]
+    np.testing.assert_array_equal(vectors, same)
 
 
 def test_nobody_knows_what_is_done_later(make_config, mesh):
     """Other actions after a count leave what is known until the next one as it was."""
     data = {"degree_days": 84.0, "degree_times": 13}
     config = make_config(data=data, model={"id_dim": 0})
-    dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
-    model = pinnerformer.make_model(config, dataset.metadata, mesh)
-    times = pinnerformer.degree_times(config, dataset.metadata, dataset.metadata.train_end)
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
+    model = pinnerformer.make_model(config, dataset.spec, mesh)
+    times = pinnerformer.degree_times(config, dataset.spec, dataset.spec.train_end)
     after = times[5]
 
     class Other:
-        catalogue, metadata = dataset.catalogue, dataset.metadata
+        catalogue, spec = dataset.catalogue, dataset.spec
 
         def chunks(self, split):
             for chunk in dataset.chunks(split):
                 records = chunk.records.copy()
                 records["item"][records["time"] > after] = 7
-                yield pinnerformer.datasets.Chunk(chunk.users, records, chunk.offsets)
+                yield timelines.Chunk(chunk.users, records, chunk.offsets)
 
     contents = [pinnerformer.item_content(config, data, times) for data in (dataset, Other())]
     system = registry.create(config, mesh)
@@ -267,19 +299,19 @@ def test_nobody_knows_what_is_done_later(make_config, mesh):
 
 def test_degrees_need_times(make_config):
     config = make_config(data={"degree_days": 30.0})
-    metadata = pinnerformer.schema.Metadata("ml1m", (), (), 9, 0, leave_one_out=True)
+    spec = Spec("ml1m", 9, leave_one_out=True)
     with pytest.raises(InputError, match=r"data.degree_days=30.0: ml1m has the order of actions"):
-        pinnerformer.degree_times(config, metadata, 0)
+        pinnerformer.degree_times(config, spec, 0)
 
 
 def test_towers_know_the_degrees_of_their_moment(make_config, mesh):
     times = 3
     data = {"content": True, "degree_days": 24.0, "degree_times": times}
     config = make_config(data=data, model={"id_dim": 0})
-    dataset = pinnerformer.datasets.load(config.data.name, config.data.dir)
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
     page = registry.create(config, mesh)
     params, _ = page.init(jax.random.key(1))
-    model = pinnerformer.make_model(config, dataset.metadata, mesh)
+    model = pinnerformer.make_model(config, dataset.spec, mesh)
     towers_at = pinnerformer.make_towers(config, dataset, model, mesh, page.frozen)
     batch = jax.device_put(next(page.batches(0)))
     rows = np.arange(len(dataset.catalogue))
@@ -294,7 +326,7 @@ def test_towers_know_the_degrees_of_their_moment(make_config, mesh):
 
     last = 0.0
     for days in (-20, 0, 5):
-        moment = dataset.metadata.train_end + days * 86_400
+        moment = dataset.spec.train_end + days * 86_400
         counted = moment - 2 * 86_400 * np.arange(times)[::-1]
         degrees = item_features.log_degrees(dataset, 24.0, np.array(counted))
         content = page.frozen.content.at[:, -times:].set(degrees.astype(jnp.bfloat16))

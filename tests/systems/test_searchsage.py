@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pinjax.data import datasets
+from pinjax.data import dataset as dataset_lib
+from pinjax.data import item_features
+from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 from pinjax.systems import registry, searchsage
 
@@ -23,23 +25,23 @@ def test_loss_is_the_formula(make_config, encoder, mesh):
     arguments = params, system.frozen, sketch, batch, jax.random.key(2)
     value, (metrics, sketch) = jax.jit(system.loss)(*arguments)
 
-    dataset = datasets.load_pairs(config.data.name, config.data.dir)
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
     make = searchsage.make_bag if encoder == "bag" else searchsage.make_bert
     tower = make(config, dataset, mesh)
     texts = jax.tree.map(jnp.asarray, tower.texts)
     queries = np.asarray(jax.jit(tower.apply)(params["tower"], texts, jnp.asarray(batch["query"])))
-    items = np.asarray(searchsage.item_vectors(dataset), np.float64)
-    products = batch["product"].tolist()
-    log_q = {p: np.log(len(products) * products.count(p) / len(products)) for p in products}
+    items = item_features.item_vectors(dataset).astype(np.float64)
+    answers = batch["item"].tolist()
+    log_q = {item: np.log(answers.count(item)) for item in answers}
     losses = []
-    for query, vector, product in zip(batch["query"], queries, products, strict=True):
-        same = set(batch["product"][batch["query"] == query])
-        logits = [vector @ items[product] / 0.07 - log_q[product]]
-        logits += [vector @ items[p] / 0.07 - log_q[p] for p in products if p not in same]
+    for query, vector, answer in zip(batch["query"], queries, answers, strict=True):
+        same = set(batch["item"][batch["query"] == query])
+        logits = [vector @ items[answer] / 0.07 - log_q[answer]]
+        logits += [vector @ items[i] / 0.07 - log_q[i] for i in answers if i not in same]
         losses.append(np.logaddexp.reduce(logits) - logits[0])
     np.testing.assert_allclose(float(value), np.mean(losses), rtol=1e-4)
     np.testing.assert_allclose(metrics["temperature"], 0.07, rtol=1e-5)
-    assert int(sketch.total) == len(products)
+    assert int(sketch.total) == len(answers)
 
 
 def test_what_trains_on_nothing_is_refused(make_config, mesh):
@@ -71,7 +73,7 @@ def test_residual_is_added_to_the_queries_own_vectors(make_config, mesh, check_s
     config = make_config(model={"residual": True})
     system = registry.create(config, mesh)
     params, _ = jax.jit(system.init)(jax.random.key(1))
-    dataset = datasets.load_pairs(config.data.name, config.data.dir)
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
     tower = searchsage.make_bag(config, dataset, mesh)
     vectors = jnp.asarray(dataset.queries.vectors, jnp.bfloat16)
     rows = jnp.arange(0, len(vectors), 3)
@@ -90,26 +92,65 @@ def test_residual_is_added_to_the_queries_own_vectors(make_config, mesh, check_s
     check_shared_out_tables(config)
 
 
-def test_residual_of_another_space_is_refused():
+def test_residual_of_another_space_is_refused(make_config):
+    spec = Spec("shop", 9, query_dim=3, image_dim=4, content_dim=3, tasks=("text/click",))
     with pytest.raises(InputError, match="queries of shop have 3 numbers, not the items' 4"):
-        searchsage.check_residual("shop", 3, 4)
+        searchsage.check_spec(make_config(model={"residual": True}), spec)
+    searchsage.check_spec(make_config(), spec)
 
 
-def test_an_item_is_the_mean_of_its_images(data_dir):
-    dataset = datasets.load_pairs("pinshop/tiny", str(data_dir))
-    found = np.asarray(searchsage.item_vectors(dataset))
-    offsets = dataset.products.image_offsets
-    assert (np.diff(offsets) == 0).any()
-    for row in range(0, len(offsets) - 1, 7):
-        images = dataset.products.images[offsets[row] : offsets[row + 1]].astype(np.float64)
-        images /= np.linalg.norm(images, axis=1, keepdims=True)
-        expected = images.sum(axis=0)
-        expected /= max(np.linalg.norm(expected), 1e-9)
-        np.testing.assert_allclose(found[row], expected, atol=1e-5)
+def test_only_items_with_a_vector_are_found(make_config, mesh, data_dir):
+    system = registry.create(make_config(), mesh)
+    params, _ = system.init(jax.random.key(0))
+    dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
+    with_image = np.diff(dataset.catalogue.image_offsets) > 0
+    assert 0.2 < with_image.mean() < 0.3  # the others are no products, or without images
+    ((ids, vectors),) = (shard() for shard in system.embed(params, 0)["items"])
+    assert set(ids) == set(dataset.catalogue.ids[with_image])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    table = system.evaluate(params, "test", full=True)
+    test = dataset.pairs("test")
+    for task in ("text/click", "text/save"):
+        of_task = test[test["task"] == dataset.spec.tasks.index(task)]
+        most = with_image[of_task["item"]].mean()
+        assert most < 1
+        rows = [row for row in table.rows if row.method.endswith(task)]
+        assert len(rows) == 3  # with popularity and the oracle
+        assert all(row.metrics["R@100"].value <= most for row in rows)
+
+
+def test_items_without_images_are_their_content(make_config, other_data, data_dir, mesh):
+    content = dataset_lib.load("pinworld/tiny", data_dir).catalogue.content
+    system = registry.create(
+        make_config(data={"name": other_data(without=("images",), image_dim=0)}), mesh
+    )
+    params, sketch = system.init(jax.random.key(0))
+    ((_, vectors),) = (shard() for shard in system.embed(params, 0)["items"])
+    np.testing.assert_allclose(vectors, content, atol=1e-3)
+    batch = next(system.batches(0))
+    value, _ = jax.jit(system.loss)(params, system.frozen, sketch, batch, jax.random.key(0))
+    assert np.isfinite(value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"pairs": {}}, "^data.name: other has no pairs, only timelines, graph"),
+        (
+            {"tasks": ["image/click", "image/save"]},
+            r"^data.name: other has no text of a search: SearchSage needs events.query$",
+        ),
+    ],
+)
+def test_searches_are_needed(make_config, other_data, mesh, fields, message):
+    config = make_config(data={"name": other_data(**fields)})
+    for create in (registry.create, functools.partial(registry.create_outline, items=None)):
+        with pytest.raises(InputError, match=message):
+            create(config, mesh)
 
 
 def test_words_follow_cls_and_are_cut(data_dir):
-    dataset = datasets.load_pairs("pinshop/tiny", str(data_dir))
+    dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
     words = dataset.vocabulary.sizes[0]
     tokens = dataset.vocabulary.rows["token"].to_pylist()
     texts = ["", f"{tokens[3]} unheard-of {tokens[1]}", " ".join(tokens[:9])]

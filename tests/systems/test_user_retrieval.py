@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pinjax.data import datasets, held_out, windows
+from pinjax.data import dataset as dataset_lib
+from pinjax.data import held_out, windows
 from pinjax.errors import InputError
 from pinjax.systems import user_retrieval
 
@@ -142,8 +143,8 @@ def test_cadences_may_have_one_query_a_user_at_some_moments_alone(asked):
 
 
 def make_judge(config):
-    dataset = datasets.load(config.data.name, config.data.dir)
-    positives = windows.Positives.create(dataset.metadata, config.data.positives, "home")
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
+    positives = windows.Positives.create(dataset.spec, config.data.positives, "home")
     judge = user_retrieval.UserRetrieval("model", dataset, positives, 4, config.evaluate)
     source = held_out.HeldOut(
         dataset,
@@ -172,7 +173,7 @@ def test_popularity_is_the_same_list_for_everybody(make_config, rng, filter_seen
     rows = judge(lambda moment: fixed_towers(items), "test", full=True).rows
     found = {row.method: row.metrics["R@10"].value for row in rows}
 
-    moment = source.dataset.metadata.train_end
+    moment = source.dataset.spec.train_end
     asked, counts = source.questions("test", moment), source.counts(moment)
     ever = counts.ever.astype(np.float64)
     for name, score in (("ever", ever), ("lately", counts.lately + ever / (1 + ever.max()))):
@@ -196,7 +197,7 @@ def test_the_oracle_is_asked_as_others_are(make_config, rng, filter_seen):
     items = rng.standard_normal((len(source.dataset.catalogue), 2)).astype(np.float32)
     table = judge(lambda moment: fixed_towers(items), "test", full=True)
     found = {row.method: row.metrics for row in table.rows}
-    moment, oracle = source.dataset.metadata.train_end, source.dataset.oracle
+    moment, oracle = source.dataset.spec.train_end, source.dataset.oracle
     index = source.index(moment)
     for cadence, part in (("window", ""), ("daily", ", daily")):
         asked = source.questions("test", moment, cadence)

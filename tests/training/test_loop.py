@@ -13,80 +13,13 @@ import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
-from pinjax import signals
+from pinjax import checksums, signals
 from pinjax.errors import InputError
 from pinjax.systems import system as system_lib
 from pinjax.training import checkpoint, loop, sharding, step
 
 COMMIT = "commit_success.txt"
 NOT_FINITE = r"step 6 has the loss {loss} and a gradient of norm {norm}; its batch is in .*_6_of_pr"
-CONFIG = ConfigDict(
-    {
-        "seed": 0,
-        "steps": 12,
-        "learning_rate": 0.1,
-        "warmup_steps": 2,
-        "b1": 0.9,
-        "b2": 0.99,
-        "weight_decay": 0.1,
-        "clip_norm": 0.5,
-        "log_every": 2,
-        "checkpoint_every": 4,
-        "evaluate_every": 6,
-        "select": "",
-        "shard": "",
-        "shard_optimizer": False,
-        "shard_tables": False,
-    }
-)
-
-
-def regression(disturb=lambda step, batch: None, disturb_evaluation=lambda metrics: None):
-    """Least squares with noise from the key and a sketch that counts steps."""
-
-    def init(key):
-        return {"kernel": jax.random.normal(key, (3,)), "bias": jnp.zeros(())}, jnp.zeros(())
-
-    def loss(params, frozen, sketches, batch, key):
-        noise = 0.01 * jax.random.normal(key, batch["x"].shape)
-        x = (batch["x"] + noise) * frozen
-        error = x @ params["kernel"] + params["bias"] - batch["y"]
-        return jnp.mean(error**2), ({"bias": params["bias"]}, sketches + 1)
-
-    def batches(first):
-        for number in range(first, CONFIG.steps):
-            rng = np.random.default_rng(number)
-            x = rng.normal(size=(8, 3)).astype(np.float32)
-            batch = {"x": x, "y": (x @ [1.0, -2.0, 0.5]).astype(np.float32)}
-            disturb(number, batch)
-            yield batch
-
-    def evaluate(params, split):
-        metrics = {"error": system_lib.Estimate(float(jnp.abs(params["bias"])))}
-        disturb_evaluation(metrics)
-        return system_lib.Table([system_lib.Row("regression", metrics)], [])
-
-    return system_lib.System(
-        init=init,
-        loss=loss,
-        frozen=jnp.full((3,), 2.0),
-        batches=batches,
-        evaluate=evaluate,
-        asked=lambda split: "nobody",
-        metrics={"error": "min"},
-        embed=None,
-        embed_moment=0,
-        check_training=lambda: None,
-        summary={},
-        identity={},
-    )
-
-
-def train(workdir, config=CONFIG, traced=0, **kwargs):
-    mesh, system = sharding.make_mesh(), regression(**kwargs)
-    run = ConfigDict({"train": config})
-    with checkpoint.of_run(workdir, run, system) as checkpoints:
-        return loop.train(system, config, mesh, workdir, checkpoints, traced)
 
 
 def assert_same(found, expected):
@@ -103,12 +36,12 @@ def written(workdir):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(tmp_path_factory, train):
     workdir = tmp_path_factory.mktemp("unbroken")
     return train(workdir).state, written(workdir)
 
 
-def test_steps_are_adamw_with_clipping_warm_up_and_cosine(unbroken):
+def test_steps_are_adamw_with_clipping_warm_up_and_cosine(unbroken, regression):
     params, keys = jax.random.split(jax.random.key(0)), None
     del keys
     kernel = np.asarray(jax.random.normal(params[0], (3,)), np.float64)
@@ -136,7 +69,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("at", [3, 5, 10])
-def test_a_run_that_died_ends_as_if_it_had_not(tmp_path, unbroken, at):
+def test_a_run_that_died_ends_as_if_it_had_not(tmp_path, unbroken, at, train):
     def die(number, batch):
         if number == at:
             raise KilledError
@@ -151,7 +84,7 @@ def test_a_run_that_died_ends_as_if_it_had_not(tmp_path, unbroken, at):
     assert all(again[s]["loss"] == first[s]["loss"] for s in again if s > at)
 
 
-def test_sigterm_saves_and_the_next_call_goes_on(tmp_path, unbroken):
+def test_sigterm_saves_and_the_next_call_goes_on(tmp_path, unbroken, train):
     def preempt(number, batch):
         if number == 6:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -163,7 +96,9 @@ def test_sigterm_saves_and_the_next_call_goes_on(tmp_path, unbroken):
     assert_same(train(tmp_path).state, unbroken[0])
 
 
-def test_a_signal_while_a_finished_run_is_closed_is_not_swallowed(tmp_path):
+def test_a_signal_while_a_finished_run_is_closed_is_not_swallowed(
+    tmp_path, regression, make_config
+):
     system = regression()
 
     def batches(first):
@@ -172,17 +107,17 @@ def test_a_signal_while_a_finished_run_is_closed_is_not_swallowed(tmp_path):
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    run = ConfigDict({"train": CONFIG})
-    with checkpoint.of_run(tmp_path, run, system) as checkpoints:
-        closing = dataclasses.replace(system, batches=batches)
-        result = loop.train(closing, CONFIG, sharding.make_mesh(), tmp_path, checkpoints)
+    config, mesh = make_config(), sharding.make_mesh()
+    closing = dataclasses.replace(system, batches=batches)
+    with checkpoint.of_run(tmp_path, ConfigDict({"train": config}), system) as checkpoints:
+        result = loop.train(closing, config, mesh, tmp_path, checkpoints)
     assert int(result.state.step) == 12
     assert result.stopped.exit_code == 75
 
 
 @pytest.mark.parametrize(("at", "signum", "code"), [(6, "SIGINT", 130), (12, "SIGHUP", 75)])
 def test_a_signal_amid_an_evaluation_breaks_it_off_and_the_next_call_makes_up_for_it(
-    tmp_path, unbroken, at, signum, code
+    tmp_path, unbroken, at, signum, code, train
 ):
     evaluations = []
 
@@ -206,12 +141,12 @@ def test_a_signal_amid_an_evaluation_breaks_it_off_and_the_next_call_makes_up_fo
     assert written(tmp_path)[at]["valid/error"] == unbroken[1][at]["valid/error"]
 
 
-def test_a_trace_of_more_steps_than_are_left_is_refused(tmp_path):
+def test_a_trace_of_more_steps_than_are_left_is_refused(tmp_path, train):
     with pytest.raises(InputError, match=r"^a trace of 3 steps takes 13, but only 12 are left"):
         train(tmp_path, traced=3)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_batch(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_batch(tmp_path, train):
     def poison(number, batch):
         if number == 5:
             batch["y"][2] = np.nan
@@ -223,42 +158,58 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_batch(tmp_path):
     assert max(written(tmp_path)) < 6
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_before_its_checkpoint(tmp_path):
+def test_a_gradient_that_is_not_finite_stops_the_run_before_its_checkpoint(
+    tmp_path, train, make_config
+):
     def overflow(number, batch):
         if number == 3:  # float32 holds the loss, but not the square of its gradient
             batch["x"][2] *= 1_000
             batch["y"][2] = 1e18
 
-    config = CONFIG.copy_and_resolve_references()
-    config.update(checkpoint_every=1, log_every=1)
+    config = make_config(checkpoint_every=1, log_every=1)
     with pytest.raises(InputError, match=r"loss 1.25e\+35 and a gradient of norm inf"):
         train(tmp_path, config, disturb=overflow)
     assert checkpoint.Checkpoints(tmp_path).steps == [2, 3]
 
 
-def selecting(metric="valid/error"):
-    config = CONFIG.copy_and_resolve_references()
-    config.update(select=metric, evaluate_every=1, checkpoint_every=1)
-    return config
+@pytest.fixture(scope="session")
+def selecting(make_config):
+    """(metric) -> a config by which a metric of each step's evaluation chooses."""
+
+    def make(metric="valid/error"):
+        return make_config(select=metric, evaluate_every=1, checkpoint_every=1)
+
+    return make
 
 
-def load_chosen(workdir, config):
-    system, mesh = regression(), sharding.make_mesh()
-    like = step.abstract_state(system, step.make_optimizer(config), config, mesh)
-    return checkpoint.of_run(workdir, ConfigDict({"train": config}), system).load_chosen(like)
+@pytest.fixture
+def load_chosen(selecting, regression):
+    """(workdir) -> the state that `selecting` chose."""
+
+    def load(workdir):
+        config, system, mesh = selecting(), regression(), sharding.make_mesh()
+        like = step.abstract_state(system, step.make_optimizer(config), config, mesh)
+        checkpoints = checkpoint.of_run(workdir, ConfigDict({"train": config}), system)
+        state = checkpoints.load_chosen(like)
+        assert int(state.step) == checkpoints.chosen()
+        return state
+
+    return load
 
 
-def test_the_best_checkpoint_is_kept_and_chosen(tmp_path):
+def test_the_best_checkpoint_is_kept_and_chosen(tmp_path, train, selecting, load_chosen):
     train(tmp_path, selecting())
     errors = {s: line["valid/error"] for s, line in written(tmp_path).items()}
     best = min(errors, key=errors.get)
     assert checkpoint.Checkpoints(tmp_path).steps == sorted({best, 11, 12})
-    state = load_chosen(tmp_path, selecting())
+    state = load_chosen(tmp_path)
     assert int(state.step) == best
     assert float(jnp.abs(state.params["bias"])) == errors[best]
 
 
-def test_a_metric_that_is_nan_chooses_nothing_and_hides_no_number(tmp_path):
+def test_a_metric_that_is_nan_chooses_nothing_and_hides_no_number(
+    tmp_path, train, selecting, load_chosen
+):
     values = iter([3.0, 2.0, np.nan, 4.0, np.nan, np.nan, np.nan, 5.0, np.nan, np.nan, 6.0, np.nan])
 
     def replace(metrics):
@@ -266,25 +217,27 @@ def test_a_metric_that_is_nan_chooses_nothing_and_hides_no_number(tmp_path):
 
     train(tmp_path, selecting(), disturb_evaluation=replace)
     assert checkpoint.Checkpoints(tmp_path).steps == [2, 11, 12]
-    assert int(load_chosen(tmp_path, selecting()).step) == 2
+    assert int(load_chosen(tmp_path).step) == 2
     assert written(tmp_path)[3]["valid/error"] is None
 
 
-def test_where_no_evaluation_gave_a_number_the_newest_is_chosen(tmp_path):
+def test_where_no_evaluation_gave_a_number_the_newest_is_chosen(
+    tmp_path, train, selecting, load_chosen
+):
     nothing = system_lib.Estimate(np.nan)
     train(tmp_path, selecting(), disturb_evaluation=lambda metrics: metrics.update(error=nothing))
-    assert int(load_chosen(tmp_path, selecting()).step) == 12
+    assert int(load_chosen(tmp_path).step) == 12
 
 
 @pytest.mark.parametrize("metric", ["valid/eror", "loss", "valid/loss", "error"])
-def test_only_a_metric_of_the_evaluation_selects(tmp_path, metric):
+def test_only_a_metric_of_the_evaluation_selects(tmp_path, metric, train, selecting):
     with pytest.raises(InputError, match=f"^train.select: '{metric}' is none of valid/error$"):
         train(tmp_path / "run", selecting(metric))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, train, selecting):
     """A finished run that chose its third step of twelve, whose last two are there, too."""
     workdir = tmp_path_factory.mktemp("finished")
     values = iter([2.0, 3.0, 1.0, *[4.0] * 9])
@@ -302,14 +255,16 @@ def flip(path, place):
     path.write_bytes(data)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_next_best_is_served(tmp_path, finished, rng, capsys):
+def test_a_damaged_checkpoint_is_named_and_the_next_best_is_served(
+    tmp_path, finished, rng, capsys, load_chosen
+):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     directory = tmp_path / "checkpoints/3"
     paths = [path for path in directory.rglob("*") if path.is_file() and path.stat().st_size]
     paths = [path for path in paths if path.name not in ("_CHECKPOINT_METADATA", COMMIT)]
     path = paths[rng.integers(len(paths))]
     flip(path, int(rng.integers(path.stat().st_size)))
-    state = load_chosen(tmp_path, selecting())
+    state = load_chosen(tmp_path)
     assert int(state.step) == 12  # of equals the newest
     error = capsys.readouterr().err
     assert error.startswith(f"{path}: damaged")
@@ -317,7 +272,10 @@ def test_a_damaged_checkpoint_is_named_and_the_next_best_is_served(tmp_path, fin
     assert len(list(tmp_path.rglob("*"))) == len(list(finished.rglob("*")))
 
 
-def test_a_run_goes_on_before_the_damage_and_ends_the_same(tmp_path, unbroken, capsys):
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_run_goes_on_before_the_damage_and_ends_the_same(
+    tmp_path, unbroken, capsys, train, linked
+):
     def die(number, batch):
         if number == 10:
             raise KilledError
@@ -326,6 +284,9 @@ def test_a_run_goes_on_before_the_damage_and_ends_the_same(tmp_path, unbroken, c
         train(tmp_path, disturb=die)
     assert checkpoint.Checkpoints(tmp_path).steps == [6, 8]
     flip(tmp_path / "checkpoints/8/state/manifest.ocdbt", 40)
+    if linked:
+        (tmp_path / "checkpoints/8").rename(tmp_path / "elsewhere")
+        (tmp_path / "checkpoints/8").symlink_to(tmp_path / "elsewhere")
     lines = (tmp_path / "metrics.jsonl").read_bytes()
     (tmp_path / "metrics.jsonl").write_bytes(lines[:-20])  # a torn last line
     assert_same(train(tmp_path).state, unbroken[0])
@@ -333,7 +294,9 @@ def test_a_run_goes_on_before_the_damage_and_ends_the_same(tmp_path, unbroken, c
     assert written(tmp_path).keys() == unbroken[1].keys()
 
 
-def test_where_every_checkpoint_is_damaged_nothing_is_begun_anew(tmp_path, finished):
+def test_where_every_checkpoint_is_damaged_nothing_is_begun_anew(
+    tmp_path, finished, train, selecting
+):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     for number in (3, 11, 12):
         flip(tmp_path / f"checkpoints/{number}/state/_METADATA", number)
@@ -344,7 +307,9 @@ def test_where_every_checkpoint_is_damaged_nothing_is_begun_anew(tmp_path, finis
 
 
 @pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError, MemoryError])
-def test_what_is_no_fault_of_a_checkpoint_is_not_said_of_it(finished, monkeypatch, error):
+def test_what_is_no_fault_of_a_checkpoint_is_not_said_of_it(
+    finished, monkeypatch, error, load_chosen
+):
     """Else the loss of another process would end a run as wrong input does."""
 
     def restore(self, path, like):
@@ -352,17 +317,43 @@ def test_what_is_no_fault_of_a_checkpoint_is_not_said_of_it(finished, monkeypatc
 
     monkeypatch.setattr(ocp.StandardCheckpointer, "restore", restore)
     with pytest.raises(error, match="lost"):
-        load_chosen(finished, selecting())
+        load_chosen(finished)
 
 
-def test_what_is_read_is_not_written_to(tmp_path, finished):
+@pytest.mark.parametrize(
+    ("reader", "verify"),
+    [
+        ((checksums, "verify"), True),
+        ((ocp.StandardCheckpointer, "restore"), True),
+        ((ocp.StandardCheckpointer, "restore"), False),
+    ],
+)
+def test_for_a_checkpoint_that_a_live_run_removes_the_next_newest_is_read(
+    tmp_path, finished, monkeypatch, capsys, regression, make_config, reader, verify
+):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    read = getattr(*reader)
+
+    def late(*args, **kwargs):
+        shutil.rmtree(tmp_path / "checkpoints/12", ignore_errors=True)
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(*reader, late)
+    config, system, mesh = make_config(), regression(), sharding.make_mesh()
+    like = step.abstract_state(system, step.make_optimizer(config), config, mesh)
+    state = checkpoint.Checkpoints(tmp_path, verify=verify).load_latest(like)
+    assert int(state.step) == 11
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_read_is_not_written_to(tmp_path, finished, load_chosen):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     under_way = tmp_path / "checkpoints/13.orbax-checkpoint-tmp"
     under_way.mkdir()
     for name in ("\u00b2", "013"):  # digits to Python, but no step's name
         (tmp_path / "checkpoints" / name).mkdir()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    load_chosen(tmp_path, selecting())
+    load_chosen(tmp_path)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 

@@ -1,6 +1,7 @@
 """Flags that name no job of processes are refused before JAX hears of them."""
 
 import socket
+import time
 
 import jax
 import pytest
@@ -40,6 +41,29 @@ def test_a_port_in_use_is_refused():
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=f"--coordinator=localhost:{port}: Address already"):
             processes.join(f"localhost:{port}", 2, 0)
+
+
+def test_a_first_process_that_listens_late_is_waited_for(monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    servers = []
+    monkeypatch.setattr(
+        time, "sleep", lambda seconds: servers.append(socket.create_server(("127.0.0.1", port)))
+    )
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *job, **_: joined.append(job))
+    processes.join(f"127.0.0.1:{port}", 2, 1)
+    servers[0].close()
+    assert joined == [(f"127.0.0.1:{port}", 2, 1)]
+    assert capsys.readouterr().err == f"waiting for process 0 at 127.0.0.1:{port}\n"
+
+
+def test_a_first_process_that_never_listens_is_named(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setattr(processes, "_START", 0)
+    with pytest.raises(InputError, match=f"127.0.0.1:{port}: process 0 did not answer in 0 sec.*"):
+        processes.join(f"127.0.0.1:{port}", 2, 1)
 
 
 @pytest.mark.parametrize("tasks", ["2", "two"])

@@ -118,13 +118,23 @@ def ensure(size: str, data_dir: epath.PathLike) -> epath.Path:
     Raises:
       InputError: where there is no such size.
     """
-    if size not in SIZES:
-        sizes = ", ".join(f"{NAME}/{name}" for name in SIZES)
-        raise InputError(f"data.name: no data set {NAME}/{size}; expected one of {sizes}")
+    made_of = size_of(size)
     directory = epath.Path(data_dir) / NAME / size / VERSION
     if not directory.exists():
-        write(SIZES[size], f"{NAME}/{size}", directory)
+        write(made_of, f"{NAME}/{size}", directory)
     return directory
+
+
+def size_of(name: str) -> Size:
+    """What a world of a size is made of.
+
+    Raises:
+      InputError: where there is no such size.
+    """
+    if name not in SIZES:
+        sizes = ", ".join(f"{NAME}/{size}" for size in SIZES)
+        raise InputError(f"data.name: no data set {NAME}/{name}; expected one of {sizes}")
+    return SIZES[name]
 
 
 def write(size: Size, name: str, directory: epath.PathLike) -> None:

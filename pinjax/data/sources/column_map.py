@@ -73,14 +73,14 @@ def default() -> Section:
     )
     events.query = Text()  # a column with the text of the search that led to the event
     events.group = Text()  # a column of boards, baskets or sessions: then there is a graph of them
+    # Action types kept, most frequent first; the others become "unknown". Surfaces likewise.
+    events.max_actions = Int(64, at_least=1, at_most=2**8 - 1)
+    events.max_surfaces = Int(1_000, at_least=1, at_most=2**16 - 1)
     # A column of numbers that orders a sequence; "": by time, if there are times, then as rows lie.
     events.position = Text()
 
     timelines = config.timelines = Section()
     timelines.min_actions = Int(1, at_least=1)  # users with fewer have none; leave-one-out needs 3
-    # Action types kept, most frequent first; the others become "unknown". Surfaces likewise.
-    timelines.max_actions = Int(64, at_least=1, at_most=2**8 - 1)
-    timelines.max_surfaces = Int(1_000, at_least=1, at_most=2**16 - 1)
 
     made = config.pairs = Section()
     # Whose items lead to the next ones; "": only searches lead to items.

@@ -1,13 +1,15 @@
-"""The first pass over a log: its rows are read, checked and divided by users.
+"""The first pass over a log: its rows are read and checked, and divided by users.
 
-What needs all rows ends in small tables: ids, first times, vocabularies. The rows lie in shards of
-users as Parquet, and the second pass (`pinjax.data.sources.parts`) takes one after the other.
+What needs all rows ends in small tables: ids, first times, vocabularies. By these the rows become
+numbers, which lie in shards of users as Parquet, and the second pass (`pinjax.data.sources.parts`)
+takes one shard after the other.
 """
 
+import collections
 import dataclasses
-import math
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import duckdb
 from ml_collections import ConfigDict
@@ -21,29 +23,43 @@ SECOND = 1_000_000  # in microseconds
 _EARLY = 94_694_400 * SECOND  # 1973: what a moment in s reads as in ms is before it
 _ROWS_A_SHARD = 2**20
 _FILE = 2**40  # places in a file
-_GOOD, _TOO_EARLY, _TOO_LITTLE = 0, -1, -2  # states of a row; from 1 on: what is bad
+# States of a row; from 1 on: what is bad.
+_GOOD, _TOO_EARLY, _TOO_LITTLE = 0, -1, -2
+_DROPPED = {_TOO_EARLY: "dropped as too early", _TOO_LITTLE: "dropped as too little"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """A log whose usable rows are the view `events` of a database.
+    """A log whose usable rows are the view `rows` of a database.
 
     Its columns are user, item, time (us), duration (s), action, surface, query, grp, position,
-    tests, place and shard; those that the map does not name are null. Places are in order of files
-    and rows: see `place_of`.
+    tests and place; those that the map does not name are null. Places are in order of files and
+    rows: see `place_of`.
 
     Attributes:
-      shards: how many there are.
+      number: of usable rows.
       first, last: times of the first and last row, in us; None without times.
       report: what was read and dropped.
       remarks: what looks wrong with the times.
     """
 
-    shards: int
+    number: int
     first: int | None
     last: int | None
     report: dict[str, int]
     remarks: list[str]
+
+
+class _State(NamedTuple):
+    """The rows of a file in a state, from before 1973 or not: how many, the first, and when."""
+
+    file: int
+    state: int
+    early: bool
+    count: int
+    row: int
+    first: int | None
+    last: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +87,7 @@ def columns(config: ConfigDict) -> list[str]:
     return list(dict.fromkeys(filter(None, named)))
 
 
-def stage(
+def read(
     connection: duckdb.DuckDBPyConnection,
     directory: pathlib.Path,
     files: Sequence[reading.File],
@@ -92,38 +108,85 @@ def stage(
     for name, column in (("user", config.events.user), ("group", config.events.group)):
         if column:
             integers[name] = all([reading.are_integers(connection, f, column) for f in files])
-    rows = sum(file.rows for file in files)
-    bits = max(0, math.ceil(math.log2(rows / _ROWS_A_SHARD)))
-    key = f"hash(CAST({'user' if config.events.user else 'item'} AS VARCHAR))"
-    shard = f"CAST({key} >> {64 - bits} AS INTEGER)" if bits else "0"
     checks = [_checks(file, integers, config) for file in files]
     selects = [
         _select(number, file, of_file, integers, config)
         for number, (file, of_file) in enumerate(zip(files, checks, strict=True))
     ]
-    target = literal(str(directory / "events"))
+    connection.execute(f"CREATE VIEW stated AS {' UNION ALL '.join(selects)}")
+    if any(reading.WRITTEN in file.types.values() for file in files):  # to parse text once
+        target = literal(str(directory / "read.parquet"))
+        connection.execute(f"COPY stated TO {target}")
+        connection.execute(f"CREATE OR REPLACE VIEW stated AS SELECT * FROM read_parquet({target})")
+    found = connection.execute(
+        f"SELECT place // {_FILE}, state, coalesce(time < {_EARLY}, false), count(*), "
+        f"min(place % {_FILE}), min(time), max(time) FROM stated GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    states = [_State(*row) for row in found]
+    late = any(state.state == _GOOD and not state.early for state in states)
+    mixed = late and bool(config.events.time)
+    usable = [x for x in states if x.state == _GOOD and not (x.early and mixed)]
+    report = _report(connection, files, checks, states, mixed, config)
+    if not usable:
+        raise InputError(f"{', '.join(file.path for file in files)}: no usable row is left")
+    since = _EARLY if mixed else 0
     connection.execute(
-        f"COPY (SELECT *, {shard} AS shard FROM ({' UNION ALL '.join(selects)})) TO {target} "
-        "(FORMAT parquet, PARTITION_BY (shard), COMPRESSION uncompressed, "
-        "DICTIONARY_SIZE_LIMIT 1000)"
-    )
-    connection.execute(
-        f"CREATE VIEW staged AS SELECT * FROM read_parquet({target} || '/*/*.parquet')"
-    )
-    late = f"EXISTS (SELECT 1 FROM staged WHERE state = {_GOOD} AND time >= {_EARLY})"
-    since = _EARLY if reading.first_row(connection, f"SELECT {late}")[0] else 0
-    report = _report(connection, files, checks, since, config)
-    connection.execute(
-        "CREATE VIEW events AS SELECT * EXCLUDE (state) FROM staged "
+        "CREATE VIEW rows AS SELECT * EXCLUDE (state) FROM stated "
         f"WHERE state = {_GOOD} AND (time IS NULL OR time >= {since})"
     )
-    found, first, last = reading.first_row(
-        connection, "SELECT count(*), min(time), max(time) FROM events"
+    number = report["events"] = sum(state.count for state in usable)
+    first = last = None
+    if config.events.time:
+        first, last = min(x.first for x in usable), max(x.last for x in usable)
+    return Log(number, first, last, report, _remarks(first, last))
+
+
+def divide(
+    connection: duckdb.DuckDBPyConnection, directory: pathlib.Path, log: Log, config: ConfigDict
+) -> int:
+    """Makes the view `events` of the rows of `rows` as numbers, divided by users.
+
+    Its columns are those of `rows` but user, item and grp as rows of the tables `users`, `items`
+    and `groups`, which have a row and an id, action and surface as codes of the tables `actions`
+    and `surfaces`, and shard. Of these tables `users` and `groups` are made here; users are in the
+    order of a hash of their ids.
+
+    Returns:
+      how many shards there are.
+    """
+    columns = {name: name for name in ("time", "duration", "query", "position", "tests", "place")}
+    columns |= {"user": "NULL", "grp": "NULL", "item": "i.row"}
+    columns |= {name: f"{name}s.code" for name in ("action", "surface")}
+    joins = "JOIN items i ON r.item = i.id"
+    joins += "".join(
+        f" LEFT JOIN {name}s ON r.{name} = {name}s.name" for name in ("action", "surface")
     )
-    if not found:
-        raise InputError(f"{', '.join(file.path for file in files)}: no usable row is left")
-    report["events"] = found
-    return Log(2**bits, first, last, report, _remarks(first, last))
+    for name, column, order in (
+        ("user", config.events.user, "hash(CAST(user AS VARCHAR)), user"),
+        ("grp", config.events.group, "grp"),
+    ):
+        if column:
+            table = {"user": "users", "grp": "groups"}[name]
+            connection.execute(
+                f"CREATE TABLE {table} AS SELECT CAST(row_number() OVER (ORDER BY {order}) - 1 AS "
+                f"INTEGER) AS row, {name} AS id FROM (SELECT DISTINCT {name} FROM rows) "
+                f"WHERE CAST({name} AS VARCHAR) <> ''"
+            )
+            columns[name] = f"{table}.row"
+            joins += f" LEFT JOIN {table} ON r.{name} = {table}.id"
+    shards = max(1, round(log.number / _ROWS_A_SHARD)) if config.events.user else 1
+    shard = f"CAST(users.row * CAST({shards} AS BIGINT) // (SELECT count(*) FROM users) AS INTEGER)"
+    columns["shard"] = shard if shards > 1 else "0"
+    selected = ", ".join(f"{value} AS {name_of(name)}" for name, value in columns.items())
+    target = literal(str(directory / "events"))
+    connection.execute(
+        f"COPY (SELECT {selected} FROM rows r {joins}) TO {target} (FORMAT parquet, "
+        "PARTITION_BY (shard), COMPRESSION uncompressed, DICTIONARY_SIZE_LIMIT 1000)"
+    )
+    connection.execute(
+        f"CREATE VIEW events AS SELECT * FROM read_parquet({target} || '/*/*.parquet')"
+    )
+    return shards
 
 
 def _checks(file: reading.File, integers: dict[str, bool], config: ConfigDict) -> list[_Check]:
@@ -134,7 +197,7 @@ def _checks(file: reading.File, integers: dict[str, bool], config: ConfigDict) -
     ]
 
     def given(field: str, column: str, what: str) -> _Check:
-        return _Check(field, column, what, f"{reading.ids(column, integers[field])} IS NOT NULL")
+        return _Check(field, column, what, reading.is_id(file, column, integers[field]))
 
     if events.user:
         checks.append(given("user", events.user, "a user's id"))
@@ -183,14 +246,14 @@ def _select(
     states += [(f"({c.holds}) IS NOT TRUE", state) for state, c in enumerate(checks, start=1)]
     cases = " ".join(f"WHEN {condition} THEN {state}" for condition, state in states)
     fields = {
-        "user": events.user and reading.ids(events.user, integers["user"]),
-        "item": reading.ids(events.item, integers["item"]),
+        "user": events.user and reading.ids(file, events.user, integers["user"]),
+        "item": reading.ids(file, events.item, integers["item"]),
         "time": moment and f"TRY_CAST({moment} AS BIGINT)",
         "duration": events.duration and f"TRY_CAST({_seconds(file, config)} AS FLOAT)",
         "action": _action(file, config),
         "surface": _surface(file, config),
         "query": events.query and reading.trimmed(file, events.query),
-        "grp": events.group and reading.ids(events.group, integers["group"]),
+        "grp": events.group and reading.ids(file, events.group, integers["group"]),
         "position": events.position and reading.number(file, events.position),
         "tests": config.split.column and _tests(file, config),
     }
@@ -239,6 +302,8 @@ def _equals(file: reading.File, column: str, value: str | float) -> str:
 
 
 def _surface(file: reading.File, config: ConfigDict) -> str:
+    if len(config.events.surface) == 1:
+        return reading.text(file, *config.events.surface)
     named = [
         f"coalesce({reading.text(file, c)}, {literal(UNKNOWN)})" for c in config.events.surface
     ]
@@ -249,43 +314,36 @@ def _report(
     connection: duckdb.DuckDBPyConnection,
     files: Sequence[reading.File],
     checks: Sequence[Sequence[_Check]],
-    since: int,
+    states: Sequence[_State],
+    mixed: bool,
     config: ConfigDict,
 ) -> dict[str, int]:
-    """Counts by state.
+    """Counts by state; where units are mixed, rows from before 1973 are bad, too.
 
     Raises:
       InputError: naming the first bad row of a file with more of them than are tolerated.
     """
-    report = {"rows read": sum(file.rows for file in files)}
-    found = connection.execute(
-        f"SELECT place // {_FILE} AS file, state, time < {since} AS early, count(*), "
-        f"min(place % {_FILE}) FROM staged GROUP BY ALL ORDER BY ALL"
-    ).fetchall()
+    report = collections.Counter({"rows read": sum(file.rows for file in files)})
     for number, file in enumerate(files):
         bad: list[tuple[int, int, _Check]] = []  # (first row, how many, check)
-        for of_file, state, early, count, row in found:
-            if of_file != number:
-                continue
-            if state in (_TOO_EARLY, _TOO_LITTLE):
-                name = "dropped as too early" if state == _TOO_EARLY else "dropped as too little"
-                report[name] = report.get(name, 0) + count
-            elif state != _GOOD:
-                bad.append((row, count, checks[number][state - 1]))
-            elif early:
+        for of_file in (state for state in states if state.file == number):
+            if of_file.state in _DROPPED:
+                report[_DROPPED[of_file.state]] += of_file.count
+            elif of_file.state != _GOOD:
+                bad.append((of_file.row, of_file.count, checks[number][of_file.state - 1]))
+            elif of_file.early and mixed:
                 (check,) = (check for check in checks[number] if check.field == "time")
                 told = "not before 1973 as others are later (mixed units or a placeholder?)"
                 told = dataclasses.replace(check, expected=f"{check.expected}, and {told}")
-                bad.append((row, count, told))
+                bad.append((of_file.row, of_file.count, told))
         total = sum(count for _, count, _ in bad)
         if total > config.tolerance * file.rows:
             row, _, check = min(bad, key=lambda found: found[0])
             share = f"{total} of {file.rows} rows are bad, tolerance is {config.tolerance:g}"
             raise reading.bad_row(connection, file, row, check.column, check.expected, share)
         for _, count, check in bad:
-            name = f"dropped for a bad {check.field}"
-            report[name] = report.get(name, 0) + count
-    return report
+            report[f"dropped for a bad {check.field}"] += count
+    return dict(report)
 
 
 def _remarks(first: int | None, last: int | None) -> list[str]:
@@ -297,16 +355,24 @@ def _remarks(first: int | None, last: int | None) -> list[str]:
     return remarks
 
 
-def vocabulary(
-    connection: duckdb.DuckDBPyConnection, column: str, size: int
-) -> tuple[tuple[str, ...], int]:
-    """The most frequent values of a column of `events` after "unknown", and how many rows are left.
+def vocabularies(
+    connection: duckdb.DuckDBPyConnection, sizes: dict[str, int]
+) -> dict[str, tuple[tuple[str, ...], int]]:
+    """The most frequent values of columns of `rows` after "unknown", and how many rows are left.
 
     Of equally frequent ones those come first that are smaller as text.
     """
-    counts = connection.execute(
-        f"SELECT {column}, count(*) FROM events WHERE {column} IS NOT NULL AND "
-        f"{column} <> {literal(UNKNOWN)} GROUP BY ALL ORDER BY 2 DESC, 1"
-    ).fetchall()
-    names = tuple(name for name, _ in counts[:size])
-    return (UNKNOWN, *names), sum(count for _, count in counts[size:])
+    counts: dict[str, dict[str, int]] = {column: {} for column in sizes}
+    sets = ", ".join(f"({column})" for column in sizes)
+    for *values, count in connection.execute(
+        f"SELECT {', '.join(sizes)}, count(*) FROM rows GROUP BY GROUPING SETS ({sets})"
+    ).fetchall():
+        for column, value in zip(sizes, values, strict=True):
+            if value not in (None, UNKNOWN):
+                counts[column][value] = count
+    found = {}
+    for column, size in sizes.items():
+        names = sorted(counts[column], key=lambda name: (-counts[column][name], name))
+        rest = sum(counts[column][name] for name in names[size:])
+        found[column] = (UNKNOWN, *names[:size]), rest
+    return found

@@ -126,10 +126,10 @@ def read(
         values = [
             f"{number} AS file",
             f"{reading.ROW} AS row",
-            f"{reading.ids(catalogue.id, integers)} AS id",
+            f"{reading.ids(file, catalogue.id, integers)} AS id",
         ]
         for name, side in config.sides.items():
-            values.append(f"{reading.ids(side.on, keys[name])} AS {name_of(f'key {name}')}")
+            values.append(f"{reading.ids(file, side.on, keys[name])} AS {name_of(f'key {name}')}")
         values += [
             _value(file, field, config) for field in fields if not _place(field.column, config)[0]
         ]
@@ -140,8 +140,8 @@ def read(
         joined += f" LEFT JOIN {table} ON m.{name_of(f'key {name}')} = {table}.key"
     columns = ", ".join(["file", "row", "id", *(name_of(field.name) for field in fields)])
     matches = [
-        f", {name_of(f'key {name}')}, {name_of(f'key {name}')} IS NOT NULL AND {_side_name(name)}.key IS NULL AS "
-        f"{name_of(f'lacks {name}')}"
+        f", {name_of(f'key {name}')}, {name_of(f'key {name}')} IS NOT NULL AND "
+        f"{_side_name(name)}.key IS NULL AS {name_of(f'lacks {name}')}"
         for name in config.sides
     ]
     connection.execute(
@@ -151,7 +151,7 @@ def read(
     def refuse(condition: str, column: str, expected: str, name: str = "") -> None:
         _refuse(connection, "item_rows", sources.main, condition, column, expected, name)
 
-    refuse("id IS NULL", catalogue.id, "an item's id")
+    refuse("coalesce(CAST(id AS VARCHAR), '') = ''", catalogue.id, "an item's id")
     lists = any(file.types.get(catalogue.tags, "").endswith("[]") for file in sources.main)
     looked_up = _place(catalogue.tags, config)[0]
     tag_rows = catalogue.tags and not (catalogue.tag_separator or lists or looked_up)
@@ -214,7 +214,7 @@ def _side(
         values = [
             f"{number} AS file",
             f"{reading.ROW} AS row",
-            f"{reading.ids(side.id, integers)} AS key",
+            f"{reading.ids(file, side.id, integers)} AS key",
         ]
         values += [
             _value(file, field, config)
@@ -223,7 +223,7 @@ def _side(
         ]
         selects.append(f"SELECT {', '.join(values)} FROM {file.relation}")
     connection.execute(f"CREATE TABLE {table} AS {' UNION ALL '.join(selects)}")
-    _refuse(connection, table, files, "key IS NULL", side.id, "an id")
+    _refuse(connection, table, files, "coalesce(CAST(key AS VARCHAR), '') = ''", side.id, "an id")
     again = "row_number() OVER (PARTITION BY key ORDER BY file, row) > 1"
     repeated = f"(file, row) IN (SELECT (file, row) FROM {table} QUALIFY {again})"
     _refuse(connection, table, files, repeated, side.id, "each id once")

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from pinjax.data import pairs, parquet, timelines
 from pinjax.data.sources import events as events_lib
 from pinjax.data.sources import reading
-from pinjax.data.sources.reading import literal
 from pinjax.data.spec import SPLITS
 from pinjax.data.text import tokens
 from pinjax.errors import InputError
@@ -59,7 +58,7 @@ def pieces(found: duckdb.DuckDBPyRelation, rows: int = 2**17) -> Iterator[pa.Tab
 def write_timelines(
     connection: duckdb.DuckDBPyConnection,
     directory: pathlib.Path,
-    log: events_lib.Log,
+    shards: int,
     items: int,
     train_end: int,
     config: ConfigDict,
@@ -70,9 +69,9 @@ def write_timelines(
     of time, finer than a second where the log is, and then as they lie in its files.
 
     Args:
-      connection: with `events`, `items`, and the tables `actions` and `surfaces` of name and code.
+      connection: with the view `events` and its tables, see `events.divide`.
       directory: of the timelines, not there yet.
-      log: of the view `events`.
+      shards: how many there are.
       items: rows of the catalogue.
       train_end: unix seconds.
       config: a column map.
@@ -89,7 +88,7 @@ def write_timelines(
     report = {"repeated rows dropped": 0, "users with too few actions": 0, "actions": 0}
     most = 0
     with timelines.writer(directory) as writer:
-        for shard in range(log.shards):
+        for shard in range(shards):
             users, records, starts, repeats = _shard(connection, shard)
             report["repeated rows dropped"] += repeats
             lengths = np.diff(starts)
@@ -131,30 +130,25 @@ def _shard(
     connection: duckdb.DuckDBPyConnection, shard: int
 ) -> tuple[list[int | str], np.ndarray, np.ndarray, int]:
     """Users of a shard, their `timelines.ACTION` (n,), where each begins, and repeated rows."""
-    events = f"(SELECT * FROM events WHERE shard = {shard} AND user IS NOT NULL)"
-    connection.execute(
-        "CREATE OR REPLACE TEMPORARY TABLE owners AS SELECT user AS id, "
-        "CAST(row_number() OVER (ORDER BY hash(CAST(user AS VARCHAR)), user) - 1 AS INTEGER) "
-        f"AS row FROM (SELECT DISTINCT user FROM {events})"
-    )
-    users = connection.sql("SELECT id FROM owners ORDER BY row").to_arrow_table()[0].to_pylist()
     table = connection.sql(
-        "SELECT o.row AS user, i.row AS item, time, duration, a.code AS action, s.code AS surface "
-        f"FROM {events} e JOIN owners o ON e.user = o.id JOIN items i ON e.item = i.id "
-        "LEFT JOIN actions a ON e.action = a.name LEFT JOIN surfaces s ON e.surface = s.name "
-        "ORDER BY o.row, time, place"
+        "SELECT user, item, time, duration, action, surface FROM events "
+        f"WHERE shard = {shard} AND user IS NOT NULL ORDER BY user, time, place"
     ).to_arrow_table()
+    user = table["user"].to_numpy()
+    first, end = (int(user[0]), int(user[-1]) + 1) if len(user) else (0, 0)
+    query = f"SELECT id FROM users WHERE row >= {first} AND row < {end} ORDER BY row"
+    users = connection.sql(query).to_arrow_table()[0].to_pylist()
     records = np.zeros(len(table), timelines.ACTION)
     for name in ("item", "duration", "action", "surface"):
         column = table[name]
         if column.null_count < len(column):  # else the map does not name it
             records[name] = column.fill_null(0).to_numpy()
-    user, repeats = table["user"].to_numpy(), np.zeros(len(table), bool)
+    repeats = np.zeros(len(table), bool)
     if table["time"].null_count < len(table):
         time = table["time"].to_numpy()
         records["time"] = time // events_lib.SECOND
         repeats = _repeats(user, time, records)
-    starts = np.searchsorted(user[~repeats], np.arange(len(users) + 1))
+    starts = np.searchsorted(user[~repeats], first + np.arange(len(users) + 1))
     return users, records[~repeats], starts, int(repeats.sum())
 
 
@@ -212,14 +206,14 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> Non
     somewhere or are led to; an item does not lead to itself.
     """
     connection.execute(
-        f"CREATE VIEW engagements AS SELECT e.*, i.row AS item_row FROM {_marked(config)} e "
-        "JOIN items i ON e.item = i.id WHERE i.described"
+        f"CREATE VIEW engagements AS SELECT e.* FROM {_marked(config)} e "
+        "JOIN items i ON e.item = i.row WHERE i.described"
     )
     selects = []
     if config.events.query:
         selects.append(
-            "SELECT 'text', query, CAST(NULL AS INTEGER), item_row, action, time, "
-            "CAST(NULL AS VARCHAR), tests, training, place FROM engagements "
+            "SELECT 'text', query, CAST(NULL AS INTEGER), item, action, time, "
+            "CAST(NULL AS INTEGER), tests, training, place, 0 FROM engagements "
             "WHERE query IS NOT NULL"
         )
     if config.pairs.sequence:
@@ -228,14 +222,14 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> Non
         for step in range(1, config.pairs.ahead + 1):
             after = ", ".join(
                 f"lead({name}, {step}) OVER w AS {name}_"
-                for name in ("item_row", "action", "time", "tests", "training", "place")
+                for name in ("item", "action", "time", "tests", "training", "place")
             )
             selects.append(
-                f"SELECT 'image', CAST(item AS VARCHAR), item_row, item_row_, action_, "
-                f"time_, CAST({column} AS VARCHAR), tests_, training_, place_ "
+                f"SELECT 'image', CAST(i.id AS VARCHAR), item, item_, action_, time_, {column}, "
+                f"tests_, training_, place_, {step} "
                 f"FROM (SELECT *, {after} FROM engagements WHERE {column} IS NOT NULL "
-                f"WINDOW w AS (PARTITION BY {column} ORDER BY {order}, place)) "
-                "WHERE item_row_ IS NOT NULL AND item_row_ <> item_row"
+                f"WINDOW w AS (PARTITION BY {column} ORDER BY {order}, place)) e "
+                "JOIN items i ON e.item = i.row WHERE item_ IS NOT NULL AND item_ <> item"
             )
     connection.execute(
         f"CREATE TABLE found AS SELECT * FROM ({' UNION ALL '.join(selects)}) AS pairs(kind, "
@@ -267,18 +261,26 @@ def split_pairs(connection: duckdb.DuckDBPyConnection, train_end: int, config: C
     """
     split, shares = config.split, _shares(config)
 
-    def hashed(name: str, column: str, key: Callable[[str], int]) -> None:
-        ids = connection.sql(
-            f"SELECT DISTINCT {column} FROM found WHERE {column} IS NOT NULL ORDER BY 1"
-        ).to_arrow_table()[0]
-        splits = [key(value) for value in ids.to_pylist()]
-        make_table(connection, name, key=ids, split=pa.array(splits, pa.int8()))
+    def hashed(name: str, keys: str, normalise: Callable[[str], str] = str) -> None:
+        found = connection.sql(f"SELECT DISTINCT {keys} ORDER BY key").to_arrow_table()
+        ids = map(normalise, found["id"].to_pylist())
+        splits = pa.array([split_of(value, split.seed, *shares) for value in ids], pa.int8())
+        make_table(connection, name, key=found["key"], split=splits)
 
-    def of_query(query: str) -> int:
-        return split_of(tokens.normalise(query), split.seed, *shares)
-
-    hashed("query_splits", "query", of_query)
-    hashed("sequence_splits", "sequence", lambda key: split_of(key, split.seed, *shares))
+    hashed("query_splits", "query AS key, query AS id FROM found", tokens.normalise)
+    owners = "groups" if config.pairs.sequence == "group" else "users"
+    if config.pairs.sequence:
+        hashed(
+            "sequence_splits",
+            f"sequence AS key, o.id FROM found JOIN {owners} o ON sequence = o.row",
+        )
+    else:
+        make_table(
+            connection,
+            "sequence_splits",
+            key=pa.array([], pa.int32()),
+            split=pa.array([], pa.int8()),
+        )
     match split.kind:
         case "time":
             rule = f"CASE WHEN time < {(train_end + 1) * events_lib.SECOND} THEN 0 ELSE q.split END"
@@ -306,25 +308,24 @@ def write_pairs(
       InputError: where there are too many kinds, or a split is empty.
     """
     tasks = connection.execute(
-        f"SELECT kind || '/' || coalesce(action, {literal(timelines.UNKNOWN)}) FROM split_pairs "
-        "GROUP BY 1 ORDER BY count(*) DESC, 1"
+        "SELECT kind || '/' || a.name, kind, a.code FROM split_pairs f "
+        "JOIN actions a ON coalesce(f.action, 0) = a.code GROUP BY ALL ORDER BY count(*) DESC, 1"
     ).fetchall()
-    names = tuple(name for (name,) in tasks)
+    names, kinds, actions = zip(*tasks, strict=True)
     if len(names) > _TASKS:
         raise InputError(
-            f"{len(names)} kinds of engagement; expected at most {_TASKS}: see config.events.action"
+            f"{len(names)} kinds of engagement; expected at most {_TASKS}: see events.max_actions"
         )
-    make_table(
-        connection, "tasks", name=pa.array(names), code=pa.array(range(len(names)), pa.uint8())
-    )
+    codes = pa.array(range(len(names)), pa.uint8())
+    make_table(connection, "tasks", kind=pa.array(kinds), action=pa.array(actions), code=codes)
     directory.mkdir()
     counts, report = {}, {}
     for number, split in enumerate(SPLITS):
         found = connection.sql(
             "SELECT CAST(q.row AS INTEGER) AS query, f.item, t.code AS task, "
             "CAST(coalesce(time // 1000000, 0) AS UINTEGER) AS time "
-            "FROM split_pairs f JOIN queries q ON f.kind = q.kind AND f.query = q.id JOIN tasks t "
-            f"ON f.kind || '/' || coalesce(f.action, {literal(timelines.UNKNOWN)}) = t.name "
+            "FROM split_pairs f JOIN queries q ON f.kind = q.kind AND f.query = q.id "
+            "JOIN tasks t ON f.kind = t.kind AND coalesce(f.action, 0) = t.action "
             f"WHERE f.split = {number} ORDER BY f.time, q.row, f.item, t.code"
         )
         of_task = np.zeros(len(names), np.int64)
@@ -362,50 +363,43 @@ def write_graph(
       InputError: where there is no edge to train on.
     """
     split, by_group = config.split, bool(config.events.group)
-    if by_group:
-        edges = (
-            f"SELECT item, grp AS id, time, tests FROM {_marked(config)} "
-            "WHERE grp IS NOT NULL AND training"
+    edges = f"SELECT item, grp, time, tests FROM {_marked(config)} WHERE training"
+    if not by_group:
+        connection.execute(
+            "CREATE TABLE groups AS SELECT CAST(row_number() OVER (ORDER BY tag) - 1 AS INTEGER) "
+            "AS row, tag AS id FROM (SELECT DISTINCT tag FROM tags)"
         )
-    else:
-        edges = "SELECT id AS item, tag AS id, NULL AS time, false AS tests FROM tags"
-    connection.execute(
-        "CREATE TABLE groups AS SELECT CAST(row_number() OVER (ORDER BY id) - 1 AS INTEGER) AS row,"
-        f" id FROM (SELECT DISTINCT id FROM ({edges}))"
+        edges = (
+            "SELECT i.row AS item, g.row AS grp, 0 AS time, false AS tests FROM tags t "
+            "JOIN items i ON t.id = i.id JOIN groups g ON t.tag = g.id"
+        )
+    ids = connection.sql("SELECT id FROM groups ORDER BY row").to_arrow_table()[0].to_pylist()
+    shares = _shares(config)
+    make_table(
+        connection,
+        "group_splits",
+        row=pa.array(range(len(ids)), pa.int32()),
+        split=pa.array([split_of(key, split.seed, *shares) for key in ids], pa.int8()),
     )
     if not by_group or split.kind == "leave_one_out":
         rule = "0"
     elif split.kind == "column":
-        rule = "CASE WHEN bool_and(tests) THEN 2 WHEN bool_or(valid) THEN 1 ELSE 0 END"
+        edge = f"md5_number_lower({split.seed} || ':' || any_value(g.id) || ':' || any_value(i.id))"
+        valid = f"{edge} % 1000000 < {round(split.valid * 1_000_000)}"
+        rule = f"CASE WHEN bool_and(tests) THEN 2 WHEN {valid} THEN 1 ELSE 0 END"
     else:
-        shares = _shares(config)
-        ids = connection.sql("SELECT id FROM groups ORDER BY row").to_arrow_table()[0]
-        splits = [split_of(key, split.seed, *shares) for key in ids.to_pylist()]
-        make_table(
-            connection,
-            "group_splits",
-            row=pa.array(range(len(splits)), pa.int32()),
-            split=pa.array(splits, pa.int8()),
-        )
         rule = "any_value(s.split)"
         if split.kind == "time":
             later = (train_end + 1) * events_lib.SECOND
             rule = f"CASE WHEN min(time) < {later} THEN 0 ELSE {rule} END"
-    splits = "LEFT JOIN group_splits s ON g.row = s.row" if "s.split" in rule else ""
-    if by_group and split.cold:
+    if by_group:
         rule = f"coalesce(nullif({rule}, 0), any_value(c.split), 0)"
-        splits += " LEFT JOIN cold c ON i.row = c.item"
-    valid = "false AS valid"
-    if split.kind == "column" and split.valid:
-        share = round(split.valid * 1_000_000)
-        edge = f"md5_number_lower({split.seed} || ':' || id || ':' || item)"
-        valid = f"{edge} % 1000000 < {share} AS valid"
     connection.execute(
         "CREATE TABLE edges AS "
-        f"SELECT i.row AS item, g.row AS grp, CAST({rule} AS TINYINT) AS split, count(*) AS rows, "
-        "bool_or(tests) AND NOT bool_and(tests) AS of_both "
-        f"FROM (SELECT *, {valid} FROM ({edges})) e JOIN items i ON e.item = i.id "
-        f"JOIN groups g ON e.id = g.id {splits} GROUP BY 1, 2"
+        f"SELECT e.item, e.grp, CAST({rule} AS TINYINT) AS split, count(*) AS rows, "
+        f"bool_or(tests) AND NOT bool_and(tests) AS of_both FROM ({edges}) e "
+        "JOIN items i ON e.item = i.row JOIN groups g ON e.grp = g.row "
+        "JOIN group_splits s ON e.grp = s.row LEFT JOIN cold c ON e.item = c.item GROUP BY 1, 2"
     )
     counts, report = dict.fromkeys(SPLITS, 0), {}
     for number, count in connection.execute(
@@ -417,7 +411,7 @@ def write_graph(
         connection, "SELECT sum(rows - 1), count(*) FILTER (of_both) FROM edges"
     )
     report["rows that repeat an edge"] = repeats
-    report["edges of training and test (left in training)"] = of_both
+    report["edges of training that test rows repeat"] = of_both
     (groups,) = reading.first_row(connection, "SELECT count(*) FROM groups")
     if not counts["train"]:
         raise InputError("the graph has no edge to train on; see config.split")

@@ -196,13 +196,15 @@ class _Work:
                 for file in (sources.main if sources else ())
             ]
         )
-        log = events.stage(connection, self._staging, log_files, integers, config)
+        log = events.read(connection, self._staging, log_files, integers, config)
         self._report |= log.report
         if sources:
             self._report |= items.read(connection, sources, integers, config)
         if queries:
             items.read_queries(connection, queries, config)
         number = self._make_items()
+        names = self._make_vocabularies()
+        shards = events.divide(connection, self._staging, log, config)
         train_end = self._train_end(log)
         spec = spec_lib.Spec(
             name=config.name,
@@ -212,8 +214,8 @@ class _Work:
         )
         counts = np.zeros(number, np.int64)
         if "timelines" in self._parts:
-            changes, counts = self._timelines(log, number, train_end)
-            spec = dataclasses.replace(spec, **changes)
+            users, counts = self._timelines(shards, number, train_end)
+            spec = dataclasses.replace(spec, **names, **users)
         parts.make_cold(connection, config)
         if "pairs" in self._parts:
             parts.find_pairs(connection, config)
@@ -244,7 +246,7 @@ class _Work:
         connection, given = self._connection, bool(self._inputs.items)
         rows = (
             "SELECT item AS id, min(time) AS first, count(*) AS events, false AS known, "
-            "false AS described FROM events GROUP BY 1"
+            "false AS described FROM rows GROUP BY 1"
         )
         if given:
             rows += (
@@ -314,32 +316,29 @@ class _Work:
         }
         return train_end
 
-    def _timelines(
-        self, log: events.Log, number: int, train_end: int
-    ) -> tuple[dict[str, Any], np.ndarray]:
-        """Writes the timelines: what the spec says of them, and int64 (items,) training actions."""
-        connection, config = self._connection, self._config
-        names = {}
-        for column, size in (
-            ("action", config.timelines.max_actions),
-            ("surface", config.timelines.max_surfaces),
-        ):
-            names[column], rest = events.vocabulary(connection, column, size)
+    def _make_vocabularies(self) -> dict[str, tuple[str, ...]]:
+        """Makes the tables `actions` and `surfaces` of names and codes; the names by table."""
+        events_map, names = self._config.events, {}
+        sizes = {"action": events_map.max_actions, "surface": events_map.max_surfaces}
+        for column, (found, rest) in events.vocabularies(self._connection, sizes).items():
+            names[f"{column}s"] = found
             self._report[f"{column}s outside the vocabulary"] = rest
-            codes = pa.array(range(len(names[column])), pa.uint16())
-            parts.make_table(connection, f"{column}s", name=pa.array(names[column]), code=codes)
+            codes = pa.array(range(len(found)), pa.uint16())
+            parts.make_table(self._connection, f"{column}s", name=pa.array(found), code=codes)
+        return names
+
+    def _timelines(
+        self, shards: int, number: int, train_end: int
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """Writes timelines: what the spec says of users, and int64 (items,) training actions."""
+        connection, config = self._connection, self._config
         users, counts, report = parts.write_timelines(
-            connection, self._made / "timelines", log, number, train_end, config
+            connection, self._made / "timelines", shards, number, train_end, config
         )
         longest = report.pop("longest timeline")
         self._report |= report
-        (kind,) = connection.sql("SELECT user FROM events LIMIT 0").types
-        spec = {
-            "users": users,
-            "integer_users": str(kind) == "BIGINT",
-            "actions": names["action"],
-            "surfaces": names["surface"],
-        }
+        (kind,) = connection.sql("SELECT id FROM users LIMIT 0").types
+        spec = {"users": users, "integer_users": str(kind) == "BIGINT"}
         if config.split.kind == "leave_one_out":
             spec["train_end"] = longest - 1  # of ranks
         return spec, counts
@@ -357,7 +356,8 @@ class _Work:
         if (unknown or 0) > config.tolerance * total:
             (place,) = reading.first_row(
                 connection,
-                "SELECT min(place) FROM events e JOIN items i ON e.item = i.id WHERE NOT described",
+                "SELECT min(place) FROM events e JOIN items i ON e.item = i.row "
+                "WHERE NOT described",
             )
             number, row = events.place_of(place)
             share = f"{unknown} of {total} rows are bad, tolerance is {config.tolerance:g}"

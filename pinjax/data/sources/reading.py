@@ -109,7 +109,7 @@ def database(directory: pathlib.Path, memory: int | None) -> Iterator[duckdb.Duc
         "temp_directory": str(directory / "spilled"),
         "autoload_known_extensions": False,
     }
-    with duckdb.connect(str(directory / "tables.duckdb"), config=settings) as connection:
+    with duckdb.connect(config=settings) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         try:
             yield connection
@@ -392,11 +392,20 @@ def are_integers(connection: duckdb.DuckDBPyConnection, file: File, column: str)
     return all_fit in (True, None)
 
 
-def ids(column: str, integers: bool) -> str:
-    """SQL of a column of ids, null where empty."""
-    if integers:
-        return f"CAST({name_of(column)} AS BIGINT)"
-    return f"nullif(CAST({name_of(column)} AS VARCHAR), '')"
+def ids(file: File, column: str, integers: bool) -> str:
+    """SQL of a column of ids; text may be empty, which is no id.
+
+    Text of Parquet is left as it is: DuckDB joins it by its dictionary, at half of the cost.
+    """
+    if file.type_of(column) == "VARCHAR" and not integers:
+        return name_of(column)
+    return f"CAST({name_of(column)} AS {'BIGINT' if integers else 'VARCHAR'})"
+
+
+def is_id(file: File, column: str, integers: bool) -> str:
+    """SQL of whether there is an id."""
+    value = ids(file, column, integers)
+    return f"{value} IS NOT NULL" if integers else f"{value} <> ''"
 
 
 def text(file: File, column: str) -> str:
@@ -410,7 +419,7 @@ def text(file: File, column: str) -> str:
         kind.endswith(("]", ")", "OBJECT")) and not kind.startswith("DECIMAL")
     ):
         raise file.unfit(column, "text")
-    return f"CAST({name_of(column)} AS VARCHAR)"
+    return name_of(column) if kind == "VARCHAR" else f"CAST({name_of(column)} AS VARCHAR)"
 
 
 def texts(file: File, column: str) -> str:

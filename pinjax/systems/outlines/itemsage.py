@@ -17,46 +17,47 @@ from pinjax.training import sharding
 
 
 def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline:
-    """The outline of what `page.create` makes, with another number of products if one is given.
+    """The outline of what `page.create` makes, with another number of items if one is given.
 
-    Every product is taken to be drawn equally often.
+    All items that are engaged with are taken to be drawn equally often.
 
     Raises:
       InputError: where the config does not fit itself, the mesh or the data.
     """
     page.check(config, mesh)
-    size = sizes.engagements(config.data.name, config.data.dir, items)
-    page.check_vectors(config, config.data.name, size.dim, size.dim)
-    encoder = page.make_encoder(config, size.vocabulary, mesh)
+    size = sizes.of(config.data.name, config.data.dir, items, "pairs")
+    spec = size.spec
+    page.check_vectors(config, spec)
+    encoder = page.make_encoder(config, sum(spec.vocabulary), mesh)
     table = functools.partial(outline.table, encoder.tables)
-    tokens = round(size.products * size.text_tokens.mean())
-    page.check_tokens(config.data.name, tokens)
+    page.check_tokens(spec.name, size.tokens)
     products = {
-        "images": product_features.Ragged(
-            values=table((size.images, size.dim), jnp.bfloat16),
-            offsets=table((size.products, 2), jnp.int32),
-        ),
         "texts": product_features.Ragged(
-            values=table((tokens,), jnp.int32),
-            offsets=table((size.products, max(1, len(config.model.texts)) + 1), jnp.int32),
+            values=table((size.tokens,), jnp.int32),
+            offsets=table((spec.num_items, max(1, len(config.model.texts)) + 1), jnp.int32),
         ),
     }
+    if config.model.image_slots:
+        products["images"] = product_features.Ragged(
+            values=table((size.images, spec.image_dim), jnp.bfloat16),
+            offsets=table((spec.num_items, 2), jnp.int32),
+        )
     frozen = {
         "products": products,
-        "queries": table((size.queries, size.dim), jnp.bfloat16),
+        "queries": table((spec.num_queries, spec.query_dim), jnp.bfloat16),
         "corpus": Shape((size.engaged,), jnp.int32),
     }
 
     def capacity(number: int) -> int:
-        weights = np.ones(len(size.text_tokens))
+        weights = np.ones(len(size.item_tokens))
         share = number // mesh.shape["data"]
         chance = page.overflow_chance(config, mesh)
-        return product_features.token_capacity(size.text_tokens, weights, share, chance)
+        return product_features.token_capacity(size.item_tokens, weights, share, chance)
 
     capacities = {"positives": capacity(config.data.pairs), "random": capacity(config.loss.random)}
     encode = functools.partial(page.encode, encoder, mesh, capacity(page.ENCODED))
 
-    widths = page.sketch_widths(config.loss, size.engaged, size.queries)
+    widths = page.sketch_widths(config.loss, size.engaged, spec.num_queries)
 
     def embed(params: Any) -> dict[str, Any]:
         arguments = {
@@ -67,7 +68,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         return {"embed products": (sharding.shared_out(mesh, encode), arguments)}
 
     return outline.Outline(
-        init=functools.partial(page.init, encoder, config.loss, widths, size.dim),
+        init=functools.partial(page.init, encoder, config.loss, widths, spec.image_dim),
         loss=functools.partial(
             page.loss,
             encoder,
@@ -80,5 +81,5 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         batch=outline.pairs_batch(config.data.pairs, size.same_query),
         size=("data.pairs", config.data.pairs),
         embed=embed,
-        search=outline.search(size.products, config.model.dim, 100),
+        search=outline.search(spec.num_items, config.model.dim, 100),
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pinjax.data import schema, sizes, windows
+from pinjax.data import sizes, timelines, windows
 from pinjax.errors import InputError
 from pinjax.systems import outline
 from pinjax.systems import pinnerformer as page
@@ -21,16 +21,16 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
       InputError: where the config does not fit itself, the mesh or the data.
     """
     page.check(config, mesh)
-    size = sizes.timelines(config.data.name, config.data.dir, items)
-    num_items, users = size.metadata.num_items, config.data.users
-    if config.data.content and not size.content_dim:
+    spec = sizes.of(config.data.name, config.data.dir, items, "timelines").spec
+    num_items, users = spec.num_items, config.data.users
+    if config.data.content and not spec.content_dim:
         raise InputError(f"data.content: {config.data.name} has no content vectors")
-    model = page.make_model(config, size.metadata, mesh)
+    model = page.make_model(config, spec, mesh)
     degrees = config.data.degree_times if config.data.degree_days else 0
     content = None
     if config.data.content:
-        page.check_components(config, size.content_dim)
-        width = (config.data.components or size.content_dim) + degrees
+        page.check_components(config, spec.content_dim)
+        width = (config.data.components or spec.content_dim) + degrees
         content = outline.table(model.tables, (num_items, width), jnp.bfloat16)
     times = Shape((degrees,), jnp.uint32) if degrees else None
     frozen = page.Frozen(content, Shape((num_items,), jnp.int32), times)
@@ -39,7 +39,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     )
 
     def history(rows: int) -> dict[str, Shape]:
-        fields = {name: dtype for name, (dtype, _) in schema.ACTION.fields.items()}
+        fields = {name: dtype for name, (dtype, _) in timelines.ACTION.fields.items()}
         fields["moment"] = fields["time"]
         return {name: Shape((rows, config.data.length), x) for name, x in fields.items()}
 

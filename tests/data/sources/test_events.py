@@ -387,7 +387,7 @@ def test_rare_actions_and_surfaces_become_unknown(prepare):
         "where": where * 10,
         "what": what * 10,
     }
-    config = config_of(timelines__max_surfaces=2, timelines__max_actions=2)
+    config = config_of(events__max_surfaces=2, events__max_actions=2)
     config.events.update(surface=("where",), duration="")
     made, prepared = prepare(config, columns)
     assert made.spec.surfaces == ("unknown", "b", "a")

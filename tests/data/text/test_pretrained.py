@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pinjax.data import pretrained
+from pinjax.data.text import pretrained
 from pinjax.errors import InputError
 from pinjax.models import bert
 

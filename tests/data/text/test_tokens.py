@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pinjax.data import text
+from pinjax.data.text import tokens
 from pinjax.errors import InputError
 
 ALL = dict(unigrams=10**6, bigrams=10**6, trigrams=10**6)
@@ -76,7 +76,7 @@ def rows_of(strings, **sizes):
     for kind, of_kind in enumerate(zip(*map(tokens_of, strings), strict=True)):
         counts = collections.Counter(itertools.chain(*of_kind))
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        name = text.KINDS[kind]
+        name = tokens.KINDS[kind]
         rows += [(name, *item) for item in ordered[: sizes[f"{name}s"]]]
     return rows
 
@@ -85,8 +85,8 @@ def encode(strings, rows):
     ids = {(kind, token): i for i, (kind, token, _) in enumerate(rows)}
     encoded = []
     for string in strings:
-        tokens = zip(text.KINDS, tokens_of(string), strict=True)
-        found = [ids.get((kind, token)) for kind, of_kind in tokens for token in of_kind]
+        kinds = zip(tokens.KINDS, tokens_of(string), strict=True)
+        found = [ids.get((kind, token)) for kind, of_kind in kinds for token in of_kind]
         encoded.append([i for i in found if i is not None])
     return encoded
 
@@ -116,18 +116,18 @@ def random_texts(rng, count, longest=30):
 @pytest.mark.parametrize("sizes", [ALL, FEW, dict(unigrams=5, bigrams=0, trigrams=0)])
 def test_vocabulary_and_ids_are_those_of_a_plain_tokeniser(rng, sizes):
     texts = random_texts(rng, 1500) + ADVERSARIAL
-    vocabulary = text.Vocabulary.build(texts, **sizes)
+    vocabulary = tokens.Vocabulary.build(texts, **sizes)
     rows = rows_of(texts, **sizes)
     assert as_tuples(vocabulary) == rows
     assert len(vocabulary) == len(rows)
-    assert vocabulary.sizes == tuple(sum(row[0] == kind for row in rows) for kind in text.KINDS)
+    assert vocabulary.sizes == tuple(sum(row[0] == kind for row in rows) for kind in tokens.KINDS)
     others = ADVERSARIAL + random_texts(rng, 500)
     assert as_lists(vocabulary.encode(others)) == encode(others, rows)
 
 
 @pytest.mark.parametrize("string", ADVERSARIAL)
 def test_each_adversarial_text_alone(string):
-    vocabulary = text.Vocabulary.build([string], **ALL)
+    vocabulary = tokens.Vocabulary.build([string], **ALL)
     rows = rows_of([string], **ALL)
     assert as_tuples(vocabulary) == rows
     assert as_lists(vocabulary.encode([string, None, string])) == encode([string, "", string], rows)
@@ -136,14 +136,14 @@ def test_each_adversarial_text_alone(string):
 def test_very_long_words(rng):
     long = "".join(rng.choice(list("abcé漢"), 100_000))
     texts = [long, f"{long[:-1]}z {long}", "x", long[1:] + " " + long]
-    vocabulary = text.Vocabulary.build(texts, **ALL)
+    vocabulary = tokens.Vocabulary.build(texts, **ALL)
     assert as_tuples(vocabulary) == rows_of(texts, **ALL)
     assert as_lists(vocabulary.encode(texts)) == encode(texts, as_tuples(vocabulary))
 
 
 def test_no_texts_and_no_tokens():
     for texts in ([], [None, "", "--"]):
-        vocabulary = text.Vocabulary.build(texts, **ALL)
+        vocabulary = tokens.Vocabulary.build(texts, **ALL)
         assert len(vocabulary) == 0
         assert vocabulary.sizes == (0, 0, 0)
         assert as_lists(vocabulary.encode(["a", None])) == [[], []]
@@ -156,21 +156,21 @@ def test_normalising_twice_changes_nothing(rng):
     cased = [c for c in characters if c.lower() != c]
     pairs = [c + rng.choice(marks) for c in cased for _ in range(5)]
     for string in [*characters, *pairs, *random_texts(rng, 3000), *filter(None, ADVERSARIAL)]:
-        once = text.normalise(string)
-        assert text.normalise(once) == once
+        once = tokens.normalise(string)
+        assert tokens.normalise(once) == once
         assert unicodedata.is_normalized("NFKC", once)
         assert once.lower() == once
-    assert text.normalise("J\u030cÉﬁ Ｋ") == "ǰéfi k"
-    assert text.normalise(None) == ""
+    assert tokens.normalise("J\u030cÉﬁ Ｋ") == "ǰéfi k"
+    assert tokens.normalise(None) == ""
 
 
 @pytest.mark.parametrize("characters", [1, 7, 100])
 def test_chunks_do_not_matter(rng, monkeypatch, characters):
     texts = random_texts(rng, 60) + ADVERSARIAL
-    whole = text.Vocabulary.build(texts, **FEW)
+    whole = tokens.Vocabulary.build(texts, **FEW)
     encoded = as_lists(whole.encode(texts))
-    monkeypatch.setattr(text, "_CHUNK", characters)
-    parts = text.Vocabulary.build(iter(texts), **FEW)
+    monkeypatch.setattr(tokens, "_CHUNK", characters)
+    parts = tokens.Vocabulary.build(iter(texts), **FEW)
     assert parts.rows.equals(whole.rows)
     assert parts.digest == whole.digest
     assert as_lists(parts.encode(iter(texts))) == encoded
@@ -179,23 +179,23 @@ def test_chunks_do_not_matter(rng, monkeypatch, characters):
 def test_the_order_of_texts_does_not_matter(rng):
     texts = random_texts(rng, 300) + ADVERSARIAL
     shuffled = [texts[i] for i in rng.permutation(len(texts))]
-    first, second = (text.Vocabulary.build(strings, **FEW) for strings in (texts, shuffled))
+    first, second = (tokens.Vocabulary.build(strings, **FEW) for strings in (texts, shuffled))
     assert first.rows.equals(second.rows)
 
 
 @pytest.mark.parametrize("crowded", [False, True])
 def test_lookup_is_that_of_a_dict(rng, monkeypatch, crowded):
     if crowded:  # all keys in one slot, and beyond the end of the table
-        monkeypatch.setattr(text, "_mix", lambda keys: keys | np.uint64(2**64 - 2**32))
+        monkeypatch.setattr(tokens, "_mix", lambda keys: keys | np.uint64(2**64 - 2**32))
     keys = rng.permutation(2000).astype(np.uint64)
-    lookup = text._Lookup(keys[:500], 7)
+    lookup = tokens._Lookup(keys[:500], 7)
     ids = {int(key): 7 + i for i, key in enumerate(keys[:500])}
     assert lookup(keys).tolist() == [ids.get(int(key), -1) for key in keys]
 
 
 def test_a_saved_vocabulary_is_the_same(rng, tmp_path):
     texts = random_texts(rng, 400) + ADVERSARIAL
-    vocabulary = text.Vocabulary.build(texts, **FEW)
+    vocabulary = tokens.Vocabulary.build(texts, **FEW)
     path = tmp_path / "vocabulary.parquet"
     for _ in range(2):  # the second replaces the first
         vocabulary.save(path)
@@ -206,7 +206,7 @@ def test_a_saved_vocabulary_is_the_same(rng, tmp_path):
     assert table.schema.metadata[b"pinjax.vocabulary"] == b"1"
     assert table.schema.metadata[b"sizes"] == b"(60, 50, 90)"
 
-    loaded = text.Vocabulary.load(path)
+    loaded = tokens.Vocabulary.load(path)
     assert loaded.rows.equals(vocabulary.rows)
     assert loaded.digest == vocabulary.digest
     assert loaded.sizes == vocabulary.sizes
@@ -216,20 +216,20 @@ def test_a_saved_vocabulary_is_the_same(rng, tmp_path):
 
 def test_the_digest_is_that_of_the_tokens():
     texts = ["red table", "red chair"]
-    digest = text.Vocabulary.build(texts, **ALL).digest
+    digest = tokens.Vocabulary.build(texts, **ALL).digest
     assert len(bytes.fromhex(digest)) == 32
-    assert text.Vocabulary.build(texts * 2, **ALL).digest == digest
+    assert tokens.Vocabulary.build(texts * 2, **ALL).digest == digest
     others = [
-        text.Vocabulary.build(["red table", "red chain"], **ALL),
-        text.Vocabulary.build(texts, **{**ALL, "bigrams": 1}),
-        text.Vocabulary.build(["red table", "chair red"], **ALL),
+        tokens.Vocabulary.build(["red table", "red chain"], **ALL),
+        tokens.Vocabulary.build(texts, **{**ALL, "bigrams": 1}),
+        tokens.Vocabulary.build(["red table", "chair red"], **ALL),
     ]
     assert len({digest, *(other.digest for other in others)}) == 4
 
 
 def test_refusals(tmp_path):
     path = tmp_path / "vocabulary.parquet"
-    vocabulary = text.Vocabulary.build(["red table"], **ALL)
+    vocabulary = tokens.Vocabulary.build(["red table"], **ALL)
     saved = {
         b"pinjax.vocabulary": b"1",
         b"sizes": b"(2, 1, 8)",
@@ -238,7 +238,7 @@ def test_refusals(tmp_path):
 
     def refused(match):
         with pytest.raises(InputError, match=match) as error:
-            text.Vocabulary.load(path)
+            tokens.Vocabulary.load(path)
         assert "\n" not in str(error.value)
         assert str(path) in str(error.value)
 
@@ -257,4 +257,18 @@ def test_refusals(tmp_path):
     pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(saved), path)
     refused("not those that were saved")
     with pytest.raises(InputError, match="expected none below 0"):
-        text.Vocabulary.build(["a"], unigrams=1, bigrams=-1, trigrams=1)
+        tokens.Vocabulary.build(["a"], unigrams=1, bigrams=-1, trigrams=1)
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_interleave_is_thing_by_thing(rng, columns):
+    lists = [[rng.integers(0, 9, rng.integers(0, 4)) for _ in range(5)] for _ in range(columns)]
+
+    def ragged(lists):
+        offsets = np.cumsum([0, *map(len, lists)])
+        return tokens.Ragged(np.concatenate(lists).astype(np.int32), offsets)
+
+    found = tokens.interleave([ragged(column) for column in lists])
+    expected = ragged([lists[column][thing] for thing in range(5) for column in range(columns)])
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.offsets, expected.offsets)
