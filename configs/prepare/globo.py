@@ -2,14 +2,16 @@
 
 python -m pinjax.prepare --config=configs/prepare/globo.py \
     --events=clicks.parquet --items=articles.parquet --out=DIR
+python -m pinjax.train --config=configs/pinnerformer.py:globo --config.data.name=DIR
+
+Timelines alone. A surface is the device, its system and the kind of referrer.
 """
 
-from ml_collections import ConfigDict
+from pinjax.data.sources import column_map
+from pinjax.settings import Section
 
-from pinjax.data import column_map
 
-
-def get_config() -> ConfigDict:
+def get_config() -> Section:
     config = column_map.default()
     config.name = "globo"
     config.events.user = "user_id"

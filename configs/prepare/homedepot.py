@@ -8,21 +8,20 @@ python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
 python -m pinjax.train --config=configs/searchsage.py --config.data.name=DIR \
     '--config.tasks=(("text/relevant", 1.0, 50),)'
 
-A product is engaged with where its relevance, from 1 to 3 and the mean of several judges, is at
-least 2.33. Vectors are made of the words of titles.
+Pairs alone: a product is engaged with where its relevance, from 1 to 3 and the mean of several
+judges, is at least 2.33. Searches are held out whole. Vectors are made of the words of titles.
 """
 
-from ml_collections import ConfigDict
+from pinjax.data.sources import column_map
+from pinjax.settings import Section
 
-from pinjax.data import column_map
 
-
-def get_config() -> ConfigDict:
-    config = column_map.engagements()
+def get_config() -> Section:
+    config = column_map.default()
     config.name = "homedepot"
     config.events.item = "product_uid"
     config.events.query = "search_term"
-    config.events.least = ("relevance", 2.33)
+    config.events.least = (("relevance", 2.33),)
     config.events.action_by_file = (("train", "relevant"),)
     config.catalogue.id = "product_uid"
     config.catalogue.repeats = True  # a row for each search; few products have two titles
@@ -30,4 +29,6 @@ def get_config() -> ConfigDict:
     config.vectors.texts = ("title",)
     config.vectors.language = "english"
     config.vectors.dim = 3_072  # fewer tell words apart less well
+    config.split.kind = "random"
+    config.split.cold = 0.05
     return config

@@ -8,22 +8,23 @@ python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
     '--config.tasks=(("image/reorder", 1.0, 0), ("image/add", 1.0, 0))' \
     '--config.model.texts=(("name", "name"), ("aisle", "aisle"), ("department", "department"))'
 
-Vectors are made of the words of all three.
+Pairs of neighbours in a basket; the graph of products and baskets. Baskets are held out whole, and
+a 20th of the products has neither pairs nor edges in training. Vectors are made of the words of all
+three texts.
 """
 
-from ml_collections import ConfigDict
+from pinjax.data.sources import column_map
+from pinjax.settings import Section
 
-from pinjax.data import column_map
 
-
-def get_config() -> ConfigDict:
-    config = column_map.engagements()
+def get_config() -> Section:
+    config = column_map.default()
     config.name = "instacart"
     config.events.item = "product_id"
     config.events.group = "order_id"
     config.events.position = "add_to_cart_order"
-    config.events.ahead = 1
     config.events.action_rules = (("add", "reordered", 0), ("reorder", "reordered", 1))
+    config.pairs.sequence = "group"
     config.catalogue.id = "product_id"
     config.catalogue.texts = (
         ("name", "product_name"),
@@ -35,4 +36,6 @@ def get_config() -> ConfigDict:
     config.vectors.texts = ("name", "aisle", "department")
     config.vectors.language = "english"
     config.vectors.dim = 1_024  # 256 tell words apart less well
+    config.split.kind = "random"
+    config.split.cold = 0.05
     return config

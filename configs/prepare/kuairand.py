@@ -1,16 +1,16 @@
 """KuaiRand, the rows that were liked or hated: short videos, 14 days of April 2022.
 
 python -m pinjax.prepare --config=configs/prepare/kuairand.py --events=log.parquet --out=DIR
+python -m pinjax.train --config=configs/pinnerformer.py:kuairand --config.data.name=DIR
 
-Hate is an action like the others here; whether it is a label is for training to say.
+Timelines alone. Hate is an action like the others here; training decides that it is no label.
 """
 
-from ml_collections import ConfigDict
+from pinjax.data.sources import column_map
+from pinjax.settings import Section
 
-from pinjax.data import column_map
 
-
-def get_config() -> ConfigDict:
+def get_config() -> Section:
     config = column_map.default()
     config.name = "kuairand"
     config.events.user = "user_id"

@@ -136,7 +136,8 @@ def default() -> Section:
     # edges, by a hash of their ids. With times only the ratio of the two counts for the latter.
     split.valid = Float(0.1, at_least=0, below=1)
     split.test = Float(0.1, at_least=0, below=1)
-    split.cold = Float(0.0, at_least=0, below=1)  # share of items without pairs in training
+    # Share of items without pairs and edges in training; tags are no edges in this sense.
+    split.cold = Float(0.0, at_least=0, below=1)
     split.seed = Int(0, at_least=0, at_most=UINT32)  # of the hashes
     split.column = Text()  # of the events: true or 1 where the row tests
     return config

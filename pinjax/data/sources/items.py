@@ -244,8 +244,8 @@ def _value(file: File, field: _Field, config: ConfigDict) -> str:
             value = f"CASE WHEN {name_of(column)} IS NOT NULL THEN coalesce({moment}, -1) END"
         case "content" | "images":
             value = vectors(file, column)
-        case "tags" if file.type_of(column) == "VARCHAR[]":
-            value = name_of(column)
+        case "tags" if file.type_of(column).endswith("[]"):
+            value = reading.texts(file, column)
         case "tags":
             value, separator = reading.text(file, column), config.catalogue.tag_separator
             value = f"string_split({value}, {literal(separator)})" if separator else f"[{value}]"
@@ -287,24 +287,24 @@ def refuse_vectors(
       column: the user's name for it.
       zeros: whether a vector may be missing or zero.
     """
-    first = reading.first_row(
+    (first,) = reading.first_row(
         connection,
-        f"SELECT len({name}[1]) FROM {table} WHERE len({name}) > 0 ORDER BY file, row LIMIT 1",
+        f"SELECT arg_min(len({name}[1]), (file, row)) FROM {table} WHERE len({name}) > 0",
     )
-    if not (first and first[0]):
+    if not first:
         paths = ", ".join(file.path for file in files)
         raise InputError(f"{paths}: {column} has no numbers; expected a vector in the first row")
     odd = f"lambda x: x IS NULL OR NOT isfinite(x) OR abs(x) > {_LARGEST}"
     size = "list_max(list_transform(v, lambda x: abs(x)))"
     bad = (
-        f"lambda v: v IS NULL OR len(v) <> {first[0]} OR len(list_filter(v, {odd})) > 0 "
+        f"lambda v: v IS NULL OR len(v) <> {first} OR len(list_filter(v, {odd})) > 0 "
         f"OR ({size} > 0 AND {size} < {_LEAST!r})" + ("" if zeros else f" OR {size} = 0")
     )
     condition = f"len(list_filter({name}, {bad})) > 0" + ("" if zeros else f" OR {name} IS NULL")
     each = " an image" if name == "images" else ""
     rest = "" if zeros else ", not all of them 0"
     expected = (
-        f"{first[0]} finite numbers{each} as in the first row{rest}, the largest in size from "
+        f"{first} finite numbers{each} as in the first row{rest}, the largest in size from "
         f"{_LEAST:.2g} to {_LARGEST:,}"
     )
     _refuse(connection, table, files, condition, column, expected, name)

@@ -237,6 +237,21 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> Non
     )
 
 
+def make_cold(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> None:
+    """Makes the table `cold` of items without pairs and edges in training, and their splits."""
+    split = config.split
+    tests = split.test / (split.valid + split.test or 1.0)
+    ids = connection.sql("SELECT id FROM items ORDER BY row").to_arrow_table()[0]
+    rows, splits = [], []
+    for row, item in enumerate(ids.to_pylist() if split.cold else ()):
+        if split_of(item, f"{split.seed}:cold", 0.0, split.cold):
+            rows.append(row)
+            splits.append(split_of(item, f"{split.seed}:held out", 1.0, tests))
+    make_table(
+        connection, "cold", item=pa.array(rows, pa.int32()), split=pa.array(splits, pa.int8())
+    )
+
+
 def split_pairs(connection: duckdb.DuckDBPyConnection, train_end: int, config: ConfigDict) -> None:
     """Adds the column `split` to `found`, a row of `SPLITS`.
 
@@ -245,8 +260,6 @@ def split_pairs(connection: duckdb.DuckDBPyConnection, train_end: int, config: C
     or test by the item; that an item is cold says nothing of pairs whose query it is.
     """
     split, shares = config.split, _shares(config)
-    total = split.valid + split.test
-    tests = split.test / total if total else 0.0
 
     def hashed(name: str, keys: str, normalise: Callable[[str], str] = str) -> None:
         found = connection.sql(f"SELECT DISTINCT {keys} ORDER BY key").to_arrow_table()
@@ -275,19 +288,6 @@ def split_pairs(connection: duckdb.DuckDBPyConnection, train_end: int, config: C
             rule = "CASE WHEN tests THEN 2 WHEN coalesce(s.split, q.split) > 0 THEN 1 ELSE 0 END"
         case _:
             rule = "coalesce(s.split, q.split)"
-    items = connection.sql("SELECT id FROM items ORDER BY row").to_arrow_table()[0]
-    cold = [
-        split_of(item, f"{split.seed}:held out", 1.0, tests)
-        if split_of(item, f"{split.seed}:cold", 0.0, split.cold)
-        else 0
-        for item in (items.to_pylist() if split.cold else [])
-    ]
-    make_table(
-        connection,
-        "cold",
-        item=pa.array(range(len(cold)), pa.int32()),
-        split=pa.array(cold, pa.int8()),
-    )
     connection.execute(
         "CREATE TABLE split_pairs AS SELECT f.*, CASE WHEN own = 0 THEN coalesce(cold.split, 0) "
         f"ELSE own END AS split FROM (SELECT f.*, {rule} AS own FROM found f "
@@ -349,14 +349,15 @@ def write_graph(
     items: int,
     train_end: int,
     config: ConfigDict,
-) -> tuple[int, dict[str, int]]:
+) -> tuple[int, dict[str, int], dict[str, int]]:
     """Writes the graph of items and groups or, without groups, of items and tags.
 
-    An edge that came up to `train_end` is of training; others are held out by the group. Makes the
-    table `groups`.
+    An edge is one however many rows have it. With times an edge that came up to `train_end` is of
+    training, and with a column one that any row has in training; others are held out by the group.
+    Those of a cold item are, too. Makes the table `groups`.
 
     Returns:
-      (groups, edges by split).
+      (groups, edges by split, counts for the report).
 
     Raises:
       InputError: where there is no edge to train on.
@@ -391,17 +392,26 @@ def write_graph(
         if split.kind == "time":
             later = (train_end + 1) * events_lib.SECOND
             rule = f"CASE WHEN min(time) < {later} THEN 0 ELSE {rule} END"
+    if by_group:
+        rule = f"coalesce(nullif({rule}, 0), any_value(c.split), 0)"
     connection.execute(
         "CREATE TABLE edges AS "
-        f"SELECT e.item, e.grp, CAST({rule} AS TINYINT) AS split FROM ({edges}) e "
+        f"SELECT e.item, e.grp, CAST({rule} AS TINYINT) AS split, count(*) AS rows, "
+        f"bool_or(tests) AND NOT bool_and(tests) AS of_both FROM ({edges}) e "
         "JOIN items i ON e.item = i.row JOIN groups g ON e.grp = g.row "
-        "JOIN group_splits s ON e.grp = s.row GROUP BY 1, 2"
+        "JOIN group_splits s ON e.grp = s.row LEFT JOIN cold c ON e.item = c.item GROUP BY 1, 2"
     )
-    counts = dict.fromkeys(SPLITS, 0)
+    counts, report = dict.fromkeys(SPLITS, 0), {}
     for number, count in connection.execute(
         "SELECT split, count(*) FROM edges GROUP BY 1 ORDER BY 1"
     ).fetchall():
         counts[SPLITS[number]] = count
+        report[f"edges, {SPLITS[number]}"] = count
+    repeats, of_both = reading.first_row(
+        connection, "SELECT sum(rows - 1), count(*) FILTER (of_both) FROM edges"
+    )
+    report["rows that repeat an edge"] = repeats
+    report["edges of training that test rows repeat"] = of_both
     (groups,) = reading.first_row(connection, "SELECT count(*) FROM groups")
     if not counts["train"]:
         raise InputError("the graph has no edge to train on; see config.split")
@@ -428,7 +438,7 @@ def write_graph(
             )
             schema = pa.schema([("group", pa.int32()), ("item", pa.int32())])
             parquet.write(directory / f"{split_name}.parquet", schema, pieces(held_out))
-    return groups, counts
+    return groups, counts, {"groups": groups, **report}
 
 
 def write_ids(connection: duckdb.DuckDBPyConnection, path: pathlib.Path, table: str) -> None:

@@ -216,6 +216,7 @@ class _Work:
         if "timelines" in self._parts:
             users, counts = self._timelines(shards, number, train_end)
             spec = dataclasses.replace(spec, **names, **users)
+        parts.make_cold(connection, config)
         if "pairs" in self._parts:
             parts.find_pairs(connection, config)
             self._check_pairs(log_files)
@@ -224,11 +225,11 @@ class _Work:
         if "pairs" in self._parts:
             spec = dataclasses.replace(spec, **self._pairs())
         if "graph" in self._parts:
-            groups, edges = parts.write_graph(
+            groups, edges, report = parts.write_graph(
                 connection, self._made / "graph", number, train_end, config
             )
             parts.write_ids(connection, self._made / spec_lib.GROUPS_FILE, "groups")
-            self._report |= {"groups": groups, "edges in training": edges["train"]}
+            self._report |= report
             spec = dataclasses.replace(spec, num_groups=groups, edges=edges)
         return spec, self._report, log.remarks
 
@@ -364,6 +365,7 @@ class _Work:
             raise reading.bad_row(
                 connection, log_files[number], row, config.events.item, expected, share
             )
+        self._report["events in no pair: no text or image"] = unknown or 0
         (count,) = reading.first_row(connection, "SELECT count(*) FROM found")
         if not count:
             column = (

@@ -424,6 +424,17 @@ def text(file: File, column: str) -> str:
     return name_of(column) if kind == "VARCHAR" else f"CAST({name_of(column)} AS VARCHAR)"
 
 
+def texts(file: File, column: str) -> str:
+    """SQL of a column of lists of text or integers as lists of text.
+
+    Raises:
+      InputError: for a column of another type.
+    """
+    if file.type_of(column).removesuffix("[]") not in (*_INTEGERS, "VARCHAR"):
+        raise file.unfit(column, "lists of text or integers")
+    return f"CAST({name_of(column)} AS VARCHAR[])"
+
+
 def trimmed(file: File, column: str) -> str:
     """SQL of text without spaces around it, null where nothing is left."""
     return f"nullif(trim({text(file, column)}, {literal(_SPACES)}), '')"
