@@ -1,5 +1,6 @@
 """Whole data sets: what they depend on, what is refused, and what is left of failures."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -522,20 +523,24 @@ def test_a_log_of_a_gib_within_a_quarter_of_it(tmp_path, rng):
 
     The rest is what lies outside of the budget: a shard of users, and what libraries allocate.
     """
-    path, rows = tmp_path / "big.parquet", 0
-    schema = pa.schema(
-        [("user", "int64"), ("item", "int64"), ("time", "int64"), ("board", "int64")]
-    )
-    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
-        while rows * 32 < 2**30:
-            n = 2**20
-            columns = [
-                rng.integers(0, 1_000_000, n),
-                rng.integers(0, 500_000, n),
-                START + rng.integers(0, 100 * DAY, n),
-                rng.integers(0, 300_000, n),
-            ]
-            writer.write_table(pa.table(columns, schema=schema))
+    path, rows, n = tmp_path / "big.parquet", 0, 2**20
+    unused = {name: rng.integers(0, 2**60, n) for name in ("session", "page", "agent", "latency")}
+    with contextlib.ExitStack() as stack:
+        writer = None
+        while rows * 64 < 2**30:
+            columns = {
+                "user": rng.integers(0, 1_000_000, n),
+                "item": rng.integers(0, 500_000, n),
+                "time": START + rng.integers(0, 100 * DAY, n),
+                "board": rng.integers(0, 300_000, n),
+            }
+            table = pa.table(columns | unused)
+            if writer is None:
+                writer = pq.ParquetWriter(
+                    path, table.schema, compression="none", use_dictionary=False
+                )
+                stack.enter_context(writer)
+            writer.write_table(table)
             rows += n
     assert path.stat().st_size > 2**30
     done = run(tmp_path, SCRIPT, path, tmp_path / "out", 2**28)
@@ -543,4 +548,4 @@ def test_a_log_of_a_gib_within_a_quarter_of_it(tmp_path, rng):
     before, after = map(int, done.stdout.split())
     assert (after - before) / 1024 < 768
     spec = dataset.open_directory(tmp_path / "out").spec
-    assert sum(spec.users.values()) == 1_000_000
+    assert sum(spec.users.values()) > 999_000
