@@ -136,7 +136,7 @@ def finish(made: epath.PathLike, directory: epath.PathLike) -> None:
     directory = epath.Path(directory)
     checksums.record(made)
     try:
-        epath.Path(made).rename(directory)
+        os.rename(made, directory)
     except OSError:
         if not directory.is_dir() or not any(directory.iterdir()):
             raise

@@ -9,6 +9,7 @@ The config is a column map: docs/preparing.md says how to write one, and
 --config.section.field=value. Files are Parquet, CSV (also compressed), JSON lines or npz.
 """
 
+import json
 import re
 import shlex
 import time
@@ -147,7 +148,7 @@ def _itemsage(dataset: dataset_lib.Dataset) -> str:
     spec = dataset.spec
     settings = [_tasks(dataset, spec.tasks, 0), f"--config.model.dim={spec.query_dim}"]
     texts = tuple((name, name) for name in spec.text_features)
-    settings.append(f"--config.model.texts={texts!r}")
+    settings.append(f"--config.model.texts={_literal(texts)}")
     if not spec.image_dim:
         settings.append("--config.model.image_slots=0")
     return _command("itemsage.py", *settings)
@@ -161,7 +162,15 @@ def _tasks(dataset: dataset_lib.Dataset, names: Sequence[str], cap: int) -> str:
     of_task = {name: n for name, n in of_task.items() if n and not _NEGATIVE.search(name)}
     fewest = min(of_task.values(), default=1)
     shares = [(name, round((count / fewest) ** 0.5, 1), cap) for name, count in of_task.items()]
-    return f"--config.tasks={tuple(shares)!r}"
+    return f"--config.tasks={_literal(tuple(shares))}"
+
+
+def _literal(value: tuple | str | float) -> str:
+    """A value as Python reads it, with double quotes: a shell's are single."""
+    if isinstance(value, tuple):
+        inner = ", ".join(map(_literal, value))
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _users_asked(dataset: dataset_lib.Dataset) -> str:

@@ -139,14 +139,13 @@ def read(
         table = _side(connection, sources.sides[name], name, keys[name], fields, config)
         joined += f" LEFT JOIN {table} ON m.{name_of(f'key {name}')} = {table}.key"
     columns = ", ".join(["file", "row", "id", *(name_of(field.name) for field in fields)])
-    matches = [
-        f", {name_of(f'key {name}')}, {name_of(f'key {name}')} IS NOT NULL AND "
-        f"{_side_name(name)}.key IS NULL AS {name_of(f'lacks {name}')}"
-        for name in config.sides
-    ]
-    connection.execute(
-        f"CREATE TABLE item_rows AS SELECT {columns}{''.join(matches)} FROM {joined}"
-    )
+    for name in config.sides:
+        key = name_of(f"key {name}")
+        columns += (
+            f", {key}, {key} IS NOT NULL AND {_side_name(name)}.key IS NULL "
+            f"AS {name_of(f'lacks {name}')}"
+        )
+    connection.execute(f"CREATE TABLE item_rows AS SELECT {columns} FROM {joined}")
 
     def refuse(condition: str, column: str, expected: str, name: str = "") -> None:
         _refuse(connection, "item_rows", sources.main, condition, column, expected, name)
@@ -288,11 +287,11 @@ def refuse_vectors(
       column: the user's name for it.
       zeros: whether a vector may be missing or zero.
     """
-    first = reading.first_row(
+    (first,) = reading.first_row(
         connection,
-        f"SELECT len({name}[1]) FROM {table} WHERE len({name}) > 0 ORDER BY file, row LIMIT 1",
+        f"SELECT arg_min(len({name}[1]), (file, row)) FROM {table} WHERE len({name}) > 0",
     )
-    if not (first and first[0]):
+    if not first:
         paths = ", ".join(file.path for file in files)
         raise InputError(f"{paths}: {column} has no numbers; expected a vector in the first row")
     odd = f"lambda x: x IS NULL OR NOT isfinite(x) OR abs(x) > {_LARGEST}"

@@ -112,14 +112,14 @@ def write_timelines(
                 own = records[starts[user] : starts[user + 1]]
                 writer.add(SPLITS[splits[user]], users[user], own)
         found = dict(writer.counts)
-    if not any(found.values()):
-        least = config.timelines.min_actions
-        raise InputError(f"timelines.min_actions is {least}; the most of any user is {most}")
-    for name, users in found.items():
-        if not users and not one_out:
-            shares = f"split.valid={split.valid:g} and split.test={split.test:g}"
-            total = sum(found.values())
-            raise InputError(f"no user of {total} falls into {name} with {shares}")
+        if not any(found.values()):
+            least = config.timelines.min_actions
+            raise InputError(f"timelines.min_actions is {least}; the most of any user is {most}")
+        for name, users in found.items():
+            if not users and not one_out:
+                shares = f"split.valid={split.valid:g} and split.test={split.test:g}"
+                total = sum(found.values())
+                raise InputError(f"no user of {total} falls into {name} with {shares}")
     report |= {"users": sum(found.values()), "longest timeline": most}
     if not one_out:
         report |= {f"users, {name}": users for name, users in found.items()}
@@ -213,7 +213,7 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> Non
     if config.events.query:
         selects.append(
             "SELECT 'text', query, CAST(NULL AS INTEGER), item, action, time, "
-            "CAST(NULL AS INTEGER), tests, training, place, 0 FROM engagements "
+            "CAST(NULL AS INTEGER), tests, training, place FROM engagements "
             "WHERE query IS NOT NULL"
         )
     if config.pairs.sequence:
@@ -226,7 +226,7 @@ def find_pairs(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> Non
             )
             selects.append(
                 f"SELECT 'image', CAST(i.id AS VARCHAR), item, item_, action_, time_, {column}, "
-                f"tests_, training_, place_, {step} "
+                "tests_, training_, place_ "
                 f"FROM (SELECT *, {after} FROM engagements WHERE {column} IS NOT NULL "
                 f"WINDOW w AS (PARTITION BY {column} ORDER BY {order}, place)) e "
                 "JOIN items i ON e.item = i.row WHERE item_ IS NOT NULL AND item_ <> item"

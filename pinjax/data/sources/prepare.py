@@ -305,7 +305,7 @@ class _Work:
         if split.train_end:
             train_end = reading.parse_moment("split.train_end", split.train_end)
         else:
-            train_end = last - round(split.test_days * _DAY)
+            train_end = last - round(min(split.test_days * _DAY, last))
         if not first <= train_end < last:
             between = f"between the first and the last event, {_iso(first)} and {_iso(last)}"
             raise InputError(f"train_end is {_iso(train_end)}; expected a moment {between}")

@@ -294,7 +294,8 @@ def test_rows_are_numbered_as_they_lie_in_large_files(write, read):
 def test_ids_are_integers_or_text(write, read, connection, values, integers):
     file, _ = read(write("a.parquet", {"x": values}), ["x"])
     assert reading.are_integers(connection, file, "x") == integers
-    found = connection.sql(f"SELECT {reading.ids('x', integers)} FROM {file.relation}").fetchall()
+    ids = reading.ids(file, "x", integers)
+    found = connection.sql(f"SELECT {ids} FROM {file.relation}").fetchall()
     kind = int if integers else str
     assert [value for (value,) in found] == [
         None if value is None else kind(value) for value in values.to_pylist()
@@ -388,7 +389,7 @@ def test_types_are_read_where_they_are_plain_and_refused_elsewhere(
     def sql():
         match role:
             case "ids":
-                return reading.ids("x", reading.are_integers(connection, file, "x"))
+                return reading.ids(file, "x", reading.are_integers(connection, file, "x"))
             case "numbers":
                 return reading.number(file, "x")
             case "text":

@@ -1,0 +1,152 @@
+"""The command `pinjax.prepare`: what it prints, and that what it proposes can be run."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pinjax import config_flag, settings
+from pinjax.systems import registry
+from pinjax.training import sharding
+
+ROOT = pathlib.Path(__file__).parents[2]
+WORDS = ("oak", "chair", "red", "lamp", "desk", "blue")
+ACTIONS = ("buy", "close, up", " save ", 'say "hi"', "a>=b", "hide", "Unlike")
+MAP = """
+from pinjax.data.sources import column_map
+
+def get_config(variant=""):
+    config = column_map.default()
+    config.split.update(valid=0.2, test=0.3, test_days=5.0)
+    config.events.update(time="time", time_unit="s", action="action")
+    if variant in ("all", "one_out"):
+        config.events.update(user="user", group="basket")
+    if variant in ("all", "searches"):
+        config.events.query = "query"
+    if variant in ("all", "one_out", "searches"):
+        config.catalogue.texts = (("title", "name"),)
+        config.vectors.update(texts=("title",), dim=4)
+    if variant == "all":
+        config.catalogue.content = "vector"
+    if variant in ("all", "one_out"):
+        config.pairs.sequence = "user"
+    if variant == "one_out":
+        config.split.kind, config.timelines.min_actions = "leave_one_out", 3
+    if variant == "users":
+        config.events.user = "user"
+    if variant == "groups":
+        config.events.group = "basket"
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    rng, made = np.random.default_rng(0), tmp_path_factory.mktemp("files")
+    rows, items = 3_000, 40
+    names = [" ".join(rng.choice(WORDS, 3)) for _ in range(items)]
+    item = rng.integers(0, items, rows)
+    events = {
+        "user": rng.integers(0, 60, rows),
+        "item": item,
+        "time": 1_600_000_000 + rng.integers(0, 30 * 86_400, rows),
+        "action": np.array(ACTIONS)[rng.integers(0, len(ACTIONS), rows)],
+        "query": [f"{names[i].split()[0]} {rng.integers(30)}" for i in item],
+        "basket": rng.integers(0, 300, rows),
+    }
+    pq.write_table(pa.table(events), made / "e.parquet")
+    vectors = rng.normal(size=(items, 6)).tolist()
+    table = {"item": np.arange(items), "name": names, "vector": vectors}
+    pq.write_table(pa.table(table), made / "i.parquet")
+    (made / "map.py").write_text(MAP)
+    return made
+
+
+def prepare(directory, variant, *flags):
+    command = [sys.executable, "-m", "pinjax.prepare", f"--config={directory}/map.py:{variant}"]
+    command += [f"--events={directory}/e.parquet", f"--out={directory}/{variant}", *flags]
+    if variant not in ("users", "groups"):
+        command.append(f"--items={directory}/i.parquet")
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+CASES = {
+    "all": ("pinnerformer.py", "itemsage.py", "searchsage.py"),
+    "one_out": ("pinnerformer.py:ml1m", "itemsage.py"),
+    "searches": ("itemsage.py", "searchsage.py"),
+    "users": ("pinnerformer.py",),
+    "groups": (),
+}
+LACKS = {
+    "one_out": ("SearchSage    no text of a search: it needs events.query",),
+    "searches": ("PinnerFormer  no timelines: it needs events.user",),
+    "users": ("ItemSage      no pairs: it needs events.query or pairs.sequence",),
+    "groups": ("PinnerFormer  no timelines", "ItemSage      no pairs", "graph         it is there"),
+}
+
+
+@pytest.mark.parametrize("variant", CASES)
+def test_what_is_proposed_can_be_run(directory, variant, monkeypatch):
+    done = prepare(directory, variant)
+    assert (done.returncode, done.stderr) == (0, "")
+    for lack in LACKS.get(variant, ()):
+        assert lack in done.stdout
+    commands = re.findall(r"python -m pinjax.train .*", done.stdout)
+    made = [shlex.split(command)[3:] for command in commands]
+    assert [flags[0] for flags in made] == [f"--config=configs/{name}" for name in CASES[variant]]
+    monkeypatch.chdir(ROOT)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    for flags in made:
+        config = config_flag.load(flags[0].partition("=")[2])
+        settings.check(config)
+        for flag in flags[1:]:
+            name, _, value = flag.removeprefix("--config.").partition("=")
+            settings.override(config, name, value)
+        config.data.update({name: 16 for name in ("users", "pairs") if name in config.data})
+        system = registry.create(config, mesh)
+        system.check_training()
+        params, sketches = jax.eval_shape(system.init, jax.random.key(0))
+        batch = next(system.batches(0))
+        args = params, system.frozen, sketches, batch, jax.random.key(0)
+        assert jax.eval_shape(system.loss, *args)[0].shape == ()
+        assert "users" in system.asked("valid") or "queries" in system.asked("valid")
+        if config.system == "pinnerformer":
+            assert "hide" not in config.data.positives
+            assert "Unlike" not in config.data.positives
+            assert '"close, up"' in config.data.positives
+
+
+def test_the_report_and_a_second_call(directory):
+    first = prepare(directory, "searches", "--memory=200MiB")
+    assert re.search(r"events whose item is in the table +100\.0%", first.stdout)
+    assert re.search(r"# evaluated on \d+ queries of valid, \d+ of test", first.stdout)
+    again = prepare(directory, "searches")
+    assert again.stdout.partition("already prepared")[0] in first.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--memory=lots", "--memory=lots: expected a size like 512MiB or 3GiB"),
+        ("--memory=1MiB", "--memory=1MiB: expected at least 128MiB"),
+        ("--events=", "--events names an empty file"),
+        ("--events=https://host/e.parquet", "expected a file on this machine"),
+        (f"--events={os.sep}tmp", "is a directory; expected files"),
+        ("--config.split.test_days=nan", "split.test_days='nan'|split.test_days=nan"),
+        ("--config.split.kind=random", "split.kind is 'random'; expected 'time' or"),
+        ("--out=gs://bucket/data", "expected a directory on this machine"),
+    ],
+)
+def test_wrong_flags_are_one_line(directory, flag, message):
+    done = prepare(directory, "users", flag)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+    assert len(done.stderr.splitlines()) == 1
