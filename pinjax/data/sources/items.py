@@ -297,14 +297,14 @@ def refuse_vectors(
     odd = f"lambda x: x IS NULL OR NOT isfinite(x) OR abs(x) > {_LARGEST}"
     size = "list_max(list_transform(v, lambda x: abs(x)))"
     bad = (
-        f"lambda v: v IS NULL OR len(v) <> {first[0]} OR len(list_filter(v, {odd})) > 0 "
+        f"lambda v: v IS NULL OR len(v) <> {first} OR len(list_filter(v, {odd})) > 0 "
         f"OR ({size} > 0 AND {size} < {_LEAST!r})" + ("" if zeros else f" OR {size} = 0")
     )
     condition = f"len(list_filter({name}, {bad})) > 0" + ("" if zeros else f" OR {name} IS NULL")
     each = " an image" if name == "images" else ""
     rest = "" if zeros else ", not all of them 0"
     expected = (
-        f"{first[0]} finite numbers{each} as in the first row{rest}, the largest in size from "
+        f"{first} finite numbers{each} as in the first row{rest}, the largest in size from "
         f"{_LEAST:.2g} to {_LARGEST:,}"
     )
     _refuse(connection, table, files, condition, column, expected, name)
