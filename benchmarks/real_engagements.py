@@ -6,8 +6,8 @@
 On ifdb and instacart ItemSage is held against the nearest neighbours by TF-IDF of the query item's
 texts, on cold products above all: of ifdb those that are new since training ended, of instacart
 those without engagements in training, a hashed 20th among them. On homedepot SearchSage is held
-against BM25 over the titles, on searches that were not trained on. On movielens ItemSage sees
-texts and images, or one of them.
+against BM25 over the titles, on searches that were not trained on. On movielens_1m ItemSage
+sees texts and images, or one of them.
 
 All answers are to the same questions over the same index and judged by the same code, those of the
 frozen vectors without any training, too; TF-IDF and BM25 read the same texts. An item that is the
@@ -21,7 +21,7 @@ import json
 import pathlib
 import runpy
 import subprocess
-import sys
+import tempfile
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -29,17 +29,17 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from benchmarks import runs
-from pinjax.data import dataset as dataset_lib
-from pinjax.data import engagements, item_features
+from benchmarks import real_sets, runs
+from pinjax.data import item_features
 from pinjax.data.dataset import Dataset
+from pinjax.data.sources import items, prepare, reading
 from pinjax.models import features
 from pinjax.retrieval import metrics, table
 from pinjax.systems import itemsage, product_retrieval, system
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw tables", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where data sets and runs are kept", required=True)
-_SETS = flags.DEFINE_list("sets", ["ifdb", "instacart", "homedepot", "movielens"], "which sets")
+_SETS = flags.DEFINE_list("sets", ["ifdb", "instacart", "homedepot", "movielens_1m"], "which sets")
 _STEPS = flags.DEFINE_integer("steps", None, "of every run, if not those of its config")
 _PEERS = flags.DEFINE_string("peers", ".venv-peers/bin/python", "the Python with the peers")
 
@@ -49,46 +49,24 @@ EVALUATE_EVERY = 100  # steps; the best of these checkpoints is served
 
 
 class Source(NamedTuple):
-    """A real set of engagements and what is measured on it.
+    """What is measured on a set.
 
     Attributes:
-      directory: of its raw tables.
-      column_map: name in configs/prepare.
-      events: files of engagements.
-      items: files of items.
       system: name in configs.
       metric: what is compared, and decides what is chosen on validation.
       peer: the method of text_search.py; "" where ItemSage's features are compared.
     """
 
-    directory: str
-    column_map: str
-    events: tuple[str, ...]
-    items: tuple[str, ...]
     system: str
     metric: str
     peer: str
 
 
-SOURCES = {
-    "ifdb": Source(
-        *("ifdb", "ifdb_pairs", ("playedgames.parquet", "wishlists.parquet")),
-        *(("game_docs_retrieval.parquet",), "itemsage", "R@10 cold", "TF-IDF"),
-    ),
-    "instacart": Source(
-        *("instacart", "instacart", ("order_products__train.parquet",)),
-        ("products.parquet", "aisles.parquet", "departments.parquet"),
-        *("itemsage", "R@10 cold", "TF-IDF"),
-    ),
-    "homedepot": Source(
-        *("homedepot", "homedepot", ("train.parquet",), ("train.parquet",)),
-        *("searchsage", "R@10", "BM25"),
-    ),
-    "movielens": Source(
-        *("movielens_1m", "movielens", ("ml-1m.txt.gz",)),
-        ("sas_to_original_items.txt", "movies_extrainfos.dat", "poster_features.npz"),
-        *("itemsage", "R@10", ""),
-    ),
+SOURCES = {  # by name in `real_sets.FILES`
+    "ifdb": Source("itemsage", "R@10 cold", "TF-IDF"),
+    "instacart": Source("itemsage", "R@10 cold", "TF-IDF"),
+    "homedepot": Source("searchsage", "R@10", "BM25"),
+    "movielens_1m": Source("itemsage", "R@10", ""),
 }
 NAMES = {"itemsage": "ItemSage", "searchsage": "SearchSage"}
 CAPS = {"itemsage": 0, "searchsage": 50}  # pairs of one product, as in the configs
@@ -104,16 +82,6 @@ CHOICES = {
     "itemsage": {"logQ": (RESIDUAL,), "no logQ": (RESIDUAL, "--config.loss.log_q=False")},
     "searchsage": {"residual": (RESIDUAL,), "text alone": ()},
 }
-
-
-def prepare(source: Source, raw: pathlib.Path, out: pathlib.Path) -> Dataset:
-    """The data set in `out`, made by the command if it is not there."""
-    command = [sys.executable, "-m", "pinjax.prepare", f"--out={out}"]
-    command += [f"--config=configs/prepare/{source.column_map}.py"]
-    command += [f"--events={','.join(str(raw / name) for name in source.events)}"]
-    command += [f"--items={','.join(str(raw / name) for name in source.items)}"]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    return dataset_lib.open_directory(out)
 
 
 def trained_tasks(dataset: Dataset) -> tuple[int, ...]:
@@ -150,10 +118,21 @@ def train(
     return {name: rows[name] for name in (NAMES[source.system], "popularity")}, best
 
 
-def item_texts(source: Source, raw: pathlib.Path, column_map: ConfigDict) -> list[str]:
+def item_texts(name: str, raw: pathlib.Path, dataset: Dataset) -> list[str]:
     """All texts of each item in one, in the order of the data set's catalogue."""
-    items = engagements.read_items([raw / name for name in source.items], column_map)
-    return ["\n".join(filter(None, texts)) for texts in zip(*items.texts.values(), strict=True)]
+    files = [str(raw / name / file) for file in real_sets.FILES[name].items]
+    inputs = prepare.Inputs.find(files[:1], files)  # no events are read here
+    column_map, ids = _config(f"prepare/{name}"), dataset.catalogue.ids
+    columns = ", ".join(f'"text {feature}"' for feature, _ in column_map.catalogue.texts)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        reading.database(pathlib.Path(directory), None) as connection,
+    ):
+        sources = items.open_sources(connection, inputs.items, inputs.sides, column_map)
+        items.read(connection, sources, ids.dtype != object, column_map)
+        query = f"SELECT id, concat_ws(chr(10), {columns}) FROM given"
+        texts = dict(connection.execute(query).fetchall())
+    return [texts.get(item, "") for item in ids.tolist()]
 
 
 def peer_answers(
@@ -221,11 +200,9 @@ def findable(source: Source, dataset: Dataset, texts: list[str]) -> np.ndarray:
 def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
     """Trains and judges everything on a set and prints the table."""
     source = SOURCES[name]
-    raw = raw / source.directory
     workdir.mkdir(parents=True, exist_ok=True)
-    dataset = prepare(source, raw, workdir / name)
-    column_map = _config(f"prepare/{source.column_map}")
-    fields = [field for field, _ in column_map.catalogue.texts]
+    dataset = real_sets.prepare(name, raw, workdir)
+    fields = list(dataset.spec.text_features)
     judge = product_retrieval.ProductRetrieval(
         NAMES[source.system],
         dataset,
@@ -236,7 +213,7 @@ def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
     rows = {"vectors alone": untrained(judge)}
     print(f"\n{name}: {len(judge.queries('test')):,} queries, {dataset.spec.num_items:,} items")
     if source.peer:
-        texts = item_texts(source, raw, column_map)
+        texts = item_texts(name, raw, dataset)
         found, chosen = peer(source, judge, texts, workdir)
         rows[source.peer] = found.metrics
         print(f"{source.peer}: {chosen}")

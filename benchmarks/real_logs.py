@@ -36,7 +36,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import scipy.sparse
 from absl import app, flags, logging
+from etils import epath
 
+from benchmarks import real_sets
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import held_out, windows
 from pinjax.retrieval import metrics, table
@@ -44,7 +46,7 @@ from pinjax.systems import batching, pinnerformer, registry
 from pinjax.training import checkpoint, sharding
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw logs", required=True)
-_OUT = flags.DEFINE_string("out", "work/real_logs", "where data sets and runs are kept")
+_WORKDIR = flags.DEFINE_string("workdir", "work/real_sets", "where data sets and runs are kept")
 _LOGS = flags.DEFINE_list("logs", ["ifdb", "globo"], "which logs")
 _PEERS = flags.DEFINE_string("peers", ".venv-peers/bin/python", "the Python that has RecTools")
 
@@ -147,25 +149,13 @@ class Exam:
         }
 
 
-def prepare(log: str, raw: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
-    """Makes the data set of a log, and says where."""
-    if log == "ifdb":
-        names, items, flags_ = ("playedgames", "wishlists"), "gametags", ()
-        events = [raw / log / f"{name}.parquet" for name in names]
-    else:
-        events, items = [out / "clicks.parquet"], "articles"
-        flags_ = ("--config.split.test=0.3",)
-        _part_of_users(raw / log / "clicks.parquet", events[0])
-    directory = out / log
-    _command(
-        "prepare",
-        f"--config=configs/prepare/{log}.py",
-        *(f"--events={path}" for path in events),
-        f"--items={raw / log / items}.parquet",
-        f"--out={directory}",
-        *flags_,
-    )
-    return directory
+def prepare(log: str, raw: pathlib.Path, workdir: pathlib.Path) -> dataset_lib.Dataset:
+    """The data set of a log."""
+    if log != "globo":
+        return real_sets.prepare(log, raw, workdir)
+    part = workdir / "clicks.parquet"
+    _part_of_users(raw / log / "clicks.parquet", part)
+    return real_sets.prepare(log, raw, workdir, "--config.split.test=0.3", part=str(part))
 
 
 def _part_of_users(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -175,19 +165,12 @@ def _part_of_users(source: pathlib.Path, target: pathlib.Path) -> None:
     pq.write_table(clicks.filter(pc.is_in(clicks["user_id"], pa.array(part))), target)
 
 
-def _command(name: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", f"pinjax.{name}", *arguments], check=True, cwd=ROOT)
-
-
-def train(log: str, directory: pathlib.Path, workdir: pathlib.Path) -> float:
+def train(log: str, directory: epath.Path, workdir: pathlib.Path) -> float:
     """Trains PinnerFormer by its command; the seconds until its own table is printed."""
     started = time.perf_counter()
-    _command(
-        "train",
-        f"--config=configs/pinnerformer.py:{log}",
-        f"--config.data.name={directory}",
-        f"--workdir={workdir}",
-    )
+    command = [sys.executable, "-m", "pinjax.train", f"--config=configs/pinnerformer.py:{log}"]
+    command += [f"--config.data.name={directory}", f"--workdir={workdir}"]
+    subprocess.run(command, check=True, cwd=ROOT)
     return time.perf_counter() - started
 
 
@@ -282,12 +265,11 @@ def sasrec_answers(
 def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
     """Trains everything on a log and prints the table."""
     out.mkdir(parents=True, exist_ok=True)
-    directory, workdir = prepare(log, raw, out), out / f"pinnerformer-{log}"
+    dataset, workdir = prepare(log, raw, out), out / f"pinnerformer-{log}"
     config = runpy.run_path(str(ROOT / "configs/pinnerformer.py"))["get_config"](log)
-    config.data.name = str(directory)
-    seconds = {"PinnerFormer": train(log, directory, workdir)}
+    config.data.name = str(dataset.directory)
+    seconds = {"PinnerFormer": train(log, dataset.directory, workdir)}
 
-    dataset = dataset_lib.load(config.data.name, config.data.dir)
     positives = windows.Positives.create(dataset.spec, config.data.positives, config.data.surfaces)
     source = held_out.HeldOut(
         dataset,
@@ -358,7 +340,7 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
 def main(_):
     logging.set_verbosity(logging.ERROR)
     for log in _LOGS.value:
-        measure(log, pathlib.Path(_DATA.value).absolute(), pathlib.Path(_OUT.value).absolute())
+        measure(log, pathlib.Path(_DATA.value).absolute(), pathlib.Path(_WORKDIR.value).absolute())
 
 
 if __name__ == "__main__":

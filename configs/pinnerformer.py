@@ -183,7 +183,8 @@ def _ml1m(config: Section) -> None:
 
     The log has no times, types or surfaces, and an item is its learned id alone.
     """
-    config.data.update(name="ml1m", length=200, content=False, positives="action", surfaces="")
+    config.data.update(name="movielens_1m", length=200, content=False, surfaces="")
+    config.data.positives = "rated"
     config.objective.update(name="sasrec", newest=0.7)
     config.model.update(layers=2, width=128, heads=2, dim=128, id_dim=128, pin_hidden=256)
     config.model.update(features=("item",), dropout=0.1)

@@ -3,10 +3,16 @@
 python -m pinjax.prepare --config=configs/prepare/ifdb.py \
     --events=playedgames.parquet,wishlists.parquet \
     --items=gametags.parquet,game_docs_retrieval.parquet --out=DIR
+python -m pinjax.train --config=configs/pinnerformer.py:ifdb --config.data.name=DIR
+python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
+    --config.model.dim=1024 \
+    '--config.tasks=(("image/played", 1.0, 0), ("image/wish-listed", 1.0, 0))' \
+    '--config.model.texts=(("title", "title"), ("author", "author"), ("tags", "tags"),
+                           ("document", "document"))'
 
-Timelines of users; pairs of a game and the one that its user added next; the graph of games
-and tags. Half of the users are kept for evaluation, as one window holds few of them: from 2023 on.
-One row in nine is of a game without a document: it is in no pair. Documents and tags are those of
+Timelines of users; pairs of a game and the one that its user added next; the graph of games and
+tags. Half of the users are kept for evaluation, as one window holds few of them: from 2023 on. One
+row in nine is of a game without a document, which is in no pair. Documents and tags are those of
 today, of a game's whole life.
 """
 

@@ -175,7 +175,7 @@ def read(
                 f"{where}: no {side.on} of the items is in it; they have {lacking!r}, the file "
                 f"{known!r}: expected ids that are written alike"
             )
-        report[f"items with a {side.on} that {name} has"] = f"{found / keys_:.1%}"
+        report[f"items whose {side.on} is in {name}"] = f"{found / keys_:.1%}"
     for field in fields:
         if field.name == "created" and not _place(field.column, config)[0]:
             refuse(_OUTSIDE, field.column, _MOMENT)

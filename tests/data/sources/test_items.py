@@ -376,8 +376,8 @@ def test_columns_are_looked_up_in_other_files(tmp_path, sides, prepare):
     for one, other in zip(made.catalogue.text("place"), made.vocabulary.encode(texts), strict=True):
         np.testing.assert_array_equal(one, other)
     report = prepared.report
-    assert report["items with a key that lines has"] == "100.0%"
-    assert report["items with a key that posters has"] == f"{sum(shown) / 31:.1%}"
+    assert report["items whose key is in lines"] == "100.0%"
+    assert report["items whose key is in posters"] == f"{sum(shown) / 31:.1%}"
     assert "caf\xe9" in made.vocabulary.rows["token"].to_pylist()
 
 

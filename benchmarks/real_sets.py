@@ -1,0 +1,61 @@
+"""The public sets that several scripts here measure on; each is prepared once, for all systems."""
+
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+from pinjax.data import dataset as dataset_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+class Files(NamedTuple):
+    """The raw tables of a set, in a directory of its name.
+
+    Attributes:
+      events: as --events.
+      items: as --items.
+    """
+
+    events: tuple[str, ...]
+    items: tuple[str, ...] = ()
+
+
+FILES = {  # by name of the column map in configs/prepare
+    "ifdb": Files(
+        ("playedgames.parquet", "wishlists.parquet"),
+        ("gametags.parquet", "game_docs_retrieval.parquet"),
+    ),
+    "globo": Files(("clicks.parquet",), ("articles.parquet",)),
+    "movielens_1m": Files(
+        ("ml-1m.txt.gz",),
+        ("sas_to_original_items.txt", "movies_extrainfos.dat", "poster_features.npz"),
+    ),
+    "instacart": Files(
+        ("order_products__train.parquet",),
+        ("products.parquet", "aisles.parquet", "departments.parquet"),
+    ),
+    "homedepot": Files(("train.parquet",), ("train.parquet",)),
+}
+
+
+def prepare(
+    name: str, raw: pathlib.Path, workdir: pathlib.Path, *flags: str, part: str = ""
+) -> dataset_lib.Dataset:
+    """The data set of a set in `workdir`, made by the command if it is not there.
+
+    Args:
+      name: of `FILES`.
+      raw: directory of all sets.
+      workdir: where data sets are kept.
+      *flags: of the command, besides.
+      part: file of events that is read instead.
+    """
+    events, items = ([str(raw / name / file) for file in files] for files in FILES[name])
+    out = workdir / name
+    command = [sys.executable, "-m", "pinjax.prepare", f"--config=configs/prepare/{name}.py"]
+    command += [f"--events={part or ','.join(events)}", f"--items={','.join(items)}"]
+    command += [f"--out={out}", *flags]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return dataset_lib.open_directory(out)
