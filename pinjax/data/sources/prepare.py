@@ -6,24 +6,21 @@ shards of users. DuckDB reads, joins and sorts within the memory that is given, 
 
 import dataclasses
 import hashlib
-import itertools
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import scipy.sparse
 from etils import epath
 from ml_collections import ConfigDict
 
 from pinjax import checksums, files
 from pinjax.data import catalogue, pairs
 from pinjax.data import spec as spec_lib
-from pinjax.data.sources import column_map, events, items, parts, reading, vectors
+from pinjax.data.sources import column_map, content, events, items, parts, queries, reading
 from pinjax.data.text import tokens
 from pinjax.errors import InputError
 
@@ -171,19 +168,17 @@ class _Work:
         self._inputs, self._config = inputs, config
         self._parts = column_map.parts(config)
         self._report: dict[str, int | str] = {}
-        self._space: vectors.WordSpace | None = None  # in which searches have vectors
-        self._of_words: np.ndarray | None = None  # images that are made, float16 (items, dim)
 
     def run(self) -> tuple[spec_lib.Spec, dict[str, int | str], list[str]]:
         connection, config = self._connection, self._config
         log_files = reading.open_files(
             connection, self._inputs.events, events.columns(config), config.events
         )
-        sources = queries = None
+        sources = query_files = None
         if self._inputs.items:
             sources = items.open_sources(connection, self._inputs.items, self._inputs.sides, config)
         if self._inputs.queries:
-            queries = reading.open_files(
+            query_files = reading.open_files(
                 connection,
                 self._inputs.queries,
                 [config.queries.id, config.queries.vector],
@@ -200,8 +195,8 @@ class _Work:
         self._report |= log.report
         if sources:
             self._report |= items.read(connection, sources, integers, config)
-        if queries:
-            items.read_queries(connection, queries, config)
+        if query_files:
+            items.read_queries(connection, query_files, config)
         number = self._make_items()
         names = self._make_vocabularies()
         shards = events.divide(connection, self._staging, log, config)
@@ -217,13 +212,21 @@ class _Work:
             users, counts = self._timelines(shards, number, train_end)
             spec = dataclasses.replace(spec, **names, **users)
         parts.make_cold(connection, config)
+        own, made = "".join(self._inputs.queries[:1]), content.WordVectors()
         if "pairs" in self._parts:
             parts.find_pairs(connection, config)
-            self._check_pairs(log_files)
+            self._report |= queries.check(connection, log_files, own, config)
             parts.split_pairs(connection, train_end, config)
-        spec = dataclasses.replace(spec, **self._catalogue(counts))
+            searches = bool(config.events.query) and not own
+            made = content.make_word_vectors(connection, self._inputs.items[0], searches, config)
+        spec = dataclasses.replace(spec, **self._catalogue(counts, made))
         if "pairs" in self._parts:
-            spec = dataclasses.replace(spec, **self._pairs())
+            path = self._made / pairs.QUERIES_FILE
+            of_queries, report = queries.write(connection, path, bool(own), made, config)
+            self._report |= report
+            tasks, numbers, report = parts.write_pairs(connection, self._made / "pairs")
+            self._report |= report
+            spec = dataclasses.replace(spec, tasks=tasks, pairs=numbers, **of_queries)
         if "graph" in self._parts:
             groups, edges, report = parts.write_graph(
                 connection, self._made / "graph", number, train_end, config
@@ -343,309 +346,26 @@ class _Work:
             spec["train_end"] = longest - 1  # of ranks
         return spec, counts
 
-    def _check_pairs(self, log_files: Sequence[reading.File]) -> None:
-        """Drops pairs whose query has no vector.
-
-        Raises:
-          InputError: where there are none, or more than are tolerated are unusable.
-        """
-        connection, config = self._connection, self._config
-        total, unknown = reading.first_row(
-            connection, "SELECT sum(events), sum(events) FILTER (NOT described) FROM items"
-        )
-        if (unknown or 0) > config.tolerance * total:
-            (place,) = reading.first_row(
-                connection,
-                "SELECT min(place) FROM events e JOIN items i ON e.item = i.row "
-                "WHERE NOT described",
-            )
-            number, row = events.place_of(place)
-            share = f"{unknown} of {total} rows are bad, tolerance is {config.tolerance:g}"
-            expected = "an id of the table of items, and a text or image there, for pairs"
-            raise reading.bad_row(
-                connection, log_files[number], row, config.events.item, expected, share
-            )
-        self._report["events in no pair: no text or image"] = unknown or 0
-        (count,) = reading.first_row(connection, "SELECT count(*) FROM found")
-        if not count:
-            column = (
-                config.events.query
-                or config.events[{"user": "user", "group": "group"}[config.pairs.sequence]]
-            )
-            raise InputError(f"no pair: nothing leads to an item by {column}")
-        lacking = "false"
-        if self._inputs.queries:
-            lacking, where = "query NOT IN (SELECT id FROM own_vectors)", self._inputs.queries[0]
-        elif config.catalogue.images:
-            shown = f"len({items.SHOWN}) > 0"
-            with_image = f"SELECT i.row FROM items i JOIN given g ON i.id = g.id WHERE {shown}"
-            lacking = f"source IS NOT NULL AND source NOT IN ({with_image})"
-            where = f"column {config.catalogue.images}"
-        without = reading.first_row(
-            connection,
-            "SELECT count(*), min(place), arg_min(kind, place), arg_min(query, place) FROM found "
-            f"WHERE {lacking}",
-        )
-        if without[0] > config.tolerance * count:
-            place, kind, query = without[1:]
-            number, row = events.place_of(place)
-            share = f"{without[0]} of {count} pairs have none, tolerance is {config.tolerance:g}"
-            expected = f"a query with its vector in {where}"
-            if kind == "text":
-                column = config.events.query
-                raise reading.bad_row(connection, log_files[number], row, column, expected, share)
-            raise InputError(
-                f"{log_files[number].path}: row {row}: item {query} leads to its item and has no "
-                f"vector in {where}; expected one of each query ({share})"
-            )
-        self._report["pairs dropped for a query without a vector"] = without[0]
-        connection.execute(f"DELETE FROM found WHERE {lacking}")
-
-    def _catalogue(self, counts: np.ndarray) -> dict[str, Any]:
+    def _catalogue(self, counts: np.ndarray, made: content.WordVectors) -> dict[str, Any]:
         """Writes the catalogue and the vocabulary: what the spec says of them."""
         connection, config = self._connection, self._config
-        table, number = config.catalogue, len(counts)
-        texts = [f"text {feature}" for feature, _ in table.texts] if self._inputs.items else []
-        content, topics = None, None
-        if table.tags:
-            content, topics = self._of_tags(number)
-        if table.topic:
-            topics = self._topics(number)
-        spec: dict[str, Any] = {"text_features": tuple(feature for feature, _ in table.texts)}
-        if texts or "pairs" in self._parts:
+        vocabulary, spec = None, {}
+        if config.catalogue.texts or "pairs" in self._parts:
             trained = "first IS NOT NULL"
             if "pairs" in self._parts:
                 trained = "row IN (SELECT item FROM split_pairs WHERE split = 0)"
-            lines = itertools.chain.from_iterable(
-                column.to_pylist() for piece in self._texts(texts, trained) for column in piece
-            )
-            vocabulary = tokens.Vocabulary.build(lines, **config.vocabulary)
+            vocabulary = content.make_vocabulary(connection, trained, config)
             vocabulary.save(self._made / spec_lib.VOCABULARY_FILE)
             spec["vocabulary"] = vocabulary.sizes
-            kinds = zip(tokens.KINDS, vocabulary.sizes, strict=True)
-            self._report |= {f"{kind}s": size for kind, size in kinds}
-        if "pairs" in self._parts:
-            self._make_word_vectors(texts, number)
-        selected = [name for name in ("created", "content", "images") if table[name]]
-        columns = [f'g."{name}"' for name in (*selected, *texts)]
-        join = "LEFT JOIN given g ON i.id = g.id" if self._inputs.items else ""
-        found = connection.sql(
-            f"SELECT {', '.join(['i.row', 'i.id', 'i.first', *columns])} FROM items i {join} "
-            "ORDER BY i.row"
-        )
-        dims = {name: self._dim(name) for name in ("content", "images") if table[name]}
-        empty = 0
-        with catalogue.writer(self._made / catalogue.FILE) as write:
-            for piece in parts.pieces(found, catalogue.ROWS_A_GROUP):
-                rows = piece["row"].to_numpy()
-                some = slice(rows[0], rows[-1] + 1)
-                of_piece = {}
-                if table.content:
-                    of_piece["content"] = _first_vectors(piece["content"], dims["content"])
-                elif content is not None:
-                    of_piece["content"] = content[some]
-                if table.images:
-                    vectors_, offsets = _flat_vectors(piece["images"], dims["images"])
-                    of_piece |= {"images": vectors_, "image_offsets": offsets}
-                elif self._of_words is not None:
-                    has = self._of_words[some].any(axis=1)
-                    offsets = np.concatenate([[0], np.cumsum(has)])
-                    of_piece |= {"images": self._of_words[some][has], "image_offsets": offsets}
-                if "content" in of_piece:
-                    empty += int((~of_piece["content"].any(axis=1)).sum())
-                    spec["content_dim"] = of_piece["content"].shape[1]
-                if "images" in of_piece:
-                    spec["image_dim"] = of_piece["images"].shape[1]
-                write(
-                    catalogue.Items(
-                        ids=piece["id"].to_numpy(),
-                        topics=np.full(len(rows), -1, np.int32) if topics is None else topics[some],
-                        counts=counts[some],
-                        created=self._created(piece),
-                        texts={
-                            name.removeprefix("text "): vocabulary.encode(piece[name].to_pylist())
-                            for name in texts
-                        },
-                        **of_piece,
-                    )
-                )
-        if "content_dim" in spec:
-            self._report["items without content"] = empty
-        return spec
-
-    def _of_tags(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Content vectors and topics of items by their tags, see `vectors`."""
-        found = self._connection.execute(
-            "SELECT i.row, CAST(dense_rank() OVER (ORDER BY tag) - 1 AS INTEGER) AS code "
-            "FROM tags t JOIN items i ON t.id = i.id ORDER BY ALL"
-        ).fetchnumpy()
-        item, tag = found["row"], found["code"]
-        if min(number, len(np.unique(tag))) < 2:
-            table, tags = self._inputs.items[0], len(np.unique(tag))
-            raise InputError(f"{table}: {tags} tags on {number} items; expected 2 or more of each")
-        made = vectors.of_tags(item, tag, number, self._config.catalogue.tag_dim)
-        return made, vectors.commonest_tags(item, tag, number)
-
-    def _topics(self, number: int) -> np.ndarray:
-        """The main topics of items as numbers of their names in order, int32 (items,)."""
-        topics = np.full(number, -1, np.int32)
-        found = self._connection.execute(
-            "SELECT i.row, CAST(dense_rank() OVER (ORDER BY topic) - 1 AS INTEGER) AS topic "
-            "FROM given g JOIN items i ON g.id = i.id WHERE topic IS NOT NULL"
-        ).fetchnumpy()
-        topics[found["row"]] = found["topic"]
-        return topics
-
-    def _texts(self, names: Sequence[str], where: str) -> Iterator[pa.Table]:
-        """Texts of items for which a condition holds, in order of rows; nothing without texts."""
-        if names:
-            columns = ", ".join(f'g."{name}"' for name in names)
-            yield from parts.pieces(
-                self._connection.sql(
-                    f"SELECT {columns} FROM items i LEFT JOIN given g ON i.id = g.id "
-                    f"WHERE {where} ORDER BY i.row"
-                ),
-                2**14,
-            )
-
-    def _make_word_vectors(self, texts: Sequence[str], number: int) -> None:
-        """Makes the space in which searches have vectors, and images where none are given."""
-        config = self._config
-        searches = config.events.query and not self._inputs.queries
-        if not searches and config.catalogue.images:
-            return
-        names = [f"text {name}" for name in config.vectors.texts]
-        # Of all items: a word that no engaged one has says what an item is near, too.
-        lines = itertools.chain.from_iterable(
-            column.to_pylist() for piece in self._texts(names, "true") for column in piece
-        )
-        sizes = {**config.vocabulary, "bigrams": 0, "trigrams": 0}
-        vocabulary = tokens.Vocabulary.build(lines, **sizes)
-        space = vectors.WordSpace(vocabulary, config.vectors.language)
-        counts = scipy.sparse.vstack(
-            [
-                space.counts([column.to_pylist() for column in piece])
-                for piece in self._texts(names, "true")
-            ]
-        ).tocsr()
-        if min(counts.shape) < 2:
-            found = f"{counts.shape[1]} words on {number} items"
-            table = self._inputs.items[0]
-            raise InputError(f"{table}: {found}; expected 2 or more of each to make vectors from")
-        made = space.fit(counts, config.vectors.dim)
-        if searches:
-            self._space = space
-        if not config.catalogue.images:
-            self._of_words = made
-
-    def _dim(self, name: str) -> int:
-        """Numbers of a column of vectors."""
-        query = f"SELECT len({name}[1]) FROM given WHERE len({name}) > 0 LIMIT 1"
-        return reading.first_row(self._connection, query)[0]
-
-    def _created(self, piece: pa.Table) -> np.ndarray:
-        """From when items exist: their date or their first event, uint32 (n,), 0 if unknown."""
-        if self._config.split.kind == "leave_one_out" or not self._config.events.time:
-            return np.zeros(len(piece), np.uint32)
-        first = _seconds(piece["first"])
-        if "created" in piece.column_names:
-            first = np.fmin(first, _seconds(piece["created"]))
-        return np.nan_to_num(first).astype(np.uint32)
-
-    def _pairs(self) -> dict[str, Any]:
-        """Writes queries and pairs: what the spec says of them."""
-        connection, config = self._connection, self._config
-        connection.execute(
-            "CREATE TABLE queries AS "
-            "SELECT CAST(row_number() OVER (ORDER BY kind, item, id) - 1 AS INTEGER) AS row, * "
-            "FROM (SELECT DISTINCT kind, query AS id, source AS item FROM split_pairs)"
-        )
-        own = bool(self._inputs.queries)
-        vector = "v.vector" if own else "CAST(NULL AS FLOAT[][])"
-        join = "LEFT JOIN own_vectors v ON q.id = v.id" if own else ""
-        if not own and config.catalogue.images:
-            vector = f"CASE WHEN q.item IS NOT NULL THEN [{items.SHOWN}[1]] END"
-            join = "LEFT JOIN items i ON q.item = i.row LEFT JOIN given g ON i.id = g.id"
-        found = connection.sql(
-            f"SELECT q.*, {vector} AS vector FROM queries q {join} ORDER BY q.row"
-        )
-        dims = self._query_dims()
-        made = {name: [] for name in ("ids", "kinds", "items", "vectors")}
-        for piece in parts.pieces(found):
-            of_piece = _first_vectors(piece["vector"], dims)
-            of_text = piece["item"].is_null().to_numpy()
-            item = piece["item"].fill_null(-1).to_numpy().astype(np.int32)
-            ids = piece["id"].to_numpy()
-            if not own and self._space is not None and of_text.any():
-                of_piece[of_text] = self._space.vectors(ids[of_text].tolist())
-            if not own and self._of_words is not None:
-                of_piece[~of_text] = self._of_words[item[~of_text]]
-            for name, values in zip(
-                made, (ids, piece["kind"].to_numpy(), item, of_piece), strict=True
-            ):
-                made[name].append(values)
-        queries = pairs.Queries(**{name: np.concatenate(values) for name, values in made.items()})
-        empty = int((~queries.vectors.any(axis=1)).sum())
-        if empty == len(queries):
-            told = "no query has a vector: no search has a word of the items' texts"
-            raise InputError(f"{told}; expected --queries, or other config.vectors.texts")
-        queries.write(self._made / pairs.QUERIES_FILE)
-        names, counts, report = parts.write_pairs(connection, self._made / "pairs")
-        self._report |= {"queries": len(queries), "queries without a vector": empty, **report}
-        return {
-            "tasks": names,
-            "pairs": counts,
-            "num_queries": len(queries),
-            "query_dim": queries.vectors.shape[1],
-        }
-
-    def _query_dims(self) -> int:
-        """Numbers of a query's vector.
-
-        Raises:
-          InputError: where searches and items have other numbers.
-        """
-        if self._inputs.queries:
-            query = "SELECT len(vector[1]) FROM own_vectors LIMIT 1"
-            return reading.first_row(self._connection, query)[0]
-        dims = {self._space.dim} if self._space else set()
-        if self._config.pairs.sequence:
-            made = self._of_words is not None
-            dims.add(self._of_words.shape[1] if made else self._dim("images"))
-        if len(dims) > 1:
-            raise InputError(
-                f"config.vectors.dim: searches have vectors of {self._space.dim} numbers, items as "
-                f"queries {self._dim('images')}; expected --queries, or no column of images"
-            )
-        return dims.pop()
+            self._report |= {
+                f"{kind}s": size for kind, size in zip(tokens.KINDS, vocabulary.sizes, strict=True)
+            }
+        path, table = self._made / catalogue.FILE, "".join(self._inputs.items[:1])
+        more, report = content.write(connection, path, counts, vocabulary, made, table, config)
+        self._report |= report
+        return spec | more
 
 
 def _iso(seconds: int) -> str:
     """Unix seconds as people read them, in UTC."""
     return str(np.datetime64(int(seconds), "s")).replace("T", " ")
-
-
-def _seconds(column: pa.ChunkedArray) -> np.ndarray:
-    """Microseconds as whole seconds, float64, NaN where unknown."""
-    return np.floor(column.cast(pa.float64()).to_numpy() / events.SECOND)
-
-
-def _first_vectors(column: pa.ChunkedArray, dim: int) -> np.ndarray:
-    """The first vector of each list of them, float16 (n, dim), zeros where there is none."""
-    made = np.zeros((len(column), dim), np.float16)
-    known = column.is_valid().to_numpy()
-    flat = column.combine_chunks().filter(pa.array(known)).flatten().flatten()
-    if len(flat):
-        made[known] = flat.to_numpy().reshape(-1, dim)
-    return made
-
-
-def _flat_vectors(column: pa.ChunkedArray, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """All vectors of lists that are not zero, float16 (m, dim), and where each list begins."""
-    lists = column.combine_chunks()
-    lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
-    flat = lists.flatten().flatten().to_numpy().reshape(-1, dim).astype(np.float16)
-    shown = flat.any(axis=1)
-    row = np.repeat(np.arange(len(lists)), lengths)[shown]
-    counts = np.bincount(row, minlength=len(lists))
-    return flat[shown], np.concatenate([[0], np.cumsum(counts)])

@@ -7,6 +7,7 @@ truncated SVD. They stand in for the vectors of PinSage and SearchSage, which kn
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import scipy.linalg
 import scipy.sparse
 import Stemmer
 
@@ -116,11 +117,13 @@ def latent_space(matrix: scipy.sparse.csr_array, rank: int) -> np.ndarray:
     """The right singular vectors of the largest singular values, (columns, at most `rank`).
 
     A seeded range finder with power iterations (Halko, Martinsson & Tropp, SIAM Review 2011,
-    Algorithm 4.4), so that the result is a function of the matrix alone.
+    Algorithm 4.4), so that the result is a function of the matrix alone. Between these an LU
+    factorisation keeps the basis well conditioned at a third of the cost of QR.
     """
     basis = np.random.default_rng(0).standard_normal((matrix.shape[1], rank + 16))
-    for _ in range(5):
-        basis, _ = np.linalg.qr(matrix.T @ (matrix @ basis))
+    for _ in range(4):
+        basis, _ = scipy.linalg.lu(matrix.T @ (matrix @ basis), permute_l=True)
+    basis, _ = np.linalg.qr(matrix.T @ (matrix @ basis))
     # Those of the triangular factor, which is small where there are many rows.
     _, _, right = np.linalg.svd(np.linalg.qr(matrix @ basis, mode="r"), full_matrices=False)
     return basis @ right[:rank].T

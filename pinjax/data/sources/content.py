@@ -1,0 +1,247 @@
+"""What a catalogue says of its items: texts as tokens, content vectors, images and topics.
+
+All of it is of the tables `items` and, where items have a table, `given` and `tags`. Items are read
+in order of their rows, some at a time.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse
+from etils import epath
+from ml_collections import ConfigDict
+
+from pinjax.data import catalogue
+from pinjax.data.sources import events, parts, reading, vectors
+from pinjax.data.text import tokens
+from pinjax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class WordVectors:
+    """Vectors that are made of words.
+
+    Attributes:
+      space: in which searches have vectors, or None where theirs are given.
+      images: float16 (items, dim), one an item, zeros without a word; None where images are given.
+    """
+
+    space: vectors.WordSpace | None = None
+    images: np.ndarray | None = None
+
+
+def make_vocabulary(
+    connection: duckdb.DuckDBPyConnection, trained: str, config: ConfigDict
+) -> tokens.Vocabulary:
+    """The vocabulary of the texts of the items for which the SQL `trained` holds."""
+    features = [feature for feature, _ in config.catalogue.texts]
+    lines = _lines(_texts(connection, features, trained))
+    return tokens.Vocabulary.build(lines, **config.vocabulary)
+
+
+def make_word_vectors(
+    connection: duckdb.DuckDBPyConnection, table: str, searches: bool, config: ConfigDict
+) -> WordVectors:
+    """Makes vectors where none are given.
+
+    Args:
+      connection: with `items` and `given`.
+      table: the file of items, for messages.
+      searches: whether searches need vectors.
+      config: a column map.
+
+    Raises:
+      InputError: where there are too few words.
+    """
+    shown = bool(config.catalogue.images)
+    if shown and not searches:
+        return WordVectors()
+    names = config.vectors.texts
+    # Of all items: a word that no engaged one has says what an item is near, too.
+    sizes = {**config.vocabulary, "bigrams": 0, "trigrams": 0}
+    vocabulary = tokens.Vocabulary.build(_lines(_texts(connection, names)), **sizes)
+    space = vectors.WordSpace(vocabulary, config.vectors.language)
+    parts_ = [
+        space.counts([column.to_pylist() for column in piece])
+        for piece in _texts(connection, names)
+    ]
+    counts = scipy.sparse.vstack(parts_).tocsr()
+    if min(counts.shape) < 2:
+        found = f"{counts.shape[1]} words on {counts.shape[0]} items"
+        raise InputError(f"{table}: {found}; expected 2 or more of each to make vectors from")
+    images = space.fit(counts, config.vectors.dim)
+    return WordVectors(space if searches else None, None if shown else images)
+
+
+def write(
+    connection: duckdb.DuckDBPyConnection,
+    path: epath.PathLike,
+    counts: np.ndarray,
+    vocabulary: tokens.Vocabulary | None,
+    made: WordVectors,
+    table: str,
+    config: ConfigDict,
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Writes the catalogue.
+
+    Args:
+      connection: with `items`, and with `given` and `tags` where there is a table.
+      path: of the catalogue.
+      counts: int64 (items,), actions in training.
+      vocabulary: of the texts, if there are any.
+      made: images where none are given.
+      table: the file of items, or "".
+      config: a column map.
+
+    Returns:
+      (what the spec says of content and images, counts for the report).
+    """
+    named = config.catalogue
+    content = topics = None
+    if named.tags:
+        content, topics = _of_tags(connection, table, len(counts), named.tag_dim)
+    if named.topic:
+        topics = _topics(connection, len(counts))
+    features = [feature for feature, _ in named.texts]
+    selected = [name for name in ("created", "content", "images") if named[name]]
+    columns = [*selected, *map(_column, features)]
+    join = "LEFT JOIN given g ON i.id = g.id" if table else ""
+    found = connection.sql(
+        f"SELECT {', '.join(['i.row', 'i.id', 'i.first', *map(reading.name_of, columns)])} "
+        f"FROM items i {join} ORDER BY i.row"
+    )
+    dims = {name: dim_of(connection, name) for name in ("content", "images") if named[name]}
+    spec: dict[str, Any] = {}
+    empty = 0
+    with catalogue.writer(path) as add:
+        for piece in parts.pieces(found, catalogue.ROWS_A_GROUP):
+            rows = piece["row"].to_numpy()
+            some = slice(rows[0], rows[-1] + 1)
+            of_piece: dict[str, Any] = {}
+            if named.content:
+                of_piece["content"] = first_vectors(piece["content"], dims["content"])
+            elif content is not None:
+                of_piece["content"] = content[some]
+            if named.images:
+                shown, offsets = _flat_vectors(piece["images"], dims["images"])
+                of_piece |= {"images": shown, "image_offsets": offsets}
+            elif made.images is not None:
+                has = made.images[some].any(axis=1)
+                offsets = np.concatenate([[0], np.cumsum(has)])
+                of_piece |= {"images": made.images[some][has], "image_offsets": offsets}
+            if "content" in of_piece:
+                empty += int((~of_piece["content"].any(axis=1)).sum())
+                spec["content_dim"] = of_piece["content"].shape[1]
+            if "images" in of_piece:
+                spec["image_dim"] = of_piece["images"].shape[1]
+            add(
+                catalogue.Items(
+                    ids=piece["id"].to_numpy(),
+                    topics=np.full(len(rows), -1, np.int32) if topics is None else topics[some],
+                    counts=counts[some],
+                    created=_created(piece, config),
+                    texts={
+                        feature: vocabulary.encode(piece[_column(feature)].to_pylist())
+                        for feature in features
+                    },
+                    **of_piece,
+                )
+            )
+    spec["text_features"] = tuple(features)
+    return spec, {"items without content": empty} if "content_dim" in spec else {}
+
+
+def dim_of(connection: duckdb.DuckDBPyConnection, name: str) -> int:
+    """Numbers of a vector in a column of `given`."""
+    query = f"SELECT len({name}[1]) FROM given WHERE len({name}) > 0 LIMIT 1"
+    return reading.first_row(connection, query)[0]
+
+
+def first_vectors(column: pa.ChunkedArray, dim: int) -> np.ndarray:
+    """The first vector of each list of them, float16 (n, dim), zeros where there is none."""
+    made = np.zeros((len(column), dim), np.float16)
+    known = column.is_valid().to_numpy()
+    flat = column.combine_chunks().filter(pa.array(known)).flatten().flatten()
+    if len(flat):
+        made[known] = flat.to_numpy().reshape(-1, dim)
+    return made
+
+
+def _flat_vectors(column: pa.ChunkedArray, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """All vectors of lists that are not zero, float16 (m, dim), and where each list begins."""
+    lists = column.combine_chunks()
+    lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
+    flat = lists.flatten().flatten().to_numpy().reshape(-1, dim).astype(np.float16)
+    shown = flat.any(axis=1)
+    row = np.repeat(np.arange(len(lists)), lengths)[shown]
+    counts = np.bincount(row, minlength=len(lists))
+    return flat[shown], np.concatenate([[0], np.cumsum(counts)])
+
+
+def _column(feature: str) -> str:
+    """The column of `given` that has a text feature."""
+    return f"text {feature}"
+
+
+def _texts(
+    connection: duckdb.DuckDBPyConnection, features: Sequence[str], where: str = "true"
+) -> Iterator[pa.Table]:
+    """Text features of items for which a condition holds, some items at a time."""
+    if features:
+        columns = ", ".join(reading.name_of(_column(feature)) for feature in features)
+        found = connection.sql(
+            f"SELECT {columns} FROM items i LEFT JOIN given g ON i.id = g.id "
+            f"WHERE {where} ORDER BY i.row"
+        )
+        yield from parts.pieces(found, 2**14)
+
+
+def _lines(pieces: Iterator[pa.Table]) -> Iterator[str | None]:
+    return itertools.chain.from_iterable(column.to_pylist() for piece in pieces for column in piece)
+
+
+def _of_tags(
+    connection: duckdb.DuckDBPyConnection, table: str, items: int, dim: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Content vectors and topics of items by their tags, see `vectors`."""
+    found = connection.execute(
+        "SELECT i.row, CAST(dense_rank() OVER (ORDER BY tag) - 1 AS INTEGER) AS code "
+        "FROM tags t JOIN items i ON t.id = i.id ORDER BY ALL"
+    ).fetchnumpy()
+    item, tag = found["row"], found["code"]
+    tags = len(np.unique(tag))
+    if min(items, tags) < 2:
+        raise InputError(f"{table}: {tags} tags on {items} items; expected 2 or more of each")
+    return vectors.of_tags(item, tag, items, dim), vectors.commonest_tags(item, tag, items)
+
+
+def _topics(connection: duckdb.DuckDBPyConnection, items: int) -> np.ndarray:
+    """The main topics of items as numbers of their names in order, int32 (items,)."""
+    topics = np.full(items, -1, np.int32)
+    found = connection.execute(
+        "SELECT i.row, CAST(dense_rank() OVER (ORDER BY topic) - 1 AS INTEGER) AS topic "
+        "FROM given g JOIN items i ON g.id = i.id WHERE topic IS NOT NULL"
+    ).fetchnumpy()
+    topics[found["row"]] = found["topic"]
+    return topics
+
+
+def _created(piece: pa.Table, config: ConfigDict) -> np.ndarray:
+    """From when items exist: their date or their first event, uint32 (n,), 0 if unknown."""
+    if config.split.kind == "leave_one_out" or not config.events.time:
+        return np.zeros(len(piece), np.uint32)
+    first = _seconds(piece["first"])
+    if "created" in piece.column_names:
+        first = np.fmin(first, _seconds(piece["created"]))
+    return np.nan_to_num(first).astype(np.uint32)
+
+
+def _seconds(column: pa.ChunkedArray) -> np.ndarray:
+    """Microseconds as whole seconds, float64, NaN where unknown."""
+    return np.floor(column.cast(pa.float64()).to_numpy() / events.SECOND)
