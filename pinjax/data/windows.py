@@ -57,7 +57,7 @@ class Positives:
                 min_seconds[row] = float(seconds or 0)
             except ValueError:
                 raise InputError(
-                    f"data.positives: {name!r}>={seconds!r} is neither a type nor type>=seconds"
+                    f"data.positives: '{name}>={seconds}' is neither a type nor type>=seconds"
                 ) from None
         counts = np.full(len(spec.surfaces), not surfaces)
         for name, _ in _entries(surfaces):
