@@ -121,7 +121,7 @@ def _next(dataset: dataset_lib.Dataset) -> dict[str, str]:
             f"{'':14}# {_queries_asked(dataset, searches)}"
         )
     if "graph" in spec.parts:
-        found["graph"] = "it is there for PinSage, which is not yet"
+        found["graph"] = "kept for PinSage, which pinjax does not have yet"
     return found
 
 

@@ -89,7 +89,7 @@ LACKS = {
     "one_out": ("SearchSage    no text of a search: it needs events.query",),
     "searches": ("PinnerFormer  no timelines: it needs events.user",),
     "users": ("ItemSage      no pairs: it needs events.query or pairs.sequence",),
-    "groups": ("PinnerFormer  no timelines", "ItemSage      no pairs", "graph         it is there"),
+    "groups": ("PinnerFormer  no timelines", "ItemSage      no pairs", "graph         kept for PinSage"),
 }
 
 
