@@ -89,7 +89,11 @@ LACKS = {
     "one_out": ("SearchSage    no text of a search: it needs events.query",),
     "searches": ("PinnerFormer  no timelines: it needs events.user",),
     "users": ("ItemSage      no pairs: it needs events.query or pairs.sequence",),
-    "groups": ("PinnerFormer  no timelines", "ItemSage      no pairs", "graph         kept for PinSage"),
+    "groups": (
+        "PinnerFormer  no timelines",
+        "ItemSage      no pairs",
+        "graph         kept for PinSage",
+    ),
 }
 
 
