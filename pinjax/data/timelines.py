@@ -123,7 +123,7 @@ class Writer:
         # What TFDS makes of `timeline_features`, six times as fast.
         example = tf_example_pb2.Example()
         example.features.feature["user"].bytes_list.value.append(str(user).encode())
-        example.features.feature["actions"].bytes_list.value.append(actions.tobytes())
+        example.features.feature["actions"].bytes_list.value.append(pack(actions).tobytes())
         serialized = example.SerializeToString(deterministic=True)
         self._files[split].write(serialized)
         self.counts[split] += 1
