@@ -100,10 +100,10 @@ class Catalogue:
     def __init__(self, path: epath.PathLike):
         self._path = os.fspath(path)
         try:
-            self._schema = pq.read_schema(self._path)
-            self._rows = pq.read_metadata(self._path).num_rows
+            metadata = pq.read_metadata(self._path)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: not readable as Parquet: {error}") from error
+        self._schema, self._rows = metadata.schema.to_arrow_schema(), metadata.num_rows
 
     def __len__(self) -> int:
         return self._rows

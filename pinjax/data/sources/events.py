@@ -168,8 +168,8 @@ def divide(
         if column:
             table = {"user": "users", "grp": "groups"}[name]
             connection.execute(
-                f"CREATE TABLE {table} AS SELECT CAST(row_number() OVER (ORDER BY {order}) - 1 AS "
-                f"INTEGER) AS row, {name} AS id FROM (SELECT DISTINCT {name} FROM rows) "
+                f"CREATE TABLE {table} AS SELECT {reading.numbered(order)}, {name} AS id "
+                f"FROM (SELECT DISTINCT {name} FROM rows) "
                 f"WHERE CAST({name} AS VARCHAR) <> ''"
             )
             columns[name] = f"{table}.row"

@@ -155,9 +155,7 @@ def read(
     looked_up = _place(catalogue.tags, config)[0]
     tag_rows = catalogue.tags and not (catalogue.tag_separator or lists or looked_up)
     if not (catalogue.repeats or tag_rows):
-        again = "row_number() OVER (PARTITION BY id ORDER BY file, row) > 1"
-        repeated = f"(file, row) IN (SELECT (file, row) FROM item_rows QUALIFY {again})"
-        refuse(repeated, catalogue.id, "each item once")
+        refuse(_repeated("item_rows", "id"), catalogue.id, "each item once")
     report = {}
     for name, side in config.sides.items():
         where = ", ".join(file.path for file in sources.sides[name])
@@ -223,9 +221,7 @@ def _side(
         selects.append(f"SELECT {', '.join(values)} FROM {file.relation}")
     connection.execute(f"CREATE TABLE {table} AS {' UNION ALL '.join(selects)}")
     _refuse(connection, table, files, "coalesce(CAST(key AS VARCHAR), '') = ''", side.id, "an id")
-    again = "row_number() OVER (PARTITION BY key ORDER BY file, row) > 1"
-    repeated = f"(file, row) IN (SELECT (file, row) FROM {table} QUALIFY {again})"
-    _refuse(connection, table, files, repeated, side.id, "each id once")
+    _refuse(connection, table, files, _repeated(table, "key"), side.id, "each id once")
     for field in fields:
         place, column = _place(field.column, config)
         if field.name == "created" and place == name:
@@ -335,7 +331,7 @@ def _refuse(
     )
     if bad:
         (rows,) = reading.first_row(connection, f"SELECT count(*) FROM {table}")
-        number, row = first.values() if isinstance(first, dict) else first
+        number, row = first
         share = f"{bad} of {rows} rows are bad, tolerance is 0"
         if column not in files[number].types:  # it was looked up
             value = connection.sql(
@@ -343,6 +339,12 @@ def _refuse(
             )
             raise reading.bad_value(files[number], row, column, value, expected, share)
         raise reading.bad_row(connection, files[number], row, column, expected, share)
+
+
+def _repeated(table: str, key: str) -> str:
+    """SQL of whether an earlier row of a table has the same key."""
+    again = f"row_number() OVER (PARTITION BY {key} ORDER BY file, row) > 1"
+    return f"(file, row) IN (SELECT (file, row) FROM {table} QUALIFY {again})"
 
 
 def read_queries(
@@ -363,7 +365,6 @@ def read_queries(
     connection.execute(f"CREATE TABLE own_vectors AS {' UNION ALL '.join(selects)}")
     expected = "the text of a search or an item's id"
     _refuse(connection, "own_vectors", files, "id IS NULL", queries.id, expected)
-    again = "row_number() OVER (PARTITION BY id ORDER BY file, row) > 1"
-    repeated = f"(file, row) IN (SELECT (file, row) FROM own_vectors QUALIFY {again})"
+    repeated = _repeated("own_vectors", "id")
     _refuse(connection, "own_vectors", files, repeated, queries.id, "each query once")
     refuse_vectors(connection, "own_vectors", files, "vector", queries.vector, zeros=False)

@@ -268,31 +268,24 @@ def split_pairs(connection: duckdb.DuckDBPyConnection, train_end: int, config: C
         make_table(connection, name, key=found["key"], split=splits)
 
     hashed("query_splits", "query AS key, query AS id FROM found", tokens.normalise)
-    owners = "groups" if config.pairs.sequence == "group" else "users"
+    of_lead, joins = "q.split", "LEFT JOIN query_splits q ON f.query = q.key"
     if config.pairs.sequence:
-        hashed(
-            "sequence_splits",
-            f"sequence AS key, o.id FROM found JOIN {owners} o ON sequence = o.row",
-        )
-    else:
-        make_table(
-            connection,
-            "sequence_splits",
-            key=pa.array([], pa.int32()),
-            split=pa.array([], pa.int8()),
-        )
+        owners = "groups" if config.pairs.sequence == "group" else "users"
+        ids = f"sequence AS key, o.id FROM found JOIN {owners} o ON sequence = o.row"
+        hashed("sequence_splits", ids)
+        of_lead = "coalesce(s.split, q.split)"
+        joins += " LEFT JOIN sequence_splits s ON f.sequence = s.key"
     match split.kind:
         case "time":
             rule = f"CASE WHEN time < {(train_end + 1) * events_lib.SECOND} THEN 0 ELSE q.split END"
         case "column":
-            rule = "CASE WHEN tests THEN 2 WHEN coalesce(s.split, q.split) > 0 THEN 1 ELSE 0 END"
+            rule = f"CASE WHEN tests THEN 2 WHEN {of_lead} > 0 THEN 1 ELSE 0 END"
         case _:
-            rule = "coalesce(s.split, q.split)"
+            rule = of_lead
     connection.execute(
         "CREATE TABLE split_pairs AS SELECT f.*, CASE WHEN own = 0 THEN coalesce(cold.split, 0) "
         f"ELSE own END AS split FROM (SELECT f.*, {rule} AS own FROM found f "
-        "LEFT JOIN query_splits q ON f.query = q.key LEFT JOIN sequence_splits s "
-        "ON f.sequence = s.key) f LEFT JOIN cold ON f.item = cold.item WHERE training OR own > 0"
+        f"{joins}) f LEFT JOIN cold ON f.item = cold.item WHERE training OR own > 0"
     )
 
 
@@ -366,8 +359,8 @@ def write_graph(
     edges = f"SELECT item, grp, time, tests FROM {_marked(config)} WHERE training"
     if not by_group:
         connection.execute(
-            "CREATE TABLE groups AS SELECT CAST(row_number() OVER (ORDER BY tag) - 1 AS INTEGER) "
-            "AS row, tag AS id FROM (SELECT DISTINCT tag FROM tags)"
+            f"CREATE TABLE groups AS SELECT {reading.numbered('tag')}, tag AS id "
+            "FROM (SELECT DISTINCT tag FROM tags)"
         )
         edges = (
             "SELECT i.row AS item, g.row AS grp, 0 AS time, false AS tests FROM tags t "

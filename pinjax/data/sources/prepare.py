@@ -261,7 +261,7 @@ class _Work:
         kept = "" if self._config.catalogue.keep_unseen else "WHERE events > 0"
         connection.execute(
             "CREATE TABLE items AS "
-            "SELECT CAST(row_number() OVER (ORDER BY id) - 1 AS INTEGER) AS row, * FROM "
+            f"SELECT {reading.numbered('id')}, * FROM "
             f"(SELECT id, min(first) AS first, sum(events) AS events, {known} AS known, "
             f"{described} AS described FROM ({rows}) GROUP BY id) {kept}"
         )

@@ -99,7 +99,7 @@ def write(
     """
     connection.execute(
         "CREATE TABLE queries AS "
-        "SELECT CAST(row_number() OVER (ORDER BY kind, item, id) - 1 AS INTEGER) AS row, * "
+        f"SELECT {reading.numbered('kind, item, id')}, * "
         "FROM (SELECT DISTINCT kind, query AS id, source AS item FROM split_pairs)"
     )
     vector, join = "CAST(NULL AS FLOAT[][])", ""

@@ -536,6 +536,11 @@ def first_row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple | None
     return next(iter(connection.execute(query).fetchall()), None)
 
 
+def numbered(order: str) -> str:
+    """SQL of the column `row`, which numbers rows from 0 in an order."""
+    return f"CAST(row_number() OVER (ORDER BY {order}) - 1 AS INTEGER) AS row"
+
+
 def name_of(column: str) -> str:
     """A name in SQL."""
     return '"' + column.replace('"', '""') + '"'
