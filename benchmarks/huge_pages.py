@@ -17,8 +17,9 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
+from pinjax.distributed import sharding
 from pinjax.systems import registry
-from pinjax.training import sharding, step
+from pinjax.training import step
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/pinnerformer.py", "config of the run")
 _ALONE = flags.DEFINE_bool("alone", False, "measure in this process, in whatever pages it has")

@@ -22,8 +22,8 @@ from absl import app, flags, logging
 from pinjax.compiler import programs, rates
 from pinjax.data import batches, windows
 from pinjax.data import dataset as dataset_lib
+from pinjax.distributed import sharding
 from pinjax.systems import registry
-from pinjax.training import sharding
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where pinworld/small is kept")
 _BATCHES = flags.DEFINE_integer("batches", 20, "batches to a measurement")

@@ -15,10 +15,11 @@ import numpy as np
 from absl import app, flags, logging
 
 from pinjax.data import dataset as dataset_lib
-from pinjax.data import held_out, windows
+from pinjax.data import windows
 from pinjax.data.simulated.oracle import Oracle
 from pinjax.data.simulated.world import DAY
-from pinjax.retrieval import exact, metrics, table
+from pinjax.evaluation import held_out, metrics, table
+from pinjax.retrieval import exact
 
 _SIZE = flags.DEFINE_string("size", "small", "of pinworld")
 _DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where it is kept")

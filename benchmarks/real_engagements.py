@@ -33,9 +33,9 @@ from benchmarks import real_sets, runs
 from pinjax.data import item_features
 from pinjax.data.dataset import Dataset
 from pinjax.data.sources import items, prepare, reading
+from pinjax.evaluation import metrics, product_retrieval, table
 from pinjax.models import features
-from pinjax.retrieval import metrics, table
-from pinjax.systems import itemsage, product_retrieval, system
+from pinjax.systems import itemsage, system
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw tables", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where data sets and runs are kept", required=True)

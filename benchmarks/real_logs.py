@@ -40,10 +40,11 @@ from etils import epath
 
 from benchmarks import real_sets
 from pinjax.data import dataset as dataset_lib
-from pinjax.data import held_out, windows
-from pinjax.retrieval import metrics, table
-from pinjax.systems import batching, pinnerformer, registry
-from pinjax.training import checkpoint, sharding
+from pinjax.data import windows
+from pinjax.distributed import batching, sharding
+from pinjax.evaluation import held_out, metrics, table
+from pinjax.systems import pinnerformer, registry
+from pinjax.training import checkpoint
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw logs", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", "work/real_sets", "where data sets and runs are kept")

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 
-from pinjax.retrieval import metrics
+from pinjax.evaluation import metrics
 
 Rows = dict[str, dict[str, metrics.Estimate]]
 

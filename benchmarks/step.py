@@ -41,9 +41,9 @@ from ml_collections import ConfigDict
 from benchmarks import peers
 from pinjax import app, config_flag
 from pinjax.compiler import programs, rates
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.systems import pinnerformer, registry
-from pinjax.training import sharding
 from pinjax.training import step as step_lib
 
 CONFIG = app.run_config()

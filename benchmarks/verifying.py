@@ -15,8 +15,9 @@ from absl import app, flags
 
 from pinjax import checksums, config_flag
 from pinjax.data import dataset
+from pinjax.distributed import sharding
 from pinjax.systems import registry
-from pinjax.training import checkpoint, loop, sharding
+from pinjax.training import checkpoint, loop
 
 _CONFIG = flags.DEFINE_string("config", "configs/pinnerformer.py", "config of the run")
 

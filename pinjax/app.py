@@ -13,8 +13,8 @@ from absl import app, flags, logging
 from etils import epath
 
 from pinjax import config_flag, files, signals
+from pinjax.distributed import processes
 from pinjax.errors import InputError
-from pinjax.training import processes
 
 EXIT_INPUT = 2  # wrong flags, config or data: the message says what to mend
 # Another process of the job died: start the same command again, everywhere. Where JAX's own thread

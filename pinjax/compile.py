@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 
 from pinjax import app, config_flag, settings
 from pinjax.compiler import largest_batch, programs, rates, report, topology
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.systems import registry
-from pinjax.training import sharding
 
 CONFIG = app.run_config()
 TOPOLOGY = flags.DEFINE_string(

@@ -25,9 +25,10 @@ from etils import epath
 
 from pinjax import app, checksums, files
 from pinjax.data import catalogue
+from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
 from pinjax.systems import registry
-from pinjax.training import checkpoint, processes, sharding
+from pinjax.training import checkpoint
 
 CONFIG, WORKDIR = app.run_flags()
 OUT = flags.DEFINE_string("out", None, "directory to write to", required=True)

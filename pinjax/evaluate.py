@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from pinjax import app, results
+from pinjax.distributed import sharding
 from pinjax.systems import registry
-from pinjax.training import checkpoint, sharding
+from pinjax.training import checkpoint
 
 CONFIG, WORKDIR = app.run_flags()
 SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "whose users are asked")

@@ -20,10 +20,11 @@ from absl import flags
 
 from pinjax import app, config_flag, files
 from pinjax.data import dataset as dataset_lib
-from pinjax.data import held_out, windows
+from pinjax.data import windows
 from pinjax.data.sources import prepare
 from pinjax.data.spec import SPLITS, Spec
 from pinjax.errors import InputError
+from pinjax.evaluation import held_out
 
 _CONFIG = config_flag.define("a column map", "events", declared=True)
 _EVENTS = flags.DEFINE_multi_string(

@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax import files
-from pinjax.retrieval import table as table_lib
+from pinjax.distributed import processes
+from pinjax.evaluation import table as table_lib
 from pinjax.systems import system as system_lib
-from pinjax.training import processes
 
 
 def summary(

@@ -13,8 +13,9 @@ import jax
 from absl import flags
 
 from pinjax import app, files, results
+from pinjax.distributed import processes, sharding
 from pinjax.systems import registry
-from pinjax.training import checkpoint, loop, processes, sharding
+from pinjax.training import checkpoint, loop
 
 CONFIG, WORKDIR = app.run_flags()
 PROFILE = flags.DEFINE_integer(

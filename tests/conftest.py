@@ -3,11 +3,23 @@
 TEST_PLATFORM=cuda launch/test.sh tests/models/test_attention.py has a GPU's kernel tested on it.
 """
 
+import json
 import os
+import pathlib
+import runpy
+import shutil
 import signal
+import zlib
 
 import jax
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+
+from pinjax import checksums
+from pinjax.data import catalogue, dataset, spec
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 jax.config.update("jax_platforms", os.environ.get("TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
@@ -21,8 +33,48 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture
 def rng(request):
     """A NumPy generator seeded by the test's own name."""
-    import zlib
-
-    import numpy as np
-
     return np.random.default_rng(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def make_config(request, data_dir):
+    """(section=fields, ...) -> the :test variant of the module's SYSTEM with other fields."""
+
+    def make(**sections):
+        path = CONFIGS / f"{request.module.SYSTEM}.py"
+        config = runpy.run_path(str(path))["get_config"]("test")
+        config.data.dir = str(data_dir)
+        for section, fields in sections.items():
+            config[section].update(fields)
+        return config
+
+    return make
+
+
+@pytest.fixture
+def other_data(data_dir, tmp_path):
+    """(change, without, fields) -> the name of a data set that is pinworld/tiny but for these.
+
+    What changes its directory, columns that its catalogue lacks, and fields of its spec.
+    """
+
+    def make(change=lambda directory: None, without=(), **fields):
+        made = tmp_path / "other"
+        shutil.copytree(dataset.ensure("pinworld/tiny", data_dir), made)
+        if without:
+            items = pq.read_table(made / catalogue.FILE)
+            pq.write_table(items.drop_columns(list(without)), made / catalogue.FILE)
+        change(made)
+        metadata = made / spec.METADATA_FILE
+        metadata.write_text(
+            json.dumps(json.loads(metadata.read_text()) | {"name": "other"} | fields)
+        )
+        checksums.record(made)
+        return str(made)
+
+    return make

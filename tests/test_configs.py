@@ -11,9 +11,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from pinjax import settings
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.systems import registry
-from pinjax.training import checkpoint, loop, sharding, step
+from pinjax.training import checkpoint, loop, step
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 VARIANTS = [

@@ -23,8 +23,9 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data import parquet, windows
 from pinjax.data.sources import prepare
 from pinjax.data.spec import SPLITS
+from pinjax.distributed import sharding
 from pinjax.systems import registry
-from pinjax.training import checkpoint, loop, sharding
+from pinjax.training import checkpoint, loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 RAW = ROOT.parent / "shared/data"

@@ -4,7 +4,7 @@ import json
 import math
 
 from pinjax import results
-from pinjax.retrieval.metrics import Estimate
+from pinjax.evaluation.metrics import Estimate
 from pinjax.systems import system
 
 TABLE = system.Table(

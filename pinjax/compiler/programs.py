@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax.compiler import flops, hlo, rates, roofline
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.systems import outline as outline_lib
-from pinjax.training import sharding, step
+from pinjax.training import step
 
 
 @dataclasses.dataclass(frozen=True)

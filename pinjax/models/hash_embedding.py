@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt32
 
-from pinjax.models import tables as tables_lib
+from pinjax.distributed import sharded_table
 
 # Tokens that are looked up at once: what they make stays in a CPU's cache.
 _BLOCK_SIZE = 1024
@@ -36,7 +36,7 @@ class HashEmbedding(nn.Module):
     dim: int
     num_buckets: int = 0
     num_hashes: int = 2
-    tables: tables_lib.Tables = tables_lib.WHOLE
+    tables: sharded_table.Layout = sharded_table.REPLICATED
 
     @nn.compact
     def __call__(self, ids: Int[Array, "*shape"]) -> Float[Array, "*shape {self.dim}"]:
@@ -69,7 +69,7 @@ class HashEmbeddingBag(nn.Module):
     num_buckets: int
     dim: int
     num_hashes: int = 2
-    tables: tables_lib.Tables = tables_lib.WHOLE
+    tables: sharded_table.Layout = sharded_table.REPLICATED
 
     @nn.compact
     def __call__(
@@ -95,7 +95,7 @@ def _look_up(
     num_ids: int,
     ids: Int[Array, "*shape"],
     row_init: nn.initializers.Initializer,
-    tables: tables_lib.Tables,
+    tables: sharded_table.Layout,
 ) -> tuple[
     Float[Array, "rows dim"],
     Int[Array, "*shape hashes"],

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from pinjax.distributed import sharded_table
 from pinjax.models import features, hash_embedding, pinnerformer, transformer
-from pinjax.models import tables as tables_lib
 
 ENCODERS = ("transformer", "sum", "sum_mlp", "mlp_concat_mlp")
 
@@ -61,7 +61,7 @@ class ItemSage(nn.Module):
     encoder: str = "transformer"
     residual: bool = False
     dtype: Any = jnp.float32
-    tables: tables_lib.Tables = tables_lib.WHOLE
+    tables: sharded_table.Layout = sharded_table.REPLICATED
 
     @nn.compact
     def __call__(

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped, UInt32
 
+from pinjax.distributed import sharded_table
 from pinjax.models import features, hash_embedding, temperature, transformer
-from pinjax.models import tables as tables_lib
 
 FEATURES = ("item", "action", "surface", "duration", "time", "moment")
 
@@ -73,7 +73,7 @@ class PinnerFormer(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False
-    tables: tables_lib.Tables = tables_lib.WHOLE
+    tables: sharded_table.Layout = sharded_table.REPLICATED
     mesh: Mesh | None = None
 
     def setup(self):
@@ -169,7 +169,7 @@ class ItemInput(nn.Module):
     num_items: int
     id_dim: int
     id_buckets: int
-    tables: tables_lib.Tables
+    tables: sharded_table.Layout
 
     @nn.compact
     def __call__(

@@ -8,7 +8,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int32, Shaped
 
-from pinjax.models import tables as tables_lib
+from pinjax.distributed import sharded_table
 
 
 @struct.dataclass
@@ -35,7 +35,7 @@ def gather_images(
     images: Ragged,
     rows: Int32[Array, "products"],
     slots: int,
-    tables: tables_lib.Tables = tables_lib.WHOLE,
+    tables: sharded_table.Layout = sharded_table.REPLICATED,
 ) -> tuple[Shaped[Array, "products {slots} dim"], Bool[Array, "products {slots}"]]:
     """The first `slots` images of products, and which of the slots hold one.
 
@@ -55,7 +55,7 @@ def gather_tokens(
     texts: Ragged,
     rows: Int32[Array, "products"],
     capacity: int,
-    tables: tables_lib.Tables = tables_lib.WHOLE,
+    tables: sharded_table.Layout = sharded_table.REPLICATED,
 ) -> tuple[Int32[Array, "{capacity}"], Int32[Array, "{capacity}"], Bool[Array, ""]]:
     """The tokens of products, flattened, so that short texts cost no more than they are long.
 

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int
 
+from pinjax.distributed import sharded_table
 from pinjax.models import features, hash_embedding, pinnerformer
-from pinjax.models import tables as tables_lib
 
 
 class BagTower(nn.Module):
@@ -29,7 +29,7 @@ class BagTower(nn.Module):
     width: int
     dim: int
     dtype: Any = jnp.float32
-    tables: tables_lib.Tables = tables_lib.WHOLE
+    tables: sharded_table.Layout = sharded_table.REPLICATED
 
     @nn.compact
     def __call__(

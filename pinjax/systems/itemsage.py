@@ -20,11 +20,12 @@ from ml_collections import ConfigDict
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import spec as spec_lib
 from pinjax.data.text import tokens as tokens_lib
+from pinjax.distributed import batching, sharding
 from pinjax.errors import InputError
+from pinjax.evaluation import product_retrieval
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import features, itemsage, product_features, temperature
-from pinjax.systems import batching, engagements, product_retrieval, system
-from pinjax.training import sharding
+from pinjax.systems import engagements, system
 
 ENCODED = 512  # products encoded at a time where a catalogue is embedded
 _OVERFLOW = 1e-12  # probability that a run ends because tokens do not fit

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from pinjax.models import tables
+from pinjax.distributed import sharded_table
 from pinjax.retrieval import exact
 from pinjax.systems import system
 
@@ -44,7 +44,7 @@ def placed(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda x: Shape(x.shape, x.dtype, sharding=x.sharding or sharding), tree)
 
 
-def table(layout: tables.Tables, shape: tuple[int, ...], dtype: Any) -> Shape:
+def table(layout: sharded_table.Layout, shape: tuple[int, ...], dtype: Any) -> Shape:
     """The shape of a table with so many rows as it lies on the devices."""
     return Shape((layout.num_rows(shape[0]), *shape[1:]), dtype, sharding=layout.sharding)
 

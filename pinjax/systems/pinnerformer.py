@@ -22,19 +22,20 @@ from pinjax import settings
 from pinjax.data import batches, item_features, timelines, windows
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import spec as spec_lib
+from pinjax.distributed import batching, sharding
 from pinjax.errors import InputError
+from pinjax.evaluation import user_retrieval
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import pinnerformer
-from pinjax.systems import batching, system, user_retrieval
-from pinjax.training import sharding
+from pinjax.systems import system
 
 
 class Frozen(NamedTuple):
     """What a step reads of the catalogue.
 
     Attributes:
-      content: bfloat16 (rows, dim), laid out as `models.tables` says, or None where items are
-        their learned ids alone.
+      content: bfloat16 (rows, dim), laid out as its `sharded_table.Layout` says, or None where
+        items are their learned ids alone.
       corpus: int32 (n,), the items that existed when the training period ended. Random negatives
         are drawn from these: an item of a later day would only be learned to be never wanted.
       degree_times: uint32 (times,), unix seconds at which the degrees, the last numbers of

@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 from pinjax import checksums
 from pinjax.data import dataset
+from pinjax.distributed import processes
 from pinjax.errors import InputError
 from pinjax.systems import outline, system
-from pinjax.training import processes
 
 SYSTEMS = ("pinnerformer", "itemsage", "searchsage")
 

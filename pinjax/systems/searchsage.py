@@ -21,11 +21,12 @@ from pinjax.data import item_features
 from pinjax.data import spec as spec_lib
 from pinjax.data.text import pretrained
 from pinjax.data.text import tokens as tokens_lib
+from pinjax.distributed import batching, sharded_table, sharding
 from pinjax.errors import InputError
+from pinjax.evaluation import product_retrieval
 from pinjax.losses import count_min_sketch, sampled_softmax
-from pinjax.models import bert, features, product_features, searchsage, tables, temperature
-from pinjax.systems import batching, engagements, product_retrieval, system
-from pinjax.training import sharding
+from pinjax.models import bert, features, product_features, searchsage, temperature
+from pinjax.systems import engagements, system
 
 ENCODED = 256  # queries encoded at a time where all of them are embedded
 
@@ -136,7 +137,7 @@ class Tower(NamedTuple):
     """
 
     texts: Any
-    tables: tables.Tables
+    tables: sharded_table.Layout
     init: Callable[[jax.Array], Any]
     apply: Callable[..., jax.Array]
 
@@ -156,7 +157,7 @@ def make_bag(config: ConfigDict, dataset: dataset_lib.Dataset, mesh: Mesh) -> To
 def bag_tower(
     config: ConfigDict,
     texts: Any,
-    layout: tables.Tables,
+    layout: sharded_table.Layout,
     num_tokens: int,
     longest: int,
     dim: int,
@@ -217,7 +218,7 @@ def bert_tower(
     sizes: dict[str, Any],
     dtype: str,
     texts: Any,
-    layout: tables.Tables,
+    layout: sharded_table.Layout,
     dim: int,
     weights: Any = None,
 ) -> Tower:

@@ -11,8 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pinjax.errors import InputError
+from pinjax.evaluation.metrics import Estimate
 from pinjax.losses import count_min_sketch
-from pinjax.retrieval.metrics import Estimate
 
 Batch = dict[str, np.ndarray]
 Shard = Callable[[], tuple[np.ndarray, np.ndarray]]

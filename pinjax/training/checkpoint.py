@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from pinjax import checksums, files
+from pinjax.distributed import processes
 from pinjax.errors import InputError
 from pinjax.systems import system as system_lib
-from pinjax.training import processes, step
+from pinjax.training import step
 
 _DIRECTORY, _RUN_FILE = "checkpoints", "run.json"
 # Orbax writes these when it gives a checkpoint its name, after the checksums.

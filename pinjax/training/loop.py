@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax import files, signals
+from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
 from pinjax.systems import system as system_lib
-from pinjax.training import checkpoint, metrics_writer, processes, sharding, step
+from pinjax.training import checkpoint, metrics_writer, step
 
 _IN_FLIGHT = 2  # steps given to the device before the loop waits for the oldest
 _UNTRACED = 10  # first steps, of which the first compiles

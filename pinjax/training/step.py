@@ -9,8 +9,8 @@ from flax import struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from pinjax.distributed import sharding
 from pinjax.systems import system as system_lib
-from pinjax.training import sharding
 
 
 class State(struct.PyTreeNode):

@@ -10,8 +10,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from pinjax.compiler import flops, programs
+from pinjax.distributed import sharding
 from pinjax.systems import registry
-from pinjax.training import sharding
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 X, W = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 16), jnp.float32)

@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from pinjax.compiler import hlo
-from pinjax.training import sharding
+from pinjax.distributed import sharding
 
 DEVICES = 8
 F32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import pytest
 
 from pinjax.compiler import largest_batch, programs, rates, report, topology
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.systems import outline as outline_lib
 from pinjax.systems import registry
-from pinjax.training import sharding
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CHIP = rates.Chip("test chip", flops=1e12, memory=2**30, bandwidth=1e11, interconnect=1e10)

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pinjax.data import catalogue, dataset
+from pinjax.distributed import sharding
 from pinjax.systems import registry
-from pinjax.training import checkpoint, sharding
+from pinjax.training import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Fails where anything imported TensorFlow on the way.

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pinjax import config_flag, settings
+from pinjax.distributed import sharding
 from pinjax.systems import registry
-from pinjax.training import sharding
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = ("oak", "chair", "red", "lamp", "desk", "blue")

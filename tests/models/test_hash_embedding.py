@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from pinjax.models import hash_embedding, tables
+from pinjax.distributed import sharded_table
+from pinjax.models import hash_embedding
 
 IDS = np.array([[3, -1, 0], [49, 3, 7]], np.int32)
 
@@ -151,7 +152,7 @@ def test_bag_of_a_shared_out_table_is_that_of_the_whole_one(rng, num_buckets):
     """Eight devices with texts of their own; what one of them asks for twice counts twice."""
     devices, tokens_each, segments_each = 8, 40, 6
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
-    layout = tables.Tables(mesh)
+    layout = sharded_table.Layout(mesh)
     whole = hash_embedding.HashEmbeddingBag(num_tokens=50, num_buckets=num_buckets, dim=4)
     on_device = whole.clone(tables=layout.on_device())
     tokens = (50 * rng.random(devices * tokens_each) ** 3).astype(np.int32)

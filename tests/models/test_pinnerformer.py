@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pinjax.models import pinnerformer, tables
+from pinjax.distributed import sharded_table
+from pinjax.models import pinnerformer
 
 LENGTH, NUM_ITEMS = 6, 20
 CHANGES = {"item": 5, "action": 1, "surface": 1, "duration": 7.5, "time": 3_000}
@@ -169,7 +170,9 @@ def test_learned_positions():
 
 def test_item_input_is_content_and_learned_vector(content):
     rows = jnp.array([[3, -1], [0, 19]])
-    model = pinnerformer.ItemInput(NUM_ITEMS, id_dim=4, id_buckets=0, tables=tables.WHOLE)
+    model = pinnerformer.ItemInput(
+        NUM_ITEMS, id_dim=4, id_buckets=0, tables=sharded_table.REPLICATED
+    )
     params = {"params": params_of(make())["params"]["item_input"]}
     vectors = np.asarray(model.apply(params, 100 * content, rows))
 
@@ -221,7 +224,7 @@ def test_an_item_has_the_newest_degree_before_its_time(content, history, rng, na
 
 
 def test_a_degree_neither_shrinks_content_nor_is_scaled(rng):
-    model = pinnerformer.ItemInput(4, id_dim=0, id_buckets=0, tables=tables.WHOLE)
+    model = pinnerformer.ItemInput(4, id_dim=0, id_buckets=0, tables=sharded_table.REPLICATED)
     content = rng.standard_normal((4, 6)).astype(np.float32)
     content[2:] = 0  # unknown
     degree = np.array([[0.05], [300.0], [0.05], [3.0]], np.float32)

@@ -1,68 +1,15 @@
 """What the tests of all systems need."""
 
 import functools
-import json
-import pathlib
 import re
-import runpy
-import shutil
 
 import jax
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
-from pinjax import checksums
-from pinjax.data import catalogue, dataset, spec
-from pinjax.models import tables
+from pinjax.distributed import sharded_table, sharding
 from pinjax.systems import registry
-from pinjax.training import sharding, step
-
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def make_config(request, data_dir):
-    """(section=fields, ...) -> the :test variant of the module's SYSTEM with other fields."""
-
-    def make(**sections):
-        path = CONFIGS / f"{request.module.SYSTEM}.py"
-        config = runpy.run_path(str(path))["get_config"]("test")
-        config.data.dir = str(data_dir)
-        for section, fields in sections.items():
-            config[section].update(fields)
-        return config
-
-    return make
-
-
-@pytest.fixture
-def other_data(data_dir, tmp_path):
-    """(change, without, fields) -> the name of a data set that is pinworld/tiny but for these.
-
-    What changes its directory, columns that its catalogue lacks, and fields of its spec.
-    """
-
-    def make(change=lambda directory: None, without=(), **fields):
-        made = tmp_path / "other"
-        shutil.copytree(dataset.ensure("pinworld/tiny", data_dir), made)
-        if without:
-            items = pq.read_table(made / catalogue.FILE)
-            pq.write_table(items.drop_columns(list(without)), made / catalogue.FILE)
-        change(made)
-        metadata = made / spec.METADATA_FILE
-        metadata.write_text(
-            json.dumps(json.loads(metadata.read_text()) | {"name": "other"} | fields)
-        )
-        checksums.record(made)
-        return str(made)
-
-    return make
+from pinjax.training import step
 
 
 @pytest.fixture(scope="session")
@@ -124,11 +71,11 @@ def check_shared_out_tables():
         config.train.update(model_devices=1, shard_tables=False)
         one = sharding.make_mesh(jax.devices()[:1])
         whole = registry.create(config, one)
-        layout = tables.Tables(many)
+        layout = sharded_table.Layout(many)
 
         def as_whole(path, rows, like):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            if not re.search(tables.PARAMETERS, name):
+            if not re.search(sharded_table.PARAMETERS, name):
                 return rows
             return rows[layout.lies_at(np.arange(len(like)), len(rows))]
 

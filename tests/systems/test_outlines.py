@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.systems import registry
-from pinjax.training import sharding
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 

@@ -13,10 +13,9 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data import item_features, timelines
 from pinjax.data import spec as spec_lib
 from pinjax.data.spec import Spec
+from pinjax.distributed import sharded_table, sharding
 from pinjax.errors import InputError
-from pinjax.models import tables
 from pinjax.systems import pinnerformer, registry
-from pinjax.training import sharding
 
 SYSTEM = "pinnerformer"
 
@@ -206,7 +205,7 @@ def test_where_state_and_tables_lie_changes_nothing(make_config, train_on_device
     assert_close(params["user_tower"], expected["user_tower"])
     rows = expected["item_input"]["id"]["embedding"]
     table = params["item_input"]["id"]["embedding"]
-    layout = tables.Tables(sharding.make_mesh())
+    layout = sharded_table.Layout(sharding.make_mesh())
     assert_close(table[layout.lies_at(np.arange(len(rows)), len(table))], rows)
 
 

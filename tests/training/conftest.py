@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from pinjax.distributed import sharding
 from pinjax.systems import system as system_lib
-from pinjax.training import checkpoint, loop, sharding
+from pinjax.training import checkpoint, loop
 
 
 @pytest.fixture(scope="session")

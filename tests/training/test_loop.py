@@ -14,9 +14,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from pinjax import checksums, signals
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.systems import system as system_lib
-from pinjax.training import checkpoint, loop, sharding, step
+from pinjax.training import checkpoint, loop, step
 
 COMMIT = "commit_success.txt"
 NOT_FINITE = r"step 6 has the loss {loss} and a gradient of norm {norm}; its batch is in .*_6_of_pr"

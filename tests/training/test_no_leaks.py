@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
-from pinjax.training import checkpoint, sharding
+from pinjax.training import checkpoint
 
 FAILING = 11  # steps done when a run fails; where steps are traced, this is one of them
 

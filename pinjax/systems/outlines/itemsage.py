@@ -9,11 +9,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax.data import sizes
+from pinjax.distributed import sharding
 from pinjax.models import product_features
 from pinjax.systems import itemsage as page
 from pinjax.systems import outline
 from pinjax.systems.outline import Shape
-from pinjax.training import sharding
 
 
 def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline:

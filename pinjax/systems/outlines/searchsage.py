@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 
 from pinjax.data import sizes
 from pinjax.data.text import pretrained
-from pinjax.models import product_features, tables
+from pinjax.distributed import sharded_table, sharding
+from pinjax.models import product_features
 from pinjax.systems import outline
 from pinjax.systems import searchsage as page
 from pinjax.systems.outline import Shape
-from pinjax.training import sharding
 
 
 def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline:
@@ -53,7 +53,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     )
 
 
-def _bag(config: ConfigDict, size: sizes.Sizes, layout: tables.Tables) -> page.Tower:
+def _bag(config: ConfigDict, size: sizes.Sizes, layout: sharded_table.Layout) -> page.Tower:
     texts = product_features.Ragged(
         values=outline.table(layout, (size.spec.num_queries * size.query_tokens,), jnp.int32),
         offsets=outline.table(layout, (size.spec.num_queries, 2), jnp.int32),
@@ -62,7 +62,7 @@ def _bag(config: ConfigDict, size: sizes.Sizes, layout: tables.Tables) -> page.T
     return page.bag_tower(config.model, texts, layout, num_tokens, size.query_tokens, dim)
 
 
-def _bert(config: ConfigDict, size: sizes.Sizes, layout: tables.Tables) -> page.Tower:
+def _bert(config: ConfigDict, size: sizes.Sizes, layout: sharded_table.Layout) -> page.Tower:
     model = config.model
     if model.pretrained:
         made_of, *_ = pretrained.read(model.pretrained, model.length)

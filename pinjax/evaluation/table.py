@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from pinjax.retrieval.metrics import Estimate
+from pinjax.evaluation.metrics import Estimate
 
 _MISSING = Estimate(math.nan)
 

@@ -1,8 +1,8 @@
 import doctest
 import math
 
-from pinjax.retrieval import table
-from pinjax.retrieval.metrics import Estimate
+from pinjax.evaluation import table
+from pinjax.evaluation.metrics import Estimate
 
 
 def test_doctest():

@@ -4,8 +4,9 @@ import pytest
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
-from pinjax.training import sharding, step
+from pinjax.training import step
 
 PARAMS = {
     "block": {"ffn_in": {"kernel": (8, 16), "bias": (16,)}, "ffn_out": {"kernel": (16, 8)}},

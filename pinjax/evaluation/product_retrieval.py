@@ -17,9 +17,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pinjax.data.dataset import Dataset
+from pinjax.distributed import batching
 from pinjax.errors import InputError
-from pinjax.retrieval import exact, metrics
-from pinjax.systems import batching, system
+from pinjax.evaluation import metrics
+from pinjax.retrieval import exact
+from pinjax.systems import system
 
 _DEPTHS = (1, 10, 100)
 _LISTED = _DEPTHS[-1] + 2  # one more for the query itself, and one that shows equals of the last

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pinjax.data import dataset as dataset_lib
-from pinjax.data import held_out, windows
+from pinjax.data import windows
 from pinjax.errors import InputError
-from pinjax.systems import user_retrieval
+from pinjax.evaluation import held_out, user_retrieval
 
 SYSTEM = "pinnerformer"
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pinjax.data import catalogue, dataset, held_out, spec, timelines, windows
+from pinjax.data import catalogue, dataset, spec, timelines, windows
+from pinjax.evaluation import held_out
 
 DAY = held_out.DAY
 T = 40 * DAY

@@ -20,7 +20,7 @@ _BACK = pow(_NEXT, -1, STRIPES)
 
 
 @dataclasses.dataclass(frozen=True)
-class Tables:
+class Layout:
     """How large tables lie on the devices, and how their rows come from there.
 
     Attributes:
@@ -31,7 +31,7 @@ class Tables:
     mesh: Mesh | None = None
     inside: bool = False
 
-    def on_device(self) -> "Tables":
+    def on_device(self) -> "Layout":
         """The same inside a `shard_map`."""
         return dataclasses.replace(self, inside=True)
 
@@ -110,7 +110,7 @@ class Tables:
         return exchange(self.mesh.axis_names, self.mesh.size, table, places), inverse
 
 
-WHOLE = Tables()  # on every device
+REPLICATED = Layout()  # on every device
 # Of the parameters whose rows are shared out: those of hash embeddings of ids and of texts.
 PARAMETERS = "/(id|text)/(embedding|importance)$"
 

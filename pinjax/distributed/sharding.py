@@ -12,8 +12,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from pinjax.distributed import sharded_table
 from pinjax.errors import InputError
-from pinjax.models import tables
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Mesh:
@@ -43,7 +43,7 @@ def over_data(mesh: Mesh) -> NamedSharding:
 
 
 def by_rows(
-    mesh: Mesh, layout: tables.Tables, function: Callable[..., jax.Array]
+    mesh: Mesh, layout: sharded_table.Layout, function: Callable[..., jax.Array]
 ) -> Callable[..., jax.Array]:
     """(params, frozen, rows) -> function of them, each device with its own share of the rows alone.
 
@@ -54,7 +54,7 @@ def by_rows(
     over_data = PartitionSpec("data")
 
     def place(path, leaf) -> PartitionSpec:
-        return layout.spec if re.search(tables.PARAMETERS, _name(path)) else PartitionSpec()
+        return layout.spec if re.search(sharded_table.PARAMETERS, _name(path)) else PartitionSpec()
 
     def apply(params: Any, frozen: Any, rows: jax.Array) -> jax.Array:
         of_params = jax.tree_util.tree_map_with_path(place, params)
@@ -120,7 +120,7 @@ def of_state(mesh: Mesh, config: ConfigDict, state: Any) -> Any:
     Raises:
       InputError: where a rule cannot be read, or does not fit what it finds, or finds nothing.
     """
-    rules, used = _rules(mesh, config), {tables.PARAMETERS}
+    rules, used = _rules(mesh, config), {sharded_table.PARAMETERS}
 
     def place(path, leaf) -> NamedSharding:
         name = _name(path)
@@ -164,7 +164,7 @@ def _rules(mesh: Mesh, config: ConfigDict) -> list[tuple[str, tuple[Any, ...]]]:
         except re.error as error:
             raise InputError(f"train.shard: {pattern!r} is no pattern: {error}") from None
         rules.append((pattern, tuple(named)))
-    return rules + [(tables.PARAMETERS, (mesh.axis_names,))] * config.shard_tables
+    return rules + [(sharded_table.PARAMETERS, (mesh.axis_names,))] * config.shard_tables
 
 
 def _check_fit(
@@ -190,12 +190,12 @@ def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array
     }
 
 
-def table_layout(mesh: Mesh, config: ConfigDict) -> tables.Tables:
+def table_layout(mesh: Mesh, config: ConfigDict) -> sharded_table.Layout:
     """Of large tables, as a run's config says in its section `train`."""
-    return tables.Tables(mesh if config.shard_tables else None)
+    return sharded_table.Layout(mesh if config.shard_tables else None)
 
 
-def place_table(mesh: Mesh, layout: tables.Tables, table: np.ndarray) -> jax.Array:
+def place_table(mesh: Mesh, layout: sharded_table.Layout, table: np.ndarray) -> jax.Array:
     """A table that every process has, on the mesh: replicated, or as the layout says.
 
     A process makes what lies on its own devices alone, where `jax.device_put` would first bring the
@@ -218,8 +218,8 @@ def check_batch(mesh: Mesh, name: str, size: int) -> None:
 def check(mesh: Mesh, config: ConfigDict) -> None:
     """Refuses rules that cannot be read, and tables that the devices cannot share equally."""
     _rules(mesh, config)
-    if config.shard_tables and tables.STRIPES % mesh.size:
+    if config.shard_tables and sharded_table.STRIPES % mesh.size:
         raise InputError(
-            f"train.shard_tables: {mesh.size} devices do not divide a table's {tables.STRIPES} "
-            "stripes; expected a power of two"
+            f"train.shard_tables: {mesh.size} devices do not divide a table's "
+            f"{sharded_table.STRIPES} stripes; expected a power of two"
         )

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from pinjax.data import pairs
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
-from pinjax.systems import product_retrieval
+from pinjax.evaluation import product_retrieval
 
 QUERIES, ITEMS, DIM = 12, 130, 4
 TASKS = ("image/click", "text/save", "text/checkout")

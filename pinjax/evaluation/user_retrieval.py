@@ -1,7 +1,7 @@
 """How user embeddings are judged: by what the users engage with next (PinnerFormer, §4.1).
 
-Recall@10 is the share of a user's labels (`data.held_out`) among the ten items of the index that
-are nearest to the user's embedding.
+Recall@10 is the share of a user's labels (`held_out`) among the ten items of the index that are
+nearest to the user's embedding.
 """
 
 import collections
@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from pinjax.data import held_out, windows
+from pinjax.data import windows
 from pinjax.data.dataset import Dataset
+from pinjax.distributed import batching
 from pinjax.errors import InputError
-from pinjax.retrieval import exact, metrics, scann_index
-from pinjax.systems import batching, system
+from pinjax.evaluation import held_out, metrics
+from pinjax.retrieval import exact, scann_index
+from pinjax.systems import system
 
 _DEEPEST = 50  # results that count: Interest Entropy@50 looks at all, the other metrics at 10
 _LISTED = _DEEPEST + 1  # one more shows whether the last of them has equals

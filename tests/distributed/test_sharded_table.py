@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from pinjax.models import tables
+from pinjax.distributed import sharded_table
 
 
 @pytest.fixture(scope="module")
 def sharded():
     devices = np.array(jax.devices()[:8]).reshape(4, 2)
-    return tables.Tables(Mesh(devices, ("data", "model")))
+    return sharded_table.Layout(Mesh(devices, ("data", "model")))
 
 
 def rows_of(kind, rng, count):
@@ -82,11 +82,11 @@ def test_rows_that_all_belong_to_one_owner_come_in_rounds(sharded, dtype):
     rows = np.stack([rng.choice(1024, 500, replace=False) for _ in range(8)])
     rows[1:, -50:] = 8 * 1024  # none
     rows.sort(axis=1)
-    assert tables.capacity(500, 8) < 500 / 4
+    assert sharded_table.capacity(500, 8) < 500 / 4
     axes = sharded.mesh.axis_names
 
     def exchange(table, rows):
-        return tables.exchange(axes, 8, table, rows)
+        return sharded_table.exchange(axes, 8, table, rows)
 
     exchange = jax.shard_map(
         *(exchange,), mesh=sharded.mesh, in_specs=shared, out_specs=shared, check_vma=False
@@ -111,14 +111,14 @@ def test_one_round_is_nearly_always_enough(mean):
     """The chance of a Poisson variable above the capacity, by its probabilities."""
     devices = 256
     size = round(mean * devices)
-    above = np.arange(400) + tables.capacity(size, devices) + 1
+    above = np.arange(400) + sharded_table.capacity(size, devices) + 1
     rate = size / devices
     log_chances = above * math.log(rate) - [math.lgamma(k + 1) for k in above] - rate
     assert np.logaddexp.reduce(log_chances) < math.log(3e-6)
 
 
 def test_whole_tables_are_left_alone():
-    whole = tables.WHOLE
+    whole = sharded_table.REPLICATED
     table = np.arange(12.0, dtype=np.float32).reshape(4, 3)
     assert whole.num_rows(7) == 7
     np.testing.assert_array_equal(whole.lay_out(table), table)

@@ -6,8 +6,8 @@ import time
 import jax
 import pytest
 
+from pinjax.distributed import processes
 from pinjax.errors import InputError
-from pinjax.training import processes
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pinjax.retrieval import exact, metrics
+from pinjax.evaluation import metrics
+from pinjax.retrieval import exact
 
 K = 10
 
