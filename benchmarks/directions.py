@@ -24,8 +24,8 @@ _SIZES = {"random": (0, _RANDOM), "in-batch": (_IN_BATCH, 0), "mixed": (_IN_BATC
 NEGATIVES = {
     f"{'logQ' if log_q else 'no logQ'}, {kind}": (
         f"--config.loss.log_q={log_q}",
-        f"--config.loss.in_batch={in_batch}",
-        f"--config.loss.random={random}",
+        f"--config.loss.num_in_batch_negatives={in_batch}",
+        f"--config.loss.num_random_negatives={random}",
     )
     for log_q in (False, True)
     for kind, (in_batch, random) in _SIZES.items()
@@ -34,7 +34,7 @@ DEFAULT = "logQ, mixed"
 OBJECTIVES = {
     "next_action": ("--config.objective.name=next_action",),
     # Windows end where its authors' do.
-    "sasrec": ("--config.objective.name=sasrec", "--config.objective.newest=1.0"),
+    "sasrec": ("--config.objective.name=sasrec", "--config.objective.last_action_share=1.0"),
     "all_action": ("--config.objective.name=all_action",),
 }
 

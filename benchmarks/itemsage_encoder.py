@@ -36,7 +36,7 @@ MODEL = itemsage.ItemSage(
     token_buckets=100_000,
     token_dim=256,
     width=512,
-    dim=256,
+    embedding_dim=256,
     layers=1,
     heads=8,
 )

@@ -56,7 +56,7 @@ def main(_):
     positives = windows.Positives.create(dataset.spec, data.positives, data.surfaces)
     anywhere = windows.Positives.create(dataset.spec, data.positives, "")
     source = held_out.HeldOut(dataset, positives, 1, WINDOW, 10**9, 10**9, filter_seen=False)
-    (moment,) = source.moments((0.0,))
+    (moment,) = source.moments((0,))
     asked, index = source.questions("test", moment), source.index(moment)
     past = {}
     for chunk in dataset.chunks("test"):

@@ -123,8 +123,8 @@ class PinnerFormer(nn.Module):
             Block(width, model["heads"], model["dropout"]) for _ in range(model["layers"])
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.head = MLP(width, width, model["dim"])
-        self.pin_tower = MLP(item_dim, model["pin_hidden"], model["dim"])
+        self.head = MLP(width, width, model["embedding_dim"])
+        self.pin_tower = MLP(item_dim, model["pin_hidden"], model["embedding_dim"])
         self.log_temperature = nn.Parameter(torch.zeros(()))
 
     def item_input(self, rows):
@@ -168,7 +168,9 @@ class PinnerFormer(nn.Module):
         """In-batch negatives, some of the labels, and random ones."""
         labels = labels.flatten()
         priority = torch.where(labels >= 0, torch.rand(labels.shape, device=labels.device), -1)
-        chosen = labels[priority.topk(min(self.negatives["in_batch"], len(labels))).indices]
+        chosen = labels[
+            priority.topk(min(self.negatives["num_in_batch_negatives"], len(labels))).indices
+        ]
         count = (self.negatives["random"],)
         return chosen, torch.randint(self.items, count, device=labels.device)
 

@@ -107,7 +107,7 @@ def train(
     settings += [f"--config.train.evaluate_every={EVALUATE_EVERY}"]
     settings += [f"--config.train.select=valid/{source.metric}"]
     if source.system == "itemsage":
-        settings += [f"--config.model.dim={dataset.spec.query_dim}"]
+        settings += [f"--config.model.embedding_dim={dataset.spec.query_dim}"]
         settings += [f"--config.model.texts={tuple((name, name) for name in texts)}"]
         settings += [f"--config.loss.sketch_width={2**22}"]  # for a million different pairs
     if _STEPS.value:

@@ -86,8 +86,8 @@ class Exam:
     label_item: np.ndarray
 
     @classmethod
-    def of(cls, source: held_out.HeldOut, split: str, days: tuple[float, ...]) -> "Exam":
-        moments = source.moments(days)
+    def of(cls, source: held_out.HeldOut, split: str, starts: tuple[int, ...]) -> "Exam":
+        moments = source.moments(starts)
         parts = [source.questions(split, moment) for moment in moments]
 
         def recent(hours: int) -> np.ndarray:
@@ -281,7 +281,9 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
         index_size=config.evaluate.index_size,
         filter_seen=True,
     )
-    valid, test = (Exam.of(source, split, config.evaluate.moments) for split in ("valid", "test"))
+    valid, test = (
+        Exam.of(source, split, config.evaluate.window_starts) for split in ("valid", "test")
+    )
     popularity = dataset.catalogue.counts
     by_hours = {
         hours: valid.judge(valid.popularity_answers(valid.recent[hours]))["R@10"]
@@ -305,7 +307,7 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
     length = max(by_length, key=by_length.get)
     answers["co-occurrence"] = co_occurrence_answers(test, neighbours, popularity, length)
     answers["SASRec"], seconds["SASRec"] = sasrec_answers(test, user, actions, out)
-    moments = source.moments(config.evaluate.moments)
+    moments = source.moments(config.evaluate.window_starts)
     users, items = trained_embeddings((valid, test), moments, dataset, config, workdir)
 
     def with_recent(exam: Exam, users: np.ndarray, weight: float) -> np.ndarray:

@@ -58,7 +58,7 @@ TOLERANCE = 1e-3
 # What the peer has of the config's choices.
 EXPECTED = {
     "system": "pinnerformer",
-    "data.degree_days": 0.0,
+    "data.popularity_window": 0,
     "model.features": ("item", "action", "surface", "duration", "time"),
     "model.positions": True,
     "model.history_sums": False,
@@ -158,7 +158,7 @@ def simulate_batch(outline, params, rng):
         "duration": rng.exponential(10, shape) * exists,
         "surface": rng.integers(len(tower["surface"]["embedding"]), size=shape) * exists,
         "action": rng.integers(len(tower["action"]["embedding"]), size=shape) * exists,
-        "moment": time * exists,
+        "request_time": time * exists,
         "label_position": rng.integers(first, shape[1], pairs),
         "label_item": np.where(rng.random(pairs) < 1 / 16, -1, item(pairs)),
         "same_user": np.arange(shape[0])[:, None],
@@ -180,8 +180,8 @@ def check_step(config, mesh, state, frozen, batch):
     # As the step draws them.
     choice_key, random_key, _ = jax.random.split(key, 3)
     labels = jnp.ravel(batch["label_item"])
-    chosen = labels[pinnerformer.choose(choice_key, labels, config.loss.in_batch)]
-    shape, items = (config.loss.random,), len(frozen.corpus)
+    chosen = labels[pinnerformer.choose(choice_key, labels, config.loss.num_in_batch_negatives)]
+    shape, items = (config.loss.num_random_negatives,), len(frozen.corpus)
     random = frozen.corpus[jax.random.randint(random_key, shape, 0, items)]
     inputs = {f"check.{name}": x for name, x in batch.items()}
     return {**in_pytorch(gradients), "loss": loss}, {**inputs, "chosen": chosen, "random": random}
@@ -271,7 +271,9 @@ def matrix_rate(dtype):
 
 def report(config, outline, times, peaks, flops, rate):
     (users, length), (_, pairs) = (outline.batch[x].shape for x in ("item", "label_item"))
-    negatives = min(config.loss.in_batch, users * pairs) + config.loss.random
+    negatives = (
+        min(config.loss.num_in_batch_negatives, users * pairs) + config.loss.num_random_negatives
+    )
     print(f"{config_flag.source()}: {users:,} users x {length} actions, ", end="")
     print(f"{pairs} labels each, {negatives:,} negatives")
     print(f"{config.model.dtype}, {flops / 1e9:,.4g} model GFLOPs a step, median of ", end="")

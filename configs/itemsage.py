@@ -62,13 +62,13 @@ def get_config(variant: str = "") -> Section:
     model.width = Size(128)
     model.heads = Size(4)
     model.layers = Int(1, at_least=1, at_most=100)
-    model.dim = Size(256)  # numbers of an embedding: those of the frozen query vectors
+    model.embedding_dim = Size(256)  # numbers of an embedding: those of the frozen query vectors
     # Of the arithmetic; parameters and normalisation stay float32.
     model.dtype = Choice("float32", "bfloat16")
 
     loss = config.loss = Section()
     # Negatives drawn uniformly from the products that were engaged with.
-    loss.random = Int(512, at_least=1, at_most=2**20)
+    loss.num_random_negatives = Int(512, at_least=1, at_most=2**20)
     # A loss for each kind of negatives, one normaliser over both, or one kind alone.
     loss.terms = Choice("summed", "joined", "in_batch", "random")
     loss.log_q = Bool(True)  # correct logits by the log of the sampling probability
@@ -116,7 +116,7 @@ def _paper(config: Section) -> None:
     config.data.update(name="pinworld/base", pairs=8_192, workers=8)
     config.model.update(image_slots=20, token_buckets=100_000, token_dim=256, width=512, heads=8)
     config.model.dtype = "bfloat16"
-    config.loss.update(random=8_192, sketch_width=2**25)
+    config.loss.update(num_random_negatives=8_192, sketch_width=2**25)
     config.train.update(steps=100_000, warmup_steps=2_000)
     config.train.update(checkpoint_every=5_000, evaluate_every=5_000)
 
@@ -125,7 +125,7 @@ def _test(config: Section) -> None:
     """Everything that the default does, in seconds."""
     config.data.update(name="pinworld/tiny", pairs=32)
     config.model.update(image_slots=4, token_buckets=100, token_dim=8, width=16, heads=2)
-    config.loss.update(random=64, sketch_width=2**14)
+    config.loss.update(num_random_negatives=64, sketch_width=2**14)
     config.train.update(steps=30, warmup_steps=5, log_every=5)
     config.train.update(checkpoint_every=10, evaluate_every=20)
 

@@ -28,12 +28,12 @@ def get_config(variant: str = "") -> Section:
     # Items are their content vectors, and learned ids if model.id_dim is not 0.
     data.content = Bool(True)
     # Principal components that are left of content vectors; 0: all is left.
-    data.components = Size(0, at_least=0)
+    data.pca_dim = Size(0, at_least=0)
     # Beside its content an item has the log of its actions a day in so many days (0: it has not).
-    data.degree_days = Float(0.0, at_least=0, at_most=10_000, unit="days")
+    data.popularity_window = Int(0, at_least=0, at_most=UINT32, unit="seconds")
     # It was counted so many times, the last when training ends or for the moment for which items
     # are embedded, a twelfth of the days apart: an action or a label knows the count before it.
-    data.degree_times = Int(13, at_least=2, at_most=10_000)
+    data.popularity_times = Int(13, at_least=2, at_most=10_000)
     # Which actions are labels: type, seconds.
     data.positives = Text("save, closeup>=10, click>=10", ".+", "action types")
     data.surfaces = Text("home")  # ... on which surfaces ("": all)
@@ -43,17 +43,17 @@ def get_config(variant: str = "") -> Section:
     objective.labels = Size(32)  # pairs a user, for the all-action objectives
     objective.horizon = Int(28 * DAY, at_least=1, at_most=UINT32, unit="seconds")  # K, seconds
     # Share of windows that end at a user's newest action; others end in the later half of all.
-    objective.newest = Float(0.0, at_least=0, at_most=1)
+    objective.last_action_share = Float(0.0, at_least=0, at_most=1)
 
     model = config.model = Section()
     model.layers = Int(1, at_least=1, at_most=100)
     model.width = Size(128)  # H
     model.heads = Size(4)
-    model.dim = Size(128)  # D: numbers in an embedding
-    # Of an action; "moment", which is not the paper's, is that at which an embedding is asked for.
+    model.embedding_dim = Size(128)  # D: numbers in an embedding
+    # Of an action; "request_time", which is not the paper's, is when its embedding is asked for.
     model.features = Tuple(
         ("item", "action", "surface", "duration", "time"),
-        Choice("item", "action", "surface", "duration", "time", "moment"),
+        Choice("item", "action", "surface", "duration", "time", "request_time"),
         at_least=1,
     )
     model.positions = Bool(True)  # learned positional encoding
@@ -74,9 +74,11 @@ def get_config(variant: str = "") -> Section:
     model.remat = Bool(False)  # recompute activations in the backward pass: less memory, more time
 
     loss = config.loss = Section()
-    loss.in_batch = Int(1_024, at_least=0)  # negatives that are other users' positives, at most
+    loss.num_in_batch_negatives = Int(
+        1_024, at_least=0
+    )  # negatives that are other users' positives, at most
     # Negatives drawn uniformly from the catalogue.
-    loss.random = Int(2_048, at_least=0, at_most=2**20)
+    loss.num_random_negatives = Int(2_048, at_least=0, at_most=2**20)
     # One normaliser over both kinds of negatives, or a loss for each.
     loss.terms = Choice("joined", "summed")
     loss.log_q = Bool(True)  # correct logits by the log of the sampling probability
@@ -111,9 +113,9 @@ def get_config(variant: str = "") -> Section:
     train.shard_tables = Bool(False)  # rows of item features and learned ids, over all devices
 
     evaluate = config.evaluate = Section()
-    # Moments T, in days after the training period; below 0, in it.
-    evaluate.moments = Tuple(
-        (0.0,), Float(at_least=-10_000, at_most=10_000, unit="days"), at_least=1
+    # Each T, in seconds after the training period; below 0, in it.
+    evaluate.window_starts = Tuple(
+        (0,), Int(at_least=-UINT32, at_most=UINT32, unit="seconds"), at_least=1
     )
     # Labels are what a user engages with in (T, T + window].
     evaluate.window = Int(14 * DAY, at_least=1, at_most=UINT32, unit="seconds")
@@ -141,9 +143,9 @@ def _paper(config: Section) -> None:
     config.data.length = 256
     config.data.workers = 8
     config.objective.labels = 32
-    config.model.update(layers=6, width=768, heads=8, dim=256, id_dim=0, pin_hidden=1_024)
+    config.model.update(layers=6, width=768, heads=8, embedding_dim=256, id_dim=0, pin_hidden=1_024)
     config.model.update(dtype="bfloat16", remat=True)
-    config.loss.update(in_batch=5_000, random=8_192, sketch_width=2**22)
+    config.loss.update(num_in_batch_negatives=5_000, num_random_negatives=8_192, sketch_width=2**22)
     config.train.update(steps=100_000, learning_rate=1e-3, warmup_steps=2_000)
     config.train.update(checkpoint_every=5_000, evaluate_every=5_000)
     config.evaluate.users = 20_000
@@ -159,10 +161,10 @@ def _hour(config: Section) -> None:
     makes up most of a content vector's dimensions, which components leave out. Fewer negatives make
     more steps.
     """
-    config.data.update(length=128, components=24, degree_days=84.0)
+    config.data.update(length=128, pca_dim=24, popularity_window=84 * DAY)
     config.model.update(history_sums=True, gated_layers=2, id_dim=0, dropout=0.1)
-    config.model.features = ("item", "action", "surface", "duration", "time", "moment")
-    config.loss.update(in_batch=512, random=512)
+    config.model.features = ("item", "action", "surface", "duration", "time", "request_time")
+    config.loss.update(num_in_batch_negatives=512, num_random_negatives=512)
     config.train.update(steps=3_000, learning_rate=3e-3, checkpoint_every=500, evaluate_every=500)
     config.train.select = "valid/R@10"
 
@@ -171,8 +173,8 @@ def _test(config: Section) -> None:
     """Everything that the default does, in seconds."""
     config.data.update(name="pinworld/tiny", users=16, length=16)
     config.objective.labels = 4
-    config.model.update(layers=2, width=16, heads=2, dim=8, id_dim=8, pin_hidden=16)
-    config.loss.update(in_batch=32, random=64, sketch_width=2**12)
+    config.model.update(layers=2, width=16, heads=2, embedding_dim=8, id_dim=8, pin_hidden=16)
+    config.loss.update(num_in_batch_negatives=32, num_random_negatives=64, sketch_width=2**12)
     config.train.update(steps=30, warmup_steps=5, log_every=5)
     config.train.update(checkpoint_every=10, evaluate_every=20)
     config.evaluate.update(users=40, batch=32)
@@ -185,10 +187,10 @@ def _ml1m(config: Section) -> None:
     """
     config.data.update(name="movielens_1m", length=200, content=False, surfaces="")
     config.data.positives = "rated"
-    config.objective.update(name="sasrec", newest=0.7)
-    config.model.update(layers=2, width=128, heads=2, dim=128, id_dim=128, pin_hidden=256)
+    config.objective.update(name="sasrec", last_action_share=0.7)
+    config.model.update(layers=2, width=128, heads=2, embedding_dim=128, id_dim=128, pin_hidden=256)
     config.model.update(features=("item",), dropout=0.1)
-    config.loss.update(in_batch=0, random=1_500, equal_users=False)
+    config.loss.update(num_in_batch_negatives=0, num_random_negatives=1_500, equal_users=False)
     config.train.update(steps=4_400, learning_rate=2e-3, weight_decay=0.0)
     config.train.update(checkpoint_every=400, evaluate_every=400, select="valid/NDCG@10")
     config.evaluate.update(cadences=("window",), users=10_000, filter_seen=True)
@@ -201,15 +203,15 @@ def _ifdb(config: Section) -> None:
     how much they were played in the year before, at each month of the log's 15 years.
     """
     config.data.update(name="ifdb", positives="played, wish-listed", surfaces="")
-    config.data.update(degree_days=365.0, degree_times=180)
+    config.data.update(popularity_window=365 * DAY, popularity_times=180)
     config.objective.horizon = 365 * DAY
     config.objective.labels = 16
-    config.model.update(width=64, dim=64, id_dim=0, pin_hidden=64, dropout=0.5)
+    config.model.update(width=64, embedding_dim=64, id_dim=0, pin_hidden=64, dropout=0.5)
     config.model.features = ("item", "action", "time")
-    config.loss.update(in_batch=512, random=1_024)
+    config.loss.update(num_in_batch_negatives=512, num_random_negatives=1_024)
     config.train.update(steps=250, learning_rate=1e-3)
     config.train.update(checkpoint_every=50, evaluate_every=50, select="valid/R@10")
-    config.evaluate.moments = tuple(28.0 * window for window in range(44))
+    config.evaluate.window_starts = tuple(28 * DAY * window for window in range(44))
     config.evaluate.update(window=28 * DAY, cadences=("window",), filter_seen=True, batch=64)
 
 
@@ -222,9 +224,9 @@ def _globo(config: Section) -> None:
     config.data.update(users=128, length=32)
     config.objective.horizon = DAY // 4
     config.objective.labels = 16
-    config.model.update(width=64, dim=64, id_dim=32, dropout=0.5)
-    config.model.features = ("item", "surface", "time", "moment")
-    config.loss.random = 1_024
+    config.model.update(width=64, embedding_dim=64, id_dim=32, dropout=0.5)
+    config.model.features = ("item", "surface", "time", "request_time")
+    config.loss.num_random_negatives = 1_024
     config.train.update(steps=1_200, learning_rate=3e-3)
     config.train.update(checkpoint_every=200, evaluate_every=200, select="valid/R@10")
     config.evaluate.update(window=1 * DAY, cadences=("window",), users=20_000, filter_seen=True)

@@ -3,7 +3,7 @@
     python -m pinjax.embed --config=configs/pinnerformer.py --workdir=DIR --out=DIR
 
 Each table is a number of Parquet files, OUT/users-00000-of-00004.parquet and so on, with the own
-ids, a vector each, and the moment that the vectors know the past of. OUT/manifest.json names the
+ids, a vector each, and the time up to which it is known what users did. OUT/manifest.json names the
 checkpoint, the data set and the config that they come from, and the checksum of each file. A call
 that was cut off is made again: it writes the files that are missing or damaged.
 """
@@ -32,8 +32,8 @@ from pinjax.training import checkpoint
 
 CONFIG, WORKDIR = app.run_flags()
 OUT = flags.DEFINE_string("out", None, "directory to write to", required=True)
-MOMENT = flags.DEFINE_string(
-    "moment", None, "what users did up to then counts: ISO 8601, UTC; default: all of training"
+AS_OF = flags.DEFINE_string(
+    "as_of", None, "embed users as of this time: ISO 8601, UTC; default: the end of training"
 )
 PRECISION = flags.DEFINE_enum("precision", "float16", ["float16", "float32"], "of the vectors")
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), app.directory("--out", OUT.value)
     mesh = sharding.make_mesh(model=config.train.model_devices)
     system = registry.create(config, mesh, app.verifies())
-    moment = system.embed_moment if MOMENT.value is None else _unix_seconds(MOMENT.value)
+    as_of = system.embed_as_of if AS_OF.value is None else _unix_seconds(AS_OF.value)
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
     depends_on = json.dumps(checkpoint.depends_on(config), sort_keys=True)
     manifest = {
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         "checkpoint": _hash_of_arrays(state.params),
         **system.identity,
         "config": hashlib.sha256(depends_on.encode()).hexdigest(),
-        "moment": _iso(moment),
+        "as_of": _iso(as_of),
         "precision": PRECISION.value,
     }
     with contextlib.ExitStack() as stack:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
             if processes.is_first():
                 stack.enter_context(files.only_writer(out))
                 written = _claim(out, manifest)
-        embedded = system.embed(state.params, moment)
+        embedded = system.embed(state.params, as_of)
         for name, shards in embedded.items():
             paths = [
                 out / f"{name}-{number:05d}-of-{len(shards):05d}.parquet"
@@ -77,10 +77,10 @@ def main(argv: Sequence[str]) -> int:
                     continue
                 ids, vectors = shard()
                 if processes.is_first():
-                    _write(path, ids, vectors, moment)
+                    _write(path, ids, vectors, as_of)
                     written[path.name] = checksums.of_file(path)
                     _write_manifest(out, {**manifest, "files": written})
-    print(f"{out}: {', '.join(embedded)} as of {_iso(moment)}, step {manifest['step']:,}")
+    print(f"{out}: {', '.join(embedded)} as of {_iso(as_of)}, step {manifest['step']:,}")
     return 0
 
 
@@ -93,16 +93,16 @@ def _unix_seconds(iso: str) -> int:
     except ValueError:
         seconds = -1
     if not 0 <= seconds < 2**32:
-        raise InputError(f"--moment is {iso!r}; expected ISO 8601, from 1970 to 2106")
+        raise InputError(f"--as_of is {iso!r}; expected ISO 8601, from 1970 to 2106")
     return seconds
 
 
-def _write(path: epath.Path, ids: np.ndarray, vectors: np.ndarray, moment: int) -> None:
+def _write(path: epath.Path, ids: np.ndarray, vectors: np.ndarray, as_of: int) -> None:
     table = pa.table(
         {
             "id": catalogue.id_array(ids),
             "vector": catalogue.vector_array(vectors, PRECISION.value),
-            "moment": pa.array(np.full(len(ids), moment), pa.timestamp("s", tz="UTC")),
+            "as_of": pa.array(np.full(len(ids), as_of), pa.timestamp("s", tz="UTC")),
         }
     )
     with files.replacing(path) as file:
@@ -155,8 +155,8 @@ def _hash_of_arrays(tree) -> str:
     return digest.hexdigest()
 
 
-def _iso(moment: int) -> str:
-    return datetime.datetime.fromtimestamp(moment, datetime.UTC).isoformat()
+def _iso(time: int) -> str:
+    return datetime.datetime.fromtimestamp(time, datetime.UTC).isoformat()
 
 
 if __name__ == "__main__":

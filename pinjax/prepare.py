@@ -147,7 +147,7 @@ def _pinnerformer(spec: Spec) -> str:
 def _itemsage(dataset: dataset_lib.Dataset) -> str:
     """Training on all tasks, with all texts and images."""
     spec = dataset.spec
-    settings = [_tasks(dataset, spec.tasks, 0), f"--config.model.dim={spec.query_dim}"]
+    settings = [_tasks(dataset, spec.tasks, 0), f"--config.model.embedding_dim={spec.query_dim}"]
     texts = tuple((name, name) for name in spec.text_features)
     settings.append(f"--config.model.texts={_literal(texts)}")
     if not spec.image_dim:
@@ -188,7 +188,7 @@ def _users_asked(dataset: dataset_lib.Dataset) -> str:
         index_size=2**31,
         filter_seen=False,
     )
-    (moment,) = source.moments((0.0,))
+    (moment,) = source.moments((0,))
     counts = [len(source.questions(split, moment).users) for split in SPLITS[1:]]
     when = "" if spec.leave_one_out else f" in the {_WINDOW // held_out.DAY} days after training"
     return f"evaluated on {counts[0]:,} users of valid, {counts[1]:,} of test{when}"

@@ -34,22 +34,33 @@ NONSENSE = {
 }
 # The fields in which nothing has a meaning; in all others it is nonsense.
 MAY_BE_ZERO = {
-    *("data.workers", "data.components", "data.degree_days", "objective.newest", "model.id_dim"),
+    *("data.workers", "data.pca_dim", "data.popularity_window", "model.id_dim"),
+    "objective.last_action_share",
     *("model.id_buckets", "model.gated_layers", "model.dropout", "model.image_slots"),
-    *("model.token_buckets", "loss.in_batch", "train.seed", "train.warmup_steps"),
+    *("model.token_buckets", "loss.num_in_batch_negatives", "train.seed", "train.warmup_steps"),
     *("train.b1", "train.b2", "train.weight_decay", "train.log_every", "train.checkpoint_every"),
-    *("train.evaluate_every", "pinnerformer: loss.random"),
+    *("train.evaluate_every", "pinnerformer: loss.num_random_negatives"),
 }
 MAY_BE_EMPTY = {"data.surfaces", "model.pretrained", "model.texts", "train.select", "train.shard"}
-MAY_EXCEED_INT32 = {"train.seed", "objective.horizon", "evaluate.window"}
+MAY_EXCEED_INT32 = {"train.seed", "objective.horizon", "evaluate.window", "data.popularity_window"}
 # Any other name than those known.
 NAMES = {"system", "objective.name", "model.encoder", "model.dtype", "loss.terms", "train.select"}
 # (field, nonsense) that only some fields have.
 MORE = [
-    *(("model.dropout", 1.0), ("train.b1", 1.0), ("train.b2", 2.0), ("objective.newest", 1.01)),
+    *(("model.dropout", 1.0), ("train.b1", 1.0), ("train.b2", 2.0)),
+    ("objective.last_action_share", 1.01),
     *(("loss.sketch_decay", 1.01), ("loss.sketch_width", 2**26), ("loss.sketch_width", 1_000)),
-    *(("data.degree_days", 1e6), ("evaluate.moments", (1e6,)), ("evaluate.window", 2**32)),
-    *(("data.users", 2**21), ("data.pairs", 2**21), ("data.length", 2**17), ("model.dim", 2**17)),
+    *(
+        ("data.popularity_window", 2**33),
+        ("evaluate.window_starts", (2**33,)),
+        ("evaluate.window", 2**32),
+    ),
+    *(
+        ("data.users", 2**21),
+        ("data.pairs", 2**21),
+        ("data.length", 2**17),
+        ("model.embedding_dim", 2**17),
+    ),
     *(("tasks", (("image/click", 0, 0),)), ("tasks", (("click", 1, 0),))),
     *(("tasks", (("text/click", 1),)), ("tasks", (("text/click", NAN, 0),))),
     *(("tasks", (("text/click", 1, -1),)), ("tasks", 2 * (("text/click", 1.0, 0),))),
@@ -126,16 +137,24 @@ def test_a_step_has_shapes_at_the_bounds_of_all_integers(path, bound):
     if config.system == "searchsage":
         config.model.encoder = "bert"
     # These fit the data or the devices, or make long programs, which take minutes to trace.
-    left = {"model.dim", "data.components", "train.model_devices", "model.layers", "data.length"}
+    left = {
+        "model.embedding_dim",
+        "data.pca_dim",
+        "train.model_devices",
+        "model.layers",
+        "data.length",
+    }
     for name, section, key in settings._fields(config):
         field = settings._declaration(section, key)
         if isinstance(field, settings.Int) and name not in left:
             section[key] = getattr(field, bound)
     if bound == "at_least":
         config.model.heads = 1
-        config.loss.update({"random": 1} if "random" in config.loss else {})
+        config.loss.update(
+            {"num_random_negatives": 1} if "num_random_negatives" in config.loss else {}
+        )
     elif config.system == "pinnerformer":  # a batch's labels are numbered by an int32
-        config.objective.name, config.data.degree_days = "next_action", 1.0
+        config.objective.name, config.data.popularity_window = "next_action", 86_400
     mesh = sharding.make_mesh(jax.devices()[:1])
     outline = registry.create_outline(config, mesh, None)
     optimizer = step.make_optimizer(config.train)

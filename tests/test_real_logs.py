@@ -166,8 +166,8 @@ def test_documented_trainings_fit_the_data_set(made, name):
         for field, value in values.items():
             settings.override(config, field.removeprefix("config."), value)
         if config.system == "itemsage" and not documented(name)[0].catalogue.images:
-            assert config.model.dim == documented(name)[0].vectors.dim
-            config.model.dim = dataset.spec.query_dim  # 8
+            assert config.model.embedding_dim == documented(name)[0].vectors.dim
+            config.model.embedding_dim = dataset.spec.query_dim  # 8
         assert command == "train"
         registry.create(config, sharding.make_mesh(jax.devices()[:1]))
 
@@ -175,12 +175,12 @@ def test_documented_trainings_fit_the_data_set(made, name):
 def train(variant, dataset, workdir, content=False, **model):
     config = config_flag.load(f"{ROOT}/configs/pinnerformer.py:{variant}")
     config.data.update(name=str(dataset.directory), users=16, length=8, content=content)
-    config.data.degree_days = 0.0
+    config.data.popularity_window = 0
     config.objective.labels = 4
-    config.model.update(layers=1, width=16, heads=2, dim=8, pin_hidden=16, **model)
-    config.loss.update(in_batch=32, random=64, sketch_width=2**10)
+    config.model.update(layers=1, width=16, heads=2, embedding_dim=8, pin_hidden=16, **model)
+    config.loss.update(num_in_batch_negatives=32, num_random_negatives=64, sketch_width=2**10)
     config.train.update(steps=6, warmup_steps=2, learning_rate=1e-2)
-    config.evaluate.update(moments=(0.0,), users=50, batch=50)
+    config.evaluate.update(window_starts=(0,), users=50, batch=50)
     mesh = sharding.make_mesh(jax.devices()[:1])
     system = registry.create(config, mesh)
     with checkpoint.Checkpoints(workdir) as checkpoints:

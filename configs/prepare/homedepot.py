@@ -4,7 +4,7 @@ python -m pinjax.prepare --config=configs/prepare/homedepot.py \
     --events=train.parquet --items=train.parquet --out=DIR
 python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
     '--config.tasks=(("text/relevant", 1.0, 0),)' '--config.model.texts=(("title", "title"),)' \
-    --config.model.dim=3072
+    --config.model.embedding_dim=3072
 python -m pinjax.train --config=configs/searchsage.py --config.data.name=DIR \
     '--config.tasks=(("text/relevant", 1.0, 50),)'
 

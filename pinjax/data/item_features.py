@@ -88,7 +88,7 @@ def times_before(moment: int, apart: float, number: int) -> np.ndarray:
     return np.maximum(moment - ago, 0).astype(np.uint32)
 
 
-def log_degrees(dataset: Dataset, days: float, times: np.ndarray) -> np.ndarray:
+def log_popularity(dataset: Dataset, window: int, times: np.ndarray) -> np.ndarray:
     """The log of `recent_rates`, of mean 0 and variance 1 over the items that existed at a time.
 
     It is PinSage's log degree (Ying et al., KDD 2018, §4.1), for the days that an item has existed:
@@ -97,17 +97,17 @@ def log_degrees(dataset: Dataset, days: float, times: np.ndarray) -> np.ndarray:
     Returns:
       float32 (items, times).
     """
-    degrees = np.log(recent_rates(dataset, days, times))
-    for degree, time in zip(degrees.T, times, strict=True):
+    popularity = np.log(recent_rates(dataset, window, times))
+    for degree, time in zip(popularity.T, times, strict=True):
         existed = dataset.catalogue.created <= time
         if existed.any():
             degree -= degree[existed].mean()
             degree /= max(degree[existed].std(), 0.1)  # of few items it may be 0
-    return degrees.astype(np.float32)
+    return popularity.astype(np.float32)
 
 
-def recent_rates(dataset: Dataset, days: float, times: np.ndarray) -> np.ndarray:
-    """Training users' actions a day on items in the days up to a time: float64 (items, times).
+def recent_rates(dataset: Dataset, window: int, times: np.ndarray) -> np.ndarray:
+    """Training users' actions a day on items in the window up to a time: float64 (items, times).
 
     They are counted from the day on which the item was created or the log began. Of an item that is
     new little is known, so a rate is the mean that follows from the item's actions where rates are
@@ -115,7 +115,7 @@ def recent_rates(dataset: Dataset, days: float, times: np.ndarray) -> np.ndarray
     """
     created, until = dataset.catalogue.created.astype(np.float64), times.astype(np.int64)
     counts, first = np.zeros((len(created), len(until)), np.int64), until.max()
-    since = until - days * DAY
+    since = until - window
     for chunk in dataset.chunks("train"):
         acted, item = chunk.records["time"].astype(np.int64), chunk.records["item"]
         for count, start, end in zip(counts.T, since, until, strict=True):

@@ -144,7 +144,7 @@ class Sampler:
     horizon: int
     positives: Positives
     train_end: int
-    newest: float = 0.0
+    last_action_share: float = 0.0
     leave_one_out: bool = False
 
     def __post_init__(self):
@@ -177,7 +177,7 @@ class Sampler:
         usable = self._usable(records, offsets)
         first, count, positive = self._labels(records, offsets, usable)
         may_end = self._may_end(usable & (count > 0), offsets)
-        ends = _choose(may_end, offsets, uniforms[:, 0], self.newest)
+        ends = _choose(may_end, offsets, uniforms[:, 0], self.last_action_share)
         window, inside = _window(offsets[:-1], ends, self.length)
         by_position, by_moment, by_label = np.split(
             uniforms[:, 1:], [self.length, 2 * self.length], axis=1
@@ -255,7 +255,7 @@ def time_keys(records: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return users * _USER_STRIDE + records["time"]
 
 
-def newest(keys: np.ndarray, users: np.ndarray, moments: np.ndarray) -> np.ndarray:
+def last_action_before(keys: np.ndarray, users: np.ndarray, moments: np.ndarray) -> np.ndarray:
     """Flat index of the newest action of each user up to a moment; one before the first if none.
 
     Args:
@@ -286,7 +286,7 @@ def history(
     window = records[index]
     window[~inside] = _PADDING
     fields = {name: np.ascontiguousarray(window[name]) for name in timelines.ACTION.names}
-    return {**fields, "moment": np.maximum(fields["time"], moments).astype(np.uint32)}
+    return {**fields, "request_time": np.maximum(fields["time"], moments).astype(np.uint32)}
 
 
 def _window(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

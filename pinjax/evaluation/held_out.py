@@ -100,11 +100,11 @@ class HeldOut:
     def _leave_one_out(self) -> bool:
         return self.dataset.spec.leave_one_out
 
-    def moments(self, days: tuple[float, ...]) -> tuple[int, ...]:
-        """Unix seconds of the moments that lie `days` after the training period."""
+    def moments(self, starts: tuple[int, ...]) -> tuple[int, ...]:
+        """Unix seconds of the moments that lie so many seconds after the training period."""
         if self._leave_one_out:
             return (0,)
-        return tuple(int(self.dataset.spec.train_end + day * DAY) for day in days)
+        return tuple(self.dataset.spec.train_end + start for start in starts)
 
     def exists(self, moment: int) -> np.ndarray:
         """Bool (items,): which items exist at a moment."""
@@ -200,10 +200,12 @@ class HeldOut:
         engaged = owner * np.int64(len(self.dataset.catalogue)) + records["item"][label]
         first = np.unique(engaged, return_index=True)[1]
         label, owner = label[first], owner[first]
-        known = windows.newest(keys, owner, np.full_like(owner, moment)) >= offsets[owner]
+        known = (
+            windows.last_action_before(keys, owner, np.full_like(owner, moment)) >= offsets[owner]
+        )
         label, owner = label[known], owner[known]
         asked = _LATEST_EMBEDDING[cadence](time[label], moment)
-        newest = windows.newest(keys, owner, asked)
+        newest = windows.last_action_before(keys, owner, asked)
         if cadence == "realtime":
             asked = np.maximum(time[newest], moment)
         return label, np.stack([newest, asked])

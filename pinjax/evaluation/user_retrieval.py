@@ -180,7 +180,9 @@ class UserRetrieval:
             elif self.dataset.spec.leave_one_out:
                 more = "the users of the log"
             else:
-                more = f"evaluate.window, evaluate.moments, or split.{split} of pinjax.prepare"
+                more = (
+                    f"evaluate.window, evaluate.window_starts, or split.{split} of pinjax.prepare"
+                )
             notes.append(system.too_few(f"{users} users", more))
         return notes
 
@@ -204,7 +206,7 @@ class UserRetrieval:
 
     @property
     def _moments(self) -> tuple[int, ...]:
-        return self._source.moments(self.config.moments)
+        return self._source.moments(self.config.window_starts)
 
     @functools.cache  # noqa: B019, it lives as long as its command
     def _questions(self, split: str, moment: int) -> held_out.Questions:
@@ -235,7 +237,7 @@ class UserRetrieval:
         """
         expected = self.dataset.oracle.expect(
             [asked.users[user] for user in asked.query_user],
-            asked.histories["moment"][:, -1].astype(np.int64),
+            asked.histories["request_time"][:, -1].astype(np.int64),
             self.config.window if cadence == "window" else held_out.DAY,
             asked.histories if cadence == "realtime" else None,
         )

@@ -23,9 +23,9 @@ class ItemSage(nn.Module):
 
       transformer     a linear map by group to `width`, a learned [CLS] vector beside them,
                       transformer blocks, and an MLP on what comes out at [CLS];
-      sum             a linear map by group to `dim`, summed over the slots;
+      sum             a linear map by group to `embedding_dim`, summed over the slots;
       sum_mlp         a linear map by group to `width`, summed, then an MLP;
-      mlp_concat_mlp  an MLP by group to `dim`, concatenated over the slots, then an MLP.
+      mlp_concat_mlp  an MLP by group to `embedding_dim`, concatenated over the slots, then an MLP.
 
     With `residual`, which is not the paper's, a product is the mean of its images plus what the
     encoder learns to add, at first nothing: where image vectors and queries share a space, a
@@ -39,12 +39,12 @@ class ItemSage(nn.Module):
       token_buckets: rows of the hash embedding of tokens; 0: one for each token.
       token_dim: numbers of a text's vector, the sum over its tokens.
       width: of the transformer, and hidden width of every MLP.
-      dim: numbers of an embedding.
+      embedding_dim: numbers of an embedding.
       layers: transformer blocks, at least 1.
       heads: attention heads; they divide the width.
       encoder: one of `ENCODERS`.
-      residual: whether the encoder's output is added to the images, whose vectors are then `dim`
-        long.
+      residual: whether the encoder's output is added to the images, whose vectors are then
+        `embedding_dim` long.
       dtype: of the arithmetic. Parameters, normalisation, softmax and outputs are float32.
       tables: how the hash embedding of tokens lies on the devices.
     """
@@ -55,7 +55,7 @@ class ItemSage(nn.Module):
     token_buckets: int
     token_dim: int
     width: int
-    dim: int
+    embedding_dim: int
     layers: int
     heads: int
     encoder: str = "transformer"
@@ -71,7 +71,7 @@ class ItemSage(nn.Module):
         tokens: Int[Array, "tokens"] | None,
         segments: Int[Array, "tokens"] | None,
         num_products: int | None = None,
-    ) -> Float32[Array, "products {self.dim}"]:
+    ) -> Float32[Array, "products {self.embedding_dim}"]:
         """Embeds products.
 
         Args:
@@ -127,7 +127,7 @@ class ItemSage(nn.Module):
             return lambda name: nn.Dense(out, dtype=self.dtype, name=name)
 
         def mlp(name):
-            return pinnerformer.MLP(self.width, self.dim, self.dtype, name=name)
+            return pinnerformer.MLP(self.width, self.embedding_dim, self.dtype, name=name)
 
         def summed(x):
             return jnp.where(mask[..., None], x, 0).sum(axis=1, dtype=jnp.float32)
@@ -135,7 +135,7 @@ class ItemSage(nn.Module):
         if self.encoder == "transformer":
             x = mlp("head")(self._transformer(mapped(linear(self.width)), mask))
         elif self.encoder == "sum":
-            x = summed(mapped(linear(self.dim)))
+            x = summed(mapped(linear(self.embedding_dim)))
         elif self.encoder == "sum_mlp":
             x = mlp("head")(summed(mapped(linear(self.width))))
         else:
@@ -166,9 +166,11 @@ class ItemSage(nn.Module):
                     f"{len(listed)} {kind} features and {sum(given)} of their 2 arrays, expected "
                     "both arrays where there are features, else None"
                 )
-        if self.residual and (images is None or images.shape[-1] != self.dim):
+        if self.residual and (images is None or images.shape[-1] != self.embedding_dim):
             size = "no images" if images is None else f"images of {images.shape[-1]} numbers"
-            raise ValueError(f"a residual of {size}, expected {self.dim}, those of an embedding")
+            raise ValueError(
+                f"a residual of {size}, expected {self.embedding_dim}, those of an embedding"
+            )
         slots = sum(count for _, _, count in self.image_features)
         if images is not None and images.shape[1] != slots:
             raise ValueError(f"{images.shape[1]} images a product, expected {slots}")

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped, UInt32
 from pinjax.distributed import sharded_table
 from pinjax.models import features, hash_embedding, temperature, transformer
 
-FEATURES = ("item", "action", "surface", "duration", "time", "moment")
+FEATURES = ("item", "action", "surface", "duration", "time", "request_time")
 
 _CATEGORY_DIM = 16
 
@@ -39,7 +39,7 @@ class PinnerFormer(nn.Module):
       layers: transformer blocks of the user tower.
       width: H.
       heads: attention heads.
-      dim: D, numbers of an embedding.
+      embedding_dim: D, numbers of an embedding.
       pin_hidden: hidden width of the pin tower.
       features: those of `FEATURES` that the user tower sees.
       positions: whether it has a learned positional encoding.
@@ -62,7 +62,7 @@ class PinnerFormer(nn.Module):
     layers: int
     width: int
     heads: int
-    dim: int
+    embedding_dim: int
     pin_hidden: int
     features: tuple[str, ...] = ("item", "action", "surface", "duration", "time")
     positions: bool = True
@@ -85,7 +85,7 @@ class PinnerFormer(nn.Module):
             layers=self.layers,
             width=self.width,
             heads=self.heads,
-            dim=self.dim,
+            embedding_dim=self.embedding_dim,
             features=self.features,
             positions=self.positions,
             history_sums=self.history_sums,
@@ -95,19 +95,19 @@ class PinnerFormer(nn.Module):
             mesh=self.mesh,
         )
         layers, gated = max(self.gated_layers, 1), self.gated_layers > 0
-        self.pin_tower = MLP(self.pin_hidden, self.dim, self.dtype, layers, gated)
+        self.pin_tower = MLP(self.pin_hidden, self.embedding_dim, self.dtype, layers, gated)
         self.temperature = temperature.Temperature()
 
     def __call__(
         self,
         content: Float[Array, "items content"] | None,
         history: Mapping[str, Array],
-        degree_times: UInt32[Array, "times"] | None = None,
+        popularity_times: UInt32[Array, "times"] | None = None,
     ) -> tuple[Float32[Array, "users length dim"], Float32[Array, "users length dim"]]:
         """Both towers on a history: for `init`."""
         self.scale()
-        items = self.items(content, history["item"], degree_times=degree_times)
-        return self.users(content, history, degree_times=degree_times), items
+        items = self.items(content, history["item"], popularity_times=popularity_times)
+        return self.users(content, history, popularity_times=popularity_times), items
 
     def users(
         self,
@@ -115,8 +115,8 @@ class PinnerFormer(nn.Module):
         history: Mapping[str, Array],
         positions: Int32[Array, "users positions"] | None = None,
         train: bool = False,
-        degree_times: UInt32[Array, "times"] | None = None,
-    ) -> Float32[Array, "users positions {self.dim}"]:
+        popularity_times: UInt32[Array, "times"] | None = None,
+    ) -> Float32[Array, "users positions {self.embedding_dim}"]:
         """Embeds users at positions of their histories; the last is the one to serve.
 
         Args:
@@ -125,9 +125,9 @@ class PinnerFormer(nn.Module):
           history: see the class; it may be shorter than `length`.
           positions: indices into the history; None: all of it.
           train: apply dropout, from the rng stream "dropout".
-          degree_times: see `ItemInput`. An action's item is as it was then.
+          popularity_times: see `ItemInput`. An action's item is as it was then.
         """
-        items = self.item_input(content, history["item"], history["time"], degree_times)
+        items = self.item_input(content, history["item"], history["time"], popularity_times)
         embeddings = self._embed(items) if self.history_sums else None
         return self.user_tower(items, embeddings, history, positions, train)
 
@@ -136,17 +136,17 @@ class PinnerFormer(nn.Module):
         content: Float[Array, "items content"] | None,
         rows: Int32[Array, "*shape"],
         times: UInt32[Array, "*shape"] | None = None,
-        degree_times: UInt32[Array, "times"] | None = None,
-    ) -> Float32[Array, "*shape {self.dim}"]:
+        popularity_times: UInt32[Array, "times"] | None = None,
+    ) -> Float32[Array, "*shape {self.embedding_dim}"]:
         """Embeds items of the catalogue. What comes back for a row of -1 means nothing.
 
         Args:
           content: the catalogue's content vectors, see `users`.
           rows: of the catalogue.
           times: unix seconds at which to see the items; None: now.
-          degree_times: see `ItemInput`.
+          popularity_times: see `ItemInput`.
         """
-        return self._embed(self.item_input(content, rows, times, degree_times))
+        return self._embed(self.item_input(content, rows, times, popularity_times))
 
     def scale(self) -> Float32[Array, ""]:
         """1 / τ, by which dot products are multiplied to be logits."""
@@ -177,7 +177,7 @@ class ItemInput(nn.Module):
         content: Float[Array, "items content"] | None,
         rows: Int32[Array, "*shape"],
         times: UInt32[Array, "*shape"] | None = None,
-        degree_times: UInt32[Array, "times"] | None = None,
+        popularity_times: UInt32[Array, "times"] | None = None,
     ) -> Float32[Array, "*shape features"]:
         """Gathers and concatenates the vectors of catalogue rows; -1 is padding and zero.
 
@@ -185,7 +185,7 @@ class ItemInput(nn.Module):
           content: (items, ...), laid out as `tables` says.
           rows: of the catalogue.
           times: unix seconds at which to see the items; None: at the newest degree.
-          degree_times: unix seconds, ascending, where the last numbers of content are an item's
+          popularity_times: unix seconds, ascending, where the last numbers of content are an item's
             degree at each of these: of them an item has the newest one before its time, or zero.
 
         Raises:
@@ -193,15 +193,15 @@ class ItemInput(nn.Module):
         """
         parts = []
         if content is not None:
-            vectors, degrees = self.tables.gather(content, rows), None
-            if degree_times is not None:
-                dim = vectors.shape[-1] - len(degree_times)
-                vectors, degrees = jnp.split(vectors, [dim], axis=-1)
+            vectors, popularity = self.tables.gather(content, rows), None
+            if popularity_times is not None:
+                dim = vectors.shape[-1] - len(popularity_times)
+                vectors, popularity = jnp.split(vectors, [dim], axis=-1)
             # Content comes in any scale, PinSage's with unit length: to a root mean square of 1,
             # so that its numbers weigh what the other features' do.
             known = [features.unit_length(vectors) * math.sqrt(vectors.shape[-1])]
-            if degrees is not None:
-                known.append(_known_degree(degrees, times, degree_times))
+            if popularity is not None:
+                known.append(_known_popularity(popularity, times, popularity_times))
             known = jnp.concatenate(known, axis=-1)
             parts.append(jnp.where(rows[..., None] >= 0, known, 0))
         if self.id_dim:
@@ -214,12 +214,12 @@ class ItemInput(nn.Module):
         return jnp.concatenate(parts, axis=-1)
 
 
-def _known_degree(degrees, times, degree_times):
+def _known_popularity(popularity, times, popularity_times):
     """The last degree that was counted before each time, (..., 1); the last of all if None."""
     if times is None:
-        return degrees[..., -1:]
-    before = jnp.searchsorted(degree_times, times, side="left")[..., None]
-    degree = jnp.take_along_axis(degrees, jnp.maximum(before - 1, 0), axis=-1)
+        return popularity[..., -1:]
+    before = jnp.searchsorted(popularity_times, times, side="left")[..., None]
+    degree = jnp.take_along_axis(popularity, jnp.maximum(before - 1, 0), axis=-1)
     return jnp.where(before > 0, degree, 0)
 
 
@@ -232,7 +232,7 @@ class UserTower(nn.Module):
     layers: int
     width: int
     heads: int
-    dim: int
+    embedding_dim: int
     features: tuple[str, ...]
     positions: bool
     history_sums: bool
@@ -245,11 +245,11 @@ class UserTower(nn.Module):
     def __call__(
         self,
         items: Float[Array, "users length features"],
-        embeddings: Float32[Array, "users length {self.dim}"] | None,
+        embeddings: Float32[Array, "users length {self.embedding_dim}"] | None,
         history: Mapping[str, Array],
         positions: Int32[Array, "users positions"] | None,
         train: bool,
-    ) -> Float32[Array, "users positions {self.dim}"]:
+    ) -> Float32[Array, "users positions {self.embedding_dim}"]:
         """Embeds a user at positions, from the action there and those before it.
 
         The exception is the time of the newest action, which every position knows, since an
@@ -322,15 +322,18 @@ class UserTower(nn.Module):
             seen = gate(jnp.concatenate([inputs, x], axis=-1))[..., 0]
             weights = jnp.where(mask, nn.sigmoid(seen), 0)
             liked = Liked(name="liked")(embeddings, weights, history["time"], positions)
-            parts += [liked * math.sqrt(self.dim), 2 * at(running_sum(items, weights), positions)]
-            hidden, layers = 2 * self.width, 2  # what is wanted is not linear in these
-        if "moment" in self.features:
-            moment, time = (at(history[name], positions) for name in ("moment", "time"))
             parts += [
-                features.TimeEncoding(features.ABSOLUTE_PERIODS, name="moment")(moment),
+                liked * math.sqrt(self.embedding_dim),
+                2 * at(running_sum(items, weights), positions),
+            ]
+            hidden, layers = 2 * self.width, 2  # what is wanted is not linear in these
+        if "request_time" in self.features:
+            moment, time = (at(history[name], positions) for name in ("request_time", "time"))
+            parts += [
+                features.TimeEncoding(features.ABSOLUTE_PERIODS, name="request_time")(moment),
                 features.TimeEncoding(features.RELATIVE_PERIODS, name="since")(moment - time),
             ]
-        head = MLP(hidden, self.dim, self.dtype, layers, name="head")
+        head = MLP(hidden, self.embedding_dim, self.dtype, layers, name="head")
         out = head(jnp.concatenate(parts, axis=-1))
         if self.history_sums:
             out = liked + out / 10  # at first about as long

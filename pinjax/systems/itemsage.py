@@ -73,7 +73,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         return np.asarray(features.unit_length(jnp.asarray(dataset.queries.vectors[rows])))
 
     def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
-        items = np.zeros((spec.num_items, config.model.dim), np.float32)
+        items = np.zeros((spec.num_items, config.model.embedding_dim), np.float32)
         items[rows] = embed_items(params, rows)
         return judge(embed_queries, jnp.asarray(items), split, full)
 
@@ -107,7 +107,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         asked=judge.asked,
         metrics=judge.metrics,
         embed=embed,
-        embed_moment=spec.train_end,
+        embed_as_of=spec.train_end,
         check_training=check_training,
         summary=engagements.summary(dataset, train_batches)
         | system.sketch_summary(config, counted),
@@ -125,14 +125,16 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise InputError("model.texts and model.image_slots: expected texts, images or both")
     sharding.check(mesh, config.train)
     sharding.check_batch(mesh, "data.pairs", config.data.pairs)
-    sharding.check_batch(mesh, "loss.random", config.loss.random)
+    sharding.check_batch(mesh, "loss.num_random_negatives", config.loss.num_random_negatives)
 
 
 def check_vectors(config: ConfigDict, spec: spec_lib.Spec) -> None:
     """Refuses a config that does not fit the frozen vectors of queries and images."""
-    name, dim, slots = spec.name, config.model.dim, config.model.image_slots
+    name, dim, slots = spec.name, config.model.embedding_dim, config.model.image_slots
     if spec.query_dim != dim:
-        raise InputError(f"model.dim={dim}: query vectors of {name} have {spec.query_dim} numbers")
+        raise InputError(
+            f"model.embedding_dim={dim}: query vectors of {name} have {spec.query_dim} numbers"
+        )
     if slots and not spec.image_dim:
         raise InputError(f"model.image_slots={slots}: {name} has no images; expected 0")
     if config.model.residual and spec.image_dim != dim:
@@ -175,7 +177,7 @@ def token_capacities(
 
     return {
         "positives": capacity(lengths, weights, config.data.pairs),
-        "random": capacity(lengths[corpus], np.ones(len(corpus)), config.loss.random),
+        "random": capacity(lengths[corpus], np.ones(len(corpus)), config.loss.num_random_negatives),
         "catalogue": catalogue,
     }
 
@@ -347,7 +349,7 @@ def loss(
         lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
     )
     corpus = frozen["corpus"]
-    size, num_random = len(batch["item"]), config.random
+    size, num_random = len(batch["item"]), config.num_random_negatives
 
     def embed(rows: jax.Array, capacity: str) -> jax.Array:
         rows = lax.with_sharding_constraint(rows, sharding.over_data(mesh))

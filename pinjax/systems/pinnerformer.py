@@ -38,13 +38,13 @@ class Frozen(NamedTuple):
         items are their learned ids alone.
       corpus: int32 (n,), the items that existed when the training period ended. Random negatives
         are drawn from these: an item of a later day would only be learned to be never wanted.
-      degree_times: uint32 (times,), unix seconds at which the degrees, the last numbers of
+      popularity_times: uint32 (times,), unix seconds at which the popularity, the last numbers of
         `content`, were counted, or None where there are none.
     """
 
     content: jax.Array | None
     corpus: jax.Array
-    degree_times: jax.Array | None = None
+    popularity_times: jax.Array | None = None
 
 
 def create(config: ConfigDict, mesh: Mesh) -> system.System:
@@ -64,7 +64,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         horizon=config.objective.horizon,
         positives=positives,
         train_end=spec.train_end,
-        newest=config.objective.newest,
+        last_action_share=config.objective.last_action_share,
         leave_one_out=spec.leave_one_out,
     )
     train_batches = batches.Batches(
@@ -117,7 +117,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         asked=judge.asked,
         metrics=judge.metrics,
         embed=embed,
-        embed_moment=spec.train_end,
+        embed_as_of=spec.train_end,
         check_training=check_training,
         summary={
             "data set": f"{spec.name}: {spec.users['train']:,} users, {spec.num_items:,} items",
@@ -131,7 +131,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
-    for name in ("components", "degree_days"):
+    for name in ("pca_dim", "popularity_window"):
         if config.data[name] and not config.data.content:
             raise InputError(f"data.{name}: expected 0 without content; set data.content, too")
     if not config.data.content and not config.model.id_dim:
@@ -143,11 +143,16 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
             "model.gated_layers: learned ids begin at zero, where a gate passes no gradient; set "
             "data.content, too"
         )
-    negatives = config.loss.in_batch, config.loss.random
+    negatives = config.loss.num_in_batch_negatives, config.loss.num_random_negatives
     if not any(negatives):
-        raise InputError("expected loss.in_batch or loss.random above 0")
+        raise InputError(
+            "expected loss.num_in_batch_negatives or loss.num_random_negatives above 0"
+        )
     if config.loss.terms == "summed" and not all(negatives):
-        raise InputError("loss.terms=summed: expected loss.in_batch and loss.random above 0")
+        raise InputError(
+            "loss.terms=summed: expected loss.num_in_batch_negatives and "
+            "loss.num_random_negatives above 0"
+        )
     system.check_heads(config.model)
     sharding.check_batch(mesh, "data.users", config.data.users)
     labels = config.data.users * windows.labels_per_user(
@@ -167,7 +172,7 @@ def check_labels(
     """Refuses to train on nothing: first batches without a label, or without negatives."""
     whole = dataclasses.replace(train_batches, shard=(0, 1))  # the same on every host
     tried = min(system.TRIED, whole.steps) if len(whole.timelines) else 0
-    least = 1 if config.loss.random else 2  # users with a label
+    least = 1 if config.loss.num_random_negatives else 2  # users with a label
     most = 0
     for step in range(tried):
         batch = whole[step]
@@ -177,7 +182,9 @@ def check_labels(
             return
     about = f"{dataset.spec.name}: the first {tried} batches have"
     if most:
-        raise InputError(f"{about} one user each, for whom loss.random=0 leaves no negatives")
+        raise InputError(
+            f"{about} one user each, for whom loss.num_random_negatives=0 leaves no negatives"
+        )
     positives = whole.sampler.positives
     if not any(positives(chunk.records).any() for chunk in dataset.chunks("train")):
         raise InputError(
@@ -208,7 +215,7 @@ def freeze(
     config: ConfigDict, dataset: dataset_lib.Dataset, model: pinnerformer.PinnerFormer, mesh: Mesh
 ) -> Frozen:
     """What a step reads of the catalogue, on the devices."""
-    times = degree_times(config, dataset.spec, dataset.spec.train_end)
+    times = popularity_times(config, dataset.spec, dataset.spec.train_end)
     content = item_content(config, dataset, times)
     if content is not None:
         content = sharding.place_table(mesh, model.tables, content)
@@ -217,23 +224,23 @@ def freeze(
     return Frozen(content, *jax.device_put((corpus, times), sharding.replicated(mesh)))
 
 
-def degree_times(config: ConfigDict, spec: spec_lib.Spec, moment: int) -> np.ndarray | None:
-    """When degrees that are known at a moment were counted: uint32 (times,), the last at it.
+def popularity_times(config: ConfigDict, spec: spec_lib.Spec, moment: int) -> np.ndarray | None:
+    """When popularity that are known at a moment were counted: uint32 (times,), the last at it.
 
-    None where items have no degrees.
+    None where items have no popularity.
 
     Raises:
       InputError: the data set has ranks for times, of which nothing is known before a moment.
     """
-    days, number = config.data.degree_days, config.data.degree_times
-    if not days:
+    window, number = config.data.popularity_window, config.data.popularity_times
+    if not window:
         return None
     if spec.leave_one_out:
         raise InputError(
-            f"data.degree_days={days}: {spec.name} has the order of actions, but no times at "
-            "which they could be counted; expected 0"
+            f"data.popularity_window={window}: {spec.name} has the order of actions, but no times "
+            "at which they could be counted; expected 0"
         )
-    return item_features.times_before(moment, days * item_features.DAY / 12, number)
+    return item_features.times_before(moment, window / 12, number)
 
 
 def item_content(
@@ -241,8 +248,8 @@ def item_content(
 ) -> np.ndarray | None:
     """What is known of the catalogue's items, bfloat16 (items, dim), or None if it is ids alone.
 
-    These are content vectors, or with `data.components` the principal components of them; with
-    `data.degree_days` an item's degrees at the times follow.
+    These are content vectors, or with `data.pca_dim` the principal components of them; with
+    `data.popularity_window` an item's popularity at the times follow.
     """
     if not config.data.content:
         return None
@@ -251,19 +258,19 @@ def item_content(
             f"data.content: {dataset.spec.name} has no content vectors; set data.content to "
             "False and model.id_dim above 0, so that items are learned ids"
         )
-    check_components(config, dataset.spec.content_dim)
-    content = item_features.content(dataset, config.data.components)
+    check_pca_dim(config, dataset.spec.content_dim)
+    content = item_features.content(dataset, config.data.pca_dim)
     if times is not None:
-        degrees = item_features.log_degrees(dataset, config.data.degree_days, times)
-        content = np.concatenate([content, degrees], axis=1)
+        popularity = item_features.log_popularity(dataset, config.data.popularity_window, times)
+        content = np.concatenate([content, popularity], axis=1)
     return content.astype(jnp.bfloat16)
 
 
-def check_components(config: ConfigDict, content_dim: int) -> None:
+def check_pca_dim(config: ConfigDict, content_dim: int) -> None:
     """Refuses more components than content vectors of `content_dim` numbers have."""
-    if config.data.components > content_dim:
+    if config.data.pca_dim > content_dim:
         raise InputError(
-            f"data.components={config.data.components}: expected from 0 to {content_dim}, the "
+            f"data.pca_dim={config.data.pca_dim}: expected from 0 to {content_dim}, the "
             f"numbers of a content vector of {config.data.name}"
         )
 
@@ -280,7 +287,7 @@ def init(
         name: jnp.zeros((1, model.length), dtype)
         for name, (dtype, _) in timelines.ACTION.fields.items()
     }
-    history["moment"] = history["time"]
+    history["request_time"] = history["time"]
     content, _, times = frozen
     if content is not None:
         content = jnp.zeros((model.tables.num_rows(1), content.shape[1]), content.dtype)
@@ -310,35 +317,37 @@ def loss(
     choice_key, random_key, dropout_key = jax.random.split(key, 3)
     content, corpus, times = frozen
     embed_items = functools.partial(
-        model.apply, params, content, degree_times=times, method="items"
+        model.apply, params, content, popularity_times=times, method="items"
     )
 
     # Queries are the embeddings at the positions that predict, positives what they predict.
     queries = model.apply(
         *(params, content, batch, batch["label_position"]),
         train=True,
-        degree_times=times,
+        popularity_times=times,
         rngs={"dropout": dropout_key},
         method="users",
     )
     labels = batch["label_item"]
     exists = labels >= 0
-    moments = pinnerformer.at(batch["moment"], batch["label_position"])
+    moments = pinnerformer.at(batch["request_time"], batch["label_position"])
     positives = embed_items(labels, moments)
 
     # Negatives are labels of the whole batch and random items. Ids are gathered from all devices
     # and the chosen ones embedded anew, which is far less than to gather all embeddings.
     all_labels = everywhere(labels.ravel())
-    chosen = all_labels[choose(choice_key, all_labels, config.in_batch)]
+    chosen = all_labels[choose(choice_key, all_labels, config.num_in_batch_negatives)]
     num_chosen = (chosen >= 0).sum()
-    random_items = corpus[jax.random.randint(random_key, (config.random,), 0, len(corpus))]
+    random_items = corpus[
+        jax.random.randint(random_key, (config.num_random_negatives,), 0, len(corpus))
+    ]
     # Each is seen at the moment of any query, since logQ knows of no time: at its own, a label of
     # the batch is wanted more than it is at others.
     in_batch_moments, random_moments = jnp.split(
         jax.random.choice(
             jax.random.fold_in(random_key, 1),
             everywhere(moments.ravel()),
-            (len(chosen) + config.random,),
+            (len(chosen) + config.num_random_negatives,),
             p=(all_labels >= 0) / jnp.maximum((all_labels >= 0).sum(), 1),
         ),
         [len(chosen)],
@@ -373,9 +382,9 @@ def loss(
     random = random_items, embed_items(random_items, random_moments)
     if config.terms == "joined":
         ids, embeddings = jax.tree.map(lambda *x: jnp.concatenate(x), in_batch, random)
-        losses = term(ids, embeddings, num_chosen, config.random)
+        losses = term(ids, embeddings, num_chosen, config.num_random_negatives)
     else:
-        losses = term(*in_batch, num_chosen, 0) + term(*random, 0, config.random)
+        losses = term(*in_batch, num_chosen, 0) + term(*random, 0, config.num_random_negatives)
 
     if config.equal_users:
         weights = sampled_softmax.equal_user_weights(exists)
@@ -399,7 +408,7 @@ def embedders(
 
     def items(params: Any, frozen: Frozen, rows: jax.Array) -> jax.Array:
         content, _, times = frozen
-        return model.apply(params, content, rows, degree_times=times, method="items")
+        return model.apply(params, content, rows, popularity_times=times, method="items")
 
     return (
         sharding.shared_out(mesh, functools.partial(served, model)),
@@ -414,7 +423,9 @@ def served(
     users, length = history["item"].shape
     newest = jnp.full((users, 1), length - 1, jnp.int32)
     content, _, times = frozen
-    return model.apply(params, content, history, newest, degree_times=times, method="users")[:, 0]
+    return model.apply(params, content, history, newest, popularity_times=times, method="users")[
+        :, 0
+    ]
 
 
 def make_towers(
@@ -424,11 +435,11 @@ def make_towers(
     mesh: Mesh,
     frozen: Frozen,
 ) -> Callable[[Any, int], user_retrieval.Towers]:
-    """(params, moment) -> the towers at a moment, where degrees are what an index built then knows.
+    """(params, moment) -> towers at a moment, whose popularity is what an index built then knows.
 
     Args:
       config: of the run.
-      dataset: of which the degrees are counted.
+      dataset: of which the popularity are counted.
       model: of `make_model`.
       mesh: of `sharding.make_mesh`.
       frozen: as it is when the training period ends.
@@ -436,14 +447,16 @@ def make_towers(
     embed_users, embed_items = embedders(model, mesh)
 
     def frozen_at(moment: int) -> Frozen:
-        if frozen.degree_times is None or moment == dataset.spec.train_end:
+        if frozen.popularity_times is None or moment == dataset.spec.train_end:
             return frozen
-        times = degree_times(config, dataset.spec, moment)
-        degrees = item_features.log_degrees(dataset, config.data.degree_days, times)
-        degrees = sharding.place_table(mesh, model.tables, degrees.astype(frozen.content.dtype))
+        times = popularity_times(config, dataset.spec, moment)
+        popularity = item_features.log_popularity(dataset, config.data.popularity_window, times)
+        popularity = sharding.place_table(
+            mesh, model.tables, popularity.astype(frozen.content.dtype)
+        )
         return frozen._replace(
-            content=_with_last(frozen.content, degrees),
-            degree_times=jax.device_put(times, sharding.replicated(mesh)),
+            content=_with_last(frozen.content, popularity),
+            popularity_times=jax.device_put(times, sharding.replicated(mesh)),
         )
 
     def towers(params: Any, moment: int) -> user_retrieval.Towers:
@@ -483,7 +496,7 @@ def user_shard(
     chunk = dataset.chunk(split, start, start + system.SHARD)
     users = np.arange(len(chunk.users))
     keys = windows.time_keys(chunk.records, chunk.offsets)
-    newest = windows.newest(keys, users, np.full(len(users), moment))
+    newest = windows.last_action_before(keys, users, np.full(len(users), moment))
     users = users[newest >= chunk.offsets[:-1]]
     history = windows.history(
         *(chunk.records, chunk.offsets[users], newest[users], config.data.length),
@@ -493,5 +506,5 @@ def user_shard(
     kind = np.int64 if dataset.spec.integer_users else object
     ids = np.array(chunk.users, kind)[users]
     if not len(ids):
-        return ids, np.zeros((0, config.model.dim), np.float32)
+        return ids, np.zeros((0, config.model.embedding_dim), np.float32)
     return ids, batching.in_batches(embed_history, history, config.evaluate.batch)

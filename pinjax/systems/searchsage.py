@@ -92,7 +92,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         asked=judge.asked,
         metrics=judge.metrics,
         embed=embed,
-        embed_moment=spec.train_end,
+        embed_as_of=spec.train_end,
         check_training=check_training,
         summary=engagements.summary(dataset, train_batches)
         | system.sketch_summary(config, counted),

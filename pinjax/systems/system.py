@@ -45,7 +45,7 @@ class System:
         "max" or "min", whichever is best.
       embed: (params, moment) -> the tables that serving needs, by name, each as its shards:
         functions that make (own ids (rows,), vectors float32 (rows, dim)).
-      embed_moment: the moment to embed at unless one is given, unix seconds.
+      embed_as_of: the moment to embed at unless one is given, unix seconds.
       check_training: raises an InputError where training would learn nothing, or by wrong counts;
         it reads some batches.
       summary: what a person wants to know at the start, by name.
@@ -60,7 +60,7 @@ class System:
     asked: Callable[[str], str]
     metrics: Mapping[str, str]
     embed: Callable[[Any, int], dict[str, list[Shard]]]
-    embed_moment: int
+    embed_as_of: int
     check_training: Callable[[], None]
     summary: dict[str, str]
     identity: dict[str, str]

@@ -11,43 +11,45 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 
+DAY = 24 * 60 * 60
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return dataset_lib.load("pinworld/tiny", str(tmp_path_factory.mktemp("data")))
 
 
-def log_degrees(dataset, days, moment):
+def log_popularity(dataset, window, moment):
     """One action after the other, of mean 0 and variance 1, and the counts that they come from."""
     created = dataset.catalogue.created.astype(np.float64)
     times = [chunk.records["time"].astype(int) for chunk in dataset.chunks("train")]
-    start = max(moment - days * 86_400, min(time.min() for time in times))
+    start = max(moment - window, min(time.min() for time in times))
     existed = np.maximum(moment - np.maximum(created, start), 0) / 86_400
     assert (existed == 0).any()
     count = np.zeros(len(created))
     for chunk, time in zip(dataset.chunks("train"), times, strict=True):
         for item, acted in zip(chunk.records["item"], time, strict=True):
-            count[item] += moment - days * 86_400 < acted <= moment
+            count[item] += moment - window < acted <= moment
     # A gamma prior of shape 1 whose mean is the rate of all items together.
     degree = np.log((1 + count) / (existed.sum() / count.sum() + existed))
     there = created <= moment
     return (degree - degree[there].mean()) / degree[there].std(), count
 
 
-@pytest.mark.parametrize("days", [20.0, 1e4])
-def test_degrees_are_those_of_their_times(dataset, days):
+@pytest.mark.parametrize("window", [20 * DAY, 10_000 * DAY])
+def test_degrees_are_those_of_their_times(dataset, window):
     end = dataset.spec.train_end
     times = end - 86_400 * np.array([40, 11, 0])
-    found = item_features.log_degrees(dataset, days, times)
+    found = item_features.log_popularity(dataset, window, times)
     for degrees, time in zip(found.T, times, strict=True):
-        expected, count = log_degrees(dataset, days, time)
+        expected, count = log_popularity(dataset, window, time)
         np.testing.assert_allclose(degrees, expected, rtol=1e-5, atol=1e-6)
-    if days > 1_000:
+    if window > 1_000 * DAY:
         np.testing.assert_array_equal(count, dataset.catalogue.counts)
 
 
 def test_before_the_log_began_all_items_are_alike(dataset):
-    found = item_features.log_degrees(dataset, 20.0, np.array([9, dataset.spec.train_end]))
+    found = item_features.log_popularity(dataset, 20.0, np.array([9, dataset.spec.train_end]))
     assert not found[:, 0].any()
     assert found[:, 1].std() > 0.5
 

@@ -57,7 +57,7 @@ def allowed_labels(row, i, sampler):
 def allowed_ends(row, sampler):
     """Indices of the actions that a window may end at."""
     trainable = {i for i in range(len(row)) if allowed_labels(row, i, sampler)}
-    if sampler.newest == 1:
+    if sampler.last_action_share == 1:
         return {max(trainable)} if trainable else set()
     return {i for i in trainable if i >= sampler.length - 1 or i >= max(trainable) // 2}
 
@@ -89,7 +89,7 @@ def test_positives_refuse_what_they_do_not_know(positives, surfaces, message):
 @pytest.mark.parametrize("objective", windows.OBJECTIVES)
 def test_every_draw_is_one_of_the_enumerated(rng, objective, leave_one_out, newest):
     rows, records, offsets = timelines(rng)
-    draw = sampler(objective, leave_one_out=leave_one_out, newest=newest)
+    draw = sampler(objective, leave_one_out=leave_one_out, last_action_share=newest)
     ends_seen = collections.defaultdict(set)
     labels_seen = collections.defaultdict(set)
     possible_ends = [allowed_ends(row, draw) for row in rows]
@@ -140,7 +140,7 @@ def _check_labels(row, batch, u, end, draw, labels_seen):
             for position, item in drawn
             if position == i
         ]
-        assert time[i] <= batch["moment"][u, i - first] <= max(time[i], min(latest) - 1)
+        assert time[i] <= batch["request_time"][u, i - first] <= max(time[i], min(latest) - 1)
     for i, item in drawn:
         assert item in {row["item"][j] for j in expected[i]}
         if draw.objective != "sasrec" or end == i:
@@ -165,7 +165,7 @@ def test_a_share_of_windows_ends_at_the_newest_and_the_others_uniformly(rng):
     row["item"], row["time"] = np.arange(10), 10 * np.arange(10)
     row["action"], row["surface"] = 1, 1
     records, offsets = unpack([pack(row)] * 4000)
-    draw = sampler("sasrec", length=5, newest=0.6)
+    draw = sampler("sasrec", length=5, last_action_share=0.6)
     end = draw(records, offsets, draw.uniforms(rng, 4000))["item"][:, -1]
     # The last of ten has no label; those from the fifth on have a full window.
     expected = 4000 * np.array([0, 0, 0, 0, 0.08, 0.08, 0.08, 0.08, 0.68])
@@ -199,7 +199,7 @@ def test_moments_are_uniform_between_an_action_and_its_first_label(rng):
     draw = sampler("all_action", length=1, horizon=450)
     records, offsets = unpack([pack(row)] * 4000)
     batch = draw(records, offsets, draw.uniforms(rng, 4000))
-    moment = batch["moment"][batch["time"] == 100]
+    moment = batch["request_time"][batch["time"] == 100]
     assert ((moment >= 100) & (moment < 500)).all()
     counts = np.bincount((moment - 100) // 50, minlength=8)
     assert len(counts) == 8
@@ -241,9 +241,9 @@ def test_history_at_a_moment_ends_at_the_moment(rng):
     keys = windows.time_keys(records, offsets)
     for moment in (0, 300, 301, 2**32 - 1):
         users = np.arange(len(rows))
-        ends = windows.newest(keys, users, np.full(len(rows), moment))
+        ends = windows.last_action_before(keys, users, np.full(len(rows), moment))
         got = windows.history(records, offsets[:-1], ends, 6, np.full((len(rows), 1), moment))
-        assert (got["moment"] == moment).all()
+        assert (got["request_time"] == moment).all()
         for u, row in enumerate(rows):
             past = row[row["time"] <= moment][-6:]
             np.testing.assert_array_equal(

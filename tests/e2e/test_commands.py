@@ -199,18 +199,18 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
     assert all(path.stat().st_mtime_ns == t for path, t in kept.items())
 
     # Another moment is another set of embeddings.
-    early = ("--moment=2025-02-01", "--precision=float32")
+    early = ("--as_of=2025-02-01", "--precision=float32")
     _, err = finish(start(home, "embed", workdir, f"--out={out}", *early), code=2)
-    assert "holds embeddings of moment" in err.splitlines()[-1]
+    assert "holds embeddings of as_of" in err.splitlines()[-1]
     _, err = finish(
-        start(home, "embed", workdir, f"--out={home}/never", "--moment=9999-12-31"), code=2
+        start(home, "embed", workdir, f"--out={home}/never", "--as_of=9999-12-31"), code=2
     )
     assert err.splitlines()[-1].endswith("'9999-12-31'; expected ISO 8601, from 1970 to 2106")
     # Before anybody had acted there are no users. A kill may have left what had no name yet.
     (home / "early").mkdir()
     (home / "early/manifest.json.tmp").write_text("{")
     (home / "early/writer.lock").write_text("process 1 on elsewhere")
-    finish(start(home, "embed", workdir, f"--out={home}/early", "--moment=1990-01-01"))
+    finish(start(home, "embed", workdir, f"--out={home}/early", "--as_of=1990-01-01"))
     assert not any(len(pq.read_table(path)) for path in (home / "early").glob("users-*"))
 
 

@@ -91,7 +91,7 @@ def test_questions_are_the_enumerated_ones(rows, cadence):
     assert questions.users == [f"test{u}" for u in sorted({u for u, _ in answers})]
     for u, item, query in zip(user, questions.label_item, questions.label_query, strict=True):
         known, asked = answers[u, item]
-        assert questions.histories["moment"][query, -1] == asked
+        assert questions.histories["request_time"][query, -1] == asked
         newest = known[-6:]
         for name in timelines.ACTION.names:
             history = questions.histories[name][query]
@@ -138,7 +138,7 @@ def test_leave_one_out(rows, split, held):
             questions.seen[questions.seen[:, 0] == query, 1], row["item"][:-held]
         )
         assert questions.histories["item"][query, -1] == row["item"][-held - 1]
-        assert questions.histories["moment"][query, -1] == row["time"][-held - 1]
+        assert questions.histories["request_time"][query, -1] == row["time"][-held - 1]
 
 
 def test_index_holds_what_existed_and_a_sample_of_a_large_one(rows):

@@ -203,7 +203,7 @@ def test_the_oracle_is_asked_as_others_are(make_config, rng, filter_seen):
         asked = source.questions("test", moment, cadence)
         recalls = [[] for _ in asked.users]
         for query, user in enumerate(asked.query_user):
-            then = int(asked.histories["moment"][query, -1])
+            then = int(asked.histories["request_time"][query, -1])
             horizon = config.evaluate.window if cadence == "window" else held_out.DAY
             scores = np.where(index, oracle.scores([asked.users[user]], then, horizon)[0], -1)
             scores[asked.seen[asked.seen[:, 0] == query, 1]] = -1
@@ -242,9 +242,11 @@ def test_a_model_that_shows_all_users_the_same_is_said_to(make_config, rng, full
 
 
 def test_a_table_says_what_it_rests_on(make_config):
-    config = make_config(evaluate={"cadences": ("window",), "users": 30, "moments": (0.0, 7.0)})
+    config = make_config(
+        evaluate={"cadences": ("window",), "users": 30, "window_starts": (0, 7 * held_out.DAY)}
+    )
     judge, source = make_judge(config)
-    parts = [source.questions("test", moment) for moment in source.moments((0.0, 7.0))]
+    parts = [source.questions("test", moment) for moment in source.moments((0, 7 * held_out.DAY))]
     users = {user for part in parts for user in part.users}
     labels = sum(len(part.label_item) for part in parts)
     missing = sum((~part.label_exists).sum() for part in parts)
@@ -264,15 +266,17 @@ def test_a_table_says_what_it_rests_on(make_config):
 
 
 def test_nobody_to_ask_is_refused(make_config):
-    judge, _ = make_judge(make_config(evaluate={"moments": (900.0,)}))
+    judge, _ = make_judge(make_config(evaluate={"window_starts": (900 * held_out.DAY,)}))
     with pytest.raises(InputError, match="split valid: at no moment has a user a history and a"):
         judge.asked("valid")
 
 
 def test_each_moment_has_its_own_towers(make_config):
     """Towers that know what is popular at each moment find that; stale ones do not."""
-    moments = (-80.0, 20.0)
-    judge, source = make_judge(make_config(evaluate={"moments": moments, "cadences": ("window",)}))
+    moments = (-80 * held_out.DAY, 20 * held_out.DAY)
+    judge, source = make_judge(
+        make_config(evaluate={"window_starts": moments, "cadences": ("window",)})
+    )
 
     def popular(moment):
         vectors = jnp.asarray(source.counts(moment).ever[:, None], jnp.float32)

@@ -15,7 +15,7 @@ TEXT_FEATURES = (("title", "words"), ("brand", "name"), ("shop", "name"))
 def make(**kwargs):
     features = dict(image_features=IMAGE_FEATURES, text_features=TEXT_FEATURES)
     tokens = dict(num_tokens=NUM_TOKENS, token_buckets=BUCKETS, token_dim=4)
-    size = dict(width=8, dim=6, layers=1, heads=2)
+    size = dict(width=8, embedding_dim=6, layers=1, heads=2)
     return itemsage.ItemSage(**(features | tokens | size | kwargs))
 
 
@@ -27,7 +27,7 @@ MODELS = {
     "sum": make(encoder="sum"),
     "sum_mlp": make(encoder="sum_mlp"),
     "mlp_concat_mlp": make(encoder="mlp_concat_mlp"),
-    "residual": make(residual=True, dim=IMAGE_DIM),
+    "residual": make(residual=True, embedding_dim=IMAGE_DIM),
 }
 ENCODERS = tuple(name for name in MODELS if name in itemsage.ENCODERS)
 
@@ -64,7 +64,9 @@ def params_of(model):
 
 
 def weights(model):
-    return np.random.default_rng(1).standard_normal((PRODUCTS, model.dim)).astype(np.float32)
+    return (
+        np.random.default_rng(1).standard_normal((PRODUCTS, model.embedding_dim)).astype(np.float32)
+    )
 
 
 @functools.cache
@@ -155,11 +157,11 @@ def oracle(model, params, images, image_mask, tokens, segments):
             last = as_full_block(params[f"block_{model.layers - 1}"])
             x = mlp(norm(full_block(x, last, model.heads)[0], params["norm"]), params["head"])
         elif model.encoder == "mlp_concat_mlp":
-            zero = np.zeros(model.dim)
+            zero = np.zeros(model.embedding_dim)
             parts = [zero if v is None else mlp(v, params[name]) for name, v in slots]
             x = mlp(np.concatenate(parts), params["head"])
         else:
-            zero = np.zeros(model.dim if model.encoder == "sum" else model.width)
+            zero = np.zeros(model.embedding_dim if model.encoder == "sum" else model.width)
             x = sum((dense(vector, of_map) for of_map, vector in filled), zero)
             x = mlp(x, params["head"]) if model.encoder == "sum_mlp" else x
         if model.residual:

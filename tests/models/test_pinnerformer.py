@@ -14,7 +14,7 @@ CHANGES = {"item": 5, "action": 1, "surface": 1, "duration": 7.5, "time": 3_000}
 
 def make(**kwargs):
     defaults = dict(num_items=NUM_ITEMS, num_actions=4, num_surfaces=3, length=LENGTH)
-    size = dict(layers=1, width=16, heads=2, dim=8, pin_hidden=12, id_dim=4)
+    size = dict(layers=1, width=16, heads=2, embedding_dim=8, pin_hidden=12, id_dim=4)
     return pinnerformer.PinnerFormer(**(defaults | size | kwargs))
 
 
@@ -35,7 +35,7 @@ def history():
         "duration": rng.exponential(20, (2, LENGTH)).astype(np.float32),
         "time": (1_700_000_000 + gaps.cumsum(axis=1)).astype(np.uint32),
     }
-    history["moment"] = history["time"] + np.uint32(1_000)
+    history["request_time"] = history["time"] + np.uint32(1_000)
     history["item"][1, :2] = -1
     for name in ("action", "surface", "duration", "time"):
         history[name][1, :2] = 0
@@ -47,7 +47,7 @@ def params_of(model):
     """Random parameters, drawn here, since compiling an `init` takes longer than the tests."""
     rng = np.random.default_rng(2)
     fields = {"item": "i4", "action": "u1", "surface": "u2", "duration": "f4"}
-    fields |= {"time": "u4", "moment": "u4"}
+    fields |= {"time": "u4", "request_time": "u4"}
     history = {name: jax.ShapeDtypeStruct((1, LENGTH), dtype) for name, dtype in fields.items()}
     content = jax.ShapeDtypeStruct((NUM_ITEMS, 5), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), content, history)
@@ -81,8 +81,8 @@ def test_causality(content, history, name, history_sums):
 
 
 def test_only_the_embedding_at_an_action_depends_on_its_moment(content, history):
-    later = {**history, "moment": history["moment"].copy()}
-    later["moment"][0, 3] += 50_000
+    later = {**history, "request_time": history["request_time"].copy()}
+    later["request_time"][0, 3] += 50_000
     model = make(features=pinnerformer.FEATURES)
     changed = np.abs(users(model, content, later) - users(model, content, history)) > 1e-6
     expected = np.zeros((2, LENGTH), bool)
@@ -190,16 +190,16 @@ def test_item_input_is_content_and_learned_vector(content):
 @pytest.mark.parametrize("name", ["users", "items"])
 def test_an_item_has_the_newest_degree_before_its_time(content, history, rng, name):
     """Nothing else is seen than in a catalogue with an item for each pair of item and time."""
-    degrees = rng.standard_normal((NUM_ITEMS, 3)).astype(np.float32)
+    popularity = rng.standard_normal((NUM_ITEMS, 3)).astype(np.float32)
     times = history["time"][0, [1, 3, 5]] + np.uint32([0, 5, 0])
 
     def before(now):
         return np.array([[sum(times < time) for time in row] for row in now])
 
     # Of each item one without a degree and three with each of them.
-    known = np.concatenate([np.zeros((NUM_ITEMS, 1)), degrees], axis=1).reshape(-1, 1)
+    known = np.concatenate([np.zeros((NUM_ITEMS, 1)), popularity], axis=1).reshape(-1, 1)
     pairs = jnp.concatenate([jnp.repeat(content, 4, axis=0), known], axis=1)
-    content = jnp.concatenate([content, degrees], axis=1)
+    content = jnp.concatenate([content, popularity], axis=1)
     model = make(num_items=4 * NUM_ITEMS, id_dim=0)
     one_degree = jnp.ones(1, jnp.uint32)  # before all times
     params = jax.jit(functools.partial(model.init, jax.random.key(0)))(
@@ -210,16 +210,16 @@ def test_an_item_has_the_newest_degree_before_its_time(content, history, rng, na
     assert set(np.unique(before(now))) == {0, 1, 2, 3}
     apply = functools.partial(model.apply, params, method=name)
     if name == "users":
-        found = apply(content, jax.device_put(history), degree_times=jnp.asarray(times))
+        found = apply(content, jax.device_put(history), popularity_times=jnp.asarray(times))
         other = jax.device_put({**history, "item": paired})
-        expected = apply(pairs, other, degree_times=one_degree)
+        expected = apply(pairs, other, popularity_times=one_degree)
         np.testing.assert_allclose(found, expected, atol=1e-5)
         return
-    expected = apply(pairs, jnp.asarray(paired), degree_times=one_degree)[rows >= 0]
+    expected = apply(pairs, jnp.asarray(paired), popularity_times=one_degree)[rows >= 0]
     found = apply(content, jnp.asarray(rows), jnp.asarray(now), jnp.asarray(times))[rows >= 0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    newest = apply(content, jnp.arange(4), degree_times=jnp.asarray(times))
-    expected = apply(pairs, 4 * jnp.arange(4) + 3, degree_times=one_degree)
+    newest = apply(content, jnp.arange(4), popularity_times=jnp.asarray(times))
+    expected = apply(pairs, 4 * jnp.arange(4) + 3, popularity_times=one_degree)
     np.testing.assert_allclose(newest, expected, atol=1e-5)
 
 
@@ -230,7 +230,7 @@ def test_a_degree_neither_shrinks_content_nor_is_scaled(rng):
     degree = np.array([[0.05], [300.0], [0.05], [3.0]], np.float32)
     times = jnp.zeros(1, jnp.uint32)
     table = jnp.concatenate([content, degree], axis=1)
-    found = np.asarray(model.apply({}, table, jnp.arange(4), degree_times=times))
+    found = np.asarray(model.apply({}, table, jnp.arange(4), popularity_times=times))
     size = np.sqrt(np.square(content.astype(np.float64)).mean(axis=1, keepdims=True))
     np.testing.assert_allclose(found[:, :6], content / np.maximum(size, 1e-9), rtol=1e-5)
     np.testing.assert_array_equal(found[:, 6:], degree)
@@ -337,7 +337,9 @@ def test_user_embedding_is_what_was_liked_and_what_the_head_makes_of_sums(conten
     tower = params["params"]["user_tower"]
     tower["gate"] = jax.tree.map(jnp.zeros_like, tower["gate"])  # 1/2 of everything
     hidden = tower["head"]["hidden"]["kernel"]
-    other = model.width + model.dim  # the transformer's output and what was liked, to which a head
+    other = (
+        model.width + model.embedding_dim
+    )  # the transformer's output and what was liked, to which a head
     tower["head"]["hidden"]["kernel"] = hidden.at[:other].set(0)  # is blind here
     rows = jnp.asarray(history["item"])
     items = model.apply(params, content, rows, method="items")
@@ -347,7 +349,7 @@ def test_user_embedding_is_what_was_liked_and_what_the_head_makes_of_sums(conten
     everywhere = jnp.broadcast_to(jnp.arange(LENGTH), time.shape)
     liked = pinnerformer.Liked().apply({"params": tower["liked"]}, items, halves, time, everywhere)
     seen = jnp.pad(2 * pinnerformer.running_sum(inputs, halves), [(0, 0), (0, 0), (other, 0)])
-    head = pinnerformer.MLP(hidden.shape[1], model.dim, jnp.float32, layers=2)
+    head = pinnerformer.MLP(hidden.shape[1], model.embedding_dim, jnp.float32, layers=2)
     expected = liked + head.apply({"params": tower["head"]}, seen) / 10
     expected /= np.maximum(np.linalg.norm(expected, axis=-1, keepdims=True), 1e-12)
     np.testing.assert_allclose(users(model, content, history, params), expected, atol=1e-5)

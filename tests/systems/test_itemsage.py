@@ -190,7 +190,10 @@ def test_other_frozen_tables_are_refused(make_config, tmp_path, mesh):
     [
         ({"loss": {"terms": "both"}}, "loss.terms='both': expected one of summed, joined"),
         ({"model": {"texts": (("titel", "a"),)}}, "has no 'titel', only title, description"),
-        ({"model": {"dim": 8}}, "model.dim=8: query vectors of pinworld/tiny have 256 numbers"),
+        (
+            {"model": {"embedding_dim": 8}},
+            "model.embedding_dim=8: query vectors of pinworld/tiny have 256 numbers",
+        ),
         ({"model": {"residual": True, "image_slots": 0}}, "model.residual needs images; expected"),
         (
             {"model": {"encoder": "mean"}},
@@ -199,7 +202,10 @@ def test_other_frozen_tables_are_refused(make_config, tmp_path, mesh):
         ({"model": {"layers": 0}}, "model.layers=0: expected an integer from 1"),
         ({"model": {"encoder": "sum", "heads": 3}}, "not divisible by model.heads=3"),
         ({"model": {"texts": (), "image_slots": 0}}, "expected texts, images or both"),
-        ({"loss": {"random": 0}}, "loss.random=0: expected an integer from 1"),
+        (
+            {"loss": {"num_random_negatives": 0}},
+            "loss.num_random_negatives=0: expected an integer from 1",
+        ),
         ({"loss": {"sketch_width": 1_000}}, "loss.sketch_width=1000: expected a power of two"),
     ],
 )
@@ -260,7 +266,7 @@ def test_there_is_room_for_the_tokens_of_what_is_drawn(make_config, mesh):
     embedded = np.r_[corpus, 20:720]
     capacities = itemsage.token_capacities(config, mesh, lengths, weights, corpus, embedded)
     assert capacities["positives"] >= 50 * config.data.pairs
-    assert capacities["random"] >= 50 * config.loss.random
+    assert capacities["random"] >= 50 * config.loss.num_random_negatives
     assert capacities["catalogue"] == lengths[embedded[: itemsage.ENCODED]].sum()
 
 

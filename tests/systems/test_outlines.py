@@ -31,8 +31,8 @@ def kinds(tree):
     [
         *((name, {}) for name in registry.SYSTEMS),
         ("searchsage", {"model": {"residual": True}}),
-        ("pinnerformer", {"data": {"components": 8, "degree_days": 20.0}}),
-        ("pinnerformer", {"data": {"degree_days": 20.0, "degree_times": 3}}),
+        ("pinnerformer", {"data": {"pca_dim": 8, "popularity_window": 20 * 86_400}}),
+        ("pinnerformer", {"data": {"popularity_window": 20 * 86_400, "popularity_times": 3}}),
     ],
 )
 def test_outline_is_that_of_the_system(name, changes, data_dir, mesh):
@@ -99,7 +99,12 @@ def test_data_that_is_not_there_needs_its_size(name, data_dir, mesh):
         ("searchsage", "data", {"pairs": 12}, "data.pairs=12 is not divisible by the 8 devices"),
         ("pinnerformer", "model", {"heads": 3}, "model.width=16 is not divisible by model.heads=3"),
         ("itemsage", "model", {"heads": 3}, "model.width=16 is not divisible by model.heads=3"),
-        ("itemsage", "model", {"dim": 8}, "model.dim=8: query vectors of pinworld/tiny have 256"),
+        (
+            "itemsage",
+            "model",
+            {"embedding_dim": 8},
+            "model.embedding_dim=8: query vectors of pinworld/tiny have 256",
+        ),
         ("itemsage", "model", {"residual": True, "image_slots": 0}, "model.residual needs images"),
         ("searchsage", "model", {"heads": 3, "encoder": "bert"}, "not divisible by model.heads=3"),
     ],

@@ -21,7 +21,7 @@ SYSTEM = "pinnerformer"
 
 
 @pytest.mark.parametrize(
-    ("terms", "log_q", "equal_users", "degree_times"),
+    ("terms", "log_q", "equal_users", "popularity_times"),
     [
         ("joined", True, True, 3),
         ("joined", False, False, 0),
@@ -29,12 +29,22 @@ SYSTEM = "pinnerformer"
         ("summed", False, True, 0),
     ],
 )
-def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_times, mesh):
+def test_loss_is_the_formula(make_config, terms, log_q, equal_users, popularity_times, mesh):
     """Everything but the towers' outputs is computed anew, in float64, one pair at a time."""
     # A sketch as wide as this has no collisions among 1,000 items, or hardly any.
-    loss = dict(terms=terms, log_q=log_q, in_batch=20, random=30, sketch_width=2**20)
+    loss = dict(
+        terms=terms,
+        log_q=log_q,
+        num_in_batch_negatives=20,
+        num_random_negatives=30,
+        sketch_width=2**20,
+    )
     loss["equal_users"] = equal_users
-    data = {"degree_days": 240.0, "degree_times": degree_times} if degree_times else {}
+    data = (
+        {"popularity_window": 240 * 86_400, "popularity_times": popularity_times}
+        if popularity_times
+        else {}
+    )
     config = make_config(loss=loss, data=data)
     system = registry.create(config, mesh)
     params, sketch = jax.jit(system.init)(jax.random.key(1))
@@ -55,11 +65,11 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     model = pinnerformer.make_model(config, dataset.spec, mesh)
     content, _, times = system.frozen
     apply = functools.partial(
-        jax.jit(model.apply, static_argnames="method"), params, content, degree_times=times
+        jax.jit(model.apply, static_argnames="method"), params, content, popularity_times=times
     )
     outputs = np.asarray(apply(batch, method="users"), np.float64)
     everything = jnp.arange(model.num_items, dtype=jnp.int32)
-    # As they were before degrees were counted, and after each time at which they were.
+    # As they were before popularity were counted, and after each time at which they were.
     times = np.zeros(0, np.uint32) if times is None else np.asarray(times)
     then = [jnp.full(model.num_items, time, jnp.uint32) for time in (0, *(times + 1))]
     items = np.stack([apply(everything, now, method="items") for now in then]).astype(np.float64)
@@ -73,7 +83,9 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
     corpus = np.flatnonzero(dataset.catalogue.created <= dataset.spec.train_end)
     assert len(corpus) < model.num_items
     random = corpus[np.asarray(jax.random.randint(random_key, (30,), 0, len(corpus)))]
-    moments = np.take_along_axis(*map(np.asarray, (batch["moment"], batch["label_position"])), 1)
+    moments = np.take_along_axis(
+        *map(np.asarray, (batch["request_time"], batch["label_position"])), 1
+    )
     some = jax.random.choice(
         jax.random.fold_in(random_key, 1), flat.size, (50,), p=(flat >= 0) / (flat >= 0).sum()
     )
@@ -121,7 +133,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, degree_time
 
 def test_a_user_is_not_their_own_negative(make_config, mesh):
     """Of a batch that is one user alone nothing is left to learn from."""
-    config = make_config(loss={"random": 0})
+    config = make_config(loss={"num_random_negatives": 0})
     system = registry.create(config, mesh)
     params, sketch = system.init(jax.random.key(1))
     batch = dict(next(system.batches(0)))
@@ -146,8 +158,8 @@ def test_a_user_is_not_their_own_negative(make_config, mesh):
             r"tiny: the first 8 batches have no label; .* objective.horizon=1 seconds after others",
         ),
         (
-            {"data": {"users": 1}, "loss": {"random": 0}},
-            r"tiny: the first 8 batches have one user each, for whom loss.random=0 leaves no neg",
+            {"data": {"users": 1}, "loss": {"num_random_negatives": 0}},
+            r"tiny: the first 8 batches have one user each, for whom loss.num_random_negatives=0 ",
         ),
         (
             {"loss": {"sketch_width": 64}},
@@ -162,7 +174,9 @@ def test_what_trains_on_nothing_is_refused(make_config, mesh, sections, message)
 
 def test_the_config_as_it_is_learns(make_config, mesh):
     registry.create(make_config(), mesh).check_training()
-    registry.create(make_config(data={"users": 2}, loss={"random": 0}), mesh).check_training()
+    registry.create(
+        make_config(data={"users": 2}, loss={"num_random_negatives": 0}), mesh
+    ).check_training()
 
 
 def test_choice_is_without_replacement_and_takes_missing_ones_last():
@@ -241,7 +255,7 @@ def test_integer_user_ids_come_back_as_integers(make_config, other_data, data_di
         config.data.name = name
         system = registry.create(config, mesh)
         params, _ = system.init(jax.random.key(0))
-        for moment in (0, system.embed_moment):  # at first nobody has acted
+        for moment in (0, system.embed_as_of):  # at first nobody has acted
             parts = [shard() for shard in system.embed(params, moment)["users"]]
             ends.append([np.concatenate(part) for part in zip(*parts, strict=True)])
     nobody, (text, vectors), _, (ids, same) = ends
@@ -253,11 +267,11 @@ def test_integer_user_ids_come_back_as_integers(make_config, other_data, data_di
 
 def test_nobody_knows_what_is_done_later(make_config, mesh):
     """Other actions after a count leave what is known until the next one as it was."""
-    data = {"degree_days": 84.0, "degree_times": 13}
+    data = {"popularity_window": 84 * 86_400, "popularity_times": 13}
     config = make_config(data=data, model={"id_dim": 0})
     dataset = dataset_lib.load(config.data.name, config.data.dir)
     model = pinnerformer.make_model(config, dataset.spec, mesh)
-    times = pinnerformer.degree_times(config, dataset.spec, dataset.spec.train_end)
+    times = pinnerformer.popularity_times(config, dataset.spec, dataset.spec.train_end)
     after = times[5]
 
     class Other:
@@ -272,14 +286,14 @@ def test_nobody_knows_what_is_done_later(make_config, mesh):
     contents = [pinnerformer.item_content(config, data, times) for data in (dataset, Other())]
     system = registry.create(config, mesh)
     params, _ = system.init(jax.random.key(0))
-    apply = functools.partial(model.apply, params, degree_times=jnp.asarray(times))
+    apply = functools.partial(model.apply, params, popularity_times=jnp.asarray(times))
     embed_users, embed_items = (
         jax.jit(functools.partial(apply, method=name)) for name in ("users", "items")
     )
     unlike = 0
     for step in range(3):
         batch = jax.device_put(system.batches(step).__next__())
-        moments = pinnerformer.pinnerformer.at(batch["moment"], batch["label_position"])
+        moments = pinnerformer.pinnerformer.at(batch["request_time"], batch["label_position"])
         users, items = (
             [np.asarray(embed(content, *arguments)) for content in contents]
             for embed, arguments in (
@@ -296,16 +310,18 @@ def test_nobody_knows_what_is_done_later(make_config, mesh):
     assert unlike > 20
 
 
-def test_degrees_need_times(make_config):
-    config = make_config(data={"degree_days": 30.0})
+def test_popularity_needs_times(make_config):
+    config = make_config(data={"popularity_window": 30 * 86_400})
     spec = Spec("ml1m", 9, leave_one_out=True)
-    with pytest.raises(InputError, match=r"data.degree_days=30.0: ml1m has the order of actions"):
-        pinnerformer.degree_times(config, spec, 0)
+    with pytest.raises(
+        InputError, match=r"data.popularity_window=2592000: ml1m has the order of actions"
+    ):
+        pinnerformer.popularity_times(config, spec, 0)
 
 
-def test_towers_know_the_degrees_of_their_moment(make_config, mesh):
+def test_towers_know_the_popularity_of_their_moment(make_config, mesh):
     times = 3
-    data = {"content": True, "degree_days": 24.0, "degree_times": times}
+    data = {"content": True, "popularity_window": 24 * 86_400, "popularity_times": times}
     config = make_config(data=data, model={"id_dim": 0})
     dataset = dataset_lib.load(config.data.name, config.data.dir)
     page = registry.create(config, mesh)
@@ -321,15 +337,17 @@ def test_towers_know_the_degrees_of_their_moment(make_config, mesh):
     def items_of(frozen):
         content, _, times = frozen
         everything = jnp.asarray(rows, jnp.int32)
-        return model.apply(params, content, everything, degree_times=times, method="items")
+        return model.apply(params, content, everything, popularity_times=times, method="items")
 
     last = 0.0
     for days in (-20, 0, 5):
         moment = dataset.spec.train_end + days * 86_400
         counted = moment - 2 * 86_400 * np.arange(times)[::-1]
-        degrees = item_features.log_degrees(dataset, 24.0, np.array(counted))
-        content = page.frozen.content.at[:, -times:].set(degrees.astype(jnp.bfloat16))
-        then = page.frozen._replace(content=content, degree_times=jnp.asarray(counted, jnp.uint32))
+        popularity = item_features.log_popularity(dataset, 24 * 86_400, np.array(counted))
+        content = page.frozen.content.at[:, -times:].set(popularity.astype(jnp.bfloat16))
+        then = page.frozen._replace(
+            content=content, popularity_times=jnp.asarray(counted, jnp.uint32)
+        )
         items = items_of(then)
         towers = towers_at(params, moment)
         close(towers.items(rows), items)
@@ -342,23 +360,26 @@ def test_towers_know_the_degrees_of_their_moment(make_config, mesh):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"data": {"content": False, "degree_days": 1.0}}, "data.degree_days: expected 0 without"),
-        ({"data": {"content": False, "components": 1}}, "data.components: expected 0 without"),
         (
-            {"data": {"content": True, "components": 257}},
-            "data.components=257: expected from 0 to 256, the numbers",
+            {"data": {"content": False, "popularity_window": 1 * 86_400}},
+            "data.popularity_window: expected 0 without",
+        ),
+        ({"data": {"content": False, "pca_dim": 1}}, "data.pca_dim: expected 0 without"),
+        (
+            {"data": {"content": True, "pca_dim": 257}},
+            "data.pca_dim=257: expected from 0 to 256, the numbers",
         ),
         (
-            {"data": {"content": True, "components": -1}},
-            "data.components=-1: expected an integer from 0",
+            {"data": {"content": True, "pca_dim": -1}},
+            "data.pca_dim=-1: expected an integer from 0",
         ),
         (
             {"data": {"users": 2**20}, "objective": {"name": "all_action", "labels": 2**12}},
             "data.users=1048576: a batch would have 4,294,967,296 labels; expected at most",
         ),
         (
-            {"data": {"degree_days": 1.0, "degree_times": 1}},
-            "data.degree_times=1: expected an integer from 2",
+            {"data": {"popularity_window": 1 * 86_400, "popularity_times": 1}},
+            "data.popularity_times=1: expected an integer from 2",
         ),
         ({"data": {"content": False}, "model": {"id_dim": 0}}, "model.id_dim=0: items without"),
         (
@@ -366,13 +387,25 @@ def test_towers_know_the_degrees_of_their_moment(make_config, mesh):
             "model.gated_layers: learned ids begin",
         ),
         ({"model": {"gated_layers": -1}}, "model.gated_layers=-1: expected an integer from 0"),
-        ({"objective": {"newest": 1.5}}, "objective.newest=1.5: expected a number at least 0"),
+        (
+            {"objective": {"last_action_share": 1.5}},
+            "objective.last_action_share=1.5: expected a number at least 0",
+        ),
         ({"model": {"features": ("item", "age")}}, "each one of item, action, "),
         ({"model": {"features": ()}}, "expected a tuple of at least 1, "),
         ({"loss": {"terms": "both"}}, "loss.terms='both': expected one of joined, summed"),
-        ({"loss": {"terms": "summed", "in_batch": 0}}, "loss.in_batch and loss.random above 0"),
-        ({"loss": {"terms": "summed", "random": 0}}, "loss.in_batch and loss.random above 0"),
-        ({"loss": {"in_batch": 0, "random": 0}}, "expected loss.in_batch or loss.random above 0"),
+        (
+            {"loss": {"terms": "summed", "num_in_batch_negatives": 0}},
+            "loss.num_in_batch_negatives and loss.num_random_negatives above 0",
+        ),
+        (
+            {"loss": {"terms": "summed", "num_random_negatives": 0}},
+            "loss.num_in_batch_negatives and loss.num_random_negatives above 0",
+        ),
+        (
+            {"loss": {"num_in_batch_negatives": 0, "num_random_negatives": 0}},
+            "expected loss.num_in_batch_negatives or loss.num_random_negatives above 0",
+        ),
         ({"loss": {"sketch_width": 1_000}}, "loss.sketch_width=1000: expected a power of two"),
     ],
 )

@@ -54,7 +54,10 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         chance = page.overflow_chance(config, mesh)
         return product_features.token_capacity(size.item_tokens, weights, share, chance)
 
-    capacities = {"positives": capacity(config.data.pairs), "random": capacity(config.loss.random)}
+    capacities = {
+        "positives": capacity(config.data.pairs),
+        "random": capacity(config.loss.num_random_negatives),
+    }
     encode = functools.partial(page.encode, encoder, mesh, capacity(page.ENCODED))
 
     widths = page.sketch_widths(config.loss, size.engaged, spec.num_queries)
@@ -81,5 +84,5 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         batch=outline.pairs_batch(config.data.pairs, size.same_query),
         size=("data.pairs", config.data.pairs),
         embed=embed,
-        search=outline.search(spec.num_items, config.model.dim, 100),
+        search=outline.search(spec.num_items, config.model.embedding_dim, 100),
     )

@@ -26,13 +26,13 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
     if config.data.content and not spec.content_dim:
         raise InputError(f"data.content: {config.data.name} has no content vectors")
     model = page.make_model(config, spec, mesh)
-    degrees = config.data.degree_times if config.data.degree_days else 0
+    popularity = config.data.popularity_times if config.data.popularity_window else 0
     content = None
     if config.data.content:
-        page.check_components(config, spec.content_dim)
-        width = (config.data.components or spec.content_dim) + degrees
+        page.check_pca_dim(config, spec.content_dim)
+        width = (config.data.pca_dim or spec.content_dim) + popularity
         content = outline.table(model.tables, (num_items, width), jnp.bfloat16)
-    times = Shape((degrees,), jnp.uint32) if degrees else None
+    times = Shape((popularity,), jnp.uint32) if popularity else None
     frozen = page.Frozen(content, Shape((num_items,), jnp.int32), times)
     pairs = windows.labels_per_user(
         config.objective.name, config.data.length, config.objective.labels
@@ -40,7 +40,7 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
 
     def history(rows: int) -> dict[str, Shape]:
         fields = {name: dtype for name, (dtype, _) in timelines.ACTION.fields.items()}
-        fields["moment"] = fields["time"]
+        fields["request_time"] = fields["time"]
         return {name: Shape((rows, config.data.length), x) for name, x in fields.items()}
 
     labels = dict.fromkeys(("label_position", "label_item"), Shape((users, pairs), jnp.int32))
@@ -62,5 +62,5 @@ def create(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline
         batch=batch,
         size=("data.users", users),
         embed=embed,
-        search=outline.search(min(num_items, config.evaluate.index_size), model.dim, 50),
+        search=outline.search(min(num_items, config.evaluate.index_size), model.embedding_dim, 50),
     )
