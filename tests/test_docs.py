@@ -341,9 +341,7 @@ def texts():
     return of_python + [path.read_text() for path in (ROOT / "launch").iterdir()]
 
 
-QUOTED = re.findall(
-    r"^\*\*`(.*)`\*\*$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE
-)
+QUOTED = re.findall(r"^### `(.*)`$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("message", QUOTED)
