@@ -56,7 +56,6 @@ def launch(tmp_path):
             env=env,
             capture_output=True,
             text=True,
-            timeout=60,
         )
         calls = fake / "calls"
         made = calls.read_text().splitlines() if calls.exists() else []
