@@ -291,7 +291,10 @@ def train():
         (["--config.train.step=3"], "no such field; did you mean train.steps?"),
         (["--config.train.steps=many"], "train.steps='many': expected an integer from 1"),
         (["--config.data.name=nowhere"], "data.name: no prepared data set in nowhere"),
-        (["--config.data.name=pinworld/huge"], "pinworld/huge"),
+        (
+            ["--config.data.name=pinworld/huge"],
+            "data.name: no data set pinworld/huge; expected one of",
+        ),
         (["--config.data.positives=sav"], "no action 'sav'"),
         (["--config.objective.name=sas"], "objective.name='sas': expected one of"),
         (["--config.loss.terms=both"], "loss.terms='both': expected one of"),

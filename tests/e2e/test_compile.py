@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -44,8 +45,16 @@ def test_pinnerformer_as_json():
 
 def test_searchsage_as_a_table():
     out = run("searchsage.py:test").stdout
-    for words in ("8 x cpu", "data.pairs=32, 4 on each chip", "embed queries", "all-reduce"):
-        assert words in out
+    head, memory, collectives = (part.splitlines() for part in out.strip().split("\n\n"))
+    assert head[1:] == [
+        "devices  8 x cpu",
+        "mesh     {'data': 8, 'model': 1}",
+        "batch    data.pairs=32, 4 on each chip",
+    ]
+    assert re.split("  +", memory[0]) == ["on each chip", "train step", "embed queries", "search"]
+    cells = {line[:14].strip(): line[14:].split() for line in memory[1:]}
+    assert cells["index"] == ["0.978", "MiB"]  # of the search alone: 1,000 items of 256 numbers
+    assert {line.split()[0] for line in collectives[1:]} == {"all-reduce", "all-gather"}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +68,12 @@ def compile_():
     [
         (["--config.data.users=12"], "data.users=12 is not divisible by the 8 devices of the mesh"),
         (["--config.data.name=nowhere"], "no prepared data set in nowhere"),
-        (["--topology=v5e:3x5"], "--topology"),
+        (
+            ["--topology=v5e:3x5"],
+            "--topology=v5e:3x5 is none like v5e:4x4 or v5p:2x2x4: "
+            if importlib.util.find_spec("libtpu")
+            else "--topology needs the TPU compiler: pip install --no-deps -r requirements-compi",
+        ),
         (["--items=1000000000000"], "--items=1000000000000: 1000000000000 is not an integer in"),
     ],
 )
@@ -69,5 +83,3 @@ def test_wrong_input_is_one_line(compile_, flags, message):
     (line,) = err.splitlines()
     assert line.startswith("error: ")
     assert message in line
-    if flags[0].startswith("--topology") and importlib.util.find_spec("libtpu") is None:
-        assert "pip install --no-deps -r requirements-compile.txt" in line

@@ -134,7 +134,7 @@ class Box:
 
 
 def wait_until(condition):
-    end = time.monotonic() + 10
+    end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
