@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SERVER = """
 import importlib, json, os, sys, tempfile, warnings
 from pinjax import app
-warnings.filterwarnings("ignore", message=".*fork", category=RuntimeWarning)
+warnings.filterwarnings("ignore", message=".*fork")
 command = importlib.import_module(sys.argv[1])
 for line in sys.stdin:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
