@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from benchmarks import real_sets, runs
 from pinjax.data import item_features
 from pinjax.data.dataset import Dataset
-from pinjax.data.sources import items, prepare, reading
+from pinjax.data.sources import engine, items, prepare
 from pinjax.models import features
 from pinjax.retrieval import metrics, table
 from pinjax.systems import itemsage, product_retrieval, system
@@ -126,7 +126,7 @@ def item_texts(name: str, raw: pathlib.Path, dataset: Dataset) -> list[str]:
     columns = ", ".join(f'"text {feature}"' for feature, _ in column_map.catalogue.texts)
     with (
         tempfile.TemporaryDirectory() as directory,
-        reading.database(pathlib.Path(directory), None) as connection,
+        engine.database(pathlib.Path(directory), None) as connection,
     ):
         sources = items.open_sources(connection, inputs.items, inputs.sides, column_map)
         items.read(connection, sources, ids.dtype != object, column_map)

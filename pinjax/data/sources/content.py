@@ -18,7 +18,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pinjax.data import catalogue
-from pinjax.data.sources import events, parts, reading, vectors
+from pinjax.data.sources import vectors
+from pinjax.data.sources.engine import first_row, name_of, pieces
+from pinjax.data.sources.events import SECOND
 from pinjax.data.text import tokens
 from pinjax.errors import InputError
 
@@ -67,11 +69,11 @@ def make_word_vectors(
     sizes = {**config.vocabulary, "bigrams": 0, "trigrams": 0}
     vocabulary = tokens.Vocabulary.build(_lines(_texts(connection, names)), **sizes)
     space = vectors.WordSpace(vocabulary, config.vectors.language)
-    parts_ = [
+    counts = [
         space.counts([column.to_pylist() for column in piece])
         for piece in _texts(connection, names)
     ]
-    counts = scipy.sparse.vstack(parts_).tocsr()
+    counts = scipy.sparse.vstack(counts).tocsr()
     if min(counts.shape) < 2:
         found = f"{counts.shape[1]} words on {counts.shape[0]} items"
         raise InputError(f"{table}: {found}; expected 2 or more of each to make vectors from")
@@ -113,14 +115,14 @@ def write(
     columns = [*selected, *map(_column, features)]
     join = "LEFT JOIN given g ON i.id = g.id" if table else ""
     found = connection.sql(
-        f"SELECT {', '.join(['i.row', 'i.id', 'i.first', *map(reading.name_of, columns)])} "
+        f"SELECT {', '.join(['i.row', 'i.id', 'i.first', *map(name_of, columns)])} "
         f"FROM items i {join} ORDER BY i.row"
     )
     dims = {name: dim_of(connection, name) for name in ("content", "images") if named[name]}
     spec: dict[str, Any] = {}
     empty = 0
     with catalogue.writer(path) as add:
-        for piece in parts.pieces(found, catalogue.ROWS_A_GROUP):
+        for piece in pieces(found, catalogue.ROWS_A_GROUP):
             rows = piece["row"].to_numpy()
             some = slice(rows[0], rows[-1] + 1)
             of_piece: dict[str, Any] = {}
@@ -160,7 +162,7 @@ def write(
 def dim_of(connection: duckdb.DuckDBPyConnection, name: str) -> int:
     """Numbers of a vector in a column of `given`."""
     query = f"SELECT len({name}[1]) FROM given WHERE len({name}) > 0 LIMIT 1"
-    return reading.first_row(connection, query)[0]
+    return first_row(connection, query)[0]
 
 
 def first_vectors(column: pa.ChunkedArray, dim: int) -> np.ndarray:
@@ -194,12 +196,12 @@ def _texts(
 ) -> Iterator[pa.Table]:
     """Text features of items for which a condition holds, some items at a time."""
     if features:
-        columns = ", ".join(reading.name_of(_column(feature)) for feature in features)
+        columns = ", ".join(name_of(_column(feature)) for feature in features)
         found = connection.sql(
             f"SELECT {columns} FROM items i LEFT JOIN given g ON i.id = g.id "
             f"WHERE {where} ORDER BY i.row"
         )
-        yield from parts.pieces(found, 2**14)
+        yield from pieces(found, 2**14)
 
 
 def _lines(pieces: Iterator[pa.Table]) -> Iterator[str | None]:
@@ -244,4 +246,4 @@ def _created(piece: pa.Table, config: ConfigDict) -> np.ndarray:
 
 def _seconds(column: pa.ChunkedArray) -> np.ndarray:
     """Microseconds as whole seconds, float64, NaN where unknown."""
-    return np.floor(column.cast(pa.float64()).to_numpy() / events.SECOND)
+    return np.floor(column.cast(pa.float64()).to_numpy() / SECOND)

@@ -1,31 +1,31 @@
 """The first pass over a log: its rows are read and checked, and divided by users.
 
 What needs all rows ends in small tables: ids, first times, vocabularies. By these the rows become
-numbers, which lie in shards of users as Parquet, and the second pass (`pinjax.data.sources.parts`)
-takes one shard after the other.
+numbers, which lie in shards of users as Parquet, and the second pass takes one after the other.
 """
 
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import duckdb
 from ml_collections import ConfigDict
 
-from pinjax.data.sources import column_map, reading
-from pinjax.data.sources.reading import literal, name_of
+from pinjax import settings
+from pinjax.data.sources import column_map, columns, rows
+from pinjax.data.sources.columns import Column
+from pinjax.data.sources.engine import literal, name_of, numbered
+from pinjax.data.sources.reading import File
 from pinjax.data.timelines import UNKNOWN
 from pinjax.errors import InputError
 
 SECOND = 1_000_000  # in microseconds
 _EARLY = 94_694_400 * SECOND  # 1973: what a moment in s reads as in ms is before it
 _ROWS_A_SHARD = 2**20
-_FILE = 2**40  # places in a file
-# States of a row; from 1 on: what is bad.
-_GOOD, _TOO_EARLY, _TOO_LITTLE = 0, -1, -2
-_DROPPED = {_TOO_EARLY: "dropped as too early", _TOO_LITTLE: "dropped as too little"}
+_COLUMNS = ("user", "item", "time", "duration", "action", "surface")
+_COLUMNS += ("query", "grp", "position", "tests")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Log:
     """A log whose usable rows are the view `rows` of a database.
 
     Its columns are user, item, time (us), duration (s), action, surface, query, grp, position,
-    tests and place; those that the map does not name are null. Places are in order of files and
-    rows: see `place_of`.
+    tests and place; those that the map does not name are null. Places are those of `rows.select`.
 
     Attributes:
       number: of usable rows.
@@ -50,34 +49,44 @@ class Log:
     remarks: list[str]
 
 
+class _Check(NamedTuple):
+    """What a row has to be.
+
+    Attributes:
+      label: for the report of the rows that are dropped.
+      holds: SQL.
+      column: the user's, whose value is told.
+      expected: of it; "" where rows are dropped in silence.
+    """
+
+    label: str
+    holds: str
+    column: str
+    expected: str = ""
+
+
 class _State(NamedTuple):
-    """The rows of a file in a state, from before 1973 or not: how many, the first, and when."""
+    """The rows of a file in a state, from before 1973 or not.
+
+    Attributes:
+      file: its number.
+      state: the number from 1 of the first check that fails, 0 for a good row.
+      early: whether they are from before 1973.
+      count: how many they are.
+      place: of the first.
+      first, last: their times.
+    """
 
     file: int
     state: int
     early: bool
     count: int
-    row: int
+    place: int
     first: int | None
     last: int | None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Check:
-    """What a field of a row has to be: SQL that holds, and how a row is told where it does not."""
-
-    field: str
-    column: str
-    expected: str
-    holds: str
-
-
-def place_of(place: int) -> tuple[int, int]:
-    """The number of the file and of the row in it."""
-    return divmod(place, _FILE)
-
-
-def columns(config: ConfigDict) -> list[str]:
+def columns_of(config: ConfigDict) -> list[str]:
     """The columns of the events' files that a map names."""
     events = config.events
     named = [events.user, events.item, events.time, events.duration, events.action, events.query]
@@ -90,7 +99,7 @@ def columns(config: ConfigDict) -> list[str]:
 def read(
     connection: duckdb.DuckDBPyConnection,
     directory: pathlib.Path,
-    files: Sequence[reading.File],
+    files: Sequence[File],
     integer_items: bool,
     config: ConfigDict,
 ) -> Log:
@@ -105,34 +114,40 @@ def read(
       InputError: for wrong input.
     """
     integers = {"item": integer_items}
-    for name, column in (("user", config.events.user), ("group", config.events.group)):
+    for name, column in (("user", config.events.user), ("grp", config.events.group)):
         if column:
-            integers[name] = all([reading.are_integers(connection, f, column) for f in files])
-    checks = [_checks(file, integers, config) for file in files]
-    selects = [
-        _select(number, file, of_file, integers, config)
-        for number, (file, of_file) in enumerate(zip(files, checks, strict=True))
+            own = [Column(file, column) for file in files]
+            integers[name] = columns.are_integers(connection, own)
+    values = [_values(file, integers, config) for file in files]
+    checks = [
+        _checks(file, of_file, integers, config)
+        for file, of_file in zip(files, values, strict=True)
     ]
-    connection.execute(f"CREATE VIEW stated AS {' UNION ALL '.join(selects)}")
+
+    def stated(number: int, file: File) -> dict[str, str]:
+        del file
+        failing = enumerate(checks[number], start=1)
+        cases = " ".join(f"WHEN ({c.holds}) IS NOT TRUE THEN {state}" for state, c in failing)
+        return {**values[number], "state": f"CASE {cases} ELSE 0 END"}
+
+    connection.execute(f"CREATE VIEW stated AS {rows.select(files, stated)}")
     if not all(file.numbered for file in files):  # to parse text, and number its rows, once
         target = literal(str(directory / "read.parquet"))
         connection.execute(f"COPY stated TO {target}")
         connection.execute(f"CREATE OR REPLACE VIEW stated AS SELECT * FROM read_parquet({target})")
     found = connection.execute(
-        f"SELECT place // {_FILE}, state, coalesce(time < {_EARLY}, false), count(*), "
-        f"min(place % {_FILE}), min(time), max(time) FROM stated GROUP BY ALL ORDER BY ALL"
+        f"SELECT place // {rows.PLACES}, state, coalesce(time < {_EARLY}, false), count(*), "
+        "min(place), min(time), max(time) FROM stated GROUP BY ALL ORDER BY ALL"
     ).fetchall()
     states = [_State(*row) for row in found]
-    late = any(state.state == _GOOD and not state.early for state in states)
-    mixed = late and bool(config.events.time)
-    usable = [x for x in states if x.state == _GOOD and not (x.early and mixed)]
+    mixed = len({state.early for state in states if not state.state}) == 2
+    usable = [x for x in states if not (x.state or (x.early and mixed))]
     report = _report(connection, files, checks, states, mixed, config)
     if not usable:
         raise InputError(f"{', '.join(file.path for file in files)}: no usable row is left")
-    since = _EARLY if mixed else 0
     connection.execute(
-        "CREATE VIEW rows AS SELECT * EXCLUDE (state) FROM stated "
-        f"WHERE state = {_GOOD} AND (time IS NULL OR time >= {since})"
+        "CREATE VIEW rows AS SELECT * EXCLUDE (state) FROM stated WHERE state = 0 "
+        f"AND (time IS NULL OR time >= {_EARLY if mixed else 0})"
     )
     number = report["events"] = sum(state.count for state in usable)
     first = last = None
@@ -154,9 +169,9 @@ def divide(
     Returns:
       how many shards there are.
     """
-    columns = {name: name for name in ("time", "duration", "query", "position", "tests", "place")}
-    columns |= {"user": "NULL", "grp": "NULL", "item": "i.row"}
-    columns |= {name: f"{name}s.code" for name in ("action", "surface")}
+    fields = {name: name for name in ("time", "duration", "query", "position", "tests", "place")}
+    fields |= {"user": "NULL", "grp": "NULL", "item": "i.row"}
+    fields |= {name: f"{name}s.code" for name in ("action", "surface")}
     joins = "JOIN items i ON r.item = i.id"
     joins += "".join(
         f" LEFT JOIN {name}s ON r.{name} = {name}s.name" for name in ("action", "surface")
@@ -168,16 +183,16 @@ def divide(
         if column:
             table = {"user": "users", "grp": "groups"}[name]
             connection.execute(
-                f"CREATE TABLE {table} AS SELECT {reading.numbered(order)}, {name} AS id "
+                f"CREATE TABLE {table} AS SELECT {numbered(order)}, {name} AS id "
                 f"FROM (SELECT DISTINCT {name} FROM rows) "
                 f"WHERE CAST({name} AS VARCHAR) <> ''"
             )
-            columns[name] = f"{table}.row"
+            fields[name] = f"{table}.row"
             joins += f" LEFT JOIN {table} ON r.{name} = {table}.id"
     shards = max(1, round(log.number / _ROWS_A_SHARD)) if config.events.user else 1
     shard = f"CAST(users.row * CAST({shards} AS BIGINT) // (SELECT count(*) FROM users) AS INTEGER)"
-    columns["shard"] = shard if shards > 1 else "0"
-    selected = ", ".join(f"{value} AS {name_of(name)}" for name, value in columns.items())
+    fields["shard"] = shard if shards > 1 else "0"
+    selected = ", ".join(f"{value} AS {name_of(name)}" for name, value in fields.items())
     target = literal(str(directory / "events"))
     # Each shard has rows that wait to be written: few, and in no order, which `place` restores.
     connection.execute("SET partitioned_write_flush_threshold = 65536")
@@ -194,97 +209,80 @@ def divide(
     return shards
 
 
-def _checks(file: reading.File, integers: dict[str, bool], config: ConfigDict) -> list[_Check]:
-    """What the rows of a file have to be, in the order in which it is looked at."""
-    events, alone = config.events, len(column_map.parts(config)) == 1
-    checks = [
-        _Check(c, c, "a number", f"{reading.number(file, c)} IS NOT NULL") for c, _ in events.least
-    ]
-
-    def given(field: str, column: str, what: str) -> _Check:
-        return _Check(field, column, what, reading.is_id(file, column, integers[field]))
-
-    if events.user:
-        checks.append(given("user", events.user, "a user's id"))
-    checks.append(given("item", events.item, "an item's id"))
+def _values(file: File, integers: Mapping[str, bool], config: ConfigDict) -> dict[str, str]:
+    """SQL of the columns of `rows` by name, of a file."""
+    events = config.events
+    ids = {"user": events.user, "item": events.item, "grp": events.group}
+    values = {n: Column(file, c).id(integers[n]) for n, c in ids.items() if c}
     if events.time:
-        moment = reading.moment(file, events.time, events.time_unit)
-        unit = f" in {events.time_unit}" if events.time_unit else ""
-        within = f"{moment} BETWEEN 0 AND {reading.LATEST - 1}"
-        checks.append(_Check("time", events.time, f"a moment from 1970 to 2106{unit}", within))
+        values["time"] = Column(file, events.time).moment(events.time_unit)
     if events.duration:
-        seconds = _seconds(file, config)
-        fits = f"{name_of(events.duration)} IS NULL OR {seconds} BETWEEN 0 AND 1e9"
-        checks.append(_Check("duration", events.duration, "a number from 0 to 1e9 s", fits))
-    if events.query and alone and not config.pairs.sequence:
-        has = f"{reading.trimmed(file, events.query)} IS NOT NULL"
-        checks.append(_Check("query", events.query, "the text of a search", has))
-    if events.group and not events.user and not events.query:
-        checks.append(given("group", events.group, "a group's id"))
+        values["duration"] = f"TRY_CAST({_seconds(file, config)} AS FLOAT)"
+    if events.query:
+        values["query"] = Column(file, events.query).trimmed()
     if events.position:
-        number = f"{reading.number(file, events.position)} IS NOT NULL"
-        checks.append(_Check("position", events.position, "a number", number))
+        values["position"] = Column(file, events.position).number()
     if config.split.column:
-        tests = f"{_tests(file, config)} IS NOT NULL"
-        checks.append(_Check("split", config.split.column, "true or false, 1 or 0", tests))
+        values["tests"] = f"TRY_CAST({Column(file, config.split.column).text()} AS BOOLEAN)"
+    values |= {"action": _action(file, config), "surface": _surface(file, config)}
+    return {name: values.get(name) or "NULL" for name in _COLUMNS}
+
+
+def _checks(
+    file: File, values: Mapping[str, str], integers: Mapping[str, bool], config: ConfigDict
+) -> list[_Check]:
+    """What the rows of a file have to be, in the order in which it is looked at."""
+    events, checks = config.events, []
+    if events.since:
+        since = settings.parse_moment("config.events.since", events.since) * SECOND
+        late = f"coalesce({values['time']} >= {since}, true)"
+        checks.append(_Check("dropped as too early", late, events.time))
+    numbers = [(column, Column(file, column).number(), least) for column, least in events.least]
+    for column, number, least in numbers:
+        enough = f"coalesce({number} >= {least!r}, true)"
+        checks.append(_Check("dropped as too little", enough, column))
+
+    def expect(what: str, holds: str, column: str, expected: str) -> None:
+        checks.append(_Check(f"dropped for a bad {what}", holds, column, expected))
+
+    def expect_id(what: str, name: str, column: str, expected: str) -> None:
+        expect(what, Column(file, column).is_id(integers[name]), column, expected)
+
+    for column, number, _ in numbers:
+        expect(column, f"{number} IS NOT NULL", column, "a number")
+    if events.user:
+        expect_id("user", "user", events.user, "a user's id")
+    expect_id("item", "item", events.item, "an item's id")
+    if events.time:
+        unit = f" in {events.time_unit}" if events.time_unit else ""
+        within = f"{values['time']} BETWEEN 0 AND {columns.LATEST - 1}"
+        expect("time", within, events.time, f"{columns.MOMENT}{unit}")
+    if events.duration:
+        fits = f"{name_of(events.duration)} IS NULL OR {_seconds(file, config)} BETWEEN 0 AND 1e9"
+        expect("duration", fits, events.duration, "a number from 0 to 1e9 s")
+    if column_map.parts(config) == ("pairs",) and not config.pairs.sequence:
+        has = f"{values['query']} IS NOT NULL"
+        expect("query", has, events.query, "the text of a search")
+    if events.group and not events.user and not events.query:
+        expect_id("group", "grp", events.group, "a group's id")
+    if events.position:
+        expect("position", f"{values['position']} IS NOT NULL", events.position, "a number")
+    if config.split.column:
+        told = f"{values['tests']} IS NOT NULL"
+        expect("split", told, config.split.column, "true or false, 1 or 0")
     return checks
 
 
-def _select(
-    number: int,
-    file: reading.File,
-    checks: Sequence[_Check],
-    integers: dict[str, bool],
-    config: ConfigDict,
-) -> str:
-    """SQL of the rows of a file and the state of each."""
-    events = config.events
-    moment = reading.moment(file, events.time, events.time_unit) if events.time else ""
-    states = []
-    if events.since:
-        since = reading.parse_moment("events.since", events.since) * SECOND
-        states.append((f"{moment} < {since}", _TOO_EARLY))
-    states += [
-        (f"{reading.number(file, column)} < {least!r}", _TOO_LITTLE)
-        for column, least in events.least
-    ]
-    states += [(f"({c.holds}) IS NOT TRUE", state) for state, c in enumerate(checks, start=1)]
-    cases = " ".join(f"WHEN {condition} THEN {state}" for condition, state in states)
-    fields = {
-        "user": events.user and reading.ids(file, events.user, integers["user"]),
-        "item": reading.ids(file, events.item, integers["item"]),
-        "time": moment and f"TRY_CAST({moment} AS BIGINT)",
-        "duration": events.duration and f"TRY_CAST({_seconds(file, config)} AS FLOAT)",
-        "action": _action(file, config),
-        "surface": _surface(file, config),
-        "query": events.query and reading.trimmed(file, events.query),
-        "grp": events.group and reading.ids(file, events.group, integers["group"]),
-        "position": events.position and reading.number(file, events.position),
-        "tests": config.split.column and _tests(file, config),
-    }
-    values = [f"{value or 'NULL'} AS {name_of(name)}" for name, value in fields.items()]
-    values += [
-        f"{number} * {_FILE} + {reading.ROW} AS place",
-        f"CASE {cases} ELSE {_GOOD} END AS state",
-    ]
-    return f"SELECT {', '.join(values)} FROM {file.relation}"
-
-
-def _seconds(file: reading.File, config: ConfigDict) -> str:
+def _seconds(file: File, config: ConfigDict) -> str:
     unit = column_map.UNITS[config.events.duration_unit] / SECOND
-    return f"({reading.number(file, config.events.duration)} * {unit!r})"
+    return f"({Column(file, config.events.duration).number()} * {unit!r})"
 
 
-def _tests(file: reading.File, config: ConfigDict) -> str:
-    """SQL of whether a row tests."""
-    return f"TRY_CAST({reading.text(file, config.split.column)} AS BOOLEAN)"
-
-
-def _action(file: reading.File, config: ConfigDict) -> str:
+def _action(file: File, config: ConfigDict) -> str:
     """SQL of the name of each row's action type."""
     events = config.events
     if events.action:
-        return reading.text(file, events.action)
+        return Column(file, events.action).text()
     if events.action_by_file:
         types, name = dict(events.action_by_file), pathlib.Path(file.path).name.split(".")[0]
         if name not in types:
@@ -297,27 +295,27 @@ def _action(file: reading.File, config: ConfigDict) -> str:
     return f"CASE{cases} ELSE {literal(UNKNOWN)} END" if cases else literal("action")
 
 
-def _equals(file: reading.File, column: str, value: str | float) -> str:
+def _equals(file: File, column: str, value: str | float) -> str:
     """SQL of whether a column has a value; true is 1, and numbers may be written as text."""
-    text = reading.text(file, column)
+    text = Column(file, column).text()
     if isinstance(value, str):
         return f"{text} = {literal(value)}"
     boolean = f"CAST(TRY_CAST({text} AS BOOLEAN) AS DOUBLE)"
     return f"coalesce(TRY_CAST({text} AS DOUBLE), {boolean}) = {float(value)!r}"
 
 
-def _surface(file: reading.File, config: ConfigDict) -> str:
+def _surface(file: File, config: ConfigDict) -> str:
     if len(config.events.surface) == 1:
-        return reading.text(file, *config.events.surface)
+        return Column(file, *config.events.surface).text()
     named = [
-        f"coalesce({reading.text(file, c)}, {literal(UNKNOWN)})" for c in config.events.surface
+        f"coalesce({Column(file, c).text()}, {literal(UNKNOWN)})" for c in config.events.surface
     ]
     return " || '|' || ".join(named)
 
 
 def _report(
     connection: duckdb.DuckDBPyConnection,
-    files: Sequence[reading.File],
+    files: Sequence[File],
     checks: Sequence[Sequence[_Check]],
     states: Sequence[_State],
     mixed: bool,
@@ -330,24 +328,24 @@ def _report(
     """
     report = collections.Counter({"rows read": sum(file.rows for file in files)})
     for number, file in enumerate(files):
-        bad: list[tuple[int, int, _Check]] = []  # (first row, how many, check)
-        for of_file in (state for state in states if state.file == number):
-            if of_file.state in _DROPPED:
-                report[_DROPPED[of_file.state]] += of_file.count
-            elif of_file.state != _GOOD:
-                bad.append((of_file.row, of_file.count, checks[number][of_file.state - 1]))
-            elif of_file.early and mixed:
-                (check,) = (check for check in checks[number] if check.field == "time")
+        bad: list[tuple[int, int, _Check]] = []  # (first place, how many, check)
+        for state in (state for state in states if state.file == number):
+            if state.state:
+                check = checks[number][state.state - 1]
+            elif state.early and mixed:
+                check = [c for c in checks[number] if c.label == "dropped for a bad time"][-1]
                 told = "not before 1973 as others are later (mixed units or a placeholder?)"
-                told = dataclasses.replace(check, expected=f"{check.expected}, and {told}")
-                bad.append((of_file.row, of_file.count, told))
+                check = check._replace(expected=f"{check.expected}, and {told}")
+            else:
+                continue
+            report[check.label] += state.count
+            if check.expected:
+                bad.append((state.place, state.count, check))
         total = sum(count for _, count, _ in bad)
         if total > config.tolerance * file.rows:
-            row, _, check = min(bad, key=lambda found: found[0])
+            place, _, check = min(bad, key=lambda found: found[0])
             share = f"{total} of {file.rows} rows are bad, tolerance is {config.tolerance:g}"
-            raise reading.bad_row(connection, file, row, check.column, check.expected, share)
-        for _, count, check in bad:
-            report[f"dropped for a bad {check.field}"] += count
+            raise rows.error(connection, files, place, check.column, check.expected, share)
     return dict(report)
 
 

@@ -17,10 +17,23 @@ import pyarrow as pa
 from etils import epath
 from ml_collections import ConfigDict
 
-from pinjax import checksums, files
+from pinjax import checksums, files, settings
 from pinjax.data import catalogue, pairs
 from pinjax.data import spec as spec_lib
-from pinjax.data.sources import column_map, content, events, items, parts, queries, reading
+from pinjax.data.sources import (
+    column_map,
+    content,
+    events,
+    graph_part,
+    items,
+    pairs_part,
+    queries,
+    reading,
+    splits,
+    timelines_part,
+)
+from pinjax.data.sources.columns import Column, are_integers
+from pinjax.data.sources.engine import database, first_row, make_table, numbered
 from pinjax.data.text import tokens
 from pinjax.errors import InputError
 
@@ -123,7 +136,7 @@ def prepare(
         with files.unfinished(out) as made:
             staging = pathlib.Path(made) / "staging"
             staging.mkdir()
-            with reading.database(staging, memory) as connection:
+            with database(staging, memory) as connection:
                 work = _Work(connection, pathlib.Path(made), staging, inputs, config)
                 spec, report, remarks = work.run()
             shutil.rmtree(staging)
@@ -172,7 +185,7 @@ class _Work:
     def run(self) -> tuple[spec_lib.Spec, dict[str, int | str], list[str]]:
         connection, config = self._connection, self._config
         log_files = reading.open_files(
-            connection, self._inputs.events, events.columns(config), config.events
+            connection, self._inputs.events, events.columns_of(config), config.events
         )
         sources = query_files = None
         if self._inputs.items:
@@ -184,19 +197,15 @@ class _Work:
                 [config.queries.id, config.queries.vector],
                 config.queries,
             )
-        integers = all(
-            [reading.are_integers(connection, file, config.events.item) for file in log_files]
-            + [
-                reading.are_integers(connection, file, config.catalogue.id)
-                for file in (sources.main if sources else ())
-            ]
-        )
+        ids = [Column(file, config.events.item) for file in log_files]
+        ids += [Column(file, config.catalogue.id) for file in (sources.main if sources else ())]
+        integers = are_integers(connection, ids)
         log = events.read(connection, self._staging, log_files, integers, config)
         self._report |= log.report
         if sources:
             self._report |= items.read(connection, sources, integers, config)
         if query_files:
-            items.read_queries(connection, query_files, config)
+            queries.read(connection, query_files, config)
         number = self._make_items()
         names = self._make_vocabularies()
         shards = events.divide(connection, self._staging, log, config)
@@ -211,12 +220,12 @@ class _Work:
         if "timelines" in self._parts:
             users, counts = self._timelines(shards, number, train_end)
             spec = dataclasses.replace(spec, **names, **users)
-        parts.make_cold(connection, config)
+        splits.make_cold(connection, config)
         own, made = "".join(self._inputs.queries[:1]), content.WordVectors()
         if "pairs" in self._parts:
-            parts.find_pairs(connection, config)
+            pairs_part.find(connection, config)
             self._report |= queries.check(connection, log_files, own, config)
-            parts.split_pairs(connection, train_end, config)
+            pairs_part.split(connection, train_end, config)
             searches = bool(config.events.query) and not own
             made = content.make_word_vectors(connection, self._inputs.items[0], searches, config)
         spec = dataclasses.replace(spec, **self._catalogue(counts, made))
@@ -224,14 +233,13 @@ class _Work:
             path = self._made / pairs.QUERIES_FILE
             of_queries, report = queries.write(connection, path, bool(own), made, config)
             self._report |= report
-            tasks, numbers, report = parts.write_pairs(connection, self._made / "pairs")
+            tasks, numbers, report = pairs_part.write(connection, self._made / "pairs")
             self._report |= report
             spec = dataclasses.replace(spec, tasks=tasks, pairs=numbers, **of_queries)
         if "graph" in self._parts:
-            groups, edges, report = parts.write_graph(
-                connection, self._made / "graph", number, train_end, config
+            groups, edges, report = graph_part.write(
+                connection, self._made, number, train_end, config
             )
-            parts.write_ids(connection, self._made / spec_lib.GROUPS_FILE, "groups")
             self._report |= report
             spec = dataclasses.replace(spec, num_groups=groups, edges=edges)
         return spec, self._report, log.remarks
@@ -261,11 +269,11 @@ class _Work:
         kept = "" if self._config.catalogue.keep_unseen else "WHERE events > 0"
         connection.execute(
             "CREATE TABLE items AS "
-            f"SELECT {reading.numbered('id')}, * FROM "
+            f"SELECT {numbered('id')}, * FROM "
             f"(SELECT id, min(first) AS first, sum(events) AS events, {known} AS known, "
             f"{described} AS described FROM ({rows}) GROUP BY id) {kept}"
         )
-        (number, acted, found) = reading.first_row(
+        (number, acted, found) = first_row(
             connection,
             "SELECT count(*), count(*) FILTER (events > 0), sum(events) FILTER (known) FROM items",
         )
@@ -285,9 +293,7 @@ class _Work:
             if strangers:
                 self._report |= {"items that the table lacks, as": strangers}
             if unseen:
-                (count,) = reading.first_row(
-                    connection, "SELECT count(*) FROM items WHERE events = 0"
-                )
+                (count,) = first_row(connection, "SELECT count(*) FROM items WHERE events = 0")
                 self._report |= {"items without an event": count, "of them": unseen}
         return number
 
@@ -306,7 +312,7 @@ class _Work:
             return 0
         first, last = log.first // events.SECOND, log.last // events.SECOND
         if split.train_end:
-            train_end = reading.parse_moment("split.train_end", split.train_end)
+            train_end = settings.parse_moment("config.split.train_end", split.train_end)
         else:
             train_end = last - round(min(split.test_days * _DAY, last))
         if not first <= train_end < last:
@@ -327,7 +333,7 @@ class _Work:
             names[f"{column}s"] = found
             self._report[f"{column}s outside the vocabulary"] = rest
             codes = pa.array(range(len(found)), pa.uint16())
-            parts.make_table(self._connection, f"{column}s", name=pa.array(found), code=codes)
+            make_table(self._connection, f"{column}s", name=pa.array(found), code=codes)
         return names
 
     def _timelines(
@@ -335,7 +341,7 @@ class _Work:
     ) -> tuple[dict[str, Any], np.ndarray]:
         """Writes timelines: what the spec says of users, and int64 (items,) training actions."""
         connection, config = self._connection, self._config
-        users, counts, report = parts.write_timelines(
+        users, counts, report = timelines_part.write(
             connection, self._made / "timelines", shards, number, train_end, config
         )
         longest = report.pop("longest timeline")

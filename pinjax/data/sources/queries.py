@@ -8,13 +8,36 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from pinjax.data import pairs
-from pinjax.data.sources import content, events, items, parts, reading
+from pinjax.data.sources import content, items, rows
+from pinjax.data.sources.columns import Column
+from pinjax.data.sources.engine import first_row, numbered, pieces
+from pinjax.data.sources.reading import File
 from pinjax.errors import InputError
+
+
+def read(connection: duckdb.DuckDBPyConnection, files: Sequence[File], config: ConfigDict) -> None:
+    """Makes the table `own_vectors` of texts of searches, or ids of items as text, and vectors.
+
+    Raises:
+      InputError: naming a row that is wrong.
+    """
+    named, table = config.queries, "own_vectors"
+
+    def values(number: int, file: File) -> dict[str, str]:
+        del number
+        id_, vector = Column(file, named.id), Column(file, named.vector)
+        return {"id": id_.trimmed(), "vector": vector.vectors()}
+
+    connection.execute(f"CREATE TABLE {table} AS {rows.select(files, values)}")
+    expected = "the text of a search or an item's id"
+    rows.refuse(connection, files, table, "id IS NULL", named.id, expected)
+    rows.refuse_repeats(connection, files, table, "id", named.id, "each query once")
+    rows.refuse_vectors(connection, files, table, "vector", named.vector, zeros=False)
 
 
 def check(
     connection: duckdb.DuckDBPyConnection,
-    log_files: Sequence[reading.File],
+    log_files: Sequence[File],
     given: str,
     config: ConfigDict,
 ) -> dict[str, int]:
@@ -32,20 +55,16 @@ def check(
     Raises:
       InputError: where there is no pair, or more events or pairs than are tolerated are unusable.
     """
-    total, unknown = reading.first_row(
-        connection, "SELECT sum(events), sum(events) FILTER (NOT described) FROM items"
+    unknown = rows.refuse(
+        connection,
+        log_files,
+        "(SELECT place, described FROM events e JOIN items i ON e.item = i.row)",
+        "NOT described",
+        config.events.item,
+        "an id of the table of items, and a text or image there, for pairs",
+        config.tolerance,
     )
-    if (unknown or 0) > config.tolerance * total:
-        (place,) = reading.first_row(
-            connection,
-            "SELECT min(place) FROM events e JOIN items i ON e.item = i.row WHERE NOT described",
-        )
-        number, row = events.place_of(place)
-        share = f"{unknown} of {total} rows are bad, tolerance is {config.tolerance:g}"
-        expected = "an id of the table of items, and a text or image there, for pairs"
-        column = config.events.item
-        raise reading.bad_row(connection, log_files[number], row, column, expected, share)
-    (count,) = reading.first_row(connection, "SELECT count(*) FROM found")
+    (count,) = first_row(connection, "SELECT count(*) FROM found")
     if not count:
         column = config.events.query or config.events[config.pairs.sequence]
         raise InputError(f"no pair: nothing leads to an item by {column}")
@@ -57,24 +76,24 @@ def check(
         with_image = f"SELECT i.row FROM items i JOIN given g ON i.id = g.id WHERE {shown}"
         lacking = f"source IS NOT NULL AND source NOT IN ({with_image})"
         where = f"column {config.catalogue.images}"
-    without, place, kind, query = reading.first_row(
+    without, place, kind, query = first_row(
         connection,
         "SELECT count(*), min(place), arg_min(kind, place), arg_min(query, place) FROM found "
         f"WHERE {lacking}",
     )
     if without > config.tolerance * count:
-        number, row = events.place_of(place)
         share = f"{without} of {count} pairs have none, tolerance is {config.tolerance:g}"
         if kind == "text":
             column, expected = config.events.query, f"a query with its vector in {where}"
-            raise reading.bad_row(connection, log_files[number], row, column, expected, share)
+            raise rows.error(connection, log_files, place, column, expected, share)
+        number, row = divmod(place, rows.PLACES)
         raise InputError(
             f"{log_files[number].path}: row {row}: item {query} leads to its item and has no "
             f"vector in {where}; expected one of each query ({share})"
         )
     connection.execute(f"DELETE FROM found WHERE {lacking}")
     return {
-        "events in no pair: no text or image": unknown or 0,
+        "events in no pair: no text or image": unknown,
         "pairs dropped for a query without a vector": without,
     }
 
@@ -99,7 +118,7 @@ def write(
     """
     connection.execute(
         "CREATE TABLE queries AS "
-        f"SELECT {reading.numbered('kind, item, id')}, * "
+        f"SELECT {numbered('kind, item, id')}, * "
         "FROM (SELECT DISTINCT kind, query AS id, source AS item FROM split_pairs)"
     )
     vector, join = "CAST(NULL AS FLOAT[][])", ""
@@ -111,7 +130,7 @@ def write(
     found = connection.sql(f"SELECT q.*, {vector} AS vector FROM queries q {join} ORDER BY q.row")
     dim = _dim(connection, given, made, config)
     written = {name: [] for name in ("ids", "kinds", "items", "vectors")}
-    for piece in parts.pieces(found):
+    for piece in pieces(found):
         of_piece = content.first_vectors(piece["vector"], dim)
         search = piece["item"].is_null().to_numpy()
         item = piece["item"].fill_null(-1).to_numpy().astype(np.int32)
@@ -144,7 +163,7 @@ def _dim(
     """Numbers of a query's vector."""
     if given:
         query = "SELECT len(vector[1]) FROM own_vectors LIMIT 1"
-        return reading.first_row(connection, query)[0]
+        return first_row(connection, query)[0]
     dims = {made.space.dim} if made.space else set()
     if config.pairs.sequence:
         of_words = made.images is not None

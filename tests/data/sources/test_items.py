@@ -412,12 +412,9 @@ def test_refuses_bad_sides(tmp_path, sides, write, refuse):
     config.sides.posters.on = "kee"
     refused("i.parquet: no column 'kee' among .*did you mean 'key'")
     config.sides.posters.on = "key"
-    row = 1 + list(numbers).index(4)
-    if row == 6:  # whose key is null
-        return
     bad = np.where(posters == posters[4, 1, 0], np.nan, posters)
     write("posters.npz", {"number": np.arange(20), "vectors": bad})
-    refused(f"i.parquet: row {row}: posters.vectors is .*expected 3 finite numbers an image")
+    refused("posters.npz: row 5: vectors is .*expected 3 finite numbers an image")
     write("posters.npz", {"number": np.arange(20) + 1000, "vectors": posters})
     refused("posters.npz: no key of the items is in it; they have 0, the file 1000: expected ids")
 
