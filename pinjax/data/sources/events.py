@@ -145,10 +145,10 @@ def read(
     report = _report(connection, files, checks, states, mixed, config)
     if not usable:
         raise InputError(f"{', '.join(file.path for file in files)}: no usable row is left")
-    connection.execute(
-        "CREATE VIEW rows AS SELECT * EXCLUDE (state) FROM stated WHERE state = 0 "
-        f"AND (time IS NULL OR time >= {_EARLY if mixed else 0})"
-    )
+    where = f"WHERE state = 0 AND (time IS NULL OR time >= {_EARLY if mixed else 0})"
+    if usable == states:  # all: then nobody has to look again
+        where = ""
+    connection.execute(f"CREATE VIEW rows AS SELECT * EXCLUDE (state) FROM stated {where}")
     number = report["events"] = sum(state.count for state in usable)
     first = last = None
     if config.events.time:
