@@ -4,10 +4,8 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-import duckdb
-
 from pinjax.data.sources import column_map
-from pinjax.data.sources.engine import first_row, literal, name_of
+from pinjax.data.sources.engine import Database, literal, name_of
 from pinjax.data.sources.reading import WRITTEN, File
 from pinjax.errors import InputError
 
@@ -113,7 +111,7 @@ class Column:
             name = f"CASE WHEN {name} IS NOT NULL THEN [{name}] END"
         return f"TRY_CAST({name} AS FLOAT[][])"
 
-    def is_integer(self, connection: duckdb.DuckDBPyConnection) -> bool:
+    def is_integer(self, database: Database) -> bool:
         """Whether ids are integers that int64 holds; those without a type, as one writes integers.
 
         Raises:
@@ -128,7 +126,7 @@ class Column:
             return False
         else:
             fits = f"{name} BETWEEN -9223372036854775808 AND 9223372036854775807"
-        (all_fit,) = first_row(connection, f"SELECT bool_and({fits}) FROM {self.file.relation}")
+        (all_fit,) = database.row(f"SELECT bool_and({fits}) FROM {self.file.relation}")
         return all_fit in (True, None)
 
     def _read_as(self, types: str, expected: str) -> str:
@@ -142,6 +140,6 @@ class Column:
         return name if self.type == to else f"CAST({name} AS {to})"
 
 
-def are_integers(connection: duckdb.DuckDBPyConnection, columns: Iterable[Column]) -> bool:
+def are_integers(database: Database, columns: Iterable[Column]) -> bool:
     """Whether the ids of all columns are integers; each is looked at, so that none is unfit."""
-    return all([column.is_integer(connection) for column in columns])
+    return all([column.is_integer(database) for column in columns])

@@ -3,15 +3,15 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import duckdb
 from ml_collections import ConfigDict
 
-from pinjax.data.sources import columns, reading, rows
-from pinjax.data.sources.columns import Column
-from pinjax.data.sources.engine import first_row, name_of
+from pinjax.data.sources import reading, rows
+from pinjax.data.sources.columns import LATEST, MOMENT, Column, are_integers
+from pinjax.data.sources.engine import Database, Job, name_of, numbered
 from pinjax.data.sources.reading import File
 from pinjax.errors import InputError
 
+_EXAMPLES = 3
 VECTORS = ("content", "images")
 # SQL of the images of an item of `given` that are not zero.
 SHOWN = f"list_filter(coalesce(g.images, []), {rows.NOT_ZERO})"
@@ -72,7 +72,7 @@ def _fields(config: ConfigDict) -> list[_Field]:
     return [field for field in fields if field.column]
 
 
-def described(config: ConfigDict) -> str:
+def _described(config: ConfigDict) -> str:
     """SQL of whether an item of `given` has a text or an image, or the map names neither."""
     has = [f"coalesce(g.{name_of(f'text {name}')}, '') <> ''" for name, _ in config.catalogue.texts]
     has += [f"len({SHOWN}) > 0"] if config.catalogue.images else []
@@ -80,7 +80,7 @@ def described(config: ConfigDict) -> str:
 
 
 def open_sources(
-    connection: duckdb.DuckDBPyConnection,
+    database: Database,
     main: Sequence[str],
     others: Mapping[str, Sequence[str]],
     config: ConfigDict,
@@ -88,7 +88,7 @@ def open_sources(
     """Opens the files of items.
 
     Args:
-      connection: of `engine.database`.
+      database: to read them with.
       main: paths of the table itself.
       others: paths by name.
       config: a column map.
@@ -103,139 +103,167 @@ def open_sources(
     wanted |= {name: [side.id] for name, side in config.sides.items()}
     for field in _fields(config):
         wanted[field.side].append(field.column)
-    files = reading.open_files(connection, main, wanted.pop(""), config.catalogue)
+    files = reading.open_files(database, main, wanted.pop(""), config.catalogue)
     sides = {
-        name: reading.open_files(connection, others[name], named, config.sides[name])
+        name: reading.open_files(database, others[name], named, config.sides[name])
         for name, named in wanted.items()
     }
     return Sources(files, sides)
 
 
-def read(
-    connection: duckdb.DuckDBPyConnection, sources: Sources, integers: bool, config: ConfigDict
-) -> dict[str, str]:
+def read(job: Job, sources: Sources, integers: bool) -> None:
     """Makes the table `given` of one row an item, and the table `tags` of items and their tags.
 
     The columns of `given` are id and the names of `_fields`, without tags.
 
-    Returns:
-      for the report, how many items were found in each of the other files.
-
     Raises:
       InputError: naming a row that is wrong.
     """
-    catalogue, fields = config.catalogue, _fields(config)
-    keys = {
-        name: columns.are_integers(
-            connection,
-            [Column(file, side.on) for file in sources.main]
-            + [Column(file, side.id) for file in sources.sides[name]],
-        )
-        for name, side in config.sides.items()
-    }
-    for name, side in config.sides.items():
-        ids = {"id": (side.id, keys[name])}
-        _read_rows(connection, sources.sides[name], name, ids, "each id once", config)
-    ids = {f"key {name}": (side.on, keys[name]) for name, side in config.sides.items()}
-    ids = {"id": (catalogue.id, integers), **ids}
-    tag_rows = not catalogue.tag_separator and any(
-        field.name == "tags"
-        and not field.side
-        and not any(Column(file, field.column).is_list for file in sources.main)
-        for field in fields
-    )
-    once = "" if catalogue.repeats or tag_rows else "each item once"
-    _read_rows(connection, sources.main, "", ids, once, config)
+    database, config = job.database, job.config
+    catalogue, sides, fields = config.catalogue, config.sides, _fields(config)
+    ids, once = {"id": (catalogue.id, integers)}, "each item once"
+    tables = {}
+    for name, side in sides.items():
+        files = sources.sides[name]
+        keys = [Column(file, side.on) for file in sources.main]
+        kind = are_integers(database, keys + [Column(file, side.id) for file in files])
+        ids[f"key {name}"] = side.on, kind
+        tables[name] = _read_rows(job, files, name, {"id": (side.id, kind)}, "each id once")
+    tags = [field for field in fields if field.name == "tags"]
+    lists = any(f.side or Column(file, f.column).is_list for f in tags for file in sources.main)
+    if catalogue.repeats or (tags and not catalogue.tag_separator and not lists):
+        once = ""  # a tag a row
+    main = _read_rows(job, sources.main, "", ids, once)
 
-    selected, joins = ["m.*"], f"{_rows('')} m"
-    for name in config.sides:
-        selected += [f"{_rows(name)}.{name_of(f.name)}" for f in fields if f.side == name]
-        selected.append(f"{_rows(name)}.id IS NOT NULL AS {name_of(f'in {name}')}")
-        joins += f" LEFT JOIN {_rows(name)} ON m.{name_of(f'key {name}')} = {_rows(name)}.id"
-    connection.execute(f"CREATE VIEW item_rows AS SELECT {', '.join(selected)} FROM {joins}")
-    report = {}
-    for name, side in config.sides.items():
-        where = ", ".join(file.path for file in sources.sides[name])
+    selected, joins = ["m.*"], f"{main.table} m"
+    for name, side in tables.items():
+        selected += [f"{side.table}.{name_of(f.name)}" for f in fields if f.side == name]
+        selected.append(f"{side.table}.id IS NOT NULL AS {name_of(f'in {name}')}")
+        joins += f" LEFT JOIN {side.table} ON m.{name_of(f'key {name}')} = {side.table}.id"
+    database.run(f"CREATE VIEW item_rows AS SELECT {', '.join(selected)} FROM {joins}")
+    joined = rows.Rows(database, sources.main, "item_rows")
+    for name, side in sides.items():
+        on, where = side.on, tables[name].paths
         key, known = name_of(f"key {name}"), name_of(f"in {name}")
         if not side.partial:
-            lacks, told = f"{key} IS NOT NULL AND NOT {known}", f"an id of {where}"
-            rows.refuse(connection, sources.main, "item_rows", lacks, side.on, told)
-        share, own, other = first_row(
-            connection,
+            joined.refuse(f"{key} IS NOT NULL AND NOT {known}", on, f"an id of {where}")
+        share, own, other = database.row(
             f"SELECT avg(CAST({known} AS INTEGER)), min({key}), (SELECT min(id) FROM "
-            f"{_rows(name)}) FROM item_rows WHERE {key} IS NOT NULL",
+            f"{tables[name].table}) FROM item_rows WHERE {key} IS NOT NULL"
         )
         if not share:
             raise InputError(
-                f"{where}: no {side.on} of the items is in it; they have {own!r}, the file "
-                f"{other!r}: expected ids that are written alike"
+                f"{where}: no {on} of the items is in it; they have {own!r}, the file {other!r}: "
+                "expected ids that are written alike"
             )
-        report[f"items whose {side.on} is in {name}"] = f"{share:.1%}"
+        job.report[f"items whose {on} is in {name}"] = f"{share:.1%}"
     for field in fields:
         if field.name in VECTORS:
             some = f"len(list_filter({field.name}, {rows.NOT_ZERO})) > 0"
-            if not first_row(connection, f"SELECT bool_or({some}) FROM item_rows")[0]:
-                paths = ", ".join(file.path for file in sources.sides.get(field.side, sources.main))
+            if not database.row(f"SELECT bool_or({some}) FROM item_rows")[0]:
+                paths = tables.get(field.side, main).paths
                 told = "is 0 or null in all rows; expected vectors"
                 raise InputError(f"{paths}: {field.column} {told}")
-    if catalogue.tags:
-        connection.execute(
+    if tags:
+        database.run(
             "CREATE TABLE tags AS SELECT DISTINCT id, trim(tag) AS tag FROM "
             "(SELECT id, unnest(tags) AS tag FROM item_rows) WHERE trim(tag) <> ''"
         )
     kept = ", ".join(["id", *(name_of(f.name) for f in fields if f.name != "tags")])
-    connection.execute(
+    database.run(
         f"CREATE TABLE given AS SELECT {kept} FROM item_rows "
         "QUALIFY row_number() OVER (PARTITION BY id ORDER BY place) = 1"
     )
-    connection.execute("DROP VIEW item_rows")
-    for name in ("", *config.sides):
-        connection.execute(f"DROP TABLE {_rows(name)}")
-    return report
-
-
-def _rows(side: str) -> str:
-    """The name of the table of the rows of a side, or of the table of items."""
-    return name_of(f"rows {side}")
+    database.run("DROP VIEW item_rows")
+    for table in (main, *tables.values()):
+        database.run(f"DROP TABLE {table.table}")
 
 
 def _read_rows(
-    connection: duckdb.DuckDBPyConnection,
-    files: Sequence[File],
-    side: str,
-    ids: Mapping[str, tuple[str, bool]],
-    once: str,
-    config: ConfigDict,
-) -> None:
-    """Makes the table of the rows of some files.
+    job: Job, files: Sequence[File], side: str, ids: Mapping[str, tuple[str, bool]], once: str
+) -> rows.Rows:
+    """Makes a table of the rows of some files.
 
     Args:
-      connection: to make it in.
+      job: that needs it.
       files: to read.
       side: what they are called, "" for the table of items.
       ids: of each column of ids the user's column, and whether they are integers.
-      once: what the first of them has to be, "" where one may come again.
-      config: a column map.
+      once: what the column id has to be, "" where one may come again.
 
     Raises:
       InputError: naming a row that is wrong.
     """
-    fields = [field for field in _fields(config) if field.side == side]
+    fields = [field for field in _fields(job.config) if field.side == side]
 
     def values(number: int, file: File) -> dict[str, str]:
         del number
         found = {name: Column(file, column).id(kind) for name, (column, kind) in ids.items()}
-        return found | {field.name: field.value(file, config) for field in fields}
+        return found | {field.name: field.value(file, job.config) for field in fields}
 
-    table, own = _rows(side), ids["id"][0]
-    connection.execute(f"CREATE TABLE {table} AS {rows.select(files, values)}")
-    expected = "an id" if side else "an item's id"
-    rows.refuse(connection, files, table, "coalesce(CAST(id AS VARCHAR), '') = ''", own, expected)
+    table, own = rows.Rows(job.database, files, name_of(f"rows {side}")), ids["id"][0]
+    job.database.run(f"CREATE TABLE {table.table} AS {rows.select(files, values)}")
+    table.refuse("coalesce(CAST(id AS VARCHAR), '') = ''", own, "an id" if side else "an item's id")
     if once:
-        rows.refuse_repeats(connection, files, table, "id", own, once)
+        table.refuse_repeats(own, once)
     for field in fields:
         if field.name == "created":
-            outside = f"created NOT BETWEEN 0 AND {columns.LATEST - 1}"
-            rows.refuse(connection, files, table, outside, field.column, columns.MOMENT)
+            table.refuse(f"created NOT BETWEEN 0 AND {LATEST - 1}", field.column, MOMENT)
         elif field.name in VECTORS:
-            rows.refuse_vectors(connection, files, table, field.name, field.column, zeros=True)
+            table.refuse_vectors(field.name, field.column, zeros=True)
+    return table
+
+
+def join(job: Job, table: str) -> int:
+    """Makes the table `items` of row, id, first (us), events, known and described.
+
+    Known is an item that the user's table has, and described one with a text or an image there.
+    Rows are in order of ids, so that they do not depend on the order of anybody's rows.
+
+    Args:
+      job: with `rows` and, where there is a table, `given`.
+      table: the file of items, "" for none.
+
+    Returns:
+      how many there are.
+
+    Raises:
+      InputError: where events and table have no item in common.
+    """
+    database, report = job.database, job.report
+    found = (
+        "SELECT item AS id, min(time) AS first, count(*) AS events, false AS known, "
+        f"{not table} AS described FROM rows GROUP BY 1"
+    )
+    if table:
+        found += f" UNION ALL SELECT id, NULL, 0, true, {_described(job.config)} FROM given g"
+        found = (
+            "SELECT id, min(first) AS first, sum(events) AS events, bool_or(known) AS known, "
+            f"bool_or(described) AS described FROM ({found}) GROUP BY id"
+        )
+    kept = "" if job.config.catalogue.keep_unseen else "WHERE events > 0"
+    database.run(f"CREATE TABLE items AS SELECT {numbered('id')}, * FROM ({found}) {kept}")
+    number, unseen, share = database.row(
+        "SELECT count(*), count(*) FILTER (events = 0), "
+        "sum(events) FILTER (known) / sum(events) FROM items"
+    )
+
+    def examples(condition: str) -> str:
+        some = f"SELECT id FROM items WHERE {condition} ORDER BY row LIMIT {_EXAMPLES}"
+        return ", ".join(repr(id_) for (id_,) in database.rows(some))
+
+    report |= {"items": number, "items of the events": number - unseen}
+    if not table:
+        return number
+    strangers = examples("NOT known")
+    if not share:
+        raise InputError(
+            f"{table}: no item of the events is in it; the events have {strangers}, the table "
+            f"{examples('known')}: expected ids that are written alike"
+        )
+    report["events whose item is in the table"] = f"{share:.1%}"
+    if strangers:
+        report["items that the table lacks, as"] = strangers
+    if unseen:
+        report |= {"items without an event": unseen, "of them": examples("events = 0")}
+    return number

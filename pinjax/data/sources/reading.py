@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
-from pinjax.data.sources.engine import first_row, literal, name_of, one_line
+from pinjax.data.sources.engine import Database, literal, name_of, one_line
 from pinjax.errors import InputError
 
 WRITTEN = "WRITTEN"  # the type of text in a file without types: a number, perhaps
@@ -93,7 +93,7 @@ def expand(flag: str, names: Sequence[str]) -> list[str]:
 
 
 def open_files(
-    connection: duckdb.DuckDBPyConnection,
+    database: Database,
     paths: Sequence[str],
     columns: Sequence[str],
     section: ConfigDict,
@@ -101,7 +101,7 @@ def open_files(
     """Opens files of one kind, by their suffixes: Parquet, JSON lines, npz, and CSV else.
 
     Args:
-      connection: of `engine.database`.
+      database: to read them with.
       paths: of `expand`.
       columns: that are needed.
       section: of the column map, says how CSV files are written.
@@ -116,13 +116,13 @@ def open_files(
         try:
             match kind:
                 case "Parquet":
-                    file = _parquet(connection, path)
+                    file = _parquet(database, path)
                 case "npz":
-                    file = _npz(connection, path, columns)
+                    file = _npz(database, path, columns)
                 case "JSON lines":
-                    file = _json_lines(connection, path, columns)
+                    file = _json_lines(database, path, columns)
                 case _:
-                    file = _csv(connection, path, section)
+                    file = _csv(database, path, section)
         except _UNREADABLE as error:
             if isinstance(error, InputError | duckdb.OutOfMemoryException):
                 raise
@@ -135,12 +135,12 @@ def open_files(
     return opened
 
 
-def _parquet(connection: duckdb.DuckDBPyConnection, path: str) -> File:
+def _parquet(database: Database, path: str) -> File:
     with pq.ParquetFile(path, memory_map=True) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
     _check_names(path, schema.names)
     table = f"read_parquet({_exactly(path)}, file_row_number=true)"
-    types = _types(connection, table)
+    types = _types(database, table)
     del types["file_row_number"]
     # Which Parquet has as integers of any unit.
     types |= {field.name: "INTERVAL" for field in schema if pa.types.is_duration(field.type)}
@@ -148,15 +148,15 @@ def _parquet(connection: duckdb.DuckDBPyConnection, path: str) -> File:
     return File(path, types, relation, rows, numbered=True)
 
 
-def _npz(connection: duckdb.DuckDBPyConnection, path: str, columns: Sequence[str]) -> File:
+def _npz(database: Database, path: str, columns: Sequence[str]) -> File:
     with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as arrays:
         types = dict.fromkeys(arrays.files, "")
         if not types.keys() >= set(columns):
             return File(path, types, "", 1)  # which has no such column
         table = pa.table({name: _lists(arrays[name]) for name in dict.fromkeys(columns)})
     view = f"npz {path}"
-    connection.register(view, table)
-    return File(path, _types(connection, name_of(view)), _numbered(name_of(view)), len(table))
+    database.connection.register(view, table)
+    return File(path, _types(database, name_of(view)), _numbered(name_of(view)), len(table))
 
 
 def _lists(array: np.ndarray) -> pa.Array:
@@ -168,13 +168,13 @@ def _lists(array: np.ndarray) -> pa.Array:
     return made.cast(kind)
 
 
-def _json_lines(connection: duckdb.DuckDBPyConnection, path: str, columns: Sequence[str]) -> File:
+def _json_lines(database: Database, path: str, columns: Sequence[str]) -> File:
     objects = f"read_ndjson_objects({_exactly(path)})"
     columns = list(dict.fromkeys(columns))
     kinds = [f"json_type(json, {_key(name)})" for name in columns]
     kinds += [f"list_distinct(json_type(json, {_key(name, '[*]')}))" for name in columns]
     asked = ", ".join(f"list(DISTINCT {kind})" for kind in kinds)
-    rows, *found = first_row(connection, f"SELECT count(*), {asked} FROM {objects}")
+    rows, *found = database.row(f"SELECT count(*), {asked} FROM {objects}")
     types, values = {}, []
     for name, own, inner in zip(columns, found, found[len(columns) :], strict=False):
         if not any(own or ()):
@@ -186,8 +186,8 @@ def _json_lines(connection: duckdb.DuckDBPyConnection, path: str, columns: Seque
         if "OBJECT" not in kind:
             values.append(f"CAST(json ->> {_key(name)} AS {kind}) AS {name_of(name)}")
     if len(types) < len(columns):
-        keys = connection.sql(f"SELECT DISTINCT unnest(json_keys(json)) FROM {objects} ORDER BY 1")
-        types |= {name: "" for (name,) in keys.fetchall() if name not in types}
+        keys = database.rows(f"SELECT DISTINCT unnest(json_keys(json)) FROM {objects} ORDER BY 1")
+        types |= {name: "" for (name,) in keys if name not in types}
     selected = ", ".join([*values, f"row_number() OVER () AS {ROW}"])
     return File(path, types, f"(SELECT {selected} FROM {objects})", rows)
 
@@ -208,9 +208,9 @@ def _key(name: str, rest: str = "") -> str:
     return literal(f'$."{quoted}"{rest}')
 
 
-def _csv(connection: duckdb.DuckDBPyConnection, path: str, section: ConfigDict) -> File:
+def _csv(database: Database, path: str, section: ConfigDict) -> File:
     delimiter, quote, header = section.delimiter, section.quote, section.header
-    plain = _unpacked(connection, path)
+    plain = _unpacked(database, path)
     names = list(header) or _first_line(plain, delimiter, quote)
     _check_names(path, names)
     columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
@@ -228,21 +228,19 @@ def _csv(connection: duckdb.DuckDBPyConnection, path: str, section: ConfigDict) 
     table = f"read_csv({_exactly(plain)}, {settings})"
     if alone:
         table = f"(FROM {table} WHERE {name_of(names[0])} IS NOT NULL)"
-    (rows,) = first_row(connection, f"SELECT count(*) FROM {table}")
+    (rows,) = database.row(f"SELECT count(*) FROM {table}")
     if quote and not section.multiline:
         with open(plain, "rb") as file:
             _check_lines(path, file, rows + (not header), quote.encode())
     return File(path, dict.fromkeys(names, WRITTEN), _numbered(table), rows)
 
 
-def _unpacked(connection: duckdb.DuckDBPyConnection, path: str) -> str:
+def _unpacked(database: Database, path: str) -> str:
     """The path of a file without compression: a copy, if need be."""
     unpack = _UNPACK.get(pathlib.Path(path).suffix)
     if not unpack:
         return path
-    (directory,) = first_row(connection, "SELECT current_setting('temp_directory')")
-    os.makedirs(directory, exist_ok=True)
-    descriptor, target = tempfile.mkstemp(".csv", dir=directory)
+    descriptor, target = tempfile.mkstemp(".csv", dir=database.directory)
     with unpack(path, "rb") as source, open(descriptor, "wb") as file:
         shutil.copyfileobj(source, file)
     return target
@@ -298,6 +296,6 @@ def _numbered(table: str) -> str:
     return f"(SELECT *, row_number() OVER () AS {ROW} FROM {table})"
 
 
-def _types(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
-    rows = connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()
-    return {name: kind for name, kind, *_ in rows}
+def _types(database: Database, table: str) -> dict[str, str]:
+    described = database.rows(f"DESCRIBE SELECT * FROM {table}")
+    return {name: kind for name, kind, *_ in described}

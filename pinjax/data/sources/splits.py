@@ -3,12 +3,16 @@
 import hashlib
 from collections.abc import Callable
 
-import duckdb
+import numpy as np
 import pyarrow as pa
 from ml_collections import ConfigDict
 
-from pinjax.data.sources.engine import make_table
+from pinjax import settings
+from pinjax.data.sources.engine import Job
+from pinjax.data.sources.event_columns import SECOND
+from pinjax.errors import InputError
 
+_DAY = 24 * 60 * 60
 LEFT_OUT = 2  # actions of each user where one is left out: the last tests, the other validates
 
 
@@ -46,38 +50,62 @@ def _shares(config: ConfigDict) -> tuple[float, float]:
             return split.valid, split.test
 
 
-def split_ids(
-    connection: duckdb.DuckDBPyConnection,
-    table: str,
-    ids: str,
-    config: ConfigDict,
-    normalise: Callable[[str], str] = str,
-) -> None:
+def train_end(job: Job, first: int, last: int) -> int:
+    """The moment after which nothing is trained on, unix seconds; 0 without times.
+
+    Args:
+      job: that needs it.
+      first: microseconds of the first event.
+      last: of the last one.
+
+    Raises:
+      InputError: where it is not between them.
+    """
+    split = job.config.split
+    if split.kind != "time":
+        return 0
+    first, last = first // SECOND, last // SECOND
+    if split.train_end:
+        end = settings.parse_moment("config.split.train_end", split.train_end)
+    else:
+        end = last - round(min(split.test_days * _DAY, last))
+    if not first <= end < last:
+        between = f"between the first and the last event, {_iso(first)} and {_iso(last)}"
+        raise InputError(f"train_end is {_iso(end)}; expected a moment {between}")
+    moments = {"first event": first, "train_end": end, "last event": last}
+    job.report |= {name: _iso(moment) for name, moment in moments.items()}
+    return end
+
+
+def split_ids(job: Job, table: str, ids: str, normalise: Callable[[str], str] = str) -> None:
     """Makes a table of the splits of what leads to held-out pairs and edges, by a hash of ids.
 
     Args:
-      connection: to make it in.
+      job: that needs it.
       table: its name; its columns are key and split, a row of `SPLITS`.
       ids: SQL of rows with a key and an id.
-      config: a column map.
       normalise: ids, before they are hashed.
     """
-    found = connection.sql(f"SELECT DISTINCT {ids} ORDER BY key").to_arrow_table()
-    seed, shares = config.split.seed, _shares(config)
+    found = job.database.table(f"SELECT DISTINCT {ids} ORDER BY key")
+    seed, shares = job.config.split.seed, _shares(job.config)
     splits = [split_of(normalise(value), seed, *shares) for value in found["id"].to_pylist()]
-    make_table(connection, table, key=found["key"], split=pa.array(splits, pa.int8()))
+    job.database.make_table(table, key=found["key"], split=pa.array(splits, pa.int8()))
 
 
-def make_cold(connection: duckdb.DuckDBPyConnection, config: ConfigDict) -> None:
+def make_cold(job: Job) -> None:
     """Makes the table `cold` of items without pairs and edges in training, and their splits."""
-    split = config.split
+    split = job.config.split
     tests = split.test / (split.valid + split.test or 1.0)
-    ids = connection.sql("SELECT id FROM items ORDER BY row").to_arrow_table()[0]
-    rows, splits = [], []
-    for row, item in enumerate(ids.to_pylist() if split.cold else ()):
-        if split_of(item, f"{split.seed}:cold", 0.0, split.cold):
-            rows.append(row)
-            splits.append(split_of(item, f"{split.seed}:held out", 1.0, tests))
-    make_table(
-        connection, "cold", item=pa.array(rows, pa.int32()), split=pa.array(splits, pa.int8())
-    )
+    ids = job.database.table("SELECT id FROM items ORDER BY row")["id"]
+    cold = {
+        row: split_of(item, f"{split.seed}:held out", 1.0, tests)
+        for row, item in enumerate(ids.to_pylist() if split.cold else ())
+        if split_of(item, f"{split.seed}:cold", 0.0, split.cold)
+    }
+    rows, splits = pa.array(cold, pa.int32()), pa.array(cold.values(), pa.int8())
+    job.database.make_table("cold", item=rows, split=splits)
+
+
+def _iso(seconds: int) -> str:
+    """Unix seconds as people read them, in UTC."""
+    return str(np.datetime64(int(seconds), "s")).replace("T", " ")

@@ -1,53 +1,45 @@
 """The second pass: shards of users, which do not know each other, become timelines."""
 
-import pathlib
+from typing import Any
 
-import duckdb
 import numpy as np
-from ml_collections import ConfigDict
+import pyarrow as pa
 
 from pinjax.data import timelines
-from pinjax.data.sources.events import SECOND
+from pinjax.data.sources.engine import Database, Job
+from pinjax.data.sources.event_columns import SECOND
 from pinjax.data.sources.splits import LEFT_OUT, split_of
 from pinjax.data.spec import SPLITS
 from pinjax.errors import InputError
 
 
-def write(
-    connection: duckdb.DuckDBPyConnection,
-    directory: pathlib.Path,
-    shards: int,
-    items: int,
-    train_end: int,
-    config: ConfigDict,
-) -> tuple[dict[str, int], np.ndarray, dict[str, int]]:
+def write(job: Job, shards: int, items: int, train_end: int) -> tuple[dict[str, Any], np.ndarray]:
     """Writes the timelines of a log.
 
     Rows that repeat another's user, item, time and action are dropped. Rows of a user are in order
     of time, finer than a second where the log is, and then as they lie in its files.
 
     Args:
-      connection: with the view `events` and its tables, see `events.divide`.
-      directory: of the timelines, not there yet.
+      job: with the view `events` and its tables, see `events.divide`.
       shards: how many there are.
       items: rows of the catalogue.
       train_end: unix seconds.
-      config: a column map.
 
     Returns:
-      (users by split, int64 (items,) the actions of training users up to the end of training,
-      counts for the report).
+      (what the spec says of users, int64 (items,) the actions of training users up to the end of
+      training).
 
     Raises:
       InputError: where a split has no user.
     """
-    split, one_out = config.split, config.split.kind == "leave_one_out"
+    split, least = job.config.split, job.config.timelines.min_actions
+    one_out = split.kind == "leave_one_out"
     counts = np.zeros(items, np.int64)
     report = {"repeated rows dropped": 0, "users with too few actions": 0, "actions": 0}
     most = 0
-    with timelines.writer(directory) as writer:
+    with timelines.writer(job.made / "timelines") as writer:
         for shard in range(shards):
-            users, records, starts, repeats = _shard(connection, shard)
+            users, records, starts, repeats = _shard(job.database, shard)
             report["repeated rows dropped"] += repeats
             lengths = np.diff(starts)
             most = max(most, int(lengths.max(initial=0)))
@@ -61,7 +53,7 @@ def write(
                 trained = place < np.repeat(lengths - LEFT_OUT, lengths)
             else:
                 trained = np.repeat(splits == 0, lengths) & (records["time"] <= train_end)
-            enough = lengths >= config.timelines.min_actions
+            enough = lengths >= least
             trained &= np.repeat(enough, lengths)
             counts += np.bincount(records["item"][trained], minlength=items)
             report["users with too few actions"] += int((~enough).sum())
@@ -71,31 +63,32 @@ def write(
                 writer.add(SPLITS[splits[user]], users[user], own)
         found = dict(writer.counts)
         if not any(found.values()):
-            least = config.timelines.min_actions
             raise InputError(f"timelines.min_actions is {least}; the most of any user is {most}")
         for name, users in found.items():
             if not users and not one_out:
                 shares = f"split.valid={split.valid:g} and split.test={split.test:g}"
                 total = sum(found.values())
                 raise InputError(f"no user of {total} falls into {name} with {shares}")
-    report |= {"users": sum(found.values()), "longest timeline": most}
+    job.report |= report | {"users": sum(found.values())}
     if not one_out:
-        report |= {f"users, {name}": users for name, users in found.items()}
-    return found, counts, report
+        job.report |= {f"users, {name}": users for name, users in found.items()}
+    id_ = job.database.table("SELECT id FROM users LIMIT 0").schema.field("id")
+    spec: dict[str, Any] = {"users": found, "integer_users": pa.types.is_integer(id_.type)}
+    if one_out:
+        spec["train_end"] = most - 1  # of ranks
+    return spec, counts
 
 
-def _shard(
-    connection: duckdb.DuckDBPyConnection, shard: int
-) -> tuple[list[int | str], np.ndarray, np.ndarray, int]:
+def _shard(database: Database, shard: int) -> tuple[list[int | str], np.ndarray, np.ndarray, int]:
     """Users of a shard, their `timelines.ACTION` (n,), where each begins, and repeated rows."""
-    table = connection.sql(
+    table = database.table(
         "SELECT user, item, time, duration, action, surface FROM events "
         f"WHERE shard = {shard} AND user IS NOT NULL ORDER BY user, time, place"
-    ).to_arrow_table()
+    )
     user = table["user"].to_numpy()
     first, end = (int(user[0]), int(user[-1]) + 1) if len(user) else (0, 0)
     query = f"SELECT id FROM users WHERE row >= {first} AND row < {end} ORDER BY row"
-    users = connection.sql(query).to_arrow_table()[0].to_pylist()
+    users = database.table(query)[0].to_pylist()
     records = np.zeros(len(table), timelines.ACTION)
     for name in ("item", "duration", "action", "surface"):
         column = table[name]

@@ -93,23 +93,23 @@ def refuse(tmp_path, prepare):
 
 
 @pytest.fixture
-def connection(tmp_path):
+def database(tmp_path):
     directory = tmp_path / "database"
     directory.mkdir()
-    with engine.database(directory, 2**28) as opened:
+    with engine.open_database(directory, 2**28) as opened:
         yield opened
 
 
 @pytest.fixture
-def read(connection):
+def read(database):
     """read(path, columns, ...) gives the columns of a file as they are."""
 
     def function(path, columns, **section):
         settings = column_map.default().events
         settings.update(section)
-        (file,) = reading.open_files(connection, [str(path)], columns, settings)
+        (file,) = reading.open_files(database, [str(path)], columns, settings)
         names = ", ".join(engine.name_of(name) for name in columns)
-        rows = connection.sql(f"SELECT {reading.ROW}, {names} FROM {file.relation}").fetchall()
+        rows = database.rows(f"SELECT {reading.ROW}, {names} FROM {file.relation}")
         assert [row for row, *_ in rows] == list(range(1, file.rows + 1))
         found = {name: [row[n] for row in rows] for n, name in enumerate(columns, start=1)}
         return file, found

@@ -28,11 +28,11 @@ from pinjax.errors import InputError
         (pa.array([7, 8]).dictionary_encode(), True),
     ],
 )
-def test_ids_are_integers_or_text(write, read, connection, values, integers):
+def test_ids_are_integers_or_text(write, read, database, values, integers):
     file, _ = read(write("a.parquet", {"x": values}), ["x"])
-    assert Column(file, "x").is_integer(connection) == integers
+    assert Column(file, "x").is_integer(database) == integers
     ids = Column(file, "x").id(integers)
-    found = connection.sql(f"SELECT {ids} FROM {file.relation}").fetchall()
+    found = database.rows(f"SELECT {ids} FROM {file.relation}")
     kind = int if integers else str
     assert [value for (value,) in found] == [
         None if value is None else kind(value) for value in values.to_pylist()
@@ -56,10 +56,10 @@ def test_ids_are_integers_or_text(write, read, connection, values, integers):
     ],
 )
 def test_ids_without_a_type_are_integers_where_all_are_written_so(
-    write, read, connection, text, integers
+    write, read, database, text, integers
 ):
     file, _ = read(write("a.csv", {"x": pa.array(text), "y": [1, 2]}), ["x"])
-    assert Column(file, "x").is_integer(connection) == integers
+    assert Column(file, "x").is_integer(database) == integers
 
 
 ONE = {
@@ -119,7 +119,7 @@ ROLES = {
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("kind", ONE)
 def test_types_are_read_where_they_are_plain_and_refused_elsewhere(
-    write, read, connection, role, kind
+    write, read, database, role, kind
 ):
     file, _ = read(write("a.parquet", {"x": ONE[kind]}), [])
     column = Column(file, "x")
@@ -127,7 +127,7 @@ def test_types_are_read_where_they_are_plain_and_refused_elsewhere(
     def sql():
         match role:
             case "ids":
-                return column.id(column.is_integer(connection))
+                return column.id(column.is_integer(database))
             case "numbers":
                 return column.number()
             case "text":
@@ -140,7 +140,7 @@ def test_types_are_read_where_they_are_plain_and_refused_elsewhere(
             sql()
         assert "\n" not in str(error.value)
         return
-    ((value,),) = connection.sql(f"SELECT {sql()} FROM {file.relation}").fetchall()
+    ((value,),) = database.rows(f"SELECT {sql()} FROM {file.relation}")
     assert value == ROLES[role][kind]
 
 
@@ -163,12 +163,12 @@ def test_types_are_read_where_they_are_plain_and_refused_elsewhere(
         ("290000-01-01", 2**64),
     ],
 )
-def test_text_as_moments(write, read, connection, text, seconds):
+def test_text_as_moments(write, read, database, text, seconds):
     """Those far outside are told by their bounds, in `events` and `items`."""
     file, _ = read(write("a.parquet", {"x": [text]}), ["x"])
     moment = Column(file, "x").moment("")
     query = f"SELECT {moment}, {moment} BETWEEN 0 AND {columns.LATEST - 1} FROM {file.relation}"
-    ((found, within),) = connection.sql(query).fetchall()
+    ((found, within),) = database.rows(query)
     if seconds is None or seconds >= 2**32:
         assert not within
     else:
@@ -176,12 +176,12 @@ def test_text_as_moments(write, read, connection, text, seconds):
 
 
 @pytest.mark.parametrize("nanoseconds", [-(2**63) + 1, 2**63 - 1, 0])
-def test_timestamps_at_the_end_of_their_type(write, read, connection, nanoseconds):
+def test_timestamps_at_the_end_of_their_type(write, read, database, nanoseconds):
     values = pa.array([nanoseconds], pa.timestamp("ns"))
     file, _ = read(write("a.parquet", {"x": values}), ["x"])
     moment = Column(file, "x").moment("")
     query = f"SELECT {moment} BETWEEN 0 AND {columns.LATEST - 1} FROM {file.relation}"
-    ((within,),) = connection.sql(query).fetchall()
+    ((within,),) = database.rows(query)
     assert bool(within) == (nanoseconds == 0)
 
 

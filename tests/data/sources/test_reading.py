@@ -253,9 +253,9 @@ def test_too_little_memory_is_said_in_one_line(tmp_path):
     query = "SELECT list(range) FROM range(10000000) GROUP BY range % 2"
     with (
         pytest.raises(InputError, match="--memory: 16 MiB are too little: ") as error,
-        engine.database(tmp_path / "small", 2**24) as connection,
+        engine.open_database(tmp_path / "small", 2**24) as database,
     ):
-        connection.execute(query)
+        database.run(query)
     assert "\n" not in str(error.value)
 
 
