@@ -90,6 +90,21 @@ def test_vectors_from_tags_equal_a_dense_svd(write, prepare, form, dim):
     assert found == TAGS
 
 
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_tags_may_be_integers(write, prepare, kind):
+    table = {"item": ["a", "b", "c"], "tags": [[7, 10], [], [7]]}
+    made, _ = prepare(make_config(tags="tags"), make_log("abc"), [write(f"i.{kind}", table)])
+    assert made.groups.tolist() == ["10", "7"]
+    assert [made.graph.items.of(row).tolist() for row in range(3)] == [[0, 1], [], [1]]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_refuses_tags_that_are_numbers(write, refuse, kind):
+    path = write(f"i.{kind}", {"item": ["a", "b"], "tags": [[7.5, 1], [2]]})
+    message = r"tags is DOUBLE\[\]; expected lists of text or integers"
+    refuse(message, make_config(tags="tags"), make_log("ab"), [path])
+
+
 @pytest.mark.parametrize(
     "kind",
     [

@@ -84,12 +84,12 @@ def test_a_file_may_have_any_name(write, read, name):
 def test_json_lines_are_columns(write, read):
     lines = (
         b'{"id": 7, "text": "caf\\u00e9 \\"x\\"", "v": [1, 2.5], '
-        b'"tags": ["a, b", "c\\"d", "\\u00e9"], "m": [[1, 2], [3, 4]], "n": 1, "b": true}\n'
+        b'"tags": ["a, b", "c\\"d", "\\u00e9"], "m": [[1, 2], [3, 4]], "n": 1, "b": true, '
+        b'"codes": [7, 10], "mixed": [7, "x"]}\n'
         b'{"text": null, "id": 8, "v": null, "tags": [], "n": 2.5, "b": false}\n'
         b'{"id": 9, "v": [3, 4], "n": null}\n'
     )
-    file, found = read(write("a.jsonl", lines), ["id", "text", "v", "tags", "m", "n", "b"])
-    assert found == {
+    expected = {
         "id": [7, 8, 9],
         "text": ['café "x"', None, None],
         "v": [[1, 2.5], None, [3, 4]],
@@ -97,7 +97,11 @@ def test_json_lines_are_columns(write, read):
         "m": [[[1, 2], [3, 4]], None, None],
         "n": [1, 2.5, None],
         "b": [True, False, None],
+        "codes": [[7, 10], None, None],
+        "mixed": [["7", "x"], None, None],
     }
+    file, found = read(write("a.jsonl", lines), list(expected))
+    assert found == expected
     assert not file.type_of("id").startswith("DOUBLE")
     for suffix in ("ndjson", "json"):
         assert read(write(f"a.{suffix}", lines), ["id"])[1] == {"id": [7, 8, 9]}
