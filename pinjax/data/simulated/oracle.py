@@ -11,7 +11,6 @@ import functools
 
 import numpy as np
 from etils import epath
-from scipy import special
 
 from pinjax.data.simulated import shop as shop_lib
 from pinjax.data.simulated import world as world_lib
@@ -286,6 +285,8 @@ class Oracle:
           history: the last actions up to then, fields of (requests, length).
           later: the same chance where no session is under way.
         """
+        from scipy import special  # here, as only this needs it, and it takes 0.1 s
+
         slow, bursts = self._interests(rows, moments)
         time, there = history["time"].astype(np.int64), history["item"] >= 0
         close = np.diff(time, axis=1) <= _SESSION_BREAK

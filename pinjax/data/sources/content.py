@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse
-from ml_collections import ConfigDict
 
 from pinjax.data import catalogue
 from pinjax.data import spec as spec_lib
@@ -106,11 +105,15 @@ def write(
     if named.topic:
         topics = _topics(database, len(counts))
     features = [feature for feature, _ in named.texts]
-    selected = [name for name in ("created", "content", "images") if named[name]]
-    columns = [*selected, *map(_column, features)]
+    columns = [name for name in ("content", "images") if named[name]]
+    columns = ", ".join(["i.row", "i.id", *map(name_of, [*columns, *map(_column, features)])])
+    # From when an item exists: its date or its first event, 0 if unknown.
+    created = f"least(i.first, {'g.created' if named.created else 'NULL'})"
+    if job.config.split.kind == "leave_one_out" or not job.config.events.time:
+        created = "NULL"
     join = "LEFT JOIN given g ON i.id = g.id" if table else ""
     found = (
-        f"SELECT {', '.join(['i.row', 'i.id', 'i.first', *map(name_of, columns)])} "
+        f"SELECT {columns}, CAST(coalesce({created}, 0) // {SECOND} AS UINTEGER) AS created "
         f"FROM items i {join} ORDER BY i.row"
     )
     dims = {name: dim_of(database, name) for name in ("content", "images") if named[name]}
@@ -142,7 +145,7 @@ def write(
                     ids=piece["id"].to_numpy(),
                     topics=np.full(len(rows), -1, np.int32) if topics is None else topics[some],
                     counts=counts[some],
-                    created=_created(piece, job.config),
+                    created=piece["created"].to_numpy(),
                     texts={
                         feature: vocabulary.encode(piece[_column(feature)].to_pylist())
                         for feature in features
@@ -223,18 +226,3 @@ def _topics(database: Database, items: int) -> np.ndarray:
     )
     topics[found["row"].to_numpy()] = found["topic"].to_numpy()
     return topics
-
-
-def _created(piece: pa.Table, config: ConfigDict) -> np.ndarray:
-    """From when items exist: their date or their first event, uint32 (n,), 0 if unknown."""
-    if config.split.kind == "leave_one_out" or not config.events.time:
-        return np.zeros(len(piece), np.uint32)
-    first = _seconds(piece["first"])
-    if "created" in piece.column_names:
-        first = np.fmin(first, _seconds(piece["created"]))
-    return np.nan_to_num(first).astype(np.uint32)
-
-
-def _seconds(column: pa.ChunkedArray) -> np.ndarray:
-    """Microseconds as whole seconds, float64, NaN where unknown."""
-    return np.floor(column.cast(pa.float64()).to_numpy() / SECOND)
