@@ -39,11 +39,11 @@ class Check(NamedTuple):
 def named(config: ConfigDict) -> list[str]:
     """The columns of the events' files that a map names."""
     events = config.events
-    named = [events.user, events.item, events.time, events.duration, events.action, events.query]
-    named += [events.group, events.position, config.split.column, *events.surface]
-    named += [column for _, column, _ in events.action_rules]
-    named += [column for column, _ in events.least]
-    return list(dict.fromkeys(filter(None, named)))
+    found = [events.user, events.item, events.time, events.duration, events.action, events.query]
+    found += [events.group, events.position, config.split.column, *events.surface]
+    found += [column for _, column, _ in events.action_rules]
+    found += [column for column, _ in events.least]
+    return list(dict.fromkeys(filter(None, found)))
 
 
 def values(file: File, integers: Mapping[str, bool], config: ConfigDict) -> dict[str, str]:

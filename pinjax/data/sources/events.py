@@ -84,14 +84,11 @@ def read(job: Job, files: Sequence[File], integer_items: bool) -> Log:
         event_columns.checks(file, of_file, integers, config)
         for file, of_file in zip(files, values, strict=True)
     ]
-
-    def stated(number: int, file: File) -> dict[str, str]:
-        del file
-        failing = enumerate(checks[number], start=1)
+    for of_file, to_hold in zip(values, checks, strict=True):
+        failing = enumerate(to_hold, start=1)
         cases = " ".join(f"WHEN ({c.holds}) IS NOT TRUE THEN {state}" for state, c in failing)
-        return {**values[number], "state": f"CASE {cases} ELSE 0 END"}
-
-    database.run(f"CREATE VIEW stated AS {rows.select(files, stated)}")
+        of_file["state"] = f"CASE {cases} ELSE 0 END"
+    database.run(f"CREATE VIEW stated AS {rows.select(files, values)}")
     if not all(file.numbered for file in files):  # to parse text, and number its rows, once
         target = literal(str(database.directory / "read.parquet"))
         database.run(f"COPY stated TO {target}")

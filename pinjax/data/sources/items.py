@@ -195,14 +195,12 @@ def _read_rows(
       InputError: naming a row that is wrong.
     """
     fields = [field for field in _fields(job.config) if field.side == side]
-
-    def values(number: int, file: File) -> dict[str, str]:
-        del number
-        found = {name: Column(file, column).id(kind) for name, (column, kind) in ids.items()}
-        return found | {field.name: field.value(file, job.config) for field in fields}
-
+    columns = []
+    for file in files:
+        values = {name: Column(file, column).id(kind) for name, (column, kind) in ids.items()}
+        columns.append(values | {field.name: field.value(file, job.config) for field in fields})
     table, own = rows.Rows(job.database, files, name_of(f"rows {side}")), ids["id"][0]
-    job.database.run(f"CREATE TABLE {table.table} AS {rows.select(files, values)}")
+    job.database.run(f"CREATE TABLE {table.table} AS {rows.select(files, columns)}")
     table.refuse("coalesce(CAST(id AS VARCHAR), '') = ''", own, "an id" if side else "an item's id")
     if once:
         table.refuse_repeats(own, once)

@@ -19,13 +19,11 @@ def read(job: Job, files: Sequence[File]) -> None:
       InputError: naming a row that is wrong.
     """
     named, table = job.config.queries, rows.Rows(job.database, files, "own_vectors")
-
-    def values(number: int, file: File) -> dict[str, str]:
-        del number
-        id_, vector = Column(file, named.id), Column(file, named.vector)
-        return {"id": id_.trimmed(), "vector": vector.vectors()}
-
-    job.database.run(f"CREATE TABLE own_vectors AS {rows.select(files, values)}")
+    columns = [
+        {"id": Column(file, named.id).trimmed(), "vector": Column(file, named.vector).vectors()}
+        for file in files
+    ]
+    job.database.run(f"CREATE TABLE own_vectors AS {rows.select(files, columns)}")
     table.refuse("id IS NULL", named.id, "the text of a search or an item's id")
     table.refuse_repeats(named.id, "each query once")
     table.refuse_vectors("vector", named.vector, zeros=False)

@@ -6,7 +6,7 @@ its value and what was expected.
 
 import dataclasses
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pinjax.data.sources.engine import Database, name_of
 from pinjax.data.sources.reading import ROW, File
@@ -18,18 +18,13 @@ _SIZE = "list_max(list_transform(v, lambda x: abs(x)))"
 NOT_ZERO = f"lambda v: {_SIZE} > 0"  # SQL of whether a vector is
 
 
-def select(files: Sequence[File], values: Callable[[int, File], Mapping[str, str]]) -> str:
-    """SQL of the rows of files: their places, and columns by name.
-
-    Args:
-      files: whose rows they are.
-      values: from the number of a file and the file to SQL of each column.
-    """
+def select(files: Sequence[File], columns: Iterable[Mapping[str, str]]) -> str:
+    """SQL of the rows of files: their places, and of each file SQL of columns by name."""
     selects = []
-    for number, file in enumerate(files):
-        columns = {"place": f"{number} * {PLACES} + {ROW}", **values(number, file)}
-        named = ", ".join(f"{value} AS {name_of(name)}" for name, value in columns.items())
-        selects.append(f"SELECT {named} FROM {file.relation}")
+    for number, (file, of_file) in enumerate(zip(files, columns, strict=True)):
+        of_file = {"place": f"{number} * {PLACES} + {ROW}", **of_file}
+        values = ", ".join(f"{value} AS {name_of(name)}" for name, value in of_file.items())
+        selects.append(f"SELECT {values} FROM {file.relation}")
     return " UNION ALL ".join(selects)
 
 
