@@ -88,7 +88,8 @@ def test_data_that_is_not_there_needs_its_size(name, data_dir, mesh):
     config.data.name = "nowhere"
     with pytest.raises(InputError, match="or say how large it is: --items"):
         registry.create_outline(config, mesh, None)
-    assert registry.create_outline(config, mesh, 100).frozen is not None
+    frozen = registry.create_outline(config, mesh, 100).frozen
+    assert 100 in {axis for leaf in jax.tree.leaves(frozen) for axis in leaf.shape}
 
 
 @pytest.mark.parametrize(
