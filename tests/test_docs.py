@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import importlib.util
-import json
 import os
 import pathlib
 import re
@@ -18,6 +17,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from pinjax.data.sources import column_map
+from tests import commands
 
 ROOT = pathlib.Path(__file__).parents[1]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -208,36 +208,6 @@ def test_a_command_is_of_a_known_kind(words):
     assert isinstance(COMMANDS[words], list), COMMANDS[words]
 
 
-# Forks for each call, before anything has used a device or started a thread.
-SERVER = """
-import importlib, json, os, sys, tempfile, warnings
-import jax
-from pinjax import app, results
-from pinjax.compiler import largest_batch, report, topology
-from pinjax.data.sources import prepare
-from pinjax.distributed import processes
-from pinjax.evaluation import held_out
-from pinjax.systems import registry
-from pinjax.training import loop
-warnings.filterwarnings("ignore", message=".*fork", category=RuntimeWarning)
-for line in sys.stdin:
-    with tempfile.TemporaryFile() as err:
-        child = os.fork()
-        if not child:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.dup2(err.fileno(), 2)
-            name, flags, devices, run = json.loads(line)
-            jax.config.update("jax_num_cpu_devices", devices)
-            command = importlib.import_module("pinjax." + name)
-            sys.argv = [command.__file__, *flags]
-            if not run:
-                processes.join = lambda *job: None
-            app.run(command.main if run else lambda argv: os._exit(0))
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(json.dumps([code, os.pread(err.fileno(), 2**20, 0).decode()]), flush=True)
-"""
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     return tmp_path_factory.mktemp("docs")
@@ -245,36 +215,32 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(home):
-    """(call, more flags, whether to run it and not only to parse its flags): it succeeds."""
+    """(call, more flags): it succeeds."""
+    modules = (
+        "compiler.largest_batch",
+        "data.sources.prepare",
+        "systems.registry",
+        "training.loop",
+    )
     settings = {
-        "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        cwd=ROOT,
-        env=os.environ | settings,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
+    with commands.Commands(*(f"pinjax.{name}" for name in modules), **settings) as command:
 
-        def run(call, *more, only_parse=False):
+        def run(call, *more, parse_alone=False):
             devices = int(call.value("--config.train.model_devices") or 1)
-            line = call.name, [*call.flags, *more], devices, not only_parse
-            print(json.dumps(line), file=server.stdin, flush=True)
-            code, err = json.loads(server.stdout.readline())
+            flags = *call.flags, *more
+            code, _, err = command(call.name, *flags, devices=devices, parse_alone=parse_alone)
             assert code == 0, err
 
         yield run
-        server.stdin.close()
 
 
 @pytest.mark.parametrize("call", sorted(CALLS), ids=str)
 def test_flags_are_those_of_the_command(run, call):
-    run(call, only_parse=True)
+    run(call, parse_alone=True)
 
 
 @pytest.fixture(scope="module")
