@@ -31,20 +31,15 @@ INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?:    .*\n(?:\n(?=    ))?)+")
 INLINE = re.compile(r"`([^`]+)`")
 
 
-def examples(text):
-    """(language, code) of the blocks of a guide that is run as it stands, from top to bottom."""
-    found = FENCE.findall(text)
-    return found if "python" in dict(found) else []
-
-
-RUN_AS_THEY_STAND = [path for path in GUIDES[1:] if examples(path.read_text())]
+# Guides with Python examples are run from top to bottom.
+RUN_AS_THEY_STAND = [path for path in GUIDES[1:] if "```python\n" in path.read_text()]
 
 
 @pytest.mark.parametrize("guide", RUN_AS_THEY_STAND, ids=lambda path: path.stem)
 def test_examples_run(guide, tmp_path):
     path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
-    for language, code in examples(guide.read_text()):
+    for language, code in FENCE.findall(guide.read_text()):
         if name := re.match(r"# (\w+\.py)\n", code):
             (tmp_path / name[1]).write_text(code)
             continue
@@ -60,10 +55,13 @@ def test_examples_run(guide, tmp_path):
 PROGRAM = re.compile(
     r"(?:^(?:\$ )?(?:[A-Z_]+=\S+ )*"
     r"(?=(?:launch/|\./|\.venv/)\S|(?:python3?|pip3?|uv|sbatch|srun|gcloud|gsutil|ssh|scp|git|cd|"
-    r"tensorboard|docker|curl|make|bash|source|export)\s)|(?=python -m pinjax\.))"
+    r"tensorboard|docker|curl|make|bash|source|export)\s(?!=))|(?=python -m pinjax\.))"
 )
 # Of other people's making: nothing of them is checked.
-OTHERS = (["git"], ["cd"], ["tensorboard"], ["python", "-m", "venv"], ["python", "-m", "build"])
+OTHERS = (
+    *(["git"], ["cd"], ["source"], ["export"], ["tensorboard"]),
+    *(["python", "-m", "venv"], ["python", "-m", "build"]),
+)
 # What the user's own data set decides, so that it does not fit pinworld.
 OF_DATA = ("data.", "tasks=", "model.texts=", "model.embedding_dim=", "model.image_slots=")
 
@@ -119,25 +117,28 @@ class Call:
         return Call("train", tuple(f for f in self.flags if f.startswith("--config")))
 
 
-def command_lines(text):
-    """The commands of a guide, as a shell splits them."""
+def command_lines(guide):
+    """The commands of a guide, as a shell splits them; not those of examples that are run."""
     blocks = []
 
     def take(match):
-        blocks.append(match[2] if match.re is FENCE else match[0])
+        if match.re is INDENTED:
+            blocks.append(match[0])
+        elif match[1] != "python" and guide not in RUN_AS_THEY_STAND:
+            blocks.append(match[2])
         return "\n"
 
-    if not examples(text):
-        text = FENCE.sub(take, text)
-    text = INDENTED.sub(take, FENCE.sub("", text))
+    text = INDENTED.sub(take, FENCE.sub(take, guide.read_text()))
     code = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     # In a sentence a command without arguments is only named.
     inline = [" ".join(code.split()) for code in INLINE.findall(text)]
     code += [line for line in inline if not re.fullmatch(r"(python -m )?\S+", line)]
     for line in code:
         if found := PROGRAM.search(line):
-            words = shlex.split(line[found.end() :], comments=True)
-            yield words[:-1] if words[-1] == "..." else words
+            for command in re.split(r" && | \| | > ", line[found.end() :]):
+                words = shlex.split(command, comments=True)
+                words[0] = re.sub(r"^(?:\.venv/bin/)?(python|pip)3?$", r"\1", words[0])
+                yield words[:-1] if words[-1] == "..." else words
 
 
 def calls_of(words):
@@ -183,7 +184,7 @@ def calls_of(words):
 
 def documented():
     """(command line, calls or the error) of all guides, each once."""
-    lines = {tuple(words) for guide in GUIDES for words in command_lines(guide.read_text())}
+    lines = {tuple(words) for guide in GUIDES for words in command_lines(guide)}
     for words in sorted(lines):
         try:
             yield words, calls_of(list(words))
