@@ -197,7 +197,7 @@ def test_names_are_suggested():
 def test_moments_are_unix_seconds(iso, seconds):
     if seconds is None:
         with pytest.raises(InputError, match=r"expected ISO 8601, from 1970 to 2106$") as error:
-            settings.parse_moment("--moment", iso)
+            settings.parse_timestamp("--moment", iso)
         assert str(error.value).startswith(f"--moment is {iso!r}; ")
     else:
-        assert settings.parse_moment("--moment", iso) == seconds
+        assert settings.parse_timestamp("--moment", iso) == seconds
