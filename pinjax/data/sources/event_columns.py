@@ -16,8 +16,9 @@ from pinjax.errors import InputError
 
 SECOND = 1_000_000  # in microseconds
 BAD_TIME = "dropped for a bad time"
-_COLUMNS = ("user", "item", "time", "duration", "action", "surface")
-_COLUMNS += ("query", "grp", "position", "tests")
+# Of `rows` and `events`, see `events`.
+COLUMNS = ("user", "item", "time", "duration", "action", "surface")
+COLUMNS += ("query", "grp", "position", "tests")
 
 
 class Check(NamedTuple):
@@ -62,7 +63,7 @@ def values(file: File, integers: Mapping[str, bool], config: ConfigDict) -> dict
     if config.split.column:
         found["tests"] = f"TRY_CAST({Column(file, config.split.column).text()} AS BOOLEAN)"
     found |= {"action": _action(file, config), "surface": _surface(file, config)}
-    return {name: found.get(name) or "NULL" for name in _COLUMNS}
+    return {name: found.get(name) or "NULL" for name in COLUMNS}
 
 
 def checks(

@@ -168,9 +168,10 @@ def divide(job: Job, log: Log) -> int:
       how many shards there are.
     """
     database, config = job.database, job.config
-    fields = {name: name for name in ("time", "duration", "query", "position", "tests", "place")}
-    fields |= {"user": "NULL", "grp": "NULL", "item": "i.row"}
-    fields |= {name: f"{name}s.code" for name in ("action", "surface")}
+    named = {"tests": config.split.column, "place": "place"}
+    named |= {n: config.events[n] for n in ("time", "duration", "query", "position")}
+    fields = {name: name for name, column in named.items() if column}
+    fields |= {"item": "i.row", "action": "actions.code", "surface": "surfaces.code"}
     joins = "JOIN items i ON r.item = i.id"
     joins += "".join(
         f" LEFT JOIN {name}s ON r.{name} = {name}s.name" for name in ("action", "surface")
@@ -201,7 +202,10 @@ def divide(job: Job, log: Log) -> int:
         "PARTITION_BY (shard), COMPRESSION uncompressed, DICTIONARY_SIZE_LIMIT 1000, "
         "ROW_GROUP_SIZE 16384)"
     )
-    database.run(f"CREATE VIEW events AS SELECT * FROM read_parquet({target} || '/*/*.parquet')")
+    absent = [name for name in event_columns.COLUMNS if name not in fields]
+    nulls = "".join(f", NULL AS {name}" for name in absent)
+    source = f"read_parquet({target} || '/*/*.parquet')"
+    database.run(f"CREATE VIEW events AS SELECT *{nulls} FROM {source}")
     database.run("RESET preserve_insertion_order")
     return shards
 
