@@ -351,3 +351,9 @@ def test_files_and_variants_exist(guide):
         assert (ROOT / name).exists(), name
         system = CONFIGS.get(pathlib.Path(name).stem) if name.startswith("configs/") else None
         assert not variant or (system and variant in system["VARIANTS"]), f"{name}:{variant}"
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(guide):
+    for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)", guide.read_text()):
+        assert "://" in link or (guide.parent / link).exists(), link
