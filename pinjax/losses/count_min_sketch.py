@@ -19,6 +19,8 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+DEPTH = 4  # rows of the systems' sketches: their error bound holds with probability 0.98
+
 # One byte of an id and this many bits of a column fit the uint32 arithmetic of `_columns`.
 MAX_WIDTH = 2**25
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Float32, Integer, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Integer, Shaped, UInt32
 
 _HOUR = 3600.0
 _DAY = 24 * _HOUR
@@ -82,6 +82,15 @@ class TimeEncoding(nn.Module):
 def log_seconds(seconds: Shaped[Array, "*shape"]) -> Float32[Array, "*shape 1"]:
     """log(1 + seconds) / 16, which is 0 for 0 and 1 for a hundred days."""
     return jnp.log1p(seconds.astype(jnp.float32))[..., None] / 16
+
+
+def relative_times(
+    time: UInt32[Array, "users length"], mask: Bool[Array, "users length"]
+) -> tuple[UInt32[Array, "users length"], UInt32[Array, "users length"]]:
+    """Seconds to each user's last action, and from the previous one (0 for the oldest)."""
+    previous = jnp.roll(time, 1, axis=1)
+    has_previous = jnp.roll(mask, 1, axis=1).at[:, 0].set(False)
+    return time[:, -1:] - time, jnp.where(has_previous, time - previous, 0)
 
 
 class CategoryEmbedding(nn.Module):
