@@ -185,7 +185,7 @@ def _ifdb(config: Section) -> None:
 def _globo(config: Section) -> None:
     """News, configs/prepare/globo.py: the day after training, for users of all devices.
 
-    An article is wanted for some hours, so what is asked for depends on when it is asked.
+    An article is wanted for some hours, so the request time matters.
     """
     config.data.update(name="globo", content=False, positives="action", surfaces="")
     config.data.update(users=128, length=32)

@@ -118,9 +118,9 @@ class Sampler:
     long history, as users that are served have: a full window, or half of all their actions.
     The label of the action at time t is, by objective:
 
-      next_action       the next positive action, of the newest action alone;
+      next_action       the next positive action, of the last alone;
       sasrec            the action right after it where that is positive, of every action;
-      all_action        up to `labels` of the positive actions in (t, t + horizon], of the newest;
+      all_action        up to `labels` of the positive actions in (t, t + horizon], of the last;
       dense_all_action  one positive action in (t, t + horizon], at `labels` random positions.
 
     The request time of an embedding is drawn uniformly between its action and its first label.
@@ -257,7 +257,7 @@ def time_keys(records: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def last_action_before(keys: np.ndarray, users: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """Flat index of the newest action of each user up to a moment; one before the first if none.
+    """Flat index of each user's last action up to a time; one before the first if none.
 
     Args:
       keys: `time_keys` of the timelines.
@@ -270,12 +270,12 @@ def last_action_before(keys: np.ndarray, users: np.ndarray, moments: np.ndarray)
 def history(
     records: np.ndarray, starts: np.ndarray, ends: np.ndarray, length: int, moments: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The newest `length` actions of each window, oldest first, padding before them.
+    """The last `length` actions of each window, oldest first, padding before them.
 
     Args:
       records: `timelines.ACTION` (n,).
       starts: int64 (B,), the first action of each timeline.
-      ends: int64 (B,), the newest action of each window; one before its start: an empty window.
+      ends: int64 (B,), the last action of each window; one before its start: an empty window.
       length: M.
       moments: int (B, 1) or (B, M), request times of a window's embedding or of each action's.
 

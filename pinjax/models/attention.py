@@ -24,7 +24,7 @@ def has_cudnn(dtype: Any, dim: int) -> bool:
     """Whether NVIDIA GPUs can use `by_cudnn`, for heads of `dim` numbers.
 
     cuDNN wants a 16-bit type, a multiple of 8 numbers, at most 128, and Ampere or newer. A program
-    that is lowered for GPUs is taken to run on GPUs like this machine's. On a machine without any,
+    that is lowered for GPUs is taken to run on GPUs like those at hand. On a machine without any,
     which GPUs these will be is not known, and JAX cannot trace the kernel: the answer is no, and
     `by_xla` runs on all of them.
     """

@@ -23,11 +23,11 @@ RELATIVE_PERIODS = tuple(float(period) for period in np.geomspace(1, 28 * _DAY, 
 def turns(
     t: UInt32[Array, "*shape"], periods: tuple[float, ...]
 ) -> Float32[Array, "*shape periods"]:
-    """The phase of t / period, in turns, with the whole turns taken off.
+    """The phase of t / period, in turns, without the full turns.
 
     A unix timestamp has more digits than float32, and t mod period of a real period is no integer.
     So 1 / period is held as a 64-bit fixed-point fraction of a turn, made on the host, and t is
-    multiplied with it in uint32, where whole turns overflow and are gone.
+    multiplied with it in uint32, where full turns overflow and are gone.
 
     Args:
       t: seconds.

@@ -79,7 +79,7 @@ def _weighted_sums(num_segments, table, rows, weights, segments):
 
     Both passes take a block of tokens at a time, so that the rows of all tokens never exist at
     once: making room for them takes a CPU longer than the sums. The backward pass adds to one
-    gradient of the table, where autodiff of the loop would make a whole one in every block.
+    gradient of the table, where autodiff of the loop would make a full one in every block.
 
     Args:
       num_segments: how many there are.
