@@ -49,7 +49,7 @@ def sampled_softmax(
     Pairs come in groups: a user with its labels, a query with its positives, or pairs on their own
     in groups of one. A group never sees the items of its own `excluded_ids` as negatives. Say these
     are its labels, A and B for user 0, C and A for user 1, and the negatives are the labels of the
-    whole batch and the random items D, B and padding:
+    full batch and the random items D, B and padding:
 
                          in batch          random
                        A   B   C   A     D   B   -1

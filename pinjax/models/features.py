@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Float32, Integer, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Integer, Shaped, UInt32
 
 _HOUR = 3600.0
 _DAY = 24 * _HOUR
@@ -23,11 +23,11 @@ RELATIVE_PERIODS = tuple(float(period) for period in np.geomspace(1, 28 * _DAY, 
 def turns(
     t: UInt32[Array, "*shape"], periods: tuple[float, ...]
 ) -> Float32[Array, "*shape periods"]:
-    """The phase of t / period, in turns, with the whole turns taken off.
+    """The phase of t / period, in turns, without the full turns.
 
     A unix timestamp has more digits than float32, and t mod period of a real period is no integer.
     So 1 / period is held as a 64-bit fixed-point fraction of a turn, made on the host, and t is
-    multiplied with it in uint32, where whole turns overflow and are gone.
+    multiplied with it in uint32, where full turns overflow and are gone.
 
     Args:
       t: seconds.
@@ -82,6 +82,15 @@ class TimeEncoding(nn.Module):
 def log_seconds(seconds: Shaped[Array, "*shape"]) -> Float32[Array, "*shape 1"]:
     """log(1 + seconds) / 16, which is 0 for 0 and 1 for a hundred days."""
     return jnp.log1p(seconds.astype(jnp.float32))[..., None] / 16
+
+
+def relative_times(
+    time: UInt32[Array, "users length"], mask: Bool[Array, "users length"]
+) -> tuple[UInt32[Array, "users length"], UInt32[Array, "users length"]]:
+    """Seconds to each user's last action, and from the previous one (0 for the oldest)."""
+    previous = jnp.roll(time, 1, axis=1)
+    has_previous = jnp.roll(mask, 1, axis=1).at[:, 0].set(False)
+    return time[:, -1:] - time, jnp.where(has_previous, time - previous, 0)
 
 
 class CategoryEmbedding(nn.Module):

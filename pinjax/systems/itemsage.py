@@ -283,7 +283,7 @@ def init(
         "temperature": temperature.Temperature().init(params_key),
     }
     sketches = {
-        name: count_min_sketch.init(sketch_key, config.sketch_depth, width, config.sketch_decay)
+        name: count_min_sketch.init(sketch_key, count_min_sketch.DEPTH, width, config.sketch_decay)
         for name, width in widths.items()
     }
     return params, sketches

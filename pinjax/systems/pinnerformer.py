@@ -25,7 +25,7 @@ from pinjax.data import spec as spec_lib
 from pinjax.distributed import batching, sharding
 from pinjax.errors import InputError
 from pinjax.evaluation import user_retrieval
-from pinjax.losses import count_min_sketch, sampled_softmax
+from pinjax.losses import count_min_sketch, label_weights, sampled_softmax
 from pinjax.models import pinnerformer
 from pinjax.systems import system
 
@@ -295,7 +295,7 @@ def init(
         times = jnp.zeros(times.shape, times.dtype)
     params = model.clone(mesh=None).init(params_key, content, history, times)  # for one user
     sketch = count_min_sketch.init(
-        sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
+        sketch_key, count_min_sketch.DEPTH, config.sketch_width, config.sketch_decay
     )
     return params, sketch
 
@@ -386,10 +386,10 @@ def loss(
     else:
         losses = term(*in_batch, num_chosen, 0) + term(*random, 0, config.num_random_negatives)
 
-    if config.equal_users:
-        weights = sampled_softmax.equal_user_weights(exists)
-    else:
-        weights = exists / jnp.maximum(exists.sum(), 1)
+    weigh = (
+        label_weights.equal_labels if config.equal_labels else sampled_softmax.equal_user_weights
+    )
+    weights = weigh(exists)
     value = (losses * weights).sum()
     metrics = {"temperature": 1 / scale, "labels_per_user": exists.sum() / len(labels)}
     return value, (metrics, sketch)

@@ -291,7 +291,7 @@ def init(tower: Tower, config: ConfigDict, key: jax.Array) -> tuple[Any, Any]:
         "temperature": temperature.Temperature().init(params_key),
     }
     sketch = count_min_sketch.init(
-        sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
+        sketch_key, count_min_sketch.DEPTH, config.sketch_width, config.sketch_decay
     )
     return params, sketch
 

@@ -23,8 +23,6 @@ def make_config():
                 "steps": 12,
                 "learning_rate": 0.1,
                 "warmup_steps": 2,
-                "b1": 0.9,
-                "b2": 0.99,
                 "weight_decay": 0.1,
                 "clip_norm": 0.5,
                 "log_every": 2,
