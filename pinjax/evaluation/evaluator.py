@@ -10,65 +10,16 @@ import functools
 import importlib.util
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
-from pinjax.data.dataset import Dataset
-from pinjax.evaluation import baselines, metrics, records, retrievers, tables
-from pinjax.evaluation.engagements import Engagements
+from pinjax.evaluation import baselines, metrics, records, retrievers, tables, vector_search
 from pinjax.evaluation.queries import EvalQueries, Index
 from pinjax.evaluation.retrievers import Retriever
+from pinjax.evaluation.source import Source
 
 _HAS_SCANN = importlib.util.find_spec("scann") is not None  # it has wheels for Linux alone
-_MOST_EXCLUDED = 1  # for ScaNN, which is tuned for so many results
-
-
-class Source(Protocol):
-    """Where queries and labels come from: `TimelineSource` or `PairSource`.
-
-    Attributes:
-      dataset: whose catalogue is searched.
-      averaged_over, main_metrics, tiers, tasks: as in `records.About`.
-      always_tiers: whether tiers are cheap enough for the table during training.
-      depth: results of a query that count.
-      cadences: how often queries are embedded, the first for the table during training.
-      may_repeat: whether a query's own items are answers to it.
-      topics: int (items,), or None.
-      engagements: of the training users.
-    """
-
-    dataset: Dataset
-    averaged_over: str
-    main_metrics: tuple[str, ...]
-    tiers: tuple[str, ...]
-    always_tiers: bool
-    depth: int
-    may_repeat: bool
-
-    @property
-    def tasks(self) -> tuple[str, ...]: ...
-
-    @property
-    def cadences(self) -> tuple[str, ...]: ...
-
-    @property
-    def topics(self) -> np.ndarray | None: ...
-
-    @property
-    def engagements(self) -> Engagements: ...
-
-    def queries(self, split: str, cadence: str = "window") -> dict[int, EvalQueries]: ...
-
-    def index(self, start: int) -> Index: ...
-
-    def item_tiers(self, start: int) -> np.ndarray: ...
-
-    def oracle(self, cadence: str) -> Retriever | None: ...
-
-    def describe(self, split: str) -> str: ...
-
-    def notes(self, split: str) -> list[str]: ...
 
 
 class _Method(NamedTuple):
@@ -120,14 +71,9 @@ class Evaluator:
                 if cadence == "window":
                     gathered.add_labels(start, queries)
                 for method in of_cadence:
-                    asked = queries.by_task() if method.by_task else queries
-                    if (
-                        isinstance(method.retriever, retrievers.ScannSearch)
-                        and asked.max_excluded > _MOST_EXCLUDED
-                    ):
-                        continue
-                    found = method.retriever.answer(asked, index)
-                    gathered.add(method.name, cadence, asked, index, found)
+                    own = queries.by_task() if method.by_task else queries
+                    found = method.retriever.answer(own, index)
+                    gathered.add(method.name, cadence, own, index, found)
         return tables.table_of(self._records(gathered, methods, full, notes))
 
     @property
@@ -160,8 +106,12 @@ class Evaluator:
         methods = [_Method(self.name, cadence, retriever) for cadence in cadences]
         if not full:
             return methods
-        if _HAS_SCANN and isinstance(retriever, retrievers.VectorSearch) and "window" in cadences:
-            approximate = retrievers.ScannSearch(retriever)
+        if (
+            _HAS_SCANN
+            and isinstance(retriever, vector_search.VectorSearch)
+            and "window" in cadences
+        ):
+            approximate = vector_search.ScannSearch(retriever)
             methods.insert(1, _Method(f"{self.name}, ScaNN", "window", approximate))
         methods += [_Method(name, "window", other) for name, other in others.items()]
         for cadence in cadences:

@@ -46,6 +46,7 @@ class PairSource:
     always_tiers = True
     cadences = ("window",)
     may_repeat = True  # what a query led to before, it may lead to again
+    few_excluded = True
     topics = None
 
     def __post_init__(self):

@@ -52,7 +52,7 @@ class About:
       listed: the rank of labels that were not found.
       baselines: methods that are baselines.
       chosen: the best baseline of a validation split; None where nothing was chosen.
-      figures: [method, cadence, figures by name]: what is known of a method as a whole.
+      figures: [method, cadence, figures by name]: figures of methods that are no label's.
       notes: lines about what was evaluated on.
     """
 

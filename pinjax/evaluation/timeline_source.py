@@ -76,6 +76,10 @@ class TimelineSource:
     def cadences(self) -> tuple[str, ...]:
         return tuple(self.config.cadences)
 
+    @property
+    def few_excluded(self) -> bool:
+        return not self.config.filter_seen
+
     @functools.cached_property
     def topics(self) -> np.ndarray | None:
         """The topics of items, or None where none is known."""

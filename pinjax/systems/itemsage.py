@@ -23,7 +23,7 @@ from pinjax.data.text import tokens as tokens_lib
 from pinjax.distributed import batching, sharding
 from pinjax.errors import InputError
 from pinjax.evaluation import evaluator as evaluator_lib
-from pinjax.evaluation import pair_source, retrievers, tables
+from pinjax.evaluation import pair_source, tables, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import features, itemsage, product_features, temperature
 from pinjax.systems import engagements, system
@@ -77,7 +77,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
         items = np.zeros((spec.num_items, config.model.embedding_dim), np.float32)
         items[rows] = embed_items(params, rows)
-        retriever = retrievers.of_vectors(embed_queries, items)
+        retriever = vector_search.of_vectors(embed_queries, items)
         return evaluator(retriever, split, full)
 
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:

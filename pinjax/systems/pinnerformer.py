@@ -25,7 +25,7 @@ from pinjax.data import spec as spec_lib
 from pinjax.distributed import batching, sharding
 from pinjax.errors import InputError
 from pinjax.evaluation import evaluator as evaluator_lib
-from pinjax.evaluation import retrievers, tables, timeline_source
+from pinjax.evaluation import tables, timeline_source, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import pinnerformer
 from pinjax.systems import system
@@ -99,7 +99,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
 
     def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
         towers_as_of = functools.partial(towers, params)
-        retriever = retrievers.VectorSearch(towers_as_of, config.evaluate.batch)
+        retriever = vector_search.VectorSearch(towers_as_of, config.evaluate.batch)
         return evaluator(retriever, split, full)
 
     counts = dataset.catalogue.counts  # of all actions, as labels are about
@@ -436,7 +436,7 @@ def make_towers(
     model: pinnerformer.PinnerFormer,
     mesh: Mesh,
     frozen: Frozen,
-) -> Callable[[Any, int], retrievers.Towers]:
+) -> Callable[[Any, int], vector_search.Towers]:
     """(params, moment) -> towers at a moment, whose popularity is what an index built then knows.
 
     Args:
@@ -461,7 +461,7 @@ def make_towers(
             popularity_times=jax.device_put(times, sharding.replicated(mesh)),
         )
 
-    def towers(params: Any, moment: int) -> retrievers.Towers:
+    def towers(params: Any, moment: int) -> vector_search.Towers:
         then = frozen_at(moment)
 
         def embed_rows(rows: np.ndarray) -> np.ndarray:
@@ -469,7 +469,7 @@ def make_towers(
             return batching.in_batches(embed, rows.astype(np.int32), min(len(rows), 2**14))
 
         as_of = None if then.popularity_times is None else moment
-        return retrievers.Towers(functools.partial(embed_users, params, then), embed_rows, as_of)
+        return vector_search.Towers(functools.partial(embed_users, params, then), embed_rows, as_of)
 
     return towers
 

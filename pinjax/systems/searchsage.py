@@ -24,7 +24,7 @@ from pinjax.data.text import tokens as tokens_lib
 from pinjax.distributed import batching, sharded_table, sharding
 from pinjax.errors import InputError
 from pinjax.evaluation import evaluator as evaluator_lib
-from pinjax.evaluation import pair_source, retrievers, tables
+from pinjax.evaluation import pair_source, tables, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import bert, features, product_features, searchsage, temperature
 from pinjax.systems import engagements, system
@@ -61,7 +61,7 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         return batching.in_batches(embed, rows.astype(np.int32), ENCODED)
 
     def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
-        retriever = retrievers.of_vectors(functools.partial(embed_queries, params), items)
+        retriever = vector_search.of_vectors(functools.partial(embed_queries, params), items)
         return evaluator(retriever, split, full)
 
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:

@@ -7,7 +7,7 @@ import pytest
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import windows
 from pinjax.errors import InputError
-from pinjax.evaluation import baselines, evaluator, retrievers, timeline_source
+from pinjax.evaluation import baselines, evaluator, metrics, timeline_source, vector_search
 
 SYSTEM = "pinnerformer"
 DAY = timeline_source.DAY
@@ -22,8 +22,8 @@ def make(config):
 
 def search(users, items, as_of=None):
     """From histories to vectors, and items (items, dim), at every time."""
-    towers = retrievers.Towers(users, items.__getitem__, as_of)
-    return retrievers.VectorSearch(lambda time: towers, batch=32)
+    towers = vector_search.Towers(users, items.__getitem__, as_of)
+    return vector_search.VectorSearch(lambda time: towers, batch=32)
 
 
 def same_for_all(items):
@@ -51,7 +51,7 @@ def test_popularity_is_the_same_list_for_everybody(make_config, rng, filter_seen
             labels = allowed[queries.label_item[queries.label_query == user]]
             # Equals count against a label, but for itself.
             hits.append(np.mean([label > max(np.sort(allowed)[-11], -1) for label in labels]))
-        return np.mean(hits)
+        return np.array(hits)
 
     time = source.dataset.spec.train_end
     ever = source.engagements.counts(time).astype(np.float64)
@@ -59,12 +59,14 @@ def test_popularity_is_the_same_list_for_everybody(make_config, rng, filter_seen
     def lately(seconds):
         return source.engagements.counts(time, seconds) + ever / (1 + ever.max())
 
-    # The span is that which is best for the validation users.
+    # The span is the longest that is not worse for the validation users by more than chance.
     spans = {name: recall(lately(seconds), "valid") for name, seconds in baselines.SPANS.items()}
-    assert recent == "popularity, " + max(spans, key=spans.get)
+    best = max(spans.values(), key=np.mean)
+    no_worse = [name for name in spans if metrics.paired_difference(best, spans[name]).low <= 0]
+    assert recent == f"popularity, {no_worse[-1]}"
     span = baselines.SPANS[recent.removeprefix("popularity, ")]
     for name, score in (("popularity, all time", ever), (recent, lately(span))):
-        assert found[name] == pytest.approx(recall(score, "test"))
+        assert found[name] == pytest.approx(recall(score, "test").mean())
         assert 0 < found[name] < 0.2
 
 
@@ -183,13 +185,13 @@ def test_each_window_has_its_own_towers(make_config):
     def popular(time, as_of=None):
         vectors = jnp.asarray(source.engagements.counts(time)[:, None], jnp.float32)
         users = lambda histories: jnp.ones((len(histories["item"]), 1))  # noqa: E731
-        return retrievers.Towers(users, vectors.__getitem__, as_of)
+        return vector_search.Towers(users, vectors.__getitem__, as_of)
 
     first = source.window_starts[0]
-    rows = made(retrievers.VectorSearch(lambda t: popular(t, t)), "test", full=True).rows
+    rows = made(vector_search.VectorSearch(lambda t: popular(t, t)), "test", full=True).rows
     found = {row.method: row.metrics["R@10"].value for row in rows}
     assert found["model"] == found["popularity, all time"]
-    (row,) = made(retrievers.VectorSearch(lambda t: popular(first)), "test", full=False).rows
+    (row,) = made(vector_search.VectorSearch(lambda t: popular(first)), "test", full=False).rows
     assert row.metrics["R@10"].value != found["model"]
 
 
@@ -204,10 +206,10 @@ def test_items_that_depend_on_no_time_are_embedded_once(make_config):
             return np.ones((len(rows), 2), np.float32)
 
         users = lambda histories: np.ones((len(histories["item"]), 2))  # noqa: E731
-        return lambda time: retrievers.Towers(users, items, as_of and time)
+        return lambda time: vector_search.Towers(users, items, as_of and time)
 
     assert len(source.queries("test")) == 3
-    made(retrievers.VectorSearch(towers(None)), "test", full=False)
+    made(vector_search.VectorSearch(towers(None)), "test", full=False)
     assert embedded == [source.dataset.spec.num_items]
-    made(retrievers.VectorSearch(towers(True)), "test", full=False)
+    made(vector_search.VectorSearch(towers(True)), "test", full=False)
     assert len(embedded) == 4

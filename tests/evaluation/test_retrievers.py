@@ -6,7 +6,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from pinjax.evaluation import engagements, queries, retrievers
+from pinjax.evaluation import baselines, engagements, queries, retrievers, vector_search
 from pinjax.retrieval import exact
 
 USERS, ITEMS, TIME = 30, 80, 1_000
@@ -99,7 +99,7 @@ def setting(request, rng):
 
 def test_search_by_one_vector(rng, setting):
     vectors, items = unit(rng, USERS, 4), unit(rng, ITEMS, 4)
-    retriever = retrievers.of_vectors(vectors.__getitem__, items)
+    retriever = vector_search.of_vectors(vectors.__getitem__, items)
     check(retriever, *setting, vectors @ items.T, rounding=1e-6)
 
 
@@ -109,10 +109,10 @@ def test_search_by_several_vectors_finds_what_is_near_to_any_of_them(rng, settin
     vectors[::2, 1:] = 0
     scores = np.einsum("uvd,id->uvi", vectors, items)
     scores = np.where(vectors.any(axis=2)[..., None], scores, -np.inf).max(axis=1)
-    retriever = retrievers.of_vectors(vectors.__getitem__, items)
+    retriever = vector_search.of_vectors(vectors.__getitem__, items)
     check(retriever, *setting, scores, rounding=1e-6)
     if HAS_SCANN and setting[0].max_excluded == 0:
-        check(retrievers.ScannSearch(retriever), *setting, scores, rounding=1e-6)
+        check(vector_search.ScannSearch(retriever), *setting, scores, rounding=1e-6)
 
 
 @pytest.mark.parametrize("seconds", [None, 10, 300])
@@ -125,7 +125,7 @@ def test_popularity_is_a_loop_over_the_past(rng, setting, seconds):
             counts[item] += seconds is not None and time > TIME - seconds
     scores = ever if seconds is None else counts + ever / (1 + ever.max())
     assert len(np.unique(scores)) > 5
-    check(retrievers.Popularity(made, seconds), *setting, np.tile(scores, (USERS, 1)))
+    check(baselines.Popularity(made, seconds), *setting, np.tile(scores, (USERS, 1)))
 
 
 @pytest.mark.parametrize("few_queries", [False, True])
@@ -148,7 +148,7 @@ def test_co_occurrence_is_the_dense_one(rng, setting, few_queries, may_repeat, m
             },
         )
     assert few_queries == (len(np.unique(asked.context[:, -5:])) > len(asked))
-    monkeypatch.setattr(retrievers, "_QUERIES", 2)
+    monkeypatch.setattr(baselines, "_QUERIES", 2)
     made, actions = make_engagements(rng)
     engaged, counts = np.zeros((25, ITEMS)), np.zeros(ITEMS)
     for actor, item, time, positive in zip(*actions, strict=True):
@@ -164,7 +164,7 @@ def test_co_occurrence_is_the_dense_one(rng, setting, few_queries, may_repeat, m
         for item in context[context >= 0]:
             scores[query] += cosine[item]
     scores = scores.round(7) + 1e-8 * counts / (1 + counts.max())
-    check(retrievers.CoOccurrence(made, 5, may_repeat), asked, index, scores)
+    check(baselines.CoOccurrence(made, 5, may_repeat), asked, index, scores)
 
 
 def test_answers_from_outside_are_taken_as_they_come(rng, setting):
@@ -194,15 +194,15 @@ def test_the_order_of_items_changes_nothing(rng, levels):
 
     def ranks(order):
         made, _ = make_engagements(np.random.default_rng(seed), levels=40 * levels, order=order)
-        search = retrievers.of_vectors(users.__getitem__, distinct[which][order])
+        search = vector_search.of_vectors(users.__getitem__, distinct[which][order])
         methods = {
             "exact": search,
-            "all time": retrievers.Popularity(made),
-            "recent": retrievers.Popularity(made, 100),
-            "co-occurrence": retrievers.CoOccurrence(made, 5, may_repeat=False),
+            "all time": baselines.Popularity(made),
+            "recent": baselines.Popularity(made, 100),
+            "co-occurrence": baselines.CoOccurrence(made, 5, may_repeat=False),
         }
         if HAS_SCANN:
-            methods["ScaNN"] = retrievers.ScannSearch(search)
+            methods["ScaNN"] = vector_search.ScannSearch(search)
         for name, method in methods.items():
             for excluded in (None, seen) if name != "ScaNN" else (None,):
                 asked = make_queries(np.random.default_rng(seed), order, excluded)
@@ -238,12 +238,12 @@ def test_what_an_approximate_search_loses_is_missed(rng, monkeypatch):
     class Comparison:
         recall = queries_per_second = exact_queries_per_second = 1.0
 
-    monkeypatch.setattr(retrievers.scann_index, "build", lambda *_: None)
-    monkeypatch.setattr(retrievers.scann_index, "search", search)
-    monkeypatch.setattr(retrievers.scann_index, "recall_against_exact", lambda *_: Comparison)
-    retriever = retrievers.of_vectors(users.__getitem__, items)
+    monkeypatch.setattr(vector_search.scann_index, "build", lambda *_: None)
+    monkeypatch.setattr(vector_search.scann_index, "search", search)
+    monkeypatch.setattr(vector_search.scann_index, "recall_against_exact", lambda *_: Comparison)
+    retriever = vector_search.of_vectors(users.__getitem__, items)
     _, exactly = searched(retriever, asked, make_index(held))
-    _, found = searched(retrievers.ScannSearch(retriever), asked, make_index(held))
+    _, found = searched(vector_search.ScannSearch(retriever), asked, make_index(held))
     among = int((items[held] @ users[2] >= items[7] @ users[2]).sum())
     assert exactly.tolist() == [0, min(among, 51), 0]
     assert found.tolist() == [asked.listed, min(among - 1, 51), 0]
@@ -257,8 +257,8 @@ def test_a_label_that_did_not_exist_is_missed_however_high_its_score(rng, depth)
     made, _ = make_engagements(rng)
     exists = rng.random(len(asked.label_item)) < 0.5
     gone = dataclasses.replace(asked, label_exists=exists)
-    search = retrievers.of_vectors(vectors.__getitem__, items)
-    for retriever in (search, retrievers.Popularity(made), retrievers.CoOccurrence(made, 5, True)):
+    search = vector_search.of_vectors(vectors.__getitem__, items)
+    for retriever in (search, baselines.Popularity(made), baselines.CoOccurrence(made, 5, True)):
         _, ranks = searched(retriever, asked, make_index())
         _, without = searched(retriever, gone, make_index())
         np.testing.assert_array_equal(without, np.where(exists, ranks, depth + 1))
