@@ -137,13 +137,10 @@ class Baselines(NamedTuple):
 
     Attributes:
       retrievers: by name.
-      best: name of the one with the highest Recall@10 on the validation split; None where that
-        split has no labels.
       notes: what was chosen.
     """
 
     retrievers: dict[str, Retriever]
-    best: str | None
     notes: list[str]
 
 
@@ -163,10 +160,7 @@ def choose(source: Source) -> Baselines:
         found[span] = recent[span]
     length = _longest(source, by_length)
     found[CO_OCCURRENCE] = by_length[length]
-    best = None
-    if source.queries("valid"):
-        best = max(found, key=lambda name: recall(source, found[name]))
-    return Baselines(found, best, [f"{CO_OCCURRENCE}: of the newest {length} items of a query"])
+    return Baselines(found, [f"{CO_OCCURRENCE}: of the newest {length} items of a query"])
 
 
 def recall(source: Source, retriever: Retriever) -> float:

@@ -106,11 +106,8 @@ class Evaluator:
         methods = [_Method(self.name, cadence, retriever) for cadence in cadences]
         if not full:
             return methods
-        if (
-            _HAS_SCANN
-            and isinstance(retriever, vector_search.VectorSearch)
-            and "window" in cadences
-        ):
+        searches = isinstance(retriever, vector_search.VectorSearch) and "window" in cadences
+        if searches and self.source.few_excluded and _HAS_SCANN:
             approximate = vector_search.ScannSearch(retriever)
             methods.insert(1, _Method(f"{self.name}, ScaNN", "window", approximate))
         methods += [_Method(name, "window", other) for name, other in others.items()]
@@ -127,7 +124,7 @@ class Evaluator:
     def _records(
         self, gathered: "_Gathered", methods: list[_Method], full: bool, notes: list[str]
     ) -> records.Records:
-        chosen = self.baselines if full else baselines.Baselines({}, None, [])
+        chosen = self.baselines if full else baselines.Baselines({}, [])
         order = [(method.name, method.cadence) for method in methods]
         about = records.About(
             system=self.name,
@@ -138,7 +135,6 @@ class Evaluator:
             has_topics=self.source.topics is not None,
             listed=self.source.depth + 1,
             baselines=tuple(chosen.retrievers),
-            chosen=chosen.best,
             figures=gathered.figures(order),
             notes=(*notes, *chosen.notes),
         )

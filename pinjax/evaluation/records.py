@@ -51,7 +51,6 @@ class About:
       has_topics: whether topics of items are known, so that there are entropies.
       listed: the rank of labels that were not found.
       baselines: methods that are baselines.
-      chosen: the best baseline of a validation split; None where nothing was chosen.
       figures: [method, cadence, figures by name]: figures of methods that are no label's.
       notes: lines about what was evaluated on.
     """
@@ -64,7 +63,6 @@ class About:
     has_topics: bool
     listed: int
     baselines: tuple[str, ...]
-    chosen: str | None
     figures: tuple[tuple[str, str, dict[str, float]], ...]
     notes: tuple[str, ...]
 

@@ -62,9 +62,7 @@ class Table:
 def table_of(records: Records) -> Table:
     """The table of records: a row for each method and cadence, then one for each task of each."""
     about, measured = records.about, _Measured(records)
-    best, chosen = about.chosen, bool(about.chosen)
-    if best is None and about.baselines:
-        best = max(about.baselines, key=lambda name: measured.recall(name, "window"))
+    best = max(about.baselines, key=measured.recall, default=None)
     tasks = [None, *(task for task in about.tasks if task)]
     figures = {(method, cadence): cells for method, cadence, cells in about.figures}
     rows = []
@@ -85,7 +83,7 @@ def table_of(records: Records) -> Table:
         rows.append(Row(method + SUFFIXES[cadence], cells, task))
     notes = list(about.notes)
     if best:
-        notes.append(_about_baseline(best, chosen))
+        notes.append(f"{DIFFERENCE}: R@10 less that of {best}, the best baseline of this table")
     return Table(rows, notes + _collapsed(records, figures), records)
 
 
@@ -111,8 +109,8 @@ class _Measured:
     def _where(self, task: str | None) -> np.ndarray | None:
         return None if task is None else self._records.labels["task"] == task
 
-    def recall(self, method: str, cadence: str) -> float:
-        return float(np.nanmean(self._values((method, cadence), "R@10", None)))
+    def recall(self, method: str) -> float:
+        return float(np.nanmean(self._values((method, "window"), "R@10", None)))
 
     def main(self, method: str, cadence: str, task: str | None) -> dict[str, Estimate]:
         return {
@@ -144,11 +142,6 @@ class _Measured:
 
 def _is_of(method: str, system: str) -> bool:
     return method == system or method.startswith(f"{system}, ")
-
-
-def _about_baseline(best: str, chosen: bool) -> str:
-    where = "on the validation split" if chosen else "on this table itself"
-    return f"{DIFFERENCE}: R@10 less that of {best}, the best baseline {where}"
 
 
 def too_few(number: int, what: str, more: str) -> list[str]:
