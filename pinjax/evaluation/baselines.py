@@ -152,10 +152,14 @@ def choose(source: Source) -> Baselines:
     validation labels it is the longest of all.
     """
     engagements = source.engagements
-    recent = {f"popularity, {name}": Popularity(engagements, s) for name, s in SPANS.items()}
+    recent = {
+        f"popularity, {name}": Popularity(engagements, seconds)
+        for name, seconds in SPANS.items()
+        if seconds < engagements.seconds  # else it is of all time
+    }
     by_length = {n: CoOccurrence(engagements, n, source.may_repeat) for n in LENGTHS}
     found: dict[str, Retriever] = {ALL_TIME: Popularity(engagements)}
-    if engagements.timed:
+    if recent:
         span = _longest(source, recent)
         found[span] = recent[span]
     length = _longest(source, by_length)

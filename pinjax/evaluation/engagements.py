@@ -11,7 +11,6 @@ class Engagements:
 
     Attributes:
       items: how many items there are.
-      timed: whether times are known; else all of them are 0.
     """
 
     def __init__(
@@ -21,22 +20,25 @@ class Engagements:
         time: np.ndarray,
         positive: np.ndarray,
         items: int,
-        timed: bool,
     ):
         """From arrays in any order.
 
         Args:
           actor: int (n,), row of the user, or of the query.
           item: int (n,), row of the item.
-          time: int (n,), unix seconds.
+          time: int (n,), unix seconds; 0 where times are not known.
           positive: bool (n,), whether an engagement is positive; only these are counted.
           items: how many items there are.
-          timed: whether times are known.
         """
         order = np.argsort(time, kind="stable")
-        self.items, self.timed = items, timed
+        self.items = items
         self._item, self._time = item[order], time[order].astype(np.int64)
         self._actor, self._positive = actor[order], positive[order]
+
+    @property
+    def seconds(self) -> int:
+        """From the first engagement to the last."""
+        return int(self._time[-1] - self._time[0]) if len(self._time) else 0
 
     def counts(self, until: int, seconds: int | None = None) -> np.ndarray:
         """Int64 (items,): positive engagements in (until - seconds, until], or all up to then."""

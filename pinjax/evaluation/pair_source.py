@@ -70,8 +70,7 @@ class PairSource:
         pairs = self._pairs("train")
         time = np.minimum(pairs["time"], self.dataset.spec.train_end)
         every = np.ones(len(pairs), bool)
-        timed = self.dataset.spec.train_end > 0
-        return Engagements(pairs["query"], pairs["item"], time, every, len(self.eligible), timed)
+        return Engagements(pairs["query"], pairs["item"], time, every, len(self.eligible))
 
     def item_tiers(self, start: int) -> np.ndarray:
         """Int (items,), row of `tiers`: head, middle and tail have about a third of training.

@@ -117,7 +117,7 @@ class TimelineSource:
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         if not parts:
             columns = [np.zeros(0, kind) for kind in (np.int64, np.int32, np.uint32, bool)]
-        return Engagements(*columns, self.dataset.spec.num_items, not spec.leave_one_out)
+        return Engagements(*columns, spec.num_items)
 
     def item_tiers(self, start: int) -> np.ndarray:
         """Int (items,), row of `tiers`: whether a training user had acted on the item by then."""

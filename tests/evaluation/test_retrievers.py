@@ -47,13 +47,13 @@ def make_index(held=None):
     return queries.Index(TIME, np.ones(ITEMS, bool), held)
 
 
-def make_engagements(rng, levels=400, order=None, timed=True):
+def make_engagements(rng, levels=400, order=None):
     row = np.arange(ITEMS) if order is None else np.argsort(order)
     item = np.minimum(rng.geometric(0.05, levels), ITEMS) - 1
     time = rng.integers(0, 2 * TIME, levels)
     positive = rng.random(levels) < 0.8
     actor = rng.integers(0, 25, levels)
-    made = engagements.Engagements(actor, row[item], time, positive, ITEMS, timed)
+    made = engagements.Engagements(actor, row[item], time, positive, ITEMS)
     return made, (actor, row[item], time, positive)
 
 
