@@ -22,7 +22,8 @@ from pinjax.data import spec as spec_lib
 from pinjax.data.text import tokens as tokens_lib
 from pinjax.distributed import batching, sharding
 from pinjax.errors import InputError
-from pinjax.evaluation import product_retrieval
+from pinjax.evaluation import evaluator as evaluator_lib
+from pinjax.evaluation import pair_source, tables, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import features, itemsage, product_features, temperature
 from pinjax.systems import engagements, system
@@ -55,9 +56,10 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     }
     found = findable(products)
     rows = np.flatnonzero(found).astype(np.int32)
-    judge = product_retrieval.ProductRetrieval(
+    source = pair_source.PairSource(
         "ItemSage", dataset, tuple(train_batches.tasks), found, config.evaluate
     )
+    evaluator = evaluator_lib.Evaluator("ItemSage", source)
     lengths = num_values(products["texts"])
     weights = train_batches.item_weights(spec.num_items)
     capacities = token_capacities(config, mesh, lengths, weights, corpus, rows)
@@ -72,10 +74,11 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     def embed_queries(rows: np.ndarray) -> np.ndarray:
         return np.asarray(features.unit_length(jnp.asarray(dataset.queries.vectors[rows])))
 
-    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
+    def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
         items = np.zeros((spec.num_items, config.model.embedding_dim), np.float32)
         items[rows] = embed_items(params, rows)
-        return judge(embed_queries, jnp.asarray(items), split, full)
+        retriever = vector_search.of_vectors(embed_queries, items)
+        return evaluator(retriever, split, full)
 
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
         del moment  # an item is what it is
@@ -104,8 +107,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         frozen=frozen,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        asked=judge.asked,
-        metrics=judge.metrics,
+        asked=evaluator.describe,
+        metrics=evaluator.metrics,
         embed=embed,
         embed_as_of=spec.train_end,
         check_training=check_training,

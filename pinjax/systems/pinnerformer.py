@@ -24,7 +24,8 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data import spec as spec_lib
 from pinjax.distributed import batching, sharding
 from pinjax.errors import InputError
-from pinjax.evaluation import user_retrieval
+from pinjax.evaluation import evaluator as evaluator_lib
+from pinjax.evaluation import tables, timeline_source, vector_search
 from pinjax.losses import count_min_sketch, label_weights, sampled_softmax
 from pinjax.models import pinnerformer
 from pinjax.systems import system
@@ -78,12 +79,11 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     model = make_model(config, spec, mesh)
     frozen = freeze(config, dataset, model, mesh)
     towers = make_towers(config, dataset, model, mesh, frozen)
-    judge = user_retrieval.UserRetrieval(
-        "PinnerFormer", dataset, positives, config.data.length, config.evaluate
-    )
+    source = timeline_source.TimelineSource(dataset, positives, config.data.length, config.evaluate)
+    evaluator = evaluator_lib.Evaluator("PinnerFormer", source)
 
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
-        embed_history, embed_rows = towers(params, moment)
+        embed_history, embed_rows, _ = towers(params, moment)
         splits = spec_lib.SPLITS[:1] if spec.leave_one_out else spec_lib.SPLITS
         return {
             "users": [
@@ -97,8 +97,10 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             ],
         }
 
-    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
-        return judge(functools.partial(towers, params), split, full)
+    def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
+        towers_as_of = functools.partial(towers, params)
+        retriever = vector_search.VectorSearch(towers_as_of, config.evaluate.batch)
+        return evaluator(retriever, split, full)
 
     counts = dataset.catalogue.counts  # of all actions, as labels are about
     labels = config.data.users * sampler.pairs
@@ -114,8 +116,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         frozen=frozen,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        asked=judge.asked,
-        metrics=judge.metrics,
+        asked=evaluator.describe,
+        metrics=evaluator.metrics,
         embed=embed,
         embed_as_of=spec.train_end,
         check_training=check_training,
@@ -434,7 +436,7 @@ def make_towers(
     model: pinnerformer.PinnerFormer,
     mesh: Mesh,
     frozen: Frozen,
-) -> Callable[[Any, int], user_retrieval.Towers]:
+) -> Callable[[Any, int], vector_search.Towers]:
     """(params, moment) -> towers at a moment, whose popularity is what an index built then knows.
 
     Args:
@@ -459,14 +461,15 @@ def make_towers(
             popularity_times=jax.device_put(times, sharding.replicated(mesh)),
         )
 
-    def towers(params: Any, moment: int) -> user_retrieval.Towers:
+    def towers(params: Any, moment: int) -> vector_search.Towers:
         then = frozen_at(moment)
 
         def embed_rows(rows: np.ndarray) -> np.ndarray:
             embed = functools.partial(embed_items, params, then)
             return batching.in_batches(embed, rows.astype(np.int32), min(len(rows), 2**14))
 
-        return user_retrieval.Towers(functools.partial(embed_users, params, then), embed_rows)
+        as_of = None if then.popularity_times is None else moment
+        return vector_search.Towers(functools.partial(embed_users, params, then), embed_rows, as_of)
 
     return towers
 

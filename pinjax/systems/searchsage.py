@@ -23,7 +23,8 @@ from pinjax.data.text import pretrained
 from pinjax.data.text import tokens as tokens_lib
 from pinjax.distributed import batching, sharded_table, sharding
 from pinjax.errors import InputError
-from pinjax.evaluation import product_retrieval
+from pinjax.evaluation import evaluator as evaluator_lib
+from pinjax.evaluation import pair_source, tables, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import bert, features, product_features, searchsage, temperature
 from pinjax.systems import engagements, system
@@ -50,16 +51,18 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
     frozen = jax.tree.map(place, {"items": items, "texts": tower.texts})
     embed_rows = sharding.shared_out(mesh, functools.partial(tower.embed, mesh))
     findable = items.any(axis=1)
-    judge = product_retrieval.ProductRetrieval(
+    source = pair_source.PairSource(
         "SearchSage", dataset, tuple(train_batches.tasks), findable, config.evaluate
     )
+    evaluator = evaluator_lib.Evaluator("SearchSage", source)
 
     def embed_queries(params: Any, rows: np.ndarray) -> np.ndarray:
         embed = functools.partial(embed_rows, params["tower"], frozen["texts"])
         return batching.in_batches(embed, rows.astype(np.int32), ENCODED)
 
-    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
-        return judge(functools.partial(embed_queries, params), jnp.asarray(items), split, full)
+    def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
+        retriever = vector_search.of_vectors(functools.partial(embed_queries, params), items)
+        return evaluator(retriever, split, full)
 
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
         del moment  # a query is what it is
@@ -89,8 +92,8 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
         frozen=frozen,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        asked=judge.asked,
-        metrics=judge.metrics,
+        asked=evaluator.describe,
+        metrics=evaluator.metrics,
         embed=embed,
         embed_as_of=spec.train_end,
         check_training=check_training,

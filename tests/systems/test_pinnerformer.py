@@ -351,7 +351,7 @@ def test_towers_know_the_popularity_of_their_moment(make_config, mesh):
         items = items_of(then)
         towers = towers_at(params, moment)
         close(towers.items(rows), items)
-        close(towers.users(batch), served(params, then, batch))
+        close(towers.queries(batch), served(params, then, batch))
         close(page.embed(params, moment)["items"][0]()[1], items)
         assert np.abs(items - last).max() > 0.1
         last = items

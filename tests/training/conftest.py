@@ -8,6 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from pinjax.distributed import sharding
+from pinjax.evaluation import tables
+from pinjax.evaluation.metrics import Estimate
 from pinjax.systems import system as system_lib
 from pinjax.training import checkpoint, loop
 
@@ -67,9 +69,9 @@ def regression():
             return iter(made.to_iter_dataset(options))
 
         def evaluate(params, split):
-            metrics = {"error": system_lib.Estimate(float(jnp.abs(params["bias"])))}
+            metrics = {"error": Estimate(float(jnp.abs(params["bias"])))}
             disturb_evaluation(metrics)
-            return system_lib.Table([system_lib.Row("regression", metrics)], [])
+            return tables.Table([tables.Row("regression", metrics)], [])
 
         return system_lib.System(
             init=init,
@@ -80,7 +82,7 @@ def regression():
             asked=lambda split: "nobody",
             metrics={"error": "min"},
             embed=None,
-            embed_moment=0,
+            embed_as_of=0,
             check_training=lambda: None,
             summary={},
             identity={},
