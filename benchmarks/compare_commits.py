@@ -23,7 +23,7 @@ import tempfile
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import app, flags
+from absl import app, flags, logging
 
 SYSTEMS = flags.DEFINE_multi_string(
     "system", ["pinnerformer", "itemsage", "searchsage"], "configs to train"
@@ -37,6 +37,7 @@ _TIMINGS = ("queries/s", "time")  # ends of names of what differs between any tw
 def main(argv):
     if len(argv) != 3:
         raise app.UsageError("expected two commits")
+    logging.set_verbosity(logging.ERROR)
     differ = False
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         trees = [stack.enter_context(_worktree(commit, scratch)) for commit in argv[1:]]
@@ -76,7 +77,7 @@ def _train(tree: pathlib.Path, system: str, devices: int) -> dict[str, str]:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} in {tree}:\n{done.stderr}")
     checkpoints = workdir / "checkpoints"
-    last = max((int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()))
+    last = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
     losses = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     rows = json.loads((workdir / "results_test.json").read_text())["rows"]
     return {

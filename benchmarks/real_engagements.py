@@ -35,7 +35,7 @@ from pinjax.data.dataset import Dataset
 from pinjax.data.sources import items, prepare, reading
 from pinjax.evaluation import metrics, product_retrieval, table
 from pinjax.models import features
-from pinjax.systems import itemsage, system
+from pinjax.systems import product_table, system
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw tables", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where data sets and runs are kept", required=True)
@@ -194,7 +194,7 @@ def findable(source: Source, dataset: Dataset, texts: list[str]) -> np.ndarray:
         return item_features.item_vectors(dataset).any(axis=1)
     config = _config(source.system)
     config.model.texts = tuple((name, name) for name in texts)
-    return itemsage.findable(itemsage.make_features(config, dataset))
+    return product_table.findable(product_table.read(config, dataset))
 
 
 def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:

@@ -43,7 +43,7 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data import windows
 from pinjax.distributed import batching, sharding
 from pinjax.evaluation import held_out, metrics, table
-from pinjax.systems import pinnerformer, registry
+from pinjax.systems import item_table, pinnerformer, registry
 from pinjax.training import checkpoint
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw logs", required=True)
@@ -188,10 +188,10 @@ def trained_embeddings(
       users of each exam, (queries, dim); all items at all moments, (moments, items, dim).
     """
     mesh = sharding.make_mesh()
-    params = checkpoint.load_chosen(workdir, config, registry.create(config, mesh), mesh).params
-    model = pinnerformer.make_model(config, dataset.spec, mesh)
-    frozen = pinnerformer.freeze(config, dataset, model, mesh)
-    towers_at = pinnerformer.make_towers(config, dataset, model, mesh, frozen)
+    system = registry.create(config, mesh)
+    params = checkpoint.load_chosen(workdir, config, system, mesh).params
+    table = item_table.ItemTable.create(config, mesh, dataset.spec)
+    towers_at = pinnerformer.make_towers(system.trainable, table, dataset, system.constants)
     users, items = [[] for _ in exams], []
     for row, moment in enumerate(moments):
         towers = towers_at(params, moment)
@@ -200,6 +200,7 @@ def trained_embeddings(
             asked = {name: x[exam.moment == row] for name, x in exam.histories.items()}
             if len(asked["item"]):
                 embedded.append(batching.in_batches(towers.users, asked, config.evaluate.batch))
+    model = pinnerformer.make_model(config, dataset.spec, mesh)
     scale = float(model.apply(params, method="scale"))
     return [np.concatenate(embedded) for embedded in users], np.stack(items) * scale
 

@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
     mesh = sharding.make_mesh(model=config.train.model_devices)
     system = registry.create(config, mesh, app.verifies())
+    registry.check_trained(config, system.trainable)
     system.check_training()
     asked = "; ".join(f"{split}: {system.asked(split)}" for split in ("valid", "test"))
     with contextlib.ExitStack() as stack:

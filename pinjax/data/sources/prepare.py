@@ -24,7 +24,7 @@ from pinjax.data.sources import column_map, content, events, items, parts, queri
 from pinjax.data.text import tokens
 from pinjax.errors import InputError
 
-VERSION = "2.0.0"
+VERSION = "3.0.0"
 _EXAMPLES = 3
 _DAY = 24 * 60 * 60
 
