@@ -4,8 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection
 
 import numpy as np
 from etils import epath
@@ -115,25 +114,28 @@ class Spec:
             **{field: round(factor * getattr(self, field)) for field in fields},
         )
 
-    def tokens_of_items(self, task: str, features: Iterable[str]) -> np.ndarray:
+    def tokens_of_items(self, task: str, features: Collection[str]) -> np.ndarray:
         """How many tokens items have in text features: int64 (levels,), see `token_quantiles`.
 
-        It is an upper bound, since no item need have long texts in all of the features.
+        Of some features it is as if an item with a long text in one had long ones in the others:
+        more of their sum cannot be far from its mean (it is the largest sum in convex order, so
+        Chernoff's bound for it holds for any other).
 
         Args:
           task: whose items; "": all that are engaged with.
           features: names of text features.
         """
         quantiles = self.token_quantiles[task]
-        return self._at_most({name: np.array(quantiles[name]) for name in ("", *features)})
+        known = [quantiles[name] for name in self._together(features)]
+        return np.sum([np.zeros(len(statistics.LEVELS), np.int64), *known], axis=0)
 
-    def longest_item(self, features: Iterable[str]) -> int:
+    def longest_item(self, features: Collection[str]) -> int:
         """The tokens that no item has more of in some text features."""
-        return int(self._at_most({name: self.longest[name] for name in ("", *features)}))
+        return sum(self.longest[name] for name in self._together(features))
 
-    def _at_most(self, tokens: dict[str, Any]) -> Any:
-        everything = tokens.pop("")
-        return np.minimum(sum(tokens.values(), np.zeros_like(everything)), everything)
+    def _together(self, features: Collection[str]) -> Collection[str]:
+        """The names by which tokens are known: "" for all features."""
+        return [""] if set(features) == set(self.text_features) else features
 
     @classmethod
     def read(cls, directory: epath.Path) -> "Spec":

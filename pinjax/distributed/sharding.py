@@ -1,5 +1,6 @@
 """The device mesh, and where arrays lie on it."""
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -27,16 +28,15 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Me
     devices = list(jax.devices() if devices is None else devices)
     if model < 1 or len(devices) % model:
         raise InputError(f"train.model_devices={model} does not divide {len(devices)} devices")
-    names = ("data", "model")
-    # In the order of the chips' network, so that neighbours in the mesh are neighbours there.
-    mesh = jax.make_mesh(
-        (len(devices) // model, model), names, (AxisType.Auto, AxisType.Auto), devices=devices
-    )
-    order = [device.process_index for device in mesh.devices.flat]
-    if order != sorted(order):
-        # A batch is read by processes, its first rows by the first one, and names its own rows. So
-        # each process's devices stay together, in the order of processes.
-        mesh = Mesh(np.array(devices).reshape(-1, model), names)
+    shape, names = (len(devices) // model, model), ("data", "model")
+    mesh = Mesh(np.array(devices).reshape(shape), names)
+    # Neighbours in the mesh are neighbours in the chips' network, where that has such axes. But a
+    # batch names its own rows, which processes read in their order: so where the network's order
+    # parts the devices of a process, that of JAX stays.
+    with contextlib.suppress(NotImplementedError):
+        near = jax.make_mesh(shape, names, (AxisType.Auto, AxisType.Auto), devices=devices)
+        processes = [device.process_index for device in near.devices.flat]
+        mesh = near if processes == sorted(processes) else mesh
     # Devices with the same rows are of one process.
     if any(len({device.process_index for device in row}) > 1 for row in mesh.devices):
         raise InputError(f"train.model_devices={model} are not all of one process")

@@ -147,7 +147,7 @@ def make_towers(
 
 
 def make_model(config: ConfigDict, spec: Spec, mesh: Mesh) -> pinnerformer.PinnerFormer:
-    """The two towers, sized for the data set."""
+    """The two towers, sized for the data set (§3.1, §3.2)."""
     return pinnerformer.PinnerFormer(
         num_items=spec.num_items,
         num_actions=len(spec.actions),
@@ -201,7 +201,7 @@ def loss(
     batch: system.Batch,
     key: jax.Array,
 ) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
-    """The loss of a global batch (§3.3), with labels as the objective drew them (§3.5)."""
+    """The loss of a global batch (§3.3), with labels as the objective drew them (§3.4)."""
     everywhere = functools.partial(
         lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
     )
@@ -225,8 +225,8 @@ def loss(
     moments = pinnerformer.at(batch["request_time"], batch["label_position"])
     positives = embed_items(labels, moments)
 
-    # Negatives are labels of the whole batch and random items. Ids are gathered from all devices
-    # and the chosen ones embedded anew, which is far less than to gather all embeddings.
+    # Negatives (§3.3.1) are labels of the whole batch and random items. Ids are gathered from all
+    # devices and the chosen ones embedded anew, which is far less than to gather all embeddings.
     all_labels = everywhere(labels.ravel())
     chosen = all_labels[choose(choice_key, all_labels, config.num_in_batch_negatives)]
     num_chosen = (chosen >= 0).sum()
@@ -242,7 +242,7 @@ def loss(
     excluded = jnp.where(same[..., None] >= 0, everywhere(labels)[same], -1)
     excluded = excluded.reshape(len(labels), -1)
 
-    # logQ is the log of how often an item is expected among the negatives.
+    # logQ (§3.3.2) is the log of how often an item is expected among the negatives.
     sketch = count_min_sketch.add(sketch, all_labels, where=all_labels >= 0)
 
     def log_q(ids: jax.Array, num_batch: jax.Array | int, num_random: int) -> jax.Array:
