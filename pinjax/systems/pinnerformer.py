@@ -178,7 +178,7 @@ def init(
 ) -> tuple[Any, Any]:
     """Parameters, and the sketch that counts how often an item is a label."""
     params_key, sketch_key = jax.random.split(key)
-    history = histories.made_up(model.length)
+    history = jax.tree.map(jnp.asarray, histories.made_up(model.length))
     content, times = constants["content"], constants["popularity_times"]
     if content is not None:
         content = jnp.zeros((model.tables.num_rows(1), content.shape[1]), content.dtype)

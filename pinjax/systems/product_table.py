@@ -25,7 +25,7 @@ Products = dict[str, product_features.Ragged]
 
 
 def check(config: ConfigDict, spec: Spec) -> None:
-    """Refuses a config that does not fit the frozen vectors of queries and images."""
+    """Refuses a config that does not fit the vectors and texts of the data set."""
     name, dim, slots = spec.name, config.model.embedding_dim, config.model.image_slots
     if spec.query_dim != dim:
         raise InputError(
@@ -37,19 +37,19 @@ def check(config: ConfigDict, spec: Spec) -> None:
         raise InputError(
             f"model.residual: images of {name} have {spec.image_dim} numbers, queries {dim}"
         )
+    for feature in _features(config):
+        if feature not in spec.text_features:
+            known = ", ".join(spec.text_features) or "images"
+            raise InputError(f"model.texts: {name} has no {feature!r}, only {known}")
 
 
 def abstract(config: ConfigDict, mesh: Mesh, tables: sharded_table.Layout, spec: Spec) -> Products:
-    """The shapes of what `place` gives.
+    """The shapes of what `read` gives, on the devices.
 
     Raises:
-      InputError: where the data set lacks a feature, or its texts are too long together.
+      InputError: where the texts are too long together.
     """
     names = _features(config)
-    for name in names:
-        if name not in spec.text_features:
-            known = ", ".join(spec.text_features) or "images"
-            raise InputError(f"model.texts: {spec.name} has no {name!r}, only {known}")
     tokens = sum(spec.num_tokens[name] for name in names)
     if tokens > settings.INT32:
         raise InputError(

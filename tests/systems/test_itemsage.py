@@ -62,7 +62,7 @@ def expected_losses(config, queries, products, batch, random, num_corpus, scale,
 @pytest.mark.parametrize("log_q", [True, False])
 @pytest.mark.parametrize("terms", ["summed", "joined", "in_batch", "random"])
 def test_loss_is_the_formula(make_config, terms, log_q, mesh):
-    loss = dict(terms=terms, log_q=log_q, random=RANDOM, sketch_width=2**18)
+    loss = dict(terms=terms, log_q=log_q, num_random_negatives=RANDOM, sketch_width=2**18)
     config = make_config(loss=loss)
     system = registry.create(config, mesh)
     params, sketches = system.trainable.init(jax.random.key(1))
@@ -249,7 +249,7 @@ def test_a_catalogue_without_images_has_texts_alone(make_config, other_data, mes
         with pytest.raises(InputError, match=r"^model.image_slots=4: other has no images; exp"):
             create(make_config(data=data), mesh)
     config = make_config(data=data, model={"image_slots": 0})
-    assert registry.create(config, mesh).frozen["products"].keys() == {"texts"}
+    assert registry.create(config, mesh).constants["products"].keys() == {"texts"}
     registry.build(config, mesh)
 
 
