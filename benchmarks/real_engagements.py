@@ -42,7 +42,7 @@ from pinjax.evaluation import (
     vector_search,
 )
 from pinjax.models import features
-from pinjax.systems import itemsage
+from pinjax.systems import product_table
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw tables", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where data sets and runs are kept", required=True)
@@ -213,7 +213,7 @@ def findable(source: Source, dataset: Dataset, texts: list[str]) -> np.ndarray:
         return item_features.item_vectors(dataset).any(axis=1)
     config = _config(source.system)
     config.model.texts = tuple((name, name) for name in texts)
-    return itemsage.findable(itemsage.make_features(config, dataset))
+    return product_table.findable(product_table.read(config, dataset))
 
 
 def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
