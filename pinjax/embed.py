@@ -23,7 +23,7 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from pinjax import app, checksums, files, settings
+from pinjax import app, checksums, files, timestamps
 from pinjax.data import catalogue
 from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     system = registry.create(config, mesh, app.verifies())
     as_of = system.embed_as_of
     if AS_OF.value is not None:
-        as_of = settings.parse_timestamp("--as_of", AS_OF.value)
+        as_of = timestamps.parse("--as_of", AS_OF.value)
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
     depends_on = json.dumps(checkpoint.depends_on(config), sort_keys=True)
     manifest = {

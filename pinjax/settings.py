@@ -11,7 +11,6 @@ command line or a program.
 """
 
 import ast
-import datetime
 import difflib
 import math
 import re
@@ -305,27 +304,6 @@ def named(known: Mapping[str, T], name: str, what: str = "variant") -> T:
         hint = _did_you_mean(name, known)
         raise InputError(f"{what} {name!r} is none of {', '.join(known)}{hint}")
     return known[name]
-
-
-def parse_timestamp(name: str, iso: str) -> int:
-    """ISO 8601 text (without a zone: UTC) as unix seconds.
-
-    Args:
-      name: of the flag or field that it is the value of.
-      iso: the text.
-
-    Raises:
-      InputError: where it is none, or not from 1970 to 2106.
-    """
-    try:
-        parsed = datetime.datetime.fromisoformat(iso)
-        parsed = parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)
-        seconds = int(parsed.timestamp())
-    except ValueError:
-        seconds = -1
-    if not 0 <= seconds <= UINT32:
-        raise InputError(f"{name} is {iso!r}; expected ISO 8601, from 1970 to 2106")
-    return seconds
 
 
 def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, ConfigDict, str]]:

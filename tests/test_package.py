@@ -70,7 +70,7 @@ for name in sys.argv[1:]:
 
 def test_an_installed_package_finds_its_configs(wheel, tmp_path):
     wheel.extractall(tmp_path / "site")
-    configs = sorted(modules("configs"))
+    configs = sorted(modules("configs") - {"configs/common.py"})
     done = subprocess.run(
         [sys.executable, "-c", LOAD, *configs],
         cwd=tmp_path,

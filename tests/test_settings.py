@@ -177,27 +177,3 @@ def test_names_are_suggested():
     assert settings.named({"paper": 1, "test": 2}, "test") == 2
     with pytest.raises(InputError, match=r"variant 'papr' is none of paper, test; did you mean pa"):
         settings.named({"paper": 1, "test": 2}, "papr")
-
-
-@pytest.mark.parametrize(
-    ("iso", "seconds"),
-    [
-        ("2023-01-31", 1675123200),
-        ("2023-01-31 12:00", 1675166400),
-        ("2023-01-31T12:00:00.9+01:00", 1675162800),
-        ("1970-01-01", 0),
-        ("2106-02-07T06:28:15Z", 2**32 - 1),
-        ("2106-02-07T06:28:16Z", None),
-        ("1969-12-31", None),
-        ("0001-01-01T00:00+23:59", None),
-        ("2023-02-30", None),
-        ("soon", None),
-    ],
-)
-def test_moments_are_unix_seconds(iso, seconds):
-    if seconds is None:
-        with pytest.raises(InputError, match=r"expected ISO 8601, from 1970 to 2106$") as error:
-            settings.parse_timestamp("--moment", iso)
-        assert str(error.value).startswith(f"--moment is {iso!r}; ")
-    else:
-        assert settings.parse_timestamp("--moment", iso) == seconds

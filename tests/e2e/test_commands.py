@@ -103,7 +103,7 @@ def assert_same_end(home, workdir, unbroken):
 
 def test_training_ends_with_a_table_and_the_next_commands(unbroken):
     workdir, out = unbroken
-    for method in ("PinnerFormer ", "oracle", "popularity, ever", "popularity, lately"):
+    for method in ("PinnerFormer ", "oracle", "popularity, all time", "co-occurrence"):
         assert f"\n{method}" in out
     assert f"{workdir}/checkpoints" in out
     assert "python -m pinjax.embed" in out

@@ -122,11 +122,11 @@ def test_what_is_proposed_can_be_run(prepare, variant, monkeypatch):
         config.data.update({name: 16 for name in ("users", "pairs") if name in config.data})
         system = registry.create(config, mesh)
         system.check_training()
-        params, sketches = jax.eval_shape(system.init, jax.random.key(0))
+        params, sketches = jax.eval_shape(system.trainable.init, jax.random.key(0))
         batch = next(system.batches(0))
-        args = params, system.frozen, sketches, batch, jax.random.key(0)
-        assert jax.eval_shape(system.loss, *args)[0].shape == ()
-        assert "users" in system.asked("valid") or "queries" in system.asked("valid")
+        args = params, system.constants, sketches, batch, jax.random.key(0)
+        assert jax.eval_shape(system.trainable.loss, *args)[0].shape == ()
+        assert "users" in system.evaluated_on("valid") or "queries" in system.evaluated_on("valid")
         if config.system == "pinnerformer":
             assert "hide" not in config.data.positives
             assert "Unlike" not in config.data.positives

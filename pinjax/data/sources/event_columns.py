@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from pinjax import settings
+from pinjax import timestamps
 from pinjax.data.sources import column_map
 from pinjax.data.sources.columns import LATEST, MOMENT, Column
 from pinjax.data.sources.engine import literal, name_of
@@ -72,7 +72,7 @@ def checks(
     """What the rows of a file have to be, in the order in which it is looked at."""
     events, found = config.events, []
     if events.since:
-        since = settings.parse_timestamp("config.events.since", events.since) * SECOND
+        since = timestamps.parse("config.events.since", events.since) * SECOND
         late = f"coalesce({values['time']} >= {since}, true)"
         found.append(Check("dropped as too early", late, events.time))
     numbers = [(column, Column(file, column).number(), least) for column, least in events.least]

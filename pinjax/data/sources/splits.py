@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from ml_collections import ConfigDict
 
-from pinjax import settings
+from pinjax import timestamps
 from pinjax.data.sources.engine import Job
 from pinjax.data.sources.event_columns import SECOND
 from pinjax.errors import InputError
@@ -66,7 +66,7 @@ def train_end(job: Job, first: int, last: int) -> int:
         return 0
     first, last = first // SECOND, last // SECOND
     if split.train_end:
-        end = settings.parse_timestamp("config.split.train_end", split.train_end)
+        end = timestamps.parse("config.split.train_end", split.train_end)
     else:
         end = last - round(min(split.test_days * _DAY, last))
     if not first <= end < last:
