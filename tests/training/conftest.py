@@ -80,7 +80,7 @@ def regression():
             asked=lambda split: "nobody",
             metrics={"error": "min"},
             embed=None,
-            embed_moment=0,
+            embed_as_of=0,
             check_training=lambda: None,
             summary={},
             identity={},
