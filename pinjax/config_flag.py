@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import os
 import pathlib
 import re
 import runpy
@@ -88,7 +89,7 @@ def take_overrides(argv: Sequence[str]) -> list[str]:
 
 
 def load(source: str) -> ConfigDict:
-    """The config of FILE or FILE:VARIANT.
+    """The config of FILE or FILE:VARIANT; configs/NAME may be one that came with the package.
 
     Raises:
       InputError: where there is no such file, variant or function `get_config`, or the file's code
@@ -97,6 +98,9 @@ def load(source: str) -> ConfigDict:
     file, colon, variant = source.partition(":")
     if colon and not variant:
         raise InputError(f"--config={source}: expected FILE or FILE:VARIANT")
+    packaged = pathlib.Path(__file__).parent / file
+    if file.startswith("configs/") and not os.path.exists(file) and packaged.is_file():
+        file = str(packaged)
     try:
         with open(file, "rb"):
             pass

@@ -115,6 +115,9 @@ class CategoryEmbedding(nn.Module):
 
 
 def unit_length(x: Float[Array, "*shape dim"]) -> Float32[Array, "*shape dim"]:
-    """L2-normalises the last axis, in float32; a zero vector stays zero, and so its gradient."""
+    """L2-normalises the last axis, in float32.
+
+    A vector shorter than 1e-6, as one of zeros, is multiplied by 1e6, and so is its gradient.
+    """
     x = x.astype(jnp.float32)
     return x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-12))

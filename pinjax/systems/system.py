@@ -1,9 +1,18 @@
-"""What a system is to the trainer and to the other commands."""
+"""What a system is to the trainer and to the other commands.
+
+The module of a system (`registry`) has three functions:
+
+    check(config, mesh)                     refuses a config that does not fit itself or the mesh
+    build(config, mesh, spec) -> Trainable  what is trained, by shapes alone; None: nothing is
+    bind(trainable, config, mesh, dataset) -> System
+
+`compile` needs no more than `build`, from the spec of a data set. `train`, `evaluate` and `embed`
+bind what was built to the data set itself, so what is compiled is what runs.
+"""
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,36 +20,91 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pinjax.errors import InputError
-from pinjax.evaluation.metrics import Estimate
-from pinjax.losses import count_min_sketch
+from pinjax.evaluation.tables import Table
 
 Batch = dict[str, np.ndarray]
 Shard = Callable[[], tuple[np.ndarray, np.ndarray]]
 Metrics = dict[str, jax.Array]
 
 SHARD = 2**16  # embeddings to a file
-ENOUGH = 100  # users or queries; a table that rests on fewer says so
-COVERAGE = "P90 cov@10"
 TRIED = 8  # batches, at most, that are looked at before training
-_ALIKE = 0.9  # overlap of lists that are nearly the same
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedder:
+    """A compiled function that embeds users, queries or items.
+
+    Attributes:
+      function: (params, constants, batch) -> embeddings, a row for each of the batch, on every
+        device. Each device computes its share.
+      constants: the names of the constants that it reads.
+      batch: pytree of shapes, of the rows that it embeds at a time.
+    """
+
+    function: Callable[..., jax.Array]
+    constants: tuple[str, ...]
+    batch: Any
+
+    def reads(self, constants: Mapping[str, Any]) -> dict[str, Any]:
+        """Those constants that the function reads."""
+        return {name: constants[name] for name in self.constants}
+
+    def __call__(self, params: Any, constants: Mapping[str, Any], batch: Any) -> jax.Array:
+        return self.function(params, self.reads(constants), batch)
+
+
+class Search(NamedTuple):
+    """The exact search of an evaluation.
+
+    Attributes:
+      items: in the index.
+      dim: numbers of an embedding.
+      results: of a query.
+    """
+
+    items: int
+    dim: int
+    results: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainable:
+    """What of a system is trained, as pure functions and the shapes of what they take.
+
+    `constants` is what a step reads and never changes, the item features above all. It is an
+    argument of the step, since what a jitted function closes over is copied into its program.
+
+    Attributes:
+      init: (key) -> (params, sketches).
+      loss: (params, constants, sketches, batch, key) -> scalar, (metrics, new sketches). The batch
+        is the global one, sharded over the mesh's `data` axis.
+      constants: by name, pytrees of shapes as they lie on the mesh.
+      batch: by name, shapes of the global batch, sharded over `data`.
+      batch_size: the config's field that says how large a batch is, as "data.users".
+      embedders: by what they embed.
+      search: what finds the embedded items.
+    """
+
+    init: Callable[[jax.Array], tuple[Any, Any]]
+    loss: Callable[..., tuple[jax.Array, tuple[Metrics, Any]]]
+    constants: dict[str, Any]
+    batch: dict[str, jax.ShapeDtypeStruct]
+    batch_size: str
+    embedders: dict[str, Embedder]
+    search: Search
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A recommender system as pure functions.
-
-    `frozen` is what a step reads and never changes, the item features above all. It is an argument
-    of the step, since what a jitted function closes over is copied into its program.
+    """A recommender system on a data set.
 
     Attributes:
-      init: (key) -> (params, sketches).
-      loss: (params, frozen, sketches, batch, key) -> scalar, (metrics, new sketches). The batch
-        is the global one, sharded over the mesh's `data` axis.
-      frozen: pytree of device arrays.
+      trainable: what `build` gave; None for a system that is not trained. Then `params` are None.
+      constants: by name, pytrees of device arrays, as `trainable` says.
       batches: (first step) -> iterator of host batches, this process's share of each.
       evaluate: (params, split) -> a results table; `full` adds what takes longer.
-      asked: (split) -> what its table rests on, as "1,987 users, 4,530 labels". It needs no model;
-        raises InputError where the split has nothing to ask.
+      evaluated_on: (split) -> what its table rests on, as "1,987 users, 4,530 labels". It needs no
+        model; raises InputError where the split has no labels.
       metrics: the names of the metrics in the first row of `evaluate(params, "valid")`, each with
         "max" or "min", whichever is best.
       embed: (params, moment) -> the tables that serving needs, by name, each as its shards:
@@ -52,12 +116,11 @@ class System:
       identity: by name, hashes of what a checkpoint belongs to: the data set, frozen tables.
     """
 
-    init: Callable[[jax.Array], tuple[Any, Any]]
-    loss: Callable[..., tuple[jax.Array, tuple[Metrics, Any]]]
-    frozen: Any
+    trainable: Trainable | None
+    constants: dict[str, Any]
     batches: Callable[[int], Iterator[Batch]]
-    evaluate: Callable[..., "Table"]
-    asked: Callable[[str], str]
+    evaluate: Callable[..., Table]
+    evaluated_on: Callable[[str], str]
     metrics: Mapping[str, str]
     embed: Callable[[Any, int], dict[str, list[Shard]]]
     embed_as_of: int
@@ -72,130 +135,9 @@ def check_heads(model: ConfigDict) -> None:
         raise InputError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
 
 
-class Counted(NamedTuple):
-    """What a run counts in a sketch.
-
-    Attributes:
-      width: of the sketch.
-      counts: int (ids,), how often each of the different ids comes, up to a factor.
-      batch: how many come in a batch.
-    """
-
-    width: int
-    counts: np.ndarray
-    batch: int
-
-    def accuracy(self, config: ConfigDict) -> count_min_sketch.Accuracy:
-        """At the end of a run with this config."""
-        return count_min_sketch.accuracy(
-            self.width, config.loss.sketch_decay, self.batch, config.train.steps, self.counts
-        )
-
-
-def sketch_summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
-    """How right the counts of sketches are at the end of a run, by what they count."""
-    found = {name: things.accuracy(config) for name, things in counted.items()}
-    parts = [
-        f"{name} {x.mean:,.1f} times (median {x.median:,.1f}), too high by at most {x.error:,.1f}"
-        for name, x in found.items()
-    ]
-    return {"counted": "; ".join(parts)}
-
-
-def check_counts(config: ConfigDict, counted: dict[str, Counted]) -> None:
-    """Refuses sketches whose error is above the counts that the loss asks for."""
-    for name, things in counted.items():
-        found = things.accuracy(config)
-        if not config.loss.log_q or found.error <= found.median:
-            continue
-        least = f"at least {found.least_width}"
-        if found.least_width > count_min_sketch.MAX_WIDTH:
-            least = "loss.sketch_decay below 1, so that fewer are remembered, or loss.log_q=False"
-        raise InputError(
-            f"loss.sketch_width: with {things.width} counters a row, the counts of "
-            f"{len(things.counts):,} {name}, whose median is {found.median:,.1f}, may be too high "
-            f"by {found.error:,.1f}; expected {least}"
-        )
-
-
 def shards(
     embed: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], rows: np.ndarray
 ) -> list[Shard]:
     """A table as its shards of `SHARD` rows, each made by `embed`, from rows to ids and vectors."""
     starts = range(0, len(rows), SHARD)
     return [functools.partial(embed, rows[start : start + SHARD]) for start in starts]
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of a results table.
-
-    Attributes:
-      method: what was measured.
-      metrics: by name.
-    """
-
-    method: str
-    metrics: dict[str, Estimate]
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A results table.
-
-    Attributes:
-      rows: the system's own first.
-      notes: lines to print below: what the figures rest on, and what speaks against them.
-    """
-
-    rows: list[Row]
-    notes: list[str]
-
-
-def add_share_of_oracle(rows: list[Row]) -> None:
-    """Adds each row's share of the oracle's Recall@10.
-
-    A row "METHOD, PART" is held against "oracle, PART" where there is such a row, and else against
-    "oracle", if there is that.
-    """
-    best = {row.method: row.metrics["R@10"].value for row in rows}
-    for row in rows:
-        _, _, part = row.method.partition(", ")
-        oracle = best.get(f"oracle, {part}", best.get("oracle"))
-        if oracle is not None:
-            share = row.metrics["R@10"].value / oracle if oracle else math.nan
-            row.metrics["of oracle"] = Estimate(share)
-
-
-def too_few(asked: str, more: str) -> str:
-    """The note of a table that rests on fewer than `ENOUGH`.
-
-    Args:
-      asked: how many of what.
-      more: the settings that leave more of them.
-    """
-    return f"{asked} are too few to tell methods apart; for more, raise {more}"
-
-
-def collapsed(
-    rows: Sequence[Row], overlaps: Mapping[str, float], popularity: Sequence[str]
-) -> list[str]:
-    """A note for each method whose results are nearly the same for everybody.
-
-    Args:
-      rows: of the table.
-      overlaps: by method, `metrics.overlap` of its results; those of other methods are not judged.
-      popularity: methods that show the same to everybody by intention, which are held against.
-    """
-    coverage = {row.method: row.metrics[COVERAGE].value for row in rows if COVERAGE in row.metrics}
-    usual = max((coverage[name] for name in popularity if name in coverage), default=0.0)
-    notes = []
-    for method, overlap in overlaps.items():
-        why = []
-        if coverage[method] < 2 * usual:
-            why.append(f"its {COVERAGE} is below twice popularity's")
-        if overlap > _ALIKE:
-            why.append(f"two of its lists have {overlap:.0%} in common")
-        if why:
-            notes.append(f"{method} has collapsed: {' and '.join(why)}")
-    return notes

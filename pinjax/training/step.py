@@ -63,10 +63,10 @@ def _decayed(params: Any) -> Any:
 
 
 def init_state(
-    system: system_lib.System, optimizer: optax.GradientTransformation, seed: int
+    trainable: system_lib.Trainable, optimizer: optax.GradientTransformation, seed: int
 ) -> State:
     init_key, key = jax.random.split(jax.random.key(seed))
-    params, sketches = system.init(init_key)
+    params, sketches = trainable.init(init_key)
     return State(
         step=jax.numpy.zeros((), jax.numpy.int32),
         params=params,
@@ -77,7 +77,7 @@ def init_state(
 
 
 def abstract_state(
-    system: system_lib.System,
+    trainable: system_lib.Trainable,
     optimizer: optax.GradientTransformation,
     config: ConfigDict,
     mesh: Mesh,
@@ -87,7 +87,7 @@ def abstract_state(
     Raises:
       InputError: where the section's rules do not fit the state.
     """
-    shapes = jax.eval_shape(lambda: init_state(system, optimizer, config.seed))
+    shapes = jax.eval_shape(lambda: init_state(trainable, optimizer, config.seed))
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         shapes,
@@ -96,14 +96,14 @@ def abstract_state(
 
 
 def make_step(
-    system: system_lib.System, optimizer: optax.GradientTransformation
+    trainable: system_lib.Trainable, optimizer: optax.GradientTransformation
 ) -> Callable[[State, Any, system_lib.Batch], tuple[State, system_lib.Metrics]]:
-    """(state, frozen, batch) -> (state, metrics), to be jitted with the state donated."""
+    """(state, constants, batch) -> (state, metrics), to be jitted with the state donated."""
 
-    def train_step(state: State, frozen: Any, batch: system_lib.Batch):
+    def train_step(state: State, constants: Any, batch: system_lib.Batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        (loss, (metrics, sketches)), grads = jax.value_and_grad(system.loss, has_aux=True)(
-            state.params, frozen, state.sketches, batch, key
+        (loss, (metrics, sketches)), grads = jax.value_and_grad(trainable.loss, has_aux=True)(
+            state.params, constants, state.sketches, batch, key
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(grads)}

@@ -8,6 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from pinjax.distributed import sharding
+from pinjax.evaluation import tables
+from pinjax.evaluation.metrics import Estimate
 from pinjax.systems import system as system_lib
 from pinjax.training import checkpoint, loop
 
@@ -48,9 +50,9 @@ def regression():
         def init(key):
             return {"kernel": jax.random.normal(key, (3,)), "bias": jnp.zeros(())}, jnp.zeros(())
 
-        def loss(params, frozen, sketches, batch, key):
+        def loss(params, constants, sketches, batch, key):
             noise = 0.01 * jax.random.normal(key, batch["x"].shape)
-            x = (batch["x"] + noise) * frozen
+            x = (batch["x"] + noise) * constants["factor"]
             error = x @ params["kernel"] + params["bias"] - batch["y"]
             return jnp.mean(error**2), ({"bias": params["bias"]}, sketches + 1)
 
@@ -67,17 +69,25 @@ def regression():
             return iter(made.to_iter_dataset(options))
 
         def evaluate(params, split):
-            metrics = {"error": system_lib.Estimate(float(jnp.abs(params["bias"])))}
+            metrics = {"error": Estimate(float(jnp.abs(params["bias"])))}
             disturb_evaluation(metrics)
-            return system_lib.Table([system_lib.Row("regression", metrics)], [])
+            return tables.Table([tables.Row("regression", metrics)], [])
 
+        constants = {"factor": jnp.full((3,), 2.0)}
         return system_lib.System(
-            init=init,
-            loss=loss,
-            frozen=jnp.full((3,), 2.0),
+            trainable=system_lib.Trainable(
+                init=init,
+                loss=loss,
+                constants=jax.eval_shape(lambda: constants),
+                batch=jax.eval_shape(lambda: batch(0)),
+                batch_size="data.rows",
+                embedders={},
+                search=None,
+            ),
+            constants=constants,
             batches=batches,
             evaluate=evaluate,
-            asked=lambda split: "nobody",
+            evaluated_on=lambda split: "nobody",
             metrics={"error": "min"},
             embed=None,
             embed_as_of=0,
