@@ -20,6 +20,7 @@ from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
+from pinjax.evaluation import evaluator as evaluator_lib
 from pinjax.evaluation import pair_source, tables, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import features, itemsage, product_features, temperature
