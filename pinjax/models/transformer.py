@@ -63,7 +63,7 @@ class Transformer(nn.Module):
             raise ValueError(f"width {width} is not divisible by {self.heads} heads")
         x = x.astype(self.dtype)
         if self.is_initializing():
-            x, _ = self._blocks(attention.by_xla, train, name="blocks")(x, mask)
+            x, _ = self._blocks(attention.by_xla, train, parent=self)(x, mask)
         else:
             x = self._by_platform(self.variables["params"]["blocks"], x, mask, train)
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
@@ -73,9 +73,8 @@ class Transformer(nn.Module):
         rngs = {"dropout": self.make_rng("dropout")} if train and self.dropout else {}
 
         def run(attend, params, x, mask, rngs, on_cuda=False):
-            blocks = self._blocks(attend, train, on_cuda=on_cuda)
-            with jax.named_scope("blocks"):
-                x, _ = blocks.apply({"params": params}, x, mask, rngs=rngs)
+            blocks = self._blocks(attend, train, on_cuda)
+            x, _ = blocks.apply({"params": params}, x, mask, rngs=rngs)
             return x
 
         def cudnn(params, x, mask, rngs):
@@ -96,8 +95,8 @@ class Transformer(nn.Module):
             forms["cuda"] = functools.partial(run, attention.by_xla, on_cuda=True)
         return lax.platform_dependent(params, x, mask, rngs, **forms)
 
-    def _blocks(self, attend, train, on_cuda=False, name=None):
-        """All blocks as one module: a submodule if it has a name, else one to be applied alone."""
+    def _blocks(self, attend, train, on_cuda=False, parent=None):
+        """All blocks as one module; without a parent it is applied to parameters by itself."""
         # What a loop carries is copied: on a CPU, a third of the time of two layers. On a GPU so is
         # all that the backward pass needs, a third of the time of six: there it is no loop.
         block = nn.remat(Block, prevent_cse=on_cuda) if self.remat else Block
@@ -115,7 +114,8 @@ class Transformer(nn.Module):
             attend=attend,
             scaled_attention=self.scaled_attention,
             as_matrix=on_cuda,
-            **{"name": name} if name else {"parent": None},
+            name="blocks",
+            parent=parent,
         )
 
 

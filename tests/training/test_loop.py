@@ -54,8 +54,8 @@ def test_steps_are_adamw_with_clipping_warm_up_and_cosine(unbroken, regression):
         x = np.column_stack([(batch["x"] + noise) * 2.0, np.ones(8)])
         grad = 2 * x.T @ (x @ theta - batch["y"]) / 8
         grad *= min(1.0, 0.5 / np.linalg.norm(grad))
-        m, v = 0.9 * m + 0.1 * grad, 0.99 * v + 0.01 * grad**2
-        m_hat, v_hat = m / (1 - 0.9 ** (number + 1)), v / (1 - 0.99 ** (number + 1))
+        m, v = 0.9 * m + 0.1 * grad, 0.98 * v + 0.02 * grad**2
+        m_hat, v_hat = m / (1 - 0.9 ** (number + 1)), v / (1 - 0.98 ** (number + 1))
         rate = 0.1 * (number / 2 if number < 2 else 0.5 * (1 + np.cos(np.pi * (number - 2) / 10)))
         decay = 0.1 * np.append(theta[:3], 0.0)
         theta -= rate * (m_hat / (np.sqrt(v_hat) + 1e-8) + decay)
