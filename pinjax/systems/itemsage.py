@@ -26,127 +26,6 @@ from pinjax.models import features, itemsage, product_features, temperature
 from pinjax.systems import counts, engagements, product_table, system
 
 
-def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses a config that does not fit itself or the mesh, whatever the data."""
-    model = config.model
-    system.check_heads(model)
-    if model.residual and not model.image_slots:
-        raise InputError("model.residual needs images; expected model.image_slots above 0")
-    if not model.image_slots and not model.texts:
-        raise InputError("model.texts and model.image_slots: expected texts, images or both")
-    sharding.check(mesh, config.train)
-    sharding.check_batch(mesh, "data.pairs", config.data.pairs)
-    sharding.check_batch(mesh, "loss.num_random_negatives", config.loss.num_random_negatives)
-
-
-def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
-    """The product tower and its loss, for a data set with pairs."""
-    spec.need("pairs")
-    product_table.check(config, spec)
-    made_up = engagements.without_data(config, spec)
-    encoder = make_encoder(config, sum(spec.vocabulary), mesh)
-    capacities = product_table.token_capacities(config, mesh, spec, made_up)
-    queries = sharding.abstract_table(
-        mesh, encoder.tables, (spec.num_queries, spec.query_dim), jnp.bfloat16
-    )
-    corpus = jax.ShapeDtypeStruct((spec.num_engaged,), jnp.int32)
-
-    def products(params: Any, constants: dict[str, Any], rows: jax.Array) -> jax.Array:
-        room = capacities["catalogue"]
-        return encode(encoder, mesh, room, params["encoder"], constants["products"], rows)
-
-    rows = jax.ShapeDtypeStruct((product_table.rows_at_once(mesh),), jnp.int32)
-    widths = counts.widths_of_pairs(config.loss, spec)
-    return system.Trainable(
-        init=functools.partial(init, encoder, config.loss, widths, spec.image_dim),
-        loss=functools.partial(loss, encoder, config.loss, mesh, capacities, spec.tasks),
-        constants={
-            "products": product_table.abstract(config, mesh, encoder.tables, spec),
-            "queries": queries,
-            "corpus": sharding.abstract(mesh, corpus),
-        },
-        batch=engagements.abstract_batch(mesh, made_up),
-        batch_size="data.pairs",
-        embedders={
-            "products": system.Embedder(sharding.shared_out(mesh, products), ("products",), rows)
-        },
-        search=system.Search(spec.num_items, config.model.embedding_dim, 100),
-    )
-
-
-def bind(
-    trainable: system.Trainable, config: ConfigDict, mesh: Mesh, dataset: Dataset
-) -> system.System:
-    """ItemSage on a data set."""
-    spec = dataset.spec
-    train_batches = engagements.batches_of(config, spec, dataset.pairs("train"))
-    products = product_table.read(config, dataset)
-    # Random negatives are products that were engaged with. What else there is would only be
-    # learned, by its tokens, to be never wanted.
-    corpus = np.unique(dataset.pairs("train")["item"]).astype(np.int32)
-    tables = sharding.table_layout(mesh, config.train)
-    place = functools.partial(sharding.place_table, mesh, tables)
-    constants = {
-        "products": jax.tree.map(place, products),
-        "queries": place(dataset.queries.vectors.astype(jnp.bfloat16)),
-        "corpus": jax.device_put(corpus, sharding.replicated(mesh)),
-    }
-    found = product_table.findable(products)
-    rows = np.flatnonzero(found)
-    evaluator = product_retrieval.ProductRetrieval(
-        "ItemSage", dataset, tuple(train_batches.tasks), found, config.evaluate
-    )
-    lengths = product_table.num_values(products["texts"])
-    capacities = product_table.token_capacities(config, mesh, spec, train_batches)
-
-    def embed_items(params: Any, rows: np.ndarray) -> np.ndarray:
-        embed = functools.partial(trainable.embedders["products"], params, constants)
-        return product_table.embed_rows(embed, rows, lengths, mesh, capacities["catalogue"])
-
-    def embed_queries(rows: np.ndarray) -> np.ndarray:
-        return np.asarray(features.unit_length(jnp.asarray(dataset.queries.vectors[rows])))
-
-    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
-        items = np.zeros((spec.num_items, config.model.embedding_dim), np.float32)
-        items[rows] = embed_items(params, rows)
-        return evaluator(embed_queries, jnp.asarray(items), split, full)
-
-    def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
-        del moment  # an item is what it is
-
-        def item_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return dataset.catalogue.ids[rows], embed_items(params, rows)
-
-        def query_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return dataset.queries.ids[rows], embed_queries(rows)
-
-        return {
-            "items": system.shards(item_shard, rows),
-            "queries": system.shards(query_shard, np.arange(spec.num_queries)),
-        }
-
-    widths = counts.widths_of_pairs(config.loss, spec)
-    counted = counts.count_pairs(train_batches.pairs, widths, config.data.pairs)
-
-    def check_training() -> None:
-        counts.check(config, counted)
-        engagements.check_training(train_batches, in_batch=config.loss.terms == "in_batch")
-
-    return system.System(
-        trainable=trainable,
-        constants=constants,
-        batches=functools.partial(train_batches.iterate, workers=config.data.workers),
-        evaluate=evaluate,
-        asked=evaluator.asked,
-        metrics=evaluator.metrics,
-        embed=embed,
-        embed_as_of=spec.train_end,
-        check_training=check_training,
-        summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
-        identity={"dataset": spec.digest, **dataset.frozen},
-    )
-
-
 def make_encoder(config: ConfigDict, num_tokens: int, mesh: Mesh) -> itemsage.ItemSage:
     """The product tower, for a vocabulary of so many tokens."""
     model = dict(config.model)
@@ -286,3 +165,124 @@ def loss(
         where = batch["task"] == row
         metrics[f"loss/{name}"] = jnp.mean(losses, where=where)
     return losses.mean(), (metrics, sketches)
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses a config that does not fit itself or the mesh, whatever the data."""
+    model = config.model
+    system.check_heads(model)
+    if model.residual and not model.image_slots:
+        raise InputError("model.residual needs images; expected model.image_slots above 0")
+    if not model.image_slots and not model.texts:
+        raise InputError("model.texts and model.image_slots: expected texts, images or both")
+    sharding.check(mesh, config.train)
+    sharding.check_batch(mesh, "data.pairs", config.data.pairs)
+    sharding.check_batch(mesh, "loss.num_random_negatives", config.loss.num_random_negatives)
+
+
+def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
+    """The product tower and its loss, for a data set with pairs."""
+    spec.need("pairs")
+    product_table.check(config, spec)
+    made_up = engagements.without_data(config, spec)
+    encoder = make_encoder(config, sum(spec.vocabulary), mesh)
+    capacities = product_table.token_capacities(config, mesh, spec, made_up)
+    queries = sharding.abstract_table(
+        mesh, encoder.tables, (spec.num_queries, spec.query_dim), jnp.bfloat16
+    )
+    corpus = jax.ShapeDtypeStruct((spec.num_engaged,), jnp.int32)
+
+    def products(params: Any, constants: dict[str, Any], rows: jax.Array) -> jax.Array:
+        room = capacities["catalogue"]
+        return encode(encoder, mesh, room, params["encoder"], constants["products"], rows)
+
+    rows = jax.ShapeDtypeStruct((product_table.rows_at_once(mesh),), jnp.int32)
+    widths = counts.widths_of_pairs(config.loss, spec)
+    return system.Trainable(
+        init=functools.partial(init, encoder, config.loss, widths, spec.image_dim),
+        loss=functools.partial(loss, encoder, config.loss, mesh, capacities, spec.tasks),
+        constants={
+            "products": product_table.abstract(config, mesh, encoder.tables, spec),
+            "queries": queries,
+            "corpus": sharding.abstract(mesh, corpus),
+        },
+        batch=engagements.abstract_batch(mesh, made_up),
+        batch_size="data.pairs",
+        embedders={
+            "products": system.Embedder(sharding.shared_out(mesh, products), ("products",), rows)
+        },
+        search=system.Search(spec.num_items, config.model.embedding_dim, 100),
+    )
+
+
+def bind(
+    trainable: system.Trainable, config: ConfigDict, mesh: Mesh, dataset: Dataset
+) -> system.System:
+    """ItemSage on a data set."""
+    spec = dataset.spec
+    train_batches = engagements.batches_of(config, spec, dataset.pairs("train"))
+    products = product_table.read(config, dataset)
+    # Random negatives are products that were engaged with. What else there is would only be
+    # learned, by its tokens, to be never wanted.
+    corpus = np.unique(dataset.pairs("train")["item"]).astype(np.int32)
+    tables = sharding.table_layout(mesh, config.train)
+    place = functools.partial(sharding.place_table, mesh, tables)
+    constants = {
+        "products": jax.tree.map(place, products),
+        "queries": place(dataset.queries.vectors.astype(jnp.bfloat16)),
+        "corpus": jax.device_put(corpus, sharding.replicated(mesh)),
+    }
+    found = product_table.findable(products)
+    rows = np.flatnonzero(found)
+    evaluator = product_retrieval.ProductRetrieval(
+        "ItemSage", dataset, tuple(train_batches.tasks), found, config.evaluate
+    )
+    lengths = product_table.num_values(products["texts"])
+    capacities = product_table.token_capacities(config, mesh, spec, train_batches)
+
+    def embed_items(params: Any, rows: np.ndarray) -> np.ndarray:
+        embed = functools.partial(trainable.embedders["products"], params, constants)
+        return product_table.embed_rows(embed, rows, lengths, mesh, capacities["catalogue"])
+
+    def embed_queries(rows: np.ndarray) -> np.ndarray:
+        return np.asarray(features.unit_length(jnp.asarray(dataset.queries.vectors[rows])))
+
+    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
+        items = np.zeros((spec.num_items, config.model.embedding_dim), np.float32)
+        items[rows] = embed_items(params, rows)
+        return evaluator(embed_queries, jnp.asarray(items), split, full)
+
+    def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
+        del moment  # an item is what it is
+
+        def item_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return dataset.catalogue.ids[rows], embed_items(params, rows)
+
+        def query_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return dataset.queries.ids[rows], embed_queries(rows)
+
+        return {
+            "items": system.shards(item_shard, rows),
+            "queries": system.shards(query_shard, np.arange(spec.num_queries)),
+        }
+
+    widths = counts.widths_of_pairs(config.loss, spec)
+    counted = counts.count_pairs(train_batches.pairs, widths, config.data.pairs)
+
+    def check_training() -> None:
+        counts.check(config, counted)
+        engagements.check_training(train_batches, in_batch=config.loss.terms == "in_batch")
+
+    return system.System(
+        trainable=trainable,
+        constants=constants,
+        batches=functools.partial(train_batches.iterate, workers=config.data.workers),
+        evaluate=evaluate,
+        asked=evaluator.asked,
+        metrics=evaluator.metrics,
+        embed=embed,
+        embed_as_of=spec.train_end,
+        check_training=check_training,
+        summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
+        identity={"dataset": spec.digest, **dataset.frozen},
+    )

@@ -30,122 +30,6 @@ from pinjax.systems import counts, histories, item_table, system
 _ROWS = 2**14  # items embedded at a time
 
 
-def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses a config that does not fit itself or the mesh, whatever the data."""
-    negatives = config.loss.num_in_batch_negatives, config.loss.num_random_negatives
-    word, enough = ("and", all) if config.loss.terms == "summed" else ("or", any)
-    if not enough(negatives):
-        raise InputError(
-            f"loss.terms={config.loss.terms}: expected loss.num_in_batch_negatives {word} "
-            "loss.num_random_negatives above 0"
-        )
-    system.check_heads(config.model)
-    item_table.check(config)
-    histories.check(config, mesh)
-
-
-def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
-    """The two towers and their loss, for a data set with timelines."""
-    spec.need("timelines")
-    model = make_model(config, spec, mesh)
-    constants = item_table.ItemTable.create(config, mesh, spec).abstract(spec)
-
-    def items(params: Any, constants: dict[str, Any], rows: jax.Array) -> jax.Array:
-        content, times = constants["content"], constants["popularity_times"]
-        return model.apply(params, content, rows, popularity_times=times, method="items")
-
-    rows = jax.ShapeDtypeStruct((min(spec.num_items, _ROWS),), jnp.int32)
-    history = histories.abstract_history(mesh, config.evaluate.batch, config.data.length)
-    users = sharding.shared_out(mesh, functools.partial(served, model))
-    read = "content", "popularity_times"
-    return system.Trainable(
-        init=functools.partial(init, model, config.loss, constants),
-        loss=functools.partial(loss, model, config.loss, mesh),
-        constants=constants,
-        batch=histories.abstract_batch(config, make_sampler(config, spec), spec, mesh),
-        batch_size="data.users",
-        embedders={
-            "users": system.Embedder(users, read, history),
-            "items": system.Embedder(sharding.shared_out(mesh, items), read, rows),
-        },
-        search=system.Search(
-            min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 50
-        ),
-    )
-
-
-def bind(
-    trainable: system.Trainable, config: ConfigDict, mesh: Mesh, dataset: Dataset
-) -> system.System:
-    """PinnerFormer on a data set."""
-    spec = dataset.spec
-    sampler = make_sampler(config, spec)
-    train_batches = histories.batches_of(config, sampler, dataset)
-    table = item_table.ItemTable.create(config, mesh, spec)
-    constants = table.place(dataset)
-    evaluator = user_retrieval.UserRetrieval(
-        "PinnerFormer", dataset, sampler.positives, config.data.length, config.evaluate
-    )
-    towers = make_towers(trainable, table, dataset, constants)
-
-    def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
-        embed_histories, embed_rows = towers(params, moment)
-
-        def items(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return dataset.catalogue.ids[rows], embed_rows(rows)
-
-        return {
-            "users": histories.user_shards(config, dataset, embed_histories, moment),
-            "items": system.shards(items, np.arange(spec.num_items)),
-        }
-
-    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
-        return evaluator(functools.partial(towers, params), split, full)
-
-    labels = config.data.users * sampler.pairs
-    acted = dataset.catalogue.counts  # of all actions, as labels are about
-    counted = {"items": counts.Counted(config.loss.sketch_width, acted[acted > 0], labels)}
-
-    def check_training() -> None:
-        counts.check(config, counted)
-        histories.check_training(config, dataset, train_batches)
-
-    return system.System(
-        trainable=trainable,
-        constants=constants,
-        batches=functools.partial(train_batches.iterate, workers=config.data.workers),
-        evaluate=evaluate,
-        asked=evaluator.asked,
-        metrics=evaluator.metrics,
-        embed=embed,
-        embed_as_of=spec.train_end,
-        check_training=check_training,
-        summary=histories.summary(spec, train_batches) | counts.summary(config, counted),
-        identity={"dataset": spec.digest},
-    )
-
-
-def make_towers(
-    trainable: system.Trainable,
-    table: item_table.ItemTable,
-    dataset: Dataset,
-    constants: item_table.Constants,
-) -> Callable[[Any, int], user_retrieval.Towers]:
-    """(params, moment) -> towers, whose popularity is what an index built at the moment knows."""
-
-    def towers(params: Any, moment: int) -> user_retrieval.Towers:
-        then = table.as_of(dataset, constants, moment)
-        embed_users = functools.partial(trainable.embedders["users"], params, then)
-        embed_items = functools.partial(trainable.embedders["items"], params, then)
-
-        def embed_rows(rows: np.ndarray) -> np.ndarray:
-            return batching.in_batches(embed_items, rows.astype(np.int32), min(len(rows), _ROWS))
-
-        return user_retrieval.Towers(embed_users, embed_rows)
-
-    return towers
-
-
 def make_model(config: ConfigDict, spec: Spec, mesh: Mesh) -> pinnerformer.PinnerFormer:
     """The two towers, sized for the data set (§3.1, §3.2)."""
     return pinnerformer.PinnerFormer(
@@ -156,20 +40,6 @@ def make_model(config: ConfigDict, spec: Spec, mesh: Mesh) -> pinnerformer.Pinne
         tables=sharding.table_layout(mesh, config.train),
         mesh=mesh,
         **config.model,
-    )
-
-
-def make_sampler(config: ConfigDict, spec: Spec) -> windows.Sampler:
-    """What draws a user's window and labels (§3.4, §3.5)."""
-    return windows.Sampler(
-        length=config.data.length,
-        objective=config.objective.name,
-        labels=config.objective.labels,
-        horizon=config.objective.horizon,
-        positives=windows.Positives.create(spec, config.data.positives, config.data.surfaces),
-        train_end=spec.train_end,
-        last_action_share=config.objective.last_action_share,
-        leave_one_out=spec.leave_one_out,
     )
 
 
@@ -285,6 +155,20 @@ def choose(key: jax.Array, labels: jax.Array, count: int) -> jax.Array:
     return lax.top_k(priority, min(count, len(labels)))[1]
 
 
+def make_sampler(config: ConfigDict, spec: Spec) -> windows.Sampler:
+    """What draws a user's window and labels (§3.4, §3.5)."""
+    return windows.Sampler(
+        length=config.data.length,
+        objective=config.objective.name,
+        labels=config.objective.labels,
+        horizon=config.objective.horizon,
+        positives=windows.Positives.create(spec, config.data.positives, config.data.surfaces),
+        train_end=spec.train_end,
+        last_action_share=config.objective.last_action_share,
+        leave_one_out=spec.leave_one_out,
+    )
+
+
 def served(
     model: pinnerformer.PinnerFormer, params: Any, constants: dict[str, Any], history: system.Batch
 ) -> jax.Array:
@@ -295,3 +179,119 @@ def served(
     return model.apply(params, content, history, newest, popularity_times=times, method="users")[
         :, 0
     ]
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses a config that does not fit itself or the mesh, whatever the data."""
+    negatives = config.loss.num_in_batch_negatives, config.loss.num_random_negatives
+    word, enough = ("and", all) if config.loss.terms == "summed" else ("or", any)
+    if not enough(negatives):
+        raise InputError(
+            f"loss.terms={config.loss.terms}: expected loss.num_in_batch_negatives {word} "
+            "loss.num_random_negatives above 0"
+        )
+    system.check_heads(config.model)
+    item_table.check(config)
+    histories.check(config, mesh)
+
+
+def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
+    """The two towers and their loss, for a data set with timelines."""
+    spec.need("timelines")
+    model = make_model(config, spec, mesh)
+    constants = item_table.ItemTable.create(config, mesh, spec).abstract(spec)
+
+    def items(params: Any, constants: dict[str, Any], rows: jax.Array) -> jax.Array:
+        content, times = constants["content"], constants["popularity_times"]
+        return model.apply(params, content, rows, popularity_times=times, method="items")
+
+    rows = jax.ShapeDtypeStruct((min(spec.num_items, _ROWS),), jnp.int32)
+    history = histories.abstract_history(mesh, config.evaluate.batch, config.data.length)
+    users = sharding.shared_out(mesh, functools.partial(served, model))
+    read = "content", "popularity_times"
+    return system.Trainable(
+        init=functools.partial(init, model, config.loss, constants),
+        loss=functools.partial(loss, model, config.loss, mesh),
+        constants=constants,
+        batch=histories.abstract_batch(config, make_sampler(config, spec), spec, mesh),
+        batch_size="data.users",
+        embedders={
+            "users": system.Embedder(users, read, history),
+            "items": system.Embedder(sharding.shared_out(mesh, items), read, rows),
+        },
+        search=system.Search(
+            min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 50
+        ),
+    )
+
+
+def bind(
+    trainable: system.Trainable, config: ConfigDict, mesh: Mesh, dataset: Dataset
+) -> system.System:
+    """PinnerFormer on a data set."""
+    spec = dataset.spec
+    sampler = make_sampler(config, spec)
+    train_batches = histories.batches_of(config, sampler, dataset)
+    table = item_table.ItemTable.create(config, mesh, spec)
+    constants = table.place(dataset)
+    evaluator = user_retrieval.UserRetrieval(
+        "PinnerFormer", dataset, sampler.positives, config.data.length, config.evaluate
+    )
+    towers = make_towers(trainable, table, dataset, constants)
+
+    def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
+        embed_histories, embed_rows = towers(params, moment)
+
+        def items(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return dataset.catalogue.ids[rows], embed_rows(rows)
+
+        return {
+            "users": histories.user_shards(config, dataset, embed_histories, moment),
+            "items": system.shards(items, np.arange(spec.num_items)),
+        }
+
+    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
+        return evaluator(functools.partial(towers, params), split, full)
+
+    labels = config.data.users * sampler.pairs
+    acted = dataset.catalogue.counts  # of all actions, as labels are about
+    counted = {"items": counts.Counted(config.loss.sketch_width, acted[acted > 0], labels)}
+
+    def check_training() -> None:
+        counts.check(config, counted)
+        histories.check_training(config, dataset, train_batches)
+
+    return system.System(
+        trainable=trainable,
+        constants=constants,
+        batches=functools.partial(train_batches.iterate, workers=config.data.workers),
+        evaluate=evaluate,
+        asked=evaluator.asked,
+        metrics=evaluator.metrics,
+        embed=embed,
+        embed_as_of=spec.train_end,
+        check_training=check_training,
+        summary=histories.summary(spec, train_batches) | counts.summary(config, counted),
+        identity={"dataset": spec.digest},
+    )
+
+
+def make_towers(
+    trainable: system.Trainable,
+    table: item_table.ItemTable,
+    dataset: Dataset,
+    constants: item_table.Constants,
+) -> Callable[[Any, int], user_retrieval.Towers]:
+    """(params, moment) -> towers, whose popularity is what an index built at the moment knows."""
+
+    def towers(params: Any, moment: int) -> user_retrieval.Towers:
+        then = table.as_of(dataset, constants, moment)
+        embed_users = functools.partial(trainable.embedders["users"], params, then)
+        embed_items = functools.partial(trainable.embedders["items"], params, then)
+
+        def embed_rows(rows: np.ndarray) -> np.ndarray:
+            return batching.in_batches(embed_items, rows.astype(np.int32), min(len(rows), _ROWS))
+
+        return user_retrieval.Towers(embed_users, embed_rows)
+
+    return towers

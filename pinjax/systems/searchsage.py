@@ -28,6 +28,53 @@ from pinjax.systems import counts, engagements, query_tower, system
 ENCODED = 256  # queries encoded at a time where all of them are embedded
 
 
+def init(tower: query_tower.Tower, config: ConfigDict, key: jax.Array) -> tuple[Any, Any]:
+    """Parameters, and the sketch that counts how often an item is an answer."""
+    params_key, sketch_key = jax.random.split(key)
+    params = {
+        "tower": tower.init(params_key),
+        "temperature": temperature.Temperature().init(params_key),
+    }
+    sketch = count_min_sketch.init(
+        sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
+    )
+    return params, sketch
+
+
+def loss(
+    tower: query_tower.Tower,
+    config: ConfigDict,
+    mesh: Mesh,
+    params: Any,
+    constants: dict[str, Any],
+    sketch: count_min_sketch.CountMinSketch,
+    batch: system.Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
+    """The softmax of a global batch of pairs over the batch's items, with logQ correction."""
+    del key
+    everywhere = functools.partial(
+        lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
+    )
+    queries = tower.embed(mesh, params["tower"], constants["texts"], batch["query"])
+    positives = tower.tables.gather(constants["items"], batch["item"])
+    ids, embeddings = everywhere((batch["item"], positives))
+    sketch = sharding.on_each(mesh, count_min_sketch.add)(sketch, ids)
+    log_q = jnp.float32(config.log_q) * sampled_softmax.log_expected_count(
+        count_min_sketch.log_probability(sketch, ids), len(ids), 0, len(constants["items"])
+    )
+    scale = temperature.Temperature().apply(params["temperature"])
+    # Masked are a pair's own item and all others of its query in the batch.
+    losses = sampled_softmax.sampled_softmax(
+        queries[:, None],
+        positives[:, None],
+        sampled_softmax.Negatives(embeddings, ids, log_q, log_q[:, None]),
+        scale,
+        batch["excluded"],
+    )
+    return losses.mean(), ({"temperature": 1 / scale}, sketch)
+
+
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
     if config.model.encoder == "bert" and not config.model.pretrained:
@@ -131,50 +178,3 @@ def bind(
         summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
         identity={"dataset": spec.digest, **dataset.frozen},
     )
-
-
-def init(tower: query_tower.Tower, config: ConfigDict, key: jax.Array) -> tuple[Any, Any]:
-    """Parameters, and the sketch that counts how often an item is an answer."""
-    params_key, sketch_key = jax.random.split(key)
-    params = {
-        "tower": tower.init(params_key),
-        "temperature": temperature.Temperature().init(params_key),
-    }
-    sketch = count_min_sketch.init(
-        sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
-    )
-    return params, sketch
-
-
-def loss(
-    tower: query_tower.Tower,
-    config: ConfigDict,
-    mesh: Mesh,
-    params: Any,
-    constants: dict[str, Any],
-    sketch: count_min_sketch.CountMinSketch,
-    batch: system.Batch,
-    key: jax.Array,
-) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
-    """The softmax of a global batch of pairs over the batch's items, with logQ correction."""
-    del key
-    everywhere = functools.partial(
-        lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
-    )
-    queries = tower.embed(mesh, params["tower"], constants["texts"], batch["query"])
-    positives = tower.tables.gather(constants["items"], batch["item"])
-    ids, embeddings = everywhere((batch["item"], positives))
-    sketch = sharding.on_each(mesh, count_min_sketch.add)(sketch, ids)
-    log_q = jnp.float32(config.log_q) * sampled_softmax.log_expected_count(
-        count_min_sketch.log_probability(sketch, ids), len(ids), 0, len(constants["items"])
-    )
-    scale = temperature.Temperature().apply(params["temperature"])
-    # Masked are a pair's own item and all others of its query in the batch.
-    losses = sampled_softmax.sampled_softmax(
-        queries[:, None],
-        positives[:, None],
-        sampled_softmax.Negatives(embeddings, ids, log_q, log_q[:, None]),
-        scale,
-        batch["excluded"],
-    )
-    return losses.mean(), ({"temperature": 1 / scale}, sketch)
