@@ -58,10 +58,7 @@ def init(
         "encoder": encoder.init(params_key, images, image_mask, tokens, segments, 1),
         "temperature": temperature.Temperature().init(params_key),
     }
-    sketches = {
-        name: count_min_sketch.init(sketch_key, config.sketch_depth, width, config.sketch_decay)
-        for name, width in widths.items()
-    }
+    sketches = {name: counts.sketch(sketch_key, config, width) for name, width in widths.items()}
     return params, sketches
 
 
@@ -100,9 +97,7 @@ def loss(
     key: jax.Array,
 ) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
     """The loss of a global batch of pairs (§4.2): L_pos + L_neg, or one normaliser over both."""
-    everywhere = functools.partial(
-        lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
-    )
+    everywhere = sharding.everywhere(mesh)
     corpus = constants["corpus"]
     size, num_random = len(batch["item"]), config.num_random_negatives
 

@@ -55,10 +55,7 @@ def init(
     if times is not None:
         times = jnp.zeros(times.shape, times.dtype)
     params = model.clone(mesh=None).init(params_key, content, history, times)  # for one user
-    sketch = count_min_sketch.init(
-        sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
-    )
-    return params, sketch
+    return params, counts.sketch(sketch_key, config, config.sketch_width)
 
 
 def loss(
@@ -72,9 +69,7 @@ def loss(
     key: jax.Array,
 ) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
     """The loss of a global batch (§3.3), with labels as the objective drew them (§3.4)."""
-    everywhere = functools.partial(
-        lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
-    )
+    everywhere = sharding.everywhere(mesh)
     choice_key, random_key, dropout_key = jax.random.split(key, 3)
     content, times = constants["content"], constants["popularity_times"]
     corpus = constants["corpus"]

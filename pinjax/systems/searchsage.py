@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -35,10 +34,7 @@ def init(tower: query_tower.Tower, config: ConfigDict, key: jax.Array) -> tuple[
         "tower": tower.init(params_key),
         "temperature": temperature.Temperature().init(params_key),
     }
-    sketch = count_min_sketch.init(
-        sketch_key, config.sketch_depth, config.sketch_width, config.sketch_decay
-    )
-    return params, sketch
+    return params, counts.sketch(sketch_key, config, config.sketch_width)
 
 
 def loss(
@@ -53,9 +49,7 @@ def loss(
 ) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
     """The softmax of a global batch of pairs over the batch's items, with logQ correction."""
     del key
-    everywhere = functools.partial(
-        lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
-    )
+    everywhere = sharding.everywhere(mesh)
     queries = tower.embed(mesh, params["tower"], constants["texts"], batch["query"])
     positives = tower.tables.gather(constants["items"], batch["item"])
     ids, embeddings = everywhere((batch["item"], positives))
