@@ -1,4 +1,4 @@
-"""Rooms import each other one way, as DESIGN's arrows run, and files stay short."""
+"""Rooms import each other one way alone, and files stay short."""
 
 import ast
 import pathlib
@@ -25,8 +25,8 @@ ARROWS = {
     "distributed": set(),
     "ground": set(),
 }
-# Of `models`, tables whose rows lie on many devices are all that they need of `distributed`; the
-# loop and the step know a system by its types alone.
+# Of a room that may be imported, the modules that may be: models need no more of `distributed` than
+# tables whose rows lie on many devices, and training knows a system by its types alone.
 MODULES = {
     "models": {"distributed": {"sharded_table"}},
     "training": {"systems": {"system"}},

@@ -1,6 +1,7 @@
 """The device mesh, and where arrays lie on it."""
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -49,6 +50,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def over_data(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def everywhere(mesh: Mesh) -> Callable[[Any], Any]:
+    """Inside a compiled function: from arrays to the same on every device."""
+    return functools.partial(lax.with_sharding_constraint, shardings=replicated(mesh))
 
 
 def by_rows(

@@ -3,12 +3,18 @@
 import math
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch
+
+
+def sketch(key: jax.Array, config: ConfigDict, width: int) -> count_min_sketch.CountMinSketch:
+    """A sketch of so many counters a row, as the section `loss` of a run's config says."""
+    return count_min_sketch.init(key, count_min_sketch.DEPTH, width, config.sketch_decay)
 
 
 class Counted(NamedTuple):

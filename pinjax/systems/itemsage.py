@@ -27,6 +27,142 @@ from pinjax.models import features, itemsage, product_features, temperature
 from pinjax.systems import counts, engagements, product_table, system
 
 
+def make_encoder(config: ConfigDict, num_tokens: int, mesh: Mesh) -> itemsage.ItemSage:
+    """The product tower, for a vocabulary of so many tokens."""
+    model = dict(config.model)
+    slots, texts = model.pop("image_slots"), model.pop("texts")
+    return itemsage.ItemSage(
+        image_features=(("image", "image", slots),) if slots else (),
+        text_features=texts,
+        num_tokens=num_tokens,
+        tables=sharding.table_layout(mesh, config.train),
+        **model,
+    )
+
+
+def init(
+    encoder: itemsage.ItemSage,
+    config: ConfigDict,
+    widths: dict[str, int],
+    image_dim: int,
+    key: jax.Array,
+) -> tuple[Any, Any]:
+    """Parameters, and sketches that count products, queries and pairs of them."""
+    params_key, sketch_key = jax.random.split(key)
+    images = image_mask = tokens = segments = None
+    if encoder.image_features:
+        image_mask = jnp.ones((1, encoder.image_features[0][-1]), bool)
+        images = jnp.zeros((*image_mask.shape, image_dim))
+    if encoder.text_features:
+        tokens = segments = jnp.zeros(1, jnp.int32)
+    params = {
+        "encoder": encoder.init(params_key, images, image_mask, tokens, segments, 1),
+        "temperature": temperature.Temperature().init(params_key),
+    }
+    sketches = {name: counts.sketch(sketch_key, config, width) for name, width in widths.items()}
+    return params, sketches
+
+
+def encode(
+    encoder: itemsage.ItemSage,
+    mesh: Mesh,
+    capacity: int,
+    params: Any,
+    products: dict[str, product_features.Ragged],
+    rows: jax.Array,
+) -> jax.Array:
+    """The embeddings of products, float32 (rows, dim), each device those of its share of the rows.
+
+    Where their tokens do not fit in the capacity (`token_capacities`), all are NaN.
+    """
+
+    on_device = encoder.clone(tables=encoder.tables.on_device())
+
+    def of_device(params, products, rows):
+        inputs, fits = product_table.gather(on_device, products, rows, capacity)
+        return jnp.where(fits, on_device.apply(params, *inputs), jnp.nan)
+
+    return sharding.by_rows(mesh, encoder.tables, of_device)(params, products, rows)
+
+
+def loss(
+    encoder: itemsage.ItemSage,
+    config: ConfigDict,
+    mesh: Mesh,
+    capacities: dict[str, int],
+    tasks: tuple[str, ...],
+    params: Any,
+    constants: dict[str, Any],
+    sketches: dict[str, count_min_sketch.CountMinSketch],
+    batch: system.Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
+    """The loss of a global batch of pairs (§4.2): L_pos + L_neg, or one normaliser over both."""
+    everywhere = sharding.everywhere(mesh)
+    corpus = constants["corpus"]
+    size, num_random = len(batch["item"]), config.num_random_negatives
+
+    def embed(rows: jax.Array, capacity: str) -> jax.Array:
+        rows = lax.with_sharding_constraint(rows, sharding.over_data(mesh))
+        return encode(
+            encoder, mesh, capacities[capacity], params["encoder"], constants["products"], rows
+        )
+
+    queries = features.unit_length(encoder.tables.gather(constants["queries"], batch["query"]))
+    positives = embed(batch["item"], "positives")
+    random_rows = corpus[jax.random.randint(key, (num_random,), 0, len(corpus))]
+
+    # How often products, queries and their pairs have come, over all devices.
+    all_queries, all_products = everywhere((batch["query"], batch["item"]))
+    seen = {
+        "products": all_products,
+        "queries": all_queries,
+        "pairs": count_min_sketch.pair_ids(all_queries, all_products),
+    }
+    add = sharding.on_each(mesh, count_min_sketch.add)
+    sketches = {name: add(sketches[name], ids) for name, ids in seen.items()}
+    # log P(p | q) of each pair, whose count may be too high by more than that of its query.
+    share = count_min_sketch.count(sketches["pairs"], seen["pairs"])
+    share /= count_min_sketch.count(sketches["queries"], all_queries)
+    positive_log_q = jnp.log(jnp.minimum(share, 1))
+
+    scale = temperature.Temperature().apply(params["temperature"])
+    corrected = jnp.float32(config.log_q)
+
+    def term(ids: jax.Array, embeddings: jax.Array, num_batch: int, num_random: int) -> jax.Array:
+        """Masked are a pair's own product and all others of its query in the batch."""
+        log_q = sampled_softmax.log_expected_count(
+            count_min_sketch.log_probability(sketches["products"], ids),
+            *(num_batch, num_random, len(corpus)),
+        )
+        negatives = sampled_softmax.Negatives(
+            embeddings, ids, corrected * log_q, corrected * positive_log_q[:, None]
+        )
+        return sampled_softmax.sampled_softmax(
+            queries[:, None], positives[:, None], negatives, scale, batch["excluded"]
+        )[:, 0]
+
+    in_batch = all_products, everywhere(positives)
+    random = random_rows, everywhere(embed(random_rows, "random"))
+    if config.terms == "joined":
+        both = jax.tree.map(lambda *x: jnp.concatenate(x), in_batch, random)
+        terms = {"joined": term(*both, size, num_random)}
+    else:
+        terms = {}
+        if config.terms in ("summed", "in_batch"):
+            terms["in_batch"] = term(*in_batch, size, 0)
+        if config.terms in ("summed", "random"):
+            terms["random"] = term(*random, 0, num_random)
+
+    losses = sum(terms.values())
+    metrics = {"temperature": 1 / scale}
+    metrics |= {f"loss/{name}": losses.mean() for name, losses in terms.items()}
+    for row, name in enumerate(tasks):
+        where = batch["task"] == row
+        metrics[f"loss/{name}"] = jnp.mean(losses, where=where)
+    return losses.mean(), (metrics, sketches)
+
+
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
     model = config.model
@@ -148,144 +284,3 @@ def bind(
         summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
         identity={"dataset": spec.digest, **dataset.frozen},
     )
-
-
-def make_encoder(config: ConfigDict, num_tokens: int, mesh: Mesh) -> itemsage.ItemSage:
-    """The product tower, for a vocabulary of so many tokens."""
-    model = dict(config.model)
-    slots, texts = model.pop("image_slots"), model.pop("texts")
-    return itemsage.ItemSage(
-        image_features=(("image", "image", slots),) if slots else (),
-        text_features=texts,
-        num_tokens=num_tokens,
-        tables=sharding.table_layout(mesh, config.train),
-        **model,
-    )
-
-
-def init(
-    encoder: itemsage.ItemSage,
-    config: ConfigDict,
-    widths: dict[str, int],
-    image_dim: int,
-    key: jax.Array,
-) -> tuple[Any, Any]:
-    """Parameters, and sketches that count products, queries and pairs of them."""
-    params_key, sketch_key = jax.random.split(key)
-    images = image_mask = tokens = segments = None
-    if encoder.image_features:
-        image_mask = jnp.ones((1, encoder.image_features[0][-1]), bool)
-        images = jnp.zeros((*image_mask.shape, image_dim))
-    if encoder.text_features:
-        tokens = segments = jnp.zeros(1, jnp.int32)
-    params = {
-        "encoder": encoder.init(params_key, images, image_mask, tokens, segments, 1),
-        "temperature": temperature.Temperature().init(params_key),
-    }
-    sketches = {
-        name: count_min_sketch.init(sketch_key, count_min_sketch.DEPTH, width, config.sketch_decay)
-        for name, width in widths.items()
-    }
-    return params, sketches
-
-
-def encode(
-    encoder: itemsage.ItemSage,
-    mesh: Mesh,
-    capacity: int,
-    params: Any,
-    products: dict[str, product_features.Ragged],
-    rows: jax.Array,
-) -> jax.Array:
-    """The embeddings of products, float32 (rows, dim), each device those of its share of the rows.
-
-    Where their tokens do not fit in the capacity (`token_capacities`), all are NaN.
-    """
-
-    on_device = encoder.clone(tables=encoder.tables.on_device())
-
-    def of_device(params, products, rows):
-        inputs, fits = product_table.gather(on_device, products, rows, capacity)
-        return jnp.where(fits, on_device.apply(params, *inputs), jnp.nan)
-
-    return sharding.by_rows(mesh, encoder.tables, of_device)(params, products, rows)
-
-
-def loss(
-    encoder: itemsage.ItemSage,
-    config: ConfigDict,
-    mesh: Mesh,
-    capacities: dict[str, int],
-    tasks: tuple[str, ...],
-    params: Any,
-    constants: dict[str, Any],
-    sketches: dict[str, count_min_sketch.CountMinSketch],
-    batch: system.Batch,
-    key: jax.Array,
-) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
-    """The loss of a global batch of pairs (§4.2): L_pos + L_neg, or one normaliser over both."""
-    everywhere = functools.partial(
-        lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
-    )
-    corpus = constants["corpus"]
-    size, num_random = len(batch["item"]), config.num_random_negatives
-
-    def embed(rows: jax.Array, capacity: str) -> jax.Array:
-        rows = lax.with_sharding_constraint(rows, sharding.over_data(mesh))
-        return encode(
-            encoder, mesh, capacities[capacity], params["encoder"], constants["products"], rows
-        )
-
-    queries = features.unit_length(encoder.tables.gather(constants["queries"], batch["query"]))
-    positives = embed(batch["item"], "positives")
-    random_rows = corpus[jax.random.randint(key, (num_random,), 0, len(corpus))]
-
-    # How often products, queries and their pairs have come, over all devices.
-    all_queries, all_products = everywhere((batch["query"], batch["item"]))
-    seen = {
-        "products": all_products,
-        "queries": all_queries,
-        "pairs": count_min_sketch.pair_ids(all_queries, all_products),
-    }
-    add = sharding.on_each(mesh, count_min_sketch.add)
-    sketches = {name: add(sketches[name], ids) for name, ids in seen.items()}
-    # log P(p | q) of each pair, whose count may be too high by more than that of its query.
-    share = count_min_sketch.count(sketches["pairs"], seen["pairs"])
-    share /= count_min_sketch.count(sketches["queries"], all_queries)
-    positive_log_q = jnp.log(jnp.minimum(share, 1))
-
-    scale = temperature.Temperature().apply(params["temperature"])
-    corrected = jnp.float32(config.log_q)
-
-    def term(ids: jax.Array, embeddings: jax.Array, num_batch: int, num_random: int) -> jax.Array:
-        """Masked are a pair's own product and all others of its query in the batch."""
-        log_q = sampled_softmax.log_expected_count(
-            count_min_sketch.log_probability(sketches["products"], ids),
-            *(num_batch, num_random, len(corpus)),
-        )
-        negatives = sampled_softmax.Negatives(
-            embeddings, ids, corrected * log_q, corrected * positive_log_q[:, None]
-        )
-        return sampled_softmax.sampled_softmax(
-            queries[:, None], positives[:, None], negatives, scale, batch["excluded"]
-        )[:, 0]
-
-    in_batch = all_products, everywhere(positives)
-    random = random_rows, everywhere(embed(random_rows, "random"))
-    if config.terms == "joined":
-        both = jax.tree.map(lambda *x: jnp.concatenate(x), in_batch, random)
-        terms = {"joined": term(*both, size, num_random)}
-    else:
-        terms = {}
-        if config.terms in ("summed", "in_batch"):
-            terms["in_batch"] = term(*in_batch, size, 0)
-        if config.terms in ("summed", "random"):
-            terms["random"] = term(*random, 0, num_random)
-
-    losses = sum(terms.values())
-    metrics = {"temperature": 1 / scale}
-    metrics |= {f"loss/{name}": losses.mean() for name, losses in terms.items()}
-    for row, name in enumerate(tasks):
-        where = batch["task"] == row
-        metrics[f"loss/{name}"] = jnp.mean(losses, where=where)
-    return losses.mean(), (metrics, sketches)

@@ -31,6 +31,148 @@ from pinjax.systems import counts, histories, item_table, system
 _ROWS = 2**14  # items embedded at a time
 
 
+def make_model(config: ConfigDict, spec: Spec, mesh: Mesh) -> pinnerformer.PinnerFormer:
+    """The two towers, sized for the data set (§3.1, §3.2)."""
+    return pinnerformer.PinnerFormer(
+        num_items=spec.num_items,
+        num_actions=len(spec.actions),
+        num_surfaces=len(spec.surfaces),
+        length=config.data.length,
+        tables=sharding.table_layout(mesh, config.train),
+        mesh=mesh,
+        **config.model,
+    )
+
+
+def init(
+    model: pinnerformer.PinnerFormer, config: ConfigDict, constants: dict[str, Any], key: jax.Array
+) -> tuple[Any, Any]:
+    """Parameters, and the sketch that counts how often an item is a label."""
+    params_key, sketch_key = jax.random.split(key)
+    history = jax.tree.map(jnp.asarray, histories.made_up(model.length))
+    content, times = constants["content"], constants["popularity_times"]
+    if content is not None:
+        content = jnp.zeros((model.tables.num_rows(1), content.shape[1]), content.dtype)
+    if times is not None:
+        times = jnp.zeros(times.shape, times.dtype)
+    params = model.clone(mesh=None).init(params_key, content, history, times)  # for one user
+    return params, counts.sketch(sketch_key, config, config.sketch_width)
+
+
+def loss(
+    model: pinnerformer.PinnerFormer,
+    config: ConfigDict,
+    mesh: Mesh,
+    params: Any,
+    constants: dict[str, Any],
+    sketch: count_min_sketch.CountMinSketch,
+    batch: system.Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
+    """The loss of a global batch (§3.3), with labels as the objective drew them (§3.4)."""
+    everywhere = sharding.everywhere(mesh)
+    choice_key, random_key, dropout_key = jax.random.split(key, 3)
+    content, times = constants["content"], constants["popularity_times"]
+    corpus = constants["corpus"]
+    embed_items = functools.partial(
+        model.apply, params, content, popularity_times=times, method="items"
+    )
+
+    # Queries are the embeddings at the positions that predict, positives what they predict.
+    queries = model.apply(
+        *(params, content, batch, batch["label_position"]),
+        train=True,
+        popularity_times=times,
+        rngs={"dropout": dropout_key},
+        method="users",
+    )
+    labels = batch["label_item"]
+    exists = labels >= 0
+    moments = pinnerformer.at(batch["request_time"], batch["label_position"])
+    positives = embed_items(labels, moments)
+
+    # Negatives (§3.3.1) are labels of the whole batch and random items. Ids are gathered from all
+    # devices and the chosen ones embedded anew, which is far less than to gather all embeddings.
+    all_labels = everywhere(labels.ravel())
+    chosen = all_labels[choose(choice_key, all_labels, config.num_in_batch_negatives)]
+    num_chosen = (chosen >= 0).sum()
+    random_items = corpus[
+        jax.random.randint(random_key, (config.num_random_negatives,), 0, len(corpus))
+    ]
+    in_batch_times, random_times = item_table.times_of_negatives(
+        random_key, everywhere(moments.ravel()), all_labels >= 0, (len(chosen), len(random_items))
+    )
+
+    # Masked for a user are the user's labels in all rows of the batch.
+    same = batch["same_user"]
+    excluded = jnp.where(same[..., None] >= 0, everywhere(labels)[same], -1)
+    excluded = excluded.reshape(len(labels), -1)
+
+    # logQ (§3.3.2) is the log of how often an item is expected among the negatives.
+    sketch = count_min_sketch.add(sketch, all_labels, where=all_labels >= 0)
+
+    def log_q(ids: jax.Array, num_batch: jax.Array | int, num_random: int) -> jax.Array:
+        expected = sampled_softmax.log_expected_count(
+            count_min_sketch.log_probability(sketch, ids), num_batch, num_random, len(corpus)
+        )
+        return jnp.where(config.log_q & (ids >= 0), expected, 0.0)
+
+    def term(ids, embeddings, num_batch, num_random) -> jax.Array:
+        negatives = sampled_softmax.Negatives(
+            # Gathered once: the loss goes over them in a loop.
+            embeddings=everywhere(embeddings),
+            ids=ids,
+            log_q=log_q(ids, num_batch, num_random),
+            positive_log_q=log_q(labels, num_batch, num_random),
+        )
+        return sampled_softmax.sampled_softmax(queries, positives, negatives, scale, excluded)
+
+    scale = model.apply(params, method="scale")
+    in_batch = chosen, embed_items(chosen, in_batch_times)
+    random = random_items, embed_items(random_items, random_times)
+    if config.terms == "joined":
+        ids, embeddings = jax.tree.map(lambda *x: jnp.concatenate(x), in_batch, random)
+        losses = term(ids, embeddings, num_chosen, config.num_random_negatives)
+    else:
+        losses = term(*in_batch, num_chosen, 0) + term(*random, 0, config.num_random_negatives)
+
+    weigh = label_weights.equal_labels if config.equal_labels else label_weights.equal_users
+    value = (losses * weigh(exists)).sum()
+    metrics = {"temperature": 1 / scale, "labels_per_user": exists.sum() / len(labels)}
+    return value, (metrics, sketch)
+
+
+def choose(key: jax.Array, labels: jax.Array, count: int) -> jax.Array:
+    """The places of `count` labels (all if there are fewer), at random, missing ones last."""
+    priority = jnp.where(labels >= 0, jax.random.uniform(key, labels.shape), -1.0)
+    return lax.top_k(priority, min(count, len(labels)))[1]
+
+
+def make_sampler(config: ConfigDict, spec: Spec) -> windows.Sampler:
+    """What draws a user's window and labels (§3.4, §3.5)."""
+    return windows.Sampler(
+        length=config.data.length,
+        objective=config.objective.name,
+        labels=config.objective.labels,
+        horizon=config.objective.horizon,
+        positives=windows.Positives.create(spec, config.data.positives, config.data.surfaces),
+        train_end=spec.train_end,
+        last_action_share=config.objective.last_action_share,
+        leave_one_out=spec.leave_one_out,
+    )
+
+
+def served(
+    model: pinnerformer.PinnerFormer, params: Any, constants: dict[str, Any], history: system.Batch
+) -> jax.Array:
+    """The user embeddings (users, dim) of histories: the output at the newest action (§3.6)."""
+    users, length = history["item"].shape
+    newest = jnp.full((users, 1), length - 1, jnp.int32)
+    content, times = constants["content"], constants["popularity_times"]
+    apply = functools.partial(model.apply, params, popularity_times=times, method="users")
+    return apply(content, history, newest)[:, 0]
+
+
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Refuses a config that does not fit itself or the mesh, whatever the data."""
     negatives = config.loss.num_in_batch_negatives, config.loss.num_random_negatives
@@ -149,150 +291,3 @@ def make_towers(
         return vector_search.Towers(embed_users, embed_rows, as_of)
 
     return towers
-
-
-def make_model(config: ConfigDict, spec: Spec, mesh: Mesh) -> pinnerformer.PinnerFormer:
-    """The two towers, sized for the data set (§3.1, §3.2)."""
-    return pinnerformer.PinnerFormer(
-        num_items=spec.num_items,
-        num_actions=len(spec.actions),
-        num_surfaces=len(spec.surfaces),
-        length=config.data.length,
-        tables=sharding.table_layout(mesh, config.train),
-        mesh=mesh,
-        **config.model,
-    )
-
-
-def make_sampler(config: ConfigDict, spec: Spec) -> windows.Sampler:
-    """What draws a user's window and labels (§3.4, §3.5)."""
-    return windows.Sampler(
-        length=config.data.length,
-        objective=config.objective.name,
-        labels=config.objective.labels,
-        horizon=config.objective.horizon,
-        positives=windows.Positives.create(spec, config.data.positives, config.data.surfaces),
-        train_end=spec.train_end,
-        last_action_share=config.objective.last_action_share,
-        leave_one_out=spec.leave_one_out,
-    )
-
-
-def init(
-    model: pinnerformer.PinnerFormer, config: ConfigDict, constants: dict[str, Any], key: jax.Array
-) -> tuple[Any, Any]:
-    """Parameters, and the sketch that counts how often an item is a label."""
-    params_key, sketch_key = jax.random.split(key)
-    history = jax.tree.map(jnp.asarray, histories.made_up(model.length))
-    content, times = constants["content"], constants["popularity_times"]
-    if content is not None:
-        content = jnp.zeros((model.tables.num_rows(1), content.shape[1]), content.dtype)
-    if times is not None:
-        times = jnp.zeros(times.shape, times.dtype)
-    params = model.clone(mesh=None).init(params_key, content, history, times)  # for one user
-    sketch = count_min_sketch.init(
-        sketch_key, count_min_sketch.DEPTH, config.sketch_width, config.sketch_decay
-    )
-    return params, sketch
-
-
-def loss(
-    model: pinnerformer.PinnerFormer,
-    config: ConfigDict,
-    mesh: Mesh,
-    params: Any,
-    constants: dict[str, Any],
-    sketch: count_min_sketch.CountMinSketch,
-    batch: system.Batch,
-    key: jax.Array,
-) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
-    """The loss of a global batch (§3.3), with labels as the objective drew them (§3.4)."""
-    everywhere = functools.partial(
-        lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
-    )
-    choice_key, random_key, dropout_key = jax.random.split(key, 3)
-    content, times = constants["content"], constants["popularity_times"]
-    corpus = constants["corpus"]
-    embed_items = functools.partial(
-        model.apply, params, content, popularity_times=times, method="items"
-    )
-
-    # Queries are the embeddings at the positions that predict, positives what they predict.
-    queries = model.apply(
-        *(params, content, batch, batch["label_position"]),
-        train=True,
-        popularity_times=times,
-        rngs={"dropout": dropout_key},
-        method="users",
-    )
-    labels = batch["label_item"]
-    exists = labels >= 0
-    moments = pinnerformer.at(batch["request_time"], batch["label_position"])
-    positives = embed_items(labels, moments)
-
-    # Negatives (§3.3.1) are labels of the whole batch and random items. Ids are gathered from all
-    # devices and the chosen ones embedded anew, which is far less than to gather all embeddings.
-    all_labels = everywhere(labels.ravel())
-    chosen = all_labels[choose(choice_key, all_labels, config.num_in_batch_negatives)]
-    num_chosen = (chosen >= 0).sum()
-    random_items = corpus[
-        jax.random.randint(random_key, (config.num_random_negatives,), 0, len(corpus))
-    ]
-    in_batch_times, random_times = item_table.times_of_negatives(
-        random_key, everywhere(moments.ravel()), all_labels >= 0, (len(chosen), len(random_items))
-    )
-
-    # Masked for a user are the user's labels in all rows of the batch.
-    same = batch["same_user"]
-    excluded = jnp.where(same[..., None] >= 0, everywhere(labels)[same], -1)
-    excluded = excluded.reshape(len(labels), -1)
-
-    # logQ (§3.3.2) is the log of how often an item is expected among the negatives.
-    sketch = count_min_sketch.add(sketch, all_labels, where=all_labels >= 0)
-
-    def log_q(ids: jax.Array, num_batch: jax.Array | int, num_random: int) -> jax.Array:
-        expected = sampled_softmax.log_expected_count(
-            count_min_sketch.log_probability(sketch, ids), num_batch, num_random, len(corpus)
-        )
-        return jnp.where(config.log_q & (ids >= 0), expected, 0.0)
-
-    def term(ids, embeddings, num_batch, num_random) -> jax.Array:
-        negatives = sampled_softmax.Negatives(
-            # Gathered once: the loss goes over them in a loop.
-            embeddings=everywhere(embeddings),
-            ids=ids,
-            log_q=log_q(ids, num_batch, num_random),
-            positive_log_q=log_q(labels, num_batch, num_random),
-        )
-        return sampled_softmax.sampled_softmax(queries, positives, negatives, scale, excluded)
-
-    scale = model.apply(params, method="scale")
-    in_batch = chosen, embed_items(chosen, in_batch_times)
-    random = random_items, embed_items(random_items, random_times)
-    if config.terms == "joined":
-        ids, embeddings = jax.tree.map(lambda *x: jnp.concatenate(x), in_batch, random)
-        losses = term(ids, embeddings, num_chosen, config.num_random_negatives)
-    else:
-        losses = term(*in_batch, num_chosen, 0) + term(*random, 0, config.num_random_negatives)
-
-    weigh = label_weights.equal_labels if config.equal_labels else label_weights.equal_users
-    value = (losses * weigh(exists)).sum()
-    metrics = {"temperature": 1 / scale, "labels_per_user": exists.sum() / len(labels)}
-    return value, (metrics, sketch)
-
-
-def choose(key: jax.Array, labels: jax.Array, count: int) -> jax.Array:
-    """The places of `count` labels (all if there are fewer), at random, missing ones last."""
-    priority = jnp.where(labels >= 0, jax.random.uniform(key, labels.shape), -1.0)
-    return lax.top_k(priority, min(count, len(labels)))[1]
-
-
-def served(
-    model: pinnerformer.PinnerFormer, params: Any, constants: dict[str, Any], history: system.Batch
-) -> jax.Array:
-    """The user embeddings (users, dim) of histories: the output at the newest action (§3.6)."""
-    users, length = history["item"].shape
-    newest = jnp.full((users, 1), length - 1, jnp.int32)
-    content, times = constants["content"], constants["popularity_times"]
-    apply = functools.partial(model.apply, params, popularity_times=times, method="users")
-    return apply(content, history, newest)[:, 0]

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -27,6 +26,48 @@ from pinjax.models import temperature
 from pinjax.systems import counts, engagements, query_tower, system
 
 ENCODED = 256  # queries encoded at a time where all of them are embedded
+
+
+def init(tower: query_tower.Tower, config: ConfigDict, key: jax.Array) -> tuple[Any, Any]:
+    """Parameters, and the sketch that counts how often an item is an answer."""
+    params_key, sketch_key = jax.random.split(key)
+    params = {
+        "tower": tower.init(params_key),
+        "temperature": temperature.Temperature().init(params_key),
+    }
+    return params, counts.sketch(sketch_key, config, config.sketch_width)
+
+
+def loss(
+    tower: query_tower.Tower,
+    config: ConfigDict,
+    mesh: Mesh,
+    params: Any,
+    constants: dict[str, Any],
+    sketch: count_min_sketch.CountMinSketch,
+    batch: system.Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
+    """The softmax of a global batch of pairs over the batch's items, with logQ correction."""
+    del key
+    everywhere = sharding.everywhere(mesh)
+    queries = tower.embed(mesh, params["tower"], constants["texts"], batch["query"])
+    positives = tower.tables.gather(constants["items"], batch["item"])
+    ids, embeddings = everywhere((batch["item"], positives))
+    sketch = sharding.on_each(mesh, count_min_sketch.add)(sketch, ids)
+    log_q = jnp.float32(config.log_q) * sampled_softmax.log_expected_count(
+        count_min_sketch.log_probability(sketch, ids), len(ids), 0, len(constants["items"])
+    )
+    scale = temperature.Temperature().apply(params["temperature"])
+    # Masked are a pair's own item and all others of its query in the batch.
+    losses = sampled_softmax.sampled_softmax(
+        queries[:, None],
+        positives[:, None],
+        sampled_softmax.Negatives(embeddings, ids, log_q, log_q[:, None]),
+        scale,
+        batch["excluded"],
+    )
+    return losses.mean(), ({"temperature": 1 / scale}, sketch)
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
@@ -134,50 +175,3 @@ def bind(
         summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
         identity={"dataset": spec.digest, **dataset.frozen},
     )
-
-
-def init(tower: query_tower.Tower, config: ConfigDict, key: jax.Array) -> tuple[Any, Any]:
-    """Parameters, and the sketch that counts how often an item is an answer."""
-    params_key, sketch_key = jax.random.split(key)
-    params = {
-        "tower": tower.init(params_key),
-        "temperature": temperature.Temperature().init(params_key),
-    }
-    sketch = count_min_sketch.init(
-        sketch_key, count_min_sketch.DEPTH, config.sketch_width, config.sketch_decay
-    )
-    return params, sketch
-
-
-def loss(
-    tower: query_tower.Tower,
-    config: ConfigDict,
-    mesh: Mesh,
-    params: Any,
-    constants: dict[str, Any],
-    sketch: count_min_sketch.CountMinSketch,
-    batch: system.Batch,
-    key: jax.Array,
-) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
-    """The softmax of a global batch of pairs over the batch's items, with logQ correction."""
-    del key
-    everywhere = functools.partial(
-        lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
-    )
-    queries = tower.embed(mesh, params["tower"], constants["texts"], batch["query"])
-    positives = tower.tables.gather(constants["items"], batch["item"])
-    ids, embeddings = everywhere((batch["item"], positives))
-    sketch = sharding.on_each(mesh, count_min_sketch.add)(sketch, ids)
-    log_q = jnp.float32(config.log_q) * sampled_softmax.log_expected_count(
-        count_min_sketch.log_probability(sketch, ids), len(ids), 0, len(constants["items"])
-    )
-    scale = temperature.Temperature().apply(params["temperature"])
-    # Masked are a pair's own item and all others of its query in the batch.
-    losses = sampled_softmax.sampled_softmax(
-        queries[:, None],
-        positives[:, None],
-        sampled_softmax.Negatives(embeddings, ids, log_q, log_q[:, None]),
-        scale,
-        batch["excluded"],
-    )
-    return losses.mean(), ({"temperature": 1 / scale}, sketch)
