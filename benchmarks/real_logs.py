@@ -193,7 +193,7 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
     print(f"\n{log}, {os.cpu_count()} cores; recent popularity {weight:g} times beside logits")
     print(results.table(table))
     recall = {row.method: row.metrics["R@10"].value for row in table.rows}
-    for name in recall:
+    for name in list(recall)[1:]:
         print(f"PinnerFormer / {name:<24} {recall['PinnerFormer'] / recall[name]:.2f}")
 
 

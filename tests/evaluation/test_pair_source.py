@@ -230,6 +230,7 @@ def test_answers_from_outside_are_measured_alike(rng, share):
             assert found[f"other, {label}"][f"R@{k}"].value == pytest.approx(of_task)
     cold = recall(10, lambda pair: counts[pair["item"]] == 0)
     np.testing.assert_allclose(found["other"]["R@10 cold"].value, cold)
+    assert np.isfinite(found["other"]["over baseline"]).all()
 
 
 def test_tiers_have_a_third_of_training_each(rng):
