@@ -137,9 +137,9 @@ def sasrec(
     seen = np.concatenate(
         [part.excluded + np.array([first[start], 0]) for start, part in parts.items()]
     )
-    queries, answers = out / "sasrec_queries.npz", out / "sasrec_answers.npz"
+    given, answers = out / "sasrec_queries.npz", out / "sasrec_answers.npz"
     np.savez(
-        queries,
+        given,
         user=user[past],
         item=train.records["item"][past],
         time=train.records["time"][past],
@@ -150,11 +150,11 @@ def sasrec(
         history_item=seen[:, 1],
     )
     script = pathlib.Path(__file__).with_name("rectools_sasrec.py")
-    subprocess.run([_PEERS.value, script, queries, answers], check=True)
+    subprocess.run([_PEERS.value, script, given, answers], check=True)
     with np.load(answers) as file:
         rows, seconds = file["rows"], float(file["seconds"])
     return retrievers.Answers(
-        lambda asked, index: rows[first[index.time] : first[index.time] + len(asked)]
+        lambda queries, index: rows[first[index.time] : first[index.time] + len(queries)]
     ), seconds
 
 
