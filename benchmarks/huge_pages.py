@@ -32,13 +32,13 @@ def seconds_a_step() -> float:
     config, mesh = _CONFIG.value, sharding.make_mesh()
     system = registry.create(config, mesh)
     optimizer = step.make_optimizer(config.train)
-    init = functools.partial(step.init_state, system, optimizer, config.train.seed)
+    init = functools.partial(step.init_state, system.trainable, optimizer, config.train.seed)
     state = jax.jit(init)()
-    train_step = jax.jit(step.make_step(system, optimizer), donate_argnums=0)
+    train_step = jax.jit(step.make_step(system.trainable, optimizer), donate_argnums=0)
     seconds = []
     for _, batch in zip(range(UNTIMED + TIMED), system.batches(0), strict=False):
         start = time.perf_counter()
-        state, metrics = train_step(state, system.frozen, batch)
+        state, metrics = train_step(state, system.constants, batch)
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - start)
     return float(np.median(seconds[UNTIMED:]))

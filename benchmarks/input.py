@@ -71,8 +71,7 @@ def _used_at_best(chip: str) -> float:
     config = runpy.run_path(str(config))["get_config"]("paper")
     config.data.users = USERS
     mesh = sharding.make_mesh()
-    outline = registry.create_outline(config, mesh, None)
-    flops = programs.train_step(outline, config.train, mesh).flops
+    flops = programs.train_step(registry.build(config, mesh), config.train, mesh).flops
     return USERS * rates.CHIPS[chip].flops / flops
 
 

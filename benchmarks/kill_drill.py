@@ -22,10 +22,9 @@ import pyarrow.parquet as pq
 import tqdm
 from absl import app, flags
 
-from pinjax.systems import registry
-
 _ROUNDS = flags.DEFINE_integer("rounds", 4, "rounds of five kills, for each system", lower_bound=1)
-_SYSTEMS = flags.DEFINE_multi_enum("system", registry.SYSTEMS, registry.SYSTEMS, "systems to kill")
+_KNOWN = ("pinnerformer", "itemsage", "searchsage")
+_SYSTEMS = flags.DEFINE_multi_enum("system", _KNOWN, _KNOWN, "systems to kill")
 _SEED = flags.DEFINE_integer("seed", 0, "seed of the random moments")
 
 

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from benchmarks import real_sets, runs
 from pinjax.data import item_features
 from pinjax.data.dataset import Dataset
-from pinjax.data.sources import items, prepare, reading
+from pinjax.data.sources import engine, items, prepare
 from pinjax.evaluation import (
     evaluator,
     formatting,
@@ -42,7 +42,7 @@ from pinjax.evaluation import (
     vector_search,
 )
 from pinjax.models import features
-from pinjax.systems import itemsage
+from pinjax.systems import product_table
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw tables", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where data sets and runs are kept", required=True)
@@ -134,12 +134,13 @@ def item_texts(name: str, raw: pathlib.Path, dataset: Dataset) -> list[str]:
     columns = ", ".join(f'"text {feature}"' for feature, _ in column_map.catalogue.texts)
     with (
         tempfile.TemporaryDirectory() as directory,
-        reading.database(pathlib.Path(directory), None) as connection,
+        engine.open_database(pathlib.Path(directory), None) as database,
     ):
-        sources = items.open_sources(connection, inputs.items, inputs.sides, column_map)
-        items.read(connection, sources, ids.dtype != object, column_map)
+        sources = items.open_sources(database, inputs.items, inputs.sides, column_map)
+        job = engine.Job(database, column_map, pathlib.Path(directory), report={})
+        items.read(job, sources, ids.dtype != object)
         query = f"SELECT id, concat_ws(chr(10), {columns}) FROM given"
-        texts = dict(connection.execute(query).fetchall())
+        texts = dict(database.rows(query))
     return [texts.get(item, "") for item in ids.tolist()]
 
 
@@ -212,7 +213,7 @@ def findable(source: Source, dataset: Dataset, texts: list[str]) -> np.ndarray:
         return item_features.item_vectors(dataset).any(axis=1)
     config = _config(source.system)
     config.model.texts = tuple((name, name) for name in texts)
-    return itemsage.findable(itemsage.make_features(config, dataset))
+    return product_table.findable(product_table.read(config, dataset))
 
 
 def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:

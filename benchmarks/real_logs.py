@@ -50,7 +50,7 @@ from pinjax.evaluation import (
     timeline_source,
     vector_search,
 )
-from pinjax.systems import pinnerformer, registry
+from pinjax.systems import item_table, pinnerformer, registry
 from pinjax.training import checkpoint
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw logs", required=True)
@@ -93,10 +93,11 @@ def trained_towers(
 ) -> tuple[Callable[[int], vector_search.Towers], float]:
     """The towers of the checkpoint that the run in `workdir` serves, and the scale of logits."""
     mesh = sharding.make_mesh()
-    params = checkpoint.load_chosen(workdir, config, registry.create(config, mesh), mesh).params
+    system = registry.create(config, mesh)
+    params = checkpoint.load_chosen(workdir, config, system, mesh).params
+    table = item_table.ItemTable.create(config, mesh, dataset.spec)
+    towers_at = pinnerformer.make_towers(system.trainable, table, dataset, system.constants)
     model = pinnerformer.make_model(config, dataset.spec, mesh)
-    frozen = pinnerformer.freeze(config, dataset, model, mesh)
-    towers_at = pinnerformer.make_towers(config, dataset, model, mesh, frozen)
     scale = float(model.apply(params, method="scale"))
     return lambda as_of: towers_at(params, as_of), scale
 

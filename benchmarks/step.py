@@ -63,8 +63,7 @@ EXPECTED = {
     "model.positions": True,
     "model.history_sums": False,
     "model.gated_layers": 0,
-    "model.id_buckets": 0,
-    "loss.equal_users": True,
+    "loss.equal_labels": False,
     "loss.terms": "joined",
     "loss.log_q": True,
     "loss.sketch_decay": 1.0,
@@ -92,19 +91,19 @@ def main(argv):
 
 def compare(config: ConfigDict, them: dict, source: pathlib.Path, targets: dict) -> None:
     mesh, rng = sharding.make_mesh(jax.devices()[:1]), np.random.default_rng(0)
-    outline = registry.create_outline(config, mesh, None)
+    trainable = registry.build(config, mesh)
     optimizer = step_lib.make_optimizer(config.train)
-    state = jax.jit(functools.partial(step_lib.init_state, outline, optimizer, 0))()
+    state = jax.jit(functools.partial(step_lib.init_state, trainable, optimizer, 0))()
 
     def noisy(x):  # much is zero at first, which would hide differences
         return x + 0.02 * rng.standard_normal(x.shape, np.float32)
 
     state = state.replace(params=jax.tree.map(noisy, state.params))
-    frozen = simulate_frozen(outline, rng)
-    batches = [simulate_batch(outline, state.params, rng) for _ in range(BATCHES)]
+    constants = simulate_constants(trainable, rng)
+    batches = [simulate_batch(trainable, state.params, rng) for _ in range(BATCHES)]
 
-    gradients, inputs = check_step(config, mesh, state, frozen, batches[0])
-    save(source, config, state, frozen, batches, inputs)
+    gradients, inputs = check_step(config, mesh, state, constants, batches[0])
+    save(source, config, state, constants, batches, inputs)
     device = {"gpu": "cuda"}.get(jax.default_backend(), "cpu")
     for peer in them.values():
         peer.tell()  # so that all compile at once
@@ -118,7 +117,7 @@ def compare(config: ConfigDict, them: dict, source: pathlib.Path, targets: dict)
         most = f"{differences[worst]:.1e} at most ({worst})"
         print(f"PyTorch, {form}: {how}; loss and gradients differ by {most}")
 
-    timers, peaks = {"pinjax": make_timer(outline, optimizer, state, frozen, batches)}, {}
+    timers, peaks = {"pinjax": make_timer(trainable, optimizer, state, constants, batches)}, {}
 
     def timer(form):
         seconds, peaks[f"PyTorch, {form}"] = map(float, them[form].ask(str(STEPS.value)).split())
@@ -128,22 +127,23 @@ def compare(config: ConfigDict, them: dict, source: pathlib.Path, targets: dict)
     peers.in_turn(timers, 1)
     times = peers.in_turn(timers, ROUNDS.value)
     peaks["pinjax"] = peak_memory()
-    flops = programs.train_step(outline, config.train, mesh).flops
-    report(config, outline, times, peaks, flops, matrix_rate(config.model.dtype))
+    flops = programs.train_step(trainable, config.train, mesh).flops
+    report(config, trainable, times, peaks, flops, matrix_rate(config.model.dtype))
 
 
-def simulate_frozen(outline, rng):
+def simulate_constants(trainable, rng):
     """Content vectors and a corpus of all items."""
-    content, corpus, _ = outline.frozen
+    content, corpus = (trainable.constants[name] for name in ("content", "corpus"))
     if content is not None:
         content = jnp.asarray(rng.standard_normal(content.shape, np.float32), content.dtype)
-    return pinnerformer.Frozen(content, jnp.arange(*corpus.shape, dtype=corpus.dtype))
+    corpus = jnp.arange(*corpus.shape, dtype=corpus.dtype)
+    return {"content": content, "corpus": corpus, "popularity_times": None}
 
 
-def simulate_batch(outline, params, rng):
+def simulate_batch(trainable, params, rng):
     """Users of 1 to M actions, and labels of which one in sixteen is missing; some are popular."""
-    shape, pairs = outline.batch["item"].shape, outline.batch["label_item"].shape
-    (items,) = outline.frozen.corpus.shape
+    shape, pairs = trainable.batch["item"].shape, trainable.batch["label_item"].shape
+    (items,) = trainable.constants["corpus"].shape
     tower = params["params"]["user_tower"]
 
     def item(shape):
@@ -163,26 +163,26 @@ def simulate_batch(outline, params, rng):
         "label_item": np.where(rng.random(pairs) < 1 / 16, -1, item(pairs)),
         "same_user": np.arange(shape[0])[:, None],
     }
-    return {name: x.astype(outline.batch[name].dtype) for name, x in batch.items()}
+    return {name: x.astype(trainable.batch[name].dtype) for name, x in batch.items()}
 
 
-def check_step(config, mesh, state, frozen, batch):
+def check_step(config, mesh, state, constants, batch):
     """Loss and gradients under PyTorch's names, and the batch and negatives that they are of."""
     config = config.copy_and_resolve_references()
     config.data.users = min(CHECKED, config.data.users)
     config.model.update(dtype="float32", dropout=0.0)
-    outline = registry.create_outline(config, mesh, None)
+    trainable = registry.build(config, mesh)
     batch = {name: x[: config.data.users] for name, x in batch.items()}
     key = jax.random.key(1)
     with jax.default_matmul_precision("highest"):
-        step = jax.jit(jax.value_and_grad(outline.loss, has_aux=True))
-        (loss, _), gradients = step(state.params, frozen, state.sketches, batch, key)
+        step = jax.jit(jax.value_and_grad(trainable.loss, has_aux=True))
+        (loss, _), gradients = step(state.params, constants, state.sketches, batch, key)
     # As the step draws them.
     choice_key, random_key, _ = jax.random.split(key, 3)
     labels = jnp.ravel(batch["label_item"])
     chosen = labels[pinnerformer.choose(choice_key, labels, config.loss.num_in_batch_negatives)]
-    shape, items = (config.loss.num_random_negatives,), len(frozen.corpus)
-    random = frozen.corpus[jax.random.randint(random_key, shape, 0, items)]
+    shape, items = (config.loss.num_random_negatives,), len(constants["corpus"])
+    random = constants["corpus"][jax.random.randint(random_key, shape, 0, items)]
     inputs = {f"check.{name}": x for name, x in batch.items()}
     return {**in_pytorch(gradients), "loss": loss}, {**inputs, "chosen": chosen, "random": random}
 
@@ -214,9 +214,9 @@ def in_pytorch(params):
     return named
 
 
-def save(path, config, state, frozen, batches, inputs):
+def save(path, config, state, constants, batches, inputs):
     """What pytorch_peer.py reads."""
-    arrays = {"items": len(frozen.corpus), "batches": len(batches), **inputs}
+    arrays = {"items": len(constants["corpus"]), "batches": len(batches), **inputs}
     arrays |= {"multipliers": state.sketches.multipliers, "offsets": state.sketches.offsets}
     for i, batch in enumerate(batches):
         arrays |= {f"batch.{i}.{name}": x for name, x in batch.items()}
@@ -225,22 +225,22 @@ def save(path, config, state, frozen, batches, inputs):
         name: np.asarray(x, np.float32 if np.asarray(x).dtype.kind == "f" else np.int64)
         for name, x in arrays.items()
     }
-    if frozen.content is not None:
-        arrays["content"] = np.asarray(frozen.content).view(np.int16)
+    if constants["content"] is not None:
+        arrays["content"] = np.asarray(constants["content"]).view(np.int16)
     arrays |= {f"weight.{name}": x for name, x in in_pytorch(state.params).items()}
     np.savez(path, config=config.to_json(), **arrays)
 
 
-def make_timer(outline, optimizer, state, frozen, batches):
+def make_timer(trainable, optimizer, state, constants, batches):
     """() -> the seconds of a step."""
-    train_step = jax.jit(step_lib.make_step(outline, optimizer), donate_argnums=0)
+    train_step = jax.jit(step_lib.make_step(trainable, optimizer), donate_argnums=0)
     batches = itertools.cycle(jax.device_put(batches))
 
     def timer():
         nonlocal state
         start = time.perf_counter()
         for _ in range(STEPS.value):
-            state, metrics = train_step(state, frozen, next(batches))
+            state, metrics = train_step(state, constants, next(batches))
         loss = float(metrics["loss"])  # when all is done
         seconds = (time.perf_counter() - start) / STEPS.value
         assert np.isfinite(loss), loss
@@ -269,8 +269,8 @@ def matrix_rate(dtype):
     return 2 * size**3 / min(seconds)
 
 
-def report(config, outline, times, peaks, flops, rate):
-    (users, length), (_, pairs) = (outline.batch[x].shape for x in ("item", "label_item"))
+def report(config, trainable, times, peaks, flops, rate):
+    (users, length), (_, pairs) = (trainable.batch[x].shape for x in ("item", "label_item"))
     negatives = (
         min(config.loss.num_in_batch_negatives, users * pairs) + config.loss.num_random_negatives
     )

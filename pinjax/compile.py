@@ -10,6 +10,7 @@ The estimate of a step's time is a bound from the chip's published rates: no ste
 """
 
 import json
+import operator
 from collections.abc import Sequence
 
 import tqdm
@@ -45,12 +46,13 @@ def main(argv: Sequence[str]) -> int:
     mesh, chip = sharding.make_mesh(devices, config.train.model_devices), rates.of(devices)
     if LARGEST.value and not chip:
         raise InputError(f"--largest_batch: the memory of a {devices[0].device_kind} is not known")
-    outline = registry.create_outline(config, mesh, ITEMS.value)
-    field, size = outline.size
-    advice = _advice(config, field)
+    trainable = registry.build(config, mesh, ITEMS.value)
+    registry.check_trained(config, trainable)
+    field = trainable.batch_size
+    size, advice = operator.attrgetter(field)(config), _advice(config, field)
     steps = [
-        programs.train_step(outline, config.train, mesh),
-        *programs.others(outline, config.train, mesh),
+        programs.train_step(trainable, config.train, mesh),
+        *programs.others(trainable, config.train, mesh),
     ]
     for step in steps if chip else ():
         programs.check_arguments(step, chip, advice)
@@ -59,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     found = None
     if LARGEST.value:
         found = largest_batch.find(
-            *(config, mesh, ITEMS.value, chip, outline.size, reports["train step"].peak)
+            *(config, mesh, ITEMS.value, chip, (field, size), reports["train step"].peak)
         )
 
     about = {

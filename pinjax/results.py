@@ -24,7 +24,7 @@ def summary(
     evaluated_on: str,
 ) -> str:
     """What is about to run, a line for each thing."""
-    params, _ = jax.eval_shape(system.init, jax.random.key(0))
+    params, _ = jax.eval_shape(system.trainable.init, jax.random.key(0))
     numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
     device = mesh.devices.flat[0]
     lines = {

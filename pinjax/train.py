@@ -31,8 +31,11 @@ def main(argv: Sequence[str]) -> int:
     config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
     mesh = sharding.make_mesh(model=config.train.model_devices)
     system = registry.create(config, mesh, app.verifies())
+    registry.check_trained(config, system.trainable)
     system.check_training()
-    evaluated_on = "; ".join(f"{split}: {system.asked(split)}" for split in ("valid", "test"))
+    evaluated_on = "; ".join(
+        f"{split}: {system.evaluated_on(split)}" for split in ("valid", "test")
+    )
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.of_run(workdir, config, system, app.verifies())
         with processes.first_before_others():

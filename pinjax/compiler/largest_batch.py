@@ -29,7 +29,7 @@ def find(
       mesh: of the devices.
       items: of the catalogue, if not those of the data set.
       chip: whose memory is met.
-      size: `Outline.size`, of the config's own batch, which fits.
+      size: the field of the config's batch, and its own size, which fits.
       peak: bytes that it takes.
     """
     field, own = size
@@ -63,5 +63,5 @@ def _peak(config, mesh, items, chip, field, size) -> int:
     config = ConfigDict(config.to_dict())
     section, name = field.split(".")
     config[section][name] = size
-    outline = registry.create_outline(config, mesh, items)
-    return programs.measure(programs.train_step(outline, config.train, mesh), chip, "").peak
+    trainable = registry.build(config, mesh, items)
+    return programs.measure(programs.train_step(trainable, config.train, mesh), chip, "").peak

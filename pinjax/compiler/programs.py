@@ -8,14 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax.compiler import flops, hlo, rates, roofline
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
-from pinjax.systems import outline as outline_lib
+from pinjax.retrieval import exact
+from pinjax.systems import system
 from pinjax.training import step
+
+_QUERIES = 1024  # searched at a time, as in evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,52 +88,67 @@ def bytes_on_chip(tree: Any) -> int:
     )
 
 
-def train_step(outline: outline_lib.Outline, config: ConfigDict, mesh: Mesh) -> Program:
+def train_step(trainable: system.Trainable, config: ConfigDict, mesh: Mesh) -> Program:
     """The step of `training.loop`, with its state donated."""
-    replicated, over_data = sharding.replicated(mesh), sharding.over_data(mesh)
+    constants, batch = trainable.constants, trainable.batch
     optimizer = step.make_optimizer(config)
-    state = step.abstract_state(outline, optimizer, config, mesh)
+    state = step.abstract_state(trainable, optimizer, config, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     forward = flops.of_matmuls(
-        *(outline.loss, state.params, outline.frozen, state.sketches, outline.batch, key),
+        *(trainable.loss, state.params, constants, state.sketches, batch, key),
         devices=mesh.size,
     )
-    function = step.make_step(outline, optimizer)
+    function = step.make_step(trainable, optimizer)
 
-    def by_part(params, opt_state, rest, frozen, batch):
-        return function(step.State(params=params, opt_state=opt_state, **rest), frozen, batch)
+    def by_part(params, opt_state, rest, constants, batch):
+        return function(step.State(params=params, opt_state=opt_state, **rest), constants, batch)
 
-    places = jax.tree.map(lambda x: x.sharding, state)
+    places = jax.tree.map(lambda x: x.sharding, state), sharding.replicated(mesh)
     rest = {"step": state.step, "sketches": state.sketches, "key": state.key}
     return Program(
         "train step",
-        jax.jit(by_part, donate_argnums=(0, 1, 2), out_shardings=(places, replicated)),
+        jax.jit(by_part, donate_argnums=(0, 1, 2), out_shardings=places),
         {
             "parameters": state.params,
             "optimiser": state.opt_state,
             "sketches": rest,
-            "feature table": outline_lib.placed(outline.frozen, replicated),
-            "batch": outline_lib.placed(outline.batch, over_data),
+            "feature table": constants,
+            "batch": batch,
         },
         3 * forward / mesh.size,
     )
 
 
-def others(outline: outline_lib.Outline, config: ConfigDict, mesh: Mesh) -> list[Program]:
+def others(trainable: system.Trainable, config: ConfigDict, mesh: Mesh) -> list[Program]:
     """What embeds and searches; what a train step has on every chip, they have, too."""
-    replicated = sharding.replicated(mesh)
+    state = step.abstract_state(trainable, step.make_optimizer(config), config, mesh)
+    made = []
+    for name, embedder in trainable.embedders.items():
+        arguments = {
+            "parameters": state.params,
+            "feature table": embedder.reads(trainable.constants),
+            "batch": sharding.abstract(mesh, embedder.batch),
+        }
+        forward = flops.of_matmuls(embedder.function, *arguments.values(), devices=mesh.size)
+        program = Program(f"embed {name}", embedder.function, arguments, forward / mesh.size)
+        made.append(program)
+    return [*made, _search(trainable.search, mesh)]
 
-    def program(name: str, function: Callable[..., Any], arguments: dict[str, Any], shares: int):
-        placed = {part: outline_lib.placed(tree, replicated) for part, tree in arguments.items()}
-        whole = flops.of_matmuls(function, *arguments.values(), devices=shares)
-        return Program(name, jax.jit(function), placed, whole / shares)
 
-    state = step.abstract_state(outline, step.make_optimizer(config), config, mesh)
-    embed = outline.embed(state.params).items()
-    return [
-        *(program(name, *what, mesh.size) for name, what in embed),
-        program("search", *outline.search, 1),
-    ]
+def _search(search: system.Search, mesh: Mesh) -> Program:
+    """Exact search, on every device the whole of it."""
+    items, dim, results = search
+
+    def function(queries: jax.Array, index: tuple[jax.Array, jax.Array]) -> Any:
+        vectors, valid = index
+        return exact.search(queries, vectors, min(results, items), valid=valid)
+
+    vectors = jax.ShapeDtypeStruct((items, dim), jnp.float32)
+    index = vectors, jax.ShapeDtypeStruct((items,), jnp.bool_)
+    queries = jax.ShapeDtypeStruct((_QUERIES, dim), jnp.float32)
+    queries, index = sharding.abstract(mesh, (queries, index))
+    forward = flops.of_matmuls(function, queries, index, devices=1)
+    return Program("search", jax.jit(function), {"batch": queries, "index": index}, forward)
 
 
 def check_arguments(program: Program, chip: rates.Chip, advice: str) -> None:

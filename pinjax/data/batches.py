@@ -7,7 +7,8 @@ run on one host would have seen.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
@@ -108,6 +109,7 @@ class PairBatches(_Batches):
       size: pairs in the global batch; each epoch of a task visits each of its pairs once.
       steps: how many batches there are.
       seed: of the order, and of which pairs a cap leaves out.
+      largest_query: by row of the tasks, the largest share of its pairs that one query has.
       shard: (index, count): which equal share of each batch this host takes.
     """
 
@@ -116,6 +118,7 @@ class PairBatches(_Batches):
     size: int
     steps: int
     seed: int
+    largest_query: Mapping[int, float]
     shard: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
@@ -152,23 +155,12 @@ class PairBatches(_Batches):
         counts[np.argsort(counts - exact, kind="stable")[:left]] += 1
         return dict(zip(self.tasks, counts.tolist(), strict=True))
 
-    def item_weights(self, items: int) -> np.ndarray:
-        """How often each item comes in a batch, expected: float64 (items,)."""
-        weights = np.zeros(items)
-        for task, rows in self._rows.items():
-            share = self.shares[task] / len(rows)
-            weights += share * np.bincount(self.pairs["item"][rows], minlength=items)
-        return weights
-
     @functools.cached_property
     def widest(self) -> int:
         """A power of two that hardly any batch has a query with more pairs than."""
-        expected = np.zeros(self.pairs["query"].max() + 1)
-        for task, rows in self._rows.items():
-            share = self.shares[task] / len(rows)
-            expected += share * np.bincount(self.pairs["query"][rows], minlength=len(expected))
-        most = expected.max() + 8 * np.sqrt(expected.max()) + 8  # of a Poisson law
-        return int(min(2 ** np.ceil(np.log2(most)), self.size))
+        expected = sum(count * self.largest_query[task] for task, count in self.shares.items())
+        most = expected + 8 * math.sqrt(expected) + 8  # of a Poisson law
+        return min(2 ** math.ceil(math.log2(most)), self.size)
 
     @functools.cached_property
     def _rows(self) -> dict[int, np.ndarray]:

@@ -27,7 +27,7 @@ from pinjax.data.text import tokens
 from pinjax.errors import InputError
 
 FILE = "items.parquet"
-_TOKENS = "tokens: "
+TOKENS = "tokens: "
 ROWS_A_GROUP = 2**16
 
 
@@ -72,7 +72,7 @@ class Items:
                 pa.array(self.image_offsets), vector_array(self.images)
             )
         for name, (ids, offsets) in self.texts.items():
-            columns[_TOKENS + name] = pa.LargeListArray.from_arrays(
+            columns[TOKENS + name] = pa.LargeListArray.from_arrays(
                 pa.array(offsets), pa.array(ids, pa.int32())
             )
         return pa.table(columns)
@@ -98,9 +98,9 @@ class Catalogue:
     """A catalogue on disk. Each attribute of `Items` is read when it is first asked for."""
 
     def __init__(self, path: epath.PathLike):
-        self._path = os.fspath(path)
+        self.path = os.fspath(path)
         try:
-            metadata = pq.read_metadata(self._path)
+            metadata = pq.read_metadata(self.path)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: not readable as Parquet: {error}") from error
         self._schema, self._rows = metadata.schema.to_arrow_schema(), metadata.num_rows
@@ -128,28 +128,32 @@ class Catalogue:
     def content(self) -> np.ndarray | None:
         return vectors(self._column("content")) if "content" in self._schema.names else None
 
+    @property
+    def has_images(self) -> bool:
+        return "images" in self._schema.names
+
     @functools.cached_property
     def images(self) -> np.ndarray | None:
-        if "images" not in self._schema.names:
+        if not self.has_images:
             return None
         return vectors(pa.chunked_array([self._images.flatten()]))
 
     @functools.cached_property
     def image_offsets(self) -> np.ndarray:
         """Zeros where there are no images."""
-        if "images" not in self._schema.names:
+        if not self.has_images:
             return np.zeros(len(self) + 1, np.int64)
         return self._images.offsets.to_numpy() - self._images.offsets[0].as_py()
 
     @property
     def text_features(self) -> tuple[str, ...]:
         """Names of the text features."""
-        names = (name for name in self._schema.names if name.startswith(_TOKENS))
-        return tuple(name.removeprefix(_TOKENS) for name in names)
+        names = (name for name in self._schema.names if name.startswith(TOKENS))
+        return tuple(name.removeprefix(TOKENS) for name in names)
 
     def text(self, feature: str) -> tokens.Ragged:
         """The tokens of a text feature of all items."""
-        column = self._column(_TOKENS + feature).combine_chunks()
+        column = self._column(TOKENS + feature).combine_chunks()
         return tokens.Ragged(
             column.flatten().to_numpy(), column.offsets.to_numpy() - column.offsets[0].as_py()
         )
@@ -159,7 +163,7 @@ class Catalogue:
         return self._column("images").combine_chunks()
 
     def _column(self, name: str) -> pa.ChunkedArray:
-        return parquet.read(self._path, [name])[name]
+        return parquet.read(self.path, [name])[name]
 
 
 def id_array(ids: np.ndarray) -> pa.Array:

@@ -27,7 +27,7 @@ from etils import epath
 from pinjax import checksums, files
 from pinjax.data import catalogue, pairs, parquet, timelines
 from pinjax.data import spec as spec_lib
-from pinjax.data.simulated import oracle, pinworld
+from pinjax.data.simulated import made_up, oracle, pinworld
 from pinjax.data.text import tokens
 from pinjax.errors import InputError
 from pinjax.graph import csr
@@ -46,16 +46,6 @@ class Dataset:
 
     directory: epath.Path
     spec: spec_lib.Spec
-
-    def need(self, part: str) -> None:
-        """Refuses a data set without a part.
-
-        Raises:
-          InputError: naming both.
-        """
-        if part not in self.spec.parts:
-            there = ", ".join(self.spec.parts) or "a catalogue alone"
-            raise InputError(f"data.name: {self.spec.name} has no {part}, only {there}")
 
     @functools.cached_property
     def catalogue(self) -> catalogue.Catalogue:
@@ -78,7 +68,7 @@ class Dataset:
         Where actions are left out instead of users, every split holds all users. The files are open
         as long as the data set, or what was returned, is in use.
         """
-        self.need("timelines")
+        self.spec.need("timelines")
         split = "train" if self.spec.leave_one_out else split
         return self._sources(split) if self.spec.users.get(split) else []
 
@@ -107,12 +97,12 @@ class Dataset:
     @functools.cache  # noqa: B019, a data set lives as long as its command
     def pairs(self, split: str) -> np.ndarray:
         """The pairs of a split, `pairs.PAIR` (n,), in order of time."""
-        self.need("pairs")
+        self.spec.need("pairs")
         return pairs.read(self.directory / "pairs" / f"{split}.parquet")
 
     @functools.cached_property
     def graph(self) -> csr.Graph:
-        self.need("graph")
+        self.spec.need("graph")
         return csr.read(self.directory / "graph")
 
     @functools.cached_property
@@ -162,6 +152,29 @@ def load(name: str, data_dir: str) -> Dataset:
       InputError: as `ensure`, and where it cannot be read.
     """
     return open_directory(ensure(name, data_dir))
+
+
+def spec_of(name: str, data_dir: str, items: int | None = None) -> spec_lib.Spec:
+    """The spec of a data set, without simulating a pinworld.
+
+    Args:
+      name: as in `ensure`. With `items` there need be no such data set: then all else is
+        taken to be like pinworld.
+      data_dir: as in `ensure`.
+      items: another number of items, with as many more texts, images and engagements.
+
+    Raises:
+      InputError: where there is no such data set.
+    """
+    if name.partition("/")[0] == pinworld.NAME:
+        return made_up.spec(name, items)
+    try:
+        spec = spec_lib.Spec.read(ensure(name, data_dir))
+    except InputError as error:
+        if items is None:
+            raise InputError(f"{error}; or say how large it is: --items") from None
+        return made_up.spec(name, items)
+    return spec.scaled(items) if items else spec
 
 
 def open_directory(directory: epath.PathLike) -> Dataset:

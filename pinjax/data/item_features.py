@@ -1,17 +1,32 @@
-"""What is known of an item beside its id: content, images, and how popular it was at some times."""
-
-import functools
+"""What is known of an item beside its id: its content and its images, as vectors."""
 
 import numpy as np
 
-from pinjax.data import timelines
 from pinjax.data.dataset import Dataset
+from pinjax.data.spec import Spec
 from pinjax.errors import InputError
-
-DAY = 24 * 60 * 60
 
 _PRINCIPAL = 100_000  # items, about, by which principal components are found
 _CHUNK = 2**16  # items whose images are averaged at a time
+
+
+def content_dim(spec: Spec, components: int) -> int:
+    """Numbers of a vector of `content`.
+
+    Raises:
+      InputError: where the data set has no content vectors, or shorter ones.
+    """
+    if not spec.content_dim:
+        raise InputError(
+            f"data.content: {spec.name} has no content vectors; set data.content to False and "
+            "model.id_dim above 0, so that items are learned ids"
+        )
+    if components > spec.content_dim:
+        raise InputError(
+            f"data.pca_dim={components}: expected from 0 to {spec.content_dim}, the numbers of a "
+            f"content vector of {spec.name}"
+        )
+    return components or spec.content_dim
 
 
 def content(dataset: Dataset, components: int) -> np.ndarray:
@@ -32,6 +47,11 @@ def content(dataset: Dataset, components: int) -> np.ndarray:
     found = principal_components(vectors, vectors[some], components)
     found[~known] = 0
     return found
+
+
+def item_vector_dim(spec: Spec) -> int:
+    """Numbers of a vector of `item_vectors`."""
+    return spec.image_dim or spec.content_dim
 
 
 def item_vectors(dataset: Dataset) -> np.ndarray:
@@ -83,56 +103,3 @@ def principal_components(vectors: np.ndarray, sample: np.ndarray, count: int) ->
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
     axes = (axes * np.sign(largest)).astype(vectors.dtype)
     return vectors @ axes - sample.mean(axis=0) @ axes
-
-
-def times_before(moment: int, apart: float, number: int) -> np.ndarray:
-    """So many times, some seconds apart, the last of which is the moment: uint32 (number,)."""
-    ago = apart * np.arange(number)[::-1]
-    return np.maximum(moment - ago, 0).astype(np.uint32)
-
-
-def log_popularity(dataset: Dataset, window: int, times: np.ndarray) -> np.ndarray:
-    """The log of `recent_rates`, of mean 0 and variance 1 over the items that existed at a time.
-
-    It is PinSage's log degree (Ying et al., KDD 2018, §4.1), for the days that an item has existed:
-    how popular an item is does not show in its content. That of a time depends on nothing later.
-
-    Returns:
-      float32 (items, times).
-    """
-    popularity = np.log(recent_rates(dataset, window, times))
-    for degree, time in zip(popularity.T, times, strict=True):
-        existed = dataset.catalogue.created <= time
-        if existed.any():
-            degree -= degree[existed].mean()
-            degree /= max(degree[existed].std(), 0.1)  # of few items it may be 0
-    return popularity.astype(np.float32)
-
-
-def recent_rates(dataset: Dataset, window: int, times: np.ndarray) -> np.ndarray:
-    """Training users' actions a day on items in the window up to a time: float64 (items, times).
-
-    They are counted from the day on which the item was created or the log began. Of an item that is
-    new little is known, so a rate is the mean that follows from the item's actions where rates are
-    distributed exponentially about that of all items.
-    """
-    created, until = dataset.catalogue.created.astype(np.float64), times.astype(np.int64)
-    item, acted = _training_actions(dataset)
-    since = until - window
-    bounds = np.searchsorted(acted, np.stack([since, until]), "right")
-    counts = np.stack([np.bincount(item[a:b], minlength=len(created)) for a, b in bounds.T])
-    first = min(until.max(), acted.min(initial=until.max()))
-    existed = until[:, None] - np.maximum(created, np.maximum(since, first)[:, None])
-    existed = np.maximum(existed / DAY, 0)
-    # Where nothing has happened yet, all rates are alike.
-    prior = np.maximum(existed.sum(axis=1), 1) / np.maximum(counts.sum(axis=1), 1)
-    return ((counts + 1) / (existed + prior[:, None])).T
-
-
-@functools.lru_cache(maxsize=1)
-def _training_actions(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Item and time of the training users' actions, in order of time."""
-    chunks = [chunk.records[["item", "time"]] for chunk in dataset.chunks("train")]
-    records = np.concatenate([np.zeros(0, timelines.ACTION)[["item", "time"]], *chunks])
-    order = np.argsort(records["time"], kind="stable")
-    return records["item"][order], records["time"][order].astype(np.int64)

@@ -46,6 +46,11 @@ class Queries:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def searches(self) -> list[str]:
+        """The text of every query, "" for those that are no search."""
+        return np.where(self.kinds == "text", self.ids, "").tolist()
+
     def write(self, path: epath.PathLike) -> None:
         columns = {
             "id": pa.array(self.ids, pa.large_string()),

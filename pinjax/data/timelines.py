@@ -88,6 +88,23 @@ class Chunk:
     offsets: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class MadeUp:
+    """Timelines of one action each, as `Dataset.timelines` has them: for the shapes of batches.
+
+    Attributes:
+      users: how many there are.
+    """
+
+    users: int
+
+    def __len__(self) -> int:
+        return self.users
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, np.ndarray]]:
+        return [{"actions": pack(np.zeros(1, ACTION))} for _ in rows]
+
+
 @contextlib.contextmanager
 def writer(directory: epath.PathLike) -> Iterator["Writer"]:
     """Writes timelines to a new directory; they are complete when the context ends."""

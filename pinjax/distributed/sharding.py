@@ -1,5 +1,6 @@
 """The device mesh, and where arrays lie on it."""
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pinjax.distributed import sharded_table
@@ -24,14 +25,22 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Me
     Raises:
       InputError: where the devices do not make such a mesh.
     """
-    devices = np.array(jax.devices() if devices is None else devices)
+    devices = list(jax.devices() if devices is None else devices)
     if model < 1 or len(devices) % model:
         raise InputError(f"train.model_devices={model} does not divide {len(devices)} devices")
-    devices = devices.reshape(-1, model)
-    # Each process reads its own rows of a batch, so devices with the same rows are of one process.
-    if any(len({device.process_index for device in row}) > 1 for row in devices):
+    shape, names = (len(devices) // model, model), ("data", "model")
+    mesh = Mesh(np.array(devices).reshape(shape), names)
+    # Neighbours in the mesh are neighbours in the chips' network, where that has such axes. But a
+    # batch names its own rows, which processes read in their order: so where the network's order
+    # parts the devices of a process, that of JAX stays.
+    with contextlib.suppress(NotImplementedError):
+        near = jax.make_mesh(shape, names, (AxisType.Auto, AxisType.Auto), devices=devices)
+        processes = [device.process_index for device in near.devices.flat]
+        mesh = near if processes == sorted(processes) else mesh
+    # Devices with the same rows are of one process.
+    if any(len({device.process_index for device in row}) > 1 for row in mesh.devices):
         raise InputError(f"train.model_devices={model} are not all of one process")
-    return Mesh(devices, ("data", "model"))
+    return mesh
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -45,9 +54,9 @@ def over_data(mesh: Mesh) -> NamedSharding:
 def by_rows(
     mesh: Mesh, layout: sharded_table.Layout, function: Callable[..., jax.Array]
 ) -> Callable[..., jax.Array]:
-    """(params, frozen, rows) -> function of them, each device with its own share of the rows alone.
+    """(params, constants, rows) -> function of them, on each device of its share of the rows.
 
-    For what has flattened ragged arrays inside, of which no axis could be sharded. The frozen
+    For what has flattened ragged arrays inside, of which no axis could be sharded. The constant
     tables and the parameters that are tables lie as the layout says, the other parameters are
     replicated; the result has an axis of rows, and is sharded over `data` as they are.
     """
@@ -56,7 +65,7 @@ def by_rows(
     def place(path, leaf) -> PartitionSpec:
         return layout.spec if re.search(sharded_table.PARAMETERS, _name(path)) else PartitionSpec()
 
-    def apply(params: Any, frozen: Any, rows: jax.Array) -> jax.Array:
+    def apply(params: Any, constants: Any, rows: jax.Array) -> jax.Array:
         of_params = jax.tree_util.tree_map_with_path(place, params)
         return jax.shard_map(
             function,
@@ -64,7 +73,7 @@ def by_rows(
             in_specs=(of_params, layout.spec, over_data),
             out_specs=over_data,
             check_vma=False,  # else every scan inside would have to know of the mesh
-        )(params, frozen, rows)
+        )(params, constants, rows)
 
     return apply
 
@@ -206,6 +215,29 @@ def place_table(mesh: Mesh, layout: sharded_table.Layout, table: np.ndarray) -> 
         layout.sharding or replicated(mesh),
         lambda index: layout.lay_out(table, index[0]),
     )
+
+
+def abstract(mesh: Mesh, tree: Any) -> Any:
+    """The shapes of arrays, or of shapes, as they lie on the mesh where each device has them."""
+    return jax.tree.map(lambda x: _shape(x.shape, x.dtype, replicated(mesh)), tree)
+
+
+def abstract_batch(mesh: Mesh, like: Any, rows: int) -> Any:
+    """The shapes of what `place_batch` makes of so many rows, from a batch with some of them."""
+    sharding = over_data(mesh)
+    return jax.tree.map(lambda x: _shape((rows, *x.shape[1:]), x.dtype, sharding), like)
+
+
+def abstract_table(
+    mesh: Mesh, layout: sharded_table.Layout, shape: tuple[int, ...], dtype: Any
+) -> jax.ShapeDtypeStruct:
+    """The shape of what `place_table` makes of a table of that shape."""
+    shape = layout.num_rows(shape[0]), *shape[1:]
+    return _shape(shape, dtype, layout.sharding or replicated(mesh))
+
+
+def _shape(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
 def check_batch(mesh: Mesh, name: str, size: int) -> None:

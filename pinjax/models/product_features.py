@@ -61,7 +61,7 @@ def gather_tokens(
 
     Args:
       texts: tokens, a list for each text feature.
-      rows: of the products.
+      rows: of the products; -1 has no tokens.
       capacity: tokens that fit: see `token_capacity`.
       tables: how both arrays lie on the devices.
 
@@ -70,7 +70,8 @@ def gather_tokens(
       the last for what is left of the capacity; whether all tokens fitted.
     """
     offsets = tables.gather(texts.offsets, rows)
-    starts, lengths = offsets[:, :-1].ravel(), jnp.diff(offsets).ravel()
+    starts = offsets[:, :-1].ravel()
+    lengths = jnp.where(rows[:, None] >= 0, jnp.diff(offsets), 0).ravel()
     ends = jnp.cumsum(lengths)
     place = jnp.arange(capacity)
     segment = jnp.searchsorted(ends, place, side="right").astype(jnp.int32)
@@ -112,10 +113,23 @@ def token_capacity(lengths: np.ndarray, weights: np.ndarray, number: int, chance
     return int(-(-most // 128) * 128)
 
 
-def most_tokens(lengths: np.ndarray, number: int) -> int:
-    """Tokens that so many products have together, at most, where the catalogue is read in order.
+def pack(lengths: np.ndarray, most: int, capacity: int) -> np.ndarray:
+    """Divides products, in their order, into groups that have room for the tokens of each.
 
-    The last batch repeats the last product (`batching.in_batches`).
+    Args:
+      lengths: int (products,), tokens of each product, none above the capacity.
+      most: products of a group.
+      capacity: tokens of a group.
+
+    Returns:
+      int64 (groups, most), the places of each group's products, -1 after the last of them.
     """
-    rows = np.minimum(np.arange(-(-len(lengths) // number) * number), len(lengths) - 1)
-    return int(lengths[rows].reshape(-1, number).sum(axis=1).max(initial=0))
+    ends = np.cumsum(lengths)
+    groups, start = [], 0
+    while start < len(lengths):
+        before = ends[start] - lengths[start]
+        stop = min(start + most, int(np.searchsorted(ends, before + capacity, side="right")))
+        places = np.arange(start, start + most)
+        groups.append(np.where(places < stop, places, -1))
+        start = stop
+    return np.array(groups, np.int64).reshape(-1, most)

@@ -4,37 +4,44 @@ import dataclasses
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pinjax.data import batches
+from pinjax.data import batches, pairs
 from pinjax.data.dataset import Dataset
+from pinjax.data.spec import Spec
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.systems import system
 
 
-def train_batches(config: ConfigDict, dataset: Dataset) -> batches.PairBatches:
-    """Batches of the training pairs, divided over the tasks that the config names.
+def batches_of(config: ConfigDict, spec: Spec, train: np.ndarray) -> batches.PairBatches:
+    """Batches of training pairs, divided over the tasks that the config names.
+
+    Args:
+      config: of the run.
+      spec: of the data set.
+      train: `pairs.PAIR` (n,), of any tasks.
 
     Raises:
       InputError: for a task that the data set does not have, or has no training pair of, or that
         is given no pair of a batch.
     """
-    spec, train = dataset.spec, dataset.pairs("train")
     tasks = {}
     for name, weight, cap in config.tasks:
         if name not in spec.tasks:
             known = ", ".join(spec.tasks)
             raise InputError(f"tasks: {spec.name} has no task {name!r}; it has {known}")
-        task = spec.tasks.index(name)
-        if not (train["task"] == task).any():
+        if name not in spec.largest_query:
             raise InputError(f"tasks: {spec.name} has no training pair of {name!r}")
-        tasks[task] = batches.Task(name, weight, cap)
+        tasks[spec.tasks.index(name)] = batches.Task(name, weight, cap)
     made = batches.PairBatches(
         pairs=train[np.isin(train["task"], list(tasks))],
         tasks=tasks,
         size=config.data.pairs,
         steps=config.train.steps,
         seed=config.train.seed,
+        largest_query={row: spec.largest_query[task.name] for row, task in tasks.items()},
         shard=(jax.process_index(), jax.process_count()),
     )
     for task, pairs_of_task in made.shares.items():
@@ -44,6 +51,20 @@ def train_batches(config: ConfigDict, dataset: Dataset) -> batches.PairBatches:
                 "expected a larger weight or batch"
             )
     return made
+
+
+def without_data(config: ConfigDict, spec: Spec) -> batches.PairBatches:
+    """Batches of made-up pairs, one of each task."""
+    made_up = np.zeros(len(spec.tasks), pairs.PAIR)
+    made_up["task"] = np.arange(len(spec.tasks))
+    return batches_of(config, spec, made_up)
+
+
+def abstract_batch(mesh: Mesh, made_up: batches.PairBatches) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a global batch, by a smaller one of the made-up pairs."""
+    few = dataclasses.replace(made_up, size=len(made_up.tasks), shard=(0, 1))[0]
+    few["excluded"] = np.zeros((1, made_up.widest), np.int32)
+    return sharding.abstract_batch(mesh, few, made_up.size)
 
 
 def check_training(made: batches.PairBatches, in_batch: bool) -> None:

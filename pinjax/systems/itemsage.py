@@ -7,7 +7,6 @@ two sampled softmaxes with logQ correction, over the batch's other products and 
 """
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -17,59 +16,94 @@ from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pinjax.data import dataset as dataset_lib
-from pinjax.data import spec as spec_lib
-from pinjax.data.text import tokens as tokens_lib
-from pinjax.distributed import batching, sharding
+from pinjax.data.dataset import Dataset
+from pinjax.data.spec import Spec
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.evaluation import evaluator as evaluator_lib
 from pinjax.evaluation import pair_source, tables, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import features, itemsage, product_features, temperature
-from pinjax.systems import engagements, system
-
-ENCODED = 512  # products encoded at a time where a catalogue is embedded
-_OVERFLOW = 1e-12  # probability that a run ends because tokens do not fit
+from pinjax.systems import counts, engagements, product_table, system
 
 
-def create(config: ConfigDict, mesh: Mesh) -> system.System:
-    """ItemSage on the data set that the config names.
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses a config that does not fit itself or the mesh, whatever the data."""
+    model = config.model
+    system.check_heads(model)
+    if model.residual and not model.image_slots:
+        raise InputError("model.residual needs images; expected model.image_slots above 0")
+    if not model.image_slots and not model.texts:
+        raise InputError("model.texts and model.image_slots: expected texts, images or both")
+    sharding.check(mesh, config.train)
+    sharding.check_batch(mesh, "data.pairs", config.data.pairs)
+    sharding.check_batch(mesh, "loss.num_random_negatives", config.loss.num_random_negatives)
 
-    Raises:
-      InputError: where the config does not fit the data.
-    """
-    dataset = dataset_lib.load(config.data.name, config.data.dir)
-    dataset.need("pairs")
-    spec = dataset.spec
-    check_vectors(config, spec)
-    train_batches = engagements.train_batches(config, dataset)
+
+def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
+    """The product tower and its loss, for a data set with pairs."""
+    spec.need("pairs")
+    product_table.check(config, spec)
+    made_up = engagements.without_data(config, spec)
     encoder = make_encoder(config, sum(spec.vocabulary), mesh)
-    products = make_features(config, dataset)
+    capacities = product_table.token_capacities(config, mesh, spec, made_up)
+    queries = sharding.abstract_table(
+        mesh, encoder.tables, (spec.num_queries, spec.query_dim), jnp.bfloat16
+    )
+    corpus = jax.ShapeDtypeStruct((spec.num_engaged,), jnp.int32)
+
+    def products(params: Any, constants: dict[str, Any], rows: jax.Array) -> jax.Array:
+        room = capacities["catalogue"]
+        return encode(encoder, mesh, room, params["encoder"], constants["products"], rows)
+
+    rows = jax.ShapeDtypeStruct((product_table.rows_at_once(mesh),), jnp.int32)
+    widths = counts.widths_of_pairs(config.loss, spec)
+    return system.Trainable(
+        init=functools.partial(init, encoder, config.loss, widths, spec.image_dim),
+        loss=functools.partial(loss, encoder, config.loss, mesh, capacities, spec.tasks),
+        constants={
+            "products": product_table.abstract(config, mesh, encoder.tables, spec),
+            "queries": queries,
+            "corpus": sharding.abstract(mesh, corpus),
+        },
+        batch=engagements.abstract_batch(mesh, made_up),
+        batch_size="data.pairs",
+        embedders={
+            "products": system.Embedder(sharding.shared_out(mesh, products), ("products",), rows)
+        },
+        search=system.Search(spec.num_items, config.model.embedding_dim, 100),
+    )
+
+
+def bind(
+    trainable: system.Trainable, config: ConfigDict, mesh: Mesh, dataset: Dataset
+) -> system.System:
+    """ItemSage on a data set."""
+    spec = dataset.spec
+    train_batches = engagements.batches_of(config, spec, dataset.pairs("train"))
+    products = product_table.read(config, dataset)
     # Random negatives are products that were engaged with. What else there is would only be
     # learned, by its tokens, to be never wanted.
     corpus = np.unique(dataset.pairs("train")["item"]).astype(np.int32)
-    place = functools.partial(sharding.place_table, mesh, encoder.tables)
-    frozen = {
+    layout = sharding.table_layout(mesh, config.train)
+    place = functools.partial(sharding.place_table, mesh, layout)
+    constants = {
         "products": jax.tree.map(place, products),
         "queries": place(dataset.queries.vectors.astype(jnp.bfloat16)),
         "corpus": jax.device_put(corpus, sharding.replicated(mesh)),
     }
-    found = findable(products)
-    rows = np.flatnonzero(found).astype(np.int32)
+    found = product_table.findable(products)
+    rows = np.flatnonzero(found)
     source = pair_source.PairSource(
         "ItemSage", dataset, tuple(train_batches.tasks), found, config.evaluate
     )
     evaluator = evaluator_lib.Evaluator("ItemSage", source)
-    lengths = num_values(products["texts"])
-    weights = train_batches.item_weights(spec.num_items)
-    capacities = token_capacities(config, mesh, lengths, weights, corpus, rows)
-    embed_rows = sharding.shared_out(
-        mesh, functools.partial(encode, encoder, mesh, capacities["catalogue"])
-    )
+    lengths = product_table.num_values(products["texts"])
+    capacities = product_table.token_capacities(config, mesh, spec, train_batches)
 
     def embed_items(params: Any, rows: np.ndarray) -> np.ndarray:
-        embed = functools.partial(embed_rows, params["encoder"], frozen["products"])
-        return batching.in_batches(embed, rows, ENCODED)
+        embed = functools.partial(trainable.embedders["products"], params, constants)
+        return product_table.embed_rows(embed, rows, lengths, mesh, capacities["catalogue"])
 
     def embed_queries(rows: np.ndarray) -> np.ndarray:
         return np.asarray(features.unit_length(jnp.asarray(dataset.queries.vectors[rows])))
@@ -94,108 +128,26 @@ def create(config: ConfigDict, mesh: Mesh) -> system.System:
             "queries": system.shards(query_shard, np.arange(spec.num_queries)),
         }
 
-    widths = sketch_widths(config.loss, len(corpus), spec.num_queries)
-    counted = counted_ids(train_batches.pairs, widths, config.data.pairs)
+    widths = counts.widths_of_pairs(config.loss, spec)
+    counted = counts.count_pairs(train_batches.pairs, widths, config.data.pairs)
 
     def check_training() -> None:
-        system.check_counts(config, counted)
+        counts.check(config, counted)
         engagements.check_training(train_batches, in_batch=config.loss.terms == "in_batch")
 
     return system.System(
-        init=functools.partial(init, encoder, config.loss, widths, spec.image_dim),
-        loss=functools.partial(loss, encoder, config.loss, mesh, capacities, spec.tasks),
-        frozen=frozen,
+        trainable=trainable,
+        constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        asked=evaluator.describe,
+        evaluated_on=evaluator.describe,
         metrics=evaluator.metrics,
         embed=embed,
         embed_as_of=spec.train_end,
         check_training=check_training,
-        summary=engagements.summary(dataset, train_batches)
-        | system.sketch_summary(config, counted),
+        summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
         identity={"dataset": spec.digest, **dataset.frozen},
     )
-
-
-def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses a config that does not fit itself or the mesh, whatever the data."""
-    model = config.model
-    system.check_heads(model)
-    if model.residual and not model.image_slots:
-        raise InputError("model.residual needs images; expected model.image_slots above 0")
-    if not model.image_slots and not model.texts:
-        raise InputError("model.texts and model.image_slots: expected texts, images or both")
-    sharding.check(mesh, config.train)
-    sharding.check_batch(mesh, "data.pairs", config.data.pairs)
-    sharding.check_batch(mesh, "loss.num_random_negatives", config.loss.num_random_negatives)
-
-
-def check_vectors(config: ConfigDict, spec: spec_lib.Spec) -> None:
-    """Refuses a config that does not fit the frozen vectors of queries and images."""
-    name, dim, slots = spec.name, config.model.embedding_dim, config.model.image_slots
-    if spec.query_dim != dim:
-        raise InputError(
-            f"model.embedding_dim={dim}: query vectors of {name} have {spec.query_dim} numbers"
-        )
-    if slots and not spec.image_dim:
-        raise InputError(f"model.image_slots={slots}: {name} has no images; expected 0")
-    if config.model.residual and spec.image_dim != dim:
-        raise InputError(
-            f"model.residual: images of {name} have {spec.image_dim} numbers, queries {dim}"
-        )
-
-
-def token_capacities(
-    config: ConfigDict,
-    mesh: Mesh,
-    lengths: np.ndarray,
-    weights: np.ndarray,
-    corpus: np.ndarray,
-    index: np.ndarray,
-) -> dict[str, int]:
-    """Room for the tokens of the products that a device encodes at once, by what they are.
-
-    That a run has a batch with more is less probable than `_OVERFLOW`. A device's share of a batch
-    is drawn without replacement from the tasks' pairs in the proportion of their shares.
-
-    Args:
-      config: of the system.
-      mesh: over whose axis `data` they are shared out.
-      lengths: int (items,), tokens of each item of the catalogue.
-      weights: (items,), how often each is a positive, up to a factor.
-      corpus: int (n,), the items that random negatives are drawn from.
-      index: int (n,), the items that are embedded for an index, in that order.
-    """
-    of_index = lengths[index]
-    devices = mesh.shape["data"]
-    if ENCODED % devices:  # what is read together is another share in each batch
-        catalogue = -(-ENCODED // devices) * int(of_index.max())
-    else:
-        catalogue = product_features.most_tokens(of_index, ENCODED // devices)
-
-    def capacity(lengths: np.ndarray, weights: np.ndarray, products: int) -> int:
-        chance = overflow_chance(config, mesh)
-        return product_features.token_capacity(lengths, weights, products // devices, chance)
-
-    return {
-        "positives": capacity(lengths, weights, config.data.pairs),
-        "random": capacity(lengths[corpus], np.ones(len(corpus)), config.loss.num_random_negatives),
-        "catalogue": catalogue,
-    }
-
-
-def overflow_chance(config: ConfigDict, mesh: Mesh) -> float:
-    """Of one device's tokens in one step: all of a run's together are at most `_OVERFLOW`."""
-    return _OVERFLOW / (2 * config.train.steps * mesh.shape["data"])
-
-
-def check_tokens(name: str, tokens: int) -> None:
-    """Refuses texts that have more tokens together than an int32 can number."""
-    if tokens >= 2**31:
-        raise InputError(
-            f"model.texts: those of {name} have {tokens:,} tokens together; expected under 2^31"
-        )
 
 
 def make_encoder(config: ConfigDict, num_tokens: int, mesh: Mesh) -> itemsage.ItemSage:
@@ -209,61 +161,6 @@ def make_encoder(config: ConfigDict, num_tokens: int, mesh: Mesh) -> itemsage.It
         tables=sharding.table_layout(mesh, config.train),
         **model,
     )
-
-
-def make_features(
-    config: ConfigDict, dataset: dataset_lib.Dataset
-) -> dict[str, product_features.Ragged]:
-    """The texts that the config names, of all items, and their images if the tower sees any."""
-    names = [name for name, _ in config.model.texts]
-    catalogue, spec = dataset.catalogue, dataset.spec
-    for name in names:
-        if name not in spec.text_features:
-            known = ", ".join(spec.text_features) or "images"
-            raise InputError(f"model.texts: {spec.name} has no {name!r}, only {known}")
-    none = tokens_lib.Ragged(np.zeros(0, np.int32), np.zeros(len(catalogue) + 1, np.int64))
-    tokens, offsets = tokens_lib.interleave([catalogue.text(name) for name in names] or [none])
-    check_tokens(spec.name, len(tokens))
-    made = {"texts": product_features.Ragged.create(tokens, offsets, max(1, len(names)))}
-    if config.model.image_slots:
-        images = catalogue.images.astype(jnp.bfloat16)
-        made["images"] = product_features.Ragged.create(images, catalogue.image_offsets)
-    return made
-
-
-def num_values(feature: product_features.Ragged) -> np.ndarray:
-    """How many tokens, or images, each item has: int32 (items,)."""
-    return feature.offsets[:, -1] - feature.offsets[:, 0]
-
-
-def findable(features: dict[str, product_features.Ragged]) -> np.ndarray:
-    """Bool (items,): which items have a token or an image that the tower sees."""
-    return sum(map(num_values, features.values())) > 0
-
-
-def sketch_widths(config: ConfigDict, products: int, queries: int) -> dict[str, int]:
-    """Counters a row of each sketch: where there are few ids, about four for each are enough."""
-
-    def width(distinct: int) -> int:
-        return min(config.sketch_width, 2 ** math.ceil(math.log2(4 * distinct)))
-
-    return {"products": width(products), "queries": width(queries), "pairs": config.sketch_width}
-
-
-def counted_ids(train: np.ndarray, widths: dict[str, int], batch: int) -> dict[str, system.Counted]:
-    """What the sketches count.
-
-    Args:
-      train: `pairs.PAIR` (n,), the training pairs.
-      widths: of the sketches.
-      batch: pairs in a batch.
-    """
-    ids = {"products": train["item"], "queries": train["query"]}
-    ids["pairs"] = (train["query"].astype(np.int64) << 32) + train["item"]
-    return {
-        name: system.Counted(widths[name], np.unique(ids[name], return_counts=True)[1], batch)
-        for name in widths
-    }
 
 
 def init(
@@ -286,31 +183,10 @@ def init(
         "temperature": temperature.Temperature().init(params_key),
     }
     sketches = {
-        name: count_min_sketch.init(sketch_key, config.sketch_depth, width, config.sketch_decay)
+        name: count_min_sketch.init(sketch_key, count_min_sketch.DEPTH, width, config.sketch_decay)
         for name, width in widths.items()
     }
     return params, sketches
-
-
-def gather(
-    encoder: itemsage.ItemSage,
-    products: dict[str, product_features.Ragged],
-    rows: jax.Array,
-    capacity: int,
-) -> tuple[tuple[Any, ...], jax.Array | bool]:
-    """What the encoder takes of products, and whether their tokens fit in the capacity."""
-    images = image_mask = tokens = segments = None
-    fits = True
-    if encoder.image_features:
-        slots = encoder.image_features[0][-1]
-        images, image_mask = product_features.gather_images(
-            products["images"], rows, slots, encoder.tables
-        )
-    if encoder.text_features:
-        tokens, segments, fits = product_features.gather_tokens(
-            products["texts"], rows, capacity, encoder.tables
-        )
-    return (images, image_mask, tokens, segments, len(rows)), fits
 
 
 def encode(
@@ -329,7 +205,7 @@ def encode(
     on_device = encoder.clone(tables=encoder.tables.on_device())
 
     def of_device(params, products, rows):
-        inputs, fits = gather(on_device, products, rows, capacity)
+        inputs, fits = product_table.gather(on_device, products, rows, capacity)
         return jnp.where(fits, on_device.apply(params, *inputs), jnp.nan)
 
     return sharding.by_rows(mesh, encoder.tables, of_device)(params, products, rows)
@@ -342,7 +218,7 @@ def loss(
     capacities: dict[str, int],
     tasks: tuple[str, ...],
     params: Any,
-    frozen: Any,
+    constants: dict[str, Any],
     sketches: dict[str, count_min_sketch.CountMinSketch],
     batch: system.Batch,
     key: jax.Array,
@@ -351,16 +227,16 @@ def loss(
     everywhere = functools.partial(
         lax.with_sharding_constraint, shardings=sharding.replicated(mesh)
     )
-    corpus = frozen["corpus"]
+    corpus = constants["corpus"]
     size, num_random = len(batch["item"]), config.num_random_negatives
 
     def embed(rows: jax.Array, capacity: str) -> jax.Array:
         rows = lax.with_sharding_constraint(rows, sharding.over_data(mesh))
         return encode(
-            encoder, mesh, capacities[capacity], params["encoder"], frozen["products"], rows
+            encoder, mesh, capacities[capacity], params["encoder"], constants["products"], rows
         )
 
-    queries = features.unit_length(encoder.tables.gather(frozen["queries"], batch["query"]))
+    queries = features.unit_length(encoder.tables.gather(constants["queries"], batch["query"]))
     positives = embed(batch["item"], "positives")
     random_rows = corpus[jax.random.randint(key, (num_random,), 0, len(corpus))]
 

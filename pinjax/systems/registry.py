@@ -1,4 +1,8 @@
-"""From `config.system` to its page. Nothing else branches on a system's name."""
+"""From `config.system` to its module. Nothing branches on a system's name.
+
+A name without a dot is a module of this package, one with a dot any other module that has `check`,
+`build` and `bind` (see `system`).
+"""
 
 import importlib
 from types import ModuleType
@@ -7,16 +11,31 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax import checksums
-from pinjax.data import dataset
+from pinjax.data import dataset as dataset_lib
 from pinjax.distributed import processes
 from pinjax.errors import InputError
-from pinjax.systems import outline, system
+from pinjax.systems import system
 
-SYSTEMS = ("pinnerformer", "itemsage", "searchsage")
+
+def build(config: ConfigDict, mesh: Mesh, items: int | None = None) -> system.Trainable | None:
+    """What of the system that `config.system` names is trained, without data.
+
+    Args:
+      config: of the run.
+      mesh: of `sharding.make_mesh`.
+      items: another number of items than the data set has, as in `dataset.spec_of`.
+
+    Raises:
+      InputError: where the name is unknown, or the config does not fit itself, the mesh or the
+        data.
+    """
+    module = find(config.system)
+    module.check(config, mesh)
+    return module.build(config, mesh, dataset_lib.spec_of(config.data.name, config.data.dir, items))
 
 
 def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System:
-    """The system that `config.system` names, on the mesh.
+    """The system that `config.system` names, on its data set.
 
     Args:
       config: of the run.
@@ -24,24 +43,39 @@ def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System
       verify: whether the data set's checksums are compared.
 
     Raises:
-      InputError: where the name is unknown, the config does not fit itself, the mesh or the data,
-        or these are damaged. What does not need the data is found before a data set is made.
+      InputError: as `build`, and where the data are damaged. What does not need the data is found
+        before a data set is made.
     """
-    page = _page("pinjax.systems", config)
-    page.check(config, mesh)
+    module = find(config.system)
+    module.check(config, mesh)
     with processes.first_before_others():
-        directory = dataset.ensure(config.data.name, config.data.dir)
+        directory = dataset_lib.ensure(config.data.name, config.data.dir)
         if verify:
             checksums.verify(directory)
-    return page.create(config, mesh)
+    dataset = dataset_lib.open_directory(directory)
+    return module.bind(module.build(config, mesh, dataset.spec), config, mesh, dataset)
 
 
-def create_outline(config: ConfigDict, mesh: Mesh, items: int | None) -> outline.Outline:
-    """The same without data, for a catalogue of so many items if a number is given."""
-    return _page("pinjax.systems.outlines", config).create(config, mesh, items)
+def check_trained(config: ConfigDict, trainable: system.Trainable | None) -> None:
+    """Refuses a system that is not trained, for what is about training."""
+    if trainable is None:
+        raise InputError(f"system={config.system!r} is not trained; evaluate it, or embed by it")
 
 
-def _page(package: str, config: ConfigDict) -> ModuleType:
-    if config.system not in SYSTEMS:
-        raise InputError(f"system {config.system!r} is none of {', '.join(SYSTEMS)}")
-    return importlib.import_module(f"{package}.{config.system}")
+def find(name: str) -> ModuleType:
+    """The module of a system.
+
+    Raises:
+      InputError: where there is none, or it is no system.
+    """
+    path = name if "." in name else f"{__package__}.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise
+        raise InputError(f"system={name!r}: there is no module {path}") from None
+    for function in ("check", "build", "bind"):
+        if not hasattr(module, function):
+            raise InputError(f"system={name!r}: {path} is no system: it has no {function}")
+    return module

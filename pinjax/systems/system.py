@@ -1,4 +1,14 @@
-"""What a system is to the trainer and to the other commands."""
+"""What a system is to the trainer and to the other commands.
+
+The module of a system (`registry`) has three functions:
+
+    check(config, mesh)                     refuses a config that does not fit itself or the mesh
+    build(config, mesh, spec) -> Trainable  what is trained, by shapes alone; None: nothing is
+    bind(trainable, config, mesh, dataset) -> System
+
+`compile` needs no more than `build`, from the spec of a data set. `train`, `evaluate` and `embed`
+bind what was built to the data set itself, so what is compiled is what runs.
+"""
 
 import dataclasses
 import functools
@@ -11,7 +21,6 @@ from ml_collections import ConfigDict
 
 from pinjax.errors import InputError
 from pinjax.evaluation.tables import Table
-from pinjax.losses import count_min_sketch
 
 Batch = dict[str, np.ndarray]
 Shard = Callable[[], tuple[np.ndarray, np.ndarray]]
@@ -22,21 +31,80 @@ TRIED = 8  # batches, at most, that are looked at before training
 
 
 @dataclasses.dataclass(frozen=True)
-class System:
-    """A recommender system as pure functions.
+class Embedder:
+    """A compiled function that embeds users, queries or items.
 
-    `frozen` is what a step reads and never changes, the item features above all. It is an argument
-    of the step, since what a jitted function closes over is copied into its program.
+    Attributes:
+      function: (params, constants, batch) -> embeddings, a row for each of the batch, on every
+        device. Each device computes its share.
+      constants: the names of the constants that it reads.
+      batch: pytree of shapes, of the rows that it embeds at a time.
+    """
+
+    function: Callable[..., jax.Array]
+    constants: tuple[str, ...]
+    batch: Any
+
+    def reads(self, constants: Mapping[str, Any]) -> dict[str, Any]:
+        """Those constants that the function reads."""
+        return {name: constants[name] for name in self.constants}
+
+    def __call__(self, params: Any, constants: Mapping[str, Any], batch: Any) -> jax.Array:
+        return self.function(params, self.reads(constants), batch)
+
+
+class Search(NamedTuple):
+    """The exact search of an evaluation.
+
+    Attributes:
+      items: in the index.
+      dim: numbers of an embedding.
+      results: of a query.
+    """
+
+    items: int
+    dim: int
+    results: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainable:
+    """What of a system is trained, as pure functions and the shapes of what they take.
+
+    `constants` is what a step reads and never changes, the item features above all. It is an
+    argument of the step, since what a jitted function closes over is copied into its program.
 
     Attributes:
       init: (key) -> (params, sketches).
-      loss: (params, frozen, sketches, batch, key) -> scalar, (metrics, new sketches). The batch
+      loss: (params, constants, sketches, batch, key) -> scalar, (metrics, new sketches). The batch
         is the global one, sharded over the mesh's `data` axis.
-      frozen: pytree of device arrays.
+      constants: by name, pytrees of shapes as they lie on the mesh.
+      batch: by name, shapes of the global batch, sharded over `data`.
+      batch_size: the config's field that says how large a batch is, as "data.users".
+      embedders: by what they embed.
+      search: what finds the embedded items.
+    """
+
+    init: Callable[[jax.Array], tuple[Any, Any]]
+    loss: Callable[..., tuple[jax.Array, tuple[Metrics, Any]]]
+    constants: dict[str, Any]
+    batch: dict[str, jax.ShapeDtypeStruct]
+    batch_size: str
+    embedders: dict[str, Embedder]
+    search: Search
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A recommender system on a data set.
+
+    Attributes:
+      trainable: what `build` gave; None for a system that is not trained. Then `params` are None.
+      constants: by name, pytrees of device arrays, as `trainable` says.
       batches: (first step) -> iterator of host batches, this process's share of each.
       evaluate: (params, split) -> a results table; `full` adds what takes longer.
-      asked: (split) -> what its table rests on, as "1,987 users, 4,530 labels". It needs no model;
-        raises InputError where the split has no labels.
+      evaluated_on: (split) -> what its table rests on, as "1,987 users, 4,530 labels". It needs no
+        model; raises InputError where the split has no labels.
       metrics: the names of the metrics in the first row of `evaluate(params, "valid")`, each with
         "max" or "min", whichever is best.
       embed: (params, moment) -> the tables that serving needs, by name, each as its shards:
@@ -48,12 +116,11 @@ class System:
       identity: by name, hashes of what a checkpoint belongs to: the data set, frozen tables.
     """
 
-    init: Callable[[jax.Array], tuple[Any, Any]]
-    loss: Callable[..., tuple[jax.Array, tuple[Metrics, Any]]]
-    frozen: Any
+    trainable: Trainable | None
+    constants: dict[str, Any]
     batches: Callable[[int], Iterator[Batch]]
     evaluate: Callable[..., Table]
-    asked: Callable[[str], str]
+    evaluated_on: Callable[[str], str]
     metrics: Mapping[str, str]
     embed: Callable[[Any, int], dict[str, list[Shard]]]
     embed_as_of: int
@@ -66,52 +133,6 @@ def check_heads(model: ConfigDict) -> None:
     """Refuses attention heads that do not divide the width."""
     if model.width % model.heads:
         raise InputError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
-
-
-class Counted(NamedTuple):
-    """What a run counts in a sketch.
-
-    Attributes:
-      width: of the sketch.
-      counts: int (ids,), how often each of the different ids comes, up to a factor.
-      batch: how many come in a batch.
-    """
-
-    width: int
-    counts: np.ndarray
-    batch: int
-
-    def accuracy(self, config: ConfigDict) -> count_min_sketch.Accuracy:
-        """At the end of a run with this config."""
-        return count_min_sketch.accuracy(
-            self.width, config.loss.sketch_decay, self.batch, config.train.steps, self.counts
-        )
-
-
-def sketch_summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
-    """How right the counts of sketches are at the end of a run, by what they count."""
-    found = {name: things.accuracy(config) for name, things in counted.items()}
-    parts = [
-        f"{name} {x.mean:,.1f} times (median {x.median:,.1f}), too high by at most {x.error:,.1f}"
-        for name, x in found.items()
-    ]
-    return {"counted": "; ".join(parts)}
-
-
-def check_counts(config: ConfigDict, counted: dict[str, Counted]) -> None:
-    """Refuses sketches whose error is above the counts that the loss asks for."""
-    for name, things in counted.items():
-        found = things.accuracy(config)
-        if not config.loss.log_q or found.error <= found.median:
-            continue
-        least = f"at least {found.least_width}"
-        if found.least_width > count_min_sketch.MAX_WIDTH:
-            least = "loss.sketch_decay below 1, so that fewer are remembered, or loss.log_q=False"
-        raise InputError(
-            f"loss.sketch_width: with {things.width} counters a row, the counts of "
-            f"{len(things.counts):,} {name}, whose median is {found.median:,.1f}, may be too high "
-            f"by {found.error:,.1f}; expected {least}"
-        )
 
 
 def shards(

@@ -289,13 +289,17 @@ def load_chosen(
 ) -> step.State:
     """The state of the run in `workdir` that is to be evaluated and served.
 
+    A system that is not trained has an empty one.
+
     Raises:
       InputError: where `workdir` holds no checkpoint, or a run of another config, data set or
         frozen table.
     """
+    if system.trainable is None:
+        return step.State(step=np.int32(0), params=None, opt_state=None, sketches=None, key=None)
     check_run(workdir, config, system.identity)
     optimizer = step.make_optimizer(config.train)
-    like = step.abstract_state(system, optimizer, config.train, mesh)
+    like = step.abstract_state(system.trainable, optimizer, config.train, mesh)
     state = of_run(workdir, config, system, verify).load_chosen(like)
     if state is None:
         raise InputError(f"{workdir} holds no checkpoint yet")

@@ -62,12 +62,12 @@ def train(
     """
     # State: fresh or restored.
     optimizer = step.make_optimizer(config)
-    like = step.abstract_state(system, optimizer, config, mesh)
+    like = step.abstract_state(system.trainable, optimizer, config, mesh)
     places = jax.tree.map(lambda x: x.sharding, like)
     checkpoints.remove_damaged()
     state = checkpoints.load_latest(like)
     if state is None:
-        init = functools.partial(step.init_state, system, optimizer, config.seed)
+        init = functools.partial(step.init_state, system.trainable, optimizer, config.seed)
         state = jax.jit(init, out_shardings=places)()
     first = int(state.step)
     tracing = range(first + _UNTRACED, first + _UNTRACED + traced)
@@ -79,7 +79,7 @@ def train(
 
     # The step.
     train_step = jax.jit(
-        step.make_step(system, optimizer),
+        step.make_step(system.trainable, optimizer),
         donate_argnums=0,
         out_shardings=(places, sharding.replicated(mesh)),
     )
@@ -127,7 +127,7 @@ def train(
                 checkpoints.wait()  # so that none is written beside the steps
                 trace.enter_context(_tracing(workdir))
             batch = sharding.place_batch(mesh, next(batches))
-            state, metrics = train_step(state, system.frozen, batch)
+            state, metrics = train_step(state, system.constants, batch)
             pending.append(metrics)
             done += 1
             progress.update()

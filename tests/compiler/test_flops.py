@@ -60,7 +60,7 @@ def test_pinnerformer_of_published_size():
     config = runpy.run_path(str(CONFIGS / "pinnerformer.py"))["get_config"]("paper")
     config.data.users = 128 * 8
     mesh = sharding.make_mesh()
-    step = programs.train_step(registry.create_outline(config, mesh, None), config.train, mesh)
+    step = programs.train_step(registry.build(config, mesh), config.train, mesh)
 
     width, length, dim, hidden, layers, labels = 768, 256, 256, 1024, 6, 32
     # Content, action, surface, duration; the time of the day, the age and the gap.

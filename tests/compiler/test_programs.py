@@ -12,11 +12,10 @@ import pytest
 from pinjax.compiler import largest_batch, programs, rates, report, topology
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
-from pinjax.systems import outline as outline_lib
 from pinjax.systems import registry
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-CHIP = rates.Chip("test chip", flops=1e12, memory=2**30, bandwidth=1e11, interconnect=1e10)
+CHIP = rates.Chip("test chip", flops=1e13, memory=2**30, bandwidth=1e11, interconnect=1e10)
 NAMES = {"v5e:4x4": 16, "v5p:2x2x4": 16, "v6e:16x16": 256}
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
@@ -30,12 +29,8 @@ def mesh():
 
 def make_program(mesh, rows, function=lambda x, w: jnp.sin(x @ w).sum()):
     arguments = {
-        "batch": outline_lib.placed(
-            jax.ShapeDtypeStruct((rows, 64), jnp.float32), sharding.over_data(mesh)
-        ),
-        "feature table": outline_lib.placed(
-            jax.ShapeDtypeStruct((64, 32), jnp.float32), sharding.replicated(mesh)
-        ),
+        "batch": sharding.abstract_batch(mesh, jnp.zeros((1, 64)), rows),
+        "feature table": sharding.abstract(mesh, jnp.zeros((64, 32))),
     }
     return programs.Program("step", jax.jit(function), arguments, 2.0 * rows / 8 * 64 * 32)
 
@@ -124,7 +119,7 @@ def test_a_train_step_compiles_for_tpus():
     config = runpy.run_path(str(CONFIGS / "searchsage.py"))["get_config"]("test")
     devices = topology.devices("v5e:2x2")
     mesh = sharding.make_mesh(devices)
-    step = programs.train_step(registry.create_outline(config, mesh, None), config.train, mesh)
+    step = programs.train_step(registry.build(config, mesh), config.train, mesh)
     found = programs.measure(step, rates.of(devices), "")
     assert found.unknown_loops == 0
     assert "all-reduce" in {collective.kind for collective in found.collectives}

@@ -114,8 +114,13 @@ def make_pairs(rng, number=300):
 
 
 def make_pair_batches(made, **fields):
+    largest = {
+        task: np.bincount(of_task["query"]).max() / len(of_task)
+        for task in TASKS
+        if len(of_task := made[made["task"] == task])
+    }
     defaults = {"pairs": made, "tasks": TASKS, "size": 14, "steps": 40, "seed": 3}
-    return batches.PairBatches(**(defaults | fields))
+    return batches.PairBatches(**(defaults | {"largest_query": largest} | fields))
 
 
 def test_every_batch_has_each_tasks_share(rng):
@@ -162,14 +167,6 @@ def test_a_batch_with_more_pairs_of_a_query_than_expected_is_wider(rng):
         assert (expected >= 0).sum(axis=1).max() <= width < expected.shape[1]
         np.testing.assert_array_equal(found, expected[:, :width])
         assert (expected[:, width:] == -1).all()
-
-
-def test_item_weights_are_how_often_an_item_comes(rng):
-    source = make_pair_batches(make_pairs(rng))
-    drawn = np.concatenate([source[step]["item"] for step in range(40)])
-    expected = 40 * source.item_weights(30)
-    np.testing.assert_allclose(expected.sum(), 40 * 14)
-    assert abs(np.bincount(drawn, minlength=30) - expected).max() < 14  # an epoch and a bit
 
 
 def test_hosts_share_a_batch_of_pairs(rng):

@@ -153,7 +153,7 @@ def test_a_part_that_is_missing_is_named(items, queries, tmp_path, part, fields,
     found = dataset.load("log", tmp_path)
     message = f"^data.name: log has no {part}, only {there}$"
     with pytest.raises(InputError, match=message):
-        found.need(part)
+        found.spec.need(part)
     read = {"timelines": found.timelines, "pairs": found.pairs}.get(part, lambda _: found.graph)
     with pytest.raises(InputError, match=message):
         read("train")
@@ -203,10 +203,19 @@ def test_ids_keep_their_type(ids):
             assert found.type == kind
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"name": "log"}', '{"num_actions": 3}'])
-def test_other_metadata_are_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "not the metadata of a data set"),
+        ("[]", "not the metadata of a data set"),
+        ('{"format": 3, "num_actions": 3}', "not the metadata of a data set"),
+        ('{"name": "log", "num_items": 3}', "its format is of an older version; expected 3"),
+        ('{"format": 4, "name": "log"}', "its format is 4; expected 3: prepare it anew"),
+    ],
+)
+def test_other_metadata_are_refused(tmp_path, content, message):
     (tmp_path / spec.METADATA_FILE).write_text(content)
-    with pytest.raises(InputError, match=r"metadata.json: not the metadata of a data set"):
+    with pytest.raises(InputError, match=f"metadata.json: {message}"):
         dataset.load(str(tmp_path), tmp_path)
 
 

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from pinjax.data import catalogue, item_features
+from pinjax.data import catalogue, item_features, popularity
 from pinjax.data import dataset as dataset_lib
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
@@ -40,7 +40,7 @@ def log_popularity(dataset, window, moment):
 def test_degrees_are_those_of_their_times(dataset, window):
     end = dataset.spec.train_end
     times = end - 86_400 * np.array([40, 11, 0])
-    found = item_features.log_popularity(dataset, window, times)
+    found = popularity.log_popularity(dataset, window, times)
     for degrees, time in zip(found.T, times, strict=True):
         expected, count = log_popularity(dataset, window, time)
         np.testing.assert_allclose(degrees, expected, rtol=1e-5, atol=1e-6)
@@ -49,20 +49,20 @@ def test_degrees_are_those_of_their_times(dataset, window):
 
 
 def test_before_the_log_began_all_items_are_alike(dataset):
-    found = item_features.log_popularity(dataset, 20.0, np.array([9, dataset.spec.train_end]))
+    found = popularity.log_popularity(dataset, 20 * DAY, np.array([9, dataset.spec.train_end]))
     assert not found[:, 0].any()
     assert found[:, 1].std() > 0.5
 
 
 def test_times_before_a_moment():
-    found = item_features.times_before(1_000, 300.0, 5)
+    found = popularity.times_before(1_000, 300.0, 5)
     assert found.tolist() == [0, 100, 400, 700, 1_000]
     assert found.dtype == np.uint32
 
 
 def test_rates_tell_popularity_whenever_an_item_was_created(dataset):
     end = np.array([dataset.spec.train_end])
-    rates = item_features.recent_rates(dataset, 365.0, end)[:, 0]
+    rates = popularity.recent_rates(dataset, 365 * DAY, end)[:, 0]
     # An item of pinworld is as popular on its first day as on any other.
     oracle = dataset.oracle
     appeal = oracle.popularity * np.exp(oracle.tastes @ oracle.style.T).mean(axis=0)

@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,15 @@ def test_capacity_of_what_cannot_be_more():
     assert capacity(np.zeros(3, int), np.ones(3), 8) == 0
 
 
-def test_most_tokens_of_a_catalogue_in_order(rng):
-    lengths = rng.integers(0, 9, 23)
-    padded = np.append(lengths, [lengths[-1]] * 2)
-    assert product_features.most_tokens(lengths, 5) == padded.reshape(5, 5).sum(axis=1).max()
+@pytest.mark.parametrize("capacity", [8, 20, 1_000])
+def test_products_are_packed_in_order_and_have_room(rng, capacity):
+    lengths = rng.integers(0, 9, 53)
+    packed = product_features.pack(lengths, 5, capacity)
+    assert packed[packed >= 0].tolist() == list(range(53))
+    for group, after in itertools.pairwise(packed):
+        places = group[group >= 0]
+        assert lengths[places].sum() <= capacity
+        # There is no more than has room.
+        assert len(places) == 5 or lengths[places].sum() + lengths[after[0]] > capacity
+        assert (group[len(places) :] == -1).all()
+    assert product_features.pack(lengths[:0], 5, capacity).shape == (0, 5)

@@ -28,19 +28,19 @@ def train_on_devices():
             mesh = sharding.make_mesh(jax.devices()[:devices], config.train.model_devices)
             system = registry.create(config, mesh)
             optimizer = step.make_optimizer(config.train)
-            like = step.abstract_state(system, optimizer, config.train, mesh)
+            like = step.abstract_state(system.trainable, optimizer, config.train, mesh)
             places = jax.tree.map(lambda x: x.sharding, like)
-            init = functools.partial(step.init_state, system, optimizer, 0)
+            init = functools.partial(step.init_state, system.trainable, optimizer, 0)
             state = jax.jit(init, out_shardings=places)()
             train_step = jax.jit(
-                step.make_step(system, optimizer),
+                step.make_step(system.trainable, optimizer),
                 out_shardings=(places, sharding.replicated(mesh)),
             )
             losses, batches = [], system.batches(0)
             for _ in range(steps):
                 batch = sharding.place_batch(mesh, next(batches))
                 assert all(len(x.sharding.device_set) == devices for x in batch.values())
-                state, metrics = train_step(state, system.frozen, batch)
+                state, metrics = train_step(state, system.constants, batch)
                 losses.append(float(metrics["loss"]))
             ends.append((losses, jax.device_get(state)))
         return ends
@@ -56,14 +56,16 @@ def check_shared_out_tables():
         config.train.update(model_devices=2, shard_tables=True)
         many = sharding.make_mesh(jax.devices()[:8], 2)
         shared = registry.create(config, many)
-        like = step.abstract_state(shared, step.make_optimizer(config.train), config.train, many)
+        like = step.abstract_state(
+            shared.trainable, step.make_optimizer(config.train), config.train, many
+        )
         places = jax.tree.map(lambda x: x.sharding, (like.params, like.sketches))
-        params, sketches = jax.jit(shared.init, out_shardings=places)(jax.random.key(1))
+        params, sketches = jax.jit(shared.trainable.init, out_shardings=places)(jax.random.key(1))
         batch, key = next(shared.batches(0)), jax.random.key(2)
 
         def loss_and_gradient(system, *state, batch):
-            compiled = jax.jit(jax.value_and_grad(system.loss, has_aux=True))
-            (loss, _), gradient = compiled(state[0], system.frozen, state[1], batch, key)
+            compiled = jax.jit(jax.value_and_grad(system.trainable.loss, has_aux=True))
+            (loss, _), gradient = compiled(state[0], system.constants, state[1], batch, key)
             return float(loss), jax.device_get(gradient)
 
         found = loss_and_gradient(shared, params, sketches, batch=sharding.place_batch(many, batch))
@@ -79,7 +81,7 @@ def check_shared_out_tables():
                 return rows
             return rows[layout.lies_at(np.arange(len(like)), len(rows))]
 
-        like, _ = jax.eval_shape(whole.init, jax.random.key(1))
+        like, _ = jax.eval_shape(whole.trainable.init, jax.random.key(1))
         params = jax.tree_util.tree_map_with_path(as_whole, jax.device_get(params), like)
         expected = loss_and_gradient(whole, params, jax.device_get(sketches), batch=batch)
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)

@@ -1,5 +1,6 @@
 """The page against the paper's formula in NumPy, and against itself on several devices."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,8 +10,10 @@ import pytest
 
 from pinjax.data import dataset as dataset_lib
 from pinjax.data.spec import Spec
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
-from pinjax.systems import itemsage, registry
+from pinjax.models import product_features
+from pinjax.systems import counts, engagements, itemsage, product_table, registry
 from pinjax.training import checkpoint
 
 SYSTEM = "itemsage"
@@ -59,27 +62,27 @@ def expected_losses(config, queries, products, batch, random, num_corpus, scale,
 @pytest.mark.parametrize("log_q", [True, False])
 @pytest.mark.parametrize("terms", ["summed", "joined", "in_batch", "random"])
 def test_loss_is_the_formula(make_config, terms, log_q, mesh):
-    loss = dict(terms=terms, log_q=log_q, random=RANDOM, sketch_width=2**18)
+    loss = dict(terms=terms, log_q=log_q, num_random_negatives=RANDOM, sketch_width=2**18)
     config = make_config(loss=loss)
     system = registry.create(config, mesh)
-    params, sketches = system.init(jax.random.key(1))
+    params, sketches = system.trainable.init(jax.random.key(1))
     batch = next(system.batches(0))
     batch["query"][:5] = batch["query"][0]  # a query with several products
     for row, query in zip(batch["excluded"], batch["query"], strict=True):
         same = batch["item"][batch["query"] == query]
         row[:] = np.append(same, np.full(len(row) - len(same), -1))
-    key, loss = jax.random.key(2), jax.jit(system.loss)
+    key, loss = jax.random.key(2), jax.jit(system.trainable.loss)
     counts = sketches["pairs"].table + jnp.uint32(1_000)  # of other pairs in the same counters
     many = {**sketches, "pairs": sketches["pairs"].replace(table=counts)}
-    with_many, _ = loss(params, system.frozen, many, batch, key)
-    value, (metrics, sketches) = loss(params, system.frozen, sketches, batch, key)
+    with_many, _ = loss(params, system.constants, many, batch, key)
+    value, (metrics, sketches) = loss(params, system.constants, sketches, batch, key)
 
     dataset = dataset_lib.load(config.data.name, config.data.dir)
     queries = dataset.queries.vectors.astype(jnp.bfloat16).astype(np.float64)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     encoder = itemsage.make_encoder(config, len(dataset.vocabulary), mesh)
     everything = jnp.arange(dataset.spec.num_items, dtype=jnp.int32)
-    inputs, fits = itemsage.gather(encoder, system.frozen["products"], everything, 2**17)
+    inputs, fits = product_table.gather(encoder, system.constants["products"], everything, 2**17)
     assert fits
     products = np.asarray(encoder.apply(params["encoder"], *inputs), np.float64)
     corpus = np.unique(dataset.pairs("train")["item"])
@@ -107,10 +110,12 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
 @pytest.mark.parametrize("model", [{"texts": ()}, {"image_slots": 0}])
 def test_images_or_texts_alone_work_by_config(make_config, model, mesh):
     system = registry.create(make_config(model=model), mesh)
-    params, sketches = system.init(jax.random.key(1))
+    params, sketches = system.trainable.init(jax.random.key(1))
     batch, key = next(system.batches(0)), jax.random.key(2)
-    value, _ = jax.jit(system.loss)(params, system.frozen, sketches, batch, key)
-    assert np.isfinite(value)
+    gradient, _ = jax.jit(jax.grad(system.trainable.loss, has_aux=True))(
+        params, system.constants, sketches, batch, key
+    )
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
     (row,) = system.evaluate(params, "valid").rows
     assert 0 < row.metrics["R@100"][0] < 1
 
@@ -120,12 +125,12 @@ def test_sketches_are_as_wide_as_there_are_ids(make_config, mesh):
     dataset = dataset_lib.load(config.data.name, config.data.dir)
     train = dataset.pairs("train")
     corpus, distinct = np.unique(train["item"]), np.unique(train[["query", "item"]])
-    widths = itemsage.sketch_widths(config.loss, len(corpus), len(dataset.queries))
+    widths = counts.widths_of_pairs(config.loss, dataset.spec)
     assert widths["pairs"] == 2**14
     assert 4 * len(corpus) <= widths["products"] < 8 * len(corpus)
     assert 4 * len(dataset.queries) <= widths["queries"] < 8 * len(dataset.queries)
     system = registry.create(config, mesh)
-    _, sketches = system.init(jax.random.key(0))
+    _, sketches = system.trainable.init(jax.random.key(0))
     assert {name: sketch.width for name, sketch in sketches.items()} == widths
     assert len(distinct) > 30 * 32  # more than a run counts
     error = np.e / 2**14 * 30 * 32
@@ -218,7 +223,7 @@ def test_residual_of_other_images_is_refused(make_config):
     config = make_config(model={"residual": True})
     spec = Spec("shop", 9, query_dim=256, image_dim=5)
     with pytest.raises(InputError, match=r"images of shop have 5 numbers, queries 256"):
-        itemsage.check_vectors(config, spec)
+        product_table.check(config, spec)
 
 
 def test_what_the_tower_sees_nothing_of_is_not_found(make_config, mesh, data_dir):
@@ -233,7 +238,7 @@ def test_what_the_tower_sees_nothing_of_is_not_found(make_config, mesh, data_dir
     ):
         assert 0.1 < findable.mean() < 0.4
         system = registry.create(make_config(model=model), mesh)
-        params, _ = system.init(jax.random.key(0))
+        params, _ = system.trainable.init(jax.random.key(0))
         ((ids, vectors),) = (shard() for shard in system.embed(params, 0)["items"])
         np.testing.assert_array_equal(ids, dataset.catalogue.ids[findable])
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -242,38 +247,74 @@ def test_what_the_tower_sees_nothing_of_is_not_found(make_config, mesh, data_dir
 
 def test_a_catalogue_without_images_has_texts_alone(make_config, other_data, mesh):
     data = {"name": other_data(without=("images",), image_dim=0)}
-    for create in (registry.create, functools.partial(registry.create_outline, items=None)):
+    for create in (registry.create, registry.build):
         with pytest.raises(InputError, match=r"^model.image_slots=4: other has no images; exp"):
             create(make_config(data=data), mesh)
     config = make_config(data=data, model={"image_slots": 0})
-    assert registry.create(config, mesh).frozen["products"].keys() == {"texts"}
-    registry.create_outline(config, mesh, None)
+    assert registry.create(config, mesh).constants["products"].keys() == {"texts"}
+    registry.build(config, mesh)
 
 
 def test_pairs_are_needed(make_config, other_data, mesh):
     config = make_config(data={"name": other_data(pairs={})})
-    for create in (registry.create, functools.partial(registry.create_outline, items=None)):
+    for create in (registry.create, registry.build):
         with pytest.raises(InputError, match=r"^data.name: other has no pairs, only timelines, gr"):
             create(config, mesh)
 
 
-def test_there_is_room_for_the_tokens_of_what_is_drawn(make_config, mesh):
-    """Also where a few products have all the engagements, and longer texts than the others."""
+@pytest.mark.parametrize("texts", [("title", "description", "brand"), ("brand",)])
+@pytest.mark.parametrize("cap", [0, 1])
+def test_there_is_room_for_the_tokens_of_what_is_drawn(make_config, data_dir, texts, cap):
+    """As much as the data themselves would ask for, and not much more."""
+    config = make_config(model={"texts": tuple((name, name) for name in texts)})
+    config.tasks = (("image/click", 3.0, cap), ("text/save", 1.0, cap))
+    config.data.pairs = config.loss.num_random_negatives = 256
+    dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
+    spec, train = dataset.spec, dataset.pairs("train")
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    batches = engagements.batches_of(config, spec, train)
+    found = product_table.token_capacities(config, mesh, spec, batches)
+
+    products = product_table.read(config, dataset)
+    lengths = product_table.num_values(products["texts"]).astype(int)
+    weights = np.zeros(len(lengths))
+    for name, share in (("image/click", 3), ("text/save", 1)):
+        counts = np.bincount(train["item"][train["task"] == spec.tasks.index(name)], minlength=1000)
+        counts = np.minimum(counts, cap) if cap else counts
+        weights += share * counts / counts.sum()
+    corpus = np.isin(np.arange(len(lengths)), train["item"])
+    capacity = functools.partial(
+        product_features.token_capacity, lengths, number=128, chance=1e-12 / (2 * 30 * 2)
+    )
+    for kind, least in (("positives", capacity(weights)), ("random", capacity(corpus))):
+        assert least <= found[kind] <= 1.4 * least
+    assert found["catalogue"] >= lengths.max()
+
+
+def test_products_are_embedded_wherever_they_stand(make_config, mesh, data_dir):
+    """In full batches, in small ones, and where their texts leave no room for others."""
     config = make_config()
-    lengths, corpus = np.ones(1_000, int), np.array([1, 5, 9])
-    lengths[corpus] = 50
-    weights = np.isin(np.arange(1_000), corpus)
-    embedded = np.r_[corpus, 20:720]
-    capacities = itemsage.token_capacities(config, mesh, lengths, weights, corpus, embedded)
-    assert capacities["positives"] >= 50 * config.data.pairs
-    assert capacities["random"] >= 50 * config.loss.num_random_negatives
-    assert capacities["catalogue"] == lengths[embedded[: itemsage.ENCODED]].sum()
+    system = registry.create(config, mesh)
+    params, _ = system.trainable.init(jax.random.key(1))
+    dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
+    products = product_table.read(config, dataset)
+    lengths = product_table.num_values(products["texts"])
+    rows = np.flatnonzero(product_table.findable(products))
+    embed = functools.partial(system.trainable.embedders["products"], params, system.constants)
+    everything = product_table.embed_rows(embed, rows, lengths, mesh, 2**20)
+    for some, capacity in ((slice(3, 4), 2**20), (slice(None), int(lengths.max()))):
+        few = product_table.embed_rows(embed, rows[some], lengths, mesh, capacity)
+        np.testing.assert_allclose(few, everything[some], atol=1e-5)
 
 
-def test_more_tokens_than_can_be_numbered_are_refused():
-    itemsage.check_tokens("shop", 2**31 - 1)
+def test_more_tokens_than_can_be_numbered_are_refused(make_config, mesh):
+    config = make_config(model={"texts": (("title", "title"),)})
+    tables = sharding.table_layout(mesh, config.train)
+    spec = Spec("shop", 9, text_features=("title",), num_tokens={"title": 2**31 - 1}, image_dim=1)
+    product_table.abstract(config, mesh, tables, spec)
+    spec = dataclasses.replace(spec, num_tokens={"title": 2**31})
     with pytest.raises(InputError, match=r"those of shop have 2,147,483,648 tokens together"):
-        itemsage.check_tokens("shop", 2**31)
+        product_table.abstract(config, mesh, tables, spec)
 
 
 def test_a_task_without_pairs_is_refused(make_config, mesh):

@@ -8,28 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pinjax import settings
 from pinjax.data import dataset as dataset_lib
-from pinjax.data import item_features, timelines
+from pinjax.data import popularity, timelines
 from pinjax.data import spec as spec_lib
 from pinjax.data.spec import Spec
 from pinjax.distributed import sharded_table, sharding
 from pinjax.errors import InputError
-from pinjax.systems import pinnerformer, registry
+from pinjax.systems import histories, item_table, pinnerformer, registry
 
 SYSTEM = "pinnerformer"
 
 
 @pytest.mark.parametrize(
-    ("terms", "log_q", "equal_users", "popularity_times"),
+    ("terms", "log_q", "equal_labels", "popularity_times"),
     [
-        ("joined", True, True, 3),
-        ("joined", False, False, 0),
-        ("summed", True, False, 3),
-        ("summed", False, True, 0),
+        ("joined", True, False, 3),
+        ("joined", False, True, 0),
+        ("summed", True, True, 3),
+        ("summed", False, False, 0),
     ],
 )
-def test_loss_is_the_formula(make_config, terms, log_q, equal_users, popularity_times, mesh):
+def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity_times, mesh):
     """Everything but the towers' outputs is computed anew, in float64, one pair at a time."""
     # A sketch as wide as this has no collisions among 1,000 items, or hardly any.
     loss = dict(
@@ -39,7 +38,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, popularity_
         num_random_negatives=30,
         sketch_width=2**20,
     )
-    loss["equal_users"] = equal_users
+    loss["equal_labels"] = equal_labels
     data = (
         {"popularity_window": 240 * 86_400, "popularity_times": popularity_times}
         if popularity_times
@@ -47,7 +46,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, popularity_
     )
     config = make_config(loss=loss, data=data)
     system = registry.create(config, mesh)
-    params, sketch = jax.jit(system.init)(jax.random.key(1))
+    params, sketch = jax.jit(system.trainable.init)(jax.random.key(1))
     batch = dict(next(system.batches(0)))
     few = np.arange(4) >= 1 + np.arange(len(batch["item"]))[:, None] % 4
     batch["label_item"] = np.where(few, -1, batch["label_item"])  # else all weights are the same
@@ -58,14 +57,17 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, popularity_
     batch["same_user"] = np.stack([np.pad(r, (0, 3 - len(r)), constant_values=-1) for r in rows])
     batch = jax.device_put(batch)
     key = jax.random.key(2)
-    step = jax.jit(jax.value_and_grad(system.loss, has_aux=True))
-    (value, (metrics, sketch)), gradient = step(params, system.frozen, sketch, batch, key)
+    step = jax.jit(jax.value_and_grad(system.trainable.loss, has_aux=True))
+    (value, (metrics, sketch)), gradient = step(params, system.constants, sketch, batch, key)
 
     dataset = dataset_lib.load(config.data.name, config.data.dir)
     model = pinnerformer.make_model(config, dataset.spec, mesh)
-    content, _, times = system.frozen
+    times = system.constants["popularity_times"]
     apply = functools.partial(
-        jax.jit(model.apply, static_argnames="method"), params, content, popularity_times=times
+        jax.jit(model.apply, static_argnames="method"),
+        params,
+        system.constants["content"],
+        popularity_times=times,
     )
     outputs = np.asarray(apply(batch, method="users"), np.float64)
     everything = jnp.arange(model.num_items, dtype=jnp.int32)
@@ -118,7 +120,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, popularity_
                 else:
                     of_pair = pair_loss(u, query, positive, in_batch, 20, 0, scale)
                     of_pair += pair_loss(u, query, positive, random, 0, 30, scale)
-                weight = 1 / len(pairs) / len(users) if equal_users else 1 / (labels >= 0).sum()
+                weight = 1 / (labels >= 0).sum() if equal_labels else 1 / len(pairs) / len(users)
                 total += of_pair * weight
         return total
 
@@ -135,13 +137,13 @@ def test_a_user_is_not_their_own_negative(make_config, mesh):
     """Of a batch that is one user alone nothing is left to learn from."""
     config = make_config(loss={"num_random_negatives": 0})
     system = registry.create(config, mesh)
-    params, sketch = system.init(jax.random.key(1))
+    params, sketch = system.trainable.init(jax.random.key(1))
     batch = dict(next(system.batches(0)))
-    step = jax.jit(jax.grad(system.loss, has_aux=True))
+    step = jax.jit(jax.grad(system.trainable.loss, has_aux=True))
     for width, largest in ((1, 0.1), (16, 0.0)):
         same = np.arange(16)[:, None] if width == 1 else np.tile(np.arange(16), (16, 1))
         arguments = sketch, jax.device_put({**batch, "same_user": same}), jax.random.key(2)
-        gradient, _ = step(params, system.frozen, *arguments)
+        gradient, _ = step(params, system.constants, *arguments)
         found = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient))
         assert found == 0 if largest == 0 else found > largest
 
@@ -233,7 +235,7 @@ def test_data_without_content_needs_learned_ids(make_config, other_data, mesh):
 
 def test_timelines_are_needed(make_config, other_data, mesh):
     config = make_config(data={"name": other_data(users={})})
-    for create in (registry.create, functools.partial(registry.create_outline, items=None)):
+    for create in (registry.create, registry.build):
         with pytest.raises(InputError, match=r"^data.name: other has no timelines, only pairs, gr"):
             create(config, mesh)
 
@@ -254,7 +256,7 @@ def test_integer_user_ids_come_back_as_integers(make_config, other_data, data_di
     for name in ("pinworld/tiny", config.data.name):
         config.data.name = name
         system = registry.create(config, mesh)
-        params, _ = system.init(jax.random.key(0))
+        params, _ = system.trainable.init(jax.random.key(0))
         for moment in (0, system.embed_as_of):  # at first nobody has acted
             parts = [shard() for shard in system.embed(params, moment)["users"]]
             ends.append([np.concatenate(part) for part in zip(*parts, strict=True)])
@@ -271,7 +273,8 @@ def test_nobody_knows_what_is_done_later(make_config, mesh):
     config = make_config(data=data, model={"id_dim": 0})
     dataset = dataset_lib.load(config.data.name, config.data.dir)
     model = pinnerformer.make_model(config, dataset.spec, mesh)
-    times = pinnerformer.popularity_times(config, dataset.spec, dataset.spec.train_end)
+    table = item_table.ItemTable.create(config, mesh, dataset.spec)
+    times = table.rates.times(dataset.spec.train_end)
     after = times[5]
 
     class Other:
@@ -283,9 +286,9 @@ def test_nobody_knows_what_is_done_later(make_config, mesh):
                 records["item"][records["time"] > after] = 7
                 yield timelines.Chunk(chunk.users, records, chunk.offsets)
 
-    contents = [pinnerformer.item_content(config, data, times) for data in (dataset, Other())]
+    contents = [table.place(data)["content"] for data in (dataset, Other())]
     system = registry.create(config, mesh)
-    params, _ = system.init(jax.random.key(0))
+    params, _ = system.trainable.init(jax.random.key(0))
     apply = functools.partial(model.apply, params, popularity_times=jnp.asarray(times))
     embed_users, embed_items = (
         jax.jit(functools.partial(apply, method=name)) for name in ("users", "items")
@@ -310,13 +313,13 @@ def test_nobody_knows_what_is_done_later(make_config, mesh):
     assert unlike > 20
 
 
-def test_popularity_needs_times(make_config):
+def test_popularity_needs_times(make_config, mesh):
     config = make_config(data={"popularity_window": 30 * 86_400})
     spec = Spec("ml1m", 9, leave_one_out=True)
     with pytest.raises(
         InputError, match=r"data.popularity_window=2592000: ml1m has the order of actions"
     ):
-        pinnerformer.popularity_times(config, spec, 0)
+        item_table.ItemTable.create(config, mesh, spec)
 
 
 def test_towers_know_the_popularity_of_their_moment(make_config, mesh):
@@ -325,17 +328,19 @@ def test_towers_know_the_popularity_of_their_moment(make_config, mesh):
     config = make_config(data=data, model={"id_dim": 0})
     dataset = dataset_lib.load(config.data.name, config.data.dir)
     page = registry.create(config, mesh)
-    params, _ = page.init(jax.random.key(1))
+    params, _ = page.trainable.init(jax.random.key(1))
     model = pinnerformer.make_model(config, dataset.spec, mesh)
-    towers_at = pinnerformer.make_towers(config, dataset, model, mesh, page.frozen)
-    batch = jax.device_put(next(page.batches(0)))
+    table = item_table.ItemTable.create(config, mesh, dataset.spec)
+    history = histories.abstract_history(mesh, 1, config.data.length)
+    batch = next(page.batches(0))
+    batch = jax.device_put({name: batch[name] for name in history})
     rows = np.arange(len(dataset.catalogue))
     served = jax.jit(functools.partial(pinnerformer.served, model))
     close = functools.partial(np.testing.assert_allclose, atol=1e-5)
 
     @jax.jit
-    def items_of(frozen):
-        content, _, times = frozen
+    def items_of(constants):
+        content, times = constants["content"], constants["popularity_times"]
         everything = jnp.asarray(rows, jnp.int32)
         return model.apply(params, content, everything, popularity_times=times, method="items")
 
@@ -343,15 +348,14 @@ def test_towers_know_the_popularity_of_their_moment(make_config, mesh):
     for days in (-20, 0, 5):
         moment = dataset.spec.train_end + days * 86_400
         counted = moment - 2 * 86_400 * np.arange(times)[::-1]
-        popularity = item_features.log_popularity(dataset, 24 * 86_400, np.array(counted))
-        content = page.frozen.content.at[:, -times:].set(popularity.astype(jnp.bfloat16))
-        then = page.frozen._replace(
-            content=content, popularity_times=jnp.asarray(counted, jnp.uint32)
-        )
+        rates = popularity.log_popularity(dataset, 24 * 86_400, np.array(counted))
+        content = page.constants["content"].at[:, -times:].set(rates.astype(jnp.bfloat16))
+        counted = jnp.asarray(counted, jnp.uint32)
+        then = {**page.constants, "content": content, "popularity_times": counted}
         items = items_of(then)
-        towers = towers_at(params, moment)
-        close(towers.items(rows), items)
-        close(towers.queries(batch), served(params, then, batch))
+        found = table.as_of(dataset, page.constants, moment)
+        jax.tree.map(np.testing.assert_array_equal, found, then)
+        close(page.trainable.embedders["users"](params, found, batch), served(params, then, batch))
         close(page.embed(params, moment)["items"][0]()[1], items)
         assert np.abs(items - last).max() > 0.1
         last = items
@@ -412,10 +416,3 @@ def test_towers_know_the_popularity_of_their_moment(make_config, mesh):
 def test_wrong_config_is_refused(make_config, sections, message, mesh):
     with pytest.raises(InputError, match=message):
         registry.create(make_config(**sections), mesh)
-
-
-def test_unknown_system_is_refused(make_config, mesh):
-    config = make_config()
-    config.system = settings.Choice("itempage")
-    with pytest.raises(InputError, match="'itempage' is none of pinnerformer"):
-        registry.create(config, mesh)

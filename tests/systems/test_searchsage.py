@@ -11,7 +11,7 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data import item_features
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
-from pinjax.systems import registry, searchsage
+from pinjax.systems import query_tower, registry, searchsage
 
 SYSTEM = "searchsage"
 
@@ -20,15 +20,14 @@ SYSTEM = "searchsage"
 def test_loss_is_the_formula(make_config, encoder, mesh):
     config = make_config(model={"encoder": encoder}, loss={"sketch_width": 2**18})
     system = registry.create(config, mesh)
-    params, sketch = jax.jit(system.init)(jax.random.key(1))
+    params, sketch = jax.jit(system.trainable.init)(jax.random.key(1))
     batch = next(system.batches(0))
-    arguments = params, system.frozen, sketch, batch, jax.random.key(2)
-    value, (metrics, sketch) = jax.jit(system.loss)(*arguments)
+    arguments = params, system.constants, sketch, batch, jax.random.key(2)
+    value, (metrics, sketch) = jax.jit(system.trainable.loss)(*arguments)
 
     dataset = dataset_lib.load(config.data.name, config.data.dir)
-    make = searchsage.make_bag if encoder == "bag" else searchsage.make_bert
-    tower = make(config, dataset, mesh)
-    texts = jax.tree.map(jnp.asarray, tower.texts)
+    tower = query_tower.create(config, mesh, dataset.spec)
+    texts = jax.tree.map(jnp.asarray, tower.read(dataset))
     queries = np.asarray(jax.jit(tower.apply)(params["tower"], texts, jnp.asarray(batch["query"])))
     items = item_features.item_vectors(dataset).astype(np.float64)
     answers = batch["item"].tolist()
@@ -72,19 +71,18 @@ def test_where_tables_lie_changes_nothing(make_config, check_shared_out_tables, 
 def test_residual_is_added_to_the_queries_own_vectors(make_config, mesh, check_shared_out_tables):
     config = make_config(model={"residual": True})
     system = registry.create(config, mesh)
-    params, _ = jax.jit(system.init)(jax.random.key(1))
+    params, _ = jax.jit(system.trainable.init)(jax.random.key(1))
     dataset = dataset_lib.load(config.data.name, config.data.dir)
-    tower = searchsage.make_bag(config, dataset, mesh)
+    tower = query_tower.create(make_config(), mesh, dataset.spec)
+    with_residual = query_tower.create(config, mesh, dataset.spec)
     vectors = jnp.asarray(dataset.queries.vectors, jnp.bfloat16)
     rows = jnp.arange(0, len(vectors), 3)
-    texts = jax.tree.map(jnp.asarray, tower.texts)
+    texts = jax.tree.map(jnp.asarray, tower.read(dataset))
     of_tower = np.asarray(jax.jit(tower.apply)(params["tower"]["tower"], texts, rows), np.float64)
     own = np.asarray(vectors[rows], np.float64)
     own /= np.linalg.norm(own, axis=1, keepdims=True)
     for gain in (params["tower"]["gain"], 0.7):
-        found = searchsage.with_residual(tower, vectors).apply(
-            params["tower"] | {"gain": gain}, (texts, vectors), rows
-        )
+        found = with_residual.apply(params["tower"] | {"gain": gain}, (texts, vectors), rows)
         expected = own + gain * of_tower
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
         np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -101,7 +99,7 @@ def test_residual_of_another_space_is_refused(make_config):
 
 def test_only_items_with_a_vector_are_found(make_config, mesh, data_dir):
     system = registry.create(make_config(), mesh)
-    params, _ = system.init(jax.random.key(0))
+    params, _ = system.trainable.init(jax.random.key(0))
     dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
     with_image = np.diff(dataset.catalogue.image_offsets) > 0
     assert 0.2 < with_image.mean() < 0.3  # the others are no products, or without images
@@ -124,12 +122,13 @@ def test_items_without_images_are_their_content(make_config, other_data, data_di
     system = registry.create(
         make_config(data={"name": other_data(without=("images",), image_dim=0)}), mesh
     )
-    params, sketch = system.init(jax.random.key(0))
+    params, sketch = system.trainable.init(jax.random.key(0))
     ((_, vectors),) = (shard() for shard in system.embed(params, 0)["items"])
     np.testing.assert_allclose(vectors, content, atol=1e-3)
     batch = next(system.batches(0))
-    value, _ = jax.jit(system.loss)(params, system.frozen, sketch, batch, jax.random.key(0))
-    assert np.isfinite(value)
+    gradient_of = jax.jit(jax.grad(system.trainable.loss, has_aux=True))
+    gradient, _ = gradient_of(params, system.constants, sketch, batch, jax.random.key(0))
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +143,7 @@ def test_items_without_images_are_their_content(make_config, other_data, data_di
 )
 def test_searches_are_needed(make_config, other_data, mesh, fields, message):
     config = make_config(data={"name": other_data(**fields)})
-    for create in (registry.create, functools.partial(registry.create_outline, items=None)):
+    for create in (registry.create, registry.build):
         with pytest.raises(InputError, match=message):
             create(config, mesh)
 
@@ -154,7 +153,7 @@ def test_words_follow_cls_and_are_cut(data_dir):
     words = dataset.vocabulary.sizes[0]
     tokens = dataset.vocabulary.rows["token"].to_pylist()
     texts = ["", f"{tokens[3]} unheard-of {tokens[1]}", " ".join(tokens[:9])]
-    ids, mask = searchsage._word_ids(dataset.vocabulary.encode(texts), words, 4)
+    ids, mask = query_tower.word_ids(dataset.vocabulary.encode(texts), words, 4)
     assert ids[:, 0].tolist() == [words] * 3
     assert mask.sum(axis=1).tolist() == [1, 3, 4]
     assert ids[1, :3].tolist() == [words, 3, 1]

@@ -25,8 +25,6 @@ def make_config():
                 "steps": 12,
                 "learning_rate": 0.1,
                 "warmup_steps": 2,
-                "b1": 0.9,
-                "b2": 0.99,
                 "weight_decay": 0.1,
                 "clip_norm": 0.5,
                 "log_every": 2,
@@ -52,9 +50,9 @@ def regression():
         def init(key):
             return {"kernel": jax.random.normal(key, (3,)), "bias": jnp.zeros(())}, jnp.zeros(())
 
-        def loss(params, frozen, sketches, batch, key):
+        def loss(params, constants, sketches, batch, key):
             noise = 0.01 * jax.random.normal(key, batch["x"].shape)
-            x = (batch["x"] + noise) * frozen
+            x = (batch["x"] + noise) * constants["factor"]
             error = x @ params["kernel"] + params["bias"] - batch["y"]
             return jnp.mean(error**2), ({"bias": params["bias"]}, sketches + 1)
 
@@ -75,13 +73,21 @@ def regression():
             disturb_evaluation(metrics)
             return tables.Table([tables.Row("regression", metrics)], [])
 
+        constants = {"factor": jnp.full((3,), 2.0)}
         return system_lib.System(
-            init=init,
-            loss=loss,
-            frozen=jnp.full((3,), 2.0),
+            trainable=system_lib.Trainable(
+                init=init,
+                loss=loss,
+                constants=jax.eval_shape(lambda: constants),
+                batch=jax.eval_shape(lambda: batch(0)),
+                batch_size="data.rows",
+                embedders={},
+                search=None,
+            ),
+            constants=constants,
             batches=batches,
             evaluate=evaluate,
-            asked=lambda split: "nobody",
+            evaluated_on=lambda split: "nobody",
             metrics={"error": "min"},
             embed=None,
             embed_as_of=0,

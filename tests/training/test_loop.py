@@ -189,7 +189,7 @@ def load_chosen(selecting, regression):
 
     def load(workdir):
         config, system, mesh = selecting(), regression(), sharding.make_mesh()
-        like = step.abstract_state(system, step.make_optimizer(config), config, mesh)
+        like = step.abstract_state(system.trainable, step.make_optimizer(config), config, mesh)
         checkpoints = checkpoint.of_run(workdir, ConfigDict({"train": config}), system)
         state = checkpoints.load_chosen(like)
         assert int(state.step) == checkpoints.chosen()
@@ -341,7 +341,7 @@ def test_for_a_checkpoint_that_a_live_run_removes_the_next_newest_is_read(
 
     monkeypatch.setattr(*reader, late)
     config, system, mesh = make_config(), regression(), sharding.make_mesh()
-    like = step.abstract_state(system, step.make_optimizer(config), config, mesh)
+    like = step.abstract_state(system.trainable, step.make_optimizer(config), config, mesh)
     state = checkpoint.Checkpoints(tmp_path, verify=verify).load_latest(like)
     assert int(state.step) == 11
     assert capsys.readouterr().err == ""

@@ -29,7 +29,7 @@ from pinjax.errors import InputError
 from pinjax.graph import csr
 
 NAME = "pinworld"
-VERSION = "2.0.0"
+VERSION = "3.0.0"
 CHUNK = 1024  # users drawn at a time
 
 # As published (ItemSage, §4.2); what there is of them is far less.

@@ -1,0 +1,64 @@
+"""The spec of a pinworld that nobody has simulated: enough to compile for it."""
+
+import numpy as np
+
+from pinjax.data import statistics
+from pinjax.data.simulated import pinworld, shop, world
+from pinjax.data.spec import Spec
+
+# Tokens that a product has, on average, as in pinworld/tiny, and their standard deviation.
+_TOKENS = {
+    **{"title": 52, "description": 138, "merchant_domain": 11, "link": 51, "category": 9},
+    **{"product_type": 5, "brand": 5, "colours": 6, "materials": 3, "patterns": 2, "size": 1},
+    "size_type": 1,
+}
+_DEVIATION = 63
+_IMAGES = float(shop.IMAGES @ np.arange(len(shop.IMAGES)))  # of a product
+_UNIGRAMS = 30_000  # as many as BERT's
+_LONGEST_SEARCH = 32
+_LARGEST_QUERY = 1e-4  # share of a task's pairs
+
+
+def spec(name: str, items: int | None = None) -> Spec:
+    """A world by its name, with another number of items if one is given.
+
+    All items of a world with another name are taken to be products, engaged with equally often, and
+    its queries and users to be as many.
+
+    Raises:
+      InputError: where there is no pinworld of that size.
+    """
+    kind, _, size = name.partition("/")
+    if kind == pinworld.NAME:
+        known = pinworld.size_of(size)
+        items, products = items or known.pins, items or known.products
+        queries, users = known.image_queries + known.text_queries, known.train_users
+    else:
+        products = queries = users = items
+    total = sum(_TOKENS.values())
+    quantiles = np.where(statistics.LEVELS <= 0.5, total - _DEVIATION, total + _DEVIATION).tolist()
+    features = tuple(shop.FEATURES)
+    return Spec(
+        name=name,
+        num_items=items,
+        num_existing=items,
+        content_dim=world.CONTENT_DIM,
+        image_dim=world.CONTENT_DIM,
+        num_images=round(products * _IMAGES),
+        text_features=features,
+        num_tokens={feature: products * _TOKENS[feature] for feature in features},
+        token_quantiles=dict.fromkeys(("", *shop.TASKS), dict.fromkeys(("", *features), quantiles)),
+        longest=dict.fromkeys(("", *features), quantiles[-1]),
+        num_search_tokens=queries * _LONGEST_SEARCH,
+        longest_search=_LONGEST_SEARCH,
+        vocabulary=(_UNIGRAMS, pinworld.VOCABULARY["bigrams"], pinworld.VOCABULARY["trigrams"]),
+        users={"train": users},
+        actions=world.ACTIONS,
+        surfaces=world.SURFACES,
+        pairs={"train": queries},
+        tasks=shop.TASKS,
+        num_engaged=products,
+        largest_query=dict.fromkeys(shop.TASKS, _LARGEST_QUERY),
+        num_queries=queries,
+        query_dim=world.CONTENT_DIM,
+    )

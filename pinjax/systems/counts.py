@@ -1,0 +1,83 @@
+"""What a run counts in sketches, and whether they are wide enough for it."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from pinjax.data.spec import Spec
+from pinjax.errors import InputError
+from pinjax.losses import count_min_sketch
+
+
+class Counted(NamedTuple):
+    """What a run counts in a sketch.
+
+    Attributes:
+      width: of the sketch.
+      counts: int (ids,), how often each of the different ids comes, up to a factor.
+      batch: how many come in a batch.
+    """
+
+    width: int
+    counts: np.ndarray
+    batch: int
+
+    def accuracy(self, config: ConfigDict) -> count_min_sketch.Accuracy:
+        """At the end of a run with this config."""
+        return count_min_sketch.accuracy(
+            self.width, config.loss.sketch_decay, self.batch, config.train.steps, self.counts
+        )
+
+
+def summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
+    """How right the counts of sketches are at the end of a run, by what they count."""
+    found = {name: things.accuracy(config) for name, things in counted.items()}
+    parts = [
+        f"{name} {x.mean:,.1f} times (median {x.median:,.1f}), too high by at most {x.error:,.1f}"
+        for name, x in found.items()
+    ]
+    return {"counted": "; ".join(parts)}
+
+
+def check(config: ConfigDict, counted: dict[str, Counted]) -> None:
+    """Refuses sketches whose error is above the counts that the loss asks for."""
+    for name, things in counted.items():
+        found = things.accuracy(config)
+        if not config.loss.log_q or found.error <= found.median:
+            continue
+        least = f"at least {found.least_width}"
+        if found.least_width > count_min_sketch.MAX_WIDTH:
+            least = "loss.sketch_decay below 1, so that fewer are remembered, or loss.log_q=False"
+        raise InputError(
+            f"loss.sketch_width: with {things.width} counters a row, the counts of "
+            f"{len(things.counts):,} {name}, whose median is {found.median:,.1f}, may be too high "
+            f"by {found.error:,.1f}; expected {least}"
+        )
+
+
+def widths_of_pairs(config: ConfigDict, spec: Spec) -> dict[str, int]:
+    """Counters a row of the sketches of `count_pairs`: about four for each id are enough."""
+
+    def width(distinct: int) -> int:
+        return min(config.sketch_width, 2 ** math.ceil(math.log2(4 * distinct)))
+
+    products, queries = width(spec.num_engaged), width(spec.num_queries)
+    return {"products": products, "queries": queries, "pairs": config.sketch_width}
+
+
+def count_pairs(train: np.ndarray, widths: dict[str, int], batch: int) -> dict[str, Counted]:
+    """Products, queries, and pairs of them.
+
+    Args:
+      train: `pairs.PAIR` (n,), the training pairs.
+      widths: of the sketches.
+      batch: pairs in a batch.
+    """
+    ids = {"products": train["item"], "queries": train["query"]}
+    ids["pairs"] = (train["query"].astype(np.int64) << 32) + train["item"]
+    return {
+        name: Counted(widths[name], np.unique(ids[name], return_counts=True)[1], batch)
+        for name in widths
+    }

@@ -1,0 +1,146 @@
+"""What the systems that learn from users' timelines share: batches, and tables of embeddings."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pinjax import settings
+from pinjax.data import batches, timelines, windows
+from pinjax.data import spec as spec_lib
+from pinjax.data.dataset import Dataset
+from pinjax.distributed import batching, sharding
+from pinjax.errors import InputError
+from pinjax.systems import system
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses batches that the devices cannot share equally, or that have too many labels."""
+    sharding.check(mesh, config.train)
+    sharding.check_batch(mesh, "data.users", config.data.users)
+    labels = config.data.users * windows.labels_per_user(
+        config.objective.name, config.data.length, config.objective.labels
+    )
+    if labels > settings.INT32:
+        raise InputError(
+            f"data.users={config.data.users}: a batch would have {labels:,} labels; expected at "
+            f"most {settings.INT32:,}"
+        )
+
+
+def batches_of(config: ConfigDict, sampler: windows.Sampler, dataset: Dataset) -> batches.Batches:
+    """Batches of the training users."""
+    return batches.Batches(
+        timelines=dataset.timelines("train"),
+        sampler=sampler,
+        users=config.data.users,
+        steps=config.train.steps,
+        seed=config.train.seed,
+        shard=(jax.process_index(), jax.process_count()),
+    )
+
+
+def abstract_batch(
+    config: ConfigDict, sampler: windows.Sampler, spec: spec_lib.Spec, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a global batch, by one that is drawn from a made-up timeline."""
+    users = config.data.users
+    fields = batches.Batches(timelines.MadeUp(1), sampler, users=1, steps=1, seed=0)[0]
+    rows_of_user = math.ceil(users / spec.users["train"])  # else at the end of an epoch alone
+    fields["same_user"] = np.zeros((1, 2 ** math.ceil(math.log2(rows_of_user))), np.int32)
+    return sharding.abstract_batch(mesh, fields, users)
+
+
+def made_up(length: int) -> system.Batch:
+    """The `windows.history` of a user with one action."""
+    first = np.zeros(1, np.int64)
+    return windows.history(np.zeros(1, timelines.ACTION), first, first, length, first[:, None])
+
+
+def abstract_history(mesh: Mesh, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of `windows.history` for so many windows, over all devices."""
+    return sharding.abstract_batch(mesh, made_up(length), rows)
+
+
+def check_training(config: ConfigDict, dataset: Dataset, made: batches.Batches) -> None:
+    """Refuses to train on nothing: first batches without a label, or without negatives."""
+    whole = dataclasses.replace(made, shard=(0, 1))  # the same on every host
+    tried = min(system.TRIED, whole.steps) if len(whole.timelines) else 0
+    least = 1 if config.loss.num_random_negatives else 2  # users with a label
+    most = 0
+    for step in range(tried):
+        batch = whole[step]
+        has_label = (batch["label_item"] >= 0).any(axis=1)
+        most = max(most, len(np.unique(batch["same_user"].max(axis=1)[has_label])))
+        if most >= least:
+            return
+    about = f"{dataset.spec.name}: the first {tried} batches have"
+    if most:
+        raise InputError(
+            f"{about} one user each, for whom loss.num_random_negatives=0 leaves no negatives"
+        )
+    positives = whole.sampler.positives
+    if not any(positives(chunk.records).any() for chunk in dataset.chunks("train")):
+        raise InputError(
+            f"data.positives={config.data.positives!r}, data.surfaces={config.data.surfaces!r}: no "
+            f"training user of {dataset.spec.name} has such an action, so there are no labels"
+        )
+    raise InputError(
+        f"{about} no label; expected positive actions (data.positives, data.surfaces) in the "
+        f"objective.horizon={config.objective.horizon} seconds after others, or data.users above "
+        f"{config.data.users}"
+    )
+
+
+def summary(spec: spec_lib.Spec, made: batches.Batches) -> dict[str, str]:
+    """What a person wants to know at the start, by name."""
+    sampler = made.sampler
+    return {
+        "data set": f"{spec.name}: {spec.users['train']:,} users, {spec.num_items:,} items",
+        "batch": f"{made.users} users x {sampler.length} actions, {sampler.pairs} labels each",
+    }
+
+
+def user_shards(
+    config: ConfigDict,
+    dataset: Dataset,
+    embed: Callable[[system.Batch], jax.Array],
+    moment: int,
+) -> list[system.Shard]:
+    """The embeddings at a moment of the users of all splits who had acted by then.
+
+    Args:
+      config: of the run.
+      dataset: of the users.
+      embed: from `evaluate.batch` histories to their embeddings.
+      moment: unix seconds.
+    """
+
+    def shard(split: str, start: int) -> tuple[np.ndarray, np.ndarray]:
+        chunk = dataset.chunk(split, start, start + system.SHARD)
+        users = np.arange(len(chunk.users))
+        keys = windows.time_keys(chunk.records, chunk.offsets)
+        newest = windows.last_action_before(keys, users, np.full(len(users), moment))
+        users = users[newest >= chunk.offsets[:-1]]
+        history = windows.history(
+            *(chunk.records, chunk.offsets[users], newest[users], config.data.length),
+            moments=np.full((len(users), 1), moment),
+        )
+        # As objects: text of one width would be as wide as the longest.
+        kind = np.int64 if dataset.spec.integer_users else object
+        ids = np.array(chunk.users, kind)[users]
+        if not len(ids):
+            return ids, np.zeros((0, config.model.embedding_dim), np.float32)
+        return ids, batching.in_batches(embed, history, config.evaluate.batch)
+
+    splits = spec_lib.SPLITS[:1] if dataset.spec.leave_one_out else spec_lib.SPLITS
+    return [
+        functools.partial(shard, split, start)
+        for split in splits
+        for start in range(0, len(dataset.timelines(split)), system.SHARD)
+    ]

@@ -1,0 +1,151 @@
+"""What a step reads of all items, on the devices: content, popularity rates, and who may be drawn.
+
+The constants are, by name:
+
+    content           bfloat16 (rows, dim), laid out as a `sharded_table.Layout` says, or None where
+                      items are their learned ids alone
+    corpus            int32 (n,), the items that existed when the training period ended. Random
+                      negatives are drawn from these: an item of a later day would only be learned
+                      to be never wanted
+    popularity_times  uint32 (times,), unix seconds at which the rates, the last columns of
+                      `content`, were counted, or None where there are none
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pinjax.data import item_features, popularity
+from pinjax.data.dataset import Dataset
+from pinjax.data.spec import Spec
+from pinjax.distributed import sharded_table, sharding
+from pinjax.errors import InputError
+
+Constants = dict[str, Any]
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses a config whose items have nothing to be known by."""
+    for name in ("pca_dim", "popularity_window"):
+        if config.data[name] and not config.data.content:
+            raise InputError(f"data.{name}: expected 0 without content; set data.content, too")
+    if not config.data.content and not config.model.id_dim:
+        raise InputError(
+            "model.id_dim=0: items without data.content are learned ids; expected more than 0"
+        )
+    if config.model.gated_layers and not config.data.content:
+        raise InputError(
+            "model.gated_layers: learned ids begin at zero, where a gate passes no gradient; set "
+            "data.content, too"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemTable:
+    """The constants of a system that sees items as their content, their rates, or neither.
+
+    Attributes:
+      mesh: of the devices.
+      tables: how `content` lies there.
+      has_content: whether there is `content`.
+      pca_dim: principal components that are left of it; 0: it is left as it is.
+      rates: None where there are none.
+    """
+
+    mesh: Mesh
+    tables: sharded_table.Layout
+    has_content: bool
+    pca_dim: int
+    rates: popularity.Popularity | None
+
+    @classmethod
+    def create(cls, config: ConfigDict, mesh: Mesh, spec: Spec) -> "ItemTable":
+        """As the section `data` of a run's config says.
+
+        Raises:
+          InputError: where the data set has no times at which rates could be counted.
+        """
+        data = config.data
+        rates = popularity.Popularity.create(spec, data.popularity_window, data.popularity_times)
+        tables = sharding.table_layout(mesh, config.train)
+        return cls(mesh, tables, data.content, data.pca_dim, rates)
+
+    def abstract(self, spec: Spec) -> Constants:
+        """Their shapes.
+
+        Raises:
+          InputError: where the data set has no content, or not so many components.
+        """
+        content = times = None
+        number = self.rates.number if self.rates else 0
+        if self.has_content:
+            dim = item_features.content_dim(spec, self.pca_dim) + number
+            shape = spec.num_items, dim
+            content = sharding.abstract_table(self.mesh, self.tables, shape, jnp.bfloat16)
+        if number:
+            times = jax.ShapeDtypeStruct((number,), jnp.uint32)
+        corpus = jax.ShapeDtypeStruct((spec.num_existing,), jnp.int32)
+        corpus, times = sharding.abstract(self.mesh, (corpus, times))
+        return {"content": content, "corpus": corpus, "popularity_times": times}
+
+    def place(self, dataset: Dataset) -> Constants:
+        """Themselves, as of the end of the training period."""
+        content, times, moment = None, None, dataset.spec.train_end
+        if self.has_content:
+            content = item_features.content(dataset, self.pca_dim)
+        if self.rates:
+            times = self.rates.times(moment)
+            content = np.concatenate([content, self.rates.columns(dataset, moment)], axis=1)
+        if content is not None:
+            content = self._place(content)
+        corpus = np.flatnonzero(dataset.catalogue.created <= moment).astype(np.int32)
+        corpus, times = jax.device_put((corpus, times), sharding.replicated(self.mesh))
+        return {"content": content, "corpus": corpus, "popularity_times": times}
+
+    def as_of(self, dataset: Dataset, constants: Constants, moment: int) -> Constants:
+        """What `place` gave, with rates as an index that is built at the moment can know them."""
+        if self.rates is None or moment == dataset.spec.train_end:
+            return constants
+        columns = self._place(self.rates.columns(dataset, moment))
+        times = jax.device_put(self.rates.times(moment), sharding.replicated(self.mesh))
+        content = _with_last(constants["content"], columns)
+        return {**constants, "content": content, "popularity_times": times}
+
+    def _place(self, table: np.ndarray) -> jax.Array:
+        return sharding.place_table(self.mesh, self.tables, table.astype(jnp.bfloat16))
+
+
+def times_of_negatives(
+    key: jax.Array, moments: jax.Array, exists: jax.Array, numbers: tuple[int, int]
+) -> list[jax.Array]:
+    """When negatives are seen: each at the moment of any query of the batch, drawn at random.
+
+    For logQ knows of no time, and at its own query's a label of the batch is wanted more than it is
+    at others.
+
+    Args:
+      key: folded with 1.
+      moments: uint32 (labels,), of the queries that labels are of.
+      exists: bool (labels,), which of the labels there are.
+      numbers: of negatives from the batch, and of random ones.
+
+    Returns:
+      uint32 (negatives,) for each kind.
+    """
+    drawn = jax.random.choice(
+        jax.random.fold_in(key, 1),
+        moments,
+        (sum(numbers),),
+        p=exists / jnp.maximum(exists.sum(), 1),
+    )
+    return jnp.split(drawn, [numbers[0]])
+
+
+@jax.jit
+def _with_last(table: jax.Array, columns: jax.Array) -> jax.Array:
+    return table.at[:, -columns.shape[1] :].set(columns)

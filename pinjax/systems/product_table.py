@@ -1,0 +1,176 @@
+"""The texts and images of all products, on the devices, and the room that a step has for them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pinjax import settings
+from pinjax.data import batches, statistics
+from pinjax.data.dataset import Dataset
+from pinjax.data.spec import Spec
+from pinjax.data.text import tokens as tokens_lib
+from pinjax.distributed import batching, sharded_table, sharding
+from pinjax.errors import InputError
+from pinjax.models import itemsage, product_features
+
+ENCODED = 512  # products encoded at a time where a catalogue is embedded
+_OVERFLOW = 1e-12  # probability that a run ends because tokens do not fit
+
+Products = dict[str, product_features.Ragged]
+
+
+def check(config: ConfigDict, spec: Spec) -> None:
+    """Refuses a config that does not fit the vectors and texts of the data set."""
+    name, dim, slots = spec.name, config.model.embedding_dim, config.model.image_slots
+    if spec.query_dim != dim:
+        raise InputError(
+            f"model.embedding_dim={dim}: query vectors of {name} have {spec.query_dim} numbers"
+        )
+    if slots and not spec.image_dim:
+        raise InputError(f"model.image_slots={slots}: {name} has no images; expected 0")
+    if config.model.residual and spec.image_dim != dim:
+        raise InputError(
+            f"model.residual: images of {name} have {spec.image_dim} numbers, queries {dim}"
+        )
+    for feature in _features(config):
+        if feature not in spec.text_features:
+            known = ", ".join(spec.text_features) or "images"
+            raise InputError(f"model.texts: {name} has no {feature!r}, only {known}")
+
+
+def abstract(config: ConfigDict, mesh: Mesh, tables: sharded_table.Layout, spec: Spec) -> Products:
+    """The shapes of what `read` gives, on the devices.
+
+    Raises:
+      InputError: where the texts are too long together.
+    """
+    names = _features(config)
+    tokens = sum(spec.num_tokens[name] for name in names)
+    if tokens > settings.INT32:
+        raise InputError(
+            f"model.texts: those of {spec.name} have {tokens:,} tokens together; expected under "
+            "2^31"
+        )
+
+    def table(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return sharding.abstract_table(mesh, tables, shape, dtype)
+
+    offsets = table((spec.num_items, max(1, len(names)) + 1), jnp.int32)
+    made = {"texts": product_features.Ragged(table((tokens,), jnp.int32), offsets)}
+    if config.model.image_slots:
+        images = table((spec.num_images, spec.image_dim), jnp.bfloat16)
+        offsets = table((spec.num_items, 2), jnp.int32)
+        made["images"] = product_features.Ragged(images, offsets)
+    return made
+
+
+def read(config: ConfigDict, dataset: Dataset) -> Products:
+    """The texts that the config names, of all items, and their images if the tower sees any."""
+    catalogue = dataset.catalogue
+    none = tokens_lib.Ragged(np.zeros(0, np.int32), np.zeros(len(catalogue) + 1, np.int64))
+    texts = [catalogue.text(name) for name in _features(config)] or [none]
+    made = {"texts": product_features.Ragged.create(*tokens_lib.interleave(texts), len(texts))}
+    if config.model.image_slots:
+        images = catalogue.images.astype(jnp.bfloat16)
+        made["images"] = product_features.Ragged.create(images, catalogue.image_offsets)
+    return made
+
+
+def gather(
+    encoder: itemsage.ItemSage,
+    products: Products,
+    rows: jax.Array,
+    capacity: int,
+) -> tuple[tuple[Any, ...], jax.Array | bool]:
+    """What the encoder takes of products, and whether their tokens fit in the capacity."""
+    images = image_mask = tokens = segments = None
+    fits = True
+    if encoder.image_features:
+        slots = encoder.image_features[0][-1]
+        images, image_mask = product_features.gather_images(
+            products["images"], rows, slots, encoder.tables
+        )
+    if encoder.text_features:
+        tokens, segments, fits = product_features.gather_tokens(
+            products["texts"], rows, capacity, encoder.tables
+        )
+    return (images, image_mask, tokens, segments, len(rows)), fits
+
+
+def num_values(feature: product_features.Ragged) -> np.ndarray:
+    """How many tokens, or images, each item has: int32 (items,)."""
+    return feature.offsets[:, -1] - feature.offsets[:, 0]
+
+
+def findable(products: Products) -> np.ndarray:
+    """Bool (items,): which items have a token or an image that the tower sees."""
+    return sum(map(num_values, products.values())) > 0
+
+
+def token_capacities(
+    config: ConfigDict, mesh: Mesh, spec: Spec, train_batches: batches.PairBatches
+) -> dict[str, int]:
+    """Room for the tokens of the products that a device encodes at once, by what they are.
+
+    That a run has a batch with more is less probable than `_OVERFLOW`. A device's share of a batch
+    is drawn without replacement from the tasks' pairs in the proportion of their shares. A
+    catalogue that is embedded is packed into the room (`embed_rows`).
+    """
+    names, devices = _features(config), mesh.shape["data"]
+    # Of one device's tokens in one step.
+    chance = _OVERFLOW / (2 * config.train.steps * devices)
+
+    def capacity(shares: dict[str, float], products: int) -> int:
+        lengths = [spec.tokens_of_items(task, names) for task in shares]
+        weights = [share * statistics.MASSES for share in shares.values()]
+        lengths, weights = np.concatenate(lengths), np.concatenate(weights)
+        return product_features.token_capacity(lengths, weights, products // devices, chance)
+
+    shares = {spec.tasks[task]: count for task, count in train_batches.shares.items()}
+    return {
+        "positives": capacity(shares, config.data.pairs),
+        "random": capacity({"": 1.0}, config.loss.num_random_negatives),
+        "catalogue": max(capacity({"": 1.0}, rows_at_once(mesh)), spec.longest_item(names)),
+    }
+
+
+def rows_at_once(mesh: Mesh) -> int:
+    """Products that are encoded at a time where a catalogue is embedded."""
+    return max(1, ENCODED // mesh.shape["data"]) * mesh.shape["data"]
+
+
+def embed_rows(
+    embed: Callable[[np.ndarray], jax.Array],
+    rows: np.ndarray,
+    lengths: np.ndarray,
+    mesh: Mesh,
+    capacity: int,
+) -> np.ndarray:
+    """The embeddings of products, float32 (rows, dim).
+
+    Args:
+      embed: from `rows_at_once` rows, -1 for none, to their embeddings, each device those of its
+        share.
+      rows: int (rows,), of the catalogue.
+      lengths: int (items,), tokens of each item of the catalogue.
+      mesh: of the devices.
+      capacity: tokens that a device has room for.
+    """
+    devices = mesh.shape["data"]
+    packed = product_features.pack(lengths[rows], rows_at_once(mesh) // devices, capacity)
+    shares = np.where(packed >= 0, rows[packed], -1).astype(np.int32)
+
+    def embed_shares(shares: np.ndarray) -> jax.Array:
+        return embed(shares.ravel()).reshape(*shares.shape, -1)
+
+    return batching.in_batches(embed_shares, shares, devices)[packed >= 0]
+
+
+def _features(config: ConfigDict) -> list[str]:
+    """The names of the text features that the tower sees."""
+    return [name for name, _ in config.model.texts]

@@ -1,0 +1,167 @@
+"""Towers that make a vector of a search's text, and what they read of all searches."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pinjax.data import item_features
+from pinjax.data.dataset import Dataset
+from pinjax.data.spec import Spec
+from pinjax.data.text import pretrained
+from pinjax.data.text import tokens as tokens_lib
+from pinjax.distributed import sharded_table, sharding
+from pinjax.models import bert, features, product_features, searchsage
+
+
+class Tower(NamedTuple):
+    """A query tower, whatever it is made of.
+
+    Attributes:
+      texts: the shapes of what it reads of all queries, a pytree of tables.
+      tables: how these lie on the devices, and those among the parameters.
+      init: (key) -> params.
+      apply: (params, texts, rows) -> float32 (rows, dim), on each device.
+      read: (dataset) -> the texts of its queries, in memory.
+    """
+
+    texts: Any
+    tables: sharded_table.Layout
+    init: Callable[[jax.Array], Any]
+    apply: Callable[..., jax.Array]
+    read: Callable[[Dataset], Any]
+
+    def embed(self, mesh: Mesh, params: Any, texts: Any, rows: jax.Array) -> jax.Array:
+        """The embeddings of queries, float32 (rows, dim), each device those of its share."""
+        return sharding.by_rows(mesh, self.tables, self.apply)(params, texts, rows)
+
+
+def create(config: ConfigDict, mesh: Mesh, spec: Spec) -> Tower:
+    """The tower that the section `model` names, in front of vectors as the items have them."""
+    make = {"bag": _bag, "bert": _bert}[config.model.encoder]
+    tower = make(config, mesh, spec, sharding.table_layout(mesh, config.train))
+    return _with_residual(tower, mesh, spec) if config.model.residual else tower
+
+
+def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layout) -> Tower:
+    """A bag of hashed tokens: the cheap tower."""
+    model = searchsage.BagTower(
+        num_tokens=sum(spec.vocabulary),
+        token_buckets=config.model.token_buckets,
+        token_dim=config.model.token_dim,
+        width=config.model.width,
+        dim=item_features.item_vector_dim(spec),
+        dtype=config.model.dtype,
+        tables=tables,
+    )
+    on_device, longest = model.clone(tables=tables.on_device()), spec.longest_search
+
+    def init(key: jax.Array) -> Any:
+        one = jnp.zeros(1, jnp.int32)
+        return model.init(key, one, one, 1)
+
+    def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
+        tokens, segments, _ = product_features.gather_tokens(
+            texts, rows, len(rows) * longest, on_device.tables
+        )
+        return on_device.apply(params, tokens, segments, len(rows))
+
+    def read(dataset: Dataset) -> product_features.Ragged:
+        encoded = dataset.vocabulary.encode(dataset.queries.searches)
+        return product_features.Ragged.create(*encoded)
+
+    def table(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        return sharding.abstract_table(mesh, tables, shape, jnp.int32)
+
+    texts = product_features.Ragged(table((spec.num_search_tokens,)), table((spec.num_queries, 2)))
+    return Tower(texts, tables, init, apply, read)
+
+
+def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layout) -> Tower:
+    """A transformer: from the weights in `model.pretrained`, or else from scratch.
+
+    From scratch its tokens are the words of the vocabulary, after one that stands for [CLS].
+    """
+    model, length, words = config.model, config.model.length, spec.vocabulary[0]
+    weights = tokenizer = None
+    if model.pretrained:
+        sizes, weights, tokenizer = pretrained.read(model.pretrained, length)
+    else:
+        sizes = {
+            **{"vocabulary": words + 1, "positions": length, "token_types": 0},
+            **{"layers": model.layers, "heads": model.heads},
+            **{"width": model.width, "ffn_width": 4 * model.width},
+        }
+    encoder = bert.Bert(**sizes, dtype=model.dtype)
+    tower = bert.QueryTower(encoder, item_features.item_vector_dim(spec))
+
+    def init(key: jax.Array) -> Any:
+        ids, mask = jnp.zeros((1, length), jnp.int32), jnp.zeros((1, length), bool)
+        params = tower.init(key, ids, mask)
+        if weights is not None:
+            params["params"]["encoder"] = jax.tree.map(jnp.asarray, weights)
+        return params
+
+    def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
+        ids, mask = (tables.on_device().gather(table, rows) for table in texts)
+        return tower.apply(params, ids, mask)
+
+    def read(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+        searches = dataset.queries.searches
+        if tokenizer:
+            return tokenizer(searches)
+        return word_ids(dataset.vocabulary.encode(searches), words, length)
+
+    def table(dtype: Any) -> jax.ShapeDtypeStruct:
+        return sharding.abstract_table(mesh, tables, (spec.num_queries, length), dtype)
+
+    return Tower((table(jnp.int32), table(jnp.bool_)), tables, init, apply, read)
+
+
+def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
+    """A tower whose output is added to the queries' own vectors, at first with a gain of zero.
+
+    That is not the published tower. Where queries have vectors in the space of items, a query that
+    training does not know stays near the items that look like it.
+    """
+    shape = spec.num_queries, spec.query_dim
+    vectors = sharding.abstract_table(mesh, tower.tables, shape, jnp.bfloat16)
+
+    def init(key: jax.Array) -> Any:
+        return {"tower": tower.init(key), "gain": jnp.zeros(())}
+
+    def apply(params: Any, tables: Any, rows: jax.Array) -> jax.Array:
+        texts, vectors = tables
+        own = features.unit_length(tower.tables.on_device().gather(vectors, rows))
+        return features.unit_length(
+            own + params["gain"] * tower.apply(params["tower"], texts, rows)
+        )
+
+    def read(dataset: Dataset) -> Any:
+        return tower.read(dataset), dataset.queries.vectors.astype(jnp.bfloat16)
+
+    return Tower((tower.texts, vectors), tower.tables, init, apply, read)
+
+
+def word_ids(encoded: tokens_lib.Ragged, words: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """[CLS] and the first words of each text: int32 (texts, length), and where there is one.
+
+    Args:
+      encoded: tokens of the texts, those below `words` being words.
+      words: how many there are; the number of [CLS].
+      length: words of a text that are kept, and [CLS].
+    """
+    tokens, offsets = encoded
+    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    row, word = row[tokens < words], tokens[tokens < words]
+    place = 1 + np.arange(len(row)) - np.searchsorted(row, row)
+    ids = np.zeros((len(offsets) - 1, length), np.int32)
+    mask = np.zeros(ids.shape, bool)
+    ids[:, 0], mask[:, 0] = words, True
+    fits = place < length
+    ids[row[fits], place[fits]], mask[row[fits], place[fits]] = word[fits], True
+    return ids, mask
