@@ -41,7 +41,7 @@ def main(_):
         for method, settings in METHODS.items()
     }
     for task in (*DENSE, *SPARSE):
-        # A single task is judged on that task alone, over whose first row its table is.
+        # A single task is measured on that task alone, over whose first row its table is.
         settings = (f"--config.tasks=(('{task}', 1.0, 0),)",)
         results[f"{task} only"] = [_run(f"{task} only", s, settings) for s in range(_SEEDS.value)]
 

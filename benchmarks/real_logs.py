@@ -138,9 +138,9 @@ def sasrec(
     seen = np.concatenate(
         [part.excluded + np.array([first[start], 0]) for start, part in parts.items()]
     )
-    queries, answers = out / "sasrec_queries.npz", out / "sasrec_answers.npz"
+    given, answers = out / "sasrec_queries.npz", out / "sasrec_answers.npz"
     np.savez(
-        queries,
+        given,
         user=user[past],
         item=train.records["item"][past],
         time=train.records["time"][past],
@@ -151,11 +151,11 @@ def sasrec(
         history_item=seen[:, 1],
     )
     script = pathlib.Path(__file__).with_name("rectools_sasrec.py")
-    subprocess.run([_PEERS.value, script, queries, answers], check=True)
+    subprocess.run([_PEERS.value, script, given, answers], check=True)
     with np.load(answers) as file:
         rows, seconds = file["rows"], float(file["seconds"])
     return retrievers.Answers(
-        lambda asked, index: rows[first[index.time] : first[index.time] + len(asked)]
+        lambda queries, index: rows[first[index.time] : first[index.time] + len(queries)]
     ), seconds
 
 
@@ -194,7 +194,7 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
     print(f"\n{log}, {os.cpu_count()} cores; recent popularity {weight:g} times beside logits")
     print(results.table(table))
     recall = {row.method: row.metrics["R@10"].value for row in table.rows}
-    for name in recall:
+    for name in list(recall)[1:]:
         print(f"PinnerFormer / {name:<24} {recall['PinnerFormer'] / recall[name]:.2f}")
 
 

@@ -39,12 +39,12 @@ def main(source: str, target: str) -> None:
     known = model.data_preparator.get_known_item_ids()  # users with one action are not learned from
     rows = np.full((len(arrays["window"]), K), -1)
     for window, index in enumerate(arrays["index"]):
-        asked = np.flatnonzero(arrays["window"] == window)
-        part = np.flatnonzero(np.isin(arrays["history_query"], asked))
+        of_window = np.flatnonzero(arrays["window"] == window)
+        part = np.flatnonzero(np.isin(arrays["history_query"], of_window))
         seen = interactions(arrays["history_query"][part], arrays["history_item"][part], part)
         candidates = popularity.index[index[popularity.index]]
         warm = seen.loc[seen[Columns.Item].isin(known), Columns.User].unique()
-        cold = np.setdiff1d(asked, warm)
+        cold = np.setdiff1d(of_window, warm)
         rows[cold] = candidates[:K]
         if len(warm):
             found = model.recommend(

@@ -59,12 +59,12 @@ def cut(
 def tf_idf(products: list[str], queries: list[str], pattern: str, stemmer: Stemmer.Stemmer):
     vectorizer = TfidfVectorizer(analyzer=lambda words: words)
     held = vectorizer.fit_transform(cut(products, pattern, stemmer, [])).T.tocsr()
-    asked = vectorizer.transform(cut(queries, pattern, stemmer, []))
+    vectors = vectorizer.transform(cut(queries, pattern, stemmer, []))
     rows = np.empty((len(queries), K + 1), int)
     scores = np.empty(rows.shape)
     for start in range(0, len(queries), BATCH):
         part = slice(start, start + BATCH)
-        similar = (asked[part] @ held).toarray()
+        similar = (vectors[part] @ held).toarray()
         top = np.argpartition(-similar, K, axis=1)[:, : K + 1]
         order = np.argsort(-np.take_along_axis(similar, top, axis=1), axis=1, kind="stable")
         rows[part] = np.take_along_axis(top, order, axis=1)
@@ -75,8 +75,8 @@ def tf_idf(products: list[str], queries: list[str], pattern: str, stemmer: Stemm
 def bm25(products: list[str], queries: list[str], pattern: str, stemmer: Stemmer.Stemmer):
     index = bm25s.BM25()
     index.index(cut(products, pattern, stemmer, "english"), show_progress=False)
-    asked = cut(queries, pattern, stemmer, "english")
-    return index.retrieve(asked, k=K + 1, show_progress=False)
+    words = cut(queries, pattern, stemmer, "english")
+    return index.retrieve(words, k=K + 1, show_progress=False)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,12 @@ SPANS = {
     "91 days": 91 * DAY,
     "365 days": 365 * DAY,
 }
-LENGTHS = (1, 5, 20, 100)
+LENGTHS = (1, 5, 20)
 
 ALL_TIME = "popularity, all time"
 CO_OCCURRENCE = "co-occurrence"
 
-_QUERIES = 1024  # scored at a time
+_SCORES = 2**22  # held at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,56 +80,41 @@ class CoOccurrence:
         counts = self.engagements.counts(index.time)
         tie = 1e-8 * counts / (1 + counts.max(initial=0))
         depth = queries.searched(len(counts))
-        _, popular = exact.best(tie[None], index.held, depth)
-        popular = popular[0][popular[0] >= 0]
-        rows = np.full((len(queries), depth), -1, np.int32)
-        scores = np.full(rows.shape, -np.inf)
-        label_scores = tie[queries.label_item]
+        rows = np.empty((len(queries), depth), np.int32)
+        scores = np.empty(rows.shape)
+        label_scores = np.empty(len(queries.label_item))
         for start, overlaps in self._overlaps(queries, index.time):
-            label = (queries.label_query >= start) & (queries.label_query < start + _QUERIES)
-            at = queries.label_query[label] - start, queries.label_item[label]
-            label_scores[label] += overlaps[at]
-            for i, (first, last) in enumerate(
-                zip(overlaps.indptr[:-1], overlaps.indptr[1:], strict=True)
-            ):
-                # Of items that overlap in nothing the most popular ones may be in the list.
-                items = overlaps.indices[first:last]
-                items = np.concatenate([items, np.setdiff1d(popular, items)])
-                score = tie[items]
-                score[: last - first] += overlaps.data[first:last]
-                (found,), (columns,) = exact.best(score[None], index.held[items], depth)
-                there = columns >= 0
-                rows[start + i, there] = items[columns[there]]
-                scores[start + i] = found
+            stop = start + len(overlaps)
+            scores[start:stop], rows[start:stop] = exact.best(overlaps + tie, index.held, depth)
+            label = np.flatnonzero((start <= queries.label_query) & (queries.label_query < stop))
+            item = queries.label_item[label]
+            label_scores[label] = overlaps[queries.label_query[label] - start, item] + tie[item]
         return Found(rows, scores, label_scores, rounding=0.0)
 
-    def _overlaps(
-        self, queries: EvalQueries, until: int
-    ) -> Iterator[tuple[int, scipy.sparse.csr_array]]:
-        """(first query, (some queries, items) sparse), some queries at a time."""
+    def _overlaps(self, queries: EvalQueries, until: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(first query, (some queries, items)), some queries at a time."""
         users = self.engagements.matrix(until)
+        by_item = users.T.tocsr()
         context = queries.context[:, -self.length :]
         query, _ = np.nonzero(context >= 0)
-        shape = len(queries), self.engagements.items
-        context = scipy.sparse.csr_array(
-            (np.ones(len(query)), (query, context[context >= 0])), shape
-        )
+        items = self.engagements.items
+        columns = query, context[context >= 0]
+        context = scipy.sparse.csr_array((np.ones(len(query)), columns), (len(queries), items))
         known = np.unique(context.indices)
         # The order of the two products makes no difference but for what they cost.
-        neighbours = (users.T.tocsr()[known] @ users) if len(known) < len(queries) else None
-        engaged = users.sum(axis=0) > 0
-        for start in range(0, len(queries), _QUERIES):
-            some = context[start : start + _QUERIES]
+        neighbours = by_item[known] @ users if len(known) < len(queries) else None
+        engaged = np.diff(by_item.indptr) > 0
+        size = max(1, _SCORES // items)
+        for start in range(0, len(queries), size):
+            some = context[start : start + size]
             if neighbours is None:
-                overlaps = ((some @ users.T) @ users).tocsr()
+                overlaps = ((some @ by_item) @ users).toarray()
             else:
-                overlaps = (some[:, known] @ neighbours).tocsr()
+                overlaps = (some[:, known] @ neighbours).toarray()
             if not self.may_repeat:
-                overlaps = (overlaps - some.multiply(engaged[None])).tocsr()
+                overlaps[some.nonzero()] -= some.data * engaged[some.indices]
             # Sums in another order differ in their last digits.
-            overlaps.data = np.round(overlaps.data, 7)
-            overlaps.eliminate_zeros()
-            yield start, overlaps
+            yield start, np.round(overlaps, 7, out=overlaps)
 
 
 class Baselines(NamedTuple):

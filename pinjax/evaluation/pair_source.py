@@ -13,12 +13,11 @@ from ml_collections import ConfigDict
 
 from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
-from pinjax.evaluation import oracles, tables
+from pinjax.evaluation import baselines, oracles, tables
 from pinjax.evaluation.engagements import Engagements
 from pinjax.evaluation.queries import EvalQueries, Index
 
 TIERS = ("head", "middle", "tail", "cold")  # of popularity; cold: never in training
-_CONTEXT = 100  # items that a query led to in training, at most
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,8 +152,7 @@ class PairSource:
         train = train[np.isin(train["query"], rows)]
         train = train[np.argsort(train["query"], kind="stable")]
         first, last = (np.searchsorted(train["query"], rows, s) for s in ("left", "right"))
-        place = last[:, None] - np.arange(_CONTEXT, 0, -1)
-        there = place >= first[:, None]
-        led_to = np.where(there, train["item"][np.where(there, place, 0)], -1) if len(train) else -1
-        led_to = np.broadcast_to(led_to, place.shape)
-        return np.concatenate([led_to, itself[:, None]], axis=1).astype(np.int32)
+        place = last[:, None] - np.arange(max(baselines.LENGTHS), 0, -1)
+        led_to = np.append(train["item"], -1)[np.where(place >= first[:, None], place, -1)]
+        with_itself = np.concatenate([led_to[:, 1:], itself[:, None]], axis=1)
+        return np.where(itself[:, None] >= 0, with_itself, led_to).astype(np.int32)

@@ -68,7 +68,7 @@ def table_of(records: Records) -> Table:
     rows = []
     for task, (method, cadence) in itertools.product(tasks, records.methods):
         cells = measured.main(method, cadence, task)
-        if best and _is_of(method, about.system):
+        if best and method not in (ORACLE, *about.baselines):
             against = (best, cadence) if (best, cadence) in records.methods else (best, "window")
             cells[DIFFERENCE] = measured.difference((method, cadence), against, task)
         oracle = (ORACLE, cadence) if (ORACLE, cadence) in records.methods else (ORACLE, "window")

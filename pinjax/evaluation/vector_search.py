@@ -61,6 +61,7 @@ class VectorSearch:
         """
         self._towers, self._batch = functools.lru_cache(maxsize=1)(towers), batch
         self._items: tuple[int | None, Items] | None = None
+        self._embedded: tuple[EvalQueries, tuple[np.ndarray, Items]] | None = None
 
     def answer(self, queries: EvalQueries, index: Index) -> Found:
         vectors, items = self.embed(queries, index)
@@ -75,29 +76,30 @@ class VectorSearch:
 
         scores, columns = _by_vector(search, vectors)
         rows = np.where(columns >= 0, items.rows[columns], -1)
-        labels = items.vectors[np.searchsorted(items.rows, queries.label_item)]
-        own = np.asarray(vectors[queries.label_query], np.float32)
-        if own.ndim == 2:
-            return Found(rows, scores, np.einsum("ld,ld->l", own, labels))
-        label_scores = np.einsum("lvd,ld->lv", own, labels)
-        label_scores = np.where(own.any(axis=2), label_scores, -np.inf).max(axis=1)
-        return Found(rows, scores, label_scores)
+        return Found(rows, scores, _label_scores(vectors, items, queries))
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019, for ScaNN, which asks next
     def embed(self, queries: EvalQueries, index: Index) -> tuple[np.ndarray, Items]:
-        """The vectors of queries; and of items, all that the index may hold and the labels."""
-        towers = self._towers(index.time)
-        if self._batch is None:
-            vectors = np.asarray(towers.queries(queries.features))
-        else:
-            vectors = batching.in_batches(towers.queries, queries.features, self._batch)
+        """The vectors of queries; and of items, all that the index may hold and the labels.
+
+        Those of the last queries are kept, for ScaNN.
+        """
+        if self._embedded is None or self._embedded[0] is not queries:
+            towers = self._towers(index.time)
+            if self._batch is None:
+                vectors = np.asarray(towers.queries(queries.features))
+            else:
+                vectors = batching.in_batches(towers.queries, queries.features, self._batch)
+            self._embedded = queries, (vectors, self._embed_items(towers, queries, index))
+        return self._embedded[1]
+
+    def _embed_items(self, towers: Towers, queries: EvalQueries, index: Index) -> Items:
         if (index.held != index.eligible).any():  # too many to embed all of them
             rows = np.union1d(np.flatnonzero(index.held), queries.label_item)
-            return vectors, Items.create(rows, towers.items(rows))
+            return Items.create(rows, towers.items(rows))
         if self._items is None or self._items[0] != towers.as_of:
             rows = np.arange(len(index.held))
             self._items = towers.as_of, Items.create(rows, towers.items(rows))
-        return vectors, self._items[1]
+        return self._items[1]
 
 
 def of_vectors(
@@ -133,7 +135,7 @@ class ScannSearch:
         )
         flat = vectors.reshape(-1, vectors.shape[-1])
         compared = scann_index.recall_against_exact(searcher, held, flat, 10)
-        label_scores = self._exactly.answer(queries, index).label_scores
+        label_scores = _label_scores(vectors, items, queries)
         return Found(
             np.where(columns >= 0, rows[columns], -1),
             scores,
@@ -144,6 +146,16 @@ class ScannSearch:
                 "exact queries/s": compared.exact_queries_per_second,
             },
         )
+
+
+def _label_scores(vectors: np.ndarray, items: Items, queries: EvalQueries) -> np.ndarray:
+    """Float32 (labels,): the labels' own scores for their queries."""
+    labels = items.vectors[np.searchsorted(items.rows, queries.label_item)]
+    own = np.asarray(vectors[queries.label_query], np.float32)
+    if own.ndim == 2:
+        return np.einsum("ld,ld->l", own, labels)
+    scores = np.einsum("lvd,ld->lv", own, labels)
+    return np.where(own.any(axis=2), scores, -np.inf).max(axis=1)
 
 
 def _by_vector(

@@ -16,8 +16,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pinjax import results
 from pinjax.data import catalogue, dataset
 from pinjax.distributed import sharding
+from pinjax.evaluation import records, tables
 from pinjax.systems import registry
 from pinjax.training import checkpoint
 from tests import commands
@@ -157,16 +159,20 @@ def without_speeds(rows):
 
 def test_evaluate_measures_what_training_did(home, unbroken):
     workdir, _ = unbroken
-    results = workdir / "results_test.json"
-    trained = json.loads(results.read_text())
-    results.unlink()
+    written = workdir / "results_test.json"
+    trained = json.loads(written.read_text())
+    written.unlink()
     out, _ = finish(start(home, "evaluate", workdir))
-    evaluated = json.loads(results.read_text())
+    evaluated = json.loads(written.read_text())
     assert evaluated["step"] == trained["step"] == 30
     assert str(without_speeds(evaluated["rows"])) == str(without_speeds(trained["rows"]))  # NaNs
     for method, metrics in evaluated["rows"].items():
         assert f"\n{method} " in out
         assert f"{metrics['R@10'][0]:.4f}" in out
+    # The printed table is made again from the records of all labels.
+    again = tables.table_of(records.read(workdir / "records_test.parquet"))
+    assert out.rstrip("\n").endswith(results.table(again))
+    assert max(map(len, results.table(again).splitlines())) <= 100
 
 
 def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):

@@ -148,7 +148,7 @@ def test_co_occurrence_is_the_dense_one(rng, setting, few_queries, may_repeat, m
             },
         )
     assert few_queries == (len(np.unique(asked.context[:, -5:])) > len(asked))
-    monkeypatch.setattr(baselines, "_QUERIES", 2)
+    monkeypatch.setattr(baselines, "_SCORES", 2 * ITEMS)
     made, actions = make_engagements(rng)
     engaged, counts = np.zeros((25, ITEMS)), np.zeros(ITEMS)
     for actor, item, time, positive in zip(*actions, strict=True):
