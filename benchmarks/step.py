@@ -1,6 +1,6 @@
 """PinnerFormer's train step against the same model and loss in PyTorch: time, memory, FLOPs.
 
-    python -m benchmarks.step --config=configs/pinnerformer.py [--peer=PYTHON]
+    python -m benchmarks.step --config=configs/pinnerformer.py:own [--peer=PYTHON]
     python -m benchmarks.step --config=configs/pinnerformer.py:paper --config.data.users=128
 
 PYTHON has PyTorch, .venv-peers/bin/python if it is not given: see requirements-peers.txt. The peer,

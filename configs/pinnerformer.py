@@ -1,6 +1,7 @@
 """PinnerFormer (Pancha et al., KDD 2022): a user embedding from the user's timeline.
 
 python -m pinjax.train --config=configs/pinnerformer.py            # pinworld
+python -m pinjax.train --config=configs/pinnerformer.py:own --config.data.name=DIR  # your own log
 python -m pinjax.train --config=configs/pinnerformer.py:hour       # the same, better
 python -m pinjax.train --config=configs/pinnerformer.py:paper      # published size, a TPU slice
 python -m pinjax.train --config=configs/pinnerformer.py:test       # seconds
@@ -99,9 +100,27 @@ def get_config(variant: str = "") -> Section:
     evaluate.filter_seen = Bool(False)  # leave what the user has acted on out of the results
     evaluate.batch = Int(256, at_least=1, at_most=2**20)  # windows at a time
 
-    if variant:
-        named(VARIANTS, variant)(config)
+    named(VARIANTS, variant or "pinworld")(config)
     return config
+
+
+def _pinworld(config: Section) -> None:
+    """The default: all that a simulated log of minutes can be learned from.
+
+    Counts and sums over a history tell what a user likes, which a short run does not learn without.
+    Learned ids would be learned by heart, so how popular an item is comes from `popularity_window`.
+    Most dimensions of a content vector are noise, which `pca_dim` leaves out.
+    """
+    config.data.update(pca_dim=24, popularity_window=84 * DAY)
+    config.model.update(history_sums=True, gated_layers=2, id_dim=0, dropout=0.1)
+    config.model.features = ("item", "action", "surface", "duration", "time", "request_time")
+    config.loss.update(num_in_batch_negatives=512, num_random_negatives=512)
+    config.train.update(steps=300, learning_rate=3e-3, warmup_steps=50)
+    config.train.update(checkpoint_every=150, evaluate_every=150)
+
+
+def _own(config: Section) -> None:
+    """A start for a log of your own, which `pinjax.prepare` proposes: the settings above."""
 
 
 def _paper(config: Section) -> None:
@@ -121,18 +140,10 @@ def _paper(config: Section) -> None:
 
 
 def _hour(config: Section) -> None:
-    """The default's data for an hour of one CPU core.
-
-    Counts and sums over a history tell what a user likes, and 64 actions are too few for them.
-    Learned ids overfit after 1,500 steps, so how popular an item is comes from `popularity_window`.
-    The request time tells whether a visit is still under way. Most dimensions of a content vector
-    are noise, which `pca_dim` leaves out. Fewer negatives make more steps.
-    """
-    config.data.update(length=128, pca_dim=24, popularity_window=84 * DAY)
-    config.model.update(history_sums=True, gated_layers=2, id_dim=0, dropout=0.1)
-    config.model.features = ("item", "action", "surface", "duration", "time", "request_time")
-    config.loss.update(num_in_batch_negatives=512, num_random_negatives=512)
-    config.train.update(steps=3_000, learning_rate=3e-3, checkpoint_every=500, evaluate_every=500)
+    """The default for an hour of one CPU core: longer histories, ten times the steps."""
+    _pinworld(config)
+    config.data.length = 128
+    config.train.update(steps=3_000, warmup_steps=100, checkpoint_every=500, evaluate_every=500)
     config.train.select = "valid/R@10"
 
 
@@ -211,6 +222,8 @@ def _kuairand(config: Section) -> None:
 
 
 VARIANTS = {
+    "pinworld": _pinworld,
+    "own": _own,
     "paper": _paper,
     "hour": _hour,
     "test": _test,

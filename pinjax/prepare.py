@@ -39,7 +39,7 @@ _OUT = flags.DEFINE_string("out", None, "directory of the data set, not there ye
 _MEMORY = flags.DEFINE_string("memory", "", "how much may be used, as 3GiB; half of the machine's")
 flags.mark_flags_as_required(["events", "out"])
 
-_WINDOW = 14 * timeline_source.DAY  # the default of configs/pinnerformer.py
+_WINDOW = 14 * timeline_source.DAY  # of configs/pinnerformer.py:own
 _UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 # Action types that are no sign of interest.
 _NEGATIVE = re.compile(r"(?i)(un|dis)_?like|hat(e|ed)|hid(e|den)|block|report|skip|unfollow|remov")
@@ -144,7 +144,7 @@ def _pinnerformer(spec: Spec) -> str:
     if spec.leave_one_out:
         return _command("pinnerformer.py:ml1m", positives)
     content = () if spec.content_dim else ("--config.data.content=False",)
-    return _command("pinnerformer.py", positives, "--config.data.surfaces=", *content)
+    return _command("pinnerformer.py:own", positives, "--config.data.surfaces=", *content)
 
 
 def _itemsage(dataset: dataset_lib.Dataset) -> str:

@@ -84,10 +84,10 @@ def prepare(directory):
 
 
 CASES = {
-    "all": ("pinnerformer.py", "itemsage.py", "searchsage.py"),
+    "all": ("pinnerformer.py:own", "itemsage.py", "searchsage.py"),
     "one_out": ("pinnerformer.py:ml1m", "itemsage.py"),
     "searches": ("itemsage.py", "searchsage.py"),
-    "users": ("pinnerformer.py",),
+    "users": ("pinnerformer.py:own",),
     "groups": (),
 }
 LACKS = {
