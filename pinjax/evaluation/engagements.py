@@ -5,6 +5,8 @@ import functools
 import numpy as np
 import scipy.sparse
 
+MOST = 1_000_000  # that `matrix` holds: the product of two has up to a hundred times as many
+
 
 class Engagements:
     """Engagements of training users, or of training queries, in order of time.
@@ -53,10 +55,12 @@ class Engagements:
     def matrix(self, until: int) -> scipy.sparse.csr_array:
         """(actors, items): 1 where an actor had engaged positively with an item, over sqrt(degree).
 
-        So the product of two columns is |U ∩ V| / sqrt(|U| |V|), the cosine of two items.
+        So the product of two columns is |U ∩ V| / sqrt(|U| |V|), the cosine of two items. Of more
+        than `MOST` engagements the latest count.
         """
         actor, item, time = self._first
-        rows = slice(np.searchsorted(time, until, "right"))
+        stop = int(np.searchsorted(time, until, "right"))
+        rows = slice(max(0, stop - MOST), stop)
         degree = np.maximum(np.bincount(item[rows], minlength=self.items), 1)
         values = 1 / np.sqrt(degree[item[rows]])
         shape = (int(actor.max(initial=-1)) + 1, self.items)

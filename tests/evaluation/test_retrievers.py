@@ -263,3 +263,18 @@ def test_a_label_that_did_not_exist_is_missed_however_high_its_score(rng, depth)
         _, without = searched(retriever, gone, make_index())
         np.testing.assert_array_equal(without, np.where(exists, ranks, depth + 1))
         assert (ranks[~exists] <= depth).any()
+
+
+def test_co_occurrence_of_a_long_log_looks_at_the_latest_engagements(rng, monkeypatch):
+    monkeypatch.setattr(engagements, "MOST", 30)
+    made, actions = make_engagements(rng)
+    first = {}  # positive engagements of each pair, by time
+    for actor, item, time, positive in sorted(zip(*actions, strict=True), key=lambda x: x[2]):
+        if positive and time <= TIME:
+            first.setdefault((actor, item), time)
+    latest = sorted(first, key=first.get)[-30:]
+    assert len(first) > 30
+    found = made.matrix(TIME).toarray() > 0
+    expected = np.zeros_like(found)
+    expected[tuple(zip(*latest, strict=True))] = True
+    np.testing.assert_array_equal(found, expected)
