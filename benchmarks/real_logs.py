@@ -30,9 +30,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict
@@ -59,24 +56,7 @@ _LOGS = flags.DEFINE_list("logs", ["ifdb", "globo"], "which logs")
 _PEERS = flags.DEFINE_string("peers", ".venv-peers/bin/python", "the Python that has RecTools")
 
 ROOT = pathlib.Path(__file__).parents[1]
-GLOBO_USERS = 40_000
 WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of log recent popularity, beside logits
-
-
-def prepare(log: str, raw: pathlib.Path, workdir: pathlib.Path) -> dataset_lib.Dataset:
-    """The data set of a log."""
-    if log != "globo":
-        return real_sets.prepare(log, raw, workdir)
-    part = workdir / "clicks.parquet"
-    _part_of_users(raw / log / "clicks.parquet", part)
-    return real_sets.prepare(log, raw, workdir, "--config.split.test=0.3", part=str(part))
-
-
-def _part_of_users(source: pathlib.Path, target: pathlib.Path) -> None:
-    clicks = pq.read_table(source)
-    users = np.unique(clicks["user_id"].to_numpy())
-    part = np.random.default_rng(0).choice(users, GLOBO_USERS, replace=False)
-    pq.write_table(clicks.filter(pc.is_in(clicks["user_id"], pa.array(part))), target)
 
 
 def train(log: str, directory: epath.Path, workdir: pathlib.Path) -> float:
@@ -162,7 +142,7 @@ def sasrec(
 def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
     """Trains everything on a log and prints the table."""
     out.mkdir(parents=True, exist_ok=True)
-    dataset, workdir = prepare(log, raw, out), out / f"pinnerformer-{log}"
+    dataset, workdir = real_sets.prepare_log(log, raw, out), out / f"pinnerformer-{log}"
     config = runpy.run_path(str(ROOT / "configs/pinnerformer.py"))["get_config"](log)
     config.data.name = str(dataset.directory)
     seconds = {"PinnerFormer": train(log, dataset.directory, workdir)}
