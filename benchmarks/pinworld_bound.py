@@ -18,7 +18,8 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data import windows
 from pinjax.data.simulated.oracle import Oracle
 from pinjax.data.simulated.world import DAY
-from pinjax.evaluation import held_out, metrics, table
+from pinjax.evaluation import evaluator, formatting, retrievers, timeline_source
+from pinjax.evaluation.queries import EvalQueries, Index
 from pinjax.retrieval import exact
 
 _SIZE = flags.DEFINE_string("size", "small", "of pinworld")
@@ -26,22 +27,21 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where it is kept
 
 ROOT = pathlib.Path(__file__).parents[1]
 WINDOW = 14 * DAY
-K = 10
 PRIOR_DAYS = 5  # with which every user begins, spread over the topics by their popularity
 
 
-def expected(oracle: Oracle, choice: np.ndarray, wanted: np.ndarray, moment: int) -> np.ndarray:
+def expected(oracle: Oracle, choice: np.ndarray, wanted: np.ndarray, time: int) -> np.ndarray:
     """Expected engagements of one user with every pin, up to a factor, from what the user did.
 
     Args:
       oracle: whose topics are known.
       choice: p(pin | topic, taste), (tastes, pins).
-      wanted: `timelines.ACTION` (n,), what the user did by `moment` with pins that were wanted.
-      moment: unix seconds.
+      wanted: `timelines.ACTION` (n,), what the user did by `time` with pins that were wanted.
+      time: unix seconds.
     """
     leaves = len(oracle.leaf_popularity)
     leaf = oracle.leaf[wanted["item"]]
-    on = np.unique(np.stack([leaf, (moment - wanted["time"].astype(np.int64)) // DAY]), axis=1)[0]
+    on = np.unique(np.stack([leaf, (time - wanted["time"].astype(np.int64)) // DAY]), axis=1)[0]
     interest = PRIOR_DAYS * oracle.leaf_popularity + np.bincount(on, minlength=leaves)
 
     likely = np.log(np.maximum(choice[:, wanted["item"]], 1e-30)).sum(axis=1)
@@ -49,36 +49,49 @@ def expected(oracle: Oracle, choice: np.ndarray, wanted: np.ndarray, moment: int
     return interest[oracle.leaf] * (taste / taste.sum() @ choice)
 
 
+class FromTheLog:
+    """Ranks by what users did before the window."""
+
+    def __init__(self, dataset: dataset_lib.Dataset, positives: windows.Positives):
+        self._oracle, self._past = dataset.oracle, {}
+        for chunk in dataset.chunks("test"):
+            timelines = np.split(chunk.records, chunk.offsets[1:-1])
+            for user, records in zip(chunk.users, timelines, strict=True):
+                self._past[user] = records[positives(records)]
+
+    def answer(self, queries: EvalQueries, index: Index) -> retrievers.Found:
+        choice = self._oracle.choice(index.time, WINDOW)
+        scores = []
+        for user in queries.query_user:
+            past = self._past[queries.users[user]]
+            past = past[past["time"] <= index.time]
+            scores.append(expected(self._oracle, choice, past, index.time))
+        scores = np.stack(scores)
+        found, rows = exact.best(scores, index.held, queries.searched(len(index.held)))
+        own = scores[queries.label_query, queries.label_item]
+        return retrievers.Found(rows, found, own, rounding=0.0)
+
+
 def main(_):
     logging.set_verbosity(logging.ERROR)
     dataset = dataset_lib.load(f"pinworld/{_SIZE.value}", _DATA_DIR.value)
-    data = runpy.run_path(str(ROOT / "configs/pinnerformer.py"))["get_config"]().data
-    positives = windows.Positives.create(dataset.spec, data.positives, data.surfaces)
-    anywhere = windows.Positives.create(dataset.spec, data.positives, "")
-    source = held_out.HeldOut(dataset, positives, 1, WINDOW, 10**9, 10**9, filter_seen=False)
-    (moment,) = source.moments((0,))
-    asked, index = source.questions("test", moment), source.index(moment)
-    past = {}
-    for chunk in dataset.chunks("test"):
-        for user, records in zip(
-            chunk.users, np.split(chunk.records, chunk.offsets[1:-1]), strict=True
-        ):
-            past[user] = records[anywhere(records) & (records["time"] <= moment)]
-
-    def recall(scores: np.ndarray) -> metrics.Estimate:
-        own = np.where(asked.label_exists, scores[asked.label_user, asked.label_item], -np.inf)
-        scores, rows = exact.best(scores, index, K + 1)
-        labels = asked.label_user, asked.label_item, own
-        ranks = metrics.label_ranks(rows, scores, *labels, rounding=0.0)
-        return metrics.estimate(metrics.recall(ranks, asked.label_user, len(asked.users), K))
-
-    oracle = dataset.oracle
-    choice = oracle.choice(moment, WINDOW)
-    best = recall(oracle.scores(asked.users, moment, WINDOW))
-    known = recall(np.stack([expected(oracle, choice, past[user], moment) for user in asked.users]))
-    print(f"{len(asked.users):,} users, Recall@{K} of the {WINDOW // DAY} days after training")
-    print(table.format_table([("oracle", {"R@10": best}), ("from the log", {"R@10": known})]))
-    print(f"from the log / oracle  {known.value / best.value:.2f}")
+    config = runpy.run_path(str(ROOT / "configs/pinnerformer.py"))["get_config"]()
+    config.evaluate.update(window=WINDOW, cadences=("window",), users=10**6, index_size=10**9)
+    positives = windows.Positives.create(dataset.spec, config.data.positives, config.data.surfaces)
+    anywhere = windows.Positives.create(dataset.spec, config.data.positives, "")
+    source = timeline_source.TimelineSource(dataset, positives, 1, config.evaluate)
+    methods = {
+        "oracle": source.oracle("window"),
+        "from the log": FromTheLog(dataset, anywhere),
+    }
+    rows = {
+        name: evaluator.Evaluator(name, source)(method, "test", full=False).rows[0].metrics
+        for name, method in methods.items()
+    }
+    print(f"{source.describe('test')} of the {WINDOW // DAY} days after training")
+    print(formatting.format_table(list(rows.items())))
+    recall = {name: cells["R@10"].value for name, cells in rows.items()}
+    print(f"from the log / oracle  {recall['from the log'] / recall['oracle']:.2f}")
 
 
 if __name__ == "__main__":

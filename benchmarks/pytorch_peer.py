@@ -31,8 +31,9 @@ def log_seconds(t):
 
 
 class TimeEncoding(nn.Module):
-    def __init__(self, periods):
+    def __init__(self, periods, divided):
         super().__init__()
+        self.divisor = 4 if divided else 1
         periods = torch.tensor(periods, dtype=torch.float64)
         self.register_buffer("periods", periods, persistent=False)
         self.phases = nn.Parameter(torch.zeros(2, len(periods)))
@@ -40,7 +41,7 @@ class TimeEncoding(nn.Module):
     def forward(self, t):
         angles = (2 * math.pi * (t.double()[..., None] / self.periods).frac()).float()
         cosines, sines = torch.cos(angles + self.phases[0]), torch.sin(angles + self.phases[1])
-        return torch.cat([cosines / 4, sines / 4, log_seconds(t)], dim=-1)
+        return torch.cat([cosines, sines, 4 * log_seconds(t)], dim=-1) / self.divisor
 
 
 class MLP(nn.Module):
@@ -113,8 +114,9 @@ class PinnerFormer(nn.Module):
             self.id = nn.Embedding(items, model["id_dim"])
         self.action = nn.Embedding(actions, 16, padding_idx=0)
         self.surface = nn.Embedding(surfaces, 16, padding_idx=0)
-        self.time, self.age = TimeEncoding(ABSOLUTE), TimeEncoding(RELATIVE)
-        self.gap = TimeEncoding(RELATIVE)
+        divided = model["divided_time"]
+        self.time = TimeEncoding(ABSOLUTE, divided)
+        self.age, self.gap = (TimeEncoding(RELATIVE, divided) for _ in range(2))
         times = 3 + 2 * (len(ABSOLUTE) + 2 * len(RELATIVE))
         self.projection = nn.Linear(item_dim + 2 * 16 + 1 + times, width)
         self.positions = nn.Parameter(torch.zeros(config["data"]["length"], width))
@@ -226,7 +228,7 @@ def make_optimizer(model, train):
     return torch.optim.AdamW(
         groups,
         lr=train["learning_rate"],
-        betas=(train["b1"], train["b2"]),
+        betas=(0.9, 0.98),  # as pinjax.training.step
         weight_decay=train["weight_decay"],
         fused=True,
     )

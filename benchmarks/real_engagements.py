@@ -9,8 +9,8 @@ those without engagements in training, a hashed 20th among them. On homedepot Se
 against BM25 over the titles, on searches that were not trained on. On movielens_1m ItemSage
 sees texts and images, or one of them.
 
-All answers are to the same questions over the same index and judged by the same code, those of the
-frozen vectors without any training, too; TF-IDF and BM25 read the same texts. An item that is the
+All methods answer the same queries over the same index (`pinjax.evaluation`), the frozen vectors
+without any training, too; TF-IDF and BM25 read the same texts. An item that is the
 query is no answer. What is chosen is chosen on validation, by the metric that is compared: the
 checkpoint, whether ItemSage's logits are corrected by logQ, and how TF-IDF and BM25 cut texts into
 words. A run that is finished in --workdir is not made again, and neither is a data set that is
@@ -32,10 +32,17 @@ from ml_collections import ConfigDict
 from benchmarks import real_sets, runs
 from pinjax.data import item_features
 from pinjax.data.dataset import Dataset
-from pinjax.data.sources import items, prepare, reading
-from pinjax.evaluation import metrics, product_retrieval, table
+from pinjax.data.sources import engine, items, prepare
+from pinjax.evaluation import (
+    evaluator,
+    formatting,
+    metrics,
+    pair_source,
+    retrievers,
+    vector_search,
+)
 from pinjax.models import features
-from pinjax.systems import product_table, system
+from pinjax.systems import product_table
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw tables", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where data sets and runs are kept", required=True)
@@ -99,7 +106,7 @@ def train(
     """Trains by the command.
 
     Returns:
-      (the first row of its table and that of popularity, the best of what is compared on valid).
+      (rows of its table over all tasks, the best of what is compared on valid).
     """
     names = [dataset.spec.tasks[task] for task in trained_tasks(dataset)]
     settings = [f"--config.data.name={dataset.directory}"]
@@ -115,7 +122,8 @@ def train(
     rows = runs.train(f"configs/{source.system}.py", workdir, *settings, *more)
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     best = max(line.get(f"valid/{source.metric}") or 0.0 for line in lines)
-    return {name: rows[name] for name in (NAMES[source.system], "popularity")}, best
+    over_all = {name: cells for name, cells in rows.items() if "R@10 cold" in cells}
+    return over_all, best
 
 
 def item_texts(name: str, raw: pathlib.Path, dataset: Dataset) -> list[str]:
@@ -126,12 +134,13 @@ def item_texts(name: str, raw: pathlib.Path, dataset: Dataset) -> list[str]:
     columns = ", ".join(f'"text {feature}"' for feature, _ in column_map.catalogue.texts)
     with (
         tempfile.TemporaryDirectory() as directory,
-        reading.database(pathlib.Path(directory), None) as connection,
+        engine.open_database(pathlib.Path(directory), None) as database,
     ):
-        sources = items.open_sources(connection, inputs.items, inputs.sides, column_map)
-        items.read(connection, sources, ids.dtype != object, column_map)
+        sources = items.open_sources(database, inputs.items, inputs.sides, column_map)
+        job = engine.Job(database, column_map, pathlib.Path(directory), report={})
+        items.read(job, sources, ids.dtype != object)
         query = f"SELECT id, concat_ws(chr(10), {columns}) FROM given"
-        texts = dict(connection.execute(query).fetchall())
+        texts = dict(database.rows(query))
     return [texts.get(item, "") for item in ids.tolist()]
 
 
@@ -139,12 +148,12 @@ def peer_answers(
     method: str,
     dataset: Dataset,
     texts: list[str],
-    asked: np.ndarray,
+    rows: np.ndarray,
     workdir: pathlib.Path,
 ) -> dict[str, np.ndarray]:
-    """A peer's answers to queries, by how it cuts texts into words, int (asked, 100)."""
-    ids = dataset.queries.ids[asked]
-    own = dataset.queries.items[asked]
+    """A peer's answers to rows of queries, by how it cuts texts into words, int (rows, 100)."""
+    ids = dataset.queries.ids[rows]
+    own = dataset.queries.items[rows]
     content = {
         "method": method,
         "products": texts,
@@ -153,39 +162,49 @@ def peer_answers(
         ],
         "own": own.tolist(),
     }
-    questions, answers = workdir / "questions.json", workdir / "answers.npz"
-    questions.write_text(json.dumps(content))
+    queries, answers = workdir / "queries.json", workdir / "answers.npz"
+    queries.write_text(json.dumps(content))
     script = pathlib.Path(__file__).with_name("text_search.py")
-    subprocess.run([_PEERS.value, script, questions, answers], check=True)
+    subprocess.run([_PEERS.value, script, queries, answers], check=True)
     with np.load(answers) as file:
         return dict(file)
 
 
 def peer(
     source: Source,
-    judge: product_retrieval.ProductRetrieval,
+    pairs: pair_source.PairSource,
     texts: list[str],
     workdir: pathlib.Path,
-) -> tuple[system.Row, str]:
+) -> tuple[dict[str, metrics.Estimate], str]:
     """A peer's row on test, and what was chosen for it on validation."""
-    asked = {split: judge.queries(split) for split in ("valid", "test")}
-    everything = np.concatenate(list(asked.values()))
-    found = peer_answers(source.peer, judge.dataset, texts, everything, workdir)
+    rows = {}
+    for split in ("valid", "test"):
+        (queries,) = pairs.queries(split).values()
+        rows[split] = queries.features["query"]
+    everything = np.concatenate(list(rows.values()))
+    found = peer_answers(source.peer, pairs.dataset, texts, everything, workdir)
 
-    def row(chosen: str, split: str) -> system.Row:
-        parts = np.split(found[chosen], [len(asked["valid"])])
-        answers = dict(zip(asked, parts, strict=True))[split]
-        return judge.of_answers(source.peer, answers, split)[0]
+    def row(chosen: str, split: str) -> dict[str, metrics.Estimate]:
+        parts = np.split(found[chosen], [len(rows["valid"])])
+        answers = dict(zip(rows, parts, strict=True))[split]
+        return measured(pairs, retrievers.Answers(lambda queries, index: answers), split)
 
-    chosen = max(found, key=lambda name: row(name, "valid").metrics[source.metric])
+    chosen = max(found, key=lambda name: row(name, "valid")[source.metric])
     return row(chosen, "test"), chosen
 
 
-def untrained(judge: product_retrieval.ProductRetrieval) -> dict[str, metrics.Estimate]:
+def measured(
+    pairs: pair_source.PairSource, retriever: retrievers.Retriever, split: str
+) -> dict[str, metrics.Estimate]:
+    """The row of a method alone."""
+    return evaluator.Evaluator("it", pairs)(retriever, split, full=False).rows[0].metrics
+
+
+def untrained(pairs: pair_source.PairSource) -> dict[str, metrics.Estimate]:
     """The row of the frozen vectors themselves: queries' and the mean of each item's images."""
-    queries = features.unit_length(jnp.asarray(judge.dataset.queries.vectors))
-    items = jnp.asarray(item_features.item_vectors(judge.dataset))
-    return judge(np.asarray(queries).__getitem__, items, "test", full=False).rows[0].metrics
+    queries = features.unit_length(jnp.asarray(pairs.dataset.queries.vectors))
+    items = item_features.item_vectors(pairs.dataset)
+    return measured(pairs, vector_search.of_vectors(np.asarray(queries).__getitem__, items), "test")
 
 
 def findable(source: Source, dataset: Dataset, texts: list[str]) -> np.ndarray:
@@ -198,24 +217,23 @@ def findable(source: Source, dataset: Dataset, texts: list[str]) -> np.ndarray:
 
 
 def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Trains and judges everything on a set and prints the table."""
+    """Trains and measures everything on a set and prints the table."""
     source = SOURCES[name]
     workdir.mkdir(parents=True, exist_ok=True)
     dataset = real_sets.prepare(name, raw, workdir)
     fields = list(dataset.spec.text_features)
-    judge = product_retrieval.ProductRetrieval(
+    pairs = pair_source.PairSource(
         NAMES[source.system],
         dataset,
         trained_tasks(dataset),
         findable(source, dataset, fields),
         _config(source.system).evaluate,
     )
-    rows = {"vectors alone": untrained(judge)}
-    print(f"\n{name}: {len(judge.queries('test')):,} queries, {dataset.spec.num_items:,} items")
+    rows = {"vectors alone": untrained(pairs)}
+    print(f"\n{name}: {pairs.describe('test')}, {dataset.spec.num_items:,} items")
     if source.peer:
         texts = item_texts(name, raw, dataset)
-        found, chosen = peer(source, judge, texts, workdir)
-        rows[source.peer] = found.metrics
+        rows[source.peer], chosen = peer(source, pairs, texts, workdir)
         print(f"{source.peer}: {chosen}")
         tried = {}
         for choice, settings in CHOICES[source.system].items():
@@ -232,11 +250,11 @@ def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
             made, _ = train(source, dataset, fields if with_texts else [], directory, *settings)
             rows[method] = made.pop(NAMES[source.system])
             rows |= made
-    index = min(int(judge.findable.sum()), judge.config.index_size)
+    index = min(int(pairs.eligible.sum()), pairs.config.index_size)
     rows["chance"] = {
         metric: metrics.Estimate(K / index) for metric in dict.fromkeys(("R@10", source.metric))
     }
-    print(table.format_table(list(rows.items())))
+    print(formatting.format_table(list(rows.items())))
     if source.peer:
         ours, others = NAMES[source.system], (source.peer, "vectors alone", "chance")
     else:

@@ -37,9 +37,9 @@ def main(source: str, target: str) -> None:
 
     popularity = train[Columns.Item].value_counts()
     known = model.data_preparator.get_known_item_ids()  # users with one action are not learned from
-    rows = np.full((len(arrays["request_time"]), K), -1)
-    for moment, index in enumerate(arrays["index"]):
-        asked = np.flatnonzero(arrays["request_time"] == moment)
+    rows = np.full((len(arrays["window"]), K), -1)
+    for window, index in enumerate(arrays["index"]):
+        asked = np.flatnonzero(arrays["window"] == window)
         part = np.flatnonzero(np.isin(arrays["history_query"], asked))
         seen = interactions(arrays["history_query"][part], arrays["history_item"][part], part)
         candidates = popularity.index[index[popularity.index]]

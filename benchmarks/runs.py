@@ -1,31 +1,23 @@
 """Runs of the command that several scripts here compare, and what they say of them."""
 
-import json
 import pathlib
 import statistics
 import subprocess
 import sys
 
-from pinjax.evaluation import metrics
+from pinjax.evaluation import metrics, records, tables
 
 Rows = dict[str, dict[str, metrics.Estimate]]
 
 
 def train(config: str, workdir: pathlib.Path, *flags: str) -> Rows:
     """The rows of a run's table; a run that is finished in `workdir` is not made again."""
-    results = workdir / "results_test.json"
-    if not results.exists():
+    found = workdir / "records_test.parquet"
+    if not found.exists():
         command = [sys.executable, "-m", "pinjax.train", f"--config={config}"]
         command += [f"--workdir={workdir}", *flags]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    rows = json.loads(results.read_text())["rows"]
-    return {
-        method: {
-            name: metrics.Estimate(*(float("nan") if x is None else x for x in estimate))
-            for name, estimate in row.items()
-        }
-        for method, row in rows.items()
-    }
+    return {row.name: row.metrics for row in tables.table_of(records.read(found)).rows}
 
 
 def directory(method: str, seed: int) -> str:

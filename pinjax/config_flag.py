@@ -1,16 +1,23 @@
 """The flag --config=FILE or FILE:VARIANT, and its overrides --config.SECTION.FIELD=VALUE."""
 
+import contextlib
 import inspect
+import os
+import pathlib
 import re
 import runpy
+import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from pinjax import settings
 from pinjax.errors import InputError
+
+# Where `configs` is, whatever the working directory: a config may import `configs.common`.
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 class ConfigFlag(flags.Flag):
@@ -82,7 +89,7 @@ def take_overrides(argv: Sequence[str]) -> list[str]:
 
 
 def load(source: str) -> ConfigDict:
-    """The config of FILE or FILE:VARIANT.
+    """The config of FILE or FILE:VARIANT; configs/NAME may be one that came with the package.
 
     Raises:
       InputError: where there is no such file, variant or function `get_config`, or the file's code
@@ -91,13 +98,17 @@ def load(source: str) -> ConfigDict:
     file, colon, variant = source.partition(":")
     if colon and not variant:
         raise InputError(f"--config={source}: expected FILE or FILE:VARIANT")
+    packaged = pathlib.Path(__file__).parent / file
+    if file.startswith("configs/") and not os.path.exists(file) and packaged.is_file():
+        file = str(packaged)
     try:
         with open(file, "rb"):
             pass
     except OSError as error:
         raise InputError(f"--config={file}: {error.strerror}") from None
     try:
-        get_config = runpy.run_path(file).get("get_config")
+        with _importable(pathlib.Path(file).resolve().parent.parent, _ROOT):
+            get_config = runpy.run_path(file).get("get_config")
         if not callable(get_config):
             raise InputError("it defines no function get_config")
         if colon and not inspect.signature(get_config).parameters:
@@ -108,6 +119,17 @@ def load(source: str) -> ConfigDict:
     except BaseException as error:
         raise InputError(f"{_place(file, error)}: {_message(error)}") from None
     return config
+
+
+@contextlib.contextmanager
+def _importable(*directories: pathlib.Path) -> Iterator[None]:
+    """Lets code import what is in directories, unless there is another of the same name."""
+    before = list(sys.path)
+    sys.path += map(str, directories)
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def _place(file: str, error: BaseException) -> str:

@@ -23,7 +23,7 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from pinjax import app, checksums, files
+from pinjax import app, checksums, files, timestamps
 from pinjax.data import catalogue
 from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
@@ -45,7 +45,9 @@ def main(argv: Sequence[str]) -> int:
     config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), app.directory("--out", OUT.value)
     mesh = sharding.make_mesh(model=config.train.model_devices)
     system = registry.create(config, mesh, app.verifies())
-    as_of = system.embed_as_of if AS_OF.value is None else _unix_seconds(AS_OF.value)
+    as_of = system.embed_as_of
+    if AS_OF.value is not None:
+        as_of = timestamps.parse("--as_of", AS_OF.value)
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
     depends_on = json.dumps(checkpoint.depends_on(config), sort_keys=True)
     manifest = {
@@ -82,19 +84,6 @@ def main(argv: Sequence[str]) -> int:
                     _write_manifest(out, {**manifest, "files": written})
     print(f"{out}: {', '.join(embedded)} as of {_iso(as_of)}, step {manifest['step']:,}")
     return 0
-
-
-def _unix_seconds(iso: str) -> int:
-    try:
-        parsed = datetime.datetime.fromisoformat(iso)
-        seconds = int(
-            (parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)).timestamp()
-        )
-    except ValueError:
-        seconds = -1
-    if not 0 <= seconds < 2**32:
-        raise InputError(f"--as_of is {iso!r}; expected ISO 8601, from 1970 to 2106")
-    return seconds
 
 
 def _write(path: epath.Path, ids: np.ndarray, vectors: np.ndarray, as_of: int) -> None:

@@ -13,7 +13,7 @@ from pinjax.systems import registry
 from pinjax.training import checkpoint
 
 CONFIG, WORKDIR = app.run_flags()
-SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "whose users are asked")
+SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "whose labels are looked for")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from pinjax import app, config_flag, files
 from pinjax.data import dataset as dataset_lib
@@ -24,7 +25,7 @@ from pinjax.data import windows
 from pinjax.data.sources import prepare
 from pinjax.data.spec import SPLITS, Spec
 from pinjax.errors import InputError
-from pinjax.evaluation import held_out
+from pinjax.evaluation import timeline_source
 
 _CONFIG = config_flag.define("a column map", "events", declared=True)
 _EVENTS = flags.DEFINE_multi_string(
@@ -38,7 +39,7 @@ _OUT = flags.DEFINE_string("out", None, "directory of the data set, not there ye
 _MEMORY = flags.DEFINE_string("memory", "", "how much may be used, as 3GiB; half of the machine's")
 flags.mark_flags_as_required(["events", "out"])
 
-_WINDOW = 14 * held_out.DAY  # the default of configs/pinnerformer.py
+_WINDOW = 14 * timeline_source.DAY  # the default of configs/pinnerformer.py
 _UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 # Action types that are no sign of interest.
 _NEGATIVE = re.compile(r"(?i)(un|dis)_?like|hat(e|ed)|hid(e|den)|block|report|skip|unfollow|remov")
@@ -107,19 +108,21 @@ def _next(dataset: dataset_lib.Dataset) -> dict[str, str]:
     elif not _positives(spec):
         found["PinnerFormer"] = f"no action that could be a label among {', '.join(spec.actions)}"
     else:
-        found["PinnerFormer"] = f"{_pinnerformer(spec)}\n{'':14}# {_users_asked(dataset)}"
+        found["PinnerFormer"] = f"{_pinnerformer(spec)}\n{'':14}# {_users_evaluated(dataset)}"
     if "pairs" not in spec.parts:
         found["ItemSage"] = "no pairs: it needs events.query or pairs.sequence"
     elif not described:
         found["ItemSage"] = "no texts and no images: it needs catalogue.texts or catalogue.images"
     else:
-        found["ItemSage"] = f"{_itemsage(dataset)}\n{'':14}# {_queries_asked(dataset, spec.tasks)}"
+        found["ItemSage"] = (
+            f"{_itemsage(dataset)}\n{'':14}# {_queries_evaluated(dataset, spec.tasks)}"
+        )
     if not searches:
         found["SearchSage"] = "no text of a search: it needs events.query"
     else:
         found["SearchSage"] = (
             f"{_command('searchsage.py', _tasks(dataset, searches, 50))}\n"
-            f"{'':14}# {_queries_asked(dataset, searches)}"
+            f"{'':14}# {_queries_evaluated(dataset, searches)}"
         )
     if "graph" in spec.parts:
         found["graph"] = "kept for PinSage, which pinjax does not have yet"
@@ -174,27 +177,25 @@ def _literal(value: tuple | str | float) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _users_asked(dataset: dataset_lib.Dataset) -> str:
+def _users_evaluated(dataset: dataset_lib.Dataset) -> str:
     """How many users each table rests on, by the default evaluation and with all actions labels."""
     spec = dataset.spec
     least = np.zeros(len(spec.actions), np.float32)
     least[0] = np.inf  # unknown
-    source = held_out.HeldOut(
+    rules = {"window": _WINDOW, "window_starts": (0,), "users": 2**31, "index_size": 2**31}
+    source = timeline_source.TimelineSource(
         dataset,
         windows.Positives(least, np.ones(len(spec.surfaces), bool)),
         length=1,
-        window=_WINDOW,
-        max_users=2**31,
-        index_size=2**31,
-        filter_seen=False,
+        config=ConfigDict({**rules, "filter_seen": False}),
     )
-    (moment,) = source.moments((0,))
-    counts = [len(source.questions(split, moment).users) for split in SPLITS[1:]]
-    when = "" if spec.leave_one_out else f" in the {_WINDOW // held_out.DAY} days after training"
+    counts = [sum(len(x.users) for x in source.queries(split).values()) for split in SPLITS[1:]]
+    days = _WINDOW // timeline_source.DAY
+    when = "" if spec.leave_one_out else f" in the {days} days after training"
     return f"evaluated on {counts[0]:,} users of valid, {counts[1]:,} of test{when}"
 
 
-def _queries_asked(dataset: dataset_lib.Dataset, names: Sequence[str]) -> str:
+def _queries_evaluated(dataset: dataset_lib.Dataset, names: Sequence[str]) -> str:
     """How many queries each table rests on."""
     tasks = [dataset.spec.tasks.index(name) for name in names]
     counts = []

@@ -1,7 +1,9 @@
 """What a person reads before and after a run: the summary, the table, the next commands."""
 
+import collections
 import json
 import math
+import textwrap
 
 import jax
 from etils import epath
@@ -10,7 +12,7 @@ from ml_collections import ConfigDict
 
 from pinjax import files
 from pinjax.distributed import processes
-from pinjax.evaluation import table as table_lib
+from pinjax.evaluation import formatting, records, tables
 from pinjax.systems import system as system_lib
 
 
@@ -19,7 +21,7 @@ def summary(
     config: ConfigDict,
     mesh: Mesh,
     workdir: epath.Path,
-    asked: str,
+    evaluated_on: str,
 ) -> str:
     """What is about to run, a line for each thing."""
     params, _ = jax.eval_shape(system.trainable.init, jax.random.key(0))
@@ -30,24 +32,34 @@ def summary(
         "devices": f"{mesh.size} x {device.device_kind}, mesh {dict(mesh.shape)}",
         "parameters": f"{numbers:,}",
         **system.summary,
-        "evaluation": asked,
+        "evaluation": evaluated_on,
         "workdir": str(workdir),
     }
     return "\n".join(f"{name:<12}{value}" for name, value in lines.items())
 
 
-def table(content: system_lib.Table) -> str:
-    """The results table, and its notes below."""
-    rows = table_lib.format_table([(row.method, row.metrics) for row in content.rows])
-    return "\n".join([rows, "", *content.notes])
+def table(content: tables.Table) -> str:
+    """The results table, Recall@10 of each task apart, and the notes below."""
+    over_all = [(row.method, row.metrics) for row in content.rows if row.task is None]
+    by_task = collections.defaultdict(dict)
+    for row in content.rows:
+        if row.task is not None:
+            by_task[row.method][f"R@10 {row.task}"] = row.metrics["R@10"]
+    blocks = [formatting.format_table(rows) for rows in (over_all, [*by_task.items()]) if rows]
+    notes = [textwrap.fill(note, 100, subsequent_indent="  ") for note in content.notes]
+    return "\n\n".join([*blocks, "\n".join(notes)])
 
 
-def write(workdir: epath.Path, split: str, step: int, table: system_lib.Table) -> None:
-    """The table as `results_SPLIT.json` in the work directory: [value, low, high], null for NaN."""
+def write(workdir: epath.Path, split: str, step: int, table: tables.Table) -> None:
+    """Writes a table to the work directory, and what it was made from.
+
+    `results_SPLIT.json` has [value, low, high] of each cell, null for NaN; `records_SPLIT.parquet`
+    the ranks of all labels (`evaluation.records`).
+    """
     if not processes.is_first():
         return
     rows = {
-        row.method: {
+        row.name: {
             name: [x if math.isfinite(x) else None for x in estimate]
             for name, estimate in row.metrics.items()
         }
@@ -56,6 +68,8 @@ def write(workdir: epath.Path, split: str, step: int, table: system_lib.Table) -
     content = {"step": step, "rows": rows, "notes": table.notes}
     with files.replacing(workdir / f"results_{split}.json") as file:
         file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    if table.records is not None:
+        records.write(workdir / f"records_{split}.parquet", table.records)
 
 
 def next_commands(workdir: epath.Path, flags: str) -> str:

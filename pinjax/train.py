@@ -33,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     system = registry.create(config, mesh, app.verifies())
     registry.check_trained(config, system.trainable)
     system.check_training()
-    asked = "; ".join(f"{split}: {system.asked(split)}" for split in ("valid", "test"))
+    evaluated_on = "; ".join(
+        f"{split}: {system.evaluated_on(split)}" for split in ("valid", "test")
+    )
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.of_run(workdir, config, system, app.verifies())
         with processes.first_before_others():
@@ -41,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
                 stack.enter_context(files.only_writer(workdir))
                 checkpoint.claim(workdir, config, system.identity)
         stack.enter_context(checkpoints)
-        print(results.summary(system, config, mesh, workdir, asked))
+        print(results.summary(system, config, mesh, workdir, evaluated_on))
 
         if jax.default_backend() != "cpu":  # whose programs fit one machine alone
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))

@@ -1,6 +1,9 @@
 """A config file that cannot be used is one line, with its place."""
 
 import pathlib
+import shutil
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -141,6 +144,24 @@ def test_a_config_for_another_command_is_refused(parse):
         parse(f"--config={root}/prepare/ifdb.py")
     with pytest.raises(InputError, match=r"itemsage.py is not a column map: its config has no fi"):
         parse(f"--config={root}/itemsage.py:test", kind="a column map", field="kind")
+
+
+@pytest.mark.parametrize("mine", [False, True], ids=["of the checkout", "of a user"])
+def test_a_config_finds_the_shared_fields_from_any_directory(mine, tmp_path):
+    """By another process, since here the checkout may be importable anyhow."""
+    root = pathlib.Path(__file__).parents[1]
+    path = root / "configs/pinnerformer.py"
+    if mine:
+        path = shutil.copy(path, tmp_path)
+    (tmp_path / "pinjax").symlink_to(root / "pinjax")  # and nothing else of the checkout
+    script = (
+        f"import sys; from pinjax import config_flag; before = list(sys.path)\n"
+        f"print(config_flag.load('{path}:test').system); assert sys.path == before"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "pinnerformer\n", done.stderr
 
 
 def test_a_run_takes_no_config_whose_fields_are_not_declared(parse, write):

@@ -1,22 +1,45 @@
-"""The examples of the guides run as they stand, from top to bottom."""
+"""What the README and the guides say holds: examples, commands, messages, fields, files."""
 
+import ast
+import dataclasses
+import importlib.util
 import os
 import pathlib
 import re
+import runpy
+import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
+from ml_collections import ConfigDict
+
+from pinjax.data.sources import column_map
+from tests import commands
 
 ROOT = pathlib.Path(__file__).parents[1]
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGS = {
+    path.stem: made
+    for path in sorted((ROOT / "configs").glob("*.py"))
+    if "VARIANTS" in (made := runpy.run_path(str(path)))
+}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?:    .*\n(?:\n(?=    ))?)+")
+INLINE = re.compile(r"`([^`]+)`")
 
 
-@pytest.mark.parametrize("guide", ["data-set", "preparing"])
+# Guides with Python examples are run from top to bottom.
+RUN_AS_THEY_STAND = [path for path in GUIDES[1:] if "```python\n" in path.read_text()]
+
+
+@pytest.mark.parametrize("guide", RUN_AS_THEY_STAND, ids=lambda path: path.stem)
 def test_examples_run(guide, tmp_path):
-    text = (ROOT / f"docs/{guide}.md").read_text()
     path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
-    for language, code in re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+    for language, code in FENCE.findall(guide.read_text()):
         if name := re.match(r"# (\w+\.py)\n", code):
             (tmp_path / name[1]).write_text(code)
             continue
@@ -25,3 +48,315 @@ def test_examples_run(guide, tmp_path):
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+# Commands. A line of a code block that begins with one of these is a command, and so is what says
+# `python -m pinjax.` anywhere, as in the output of another command; all else is output.
+PROGRAM = re.compile(
+    r"(?:^(?:\$ )?(?:[A-Z_]+=\S+ )*"
+    r"(?=(?:launch/|\./|\.venv/)\S|(?:python3?|pip3?|uv|sbatch|srun|gcloud|gsutil|ssh|scp|git|cd|"
+    r"tensorboard|docker|curl|make|bash|source|export)\s(?!=))|(?=python -m pinjax\.))"
+)
+# Of other people's making: nothing of them is checked.
+OTHERS = (
+    *(["git"], ["cd"], ["source"], ["export"], ["tensorboard"]),
+    *(["python", "-m", "venv"], ["python", "-m", "build"]),
+)
+# What the user's own data set decides, so that it does not fit pinworld.
+OF_DATA = ("data.", "tasks=", "model.texts=", "model.embedding_dim=", "model.image_slots=")
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Call:
+    """A command of pinjax.
+
+    Attributes:
+      name: as in `python -m pinjax.NAME`.
+      flags: of its command line.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+
+    def __str__(self):
+        return shlex.join([self.name, *self.flags])
+
+    def value(self, flag):
+        """The value of a flag, None where it is not given."""
+        values = [f.partition("=")[2] for f in self.flags if f.partition("=")[0] == flag]
+        return values[-1] if values else None
+
+    def in_test_form(self):
+        """The same, small, on pinworld and in directories of its own; None where it can't be run.
+
+        It can't where it needs the user's files, pretrained weights, or a TPU compiler that is not
+        installed.
+        """
+        own_data = (self.value("--config.data.name") or "pinworld/").partition("/")[0] != "pinworld"
+        if self.name == "prepare" or self.value("--config.model.pretrained"):
+            return None
+        if self.value("--topology") and importlib.util.find_spec("libtpu") is None:
+            return None
+        kept = []
+        for flag in self.flags:
+            name = flag.partition("=")[0]
+            if name == "--config":
+                flag = f"{flag.partition(':')[0]}:test"
+            elif name == "--items":
+                flag = "--items=5000"
+            elif name in (
+                *("--workdir", "--out", "--coordinator", "--processes", "--process"),
+                *("--config.data.name", "--config.data.dir"),
+            ) or (own_data and flag.removeprefix("--config.").startswith(OF_DATA)):
+                continue
+            kept.append(flag)
+        return Call(self.name, tuple(sorted(kept)))
+
+    def training(self):
+        """The run that `evaluate` and `embed` work on."""
+        return Call("train", tuple(f for f in self.flags if f.startswith("--config")))
+
+
+def command_lines(guide):
+    """The commands of a guide, as a shell splits them; not those of examples that are run."""
+    blocks = []
+
+    def take(match):
+        if match.re is INDENTED:
+            blocks.append(match[0])
+        elif match[1] != "python" and guide not in RUN_AS_THEY_STAND:
+            blocks.append(match[2])
+        return "\n"
+
+    text = INDENTED.sub(take, FENCE.sub(take, guide.read_text()))
+    code = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    # In a sentence a command without arguments is only named.
+    inline = [" ".join(code.split()) for code in INLINE.findall(text)]
+    code += [line for line in inline if not re.fullmatch(r"(python -m )?\S+", line)]
+    for line in code:
+        if found := PROGRAM.search(line):
+            for command in re.split(r" && | \| | > ", line[found.end() :]):
+                words = shlex.split(command, comments=True)
+                words[0] = re.sub(r"^(?:\.venv/bin/)?(python|pip)3?$", r"\1", words[0])
+                yield words[:-1] if words[-1] == "..." else words
+
+
+def calls_of(words):
+    """The calls of pinjax that a command line makes, after checks of what else it has.
+
+    Raises:
+      AssertionError: nobody has said what to do with such a command.
+    """
+    program, *rest = words
+    if program == "python" and rest[:1] == ["-m"] and rest[1].startswith("pinjax."):
+        flags = [flag for flag in rest[2:] if flag != "--config=..."]
+        if not any(flag.startswith("--config=") for flag in flags):
+            flags.append("--config=configs/pinnerformer.py")
+        return [Call(rest[1].removeprefix("pinjax."), tuple(flags))]
+    if program == "launch/run.sh":
+        return calls_of(["python", "-m", "pinjax.train", *rest])
+    if program in ("launch/tpu_vm.sh", "launch/gpu_box.sh"):  # see `test_launch`
+        return calls_of(["launch/run.sh", *rest[rest.index("--") + 1 :]]) if "--" in rest else []
+    if program == "sbatch":
+        script = rest.index("launch/slurm.sbatch")
+        assert all(option.startswith("--") for option in rest[:script])
+        return calls_of(["launch/run.sh", *rest[script + 1 :]])
+    if program == "launch/test.sh":
+        assert all((ROOT / word).exists() for word in rest if "/" in word), words
+        return []
+    if program == "python" and rest[:1] == ["-m"] and rest[1].startswith("benchmarks."):
+        source = (ROOT / f"{rest[1].replace('.', '/')}.py").read_text()
+        names = [flag.lstrip("-").partition("=")[0].partition(".")[0] for flag in rest[2:]]
+        assert all(f'"{name}"' in source or f'"--{name}"' in source for name in names), words
+        return []
+    if words[:2] == ["pip", "install"]:
+        for word in rest[1:]:
+            extras = re.search(r"\[(.*)\]", word)
+            if word.endswith(".txt"):
+                assert (ROOT / word).exists(), words
+            elif extras and word.startswith((".", "pinjax")):
+                project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+                assert set(extras[1].split(",")) <= set(project["optional-dependencies"]), words
+        return []
+    assert any(words[: len(known)] == known for known in OTHERS), f"unknown command {words}"
+    return []
+
+
+def documented():
+    """(command line, calls or the error) of all guides, each once."""
+    lines = {tuple(words) for guide in GUIDES for words in command_lines(guide)}
+    for words in sorted(lines):
+        try:
+            yield words, calls_of(list(words))
+        except (AssertionError, IndexError, OSError, ValueError) as error:
+            yield words, error
+
+
+COMMANDS = dict(documented())
+CALLS = {call for found in COMMANDS.values() if isinstance(found, list) for call in found}
+TESTS = {call.in_test_form() for call in CALLS} - {None}
+LAUNCHES = [
+    words
+    for words in COMMANDS
+    if words[0] in ("launch/tpu_vm.sh", "launch/gpu_box.sh")
+    # This one follows a file, and prints no command.
+    and words[:2] != ("launch/tpu_vm.sh", "logs")
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=shlex.join)
+def test_a_command_is_of_a_known_kind(words):
+    assert isinstance(COMMANDS[words], list), COMMANDS[words]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("docs")
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    """(call, more flags): it succeeds."""
+    modules = (
+        "compiler.largest_batch",
+        "data.sources.prepare",
+        "systems.registry",
+        "training.loop",
+    )
+    settings = {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    with commands.Commands(*(f"pinjax.{name}" for name in modules), **settings) as command:
+
+        def run(call, *more, parse_alone=False):
+            devices = int(call.value("--config.train.model_devices") or 1)
+            flags = *call.flags, *more
+            code, _, err = command(call.name, *flags, devices=devices, parse_alone=parse_alone)
+            assert code == 0, err
+
+        yield run
+
+
+@pytest.mark.parametrize("call", sorted(CALLS), ids=str)
+def test_flags_are_those_of_the_command(run, call):
+    run(call, parse_alone=True)
+
+
+@pytest.fixture(scope="module")
+def quick(home):
+    """Flags that all runs share: one data set, and no evaluation but the last."""
+    return f"--config.data.dir={home}/data", "--config.train.evaluate_every=0"
+
+
+@pytest.fixture(scope="module")
+def trained(home, run, quick):
+    """(call of train) -> the directory of its run, which is made once."""
+    made = {}
+
+    def trained(call):
+        if call not in made:
+            made[call] = home / f"run-{len(made)}"
+            run(call, f"--workdir={made[call]}", *quick)
+        return made[call]
+
+    return trained
+
+
+@pytest.mark.parametrize("call", sorted(TESTS), ids=str)
+def test_a_command_runs_in_its_test_form(run, trained, quick, tmp_path, call):
+    if call.name == "train":
+        trained(call)
+    elif call.name == "compile":
+        run(call)
+    else:
+        workdir = trained(call.training())
+        out = [f"--out={tmp_path}/out"] * (call.name == "embed")
+        run(call, f"--workdir={workdir}", *quick, *out)
+
+
+@pytest.mark.parametrize("words", LAUNCHES, ids=shlex.join)
+def test_launch(tmp_path, words):
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], cwd=tmp_path, check=True)
+    options = list(words)
+    options.insert(options.index("--") if "--" in options else len(options), "--dry-run")
+    done = subprocess.run(options, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.match("gcloud compute tpus |ssh |scp ", done.stdout)
+
+
+# Messages.
+
+
+def texts_of(path):
+    """The texts of a Python file, with a zero byte where something is filled in."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+            yield "".join(parts)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+@pytest.fixture(scope="module")
+def texts():
+    of_python = [text for path in (ROOT / "pinjax").rglob("*.py") for text in texts_of(path)]
+    return of_python + [path.read_text() for path in (ROOT / "launch").iterdir()]
+
+
+QUOTED = re.findall(r"^### `(.*)`$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("message", QUOTED)
+def test_a_message_of_the_guide_is_one_of_the_source(texts, message):
+    fixed = [re.escape(part) for part in message.split("...")]
+    assert max(map(len, fixed)) >= len(": no column "), "too little of it to be found by"
+    assert any(re.search(".*".join(fixed), text) for text in texts)
+
+
+# Fields and files.
+
+FILES = (".py", ".parquet", ".json", ".safetensors")
+
+
+def fields(config, prefix=""):
+    for name, value in config.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, ConfigDict):
+            yield from fields(value, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_fields_exist(guide):
+    known = set(fields(column_map.default()))
+    for made in CONFIGS.values():
+        known |= set(fields(made["get_config"]()))
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    text = guide.read_text()
+    named = re.findall(r"--config\.([a-z_.]*\w)(?==)", text)
+    for code in INLINE.findall(INDENTED.sub("", FENCE.sub("", text))):
+        name = re.match(r"([a-z_]+)\.[a-z_0-9.]+(?=[=\s]|$)", code)
+        if name and name[1] in sections and pathlib.Path(name[0]).suffix not in FILES:
+            named.append(name[0])
+    assert set(named) <= known | {"section.field"}
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_files_and_variants_exist(guide):
+    text = guide.read_text()
+    rooms = "pinjax|configs|launch|tests|benchmarks|docs"
+    pattern = rf"(?<![\w/.])((?:{rooms})/[\w/]*\w\.(?:py|sh|sbatch|md|txt))(?::(\w+))?"
+    for name, variant in re.findall(pattern, text):
+        assert (ROOT / name).exists(), name
+        system = CONFIGS.get(pathlib.Path(name).stem) if name.startswith("configs/") else None
+        assert not variant or (system and variant in system["VARIANTS"]), f"{name}:{variant}"
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(guide):
+    for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)", guide.read_text()):
+        assert "://" in link or (guide.parent / link).exists(), link

@@ -41,7 +41,7 @@ import sys, time
 from pinjax import files
 with getattr(files, sys.argv[1])(sys.argv[2]):
     print("inside", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
@@ -95,9 +95,8 @@ def test_many_at_once_enter_one_after_the_other(tmp_path):
 import sys, time
 from pinjax import files
 from pinjax.errors import InputError
-deadline = time.monotonic() + 60
 for _ in range(20):
-    while time.monotonic() < deadline:
+    while True:
         try:
             with files.only_writer(sys.argv[1]):
                 path = sys.argv[1] + "/count"

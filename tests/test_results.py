@@ -4,13 +4,13 @@ import json
 import math
 
 from pinjax import results
+from pinjax.evaluation import tables
 from pinjax.evaluation.metrics import Estimate
-from pinjax.systems import system
 
-TABLE = system.Table(
+TABLE = tables.Table(
     rows=[
-        system.Row("ours", {"R@10": Estimate(0.5, 0.25, 0.75), "entropy@50": Estimate(math.nan)}),
-        system.Row("popularity", {"R@10": Estimate(0.0, 0.0, 0.125)}),
+        tables.Row("ours", {"R@10": Estimate(0.5, 0.25, 0.75), "entropy@50": Estimate(math.nan)}),
+        tables.Row("popularity", {"R@10": Estimate(0.0, 0.0, 0.125)}),
     ],
     notes=["20 users, 50 labels"],
 )

@@ -6,9 +6,11 @@ it takes the newest that is not after the query.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
+from pinjax.data import timelines
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
@@ -85,15 +87,22 @@ def recent_rates(dataset: Dataset, window: int, times: np.ndarray) -> np.ndarray
     distributed exponentially about that of all items.
     """
     created, until = dataset.catalogue.created.astype(np.float64), times.astype(np.int64)
-    counts, first = np.zeros((len(created), len(until)), np.int64), until.max()
+    item, acted = _training_actions(dataset)
     since = until - window
-    for chunk in dataset.chunks("train"):
-        acted, item = chunk.records["time"].astype(np.int64), chunk.records["item"]
-        for count, start, end in zip(counts.T, since, until, strict=True):
-            count += np.bincount(item[(acted > start) & (acted <= end)], minlength=len(count))
-        first = min(first, acted.min(initial=first))
-    existed = until - np.maximum(created[:, None], np.maximum(since, first))
+    bounds = np.searchsorted(acted, np.stack([since, until]), "right")
+    counts = np.stack([np.bincount(item[a:b], minlength=len(created)) for a, b in bounds.T])
+    first = min(until.max(), acted.min(initial=until.max()))
+    existed = until[:, None] - np.maximum(created, np.maximum(since, first)[:, None])
     existed = np.maximum(existed / DAY, 0)
     # Where nothing has happened yet, all rates are alike.
-    prior = np.maximum(existed.sum(axis=0), 1) / np.maximum(counts.sum(axis=0), 1)
-    return (counts + 1) / (existed + prior)
+    prior = np.maximum(existed.sum(axis=1), 1) / np.maximum(counts.sum(axis=1), 1)
+    return ((counts + 1) / (existed + prior[:, None])).T
+
+
+@functools.lru_cache(maxsize=1)
+def _training_actions(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Item and time of the training users' actions, in order of time."""
+    chunks = [chunk.records[["item", "time"]] for chunk in dataset.chunks("train")]
+    records = np.concatenate([np.zeros(0, timelines.ACTION)[["item", "time"]], *chunks])
+    order = np.argsort(records["time"], kind="stable")
+    return records["item"][order], records["time"][order].astype(np.int64)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pinjax.data import timelines
+from pinjax.data import last_action, timelines
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 
@@ -115,17 +115,15 @@ class Sampler:
     """Draws one training window a user, and its labels (PinnerFormer, §3.4 and §3.5).
 
     The window ends at an action drawn uniformly from those that have a label of their own and a
-    long history, as users that are served have: a full window, or half of all their actions. A
-    share of windows end at the newest of these; all of SASRec's do (Kang & McAuley, ICDM 2018).
+    long history, as users that are served have: a full window, or half of all their actions.
     The label of the action at time t is, by objective:
 
-      next_action       the next positive action, of the newest action alone;
+      next_action       the next positive action, of the last alone;
       sasrec            the action right after it where that is positive, of every action;
-      all_action        up to `labels` of the positive actions in (t, t + horizon], of the newest;
+      all_action        up to `labels` of the positive actions in (t, t + horizon], of the last;
       dense_all_action  one positive action in (t, t + horizon], at `labels` random positions.
 
-    An embedding is asked for after its action and before what it is to foretell: at a moment drawn
-    uniformly between the two.
+    The request time of an embedding is drawn uniformly between its action and its first label.
 
     Attributes:
       length: actions in a window, M.
@@ -134,7 +132,7 @@ class Sampler:
       horizon: K, in seconds.
       positives: which actions are labels.
       train_end: no later action is seen, as input or as label.
-      newest: the share of windows that end at the newest action that may end one.
+      last_action_share: the share of windows that end at the last of these, see `last_action`.
       leave_one_out: the last two actions of a user are not seen, and times are ranks.
     """
 
@@ -177,7 +175,10 @@ class Sampler:
         usable = self._usable(records, offsets)
         first, count, positive = self._labels(records, offsets, usable)
         may_end = self._may_end(usable & (count > 0), offsets)
-        ends = _choose(may_end, offsets, uniforms[:, 0], self.last_action_share)
+        uniform = uniforms[:, 0]
+        if self.last_action_share:
+            uniform = last_action.favour(uniform, self.last_action_share)
+        ends = _choose(may_end, offsets, uniform)
         window, inside = _window(offsets[:-1], ends, self.length)
         by_position, by_moment, by_label = np.split(
             uniforms[:, 1:], [self.length, 2 * self.length], axis=1
@@ -256,7 +257,7 @@ def time_keys(records: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def last_action_before(keys: np.ndarray, users: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """Flat index of the newest action of each user up to a moment; one before the first if none.
+    """Flat index of each user's last action up to a time; one before the first if none.
 
     Args:
       keys: `time_keys` of the timelines.
@@ -269,18 +270,18 @@ def last_action_before(keys: np.ndarray, users: np.ndarray, moments: np.ndarray)
 def history(
     records: np.ndarray, starts: np.ndarray, ends: np.ndarray, length: int, moments: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The newest `length` actions of each window, oldest first, padding before them.
+    """The last `length` actions of each window, oldest first, padding before them.
 
     Args:
       records: `timelines.ACTION` (n,).
       starts: int64 (B,), the first action of each timeline.
-      ends: int64 (B,), the newest action of each window; one before its start: an empty window.
+      ends: int64 (B,), the last action of each window; one before its start: an empty window.
       length: M.
-      moments: int (B, 1) or (B, M), when an embedding is asked for, of a window or of each action.
+      moments: int (B, 1) or (B, M), request times of a window's embedding or of each action's.
 
     Returns:
       the fields of `timelines.ACTION`, each (B, M), item being -1 where there is no action; and
-      `moment` uint32 (B, M), unix seconds, when the embedding at an action is asked for.
+      `request_time` uint32 (B, M), unix seconds, when the embedding at an action is requested.
     """
     index, inside = _window(starts, ends, length)
     window = records[index]
@@ -295,16 +296,13 @@ def _window(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarr
     return np.where(inside, index, 0), inside
 
 
-def _choose(
-    eligible: np.ndarray, offsets: np.ndarray, uniform: np.ndarray, newest: float
-) -> np.ndarray:
-    """One eligible action of each user, the newest with that probability, otherwise uniformly.
+def _choose(eligible: np.ndarray, offsets: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """One eligible action of each user: the first for a uniform number of 0, the last for 1.
 
     It is one before the user's first where there is none.
     """
     before = np.concatenate([[0], np.cumsum(eligible)])[offsets]
     choices = np.diff(before)
-    uniform = np.where(uniform < newest, 1.0, (uniform - newest) / max(1 - newest, 1e-9))
     rank = before[:-1] + np.minimum((uniform * choices).astype(np.int64), choices - 1)
     candidates = np.append(np.flatnonzero(eligible), 0)
     return np.where(choices > 0, candidates[rank], offsets[:-1] - 1)

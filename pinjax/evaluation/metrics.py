@@ -288,6 +288,24 @@ def estimate(
     return Estimate(mean, mean - half, mean + half)
 
 
+def paired_difference(
+    values: Float[np.ndarray, " queries"],
+    others: Float[np.ndarray, " queries"],
+    cluster: Int[np.ndarray, " queries"] | None = None,
+) -> Estimate:
+    """The mean of values - others, query by query, and its 95 % interval, were other users drawn.
+
+    It is the interval of `estimate`, a Bayesian bootstrap over users, for differences, which lie in
+    [-1, 1]: half a user's weight is on each end. So it has a width where no query differs, too.
+
+    Args:
+      values: of a method, one number in [0, 1] a query; NaN is left out.
+      others: of another method, for the same queries.
+      cluster: the user of each query; every query is a user of its own if None.
+    """
+    return Estimate(*(2 * x - 1 for x in estimate((1 + values - others) / 2, cluster)))
+
+
 def _jeffreys(sizes: np.ndarray, sums: np.ndarray) -> tuple[float, float]:
     """The interval of `estimate` for users with so many values that have such sums."""
     users, size = len(sizes), sizes.mean()

@@ -19,6 +19,8 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+DEPTH = 4  # rows of the systems' sketches: their error bound holds with probability 0.98
+
 # One byte of an id and this many bits of a column fit the uint32 arithmetic of `_columns`.
 MAX_WIDTH = 2**25
 
@@ -203,7 +205,7 @@ def _columns(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Array:
     """Hashes ids to a column of each row: int32 (depth, *ids).
 
     Multiply-shift on the vector of an id's bytes (Dietzfelbinger, STACS 1996; Thorup, High Speed
-    Hashing for Integers and Strings, 2015). To multiply the whole id would do with 64-bit numbers;
+    Hashing for Integers and Strings, 2015). To multiply the full id would do with 64-bit numbers;
     in 32 bits it lets two ids collide with up to twice the probability 1 / width that the error
     bound needs, while that of the bytes is strongly universal up to 32 - 8 + 1 bits of column.
     """

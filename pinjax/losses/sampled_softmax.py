@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 # The logit of what is masked. Finite, so that a row of nothing else yields no NaN: its log-sum-exp
 # is about this number, and the sigmoid of that, the weight of its negatives, is exactly zero.
@@ -49,7 +49,7 @@ def sampled_softmax(
     Pairs come in groups: a user with its labels, a query with its positives, or pairs on their own
     in groups of one. A group never sees the items of its own `excluded_ids` as negatives. Say these
     are its labels, A and B for user 0, C and A for user 1, and the negatives are the labels of the
-    whole batch and the random items D, B and padding:
+    full batch and the random items D, B and padding:
 
                          in batch          random
                        A   B   C   A     D   B   -1
@@ -114,16 +114,6 @@ def log_expected_count(
       num_items: size of the catalogue.
     """
     return jnp.log(num_batch * jnp.exp(log_probability) + num_random / num_items)
-
-
-def equal_user_weights(where: Bool[Array, "users labels"]) -> Float[Array, "users labels"]:
-    """Weights that sum to 1 and let each user count the same (PinnerFormer, §3.3).
-
-    Users without a label weigh nothing; if there is no label at all, all weights are zero.
-    """
-    labels = where.sum(axis=1, keepdims=True)
-    users = (labels > 0).sum()
-    return where / jnp.maximum(labels * users, 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,11 +1,10 @@
-"""Causal attention over padded sequences: by a kernel where the backend has one, else by XLA."""
+"""Causal attention over padded sequences: by a kernel where a platform has one, else by XLA."""
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
     splash_attention_mask,
@@ -16,53 +15,64 @@ from jaxtyping import Array, Bool, Float, Int
 _BLOCKS = (512, 256, 128)  # positions at once, whose scores stay on the chip
 
 
-def on_gpu() -> bool:
-    """Whether GPUs are what is computed on."""
-    return jax.default_backend() == "gpu"
+def has_splash(length: int) -> bool:
+    """Whether TPUs can use `splash`, a matter of shapes alone."""
+    return length % _BLOCKS[-1] == 0
 
 
 def has_cudnn(dtype: Any, dim: int) -> bool:
-    """Whether `by_cudnn` can be had: on NVIDIA GPUs since Ampere, for heads of `dim` numbers."""
-    if not on_gpu() or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16) or dim % 8 or dim > 128:
+    """Whether NVIDIA GPUs can use `by_cudnn`, for heads of `dim` numbers.
+
+    cuDNN wants a 16-bit type, a multiple of 8 numbers, at most 128, and Ampere or newer. A program
+    that is lowered for GPUs is taken to run on GPUs like those at hand. On a machine without any,
+    which GPUs these will be is not known, and JAX cannot trace the kernel: the answer is no, and
+    `by_xla` runs on all of them.
+    """
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16) or dim % 8 or dim > 128:
         return False
-    device = jax.devices()[0]
-    return "NVIDIA" in device.device_kind and float(device.compute_capability) >= 8
+    try:
+        devices = jax.devices("cuda")
+    except RuntimeError:  # there is no such backend
+        return False
+    return all(float(device.compute_capability) >= 8 for device in devices)
 
 
-def causal_attention(
+def masked(
+    query: Float[Array, "batch length heads dim"],
+    key: Float[Array, "batch length heads dim"],
+    value: Float[Array, "batch length heads dim"],
+    visible: Bool[Array, "batch 1 length length"],
+) -> Float[Array, "batch length heads dim"]:
+    """softmax(Q Kᵀ / √dim) V over the positions (third axis: who looks) that are visible."""
+    return jax.nn.dot_product_attention(query, key, value, mask=visible)
+
+
+def by_xla(
     query: Float[Array, "batch length heads dim"],
     key: Float[Array, "batch length heads dim"],
     value: Float[Array, "batch length heads dim"],
     mask: Bool[Array, "batch length"],
-    mesh: Mesh | None = None,
 ) -> Float[Array, "batch length heads dim"]:
     """softmax(Q Kᵀ / √dim) V, where a position sees itself and those before it.
-
-    On TPUs a length of a multiple of 128 goes through JAX's splash attention, a form of flash
-    attention (Dao et al., NeurIPS 2022): scores never reach main memory.
 
     Args:
       query: Q.
       key: K.
       value: V.
       mask: False for padding, which no other position sees; what comes out there means nothing.
-      mesh: over whose axis `data` the batch is shared out; None: it is on one device.
     """
-    if query.shape[1] % _BLOCKS[-1]:
-        return by_xla(query, key, value, mask)
-    by_kernel = splash if mesh is None else _over_data(mesh, splash)
-    return lax.platform_dependent(query, key, value, mask, tpu=by_kernel, default=by_xla)
-
-
-def by_xla(query, key, value, mask):
     length = query.shape[1]
     # Padding still sees itself: a softmax over nothing would spread over everything.
     visible = mask[:, None, :] | jnp.eye(length, dtype=bool)
     visible &= jnp.tri(length, dtype=bool)
-    return jax.nn.dot_product_attention(query, key, value, mask=visible[:, None])
+    return masked(query, key, value, visible[:, None])
 
 
 def splash(query, key, value, mask, interpret=False):
+    """`by_xla` by JAX's splash attention, a form of flash attention (Dao et al., NeurIPS 2022).
+
+    Scores never reach main memory. The length is a multiple of 128.
+    """
     length, heads, dim = query.shape[1:]
     block = next(size for size in _BLOCKS if length % size == 0)
     forward = ("block_q", "block_kv")
@@ -86,21 +96,26 @@ def splash(query, key, value, mask, interpret=False):
     return jnp.swapaxes(attended, 1, 2)
 
 
-def by_cudnn(query, key, value, mask, mesh=None):
-    """`causal_attention` by cuDNN's fused kernel, where padding comes last: see `rotate`.
+def by_cudnn(query, key, value, mask):
+    """`by_xla` by cuDNN's fused kernel, where padding comes last: see `rotate`.
 
     Then no other position sees it, and the mask is not looked at: a kernel with a mask beside
     causality takes half as long again.
     """
-    attend = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
-    return (attend if mesh is None else _over_data(mesh, attend))(query, key, value)
+    return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
 
 
 def rotate(
     x: Float[Array, "batch length width"], by: Int[Array, "batch"], mesh: Mesh | None = None
 ) -> Float[Array, "batch length width"]:
-    """Each row's positions moved towards the front by so many, those in front going to the end."""
-    return (_rotate if mesh is None else _over_data(mesh, _rotate))(x, by)
+    """Each row's positions moved towards the front by so many, those in front going to the end.
+
+    Args:
+      x: rows.
+      by: positions.
+      mesh: see `over_data`.
+    """
+    return over_data(_rotate, mesh)(x, by)
 
 
 @jax.custom_vjp
@@ -116,6 +131,14 @@ _rotate.defvjp(
 )
 
 
-def _over_data(mesh, function):
+def over_data(function: Callable[..., Array], mesh: Mesh | None) -> Callable[..., Array]:
+    """A function of a batch that each device runs on its own rows.
+
+    Args:
+      function: of arrays that begin with the batch's axis, as its result does.
+      mesh: over whose axis `data` the batch is split; None: it is on one device.
+    """
+    if mesh is None:
+        return function
     rows = PartitionSpec("data")
     return jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)

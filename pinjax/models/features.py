@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Float32, Integer, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Float32, Integer, Shaped, UInt32
 
 _HOUR = 3600.0
 _DAY = 24 * _HOUR
@@ -23,11 +23,11 @@ RELATIVE_PERIODS = tuple(float(period) for period in np.geomspace(1, 28 * _DAY, 
 def turns(
     t: UInt32[Array, "*shape"], periods: tuple[float, ...]
 ) -> Float32[Array, "*shape periods"]:
-    """The phase of t / period, in turns, with the whole turns taken off.
+    """The phase of t / period, in turns, without the full turns.
 
     A unix timestamp has more digits than float32, and t mod period of a real period is no integer.
     So 1 / period is held as a 64-bit fixed-point fraction of a turn, made on the host, and t is
-    multiplied with it in uint32, where whole turns overflow and are gone.
+    multiplied with it in uint32, where full turns overflow and are gone.
 
     Args:
       t: seconds.
@@ -84,6 +84,15 @@ def log_seconds(seconds: Shaped[Array, "*shape"]) -> Float32[Array, "*shape 1"]:
     return jnp.log1p(seconds.astype(jnp.float32))[..., None] / 16
 
 
+def relative_times(
+    time: UInt32[Array, "users length"], mask: Bool[Array, "users length"]
+) -> tuple[UInt32[Array, "users length"], UInt32[Array, "users length"]]:
+    """Seconds to each user's last action, and from the previous one (0 for the oldest)."""
+    previous = jnp.roll(time, 1, axis=1)
+    has_previous = jnp.roll(mask, 1, axis=1).at[:, 0].set(False)
+    return time[:, -1:] - time, jnp.where(has_previous, time - previous, 0)
+
+
 class CategoryEmbedding(nn.Module):
     """A small learned table, of which unknown values are no part.
 
@@ -106,6 +115,9 @@ class CategoryEmbedding(nn.Module):
 
 
 def unit_length(x: Float[Array, "*shape dim"]) -> Float32[Array, "*shape dim"]:
-    """L2-normalises the last axis, in float32; a zero vector stays zero, and so its gradient."""
+    """L2-normalises the last axis, in float32.
+
+    A vector shorter than 1e-6, as one of zeros, is multiplied by 1e6, and so is its gradient.
+    """
     x = x.astype(jnp.float32)
     return x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-12))

@@ -1,4 +1,4 @@
-"""Learned embeddings of ids, in a table that may be smaller than their number."""
+"""Learned embeddings of tokens, in a table that may be smaller than their number."""
 
 import functools
 
@@ -16,46 +16,17 @@ _BLOCK_SIZE = 1024
 _STDDEV = 0.02  # of the numbers in a shared table at first
 
 
-class HashEmbedding(nn.Module):
-    """Hash embeddings (Svenstrup et al., NeurIPS 2017).
-
-    Hash functions send an id to rows of one shared table, and learned importance weights of its own
-    sum them up: w_1 E[h_1] + w_2 E[h_2]. Two ids look the same only if all their hashes collide.
-    Where the table has room for every id, each simply has its row, which is zero at first: an id
-    that training never meets adds nothing. Rows are scaled by sqrt(dim).
-
-    Attributes:
-      num_ids: ids are 0 to num_ids - 1.
-      dim: numbers of an embedding.
-      num_buckets: rows of the table; 0 or at least `num_ids`: a row for each id.
-      num_hashes: rows to an id.
-      tables: how the table lies on the devices.
-    """
-
-    num_ids: int
-    dim: int
-    num_buckets: int = 0
-    num_hashes: int = 2
-    tables: sharded_table.Layout = sharded_table.REPLICATED
-
-    @nn.compact
-    def __call__(self, ids: Int[Array, "*shape"]) -> Float[Array, "*shape {self.dim}"]:
-        """Embeds ids; -1 is padding and embedded as zero."""
-        exists = ids >= 0
-        ids = jnp.where(exists, ids, 0)
-        init = nn.initializers.zeros
-        table, rows, weights = _look_up(self, self.num_ids, ids, init, self.tables)
-        embedding = jnp.einsum("...h,...hd->...d", weights, self.tables.gather(table, rows))
-        # Adam moves each number of a table by about the learning rate: too slow for rows that are
-        # seldom seen, unless what is read is larger than what is stored.
-        return jnp.where(exists[..., None], embedding * self.dim**0.5, 0)
-
-
 class HashEmbeddingBag(nn.Module):
     """Sums of hash embeddings: a text as the sum over its tokens (ItemSage, KDD 2022).
 
-    Tokens are embedded as `HashEmbedding` embeds ids. Texts of any length lie one after the other
-    in one flat array, each a segment of it, so that they need no padding of their own.
+    Hash functions send a token to rows of one shared table, and learned importance weights of its
+    own sum them up: w_1 E[h_1] + w_2 E[h_2] (Svenstrup et al., NeurIPS 2017). Two tokens look the
+    same only if all their hashes collide. Where the table has room for every token, each simply has
+    its row. Rows are scaled by sqrt(dim): Adam moves each number of a table by about the learning
+    rate, too slow for rows that are seldom seen.
+
+    Texts of any length lie one after the other in one flat array, each a segment of it, so that
+    they need no padding of their own.
 
     Attributes:
       num_tokens: tokens are 0 to num_tokens - 1.
@@ -83,38 +54,23 @@ class HashEmbeddingBag(nn.Module):
             come last, are padding.
           num_segments: how many there are.
         """
-        init = nn.initializers.normal(_STDDEV)
-        table, rows, weights = _look_up(self, self.num_tokens, tokens, init, self.tables)
+        table, rows, weights = self._look_up(tokens)
         table, places = self.tables.fetch(table, rows.ravel())
         sums = _weighted_sums(num_segments, table, places.reshape(rows.shape), weights, segments)
         return sums * self.dim**0.5
 
-
-def _look_up(
-    module: HashEmbedding | HashEmbeddingBag,
-    num_ids: int,
-    ids: Int[Array, "*shape"],
-    row_init: nn.initializers.Initializer,
-    tables: sharded_table.Layout,
-) -> tuple[
-    Float[Array, "rows dim"],
-    Int[Array, "*shape hashes"],
-    Float[Array, "*shape hashes"],
-]:
-    """The module's table, made on its first call, and for each id its rows and their weights.
-
-    A table with a row for each id begins as `row_init` says.
-    """
-    if 0 < module.num_buckets < num_ids:
+    def _look_up(self, tokens):
+        """The table, and for each token its rows and their weights, (tokens, hashes) each."""
         init = nn.initializers.normal(_STDDEV)
-        shape = tables.num_rows(module.num_buckets), module.dim
-        table = module.param("embedding", init, shape)
-        shape = tables.num_rows(num_ids), module.num_hashes
-        importance = module.param("importance", nn.initializers.ones, shape)
-        rows = (hash_ids(ids, module.num_hashes) % module.num_buckets).astype(jnp.int32)
-        return table, rows, tables.gather(importance, ids)
-    table = module.param("embedding", row_init, (tables.num_rows(num_ids), module.dim))
-    return table, ids[..., None], jnp.ones((*ids.shape, 1), table.dtype)
+        if 0 < self.num_buckets < self.num_tokens:
+            shape = self.tables.num_rows(self.num_buckets), self.dim
+            table = self.param("embedding", init, shape)
+            shape = self.tables.num_rows(self.num_tokens), self.num_hashes
+            importance = self.param("importance", nn.initializers.ones, shape)
+            rows = (hash_ids(tokens, self.num_hashes) % self.num_buckets).astype(jnp.int32)
+            return table, rows, self.tables.gather(importance, tokens)
+        table = self.param("embedding", init, (self.tables.num_rows(self.num_tokens), self.dim))
+        return table, tokens[:, None], jnp.ones((*tokens.shape, 1), table.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -123,7 +79,7 @@ def _weighted_sums(num_segments, table, rows, weights, segments):
 
     Both passes take a block of tokens at a time, so that the rows of all tokens never exist at
     once: making room for them takes a CPU longer than the sums. The backward pass adds to one
-    gradient of the table, where autodiff of the loop would make a whole one in every block.
+    gradient of the table, where autodiff of the loop would make a full one in every block.
 
     Args:
       num_segments: how many there are.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from pinjax.distributed import sharded_table
-from pinjax.models import features, hash_embedding, pinnerformer, transformer
+from pinjax.models import features, hash_embedding, mlp, transformer
 
 ENCODERS = ("transformer", "sum", "sum_mlp", "mlp_concat_mlp")
 
@@ -93,7 +93,7 @@ class ItemSage(nn.Module):
             # Before anything is computed, since not even a NaN may come through.
             vectors = features.unit_length(jnp.where(image_mask[..., None], images, 0))
             image_sum = vectors.sum(axis=1, dtype=jnp.float32)
-            # To a root mean square of 1, as `pinnerformer.ItemInput` does.
+            # To a root mean square of 1, as `item_input.ItemInput` does.
             vectors *= math.sqrt(images.shape[-1])
             start = 0
             for _, group, count in self.image_features:
@@ -126,21 +126,21 @@ class ItemSage(nn.Module):
         def linear(out):
             return lambda name: nn.Dense(out, dtype=self.dtype, name=name)
 
-        def mlp(name):
-            return pinnerformer.MLP(self.width, self.embedding_dim, self.dtype, name=name)
+        def perceptron(name):
+            return mlp.MLP(self.width, self.embedding_dim, self.dtype, name=name)
 
         def summed(x):
             return jnp.where(mask[..., None], x, 0).sum(axis=1, dtype=jnp.float32)
 
         if self.encoder == "transformer":
-            x = mlp("head")(self._transformer(mapped(linear(self.width)), mask))
+            x = perceptron("head")(self._transformer(mapped(linear(self.width)), mask))
         elif self.encoder == "sum":
             x = summed(mapped(linear(self.embedding_dim)))
         elif self.encoder == "sum_mlp":
-            x = mlp("head")(summed(mapped(linear(self.width))))
+            x = perceptron("head")(summed(mapped(linear(self.width))))
         else:
-            x = jnp.where(mask[..., None], mapped(mlp), 0)
-            x = mlp("head")(x.reshape(num_products, -1))
+            x = jnp.where(mask[..., None], mapped(perceptron), 0)
+            x = perceptron("head")(x.reshape(num_products, -1))
         if self.residual:
             gain = self.param("gain", nn.initializers.zeros, ())
             x = features.unit_length(image_sum) + gain * x.astype(jnp.float32)

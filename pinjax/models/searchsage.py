@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int
 
 from pinjax.distributed import sharded_table
-from pinjax.models import features, hash_embedding, pinnerformer
+from pinjax.models import features, hash_embedding, mlp
 
 
 class BagTower(nn.Module):
@@ -45,5 +45,5 @@ class BagTower(nn.Module):
         x = hash_embedding.HashEmbeddingBag(
             self.num_tokens, self.token_buckets, self.token_dim, tables=self.tables, name="text"
         )(tokens, segments, num_queries)
-        x = pinnerformer.MLP(self.width, self.dim, self.dtype, name="head")(x)
+        x = mlp.MLP(self.width, self.dim, self.dtype, name="head")(x)
         return features.unit_length(x)

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from pinjax.models import attention
+from pinjax.models import attention, initial_scales
 
 
 class Transformer(nn.Module):
@@ -26,7 +26,10 @@ class Transformer(nn.Module):
       dropout: rate, on the output of each MHSA and FFN.
       dtype: of the arithmetic. Parameters, LayerNorm and softmax are float32.
       remat: keep only each block's input for the backward pass and compute the rest anew.
-      mesh: over whose axis `data` the batch is shared out; None: it is on one device.
+      scaled_attention: see `initial_scales.attention_out`, which is not the paper's.
+      kernels: attend by the kernel of each platform that has one. JAX cannot lower a kernel as part
+        of a program for several platforms at once, so such an export needs False.
+      mesh: over whose axis `data` the batch is split; None: it is on one device.
     """
 
     layers: int
@@ -34,6 +37,8 @@ class Transformer(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False
+    scaled_attention: bool = False
+    kernels: bool = True
     mesh: Mesh | None = None
 
     @nn.compact
@@ -43,7 +48,7 @@ class Transformer(nn.Module):
         mask: Bool[Array, "batch length"],
         train: bool = False,
     ) -> Float[Array, "batch length width"]:
-        """Runs the blocks.
+        """Runs the blocks, as suits the platform that the program is lowered for.
 
         Args:
           x: what is at each position.
@@ -57,32 +62,61 @@ class Transformer(nn.Module):
         if width % self.heads:
             raise ValueError(f"width {width} is not divisible by {self.heads} heads")
         x = x.astype(self.dtype)
-        by_cudnn = attention.has_cudnn(self.dtype, width // self.heads)
-        if by_cudnn:
+        if self.is_initializing():
+            x, _ = self._blocks(attention.by_xla, train, name="blocks")(x, mask)
+        else:
+            x = self._by_platform(self.variables["params"]["blocks"], x, mask, train)
+        return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+
+    def _by_platform(self, params, x, mask, train):
+        """The blocks, in the form that suits the platform for which the program is lowered."""
+        rngs = {"dropout": self.make_rng("dropout")} if train and self.dropout else {}
+
+        def run(attend, params, x, mask, rngs, on_cuda=False):
+            blocks = self._blocks(attend, train, on_cuda=on_cuda)
+            with jax.named_scope("blocks"):
+                x, _ = blocks.apply({"params": params}, x, mask, rngs=rngs)
+            return x
+
+        def cudnn(params, x, mask, rngs):
             padding = jnp.argmax(mask, axis=1)
+            attend = attention.over_data(attention.by_cudnn, self.mesh)
             x = attention.rotate(x, padding, self.mesh)
-        attend = attention.by_cudnn if by_cudnn else attention.causal_attention
+            x = run(attend, params, x, mask, rngs, on_cuda=True)
+            return attention.rotate(x, -padding, self.mesh)
+
+        forms = {"default": functools.partial(run, attention.by_xla)}
+        if self.kernels and attention.has_splash(x.shape[1]):
+            # The compiler cannot split a kernel over devices by itself.
+            attend = attention.over_data(attention.splash, self.mesh)
+            forms["tpu"] = functools.partial(run, attend)
+        if self.kernels and attention.has_cudnn(self.dtype, x.shape[-1] // self.heads):
+            forms["cuda"] = cudnn
+        else:
+            forms["cuda"] = functools.partial(run, attention.by_xla, on_cuda=True)
+        return lax.platform_dependent(params, x, mask, rngs, **forms)
+
+    def _blocks(self, attend, train, on_cuda=False, name=None):
+        """All blocks as one module: a submodule if it has a name, else one to be applied alone."""
         # What a loop carries is copied: on a CPU, a third of the time of two layers. On a GPU so is
         # all that the backward pass needs, a third of the time of six: there it is no loop.
-        loop = not attention.on_gpu()
-        block = nn.remat(Block, prevent_cse=not loop) if self.remat else Block
+        block = nn.remat(Block, prevent_cse=on_cuda) if self.remat else Block
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=self.layers,
-            unroll=2 if loop else self.layers,
-        )(
+            unroll=self.layers if on_cuda else 2,
+        )
+        return blocks(
             *(self.heads, self.dropout, self.dtype),
             deterministic=not train,
-            attend=functools.partial(attend, mesh=self.mesh),
-            name="blocks",
+            attend=attend,
+            scaled_attention=self.scaled_attention,
+            as_matrix=on_cuda,
+            **{"name": name} if name else {"parent": None},
         )
-        x, _ = blocks(x, mask)
-        if by_cudnn:
-            x = attention.rotate(x, -padding, self.mesh)
-        return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
 
 
 class Block(nn.Module):
@@ -91,14 +125,20 @@ class Block(nn.Module):
     Attributes:
       heads, dropout, dtype: see `Transformer`.
       deterministic: no dropout.
-      attend: (query, key, value, mask=mask) -> attended, each (batch, length, heads, dim).
+      attend: (query, key, value, mask) -> attended, each (batch, length, heads, dim).
+      scaled_attention: see `Transformer`.
+      as_matrix: see the tokens of all sequences as the rows of a matrix, whose last axis XLA keeps
+        in one piece. Of three axes it chooses others, and on a GPU a fifth of a step goes into
+        transposing. On a TPU it costs a third more memory traffic.
     """
 
     heads: int
     dropout: float
     dtype: Any
     deterministic: bool
-    attend: Callable[..., Array] = jax.nn.dot_product_attention
+    attend: Callable[..., Array] = attention.masked
+    scaled_attention: bool = False
+    as_matrix: bool = False
 
     @nn.compact
     def __call__(
@@ -108,10 +148,7 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "batch length width"], None]:
         shape, width = x.shape, x.shape[-1]
         heads = (self.heads, width // self.heads)
-        on_gpu = attention.on_gpu()
-        if on_gpu:
-            # As a matrix, whose last axis XLA keeps in one piece. Of three axes it chooses others,
-            # and a fifth of a step goes into transposing.
+        if self.as_matrix:
             x = x.reshape(-1, width)
 
         def dropout(y):
@@ -121,14 +158,14 @@ class Block(nn.Module):
         y = nn.DenseGeneral(
             (3, *heads),
             dtype=self.dtype,
-            dot_general=_of_matrices if on_gpu else None,
+            dot_general=_of_matrices if self.as_matrix else None,
             name="query_key_value",
         )(y)
         parts = (part.reshape(*shape[:-1], *heads) for part in jnp.moveaxis(y, -3, 0))
-        y = self.attend(*parts, mask=mask).reshape(*x.shape[:-1], *heads)
-        # At first attention is a mean over positions, and a mean of n vectors that have nothing in
-        # common is 1 / sqrt(n) as long as they are: what a user did would drown in the last action.
-        init = nn.initializers.variance_scaling(shape[1], "fan_in", "truncated_normal")
+        y = self.attend(*parts, mask).reshape(*x.shape[:-1], *heads)
+        init = nn.initializers.lecun_normal()
+        if self.scaled_attention:
+            init = initial_scales.attention_out(shape[1])
         y = nn.DenseGeneral(
             width, axis=(-2, -1), dtype=self.dtype, kernel_init=init, name="attention_out"
         )(y)
@@ -137,7 +174,7 @@ class Block(nn.Module):
         y = nn.LayerNorm(dtype=self.dtype, name="ffn_norm")(x)
         y = nn.Dense(4 * width, dtype=self.dtype, name="ffn_in")(y)
         # A GPU moves less if GELU's input is all that is kept for the backward pass.
-        y = jax.checkpoint(nn.gelu)(y) if on_gpu else nn.gelu(y)
+        y = jax.checkpoint(nn.gelu)(y) if self.as_matrix else nn.gelu(y)
         y = nn.Dense(width, dtype=self.dtype, name="ffn_out")(y)
         return (x + dropout(y)).reshape(shape), None
 

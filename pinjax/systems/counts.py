@@ -14,7 +14,7 @@ from pinjax.losses import count_min_sketch
 
 def sketch(key: jax.Array, config: ConfigDict, width: int) -> count_min_sketch.CountMinSketch:
     """A sketch of so many counters a row, as the section `loss` of a run's config says."""
-    return count_min_sketch.init(key, config.sketch_depth, width, config.sketch_decay)
+    return count_min_sketch.init(key, count_min_sketch.DEPTH, width, config.sketch_decay)
 
 
 class Counted(NamedTuple):

@@ -20,7 +20,8 @@ from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
-from pinjax.evaluation import product_retrieval
+from pinjax.evaluation import evaluator as evaluator_lib
+from pinjax.evaluation import pair_source, tables, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import features, itemsage, product_features, temperature
 from pinjax.systems import counts, engagements, product_table, system
@@ -220,8 +221,8 @@ def bind(
     # Random negatives are products that were engaged with. What else there is would only be
     # learned, by its tokens, to be never wanted.
     corpus = np.unique(dataset.pairs("train")["item"]).astype(np.int32)
-    tables = sharding.table_layout(mesh, config.train)
-    place = functools.partial(sharding.place_table, mesh, tables)
+    layout = sharding.table_layout(mesh, config.train)
+    place = functools.partial(sharding.place_table, mesh, layout)
     constants = {
         "products": jax.tree.map(place, products),
         "queries": place(dataset.queries.vectors.astype(jnp.bfloat16)),
@@ -229,9 +230,10 @@ def bind(
     }
     found = product_table.findable(products)
     rows = np.flatnonzero(found)
-    evaluator = product_retrieval.ProductRetrieval(
+    source = pair_source.PairSource(
         "ItemSage", dataset, tuple(train_batches.tasks), found, config.evaluate
     )
+    evaluator = evaluator_lib.Evaluator("ItemSage", source)
     lengths = product_table.num_values(products["texts"])
     capacities = product_table.token_capacities(config, mesh, spec, train_batches)
 
@@ -242,10 +244,11 @@ def bind(
     def embed_queries(rows: np.ndarray) -> np.ndarray:
         return np.asarray(features.unit_length(jnp.asarray(dataset.queries.vectors[rows])))
 
-    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
+    def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
         items = np.zeros((spec.num_items, config.model.embedding_dim), np.float32)
         items[rows] = embed_items(params, rows)
-        return evaluator(embed_queries, jnp.asarray(items), split, full)
+        retriever = vector_search.of_vectors(embed_queries, items)
+        return evaluator(retriever, split, full)
 
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
         del moment  # an item is what it is
@@ -273,7 +276,7 @@ def bind(
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        asked=evaluator.asked,
+        evaluated_on=evaluator.describe,
         metrics=evaluator.metrics,
         embed=embed,
         embed_as_of=spec.train_end,

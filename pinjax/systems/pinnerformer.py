@@ -22,8 +22,9 @@ from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.distributed import batching, sharding
 from pinjax.errors import InputError
-from pinjax.evaluation import user_retrieval
-from pinjax.losses import count_min_sketch, sampled_softmax
+from pinjax.evaluation import evaluator as evaluator_lib
+from pinjax.evaluation import tables, timeline_source, vector_search
+from pinjax.losses import count_min_sketch, label_weights, sampled_softmax
 from pinjax.models import pinnerformer
 from pinjax.systems import counts, histories, item_table, system
 
@@ -135,11 +136,8 @@ def loss(
     else:
         losses = term(*in_batch, num_chosen, 0) + term(*random, 0, config.num_random_negatives)
 
-    if config.equal_users:
-        weights = sampled_softmax.equal_user_weights(exists)
-    else:
-        weights = exists / jnp.maximum(exists.sum(), 1)
-    value = (losses * weights).sum()
+    weigh = label_weights.equal_labels if config.equal_labels else label_weights.equal_users
+    value = (losses * weigh(exists)).sum()
     metrics = {"temperature": 1 / scale, "labels_per_user": exists.sum() / len(labels)}
     return value, (metrics, sketch)
 
@@ -171,9 +169,8 @@ def served(
     users, length = history["item"].shape
     newest = jnp.full((users, 1), length - 1, jnp.int32)
     content, times = constants["content"], constants["popularity_times"]
-    return model.apply(params, content, history, newest, popularity_times=times, method="users")[
-        :, 0
-    ]
+    apply = functools.partial(model.apply, params, popularity_times=times, method="users")
+    return apply(content, history, newest)[:, 0]
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
@@ -229,13 +226,14 @@ def bind(
     train_batches = histories.batches_of(config, sampler, dataset)
     table = item_table.ItemTable.create(config, mesh, spec)
     constants = table.place(dataset)
-    evaluator = user_retrieval.UserRetrieval(
-        "PinnerFormer", dataset, sampler.positives, config.data.length, config.evaluate
+    source = timeline_source.TimelineSource(
+        dataset, sampler.positives, config.data.length, config.evaluate
     )
+    evaluator = evaluator_lib.Evaluator("PinnerFormer", source)
     towers = make_towers(trainable, table, dataset, constants)
 
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
-        embed_histories, embed_rows = towers(params, moment)
+        embed_histories, embed_rows, _ = towers(params, moment)
 
         def items(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return dataset.catalogue.ids[rows], embed_rows(rows)
@@ -245,8 +243,10 @@ def bind(
             "items": system.shards(items, np.arange(spec.num_items)),
         }
 
-    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
-        return evaluator(functools.partial(towers, params), split, full)
+    def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
+        towers_as_of = functools.partial(towers, params)
+        retriever = vector_search.VectorSearch(towers_as_of, config.evaluate.batch)
+        return evaluator(retriever, split, full)
 
     labels = config.data.users * sampler.pairs
     acted = dataset.catalogue.counts  # of all actions, as labels are about
@@ -261,7 +261,7 @@ def bind(
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        asked=evaluator.asked,
+        evaluated_on=evaluator.describe,
         metrics=evaluator.metrics,
         embed=embed,
         embed_as_of=spec.train_end,
@@ -276,10 +276,10 @@ def make_towers(
     table: item_table.ItemTable,
     dataset: Dataset,
     constants: item_table.Constants,
-) -> Callable[[Any, int], user_retrieval.Towers]:
+) -> Callable[[Any, int], vector_search.Towers]:
     """(params, moment) -> towers, whose popularity is what an index built at the moment knows."""
 
-    def towers(params: Any, moment: int) -> user_retrieval.Towers:
+    def towers(params: Any, moment: int) -> vector_search.Towers:
         then = table.as_of(dataset, constants, moment)
         embed_users = functools.partial(trainable.embedders["users"], params, then)
         embed_items = functools.partial(trainable.embedders["items"], params, then)
@@ -287,6 +287,7 @@ def make_towers(
         def embed_rows(rows: np.ndarray) -> np.ndarray:
             return batching.in_batches(embed_items, rows.astype(np.int32), min(len(rows), _ROWS))
 
-        return user_retrieval.Towers(embed_users, embed_rows)
+        as_of = None if then["popularity_times"] is None else moment
+        return vector_search.Towers(embed_users, embed_rows, as_of)
 
     return towers

@@ -19,7 +19,8 @@ from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.distributed import batching, sharding
 from pinjax.errors import InputError
-from pinjax.evaluation import product_retrieval
+from pinjax.evaluation import evaluator as evaluator_lib
+from pinjax.evaluation import pair_source, tables, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import temperature
 from pinjax.systems import counts, engagements, query_tower, system
@@ -126,16 +127,18 @@ def bind(
     place = functools.partial(sharding.place_table, mesh, tower.tables)
     constants = jax.tree.map(place, {"items": items, "texts": tower.read(dataset)})
     findable = items.any(axis=1)
-    evaluator = product_retrieval.ProductRetrieval(
+    source = pair_source.PairSource(
         "SearchSage", dataset, tuple(train_batches.tasks), findable, config.evaluate
     )
+    evaluator = evaluator_lib.Evaluator("SearchSage", source)
 
     def embed_queries(params: Any, rows: np.ndarray) -> np.ndarray:
         embed = functools.partial(trainable.embedders["queries"], params, constants)
         return batching.in_batches(embed, rows.astype(np.int32), ENCODED)
 
-    def evaluate(params: Any, split: str, full: bool = False) -> system.Table:
-        return evaluator(functools.partial(embed_queries, params), jnp.asarray(items), split, full)
+    def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
+        retriever = vector_search.of_vectors(functools.partial(embed_queries, params), items)
+        return evaluator(retriever, split, full)
 
     def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
         del moment  # a query is what it is
@@ -164,7 +167,7 @@ def bind(
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        asked=evaluator.asked,
+        evaluated_on=evaluator.describe,
         metrics=evaluator.metrics,
         embed=embed,
         embed_as_of=spec.train_end,

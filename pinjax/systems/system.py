@@ -12,8 +12,7 @@ bind what was built to the data set itself, so what is compiled is what runs.
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,17 +20,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pinjax.errors import InputError
-from pinjax.evaluation.metrics import Estimate
+from pinjax.evaluation.tables import Table
 
 Batch = dict[str, np.ndarray]
 Shard = Callable[[], tuple[np.ndarray, np.ndarray]]
 Metrics = dict[str, jax.Array]
 
 SHARD = 2**16  # embeddings to a file
-ENOUGH = 100  # users or queries; a table that rests on fewer says so
-COVERAGE = "P90 cov@10"
 TRIED = 8  # batches, at most, that are looked at before training
-_ALIKE = 0.9  # overlap of lists that are nearly the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +103,8 @@ class System:
       constants: by name, pytrees of device arrays, as `trainable` says.
       batches: (first step) -> iterator of host batches, this process's share of each.
       evaluate: (params, split) -> a results table; `full` adds what takes longer.
-      asked: (split) -> what its table rests on, as "1,987 users, 4,530 labels". It needs no model;
-        raises InputError where the split has nothing to ask.
+      evaluated_on: (split) -> what its table rests on, as "1,987 users, 4,530 labels". It needs no
+        model; raises InputError where the split has no labels.
       metrics: the names of the metrics in the first row of `evaluate(params, "valid")`, each with
         "max" or "min", whichever is best.
       embed: (params, moment) -> the tables that serving needs, by name, each as its shards:
@@ -123,8 +119,8 @@ class System:
     trainable: Trainable | None
     constants: dict[str, Any]
     batches: Callable[[int], Iterator[Batch]]
-    evaluate: Callable[..., "Table"]
-    asked: Callable[[str], str]
+    evaluate: Callable[..., Table]
+    evaluated_on: Callable[[str], str]
     metrics: Mapping[str, str]
     embed: Callable[[Any, int], dict[str, list[Shard]]]
     embed_as_of: int
@@ -145,78 +141,3 @@ def shards(
     """A table as its shards of `SHARD` rows, each made by `embed`, from rows to ids and vectors."""
     starts = range(0, len(rows), SHARD)
     return [functools.partial(embed, rows[start : start + SHARD]) for start in starts]
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of a results table.
-
-    Attributes:
-      method: what was measured.
-      metrics: by name.
-    """
-
-    method: str
-    metrics: dict[str, Estimate]
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A results table.
-
-    Attributes:
-      rows: the system's own first.
-      notes: lines to print below: what the figures rest on, and what speaks against them.
-    """
-
-    rows: list[Row]
-    notes: list[str]
-
-
-def add_share_of_oracle(rows: list[Row]) -> None:
-    """Adds each row's share of the oracle's Recall@10.
-
-    A row "METHOD, PART" is held against "oracle, PART" where there is such a row, and else against
-    "oracle", if there is that.
-    """
-    best = {row.method: row.metrics["R@10"].value for row in rows}
-    for row in rows:
-        _, _, part = row.method.partition(", ")
-        oracle = best.get(f"oracle, {part}", best.get("oracle"))
-        if oracle is not None:
-            share = row.metrics["R@10"].value / oracle if oracle else math.nan
-            row.metrics["of oracle"] = Estimate(share)
-
-
-def too_few(asked: str, more: str) -> str:
-    """The note of a table that rests on fewer than `ENOUGH`.
-
-    Args:
-      asked: how many of what.
-      more: the settings that leave more of them.
-    """
-    return f"{asked} are too few to tell methods apart; for more, raise {more}"
-
-
-def collapsed(
-    rows: Sequence[Row], overlaps: Mapping[str, float], popularity: Sequence[str]
-) -> list[str]:
-    """A note for each method whose results are nearly the same for everybody.
-
-    Args:
-      rows: of the table.
-      overlaps: by method, `metrics.overlap` of its results; those of other methods are not judged.
-      popularity: methods that show the same to everybody by intention, which are held against.
-    """
-    coverage = {row.method: row.metrics[COVERAGE].value for row in rows if COVERAGE in row.metrics}
-    usual = max((coverage[name] for name in popularity if name in coverage), default=0.0)
-    notes = []
-    for method, overlap in overlaps.items():
-        why = []
-        if coverage[method] < 2 * usual:
-            why.append(f"its {COVERAGE} is below twice popularity's")
-        if overlap > _ALIKE:
-            why.append(f"two of its lists have {overlap:.0%} in common")
-        if why:
-            notes.append(f"{method} has collapsed: {' and '.join(why)}")
-    return notes

@@ -15,7 +15,7 @@ from pinjax.errors import InputError
 from pinjax.systems import registry
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-CHIP = rates.Chip("test chip", flops=1e12, memory=2**30, bandwidth=1e11, interconnect=1e10)
+CHIP = rates.Chip("test chip", flops=1e13, memory=2**30, bandwidth=1e11, interconnect=1e10)
 NAMES = {"v5e:4x4": 16, "v5p:2x2x4": 16, "v6e:16x16": 256}
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"

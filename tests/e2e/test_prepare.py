@@ -4,8 +4,6 @@ import os
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -16,6 +14,7 @@ import pytest
 from pinjax import config_flag, settings
 from pinjax.distributed import sharding
 from pinjax.systems import registry
+from tests import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = ("oak", "chair", "red", "lamp", "desk", "blue")
@@ -70,12 +69,18 @@ def directory(tmp_path_factory):
     return made
 
 
-def prepare(directory, variant, *flags):
-    command = [sys.executable, "-m", "pinjax.prepare", f"--config={directory}/map.py:{variant}"]
-    command += [f"--events={directory}/e.parquet", f"--out={directory}/{variant}", *flags]
-    if variant not in ("users", "groups"):
-        command.append(f"--items={directory}/i.parquet")
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def prepare(directory):
+    with commands.Command("prepare") as command:
+
+        def prepare(variant, *flags):
+            """(exit code, stdout, stderr)"""
+            inputs = [f"--events={directory}/e.parquet", f"--out={directory}/{variant}"]
+            if variant not in ("users", "groups"):
+                inputs.append(f"--items={directory}/i.parquet")
+            return command(f"--config={directory}/map.py:{variant}", *inputs, *flags)
+
+        yield prepare
 
 
 CASES = {
@@ -98,12 +103,12 @@ LACKS = {
 
 
 @pytest.mark.parametrize("variant", CASES)
-def test_what_is_proposed_can_be_run(directory, variant, monkeypatch):
-    done = prepare(directory, variant)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_what_is_proposed_can_be_run(prepare, variant, monkeypatch):
+    code, out, err = prepare(variant)
+    assert (code, err) == (0, "")
     for lack in LACKS.get(variant, ()):
-        assert lack in done.stdout
-    commands = re.findall(r"python -m pinjax.train .*", done.stdout)
+        assert lack in out
+    commands = re.findall(r"python -m pinjax.train .*", out)
     made = [shlex.split(command)[3:] for command in commands]
     assert [flags[0] for flags in made] == [f"--config=configs/{name}" for name in CASES[variant]]
     monkeypatch.chdir(ROOT)
@@ -121,19 +126,19 @@ def test_what_is_proposed_can_be_run(directory, variant, monkeypatch):
         batch = next(system.batches(0))
         args = params, system.constants, sketches, batch, jax.random.key(0)
         assert jax.eval_shape(system.trainable.loss, *args)[0].shape == ()
-        assert "users" in system.asked("valid") or "queries" in system.asked("valid")
+        assert "users" in system.evaluated_on("valid") or "queries" in system.evaluated_on("valid")
         if config.system == "pinnerformer":
             assert "hide" not in config.data.positives
             assert "Unlike" not in config.data.positives
             assert '"close, up"' in config.data.positives
 
 
-def test_the_report_and_a_second_call(directory):
-    first = prepare(directory, "searches", "--memory=200MiB")
-    assert re.search(r"events whose item is in the table +100\.0%", first.stdout)
-    assert re.search(r"# evaluated on \d+ queries of valid, \d+ of test", first.stdout)
-    again = prepare(directory, "searches")
-    assert again.stdout.partition("already prepared")[0] in first.stdout
+def test_the_report_and_a_second_call(prepare):
+    _, first, _ = prepare("searches", "--memory=200MiB")
+    assert re.search(r"events whose item is in the table +100\.0%", first)
+    assert re.search(r"# evaluated on \d+ queries of valid, \d+ of test", first)
+    _, again, _ = prepare("searches")
+    assert again.partition("already prepared")[0] in first
 
 
 @pytest.mark.parametrize(
@@ -149,8 +154,8 @@ def test_the_report_and_a_second_call(directory):
         ("--out=gs://bucket/data", "expected a directory on this machine"),
     ],
 )
-def test_wrong_flags_are_one_line(directory, flag, message):
-    done = prepare(directory, "users", flag)
-    assert done.returncode == 2
-    assert re.search(message, done.stderr)
-    assert len(done.stderr.splitlines()) == 1
+def test_wrong_flags_are_one_line(prepare, flag, message):
+    code, _, err = prepare("users", flag)
+    assert code == 2
+    assert re.search(message, err)
+    assert len(err.splitlines()) == 1

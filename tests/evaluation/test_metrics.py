@@ -317,6 +317,51 @@ def test_estimate_of_too_few():
     assert math.isnan(high)
 
 
+def test_paired_difference_is_the_bayesian_bootstrap_of_users(rng):
+    """Each user's weight is the same for both methods; half a user always gains, half loses."""
+    user = np.repeat(np.arange(50), rng.integers(1, 6, 50))
+    ours, theirs = rng.binomial(1, 0.4, len(user)), rng.binomial(1, 0.3, len(user))
+    differences = (ours - theirs).astype(float)
+    sizes, sums = np.bincount(user), np.bincount(user, differences)
+    size = sizes.mean()
+    weights = rng.gamma(np.append(np.ones(50), [0.5, 0.5]), size=(40_000, 52))
+    means = (weights @ np.append(sums, [size, -size])) / (weights @ np.append(sizes, [size, size]))
+    value, low, high = metrics.paired_difference(
+        np.append(ours, np.nan), np.append(theirs, 1.0), np.append(user, 99)
+    )
+    assert value == pytest.approx(differences.mean())
+    np.testing.assert_allclose([low, high], np.quantile(means, [0.025, 0.975]), atol=0.01)
+
+
+def test_paired_difference_covers_the_truth(rng):
+    """Users whose chances differ, with labels of their own, and two methods that go together."""
+    covered, widths = [], []
+    for users, chance, above in itertools.product((20, 100), (0.02, 0.2), (0.0, 0.05)):
+        hits = []
+        for _ in range(200):
+            user = np.repeat(np.arange(users), rng.integers(1, 4, users))
+            own = rng.beta(chance, 1 - chance, users)[user]
+            uniform = rng.random((len(user), 5))
+            theirs = (uniform < own[:, None]).mean(axis=1)
+            ours = (uniform < own[:, None] + above * (1 - own[:, None])).mean(axis=1)
+            truth = above * (1 - chance)
+            _, low, high = metrics.paired_difference(ours, theirs, user)
+            hits.append(low <= truth <= high)
+            widths.append((high - low) / np.ptp(metrics.estimate(ours, user)[1:]))
+        covered.append(np.mean(hits))
+    assert 0.93 < np.mean(covered) <= 1
+    assert min(covered) > 0.88
+    assert np.median(widths) < 1  # what both have in common is no part of it
+
+
+def test_paired_difference_has_a_width_where_none_was_seen():
+    value, low, high = metrics.paired_difference(np.zeros(20), np.zeros(20))
+    assert value == 0
+    assert low == pytest.approx(-high)
+    assert 0.01 < high < 0.2
+    assert np.isnan(metrics.paired_difference(np.array([np.nan]), np.array([np.nan]))).all()
+
+
 def test_left_out_results_make_room(rng):
     rows = np.argsort(rng.random((7, 9)), axis=1)
     scores = -np.sort(rng.random((7, 9)).astype(np.float32), axis=1)

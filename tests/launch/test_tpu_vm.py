@@ -6,7 +6,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -23,7 +22,8 @@ for number, answer in enumerate(json.loads((home / "answers").read_text())):
         if answer.get("once"):
             used.touch()
         print(answer.get("stdout", ""), flush=True)
-        time.sleep(answer.get("seconds", 0))
+        while answer.get("until", "") not in (home / "calls").read_text():
+            time.sleep(0.01)
         sys.exit(answer.get("code", 0))
 """
 USUAL = [
@@ -56,7 +56,6 @@ def launch(tmp_path):
             env=env,
             capture_output=True,
             text=True,
-            timeout=60,
         )
         calls = fake / "calls"
         made = calls.read_text().splitlines() if calls.exists() else []
@@ -118,16 +117,14 @@ def test_run_without_arguments_passes_none_on(launch):
 
 
 def test_run_ends_with_the_first_worker_that_fails(launch):
-    start = time.monotonic()
     done, calls = launch(
         *("run", "x", "--zone=z", "--", "--config=a.py"),
         answers=[
-            {"match": "--worker=0", "seconds": 50},
+            {"match": "--worker=0", "until": "pkill"},
             {"match": "--worker=1", "stdout": "error: no such file\nended with 2", "code": 2},
         ],
     )
     assert done.returncode == 2
-    assert time.monotonic() - start < 20
     assert "error: no such file" in done.stderr
     assert "all of it is in work/logs/x" in done.stderr
     assert any("--worker=all" in call and "pkill" in call for call in calls)
@@ -167,7 +164,7 @@ def test_a_run_that_was_stopped_is_started_again(launch, code):
         ("create", "queued-resources describe", 2),
         ("setup", "tpu-vm scp", 1),
         ("setup", "tpu-vm ssh", 2),
-        ("run", "networkEndpoints", 3),  # and what the slice's state is, and that nothing runs
+        ("run", "networkEndpoints", 2),  # and what the slice's state is
         ("status", "queued-resources describe", 1),
         ("status", "value(state,health)", 2),
         ("delete", "queued-resources delete", 1),
@@ -177,7 +174,7 @@ def test_a_command_that_fails_is_the_last(launch, command, failing, before):
     answers = [{"match": failing, "code": 1}]
     done, calls = launch(command, "x", "--zone=z", "--type=v5litepod-16", answers=answers)
     assert done.returncode != 0
-    assert len(calls) <= before
+    assert len(calls) == before
 
 
 def test_a_slice_that_is_refused_is_said_so(launch):

@@ -300,13 +300,3 @@ def test_log_expected_count():
         np.log(50) + np.asarray(log_probability),
         rtol=1e-5,
     )
-
-
-def test_equal_user_weights():
-    where = jnp.array([[True, True, False, True], [False] * 4, [False, True, False, False]])
-    np.testing.assert_allclose(
-        lib.equal_user_weights(where),
-        [[1 / 6, 1 / 6, 0, 1 / 6], [0] * 4, [0, 1 / 2, 0, 0]],
-        rtol=1e-6,
-    )
-    np.testing.assert_array_equal(lib.equal_user_weights(jnp.zeros((2, 3), bool)), np.zeros((2, 3)))

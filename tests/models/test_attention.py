@@ -1,4 +1,5 @@
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -61,12 +62,26 @@ def test_by_kernel_and_by_xla_against_numpy(arrays):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_tpus_get_the_kernel_and_others_do_not(arrays):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
-    function = jax.jit(functools.partial(attention.causal_attention, mesh=mesh))
-    for platform, found in (("tpu", True), ("cpu", False)):
-        lowered = function.trace(*arrays[:4]).lower(lowering_platforms=(platform,))
-        assert ("tpu_custom_call" in lowered.as_text()) == found
+@pytest.mark.parametrize(
+    ("capabilities", "dtype", "dim", "expected"),
+    [
+        (("8.0", "9.0"), jnp.bfloat16, 24, True),
+        (("12.1",), jnp.float16, 128, True),
+        (("7.5",), jnp.bfloat16, 24, False),
+        (("9.0", "7.5"), jnp.bfloat16, 24, False),
+        (("9.0",), jnp.float32, 24, False),
+        (("9.0",), jnp.bfloat16, 20, False),
+        (("9.0",), jnp.bfloat16, 136, False),
+    ],
+)
+def test_what_cudnn_needs(monkeypatch, capabilities, dtype, dim, expected):
+    def devices(backend):
+        assert backend == "cuda"
+        return [types.SimpleNamespace(compute_capability=text) for text in capabilities]
+
+    assert not attention.has_cudnn(dtype, dim)  # there is no GPU here
+    monkeypatch.setattr(jax, "devices", devices)
+    assert attention.has_cudnn(dtype, dim) == expected
 
 
 def test_rotation_against_numpy(rng):
@@ -90,7 +105,7 @@ def test_cudnn_against_xla(arrays, over_mesh):
     inputs, mask = [x.astype(jnp.bfloat16) for x in inputs], mask[:, ::-1]
     inputs32 = [x.astype(np.float32) for x in inputs]
     expected = value_and_gradients(attention.by_xla, *inputs32, mask, weights)
-    by_cudnn = functools.partial(attention.by_cudnn, mesh=mesh)
+    by_cudnn = attention.over_data(attention.by_cudnn, mesh)
     found = value_and_gradients(by_cudnn, *inputs, mask, weights)
     for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         assert relative_error(ours, theirs) < 1e-2

@@ -110,7 +110,20 @@ def test_unit_length(rng):
     np.testing.assert_allclose(features.unit_length(jnp.asarray(x)), expected, rtol=1e-6)
 
 
-def test_unit_length_of_zero_has_a_finite_gradient():
-    value, gradient = jax.value_and_grad(lambda x: features.unit_length(x).sum())(jnp.zeros(3))
-    assert value == 0
-    assert jnp.isfinite(gradient).all()
+@pytest.mark.parametrize("x", [0.0, 1e-8])
+def test_unit_length_of_almost_nothing_is_linear(x):
+    x = jnp.full(3, x)
+    value, gradient = jax.value_and_grad(lambda x: features.unit_length(x).sum())(x)
+    np.testing.assert_allclose(value, 1e6 * x.sum(), rtol=1e-6)
+    np.testing.assert_allclose(gradient, 1e6 * np.ones(3), rtol=1e-6)
+
+
+def test_relative_times():
+    newest = 2**32 - 1  # no difference may pass through a signed or a floating number
+    time = np.array([[0, 0, newest - 10, newest - 7, newest], [1, 2, 4, 8, 2**31 + 9]], np.uint32)
+    mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], bool)
+    age, gap = features.relative_times(jnp.asarray(time), jnp.asarray(mask))
+    np.testing.assert_array_equal(age[0, 2:], [10, 7, 0])
+    np.testing.assert_array_equal(gap[0, 2:], [0, 3, 7])
+    np.testing.assert_array_equal(age[1], time[1, -1] - time[1])
+    np.testing.assert_array_equal(gap[1], [0, 1, 2, 4, 2**31 + 1])

@@ -9,8 +9,6 @@ from jax.sharding import Mesh
 from pinjax.distributed import sharded_table
 from pinjax.models import hash_embedding
 
-IDS = np.array([[3, -1, 0], [49, 3, 7]], np.int32)
-
 
 def murmur3_finaliser(x):
     x ^= x >> 16
@@ -45,42 +43,6 @@ def test_regular_ids_collide_as_rarely_as_random_ones(stride):
     pairs = (both * (both - 1) // 2).sum()
     expected = number * (number - 1) / 2 / buckets**2
     assert abs(pairs - expected) < 4 * np.sqrt(expected)
-
-
-@pytest.mark.parametrize("num_buckets", [0, 10, 50])
-def test_against_a_dense_computation(rng, num_buckets):
-    module = hash_embedding.HashEmbedding(num_ids=50, dim=4, num_buckets=num_buckets)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), IDS)["params"]
-    params = {name: rng.standard_normal(x.shape).astype(np.float32) for name, x in shapes.items()}
-    weights = rng.standard_normal((*IDS.shape, 4)).astype(np.float32)
-
-    @jax.jit
-    @functools.partial(jax.grad, has_aux=True)
-    def sparse(params, ids):
-        embedded = module.apply({"params": params}, ids)
-        return (embedded * weights).sum(), embedded
-
-    gradient, embedded = sparse(params, IDS)
-
-    # One-hot matrices: (a, b) are the axes of IDS, i ids, h hashes, r rows, d numbers.
-    id_of = np.eye(50)[IDS] * (IDS >= 0)[..., None]
-    if num_buckets == 10:
-        row_of = np.eye(10)[hash_embedding.hash_ids(jnp.asarray(IDS), 2) % 10]
-    else:
-        row_of = np.eye(50)[IDS][:, :, None]
-    importance = params.get("importance", np.ones((50, 1)))
-    scale = 4**0.5
-    by_row = scale * np.einsum("abi,ih,abhr->abr", id_of, importance, row_of)
-    expected = {"embedding": np.einsum("abr,abd->rd", by_row, weights)}
-    if "importance" in params:
-        expected["importance"] = np.einsum(
-            "abi,abhr,rd,abd->ih", id_of, row_of, scale * params["embedding"], weights
-        )
-    np.testing.assert_allclose(embedded, by_row @ params["embedding"], rtol=1e-5, atol=1e-5)
-    assert (np.asarray(embedded)[0, 1] == 0).all()
-    assert gradient.keys() == expected.keys()
-    for name in gradient:
-        np.testing.assert_allclose(gradient[name], expected[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_buckets", [0, 10, 50])
@@ -126,29 +88,15 @@ def test_bag_against_a_dense_computation(rng, num_buckets, monkeypatch):
         np.testing.assert_allclose(gradient[name], expected[name], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("num_buckets", "adds_nothing"), [(0, True), (20, False)])
-def test_an_id_with_a_row_of_its_own_adds_nothing_before_it_is_met(num_buckets, adds_nothing):
-    module = hash_embedding.HashEmbedding(50, 8, num_buckets)
-    embedding, _ = module.init_with_output(jax.random.key(0), jnp.asarray(IDS))
-    assert bool((embedding == 0).all()) == adds_nothing
-
-
-def test_bag_of_one_token_is_its_hash_embedding():
+def test_importance_starts_at_one():
     bag = hash_embedding.HashEmbeddingBag(num_tokens=50, num_buckets=10, dim=4)
-    embedding = hash_embedding.HashEmbedding(num_ids=50, num_buckets=10, dim=4)
-
-    @jax.jit
-    def both(ids):
-        sums, params = bag.init_with_output(jax.random.key(0), ids, jnp.arange(4), 4)
-        return sums, embedding.apply(params, ids), params["params"]["importance"]
-
-    sums, expected, importance = both(jnp.array([3, 49, 3, 7]))
-    np.testing.assert_allclose(sums, expected, rtol=1e-6)
-    assert (importance == 1).all()
+    init = jax.jit(bag.init, static_argnums=3)
+    params = init(jax.random.key(0), jnp.arange(4), jnp.arange(4), 4)
+    assert (params["params"]["importance"] == 1).all()
 
 
 @pytest.mark.parametrize("num_buckets", [0, 20])
-def test_bag_of_a_shared_out_table_is_that_of_the_whole_one(rng, num_buckets):
+def test_bag_of_a_sharded_table_is_that_of_the_replicated_one(rng, num_buckets):
     """Eight devices with texts of their own; what one of them asks for twice counts twice."""
     devices, tokens_each, segments_each = 8, 40, 6
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))

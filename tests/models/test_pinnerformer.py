@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pinjax.distributed import sharded_table
-from pinjax.models import pinnerformer
+from pinjax.models import history_sums, pinnerformer, residual_mlp
 
 LENGTH, NUM_ITEMS = 6, 20
 CHANGES = {"item": 5, "action": 1, "surface": 1, "duration": 7.5, "time": 3_000}
@@ -80,7 +79,7 @@ def test_causality(content, history, name, history_sums):
     np.testing.assert_array_equal(changed, expected)
 
 
-def test_only_the_embedding_at_an_action_depends_on_its_moment(content, history):
+def test_only_the_embedding_at_an_action_depends_on_its_request_time(content, history):
     later = {**history, "request_time": history["request_time"].copy()}
     later["request_time"][0, 3] += 50_000
     model = make(features=pinnerformer.FEATURES)
@@ -91,7 +90,7 @@ def test_only_the_embedding_at_an_action_depends_on_its_moment(content, history)
     np.testing.assert_array_equal(users(make(), content, later), users(make(), content, history))
 
 
-def test_positions_are_those_of_the_whole_history(content, history):
+def test_positions_are_those_of_the_full_history(content, history):
     model = make(features=pinnerformer.FEATURES, history_sums=True)
     outputs = users(model, content, history)
     positions = jnp.array([[4, 0], [LENGTH - 1, 4]])
@@ -168,27 +167,8 @@ def test_learned_positions():
     assert params_of(make())["params"]["user_tower"]["positions"].shape == (LENGTH, 16)
 
 
-def test_item_input_is_content_and_learned_vector(content):
-    rows = jnp.array([[3, -1], [0, 19]])
-    model = pinnerformer.ItemInput(
-        NUM_ITEMS, id_dim=4, id_buckets=0, tables=sharded_table.REPLICATED
-    )
-    params = {"params": params_of(make())["params"]["item_input"]}
-    vectors = np.asarray(model.apply(params, 100 * content, rows))
-
-    content, rows = np.asarray(content), np.asarray(rows)
-    of_content = content[rows] / np.sqrt(np.square(content[rows]).mean(axis=-1, keepdims=True))
-    learned = 2 * np.asarray(params["params"]["id"]["embedding"])[rows]  # sqrt(id_dim)
-    expected = np.concatenate([of_content, learned], axis=-1)
-    expected[0, 1] = 0
-    np.testing.assert_allclose(vectors, expected, rtol=1e-5)
-
-    ids_alone = np.asarray(model.apply(params, None, jnp.asarray(rows)))
-    np.testing.assert_array_equal(ids_alone, vectors[..., 5:])
-
-
 @pytest.mark.parametrize("name", ["users", "items"])
-def test_an_item_has_the_newest_degree_before_its_time(content, history, rng, name):
+def test_an_item_has_the_last_popularity_before_its_time(content, history, rng, name):
     """Nothing else is seen than in a catalogue with an item for each pair of item and time."""
     popularity = rng.standard_normal((NUM_ITEMS, 3)).astype(np.float32)
     times = history["time"][0, [1, 3, 5]] + np.uint32([0, 5, 0])
@@ -196,14 +176,14 @@ def test_an_item_has_the_newest_degree_before_its_time(content, history, rng, na
     def before(now):
         return np.array([[sum(times < time) for time in row] for row in now])
 
-    # Of each item one without a degree and three with each of them.
+    # Of each item one without popularity and three with each of them.
     known = np.concatenate([np.zeros((NUM_ITEMS, 1)), popularity], axis=1).reshape(-1, 1)
     pairs = jnp.concatenate([jnp.repeat(content, 4, axis=0), known], axis=1)
     content = jnp.concatenate([content, popularity], axis=1)
     model = make(num_items=4 * NUM_ITEMS, id_dim=0)
-    one_degree = jnp.ones(1, jnp.uint32)  # before all times
+    measured_once = jnp.ones(1, jnp.uint32)  # before all times
     params = jax.jit(functools.partial(model.init, jax.random.key(0)))(
-        pairs, jax.device_put(history), one_degree
+        pairs, jax.device_put(history), measured_once
     )
     rows, now = history["item"], history["time"]
     paired = np.where(rows < 0, -1, 4 * rows + before(now)).astype(np.int32)
@@ -212,28 +192,15 @@ def test_an_item_has_the_newest_degree_before_its_time(content, history, rng, na
     if name == "users":
         found = apply(content, jax.device_put(history), popularity_times=jnp.asarray(times))
         other = jax.device_put({**history, "item": paired})
-        expected = apply(pairs, other, popularity_times=one_degree)
+        expected = apply(pairs, other, popularity_times=measured_once)
         np.testing.assert_allclose(found, expected, atol=1e-5)
         return
-    expected = apply(pairs, jnp.asarray(paired), popularity_times=one_degree)[rows >= 0]
+    expected = apply(pairs, jnp.asarray(paired), popularity_times=measured_once)[rows >= 0]
     found = apply(content, jnp.asarray(rows), jnp.asarray(now), jnp.asarray(times))[rows >= 0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     newest = apply(content, jnp.arange(4), popularity_times=jnp.asarray(times))
-    expected = apply(pairs, 4 * jnp.arange(4) + 3, popularity_times=one_degree)
+    expected = apply(pairs, 4 * jnp.arange(4) + 3, popularity_times=measured_once)
     np.testing.assert_allclose(newest, expected, atol=1e-5)
-
-
-def test_a_degree_neither_shrinks_content_nor_is_scaled(rng):
-    model = pinnerformer.ItemInput(4, id_dim=0, id_buckets=0, tables=sharded_table.REPLICATED)
-    content = rng.standard_normal((4, 6)).astype(np.float32)
-    content[2:] = 0  # unknown
-    degree = np.array([[0.05], [300.0], [0.05], [3.0]], np.float32)
-    times = jnp.zeros(1, jnp.uint32)
-    table = jnp.concatenate([content, degree], axis=1)
-    found = np.asarray(model.apply({}, table, jnp.arange(4), popularity_times=times))
-    size = np.sqrt(np.square(content.astype(np.float64)).mean(axis=1, keepdims=True))
-    np.testing.assert_allclose(found[:, :6], content / np.maximum(size, 1e-9), rtol=1e-5)
-    np.testing.assert_array_equal(found[:, 6:], degree)
 
 
 def test_towers_share_the_learned_vectors(content, history):
@@ -253,148 +220,36 @@ def test_towers_share_the_learned_vectors(content, history):
     assert np.abs(newest[0] - newest[1]).max() > 1e-3
 
 
-def test_running_sum_is_weighted_and_grows_with_the_root_of_the_weight(rng):
-    x = rng.standard_normal((2, LENGTH, 3))
-    w = rng.random((2, LENGTH)) * np.array([[0, 1, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1]])
-    found = pinnerformer.running_sum(*(jnp.asarray(values, jnp.float32) for values in (x, w)))
-    for user, position in np.ndindex(w.shape):
-        so_far, weights = x[user, : position + 1], w[user, : position + 1]
-        expected = weights @ so_far / np.sqrt(weights.sum()) if weights.any() else np.zeros(3)
-        np.testing.assert_allclose(found[user, position], expected, rtol=1e-5, atol=1e-6)
-
-
-def liked(params, kernel, *arrays):
-    params = {name: jnp.log(value) for name, value in params.items()}
-    params["key"] = {"kernel": jnp.asarray(kernel, jnp.float32)}
-    return pinnerformer.Liked().apply({"params": params}, *arrays)
-
-
-def test_liked_is_the_formula(rng):
-    e = rng.standard_normal((2, LENGTH, 4))
-    e /= np.linalg.norm(e, axis=-1, keepdims=True)
-    w = rng.random((2, LENGTH)) * np.array([[1, 1, 1, 1, 1, 1], [0, 0, 1, 0, 1, 1]])
-    time = 1_700_000_000 + rng.integers(0, 30_000, (2, LENGTH)).cumsum(axis=1)
-    positions = np.array([[5, 0, 3], [5, 1, 2]])
-    kernel = rng.standard_normal((4, 4))
-    params = {"sharpness": 3.0, "gain": 2.0, "visit": 4.0}
-
-    def expected(e, kernel, sharpness, gain, visit):
-        out = np.zeros((2, 3, 4))
-        for u, p in np.ndindex(positions.shape):
-            key = e[u] @ kernel
-            key /= np.linalg.norm(key, axis=-1, keepdims=True)
-            alike = np.exp(sharpness * (key @ key.T - 1))
-            age = (time[u][:, None] - time[u]) / (3600 * visit)
-            actions = range(positions[u, p] + 1)
-            v = [
-                w[u, t] / (1 + sum(w[u, s] * alike[s, t] * np.exp(-age[t, s]) for s in range(t)))
-                for t in actions
-            ]
-            for t in actions:
-                n = sum(v[s] * alike[s, t] for s in actions)
-                out[u, p] += v[t] * e[u, t] * np.log(1 + gain * n) / n if n > 0 else 0
-        return out / np.maximum(np.linalg.norm(out, axis=-1, keepdims=True), 1e-12)
-
-    def found(e, kernel, params):
-        e, weights = (jnp.asarray(x, jnp.float32) for x in (e, w))
-        times = jnp.asarray(time, jnp.uint32)
-        return liked(params, kernel, e, weights, times, jnp.asarray(positions))
-
-    outputs = np.asarray(found(e, kernel, params))
-    np.testing.assert_allclose(outputs, expected(e, kernel, **params), rtol=1e-4, atol=1e-6)
-    assert not outputs[1, 1].any()  # who has done nothing yet
-
-    # The gradient, along a random direction, against a central difference in float64.
-    along_e, along_kernel = rng.standard_normal(e.shape), rng.standard_normal((4, 4))
-    back, step = rng.standard_normal((2, 3, 4)), 1e-6
-    ends = [
-        expected(
-            e + h * along_e, kernel + h * along_kernel, **{k: x + h for k, x in params.items()}
-        )
-        for h in (-step, step)
-    ]
-    to_e, to_kernel, to_params = jax.grad(lambda *x: (found(*x) * back).sum(), argnums=(0, 1, 2))(
-        jnp.asarray(e, jnp.float32), jnp.asarray(kernel, jnp.float32), params
-    )
-    slope = (to_e * along_e).sum() + (to_kernel * along_kernel).sum() + sum(to_params.values())
-    np.testing.assert_allclose(slope, ((ends[1] - ends[0]) * back).sum() / (2 * step), rtol=1e-3)
-
-
-def test_a_topic_counts_by_the_logarithm_of_its_visits():
-    e = jnp.eye(3)[jnp.array([[0, 0, 1, 0, 2, 2, 2]])]
-    days = np.array([[0, 0, 1, 2, 3, 3, 3]])  # the second action on topic 0 is of the first visit
-    time = jnp.asarray(1_700_000_000 + 86_400 * days, jnp.uint32)
-    params = {"sharpness": 50.0, "gain": 2.0, "visit": 0.1}
-    found = liked(params, np.eye(3), e, jnp.ones((1, 7)), time, jnp.array([[6]]))
-    # Of actions at once the n-th is a visit's 1 / n.
-    expected = np.log1p(2.0 * np.array([1 + 1 / 2 + 1, 1, 1 + 1 / 2 + 1 / 3]))
-    np.testing.assert_allclose(found[0, -1], expected / np.linalg.norm(expected), rtol=1e-5)
-
-
 def test_user_embedding_is_what_was_liked_and_what_the_head_makes_of_sums(content, history):
     model = make(history_sums=True, gated_layers=1)
     params = jax.tree.map(lambda leaf: leaf, params_of(model))
-    tower = params["params"]["user_tower"]
-    tower["gate"] = jax.tree.map(jnp.zeros_like, tower["gate"])  # 1/2 of everything
-    hidden = tower["head"]["hidden"]["kernel"]
-    other = (
-        model.width + model.embedding_dim
-    )  # the transformer's output and what was liked, to which a head
-    tower["head"]["hidden"]["kernel"] = hidden.at[:other].set(0)  # is blind here
+    head = params["params"]["user_tower"]["head"]
+    head["gate"] = jax.tree.map(jnp.zeros_like, head["gate"])  # 1/2 of everything
+    hidden = head["mlp"]["hidden"]["kernel"]
+    other = model.width + model.embedding_dim  # the transformer's output and what was liked,
+    head["mlp"]["hidden"]["kernel"] = hidden.at[:other].set(0)  # to which the MLP is blind here
     rows = jnp.asarray(history["item"])
     items = model.apply(params, content, rows, method="items")
     inputs = model.apply(params, content, rows, method=lambda model, *x: model.item_input(*x))
     halves = jnp.where(rows >= 0, 0.5, 0)
     time = jnp.asarray(history["time"])
     everywhere = jnp.broadcast_to(jnp.arange(LENGTH), time.shape)
-    liked = pinnerformer.Liked().apply({"params": tower["liked"]}, items, halves, time, everywhere)
-    seen = jnp.pad(2 * pinnerformer.running_sum(inputs, halves), [(0, 0), (0, 0), (other, 0)])
-    head = pinnerformer.MLP(hidden.shape[1], model.embedding_dim, jnp.float32, layers=2)
-    expected = liked + head.apply({"params": tower["head"]}, seen) / 10
+    liked = history_sums.Liked().apply({"params": head["liked"]}, items, halves, time, everywhere)
+    seen = jnp.pad(2 * history_sums.running_sum(inputs, halves), [(0, 0), (0, 0), (other, 0)])
+    sizes = hidden.shape[1], model.embedding_dim, jnp.float32
+    mlp = residual_mlp.ResidualMLP(*sizes, layers=2, gated=False)
+    expected = liked + mlp.apply({"params": head["mlp"]}, seen) / 10
     expected /= np.maximum(np.linalg.norm(expected, axis=-1, keepdims=True), 1e-12)
     np.testing.assert_allclose(users(model, content, history, params), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("layers", "gated"), [(1, False), (1, True), (2, False), (3, True)], ids=str
-)
-def test_mlp_is_the_formula(rng, layers, gated):
-    x = rng.standard_normal((3, 2, 5)).astype(np.float32)
-    model = pinnerformer.MLP(7, 4, jnp.float32, layers, gated)
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32),
-        jax.eval_shape(model.init, jax.random.key(0), x)["params"],
-    )
-
-    def dense(x, name):
-        layer = {key: np.asarray(value, np.float64) for key, value in params[name].items()}
-        return x @ layer["kernel"] + layer["bias"]
-
-    def gelu(y):
-        return y * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
-
-    def hidden(x, number=""):
-        y = gelu(dense(x, f"hidden{number}"))
-        return y * dense(x, f"gate{number}") if gated else y
-
-    y = hidden(x)
-    for layer in range(1, layers):
-        z = (y - y.mean(axis=-1, keepdims=True)) / np.sqrt(y.var(axis=-1, keepdims=True) + 1e-6)
-        norm = {key: np.asarray(value) for key, value in params[f"norm_{layer}"].items()}
-        y = y + hidden(z * norm["scale"] + norm["bias"], f"_{layer}")
-    found = model.apply({"params": params}, jnp.asarray(x))
-    np.testing.assert_allclose(found, dense(y, "out"), rtol=1e-4, atol=1e-4)
-
-
-def test_relative_times():
-    newest = 2**32 - 1  # no difference may pass through a signed or a floating number
-    time = np.array([[0, 0, newest - 10, newest - 7, newest], [1, 2, 4, 8, 2**31 + 9]], np.uint32)
-    mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], bool)
-    age, gap = pinnerformer.relative_times(jnp.asarray(time), jnp.asarray(mask))
-    np.testing.assert_array_equal(age[0, 2:], [10, 7, 0])
-    np.testing.assert_array_equal(gap[0, 2:], [0, 3, 7])
-    np.testing.assert_array_equal(age[1], time[1, -1] - time[1])
-    np.testing.assert_array_equal(gap[1], [0, 1, 2, 4, 2**31 + 1])
+def test_time_features_are_a_quarter_where_they_are_divided(content, history):
+    whole, divided = make(features=("time",)), make(features=("time",), divided_time=True)
+    params = jax.tree.map(lambda leaf: leaf, params_of(whole))
+    expected = users(whole, content, history, params)
+    projection = params["params"]["user_tower"]["projection"]
+    projection["kernel"] = 4 * projection["kernel"]
+    np.testing.assert_allclose(users(divided, content, history, params), expected, atol=1e-5)
 
 
 def test_scale_is_bounded_and_never_stuck():

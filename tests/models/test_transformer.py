@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from pinjax.models import attention, transformer
 
@@ -100,7 +101,7 @@ def test_remat_changes_neither_values_nor_gradients(params, inputs):
 
 
 def test_scan_is_a_loop_over_the_same_parameters(params, inputs):
-    block = transformer.Block(HEADS, 0.0, jnp.float32, True, attention.causal_attention)
+    block = transformer.Block(HEADS, 0.0, jnp.float32, True, attention.by_xla)
 
     @jax.jit
     @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
@@ -178,7 +179,8 @@ def test_heads_must_divide_the_width(inputs):
         jax.eval_shape(model.init, jax.random.key(0), *inputs)
 
 
-def test_on_gpus_it_is_the_same_model(params, inputs, monkeypatch):
+@pytest.mark.parametrize("cudnn", [False, True])
+def test_on_gpus_it_is_the_same_model(params, inputs, monkeypatch, cudnn):
     """Padding goes last, tokens are a matrix, and layers no loop: by XLA, since there is no GPU."""
     x, mask = map(jnp.asarray, inputs)
     weights = np.random.default_rng(2).standard_normal(x.shape) * mask[..., None]
@@ -192,13 +194,64 @@ def test_on_gpus_it_is_the_same_model(params, inputs, monkeypatch):
 
     expected = value_and_gradient()
 
-    def by_cudnn(query, key, value, mask, mesh):
+    def by_cudnn(query, key, value, mask):
         return jax.nn.dot_product_attention(query, key, value, is_causal=True)
 
-    monkeypatch.setattr(attention, "on_gpu", lambda: True)
-    monkeypatch.setattr(attention, "has_cudnn", lambda *_: True)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cuda, **_: cuda(*args))
+    monkeypatch.setattr(attention, "has_cudnn", lambda *_: cudnn)
     monkeypatch.setattr(attention, "by_cudnn", by_cudnn)
     found = value_and_gradient()
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
     )
+
+
+def lowered(dtype, platforms, **kwargs):
+    """A training step's text for platforms, none of which has to be there."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    model = make(dtype=dtype, mesh=mesh, **kwargs)
+    x, mask = jnp.zeros((2, 128, 16)), jnp.ones((2, 128), bool)
+    params = jax.eval_shape(model.init, jax.random.key(0), x, mask)
+
+    def function(params, x):
+        outputs = model.apply(params, x, mask, train=True, rngs={"dropout": jax.random.key(0)})
+        return outputs.sum().astype(jnp.float32)
+
+    traced = jax.jit(jax.grad(function)).trace(params, x)
+    return traced.lower(lowering_platforms=platforms).as_text()
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_each_platform_gets_its_attention(monkeypatch, remat):
+    # What a machine with GPUs would say.
+    monkeypatch.setattr(attention, "has_cudnn", lambda *_: True)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
+    kernels = {"tpu": "tpu_custom_call", "cuda": "__cudnn$fmhaSoftmaxBackward"}
+    for platform in ("cpu", "tpu", "cuda"):
+        text = lowered(jnp.bfloat16, (platform,), remat=remat, dropout=0.1)
+        found = {name for name, call in kernels.items() if call in text}
+        assert found == {platform} & kernels.keys()
+
+
+def test_without_kernels_one_program_serves_all_platforms(monkeypatch):
+    monkeypatch.setattr(attention, "has_cudnn", lambda *_: True)
+    text = lowered(jnp.bfloat16, ("cpu", "tpu", "cuda"), kernels=False)
+    assert "tpu_custom_call" not in text
+    assert "cudnn" not in text
+
+
+def test_gpus_that_are_not_there_are_served_by_xla():
+    text = lowered(jnp.bfloat16, ("cuda",))
+    assert "cudnn" not in text
+    assert "stablehlo.while" not in text  # and layers are no loop
+
+
+def test_attention_may_start_with_larger_outputs():
+    x, mask = jnp.zeros((1, 64, 32)), jnp.ones((1, 64), bool)
+    plain, scaled = (
+        jax.jit(make(scaled_attention=scaled).init)(jax.random.key(0), x, mask)["params"]["blocks"]
+        for scaled in (False, True)
+    )
+    kernels = [blocks.pop("attention_out")["kernel"] for blocks in (plain, scaled)]
+    np.testing.assert_allclose(kernels[1], 8 * kernels[0], rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, plain, scaled)

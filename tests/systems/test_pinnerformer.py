@@ -20,15 +20,15 @@ SYSTEM = "pinnerformer"
 
 
 @pytest.mark.parametrize(
-    ("terms", "log_q", "equal_users", "popularity_times"),
+    ("terms", "log_q", "equal_labels", "popularity_times"),
     [
-        ("joined", True, True, 3),
-        ("joined", False, False, 0),
-        ("summed", True, False, 3),
-        ("summed", False, True, 0),
+        ("joined", True, False, 3),
+        ("joined", False, True, 0),
+        ("summed", True, True, 3),
+        ("summed", False, False, 0),
     ],
 )
-def test_loss_is_the_formula(make_config, terms, log_q, equal_users, popularity_times, mesh):
+def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity_times, mesh):
     """Everything but the towers' outputs is computed anew, in float64, one pair at a time."""
     # A sketch as wide as this has no collisions among 1,000 items, or hardly any.
     loss = dict(
@@ -38,7 +38,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, popularity_
         num_random_negatives=30,
         sketch_width=2**20,
     )
-    loss["equal_users"] = equal_users
+    loss["equal_labels"] = equal_labels
     data = (
         {"popularity_window": 240 * 86_400, "popularity_times": popularity_times}
         if popularity_times
@@ -120,7 +120,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_users, popularity_
                 else:
                     of_pair = pair_loss(u, query, positive, in_batch, 20, 0, scale)
                     of_pair += pair_loss(u, query, positive, random, 0, 30, scale)
-                weight = 1 / len(pairs) / len(users) if equal_users else 1 / (labels >= 0).sum()
+                weight = 1 / (labels >= 0).sum() if equal_labels else 1 / len(pairs) / len(users)
                 total += of_pair * weight
         return total
 

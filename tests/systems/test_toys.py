@@ -67,7 +67,7 @@ def test_a_system_that_is_not_trained_is_evaluated_and_embedded(config, tmp_path
     assert (int(state.step), state.params) == (0, None)
     table = system.evaluate(state.params, "test", full=True)
     recall = {row.method: row.metrics["R@100"].value for row in table.rows}
-    assert recall["own vectors"] > recall["popularity"]
+    assert recall["own vectors"] > recall["popularity, all time"]
     ((ids, vectors),) = (shard() for shard in system.embed(state.params, 0)["items"])
     assert len(ids) == len(vectors) > 200
     with pytest.raises(InputError, match=r"system='toys.own_vectors' is not trained"):

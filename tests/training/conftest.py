@@ -8,6 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from pinjax.distributed import sharding
+from pinjax.evaluation import tables
+from pinjax.evaluation.metrics import Estimate
 from pinjax.systems import system as system_lib
 from pinjax.training import checkpoint, loop
 
@@ -23,8 +25,6 @@ def make_config():
                 "steps": 12,
                 "learning_rate": 0.1,
                 "warmup_steps": 2,
-                "b1": 0.9,
-                "b2": 0.99,
                 "weight_decay": 0.1,
                 "clip_norm": 0.5,
                 "log_every": 2,
@@ -69,9 +69,9 @@ def regression():
             return iter(made.to_iter_dataset(options))
 
         def evaluate(params, split):
-            metrics = {"error": system_lib.Estimate(float(jnp.abs(params["bias"])))}
+            metrics = {"error": Estimate(float(jnp.abs(params["bias"])))}
             disturb_evaluation(metrics)
-            return system_lib.Table([system_lib.Row("regression", metrics)], [])
+            return tables.Table([tables.Row("regression", metrics)], [])
 
         constants = {"factor": jnp.full((3,), 2.0)}
         return system_lib.System(
@@ -87,7 +87,7 @@ def regression():
             constants=constants,
             batches=batches,
             evaluate=evaluate,
-            asked=lambda split: "nobody",
+            evaluated_on=lambda split: "nobody",
             metrics={"error": "min"},
             embed=None,
             embed_as_of=0,

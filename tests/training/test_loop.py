@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from pinjax import checksums, signals
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
-from pinjax.systems import system as system_lib
+from pinjax.evaluation.metrics import Estimate
 from pinjax.training import checkpoint, loop, step
 
 COMMIT = "commit_success.txt"
@@ -214,7 +214,7 @@ def test_a_metric_that_is_nan_chooses_nothing_and_hides_no_number(
     values = iter([3.0, 2.0, np.nan, 4.0, np.nan, np.nan, np.nan, 5.0, np.nan, np.nan, 6.0, np.nan])
 
     def replace(metrics):
-        metrics["error"] = system_lib.Estimate(next(values))
+        metrics["error"] = Estimate(next(values))
 
     train(tmp_path, selecting(), disturb_evaluation=replace)
     assert checkpoint.Checkpoints(tmp_path).steps == [2, 11, 12]
@@ -225,7 +225,7 @@ def test_a_metric_that_is_nan_chooses_nothing_and_hides_no_number(
 def test_where_no_evaluation_gave_a_number_the_newest_is_chosen(
     tmp_path, train, selecting, load_chosen
 ):
-    nothing = system_lib.Estimate(np.nan)
+    nothing = Estimate(np.nan)
     train(tmp_path, selecting(), disturb_evaluation=lambda metrics: metrics.update(error=nothing))
     assert int(load_chosen(tmp_path).step) == 12
 
@@ -245,7 +245,7 @@ def finished(tmp_path_factory, train, selecting):
     train(
         workdir,
         selecting(),
-        disturb_evaluation=lambda metrics: metrics.update(error=system_lib.Estimate(next(values))),
+        disturb_evaluation=lambda metrics: metrics.update(error=Estimate(next(values))),
     )
     return workdir
 

@@ -48,7 +48,7 @@ def nothing_left_open():
     threads, files = set(threading.enumerate()), open_files()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    deadline = time.monotonic() + 5  # a thread that was told to end may take a moment
+    deadline = time.monotonic() + 60  # a thread that was told to end may take a moment
     while True:
         new_threads = set(threading.enumerate()) - threads
         new_files = open_files() - files

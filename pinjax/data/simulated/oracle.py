@@ -8,66 +8,19 @@ before, since what a session is about is no part of its state.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
-from scipy import special
 
 from pinjax.data.simulated import shop as shop_lib
 from pinjax.data.simulated import world as world_lib
+from pinjax.data.simulated.expectation import Expectation
+from pinjax.data.simulated.words import direction
 
 FILE = "oracle.npz"
 
 _SESSION_BREAK = world_lib.HOUR  # a longer pause than any within a session, but for chance
-_QUERIES = 1024  # scored at a time
-
-
-@dataclasses.dataclass(frozen=True)
-class Expectation:
-    """The scores of all items for some requests, each a user at a moment.
-
-    Attributes:
-      taste: int (requests,), row of `appeal`.
-      rate: float64 (requests, leaves), the score of an item of the leaf per unit of its appeal.
-      leaf: int (items,).
-      appeal: float32 (tastes, items), within the item's leaf.
-    """
-
-    taste: np.ndarray
-    rate: np.ndarray
-    leaf: np.ndarray
-    appeal: np.ndarray
-
-    def of(self, request: np.ndarray, item: np.ndarray) -> np.ndarray:
-        """The scores of items for requests, float32, of the broadcast shape of both."""
-        rate = self.rate.astype(np.float32)[request, self.leaf[item]]
-        return rate * self.appeal[self.taste[request], item]
-
-    def candidates(
-        self, index: np.ndarray, depth: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """The items that may be among the best of some requests, and their scores.
-
-        Within a leaf the order is that of appeal, so the best of each leaf are enough.
-
-        Args:
-          index: bool (items,), the items that may be returned.
-          depth: results of a request.
-
-        Yields:
-          (requests (n,), items (m,), scores float32 (n, m)).
-        """
-        allowed = np.flatnonzero(index)
-        for taste in np.unique(self.taste):
-            order = np.lexsort((-self.appeal[taste, allowed], self.leaf[allowed]))
-            items = allowed[order]
-            place = np.arange(len(items)) - np.searchsorted(self.leaf[items], self.leaf[items])
-            items = items[place < depth]
-            requests = np.flatnonzero(self.taste == taste)
-            for start in range(0, len(requests), _QUERIES):
-                some = requests[start : start + _QUERIES]
-                yield some, items, self.of(some[:, None], items)
+_REQUESTS = 1024  # worked on at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,30 +143,6 @@ class Oracle:
         scores = expected.of(np.arange(len(users))[:, None], np.arange(len(self.leaf)))
         return np.where(self.created <= moment, scores, 0)
 
-    def expected_recall(self, moment: int, horizon_seconds: int, k: int = 10) -> float:
-        """What the oracle's own top k recalls of a user's distinct positives, on average.
-
-        Items that do not exist at `moment` are missed. The mean is over users weighted by their
-        chance to act, as a measured recall leaves out those without labels. Positives on an item
-        are taken as Poisson events of their own; that sessions cluster them costs 1 to 3 % of the
-        figure, on the low side.
-        """
-        choice = self.choice(moment, horizon_seconds)
-        everybody = np.arange(len(self.users))
-        moments = np.full(len(self.users), moment)
-        mass = self._mass(everybody, moments, horizon_seconds).astype(np.float32)
-        positives = mass.sum(axis=1)
-        recalls = np.empty(len(self.users))
-        chunk = max(1, 2**22 // len(self.leaf))
-        for start in range(0, len(self.users), chunk):
-            rows = slice(start, start + chunk)
-            expected = np.take(mass[rows], self.leaf, axis=1) * choice[self.taste[rows]]
-            new = positives[rows] - expected.sum(axis=1)  # too rare to meet one twice
-            chance = -np.expm1(-expected)
-            best = np.partition(chance, -k, axis=1)[:, -k:].sum(axis=1)
-            recalls[rows] = best / (chance.sum(axis=1) + new)
-        return float(np.average(recalls, weights=-np.expm1(-positives)))
-
     def choice(self, moment: int, horizon: int) -> np.ndarray:
         """p(item | leaf, taste), float32 (tastes, items); 0 where not created at `moment`."""
         tastes = np.arange(len(self.tastes))
@@ -257,7 +186,7 @@ class Oracle:
         value = self.value[np.searchsorted(self.product, order)]
         base = np.log(self.popularity[order]) + float(shop_lib.VALUE_STRENGTH[kind]) * value
         base = np.where(created < end, base, -np.inf)
-        style = shop_lib.STYLE_STRENGTH * shop_lib.direction(self.style[order])
+        style = shop_lib.STYLE_STRENGTH * direction(self.style[order])
         weight = np.exp(self.query_style[queries] @ style.T + base)
         sums = _cumulative(weight)
         total = sums[:, steps + 1] - sums[:, np.searchsorted(leaf, step_leaf)]
@@ -277,24 +206,6 @@ class Oracle:
         """The scores of `query_scores` after training, for a row of `shop.TASKS`."""
         kind, horizon = task % len(shop_lib.KINDS), world_lib.END - world_lib.TRAIN_END
         return self.query_scores(queries, kind, world_lib.TRAIN_END, horizon)
-
-    def query_recall(
-        self, queries: np.ndarray, kind: int, moment: int, horizon_seconds: int, k: int = 10
-    ) -> float:
-        """The chance that an engagement's item is in the oracle's own top k.
-
-        The index is all items, those created within the window included. The arguments are those
-        of `query_scores`.
-        """
-        found, total = np.empty((2, len(queries)))
-        chunk = max(1, 2**21 // len(self.leaf))
-        for begin in range(0, len(queries), chunk):
-            rows = slice(begin, begin + chunk)
-            scores = self.query_scores(queries[rows], kind, moment, horizon_seconds)
-            found[rows] = np.partition(scores, -k, axis=1)[:, -k:].sum(axis=1)
-            total[rows] = scores.sum(axis=1)
-        popularity = self.query_popularity[queries]
-        return float(popularity @ found / (popularity @ total))
 
     # How users' interests go on.
 
@@ -321,8 +232,8 @@ class Oracle:
         if not len(new):
             return total
         first = np.flatnonzero(np.diff(self.leaf[new], prepend=-1))
-        for start in range(0, len(taste), _QUERIES):
-            some = slice(start, start + _QUERIES)
+        for start in range(0, len(taste), _REQUESTS):
+            some = slice(start, start + _REQUESTS)
             there = np.clip((moments[some, None] + horizon - created[new]) / horizon, 0, 1)
             there *= self._appeal[taste[some, None], new]
             total[some, self.leaf[new][first]] += np.add.reduceat(there, first, axis=1)
@@ -374,6 +285,8 @@ class Oracle:
           history: the last actions up to then, fields of (requests, length).
           later: the same chance where no session is under way.
         """
+        from scipy import special  # here, as only this needs it, and it takes 0.1 s
+
         slow, bursts = self._interests(rows, moments)
         time, there = history["time"].astype(np.int64), history["item"] >= 0
         close = np.diff(time, axis=1) <= _SESSION_BREAK

@@ -34,19 +34,20 @@ import functools
 import numpy as np
 
 from pinjax.data import pairs
-from pinjax.data.simulated.world import END, START, STYLE_DIM, LeafTable, World
+from pinjax.data.simulated import searches
+from pinjax.data.simulated.leaf_table import LeafTable
+from pinjax.data.simulated.words import (
+    COMMON_WORDS,
+    LEAF_WORDS,
+    ROOT_WORDS,
+    Words,
+    direction,
+    draw_rank,
+)
+from pinjax.data.simulated.world import END, START, STYLE_DIM, World
 
 CHUNK = 4096  # products whose texts and images are drawn at a time
 ENGAGEMENT_CHUNK = 2**17  # engagements drawn at a time
-
-# Words. Word 0 is empty.
-COMMON_WORDS = 400
-ROOT_WORDS = 8  # of each root
-LEAF_WORDS = 10  # of each leaf
-STYLE_WORDS = {"colours": 24, "materials": 16, "patterns": 12}
-BRANDS = 12  # of each root
-MERCHANTS = 6  # of each root
-CONSONANTS, VOWELS, CODAS = "bdfgklmnprstvz", "aeiou", ("", "", "n", "r", "l", "s")
 
 # Images: shares of products with 0, 1, ..., 20.
 IMAGES = np.array([0.05, 0.25, 0.18, 0.13, 0.10] + [0.05] * 4 + [0.07 / 11] * 11 + [0.02])
@@ -57,10 +58,6 @@ PIN_STYLE = np.float32(np.sqrt(STYLE_DIM))  # length of a pin's style in the mea
 # Texts: lengths, and shares of words of the leaf, of the root, of the looks, and common ones.
 TITLE_WORDS, TITLE_SHARES = (4, 10), (0.25, 0.15, 0.2, 0.4)
 DESCRIPTION_WORDS, DESCRIPTION_SHARES = (10, 30), (0.08, 0.08, 0.1, 0.74)
-LOOK_STRENGTH = 2.0  # how well a colour, material or pattern tells the style
-MAKER_ROOT = 3.0  # brands and merchants: log appeal of the own root, of style, ...
-MAKER_STYLE = 1.0
-MAKER_SPREAD = 1.5  # ... and how far, in standard deviations, the value is from the level
 SHORT_CATEGORY = 0.2  # share of categories that name the root alone
 SECOND_COLOUR = 0.4  # share of lists of colours that name two
 SIZE_WORDS = ("xs", "s", "m", "l", "xl", "xxl", "34", "36", "38", "40", "42", "44", "46")
@@ -85,9 +82,6 @@ FEATURES = {
 
 # Queries.
 IMAGE_SHARE = 0.5  # of engagements
-QUERY_TOPICS = (0.75, 0.15, 0.1)  # share of text queries about a leaf, a root, everything
-QUERY_STYLES = (0.45, 0.4, 0.15)  # share with 0, 1, 2 words of style; about everything: at least 1
-SECOND_TOPIC_WORD = 0.4  # share of text queries with two words of their topic
 QUERY_NOISE = 0.5  # of a text query's vector, where a pin's has 1
 TEXT_OFFSET = 10  # popularity of the r-th text: 1 / (r + 10)
 OWN_LEAF, OWN_ROOT, ANYWHERE = 0.7, 0.25, 0.05  # where a query leads to
@@ -101,101 +95,6 @@ TASKS = tuple(f"{query}/{kind}" for query in ("image", "text") for kind in KINDS
 
 # Streams of random numbers.
 _WORDS, _PRODUCTS, _TEXTS, _IMAGES, _QUERIES, _ENGAGEMENTS = range(10, 16)
-
-
-def direction(style: np.ndarray) -> np.ndarray:
-    """Styles of norm 1, float32 (n, STYLE_DIM); zeros stay zeros."""
-    norm = np.linalg.norm(style, axis=1, keepdims=True)
-    return style / np.where(norm > 0, norm, 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Makers:
-    """Brands, or merchants.
-
-    Attributes:
-      name: text (makers,).
-      root: int64 (makers,), of most of their products.
-      style: float32 (makers, STYLE_DIM), of norm 1.
-      level: float32 (makers,), the value that is theirs.
-      popularity: float64 (makers,).
-    """
-
-    name: np.ndarray
-    root: np.ndarray
-    style: np.ndarray
-    level: np.ndarray
-    popularity: np.ndarray
-
-    def draw(
-        self, rng: np.random.Generator, root: np.ndarray, style: np.ndarray, value: np.ndarray
-    ) -> list[str]:
-        """Draws the names of some products' makers."""
-        appeal = np.log(self.popularity) + MAKER_ROOT * (root[:, None] == self.root)
-        appeal += MAKER_STYLE * style @ self.style.T
-        appeal -= ((value[:, None] - self.level) / MAKER_SPREAD) ** 2 / 2
-        return self.name[_draw_softmax(rng, appeal)].tolist()
-
-
-class Words:
-    """The vocabulary.
-
-    Attributes:
-      text: text (words,).
-      leaf, root, common: the first word of leaves, roots and those that carry nothing.
-      looks: the first colour, material and pattern.
-      topic: int64 (words,), what a word is about: leaf l is l, root r is leaves + r, everything is
-        leaves + roots.
-      style: float32 (words, STYLE_DIM), of norm 1 for colours, materials and patterns, else 0.
-      brands, merchants: `Makers`.
-    """
-
-    def __init__(self, rng: np.random.Generator, roots: int, leaves: int):
-        counts = [1, leaves * LEAF_WORDS, roots * ROOT_WORDS, *STYLE_WORDS.values(), COMMON_WORDS]
-        first = np.cumsum(counts)
-        self.leaf, self.root, *looks, self.common = first[:-1].tolist()
-        self.looks = dict(zip(STYLE_WORDS, looks, strict=True))
-        makers = (roots * BRANDS, roots * MERCHANTS)
-        text = _draw_words(rng, first[-1] - 1 + sum(makers))
-        self.text = np.array(["", *text[: first[-1] - 1]], object)
-
-        self.topic = np.full(first[-1], leaves + roots)
-        self.topic[self.leaf : self.root] = np.repeat(np.arange(leaves), LEAF_WORDS)
-        self.topic[self.root : looks[0]] = leaves + np.repeat(np.arange(roots), ROOT_WORDS)
-        self.style = np.zeros((first[-1], STYLE_DIM), np.float32)
-        self.style[looks[0] : self.common] = _draw_directions(rng, self.common - looks[0])
-
-        names = np.split(np.array(text[first[-1] - 1 :], object), [makers[0]])
-        self.brands, self.merchants = (
-            Makers(
-                name=name,
-                root=np.arange(len(name)) % roots,
-                style=_draw_directions(rng, len(name)),
-                level=rng.standard_normal(len(name), np.float32),
-                popularity=1 / (1 + rng.permutation(len(name))),
-            )
-            for name in names
-        )
-
-    def of_leaf(self, rng: np.random.Generator, leaf: np.ndarray) -> np.ndarray:
-        """Draws a word of each leaf."""
-        return self.leaf + leaf * LEAF_WORDS + _draw_rank(rng, LEAF_WORDS, len(leaf))
-
-    def of_root(self, rng: np.random.Generator, root: np.ndarray) -> np.ndarray:
-        """Draws a word of each root."""
-        return self.root + root * ROOT_WORDS + _draw_rank(rng, ROOT_WORDS, len(root))
-
-    def look(self, rng: np.random.Generator, name: str, style: np.ndarray) -> np.ndarray:
-        """Draws a word of `STYLE_WORDS` for each style (n, STYLE_DIM)."""
-        first, count = self.looks[name], STYLE_WORDS[name]
-        appeal = LOOK_STRENGTH * style @ self.style[first : first + count].T
-        return first + _draw_softmax(rng, appeal)
-
-    def join(self, words: np.ndarray, length: np.ndarray) -> list[str]:
-        """Texts of given lengths (texts,) from the words of all, one after the other."""
-        text, end = self.text[words].tolist(), np.cumsum(length)
-        begin = end - length
-        return [" ".join(text[a:b]) for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +180,7 @@ class Shop:
         rng, world = self.world.rng(_QUERIES), self.world
         old = np.flatnonzero(world.created < START)
         pin = rng.choice(old, size=self.image_queries, replace=False)
-        words = _draw_query_words(self, rng)
+        words = searches.draw(world, self.words, rng, self.text_queries)
         topic = self.words.topic[words].min(axis=1).astype(np.int32)  # the narrowest
         style = direction(self.words.style[words].sum(axis=1))
         vector = world.observe(rng, self._topics, topic, PIN_STYLE * style, QUERY_NOISE)
@@ -419,36 +318,6 @@ def rows_of(chunk: int) -> slice:
     return slice(chunk * CHUNK, (chunk + 1) * CHUNK)
 
 
-def _draw_query_words(shop: Shop, rng: np.random.Generator) -> np.ndarray:
-    """Draws distinct text queries, in the order in which they first came up: likely ones early.
-
-    Returns:
-      words, int64 (queries, 4), 0 where there are fewer.
-    """
-    words, leaf_popularity = shop.words, shop.world.leaf_popularity
-    styles = np.arange(words.looks["colours"], words.common)
-    found = np.empty((0, 4), np.int64)
-    while len(found) < shop.text_queries:
-        count = 2 * shop.text_queries
-        about = rng.choice(3, size=count, p=QUERY_TOPICS)
-        leaf = rng.choice(len(leaf_popularity), size=count, p=leaf_popularity)
-        root = leaf // shop.world.leaves_per_root
-        drawn = np.empty((count, 4), np.int64)
-        drawn[:, :2] = styles[_draw_rank(rng, len(styles), (count, 2))]
-        number = np.maximum(rng.choice(3, size=count, p=QUERY_STYLES), about == 2)
-        drawn[:, :2][np.arange(2) >= number[:, None]] = 0
-        drawn[:, 2] = np.where(about == 0, words.of_leaf(rng, leaf), words.of_root(rng, root))
-        of_leaf = (about == 0) & (rng.random(count) < 0.5)
-        drawn[:, 3] = np.where(of_leaf, words.of_leaf(rng, leaf), words.of_root(rng, root))
-        drawn[rng.random(count) >= SECOND_TOPIC_WORD, 3] = 0
-        drawn[about == 2, 2:] = 0
-        for first, second in ((0, 1), (2, 3)):
-            drawn[drawn[:, first] == drawn[:, second], second] = 0
-        found = np.concatenate([found, drawn])
-        found = found[np.sort(np.unique(found, axis=0, return_index=True)[1])]
-    return found[: shop.text_queries]
-
-
 def _draw_sentences(
     words: Words,
     rng: np.random.Generator,
@@ -466,35 +335,6 @@ def _draw_sentences(
         words.of_leaf(rng, leaf[row]),
         words.of_root(rng, root[row]),
         looks[row, rng.integers(looks.shape[1], size=len(row))],
-        words.common + _draw_rank(rng, COMMON_WORDS, len(row)),
+        words.common + draw_rank(rng, COMMON_WORDS, len(row)),
     ]
     return words.join(np.choose(source, choices), length)
-
-
-def _draw_words(rng: np.random.Generator, count: int) -> list[str]:
-    """Draws distinct words of two or three syllables."""
-    words: dict[str, None] = {}
-    while len(words) < count:
-        parts = [rng.choice(list(letters), 3 * count).tolist() for letters in (CONSONANTS, VOWELS)]
-        syllables = [consonant + vowel for consonant, vowel in zip(*parts, strict=True)]
-        codas = rng.choice(CODAS, count).tolist()
-        lengths = rng.integers(2, 3, size=count, endpoint=True).tolist()
-        for i, (coda, length) in enumerate(zip(codas, lengths, strict=True)):
-            words["".join(syllables[3 * i : 3 * i + length]) + coda] = None
-    return list(words)[:count]
-
-
-def _draw_directions(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Draws directions of style, uniformly: float32 (count, STYLE_DIM), of norm 1."""
-    return direction(rng.standard_normal((count, STYLE_DIM), np.float32))
-
-
-def _draw_softmax(rng: np.random.Generator, appeal: np.ndarray) -> np.ndarray:
-    """Draws p(column) ∝ exp(appeal) for each row of appeal (n, columns), int64 (n,)."""
-    return np.argmax(appeal + rng.gumbel(size=appeal.shape), axis=1)
-
-
-def _draw_rank(rng: np.random.Generator, count: int, size: int | tuple[int, ...]) -> np.ndarray:
-    """Draws numbers below `count` by Zipf's law."""
-    cumulative = np.cumsum(1 / (1 + np.arange(count)))
-    return np.searchsorted(cumulative[:-1], cumulative[-1] * rng.random(size), side="right")

@@ -1,7 +1,8 @@
 """Column maps: what `pinjax.prepare` has to know about one's files, with every field's default.
 
 What a map names decides which parts the data set gets: timelines where it names users and their
-times, pairs where it names searches or sequences, a graph where it names groups or tags.
+times, pairs where it names searches or sequences, a graph where it names groups or, without these,
+tags.
 """
 
 import math

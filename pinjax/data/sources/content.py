@@ -9,16 +9,16 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse
-from etils import epath
-from ml_collections import ConfigDict
 
 from pinjax.data import catalogue
-from pinjax.data.sources import events, parts, reading, vectors
+from pinjax.data import spec as spec_lib
+from pinjax.data.sources import vectors
+from pinjax.data.sources.engine import Database, Job, name_of
+from pinjax.data.sources.event_columns import SECOND
 from pinjax.data.text import tokens
 from pinjax.errors import InputError
 
@@ -36,42 +36,42 @@ class WordVectors:
     images: np.ndarray | None = None
 
 
-def make_vocabulary(
-    connection: duckdb.DuckDBPyConnection, trained: str, config: ConfigDict
-) -> tokens.Vocabulary:
-    """The vocabulary of the texts of the items for which the SQL `trained` holds."""
-    features = [feature for feature, _ in config.catalogue.texts]
-    lines = _lines(_texts(connection, features, trained))
-    return tokens.Vocabulary.build(lines, **config.vocabulary)
+def make_vocabulary(job: Job, trained: str) -> tokens.Vocabulary:
+    """Makes the vocabulary of the texts of the items for which the SQL `trained` holds."""
+    features = [feature for feature, _ in job.config.catalogue.texts]
+    lines = _lines(_texts(job.database, features, trained))
+    vocabulary = tokens.Vocabulary.build(lines, **job.config.vocabulary)
+    vocabulary.save(job.made / spec_lib.VOCABULARY_FILE)
+    sizes = zip(tokens.KINDS, vocabulary.sizes, strict=True)
+    job.report |= {f"{kind}s": size for kind, size in sizes}
+    return vocabulary
 
 
-def make_word_vectors(
-    connection: duckdb.DuckDBPyConnection, table: str, searches: bool, config: ConfigDict
-) -> WordVectors:
+def make_word_vectors(job: Job, table: str, searches: bool) -> WordVectors:
     """Makes vectors where none are given.
 
     Args:
-      connection: with `items` and `given`.
+      job: with `items` and `given`.
       table: the file of items, for messages.
       searches: whether searches need vectors.
-      config: a column map.
 
     Raises:
       InputError: where there are too few words.
     """
+    config = job.config
     shown = bool(config.catalogue.images)
     if shown and not searches:
         return WordVectors()
     names = config.vectors.texts
     # Of all items: a word that no engaged one has says what an item is near, too.
     sizes = {**config.vocabulary, "bigrams": 0, "trigrams": 0}
-    vocabulary = tokens.Vocabulary.build(_lines(_texts(connection, names)), **sizes)
+    vocabulary = tokens.Vocabulary.build(_lines(_texts(job.database, names)), **sizes)
     space = vectors.WordSpace(vocabulary, config.vectors.language)
-    parts_ = [
+    counts = [
         space.counts([column.to_pylist() for column in piece])
-        for piece in _texts(connection, names)
+        for piece in _texts(job.database, names)
     ]
-    counts = scipy.sparse.vstack(parts_).tocsr()
+    counts = scipy.sparse.vstack(counts).tocsr()
     if min(counts.shape) < 2:
         found = f"{counts.shape[1]} words on {counts.shape[0]} items"
         raise InputError(f"{table}: {found}; expected 2 or more of each to make vectors from")
@@ -80,47 +80,47 @@ def make_word_vectors(
 
 
 def write(
-    connection: duckdb.DuckDBPyConnection,
-    path: epath.PathLike,
+    job: Job,
     counts: np.ndarray,
     vocabulary: tokens.Vocabulary | None,
     made: WordVectors,
     table: str,
-    config: ConfigDict,
-) -> tuple[dict[str, Any], dict[str, int]]:
+) -> dict[str, Any]:
     """Writes the catalogue.
 
     Args:
-      connection: with `items`, and with `given` and `tags` where there is a table.
-      path: of the catalogue.
+      job: with `items`, and with `given` and `tags` where there is a table.
       counts: int64 (items,), actions in training.
       vocabulary: of the texts, if there are any.
       made: images where none are given.
       table: the file of items, or "".
-      config: a column map.
 
     Returns:
-      (what the spec says of content and images, counts for the report).
+      what the spec says of content, images and texts.
     """
-    named = config.catalogue
+    database, named = job.database, job.config.catalogue
     content = topics = None
     if named.tags:
-        content, topics = _of_tags(connection, table, len(counts), named.tag_dim)
+        content, topics = _of_tags(database, table, len(counts), named.tag_dim)
     if named.topic:
-        topics = _topics(connection, len(counts))
+        topics = _topics(database, len(counts))
     features = [feature for feature, _ in named.texts]
-    selected = [name for name in ("created", "content", "images") if named[name]]
-    columns = [*selected, *map(_column, features)]
+    columns = [name for name in ("content", "images") if named[name]]
+    columns = ", ".join(["i.row", "i.id", *map(name_of, [*columns, *map(_column, features)])])
+    # From when an item exists: its date or its first event, 0 if unknown.
+    created = f"least(i.first, {'g.created' if named.created else 'NULL'})"
+    if job.config.split.kind == "leave_one_out" or not job.config.events.time:
+        created = "NULL"
     join = "LEFT JOIN given g ON i.id = g.id" if table else ""
-    found = connection.sql(
-        f"SELECT {', '.join(['i.row', 'i.id', 'i.first', *map(reading.name_of, columns)])} "
+    found = (
+        f"SELECT {columns}, CAST(coalesce({created}, 0) // {SECOND} AS UINTEGER) AS created "
         f"FROM items i {join} ORDER BY i.row"
     )
-    dims = {name: dim_of(connection, name) for name in ("content", "images") if named[name]}
+    dims = {name: dim_of(database, name) for name in ("content", "images") if named[name]}
     spec: dict[str, Any] = {}
     empty = 0
-    with catalogue.writer(path) as add:
-        for piece in parts.pieces(found, catalogue.ROWS_A_GROUP):
+    with catalogue.writer(job.made / catalogue.FILE) as add:
+        for piece in database.pieces(found, catalogue.ROWS_A_GROUP):
             rows = piece["row"].to_numpy()
             some = slice(rows[0], rows[-1] + 1)
             of_piece: dict[str, Any] = {}
@@ -145,7 +145,7 @@ def write(
                     ids=piece["id"].to_numpy(),
                     topics=np.full(len(rows), -1, np.int32) if topics is None else topics[some],
                     counts=counts[some],
-                    created=_created(piece, config),
+                    created=piece["created"].to_numpy(),
                     texts={
                         feature: vocabulary.encode(piece[_column(feature)].to_pylist())
                         for feature in features
@@ -153,14 +153,14 @@ def write(
                     **of_piece,
                 )
             )
-    spec["text_features"] = tuple(features)
-    return spec, {"items without content": empty} if "content_dim" in spec else {}
+    if "content_dim" in spec:
+        job.report["items without content"] = empty
+    return {**spec, "text_features": tuple(features)}
 
 
-def dim_of(connection: duckdb.DuckDBPyConnection, name: str) -> int:
+def dim_of(database: Database, name: str) -> int:
     """Numbers of a vector in a column of `given`."""
-    query = f"SELECT len({name}[1]) FROM given WHERE len({name}) > 0 LIMIT 1"
-    return reading.first_row(connection, query)[0]
+    return database.row(f"SELECT len({name}[1]) FROM given WHERE len({name}) > 0 LIMIT 1")[0]
 
 
 def first_vectors(column: pa.ChunkedArray, dim: int) -> np.ndarray:
@@ -189,59 +189,40 @@ def _column(feature: str) -> str:
     return f"text {feature}"
 
 
-def _texts(
-    connection: duckdb.DuckDBPyConnection, features: Sequence[str], where: str = "true"
-) -> Iterator[pa.Table]:
+def _texts(database: Database, features: Sequence[str], where: str = "true") -> Iterator[pa.Table]:
     """Text features of items for which a condition holds, some items at a time."""
     if features:
-        columns = ", ".join(reading.name_of(_column(feature)) for feature in features)
-        found = connection.sql(
+        columns = ", ".join(name_of(_column(feature)) for feature in features)
+        found = (
             f"SELECT {columns} FROM items i LEFT JOIN given g ON i.id = g.id "
             f"WHERE {where} ORDER BY i.row"
         )
-        yield from parts.pieces(found, 2**14)
+        yield from database.pieces(found, 2**14)
 
 
 def _lines(pieces: Iterator[pa.Table]) -> Iterator[str | None]:
     return itertools.chain.from_iterable(column.to_pylist() for piece in pieces for column in piece)
 
 
-def _of_tags(
-    connection: duckdb.DuckDBPyConnection, table: str, items: int, dim: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _of_tags(database: Database, table: str, items: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """Content vectors and topics of items by their tags, see `vectors`."""
-    found = connection.execute(
+    found = database.table(
         "SELECT i.row, CAST(dense_rank() OVER (ORDER BY tag) - 1 AS INTEGER) AS code "
         "FROM tags t JOIN items i ON t.id = i.id ORDER BY ALL"
-    ).fetchnumpy()
-    item, tag = found["row"], found["code"]
+    )
+    item, tag = found["row"].to_numpy(), found["code"].to_numpy()
     tags = len(np.unique(tag))
     if min(items, tags) < 2:
         raise InputError(f"{table}: {tags} tags on {items} items; expected 2 or more of each")
     return vectors.of_tags(item, tag, items, dim), vectors.commonest_tags(item, tag, items)
 
 
-def _topics(connection: duckdb.DuckDBPyConnection, items: int) -> np.ndarray:
+def _topics(database: Database, items: int) -> np.ndarray:
     """The main topics of items as numbers of their names in order, int32 (items,)."""
     topics = np.full(items, -1, np.int32)
-    found = connection.execute(
+    found = database.table(
         "SELECT i.row, CAST(dense_rank() OVER (ORDER BY topic) - 1 AS INTEGER) AS topic "
         "FROM given g JOIN items i ON g.id = i.id WHERE topic IS NOT NULL"
-    ).fetchnumpy()
-    topics[found["row"]] = found["topic"]
+    )
+    topics[found["row"].to_numpy()] = found["topic"].to_numpy()
     return topics
-
-
-def _created(piece: pa.Table, config: ConfigDict) -> np.ndarray:
-    """From when items exist: their date or their first event, uint32 (n,), 0 if unknown."""
-    if config.split.kind == "leave_one_out" or not config.events.time:
-        return np.zeros(len(piece), np.uint32)
-    first = _seconds(piece["first"])
-    if "created" in piece.column_names:
-        first = np.fmin(first, _seconds(piece["created"]))
-    return np.nan_to_num(first).astype(np.uint32)
-
-
-def _seconds(column: pa.ChunkedArray) -> np.ndarray:
-    """Microseconds as whole seconds, float64, NaN where unknown."""
-    return np.floor(column.cast(pa.float64()).to_numpy() / events.SECOND)

@@ -1,29 +1,20 @@
-"""Tables of items and of queries: read, looked up in further files, and checked.
-
-No bad row is tolerated here.
-"""
+"""Tables of items: read, looked up in further files, and checked. No bad row is tolerated."""
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 
-import duckdb
 from ml_collections import ConfigDict
 
-from pinjax.data.sources import reading
-from pinjax.data.sources.reading import File, literal, name_of
+from pinjax.data.sources import reading, rows
+from pinjax.data.sources.columns import LATEST, MOMENT, Column, are_integers
+from pinjax.data.sources.engine import Database, Job, name_of, numbered
+from pinjax.data.sources.reading import File
 from pinjax.errors import InputError
 
-_LARGEST, _LEAST = 65_504, 2.0**-14  # of float16, with all of its bits
-_LISTS = re.compile(r"(?:[A-Z]*INT[A-Z]*|FLOAT|DOUBLE|DECIMAL\(.*\))((?:\[\d*\]){1,2})")
-_OUTSIDE = f"created = -1 OR created NOT BETWEEN 0 AND {reading.LATEST - 1}"
-_MOMENT = "a moment from 1970 to 2106"
-
+_EXAMPLES = 3
+VECTORS = ("content", "images")
 # SQL of the images of an item of `given` that are not zero.
-SHOWN = (
-    "list_filter(coalesce(g.images, []), "
-    "lambda v: list_max(list_transform(v, lambda x: abs(x))) > 0)"
-)
+SHOWN = f"list_filter(coalesce(g.images, []), {rows.NOT_ZERO})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +32,47 @@ class Sources:
 
 @dataclasses.dataclass(frozen=True)
 class _Field:
-    """Something that is known of an item: its name in `given`, and the user's column for it."""
+    """Something that is known of an item.
+
+    Attributes:
+      name: in `given`.
+      side: the name of the files that have it, "" for the table itself.
+      column: there.
+    """
 
     name: str
+    side: str
     column: str
+
+    def value(self, file: File, config: ConfigDict) -> str:
+        """SQL of it; of a date that cannot be read -1."""
+        column, catalogue = Column(file, self.column), config.catalogue
+        match self.name:
+            case "created":
+                moment = column.moment(catalogue.created_unit)
+                given = f"{name_of(self.column)} IS NOT NULL"
+                return f"CASE WHEN {given} THEN coalesce({moment}, -1) END"
+            case "content" | "images":
+                return column.vectors()
+            case "tags":
+                return column.texts(catalogue.tag_separator)
+            case _:
+                return column.text()
 
 
 def _fields(config: ConfigDict) -> list[_Field]:
     catalogue = config.catalogue
-    named = [(name, catalogue[name]) for name in ("created", "topic", "content", "images", "tags")]
+    named = [(name, catalogue[name]) for name in ("created", "topic", *VECTORS, "tags")]
     named += [(f"text {feature}", column) for feature, column in catalogue.texts]
-    return [_Field(name, column) for name, column in named if column]
+    fields = []
+    for name, column in named:
+        side, dot, rest = column.partition(".")
+        looked_up = dot and side in config.sides
+        fields.append(_Field(name, side, rest) if looked_up else _Field(name, "", column))
+    return [field for field in fields if field.column]
 
 
-def described(config: ConfigDict) -> str:
+def _described(config: ConfigDict) -> str:
     """SQL of whether an item of `given` has a text or an image, or the map names neither."""
     has = [f"coalesce(g.{name_of(f'text {name}')}, '') <> ''" for name, _ in config.catalogue.texts]
     has += [f"len({SHOWN}) > 0"] if config.catalogue.images else []
@@ -62,7 +80,7 @@ def described(config: ConfigDict) -> str:
 
 
 def open_sources(
-    connection: duckdb.DuckDBPyConnection,
+    database: Database,
     main: Sequence[str],
     others: Mapping[str, Sequence[str]],
     config: ConfigDict,
@@ -70,7 +88,7 @@ def open_sources(
     """Opens the files of items.
 
     Args:
-      connection: of `reading.database`.
+      database: to read them with.
       main: paths of the table itself.
       others: paths by name.
       config: a column map.
@@ -81,290 +99,169 @@ def open_sources(
     if set(others) != set(config.sides):
         given, expected = (", ".join(names) or "nothing" for names in (others, config.sides))
         raise InputError(f"--items has {given} after {main[0]}; expected {expected}")
-    wanted: dict[str, list[str]] = {name: [side.id] for name, side in config.sides.items()}
-    own = [config.catalogue.id, *(side.on for side in config.sides.values())]
+    wanted = {"": [config.catalogue.id, *(side.on for side in config.sides.values())]}
+    wanted |= {name: [side.id] for name, side in config.sides.items()}
     for field in _fields(config):
-        name, column = _place(field.column, config)
-        (wanted[name] if name else own).append(column)
-    files = reading.open_files(connection, main, own, config.catalogue)
+        wanted[field.side].append(field.column)
+    files = reading.open_files(database, main, wanted.pop(""), config.catalogue)
     sides = {
-        name: reading.open_files(connection, others[name], columns, config.sides[name])
-        for name, columns in wanted.items()
+        name: reading.open_files(database, others[name], named, config.sides[name])
+        for name, named in wanted.items()
     }
     return Sources(files, sides)
 
 
-def _place(column: str, config: ConfigDict) -> tuple[str, str]:
-    """(name of the side or "", column there)."""
-    name, dot, rest = column.partition(".")
-    return (name, rest) if dot and name in config.sides else ("", column)
-
-
-def read(
-    connection: duckdb.DuckDBPyConnection, sources: Sources, integers: bool, config: ConfigDict
-) -> dict[str, str]:
+def read(job: Job, sources: Sources, integers: bool) -> None:
     """Makes the table `given` of one row an item, and the table `tags` of items and their tags.
 
     The columns of `given` are id and the names of `_fields`, without tags.
 
-    Returns:
-      for the report, how many items were found in each of the other files.
-
     Raises:
       InputError: naming a row that is wrong.
     """
-    catalogue, fields = config.catalogue, _fields(config)
-    keys = {
-        name: all(
-            [reading.are_integers(connection, file, side.on) for file in sources.main]
-            + [reading.are_integers(connection, file, side.id) for file in sources.sides[name]]
-        )
-        for name, side in config.sides.items()
-    }
-    selects = []
-    for number, file in enumerate(sources.main):
-        values = [
-            f"{number} AS file",
-            f"{reading.ROW} AS row",
-            f"{reading.ids(file, catalogue.id, integers)} AS id",
-        ]
-        for name, side in config.sides.items():
-            values.append(f"{reading.ids(file, side.on, keys[name])} AS {name_of(f'key {name}')}")
-        values += [
-            _value(file, field, config) for field in fields if not _place(field.column, config)[0]
-        ]
-        selects.append(f"SELECT {', '.join(values)} FROM {file.relation}")
-    joined = f"({' UNION ALL '.join(selects)}) m"
-    for name in config.sides:
-        table = _side(connection, sources.sides[name], name, keys[name], fields, config)
-        joined += f" LEFT JOIN {table} ON m.{name_of(f'key {name}')} = {table}.key"
-    columns = ", ".join(["file", "row", "id", *(name_of(field.name) for field in fields)])
-    for name in config.sides:
-        key = name_of(f"key {name}")
-        columns += (
-            f", {key}, {key} IS NOT NULL AND {_side_name(name)}.key IS NULL "
-            f"AS {name_of(f'lacks {name}')}"
-        )
-    connection.execute(f"CREATE TABLE item_rows AS SELECT {columns} FROM {joined}")
+    database, config = job.database, job.config
+    catalogue, sides, fields = config.catalogue, config.sides, _fields(config)
+    ids, once = {"id": (catalogue.id, integers)}, "each item once"
+    tables = {}
+    for name, side in sides.items():
+        files = sources.sides[name]
+        keys = [Column(file, side.on) for file in sources.main]
+        kind = are_integers(database, keys + [Column(file, side.id) for file in files])
+        ids[f"key {name}"] = side.on, kind
+        tables[name] = _read_rows(job, files, name, {"id": (side.id, kind)}, "each id once")
+    tags = [field for field in fields if field.name == "tags"]
+    lists = any(f.side or Column(file, f.column).is_list for f in tags for file in sources.main)
+    if catalogue.repeats or (tags and not catalogue.tag_separator and not lists):
+        once = ""  # a tag a row
+    main = _read_rows(job, sources.main, "", ids, once)
 
-    def refuse(condition: str, column: str, expected: str, name: str = "") -> None:
-        _refuse(connection, "item_rows", sources.main, condition, column, expected, name)
-
-    refuse("coalesce(CAST(id AS VARCHAR), '') = ''", catalogue.id, "an item's id")
-    lists = any(file.types.get(catalogue.tags, "").endswith("[]") for file in sources.main)
-    looked_up = _place(catalogue.tags, config)[0]
-    tag_rows = catalogue.tags and not (catalogue.tag_separator or lists or looked_up)
-    if not (catalogue.repeats or tag_rows):
-        refuse(_repeated("item_rows", "id"), catalogue.id, "each item once")
-    report = {}
-    for name, side in config.sides.items():
-        where = ", ".join(file.path for file in sources.sides[name])
-        lacks = name_of(f"lacks {name}")
+    selected, joins = ["m.*"], f"{main.table} m"
+    for name, side in tables.items():
+        selected += [f"{side.table}.{name_of(f.name)}" for f in fields if f.side == name]
+        selected.append(f"{side.table}.id IS NOT NULL AS {name_of(f'in {name}')}")
+        joins += f" LEFT JOIN {side.table} ON m.{name_of(f'key {name}')} = {side.table}.id"
+    database.run(f"CREATE VIEW item_rows AS SELECT {', '.join(selected)} FROM {joins}")
+    joined = rows.Rows(database, sources.main, "item_rows")
+    for name, side in sides.items():
+        on, where = side.on, tables[name].paths
+        key, known = name_of(f"key {name}"), name_of(f"in {name}")
         if not side.partial:
-            refuse(lacks, side.on, f"an id of {where}")
-        found, keys_, lacking, known = reading.first_row(
-            connection,
-            f"SELECT count(*) FILTER (NOT {lacks}), count(*), min({name_of(f'key {name}')}), "
-            f"(SELECT min(key) FROM {_side_name(name)}) FROM item_rows "
-            f"WHERE {name_of(f'key {name}')} IS NOT NULL",
+            joined.refuse(f"{key} IS NOT NULL AND NOT {known}", on, f"an id of {where}")
+        share, own, other = database.row(
+            f"SELECT avg(CAST({known} AS INTEGER)), min({key}), (SELECT min(id) FROM "
+            f"{tables[name].table}) FROM item_rows WHERE {key} IS NOT NULL"
         )
-        if not found:
+        if not share:
             raise InputError(
-                f"{where}: no {side.on} of the items is in it; they have {lacking!r}, the file "
-                f"{known!r}: expected ids that are written alike"
+                f"{where}: no {on} of the items is in it; they have {own!r}, the file {other!r}: "
+                "expected ids that are written alike"
             )
-        report[f"items whose {side.on} is in {name}"] = f"{found / keys_:.1%}"
+        job.report[f"items whose {on} is in {name}"] = f"{share:.1%}"
     for field in fields:
-        if field.name == "created" and not _place(field.column, config)[0]:
-            refuse(_OUTSIDE, field.column, _MOMENT)
-        if field.name in ("content", "images"):
-            refuse_vectors(connection, "item_rows", sources.main, field.name, field.column)
-    if catalogue.tags:
-        connection.execute(
+        if field.name in VECTORS:
+            some = f"len(list_filter({field.name}, {rows.NOT_ZERO})) > 0"
+            if not database.row(f"SELECT bool_or({some}) FROM item_rows")[0]:
+                paths = tables.get(field.side, main).paths
+                told = "is 0 or null in all rows; expected vectors"
+                raise InputError(f"{paths}: {field.column} {told}")
+    if tags:
+        database.run(
             "CREATE TABLE tags AS SELECT DISTINCT id, trim(tag) AS tag FROM "
             "(SELECT id, unnest(tags) AS tag FROM item_rows) WHERE trim(tag) <> ''"
         )
     kept = ", ".join(["id", *(name_of(f.name) for f in fields if f.name != "tags")])
-    connection.execute(
+    database.run(
         f"CREATE TABLE given AS SELECT {kept} FROM item_rows "
-        "QUALIFY row_number() OVER (PARTITION BY id ORDER BY file, row) = 1"
+        "QUALIFY row_number() OVER (PARTITION BY id ORDER BY place) = 1"
     )
-    connection.execute("DROP TABLE item_rows")
-    return report
+    database.run("DROP VIEW item_rows")
+    for table in (main, *tables.values()):
+        database.run(f"DROP TABLE {table.table}")
 
 
-def _side_name(name: str) -> str:
-    return name_of(f"side {name}")
-
-
-def _side(
-    connection: duckdb.DuckDBPyConnection,
-    files: Sequence[File],
-    name: str,
-    integers: bool,
-    fields: Sequence[_Field],
-    config: ConfigDict,
-) -> str:
-    """The name of a table of what is looked up in some files, by `key`."""
-    side, table, selects = config.sides[name], _side_name(name), []
-    for number, file in enumerate(files):
-        values = [
-            f"{number} AS file",
-            f"{reading.ROW} AS row",
-            f"{reading.ids(file, side.id, integers)} AS key",
-        ]
-        values += [
-            _value(file, field, config)
-            for field in fields
-            if _place(field.column, config)[0] == name
-        ]
-        selects.append(f"SELECT {', '.join(values)} FROM {file.relation}")
-    connection.execute(f"CREATE TABLE {table} AS {' UNION ALL '.join(selects)}")
-    _refuse(connection, table, files, "coalesce(CAST(key AS VARCHAR), '') = ''", side.id, "an id")
-    _refuse(connection, table, files, _repeated(table, "key"), side.id, "each id once")
-    for field in fields:
-        place, column = _place(field.column, config)
-        if field.name == "created" and place == name:
-            _refuse(connection, table, files, _OUTSIDE, column, _MOMENT)
-    for column in ("file", "row"):
-        connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-    return table
-
-
-def _value(file: File, field: _Field, config: ConfigDict) -> str:
-    """SQL of what is known of an item: of its date -1 where it cannot be read."""
-    _, column = _place(field.column, config)
-    match field.name:
-        case "created":
-            moment = reading.moment(file, column, config.catalogue.created_unit)
-            value = f"CASE WHEN {name_of(column)} IS NOT NULL THEN coalesce({moment}, -1) END"
-        case "content" | "images":
-            value = vectors(file, column)
-        case "tags" if file.type_of(column).endswith("[]"):
-            value = reading.texts(file, column)
-        case "tags":
-            value, separator = reading.text(file, column), config.catalogue.tag_separator
-            value = f"string_split({value}, {literal(separator)})" if separator else f"[{value}]"
-        case _:
-            value = reading.text(file, column)
-    return f"{value} AS {name_of(field.name)}"
-
-
-def vectors(file: File, column: str) -> str:
-    """SQL of a column of vectors, or of lists of them, as lists of vectors.
-
-    Raises:
-      InputError: for a column of another type.
-    """
-    lists = _LISTS.fullmatch(file.type_of(column))
-    if not lists:
-        raise file.unfit(column, "lists of numbers")
-    name = name_of(column)
-    single = lists[1].count("[") == 1
-    value = f"CASE WHEN {name} IS NOT NULL THEN [{name}] END" if single else name
-    return f"TRY_CAST({value} AS FLOAT[][])"  # numbers that are too large become null
-
-
-def refuse_vectors(
-    connection: duckdb.DuckDBPyConnection,
-    table: str,
-    files: Sequence[File],
-    name: str,
-    column: str,
-    zeros: bool = True,
-) -> None:
-    """Refuses vectors of other lengths than the first, and numbers that float16 does not hold.
+def _read_rows(
+    job: Job, files: Sequence[File], side: str, ids: Mapping[str, tuple[str, bool]], once: str
+) -> rows.Rows:
+    """Makes a table of the rows of some files.
 
     Args:
-      connection: with the table.
-      table: with columns file and row.
-      files: that it was read from.
-      name: of the column of lists of vectors in it.
-      column: the user's name for it.
-      zeros: whether a vector may be missing or zero.
-    """
-    (first,) = reading.first_row(
-        connection,
-        f"SELECT arg_min(len({name}[1]), (file, row)) FROM {table} WHERE len({name}) > 0",
-    )
-    if not first:
-        paths = ", ".join(file.path for file in files)
-        raise InputError(f"{paths}: {column} has no numbers; expected a vector in the first row")
-    odd = f"lambda x: x IS NULL OR NOT isfinite(x) OR abs(x) > {_LARGEST}"
-    size = "list_max(list_transform(v, lambda x: abs(x)))"
-    bad = (
-        f"lambda v: v IS NULL OR len(v) <> {first} OR len(list_filter(v, {odd})) > 0 "
-        f"OR ({size} > 0 AND {size} < {_LEAST!r})" + ("" if zeros else f" OR {size} = 0")
-    )
-    condition = f"len(list_filter({name}, {bad})) > 0" + ("" if zeros else f" OR {name} IS NULL")
-    each = " an image" if name == "images" else ""
-    rest = "" if zeros else ", not all of them 0"
-    expected = (
-        f"{first} finite numbers{each} as in the first row{rest}, the largest in size from "
-        f"{_LEAST:.2g} to {_LARGEST:,}"
-    )
-    _refuse(connection, table, files, condition, column, expected, name)
-    if zeros:
-        some = f"len(list_filter({name}, lambda v: {size} > 0)) > 0"
-        (found,) = reading.first_row(connection, f"SELECT bool_or({some}) FROM {table}")
-        if not found:
-            paths = ", ".join(file.path for file in files)
-            raise InputError(f"{paths}: {column} is 0 or null in all rows; expected vectors")
-
-
-def _refuse(
-    connection: duckdb.DuckDBPyConnection,
-    table: str,
-    files: Sequence[File],
-    condition: str,
-    column: str,
-    expected: str,
-    name: str = "",
-) -> None:
-    """Raises an InputError that names the first row of a table where a condition holds.
-
-    Its value is that of the user's column, or, where that was looked up in another file, of the
-    table's column `name`.
-    """
-    bad, first = reading.first_row(
-        connection, f"SELECT count(*), min((file, row)) FROM {table} WHERE {condition}"
-    )
-    if bad:
-        (rows,) = reading.first_row(connection, f"SELECT count(*) FROM {table}")
-        number, row = first
-        share = f"{bad} of {rows} rows are bad, tolerance is 0"
-        if column not in files[number].types:  # it was looked up
-            value = connection.sql(
-                f"SELECT {name_of(name)} FROM {table} WHERE file = {number} AND row = {row}"
-            )
-            raise reading.bad_value(files[number], row, column, value, expected, share)
-        raise reading.bad_row(connection, files[number], row, column, expected, share)
-
-
-def _repeated(table: str, key: str) -> str:
-    """SQL of whether an earlier row of a table has the same key."""
-    again = f"row_number() OVER (PARTITION BY {key} ORDER BY file, row) > 1"
-    return f"(file, row) IN (SELECT (file, row) FROM {table} QUALIFY {again})"
-
-
-def read_queries(
-    connection: duckdb.DuckDBPyConnection, files: Sequence[File], config: ConfigDict
-) -> None:
-    """Makes the table `own_vectors` of texts of searches, or ids of items as text, and vectors.
+      job: that needs it.
+      files: to read.
+      side: what they are called, "" for the table of items.
+      ids: of each column of ids the user's column, and whether they are integers.
+      once: what the column id has to be, "" where one may come again.
 
     Raises:
       InputError: naming a row that is wrong.
     """
-    queries = config.queries
-    selects = [
-        f"SELECT {number} AS file, {reading.ROW} AS row, "
-        f"{reading.trimmed(file, queries.id)} AS id, "
-        f"{vectors(file, queries.vector)} AS vector FROM {file.relation}"
-        for number, file in enumerate(files)
-    ]
-    connection.execute(f"CREATE TABLE own_vectors AS {' UNION ALL '.join(selects)}")
-    expected = "the text of a search or an item's id"
-    _refuse(connection, "own_vectors", files, "id IS NULL", queries.id, expected)
-    repeated = _repeated("own_vectors", "id")
-    _refuse(connection, "own_vectors", files, repeated, queries.id, "each query once")
-    refuse_vectors(connection, "own_vectors", files, "vector", queries.vector, zeros=False)
+    fields = [field for field in _fields(job.config) if field.side == side]
+    columns = []
+    for file in files:
+        values = {name: Column(file, column).id(kind) for name, (column, kind) in ids.items()}
+        columns.append(values | {field.name: field.value(file, job.config) for field in fields})
+    table, own = rows.Rows(job.database, files, name_of(f"rows {side}")), ids["id"][0]
+    job.database.run(f"CREATE TABLE {table.table} AS {rows.select(files, columns)}")
+    table.refuse("coalesce(CAST(id AS VARCHAR), '') = ''", own, "an id" if side else "an item's id")
+    if once:
+        table.refuse_repeats(own, once)
+    for field in fields:
+        if field.name == "created":
+            table.refuse(f"created NOT BETWEEN 0 AND {LATEST - 1}", field.column, MOMENT)
+        elif field.name in VECTORS:
+            table.refuse_vectors(field.name, field.column, zeros=True)
+    return table
+
+
+def join(job: Job, table: str) -> int:
+    """Makes the table `items` of row, id, first (us), events, known and described.
+
+    Known is an item that the user's table has, and described one with a text or an image there.
+    Rows are in order of ids, so that they do not depend on the order of anybody's rows.
+
+    Args:
+      job: with `rows` and, where there is a table, `given`.
+      table: the file of items, "" for none.
+
+    Returns:
+      how many there are.
+
+    Raises:
+      InputError: where events and table have no item in common.
+    """
+    database, report = job.database, job.report
+    found = (
+        "SELECT item AS id, min(time) AS first, count(*) AS events, false AS known, "
+        f"{not table} AS described FROM rows GROUP BY 1"
+    )
+    if table:
+        found += f" UNION ALL SELECT id, NULL, 0, true, {_described(job.config)} FROM given g"
+        found = (
+            "SELECT id, min(first) AS first, sum(events) AS events, bool_or(known) AS known, "
+            f"bool_or(described) AS described FROM ({found}) GROUP BY id"
+        )
+    kept = "" if job.config.catalogue.keep_unseen else "WHERE events > 0"
+    database.run(f"CREATE TABLE items AS SELECT {numbered('id')}, * FROM ({found}) {kept}")
+    number, unseen, share = database.row(
+        "SELECT count(*), count(*) FILTER (events = 0), "
+        "sum(events) FILTER (known) / sum(events) FROM items"
+    )
+
+    def examples(condition: str) -> str:
+        some = f"SELECT id FROM items WHERE {condition} ORDER BY row LIMIT {_EXAMPLES}"
+        return ", ".join(repr(id_) for (id_,) in database.rows(some))
+
+    report |= {"items": number, "items of the events": number - unseen}
+    if not table:
+        return number
+    strangers = examples("NOT known")
+    if not share:
+        raise InputError(
+            f"{table}: no item of the events is in it; the events have {strangers}, the table "
+            f"{examples('known')}: expected ids that are written alike"
+        )
+    report["events whose item is in the table"] = f"{share:.1%}"
+    if strangers:
+        report["items that the table lacks, as"] = strangers
+    if unseen:
+        report |= {"items without an event": unseen, "of them": examples("events = 0")}
+    return number

@@ -2,50 +2,50 @@
 
 from collections.abc import Sequence
 
-import duckdb
 import numpy as np
-from etils import epath
-from ml_collections import ConfigDict
 
 from pinjax.data import pairs
-from pinjax.data.sources import content, events, items, parts, reading
+from pinjax.data.sources import content, items, rows
+from pinjax.data.sources.columns import Column
+from pinjax.data.sources.engine import Job, numbered
+from pinjax.data.sources.reading import File
 from pinjax.errors import InputError
 
 
-def check(
-    connection: duckdb.DuckDBPyConnection,
-    log_files: Sequence[reading.File],
-    given: str,
-    config: ConfigDict,
-) -> dict[str, int]:
+def read(job: Job, files: Sequence[File]) -> None:
+    """Makes the table `own_vectors` of texts of searches, or ids of items as text, and vectors.
+
+    Raises:
+      InputError: naming a row that is wrong.
+    """
+    named, table = job.config.queries, rows.Rows(job.database, files, "own_vectors")
+    columns = [
+        {"id": Column(file, named.id).trimmed(), "vector": Column(file, named.vector).vectors()}
+        for file in files
+    ]
+    job.database.run(f"CREATE TABLE own_vectors AS {rows.select(files, columns)}")
+    table.refuse("id IS NULL", named.id, "the text of a search or an item's id")
+    table.refuse_repeats(named.id, "each query once")
+    table.refuse_vectors("vector", named.vector, zeros=False)
+
+
+def check(job: Job, log_files: Sequence[File], given: str) -> None:
     """Drops pairs of `found` whose query has no vector.
 
     Args:
-      connection: with `events`, `items`, `found` and, where they are, `given` and `own_vectors`.
+      job: with `events`, `items`, `found` and, where they are, `given` and `own_vectors`.
       log_files: of the events, for messages.
       given: the file of queries' own vectors, or "".
-      config: a column map.
-
-    Returns:
-      counts for the report.
 
     Raises:
       InputError: where there is no pair, or more events or pairs than are tolerated are unusable.
     """
-    total, unknown = reading.first_row(
-        connection, "SELECT sum(events), sum(events) FILTER (NOT described) FROM items"
-    )
-    if (unknown or 0) > config.tolerance * total:
-        (place,) = reading.first_row(
-            connection,
-            "SELECT min(place) FROM events e JOIN items i ON e.item = i.row WHERE NOT described",
-        )
-        number, row = events.place_of(place)
-        share = f"{unknown} of {total} rows are bad, tolerance is {config.tolerance:g}"
-        expected = "an id of the table of items, and a text or image there, for pairs"
-        column = config.events.item
-        raise reading.bad_row(connection, log_files[number], row, column, expected, share)
-    (count,) = reading.first_row(connection, "SELECT count(*) FROM found")
+    database, config = job.database, job.config
+    joined = "(SELECT place, described FROM events e JOIN items i ON e.item = i.row)"
+    log = rows.Rows(database, log_files, joined)
+    expected = "an id of the table of items, and a text or image there, for pairs"
+    unknown = log.refuse("NOT described", config.events.item, expected, config.tolerance)
+    (count,) = database.row("SELECT count(*) FROM found")
     if not count:
         column = config.events.query or config.events[config.pairs.sequence]
         raise InputError(f"no pair: nothing leads to an item by {column}")
@@ -57,61 +57,53 @@ def check(
         with_image = f"SELECT i.row FROM items i JOIN given g ON i.id = g.id WHERE {shown}"
         lacking = f"source IS NOT NULL AND source NOT IN ({with_image})"
         where = f"column {config.catalogue.images}"
-    without, place, kind, query = reading.first_row(
-        connection,
+    without, place, kind, query = database.row(
         "SELECT count(*), min(place), arg_min(kind, place), arg_min(query, place) FROM found "
-        f"WHERE {lacking}",
+        f"WHERE {lacking}"
     )
     if without > config.tolerance * count:
-        number, row = events.place_of(place)
         share = f"{without} of {count} pairs have none, tolerance is {config.tolerance:g}"
         if kind == "text":
             column, expected = config.events.query, f"a query with its vector in {where}"
-            raise reading.bad_row(connection, log_files[number], row, column, expected, share)
+            raise log.error(place, column, expected, share)
+        number, row = divmod(place, rows.PLACES)
         raise InputError(
             f"{log_files[number].path}: row {row}: item {query} leads to its item and has no "
             f"vector in {where}; expected one of each query ({share})"
         )
-    connection.execute(f"DELETE FROM found WHERE {lacking}")
-    return {
-        "events in no pair: no text or image": unknown or 0,
-        "pairs dropped for a query without a vector": without,
-    }
+    database.run(f"DELETE FROM found WHERE {lacking}")
+    job.report["events in no pair: no text or image"] = unknown
+    job.report["pairs dropped for a query without a vector"] = without
 
 
-def write(
-    connection: duckdb.DuckDBPyConnection,
-    path: epath.PathLike,
-    given: bool,
-    made: content.WordVectors,
-    config: ConfigDict,
-) -> tuple[dict[str, int], dict[str, int]]:
+def write(job: Job, given: bool, made: content.WordVectors) -> dict[str, int]:
     """Writes the queries of `split_pairs`, and makes the table `queries` of their rows.
 
     A query's vector is its own where it is given. Or else an item's is that of its first image, and
     a search's is made of its words.
 
     Returns:
-      (what the spec says of queries, counts for the report).
+      what the spec says of queries.
 
     Raises:
       InputError: where no query has a vector, or searches and items have vectors of other lengths.
     """
-    connection.execute(
+    database = job.database
+    database.run(
         "CREATE TABLE queries AS "
-        f"SELECT {reading.numbered('kind, item, id')}, * "
+        f"SELECT {numbered('kind, item, id')}, * "
         "FROM (SELECT DISTINCT kind, query AS id, source AS item FROM split_pairs)"
     )
     vector, join = "CAST(NULL AS FLOAT[][])", ""
     if given:
         vector, join = "v.vector", "LEFT JOIN own_vectors v ON q.id = v.id"
-    elif config.catalogue.images:
+    elif job.config.catalogue.images:
         vector = f"CASE WHEN q.item IS NOT NULL THEN [{items.SHOWN}[1]] END"
         join = "LEFT JOIN items i ON q.item = i.row LEFT JOIN given g ON i.id = g.id"
-    found = connection.sql(f"SELECT q.*, {vector} AS vector FROM queries q {join} ORDER BY q.row")
-    dim = _dim(connection, given, made, config)
+    found = f"SELECT q.*, {vector} AS vector FROM queries q {join} ORDER BY q.row"
+    dim = _dim(job, given, made)
     written = {name: [] for name in ("ids", "kinds", "items", "vectors")}
-    for piece in parts.pieces(found):
+    for piece in database.pieces(found):
         of_piece = content.first_vectors(piece["vector"], dim)
         search = piece["item"].is_null().to_numpy()
         item = piece["item"].fill_null(-1).to_numpy().astype(np.int32)
@@ -130,25 +122,19 @@ def write(
             "no query has a vector: no search has a word of the items' texts; expected --queries, "
             "or other config.vectors.texts"
         )
-    queries.write(path)
-    spec = {"num_queries": len(queries), "query_dim": dim}
-    return spec, {"queries": len(queries), "queries without a vector": empty}
+    queries.write(job.made / pairs.QUERIES_FILE)
+    job.report |= {"queries": len(queries), "queries without a vector": empty}
+    return {"num_queries": len(queries), "query_dim": dim}
 
 
-def _dim(
-    connection: duckdb.DuckDBPyConnection,
-    given: bool,
-    made: content.WordVectors,
-    config: ConfigDict,
-) -> int:
+def _dim(job: Job, given: bool, made: content.WordVectors) -> int:
     """Numbers of a query's vector."""
     if given:
-        query = "SELECT len(vector[1]) FROM own_vectors LIMIT 1"
-        return reading.first_row(connection, query)[0]
+        return job.database.row("SELECT len(vector[1]) FROM own_vectors LIMIT 1")[0]
     dims = {made.space.dim} if made.space else set()
-    if config.pairs.sequence:
+    if job.config.pairs.sequence:
         of_words = made.images is not None
-        dims.add(made.images.shape[1] if of_words else content.dim_of(connection, "images"))
+        dims.add(made.images.shape[1] if of_words else content.dim_of(job.database, "images"))
     if len(dims) > 1:
         raise InputError(
             f"config.vectors.dim: searches have vectors of {made.space.dim} numbers, items as "

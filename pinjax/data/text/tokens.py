@@ -36,6 +36,7 @@ from etils import epath
 
 from pinjax import files
 from pinjax.data import parquet
+from pinjax.data.text.keys import Counts, Lookup, count_distinct, mix, offsets_of
 from pinjax.errors import InputError
 
 KINDS = ("unigram", "bigram", "trigram")
@@ -74,7 +75,7 @@ def normalise(text: str | None) -> str:
 def interleave(columns: Sequence[Ragged]) -> Ragged:
     """Several texts of the same things, thing by thing: (things * columns) texts."""
     lengths = np.stack([np.diff(column.offsets) for column in columns], axis=1)
-    offsets = _offsets(lengths.ravel())
+    offsets = offsets_of(lengths.ravel())
     tokens = np.empty(offsets[-1], np.int32)
     for number, column in enumerate(columns):
         shift = offsets[number :: len(columns)][: len(lengths)] - column.offsets[:-1]
@@ -192,7 +193,7 @@ class Vocabulary:
         """
         parts = [self._encode(chunk) for chunk in _chunks(texts)]
         tokens, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return Ragged(tokens, _offsets(counts))
+        return Ragged(tokens, offsets_of(counts))
 
     def _encode(self, chunk: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """(int32 (tokens,), int64 (texts,)): the tokens of a chunk, and how many each text has."""
@@ -202,7 +203,7 @@ class Vocabulary:
         for kind, lookup in enumerate(self._lookups):
             ids = lookup(split.keys[kind])
             known = ids >= 0
-            counts[:, kind] = np.diff(_offsets(known)[split.bounds[kind]])
+            counts[:, kind] = np.diff(offsets_of(known)[split.bounds[kind]])
             found.append(ids[known])
         ends = np.cumsum(counts).reshape(counts.shape)
         tokens = np.empty(counts.sum(), np.int32)
@@ -213,16 +214,16 @@ class Vocabulary:
         return tokens, counts.sum(axis=1)
 
     @functools.cached_property
-    def _lookups(self) -> tuple["_Lookup", "_Lookup", "_Lookup"]:
+    def _lookups(self) -> tuple[Lookup, Lookup, Lookup]:
         unigrams, bigrams, _ = self.sizes
         tokens = self.rows["token"]
         words = _chunks(tokens.slice(0, unigrams).to_pylist())
         pairs = _chunks(tokens.slice(unigrams, bigrams).to_pylist())
         codes = _code_points("".join(tokens.slice(unigrams + bigrams).to_pylist()))
         return (
-            _Lookup(np.concatenate([_split(chunk).keys[0] for chunk in words]), 0),
-            _Lookup(np.concatenate([_split(chunk).keys[1] for chunk in pairs]), unigrams),
-            _Lookup(_pack(codes[0::3], codes[1::3], codes[2::3]), unigrams + bigrams),
+            Lookup(np.concatenate([_split(chunk).keys[0] for chunk in words]), 0),
+            Lookup(np.concatenate([_split(chunk).keys[1] for chunk in pairs]), unigrams),
+            Lookup(_pack(codes[0::3], codes[1::3], codes[2::3]), unigrams + bigrams),
         )
 
 
@@ -232,15 +233,15 @@ def _count(texts: Iterable[str | None]) -> tuple[tuple[np.ndarray, ...], ...]:
     Returns:
       (words, counts, spellings), (bigrams, counts, first words, second words), (trigrams, counts).
     """
-    words, pairs, triples = _Counts(), _Counts(), _Counts()
+    words, pairs, triples = Counts(), Counts(), Counts()
     for chunk in _chunks(texts):
         split = _split(chunk)
         word, pair, _ = split.keys
-        key, count, start, end = _distinct(word, np.ones(len(word), int), *split.spans)
+        key, count, start, end = count_distinct(word, np.ones(len(word), int), *split.spans)
         spelt = [split.joined[a:b] for a, b in zip(start, end, strict=True)]
         words.add(key, count, np.array(spelt, object))
         first, second = split.pairs
-        pairs.add(*_distinct(pair, np.ones(len(pair), int), word[first], word[second]))
+        pairs.add(*count_distinct(pair, np.ones(len(pair), int), word[first], word[second]))
 
     distinct = words.total()
     _, counts, spelt = distinct
@@ -249,7 +250,7 @@ def _count(texts: Iterable[str | None]) -> tuple[tuple[np.ndarray, ...], ...]:
         split = _split(chunk)
         start, end = end, end + len(chunk)
         count = np.repeat(counts[start:end], np.diff(split.bounds[2]))
-        triples.add(*_distinct(split.keys[2], count))
+        triples.add(*count_distinct(split.keys[2], count))
     return distinct, pairs.total(), triples.total()
 
 
@@ -291,13 +292,13 @@ def _split(texts: list[str]) -> _Split:
     edges = np.flatnonzero(in_word[1:] != in_word[:-1]) + 1
     starts, ends = edges[0::2], edges[1::2]
     # The separator before each text: counted, not searched for, since a text may hold it as well.
-    borders = _offsets(np.fromiter(map(len, texts), np.int64, len(texts)) + 1)
+    borders = offsets_of(np.fromiter(map(len, texts), np.int64, len(texts)) + 1)
     character = np.flatnonzero(in_word)
-    character_offsets = _offsets(ends - starts)
+    character_offsets = offsets_of(ends - starts)
     code = codes[character].astype(np.uint64)
 
     position = np.arange(len(character)) - np.repeat(character_offsets[:-1], ends - starts)
-    mixed = _mix(code | position.astype(np.uint64) << np.uint64(_CHARACTER))
+    mixed = mix(code | position.astype(np.uint64) << np.uint64(_CHARACTER))
     words = np.add.reduceat(mixed, character_offsets[:-1])
 
     left, right = codes[character - 1], codes[character + 1]
@@ -312,8 +313,8 @@ def _split(texts: list[str]) -> _Split:
         joined=joined,
         spans=(starts, ends),
         pairs=(second - 1, second),
-        keys=(words, _mix(words[second - 1]) + words[second], _pack(left, code, right)),
-        bounds=(word_bounds, _offsets(pair_counts), character_offsets[word_bounds]),
+        keys=(words, mix(words[second - 1]) + words[second], _pack(left, code, right)),
+        bounds=(word_bounds, offsets_of(pair_counts), character_offsets[word_bounds]),
     )
 
 
@@ -339,75 +340,3 @@ def _unpack(packed: np.ndarray) -> list[str]:
     codes &= np.uint64(2**_CHARACTER - 1)
     text = codes.astype("<u4").tobytes().decode("utf-32-le")
     return [text[i : i + 3] for i in range(0, len(text), 3)]
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 that scatters: that of SplitMix64 (Steele et al., OOPSLA 2014)."""
-    values = values ^ values >> np.uint64(30)
-    values *= np.uint64(0xBF58476D1CE4E5B9)
-    values ^= values >> np.uint64(27)
-    values *= np.uint64(0x94D049BB133111EB)
-    values ^= values >> np.uint64(31)
-    return values
-
-
-def _offsets(counts: np.ndarray) -> np.ndarray:
-    """The sums of all counts before each, and of all: int64 (len(counts) + 1,)."""
-    offsets = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    return offsets
-
-
-def _distinct(keys: np.ndarray, counts: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Each key once, ascending, with the sum of its counts and one of its rows of the columns."""
-    order = np.argsort(keys)
-    keys = keys[order]
-    first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
-    sums = np.diff(_offsets(counts[order])[np.append(first, len(keys))])
-    return keys[first], sums, *(column[order[first]] for column in columns)
-
-
-class _Counts:
-    """Counts of keys that come in parts, as `_distinct` makes them."""
-
-    def __init__(self):
-        self._parts = []
-
-    def add(self, *part: np.ndarray) -> None:
-        self._parts.append(part)
-        # Only when they have doubled, so that a key is sorted a logarithmic number of times.
-        if sum(len(keys) for keys, *_ in self._parts[1:]) > len(self._parts[0][0]):
-            self._parts = [self.total()]
-
-    def total(self) -> tuple[np.ndarray, ...]:
-        return _distinct(*(np.concatenate(column) for column in zip(*self._parts, strict=True)))
-
-
-class _Lookup:
-    """Ids by key: a hash table with linear probing, at most a quarter full."""
-
-    def __init__(self, keys: np.ndarray, first_id: int):
-        bits = max(4 * len(keys), 2).bit_length()
-        self._shift = np.uint64(64 - bits)
-        home = self._home(keys)
-        order = np.argsort(home, kind="stable")
-        rank = np.arange(len(keys))
-        # Each key in the first slot from its home on that those before it have left.
-        slot = rank + np.maximum.accumulate(home[order] - rank)
-        slots = max(2**bits, slot.max(initial=0) + 1) + 1
-        self._keys, self._ids = np.zeros(slots, np.uint64), np.full(slots, -1, np.int32)
-        self._keys[slot], self._ids[slot] = keys[order], first_id + order
-
-    def _home(self, keys: np.ndarray) -> np.ndarray:
-        return (_mix(keys) >> self._shift).astype(np.int64)
-
-    def __call__(self, keys: np.ndarray) -> np.ndarray:
-        """Int32 (n,), -1 where there is none."""
-        slot = self._home(keys)
-        ids = self._ids[slot]
-        wrong = np.flatnonzero((self._keys[slot] != keys) & (ids >= 0))
-        while len(wrong):
-            slot[wrong] += 1
-            ids[wrong] = self._ids[slot[wrong]]
-            wrong = wrong[(self._keys[slot[wrong]] != keys[wrong]) & (ids[wrong] >= 0)]
-        return ids

@@ -109,17 +109,14 @@ def test_the_closed_form_is_the_integral_over_the_window():
     np.testing.assert_allclose(scores, expected * old, rtol=1e-2)
     np.testing.assert_allclose(scores.sum(axis=1), (expected * old).sum(axis=1), rtol=3e-3)
 
-    chance = np.where(old, 1 - np.exp(-expected), 0)
-    found = np.sort(chance, axis=1)[:, -10:].sum(axis=1)
-    recall = found / (chance.sum(axis=1) + expected[:, ~old].sum(axis=1))
-    recall = np.average(recall, weights=1 - np.exp(-expected.sum(axis=1)))
-    assert oracle.expected_recall(MOMENT, WINDOW) == pytest.approx(recall, rel=1e-3)
-
 
 def test_expected_recall_is_what_is_measured(future):
-    _, oracle, _, counts, scores = future
-    measured = recalls(scores, counts)
-    expected = oracle.expected_recall(MOMENT, WINDOW)
+    """Of the items that exist at the moment, on each of which actions are Poisson events."""
+    topics, _, _, counts, scores = future
+    measured = recalls(scores, np.where(topics.created <= MOMENT, counts, 0))
+    chance = -np.expm1(-scores)
+    expected = np.sort(chance, axis=1)[:, -10:].sum(axis=1) / chance.sum(axis=1)
+    expected = np.average(expected, weights=-np.expm1(-scores.sum(axis=1)))
     assert abs(measured.mean() - expected) < interval(measured)
     assert interval(measured) < 0.1 * expected
 
@@ -261,12 +258,6 @@ def test_the_closed_form_is_the_sum(shop, oracle, rng, product_chance):
         assert (scores[-5:].sum(axis=1) < 0.99).all()
         assert (scores[:, late] == 0).all()
 
-        found = np.sort(expected, axis=1)[:, -10:].sum(axis=1)
-        popularity = shop.queries.popularity[queries]
-        recall = popularity @ found / (popularity @ expected.sum(axis=1))
-        measured = oracle.query_recall(queries, kind, moment, WINDOW)
-        assert measured == pytest.approx(recall, rel=1e-5)
-
 
 @pytest.fixture(scope="module")
 def later(engagements):
@@ -290,14 +281,15 @@ def test_what_happens_is_what_the_oracle_expects(shop, oracle, later, assert_dra
             assert_drawn_from(np.bincount(drawn, minlength=1_000), scores[head])
 
 
-def test_expected_recall_is_what_is_measured_and_beats_popularity(oracle, later):
-    queries = np.arange(400)
+def test_expected_recall_is_what_is_measured_and_beats_popularity(shop, oracle, later):
+    queries, popularity = np.arange(400), shop.queries.popularity
     for kind in range(4):
         drawn = later[later["task"] % 4 == kind]
         scores = oracle.query_scores(queries, kind, MOMENT, WINDOW)
         top = np.argsort(-scores, axis=1)[:, :10]
         hits = (top[drawn["query"]] == drawn["item"][:, None]).any(axis=1)
-        expected = oracle.query_recall(queries, kind, MOMENT, WINDOW)
+        found = np.sort(scores, axis=1)[:, -10:].sum(axis=1)
+        expected = popularity @ found / (popularity @ scores.sum(axis=1))
         assert abs(hits.mean() - expected) < 3.3 * hits.std() / np.sqrt(len(hits))
         popular = np.argsort(-np.bincount(later["item"], minlength=1_000))[:10]
         assert hits.mean() > 2 * np.isin(drawn["item"], popular).mean()

@@ -9,6 +9,7 @@ import pytest
 from pinjax.data import pairs
 from pinjax.data.simulated import pinworld, world
 from pinjax.data.simulated import shop as shop_lib
+from pinjax.data.simulated import words as words_lib
 
 MOMENT = world.TRAIN_END
 TINY = pinworld.SIZES["tiny"]
@@ -162,10 +163,10 @@ def test_counting_the_words_of_each_leaf_tells_the_leaf(wide, texts):
     for name in ("title", "description"):
         for product, text in enumerate(texts[name]):
             np.add.at(counts[product], [row[word] for word in text.split()], 1)
-    of_leaf = counts[:, words.leaf : words.root].reshape(-1, 24, shop_lib.LEAF_WORDS).sum(axis=2)
+    of_leaf = counts[:, words.leaf : words.root].reshape(-1, 24, words_lib.LEAF_WORDS).sum(axis=2)
     assert accuracy(of_leaf, wide.leaf) > 0.9
     of_root = counts[:, words.root : words.looks["colours"]]
-    of_root = of_root.reshape(-1, 6, shop_lib.ROOT_WORDS).sum(axis=2)
+    of_root = of_root.reshape(-1, 6, words_lib.ROOT_WORDS).sum(axis=2)
     assert accuracy(of_root, wide.leaf // wide.world.leaves_per_root) > 0.8
     assert (counts[:, words.common :].sum(axis=1) > 0).mean() > 0.9
 
@@ -195,7 +196,7 @@ def test_images_tell_the_style_better_than_words_do(wide, texts, images):
     assert cosine.mean() > 0.85
 
     row = {word: i for i, word in enumerate(wide.words.text)}
-    for name in shop_lib.STYLE_WORDS:
+    for name in words_lib.STYLE_WORDS:
         told = [
             wide.words.style[row[text.split()[0]]] @ style
             for text, style in zip(texts[name], wide.style, strict=True)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pinjax.data import dataset
+from pinjax.data.sources import column_map, engine, reading
 from pinjax.data.sources import prepare as prepare_lib
 from pinjax.errors import InputError
 
@@ -87,5 +88,30 @@ def refuse(tmp_path, prepare):
         assert not left
         assert not (tmp_path / kwargs.get("out", "out")).exists()
         return str(error.value)
+
+    return function
+
+
+@pytest.fixture
+def database(tmp_path):
+    directory = tmp_path / "database"
+    directory.mkdir()
+    with engine.open_database(directory, 2**28) as opened:
+        yield opened
+
+
+@pytest.fixture
+def read(database):
+    """read(path, columns, ...) gives the columns of a file as they are."""
+
+    def function(path, columns, **section):
+        settings = column_map.default().events
+        settings.update(section)
+        (file,) = reading.open_files(database, [str(path)], columns, settings)
+        names = ", ".join(engine.name_of(name) for name in columns)
+        rows = database.rows(f"SELECT {reading.ROW}, {names} FROM {file.relation}")
+        assert [row for row, *_ in rows] == list(range(1, file.rows + 1))
+        found = {name: [row[n] for row in rows] for n, name in enumerate(columns, start=1)}
+        return file, found
 
     return function

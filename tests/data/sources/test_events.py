@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pinjax.data.sources import column_map, parts
+from pinjax.data.sources import column_map
 from pinjax.data.spec import SPLITS
 
 START = 1_600_000_000
@@ -57,7 +57,7 @@ def config_of(**changes):
 
 
 def split_of(user, config):
-    """Independently of `parts.split_of`."""
+    """Independently of `splits.split_of`."""
     drawn = hashlib.blake2b(f"{config.split.seed}:{user}".encode(), digest_size=8).digest()
     share = int.from_bytes(drawn, "little") / 2**64
     held_out = config.split.test + config.split.valid
@@ -203,15 +203,6 @@ def test_leave_one_out_holds_all_users_in_one_split(seed, times, prepare):
     assert prepared.report.get("repeated rows dropped", 0) == (
         plainly(frame, config)[1] if times else 0
     )
-
-
-def test_split_shares_and_seeds():
-    first = [parts.split_of(user, 0, 0.1, 0.3) for user in range(4000)]
-    shares = [first.count(split) / 4000 for split in range(3)]
-    assert shares == pytest.approx([0.6, 0.1, 0.3], abs=0.03)
-    second = [parts.split_of(user, 1, 0.1, 0.3) for user in range(4000)]
-    same = np.mean([a == b for a, b in zip(first, second, strict=True)])
-    assert same == pytest.approx(0.36 + 0.01 + 0.09, abs=0.03)  # independent
 
 
 def test_a_user_keeps_its_split_when_the_log_grows(rng, prepare):

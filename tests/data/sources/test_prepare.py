@@ -315,7 +315,7 @@ BAD_CONFIGS = {
         {"split.test_days": 400.0},
         "expected a moment between the first and the last event",
     ),
-    "no date": ({"split.train_end": "soon"}, "split.train_end is 'soon'; expected a moment"),
+    "no date": ({"split.train_end": "soon"}, "split.train_end is 'soon'; expected ISO 8601"),
     "no time": ({"events.time": ""}, "events.time is ''; expected a column"),
     "unit": ({"events.time_unit": "min"}, "events.time_unit='min': expected .*ms"),
     "no unit": ({"events.time_unit": ""}, "time is BIGINT; expected timestamps.*or a unit"),
@@ -459,7 +459,7 @@ def run(tmp_path, body, *arguments):
 
 SCRIPT = """
 import os, resource, signal, sys
-from pinjax.data.sources import column_map, parts, prepare
+from pinjax.data.sources import column_map, graph_part, prepare
 
 config = column_map.default()
 config.events.update(user="user", time="time", time_unit="s", group="board")
@@ -467,7 +467,7 @@ config.split.update(test_days=10.0, valid=0.3, test=0.3)
 inputs = prepare.Inputs.find(sys.argv[1:2])
 out, memory, die = sys.argv[2], int(sys.argv[3]), sys.argv[4:]
 if die:
-    parts.write_graph = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    graph_part.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 prepare.prepare(inputs, out, config, memory)
 print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

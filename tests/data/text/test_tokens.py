@@ -183,16 +183,6 @@ def test_the_order_of_texts_does_not_matter(rng):
     assert first.rows.equals(second.rows)
 
 
-@pytest.mark.parametrize("crowded", [False, True])
-def test_lookup_is_that_of_a_dict(rng, monkeypatch, crowded):
-    if crowded:  # all keys in one slot, and beyond the end of the table
-        monkeypatch.setattr(tokens, "_mix", lambda keys: keys | np.uint64(2**64 - 2**32))
-    keys = rng.permutation(2000).astype(np.uint64)
-    lookup = tokens._Lookup(keys[:500], 7)
-    ids = {int(key): 7 + i for i, key in enumerate(keys[:500])}
-    assert lookup(keys).tolist() == [ids.get(int(key), -1) for key in keys]
-
-
 def test_a_saved_vocabulary_is_the_same(rng, tmp_path):
     texts = random_texts(rng, 400) + ADVERSARIAL
     vocabulary = tokens.Vocabulary.build(texts, **FEW)

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 
 from pinjax.distributed import batching, sharding
-from pinjax.evaluation import product_retrieval
+from pinjax.evaluation import evaluator as evaluator_lib
+from pinjax.evaluation import pair_source, vector_search
 from pinjax.systems import engagements, system
 
 
@@ -47,9 +48,10 @@ def bind(trainable, config, mesh, dataset):
     batches = engagements.batches_of(config, dataset.spec, dataset.pairs("train"))
     ids = {"queries": dataset.queries.ids, "items": dataset.catalogue.ids}
     everything = np.ones(dataset.spec.num_items, bool)
-    evaluator = product_retrieval.ProductRetrieval(
+    source = pair_source.PairSource(
         "MF", dataset, tuple(batches.tasks), everything, config.evaluate
     )
+    evaluator = evaluator_lib.Evaluator("MF", source)
 
     def embed_rows(name, params, rows):
         embed = functools.partial(trainable.embedders[name], params, {})
@@ -58,7 +60,7 @@ def bind(trainable, config, mesh, dataset):
     def evaluate(params, split, full=False):
         items = embed_rows("items", params, np.flatnonzero(everything))
         queries = functools.partial(embed_rows, "queries", params)
-        return evaluator(queries, jnp.asarray(items), split, full)
+        return evaluator(vector_search.of_vectors(queries, items), split, full)
 
     def embed(params, moment):
         def shard(name, rows):
@@ -71,7 +73,7 @@ def bind(trainable, config, mesh, dataset):
         constants={},
         batches=functools.partial(batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        asked=evaluator.asked,
+        evaluated_on=evaluator.describe,
         metrics=evaluator.metrics,
         embed=embed,
         embed_as_of=dataset.spec.train_end,

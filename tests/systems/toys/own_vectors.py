@@ -1,10 +1,10 @@
 """A system that is not trained: queries and items are the vectors that the data set has of them."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from pinjax.data import item_features
-from pinjax.evaluation import product_retrieval
+from pinjax.evaluation import evaluator as evaluator_lib
+from pinjax.evaluation import pair_source, vector_search
 from pinjax.systems import system
 
 
@@ -20,15 +20,14 @@ def bind(trainable, config, mesh, dataset):
     items, queries = item_features.item_vectors(dataset), dataset.queries.vectors
     tasks = tuple(range(len(dataset.spec.tasks)))
     findable = items.any(axis=1)
-    evaluator = product_retrieval.ProductRetrieval(
-        "own vectors", dataset, tasks, findable, config.evaluate
-    )
+    source = pair_source.PairSource("own vectors", dataset, tasks, findable, config.evaluate)
+    evaluator = evaluator_lib.Evaluator("own vectors", source)
 
     def evaluate(params, split, full=False):
         def embed(rows):
             return queries[rows].astype(np.float32)
 
-        return evaluator(embed, jnp.asarray(items), split, full)
+        return evaluator(vector_search.of_vectors(embed, items), split, full)
 
     def embed(params, moment):
         def shard(rows):
@@ -41,7 +40,7 @@ def bind(trainable, config, mesh, dataset):
         constants={},
         batches=None,
         evaluate=evaluate,
-        asked=evaluator.asked,
+        evaluated_on=evaluator.describe,
         metrics=evaluator.metrics,
         embed=embed,
         embed_as_of=0,

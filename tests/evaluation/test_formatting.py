@@ -1,16 +1,16 @@
 import doctest
 import math
 
-from pinjax.evaluation import table
+from pinjax.evaluation import formatting
 from pinjax.evaluation.metrics import Estimate
 
 
 def test_doctest():
-    assert doctest.testmod(table).failed == 0
+    assert doctest.testmod(formatting).failed == 0
 
 
 def test_cells_and_missing_ones():
-    text = table.format_table(
+    text = formatting.format_table(
         [
             ("popularity", {"R@10": Estimate(0.02, 0.019, 0.021), "cov": Estimate(float("nan"))}),
             ("ours", {"R@10": Estimate(0.2293, 0.2262, 0.2324), "queries/s": Estimate(12345.6)}),
@@ -31,7 +31,7 @@ def test_cells_and_missing_ones():
 
 def test_columns_beyond_the_width_follow_below():
     metrics = {f"metric {i}": Estimate(i / 7, i / 7 - 0.01, i / 7 + 0.01) for i in range(9)}
-    lines = table.format_table([("a", metrics), ("b", metrics)], width=60).splitlines()
+    lines = formatting.format_table([("a", metrics), ("b", metrics)], width=60).splitlines()
     assert max(map(len, lines)) <= 60
     headers = [line for line in lines if line.startswith("method")]
     names = [name.strip() for line in headers for name in line.split("  ")[1:] if name.strip()]
@@ -41,7 +41,7 @@ def test_columns_beyond_the_width_follow_below():
 def test_methods_without_any_of_the_columns_below_are_left_out_there():
     both = {f"metric {i}": Estimate(0.5, 0.49, 0.51) for i in range(2)}
     rows = [("ours", both | {"queries/s": Estimate(9e3)}), ("popularity", both)]
-    assert table.format_table(rows, width=52).splitlines()[-3:] == [
+    assert formatting.format_table(rows, width=52).splitlines()[-3:] == [
         "",
         "method  queries/s",
         "ours        9,000",
@@ -53,7 +53,7 @@ def test_columns_that_nobody_has_anything_in():
         ("ours", {"R@10 cold": Estimate(math.nan)}),
         ("oracle", {"R@10 cold": Estimate(math.nan)}),
     ]
-    assert table.format_table(rows).splitlines() == [
+    assert formatting.format_table(rows).splitlines() == [
         "method  R@10 cold",
         "ours            -",
         "oracle          -",
@@ -61,4 +61,4 @@ def test_columns_that_nobody_has_anything_in():
 
 
 def test_no_rows():
-    assert table.format_table([]) == "method"
+    assert formatting.format_table([]) == "method"

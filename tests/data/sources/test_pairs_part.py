@@ -492,7 +492,7 @@ BAD_CONFIGS = {
     ),
     "no moment": (
         {**TIMES, "events__since": "lately"},
-        "events.since is 'lately'; expected a moment",
+        "events.since is 'lately'; expected ISO 8601",
     ),
     "shares over 1": ({"split__valid": 0.9}, "split.test is 0.2; expected"),
     "empty split": ({"split__valid": 1e-9}, "no pair falls into valid"),

@@ -1,0 +1,81 @@
+"""The fields that the configs of all systems share."""
+
+from pinjax.settings import UINT32, Bool, Choice, Float, Int, Row, Section, Text, Tuple
+
+DAY = 24 * 60 * 60  # seconds
+
+
+def config(system: str) -> Section:
+    """A config with the shared fields, to which a system adds its own.
+
+    Args:
+      system: a name of `pinjax.systems.registry`.
+    """
+    config = Section()
+    config.system = Choice(system)
+
+    data = config.data = Section()
+    # The name pinworld/tiny|small|base, or a directory by pinjax.prepare.
+    data.name = Text("pinworld/small", ".+", "a name or a directory")
+    data.dir = Text("~/.cache/pinjax", ".+", "a directory")  # where named data sets are kept
+    data.workers = Int(0, at_least=0, at_most=256)  # processes that read ahead; 0: threads
+
+    model = config.model = Section()
+    # Of the arithmetic; parameters and normalisation stay float32.
+    model.dtype = Choice("float32", "bfloat16")
+
+    loss = config.loss = Section()
+    loss.log_q = Bool(True)  # correct logits by the log of the sampling probability
+    # Counters in each of the four rows of the count-min sketch: it takes 16 bytes for each, and
+    # with probability 0.98 over-counts by at most e / width of all counts.
+    loss.sketch_width = Int(2**16, at_least=2, at_most=2**25, power_of_two=True)
+    # What a step leaves of all counts before it; below 1, the sketch forgets.
+    loss.sketch_decay = Float(1.0, above=0, at_most=1)
+
+    train = config.train = Section()
+    train.seed = Int(0, at_least=0, at_most=UINT32)
+    train.steps = Int(1_000, at_least=1)
+    train.learning_rate = Float(1e-3, above=0)  # peak, after warm-up; then cosine decay to 0
+    train.warmup_steps = Int(100, at_least=0)
+    train.weight_decay = Float(0.01, at_least=0)  # of the kernels of dense layers
+    train.clip_norm = Float(1.0, above=0)  # largest global norm of the gradient
+    train.log_every = Int(50, at_least=0)  # steps; 0: only with a checkpoint
+    train.checkpoint_every = Int(500, at_least=0)  # steps; 0: only after evaluation
+    train.evaluate_every = Int(500, at_least=0)  # steps, on the validation split; 0: at the end
+    # A validation metric: serve its best checkpoint. "": the last one.
+    train.select = Text("", "(valid/.+)?", "a metric, as valid/R@10, or nothing")
+    # Devices along the mesh's axis `model`; a batch is split over the axis `data`.
+    train.model_devices = Int(1, at_least=1)
+    # Where parameters lie: "PATTERN = AXES; ...", as in "ffn_in/kernel = . . model; ffn_out/kernel
+    # = . model", axes of the mesh for each dimension; the others are replicated.
+    train.shard = Text("")
+    train.shard_optimizer = Bool(False)  # split the optimiser's state over `data`
+    # Split the rows of item features, texts and learned embeddings over all devices.
+    train.shard_tables = Bool(False)
+
+    evaluate = config.evaluate = Section()
+    # Candidates; a seeded sample where there are more.
+    evaluate.index_size = Int(1_000_000, at_least=1)
+    return config
+
+
+def add_pairs(config: Section, pairs: int, tasks: tuple[tuple[str, float, int], ...]) -> None:
+    """Adds the fields of a system that is trained on pairs of a query and an item.
+
+    Args:
+      config: what to add them to.
+      pairs: default of `data.pairs`.
+      tasks: default of `tasks`.
+    """
+    config.data.pairs = Int(pairs, at_least=1, at_most=2**20)  # in a batch, over all devices
+    # (query kind/engagement, weight in the batch, pairs that one item may be in; 0: any number)
+    config.tasks = Tuple(
+        tasks,
+        Row(
+            task=Text(pattern="(image|text)/.+", expected="text like image/click"),
+            weight=Float(above=0),
+            cap=Int(at_least=0),
+        ),
+        at_least=1,
+    )
+    config.evaluate.queries = Int(4_000, at_least=1)  # at most; a seeded sample

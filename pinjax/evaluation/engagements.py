@@ -1,0 +1,75 @@
+"""What the training users had done by a time: what the baselines know."""
+
+import functools
+
+import numpy as np
+import scipy.sparse
+
+
+class Engagements:
+    """Engagements of training users, or of training queries, in order of time.
+
+    Attributes:
+      items: how many items there are.
+    """
+
+    def __init__(
+        self,
+        actor: np.ndarray,
+        item: np.ndarray,
+        time: np.ndarray,
+        positive: np.ndarray,
+        items: int,
+    ):
+        """From arrays in any order.
+
+        Args:
+          actor: int (n,), row of the user, or of the query.
+          item: int (n,), row of the item.
+          time: int (n,), unix seconds; 0 where times are not known.
+          positive: bool (n,), whether an engagement is positive; only these are counted.
+          items: how many items there are.
+        """
+        order = np.argsort(time, kind="stable")
+        self.items = items
+        self._item, self._time = item[order], time[order].astype(np.int64)
+        self._actor, self._positive = actor[order], positive[order]
+
+    @property
+    def seconds(self) -> int:
+        """From the first engagement to the last."""
+        return int(self._time[-1] - self._time[0]) if len(self._time) else 0
+
+    def counts(self, until: int, seconds: int | None = None) -> np.ndarray:
+        """Int64 (items,): positive engagements in (until - seconds, until], or all up to then."""
+        rows = self._rows(until, seconds)
+        return np.bincount(self._item[rows][self._positive[rows]], minlength=self.items)
+
+    def all_counts(self, until: int) -> np.ndarray:
+        """Int64 (items,): all engagements up to a time, positive or not."""
+        return np.bincount(self._item[self._rows(until, None)], minlength=self.items)
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019, it lives as long as its command
+    def matrix(self, until: int) -> scipy.sparse.csr_array:
+        """(actors, items): 1 where an actor had engaged positively with an item, over sqrt(degree).
+
+        So the product of two columns is |U ∩ V| / sqrt(|U| |V|), the cosine of two items.
+        """
+        actor, item, time = self._first
+        rows = slice(np.searchsorted(time, until, "right"))
+        degree = np.maximum(np.bincount(item[rows], minlength=self.items), 1)
+        values = 1 / np.sqrt(degree[item[rows]])
+        shape = (int(actor.max(initial=-1)) + 1, self.items)
+        return scipy.sparse.csr_array((values, (actor[rows], item[rows])), shape)
+
+    @functools.cached_property
+    def _first(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Actor, item and time of the first positive engagement of each pair, by time."""
+        actor, item = (x[self._positive] for x in (self._actor, self._item))
+        _, first = np.unique(actor * np.int64(self.items) + item, return_index=True)
+        first.sort()
+        return actor[first], item[first], self._time[self._positive][first]
+
+    def _rows(self, until: int, seconds: int | None) -> slice:
+        first = 0 if seconds is None else np.searchsorted(self._time, until - seconds, "right")
+        return slice(first, np.searchsorted(self._time, until, "right"))

@@ -1,0 +1,228 @@
+"""Evaluators: a source of queries, the retrievers that answer them, and the table of their answers.
+
+Every table holds the system, ScaNN over its vectors, the baselines, and an oracle where there is
+one. All of them answer the same queries over the same index.
+"""
+
+import collections
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from pinjax.evaluation import baselines, metrics, records, retrievers, tables, vector_search
+from pinjax.evaluation.queries import EvalQueries, Index
+from pinjax.evaluation.retrievers import Retriever
+from pinjax.evaluation.source import Source
+
+_HAS_SCANN = importlib.util.find_spec("scann") is not None  # it has wheels for Linux alone
+
+
+class _Method(NamedTuple):
+    """A row of the table: who answers which queries."""
+
+    name: str
+    cadence: str
+    retriever: Retriever
+    by_task: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluator:
+    """Measures a system on a source.
+
+    Attributes:
+      name: of the system, for its rows of the table.
+      source: of queries and labels.
+    """
+
+    name: str
+    source: Source
+
+    def __call__(
+        self,
+        retriever: Retriever,
+        split: str,
+        full: bool,
+        others: Mapping[str, Retriever] = MappingProxyType({}),
+    ) -> tables.Table:
+        """The table of a split, over all evaluation windows.
+
+        Args:
+          retriever: the system's.
+          split: whose labels are looked for.
+          full: with all cadences, ScaNN, baselines and oracle; else the first row alone.
+          others: more methods, by name, for a full table.
+
+        Raises:
+          InputError: where there are no labels.
+        """
+        notes = self.source.notes(split)
+        methods = self._methods(retriever, full, others)
+        gathered = _Gathered(self.source, full or self.source.always_tiers)
+        for cadence in dict.fromkeys(["window", *(method.cadence for method in methods)]):
+            of_cadence = [method for method in methods if method.cadence == cadence]
+            for start, queries in self.source.queries(split, cadence).items():
+                index = self.source.index(start)
+                if cadence == "window":
+                    gathered.add_labels(start, queries)
+                for method in of_cadence:
+                    own = queries.by_task() if method.by_task else queries
+                    found = method.retriever.answer(own, index)
+                    gathered.add(method.name, cadence, own, index, found)
+        return tables.table_of(self._records(gathered, methods, full, notes))
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """The names of the metrics in the first row where `full` is False, with what is best."""
+        names = [*self.source.main_metrics, tables.COVERAGE]
+        if self.source.always_tiers:
+            names += [f"R@10 {tier}" for tier in self.source.tiers]
+        if self.source.cadences[0] == "window" and self.source.topics is not None:
+            names.append(tables.ENTROPY)
+        return dict.fromkeys(names, "max")
+
+    def describe(self, split: str) -> str:
+        """What the table of a split rests on, as "1,987 users, 4,530 labels"; reads no model.
+
+        Raises:
+          InputError: where there are no labels.
+        """
+        return self.source.describe(split)
+
+    @functools.cached_property
+    def baselines(self) -> baselines.Baselines:
+        return baselines.choose(self.source)
+
+    def _methods(
+        self, retriever: Retriever, full: bool, others: Mapping[str, Retriever]
+    ) -> list[_Method]:
+        """In the order of the table's rows."""
+        cadences = self.source.cadences if full else self.source.cadences[:1]
+        methods = [_Method(self.name, cadence, retriever) for cadence in cadences]
+        if not full:
+            return methods
+        searches = isinstance(retriever, vector_search.VectorSearch) and "window" in cadences
+        if searches and self.source.few_excluded and _HAS_SCANN:
+            approximate = vector_search.ScannSearch(retriever)
+            methods.insert(1, _Method(f"{self.name}, ScaNN", "window", approximate))
+        methods += [_Method(name, "window", other) for name, other in others.items()]
+        for cadence in cadences:
+            if oracle := self.source.oracle(cadence):
+                methods.append(_Method(tables.ORACLE, cadence, oracle, by_task=True))
+        for name, baseline in self.baselines.retrievers.items():
+            # Who is popular does not depend on what a user did since.
+            anew = cadences if name == baselines.CO_OCCURRENCE else ("window",)
+            anew = dict.fromkeys(["window", *anew])
+            methods += [_Method(name, cadence, baseline) for cadence in anew]
+        return methods
+
+    def _records(
+        self, gathered: "_Gathered", methods: list[_Method], full: bool, notes: list[str]
+    ) -> records.Records:
+        chosen = self.baselines if full else baselines.Baselines({}, [])
+        order = [(method.name, method.cadence) for method in methods]
+        about = records.About(
+            system=self.name,
+            averaged_over=self.source.averaged_over,
+            metrics=self.source.main_metrics,
+            tiers=self.source.tiers if gathered.with_tiers else (),
+            tasks=self.source.tasks if full else (),
+            has_topics=self.source.topics is not None,
+            listed=self.source.depth + 1,
+            baselines=tuple(chosen.retrievers),
+            figures=gathered.figures(order),
+            notes=(*notes, *chosen.notes),
+        )
+        return records.Records(about, gathered.labels(), gathered.methods(order))
+
+
+class _Gathered:
+    """What is known of labels and of methods, window by window."""
+
+    def __init__(self, source: Source, with_tiers: bool):
+        self._source, self.with_tiers = source, with_tiers
+        self._labels = collections.defaultdict(list)
+        self._ranks = collections.defaultdict(lambda: collections.defaultdict(list))
+        self._figures = collections.defaultdict(lambda: collections.defaultdict(list))
+
+    def add_labels(self, start: int, queries: EvalQueries) -> None:
+        """Adds what is known of the labels of a window."""
+        source, number = self._source, len(queries.label_item)
+        catalogue, item = source.dataset.catalogue, queries.label_item
+        # As objects, since text of one width would be as wide as the longest id.
+        users = np.array(queries.users, np.int64 if isinstance(queries.users[0], int) else object)
+        popularity, tier = np.zeros(number, np.int64), np.full(number, "", object)
+        if self.with_tiers:
+            popularity = source.engagements.all_counts(start)[item]
+            tier = np.array(source.tiers, object)[source.item_tiers(start)[item]]
+        task = np.array(source.tasks or ("",), object)[queries.label_task]
+        columns = {
+            "user": users[queries.label_user],
+            "window": np.full(number, start, np.int64),
+            "label": catalogue.ids[item],
+            "label_time": queries.label_time,
+            "label_age": queries.label_time - catalogue.created[item].astype(np.int64),
+            "label_popularity": popularity.astype(np.int32),
+            "task": task,
+            "tier": tier,
+        }
+        for name, values in columns.items():
+            self._labels[name].append(values)
+
+    def add(
+        self,
+        method: str,
+        cadence: str,
+        queries: EvalQueries,
+        index: Index,
+        found: retrievers.Found,
+    ) -> None:
+        """Adds what a method found in a window."""
+        key = method, cadence
+        found = retrievers.without_excluded(found, queries, len(index.held))
+        entropy = np.full(len(queries), np.nan, np.float32)
+        if cadence == "window" and self._source.topics is not None:
+            top = metrics.untied_top(found.rows, found.scores, queries.depth, found.rounding)
+            entropy = metrics.interest_entropy(top, self._source.topics).astype(np.float32)
+        ranks = {
+            "rank": retrievers.ranks(found, queries).astype(np.int16),
+            "request_time": queries.query_time[queries.label_query],
+            "entropy": entropy[queries.label_query],
+        }
+        for name, values in ranks.items():
+            self._ranks[key][name].append(values)
+        top = metrics.untied_top(found.rows, found.scores, 10, found.rounding)
+        figures = {
+            tables.COVERAGE: metrics.coverage(top, int(index.held.sum())),
+            tables.OVERLAP: metrics.overlap(top),
+            **found.figures,
+        }
+        for name, value in figures.items():
+            self._figures[key][name].append(value)
+
+    def labels(self) -> dict[str, np.ndarray]:
+        return {name: np.concatenate(parts) for name, parts in self._labels.items()}
+
+    def methods(self, order: list[tuple[str, str]]) -> dict[tuple[str, str], records.Ranks]:
+        return {
+            key: records.Ranks(**{name: np.concatenate(x) for name, x in self._ranks[key].items()})
+            for key in order
+            if key in self._ranks
+        }
+
+    def figures(self, order: list[tuple[str, str]]) -> tuple:
+        """Means over windows, where there are any."""
+        means = {
+            key: {name: float(np.mean(values)) for name, values in self._figures[key].items()}
+            for key in order
+            if key in self._figures
+        }
+        return tuple(
+            (*key, {name: value for name, value in of_key.items() if np.isfinite(value)})
+            for key, of_key in means.items()
+        )

@@ -1,0 +1,68 @@
+"""The best answers that a simulated world allows, as retrievers under the rules of all others."""
+
+import dataclasses
+
+import numpy as np
+
+from pinjax.data.simulated.oracle import Oracle
+from pinjax.evaluation.queries import EvalQueries, Index
+from pinjax.evaluation.retrievers import Found
+from pinjax.retrieval import exact
+
+_QUERIES = 1024  # scored at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class UserOracle:
+    """Ranks by what users are expected to engage with after the request time.
+
+    Attributes:
+      oracle: of the world.
+      horizon: seconds after the request time that count.
+      in_session: whether it looks for the next action alone, that of a session under way.
+    """
+
+    oracle: Oracle
+    horizon: int
+    in_session: bool
+
+    def answer(self, queries: EvalQueries, index: Index) -> Found:
+        expected = self.oracle.expect(
+            [queries.users[user] for user in queries.query_user],
+            queries.query_time,
+            self.horizon,
+            queries.features if self.in_session else None,
+        )
+        depth = queries.searched(len(index.held))
+        rows = np.empty((len(queries), depth), np.int32)
+        scores = np.empty(rows.shape, np.float32)
+        for some, items, expectation in expected.candidates(index.held, depth):
+            every = np.ones(len(items), bool)
+            scores[some], columns = exact.best(expectation, every, depth)
+            rows[some] = np.where(columns >= 0, items[columns], -1)
+        label_scores = expected.of(queries.label_query, queries.label_item)
+        return Found(rows, scores, label_scores, rounding=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairOracle:
+    """Ranks by the chance of an engagement, for queries of one task each (`by_task`)."""
+
+    oracle: Oracle
+
+    def answer(self, queries: EvalQueries, index: Index) -> Found:
+        depth = queries.searched(len(index.held))
+        rows = np.empty((len(queries), depth), np.int32)
+        scores = np.empty(rows.shape)
+        label_scores = np.empty(len(queries.label_item), np.float32)
+        tasks = queries.features["task"]
+        for task in np.unique(tasks):
+            of_task = np.flatnonzero(tasks == task)
+            for start in range(0, len(of_task), _QUERIES):
+                some = of_task[start : start + _QUERIES]
+                expected = self.oracle.task_scores(queries.features["query"][some], int(task))
+                scores[some], rows[some] = exact.best(expected, index.held, depth)
+                label = np.flatnonzero(np.isin(queries.label_query, some))
+                row = np.searchsorted(some, queries.label_query[label])
+                label_scores[label] = expected[row, queries.label_item[label]]
+        return Found(rows, scores, label_scores, rounding=0.0)

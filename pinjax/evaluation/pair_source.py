@@ -1,0 +1,160 @@
+"""Evaluation queries from pairs: what a query led to (ItemSage, §5.1).
+
+Every engagement counts once, so an item that is engaged with more weighs more. Where a query is an
+item, that item is excluded from its results. Items of which a system sees nothing are not eligible
+for the index, for any method: every method misses an engagement with one.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from pinjax.data.dataset import Dataset
+from pinjax.errors import InputError
+from pinjax.evaluation import oracles, tables
+from pinjax.evaluation.engagements import Engagements
+from pinjax.evaluation.queries import EvalQueries, Index
+
+TIERS = ("head", "middle", "tail", "cold")  # of popularity; cold: never in training
+_CONTEXT = 100  # items that a query led to in training, at most
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairSource:
+    """The evaluation queries of a data set's pairs. There is one evaluation window, all of a split.
+
+    Attributes:
+      name: of the system, for messages.
+      dataset: where queries, items and engagements come from.
+      task_rows: rows of `Spec.tasks` that count.
+      eligible: bool (items,), which items an index may hold, for any method.
+      config: the `evaluate` section of a run's config.
+    """
+
+    name: str
+    dataset: Dataset
+    task_rows: tuple[int, ...]
+    eligible: np.ndarray
+    config: ConfigDict
+
+    averaged_over = "labels"
+    depth = 100
+    main_metrics = ("R@1", "R@10", "R@100")
+    tiers = TIERS
+    always_tiers = True
+    cadences = ("window",)
+    may_repeat = True  # what a query led to before, it may lead to again
+    few_excluded = True
+    topics = None
+
+    def __post_init__(self):
+        if not self.eligible.any():
+            name = self.dataset.spec.name
+            raise InputError(f"data.name: no item of {name} has features that {self.name} uses")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names by row; rows that do not count have none."""
+        names = self.dataset.spec.tasks
+        return tuple(name if i in self.task_rows else "" for i, name in enumerate(names))
+
+    @functools.cache  # noqa: B019, it lives as long as its command
+    def index(self, start: int) -> Index:
+        return Index.create(start, self.eligible, self.config.index_size)
+
+    @functools.cached_property
+    def engagements(self) -> Engagements:
+        """Of the training queries."""
+        pairs = self._pairs("train")
+        time = np.minimum(pairs["time"], self.dataset.spec.train_end)
+        every = np.ones(len(pairs), bool)
+        return Engagements(pairs["query"], pairs["item"], time, every, len(self.eligible))
+
+    def item_tiers(self, start: int) -> np.ndarray:
+        """Int (items,), row of `tiers`: head, middle and tail have about a third of training.
+
+        Items of equal popularity are in one tier: where the first of them would be.
+        """
+        counts = self.engagements.counts(start)
+        falling = -np.sort(-counts)
+        before = (np.cumsum(falling) - falling)[np.searchsorted(-falling, -counts)]
+        return np.where(counts == 0, TIERS.index("cold"), 3 * before // max(1, counts.sum()))
+
+    def oracle(self, cadence: str) -> oracles.PairOracle | None:
+        """The best answers that a simulated world allows."""
+        del cadence
+        return self.dataset.oracle and oracles.PairOracle(self.dataset.oracle)
+
+    def describe(self, split: str) -> str:
+        """What the table of a split rests on.
+
+        Raises:
+          InputError: where no engagement counts.
+        """
+        if not (parts := self.queries(split)):
+            name = self.dataset.spec.name
+            raise InputError(f"{name}, split {split}: no engagement of the tasks that count")
+        (queries,) = parts.values()
+        return f"{len(queries):,} queries, {len(queries.label_item):,} engagements"
+
+    def notes(self, split: str) -> list[str]:
+        """What is evaluated on, and whether it is little."""
+        description = self.describe(split)
+        (queries,) = self.queries(split).values()
+        more = f"split.{split} or split.test_days of pinjax.prepare"
+        if len(queries) == self.config.queries:
+            more = "evaluate.queries"
+        return [description, *tables.too_few(len(queries), "queries", more)]
+
+    def queries(self, split: str, cadence: str = "window") -> dict[int, EvalQueries]:
+        """By the start of the window, the queries of a split, ascending, or a seeded sample."""
+        del cadence
+        return self._queries(split)
+
+    @functools.cache  # noqa: B019, it lives as long as its command
+    def _queries(self, split: str) -> dict[int, EvalQueries]:
+        pairs = self._pairs(split)
+        rows = np.unique(pairs["query"])
+        if len(rows) > self.config.queries:
+            rows = np.random.default_rng(0).choice(rows, self.config.queries, replace=False)
+            pairs = pairs[np.isin(pairs["query"], rows)]
+        if not len(pairs):
+            return {}
+        rows, label_query = np.unique(pairs["query"], return_inverse=True)
+        itself = self.dataset.queries.items[rows]
+        is_item = np.flatnonzero(itself >= 0)
+        start = self.dataset.spec.train_end
+        return {
+            start: EvalQueries(
+                users=self.dataset.queries.ids[rows].tolist(),
+                query_user=np.arange(len(rows)),
+                query_time=np.full(len(rows), start, np.int64),
+                features={"query": rows},
+                context=self._context(rows, itself),
+                label_query=label_query,
+                label_item=pairs["item"],
+                label_exists=self.eligible[pairs["item"]],
+                label_task=pairs["task"],
+                label_time=pairs["time"].astype(np.int64),
+                excluded=np.stack([is_item, itself[is_item]], axis=1).astype(np.int64),
+                depth=self.depth,
+            )
+        }
+
+    def _pairs(self, split: str) -> np.ndarray:
+        pairs = self.dataset.pairs(split)
+        return pairs[np.isin(pairs["task"], self.task_rows)]
+
+    def _context(self, rows: np.ndarray, itself: np.ndarray) -> np.ndarray:
+        """What training says that queries led to, newest last; then the item that a query is."""
+        train = self._pairs("train")
+        train = train[np.isin(train["query"], rows)]
+        train = train[np.argsort(train["query"], kind="stable")]
+        first, last = (np.searchsorted(train["query"], rows, s) for s in ("left", "right"))
+        place = last[:, None] - np.arange(_CONTEXT, 0, -1)
+        there = place >= first[:, None]
+        led_to = np.where(there, train["item"][np.where(there, place, 0)], -1) if len(train) else -1
+        led_to = np.broadcast_to(led_to, place.shape)
+        return np.concatenate([led_to, itself[:, None]], axis=1).astype(np.int32)

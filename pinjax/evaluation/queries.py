@@ -1,0 +1,149 @@
+"""Evaluation queries and their labels, in one form for timelines and for pairs.
+
+A query is what is known when a user asks: the user's history at a time, or a row of a data set's
+queries. Its labels are the items that the user then engaged with.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Index:
+    """The items that may be found.
+
+    Attributes:
+      time: unix seconds; the index is built from what is known at this time.
+      eligible: bool (items,), items that an index may hold. Every method misses a label that is
+        none of them.
+      held: bool (items,), items that this index holds: the eligible ones, or a sample of them.
+    """
+
+    time: int
+    eligible: np.ndarray
+    held: np.ndarray
+
+    @classmethod
+    def create(cls, time: int, eligible: np.ndarray, size: int) -> "Index":
+        """An index of at most `size` items: a seeded sample where more are eligible."""
+        held = eligible.copy()
+        surplus = int(held.sum()) - size
+        if surplus > 0:
+            out = np.random.default_rng(0).choice(np.flatnonzero(held), surplus, replace=False)
+            held[out] = False
+        return cls(time, eligible, held)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvalQueries:
+    """Queries at one evaluation window, and their labels.
+
+    A user may have several queries in a window; each label then belongs to the newest query before
+    it. Labels have the same order, whatever the queries that they are divided over.
+
+    Attributes:
+      users: own ids of users, or, of pairs, of the queries themselves. Intervals are over these.
+      query_user: int64 (queries,), row of `users`.
+      query_time: int64 (queries,), request time, unix seconds.
+      features: what a model reads of the queries, by name, each (queries, ...).
+      context: int32 (queries, n), the items that a query is known by, newest last and -1 before
+        them.
+      label_query: int64 (labels,), row of the query.
+      label_item: int32 (labels,).
+      label_exists: bool (labels,), whether the item is eligible for the index.
+      label_task: uint8 (labels,), row of the tasks.
+      label_time: int64 (labels,), unix seconds of the engagement.
+      excluded: int64 (n, 2), query and item of what must not be among a query's results.
+      depth: results of a query that count.
+    """
+
+    users: list[int | str]
+    query_user: np.ndarray
+    query_time: np.ndarray
+    features: dict[str, np.ndarray]
+    context: np.ndarray
+    label_query: np.ndarray
+    label_item: np.ndarray
+    label_exists: np.ndarray
+    label_task: np.ndarray
+    label_time: np.ndarray
+    excluded: np.ndarray
+    depth: int
+
+    def __len__(self) -> int:
+        return len(self.query_user)
+
+    @property
+    def label_user(self) -> np.ndarray:
+        return self.query_user[self.label_query]
+
+    @property
+    def max_excluded(self) -> int:
+        """The largest number of items that a query excludes."""
+        return int(np.bincount(self.excluded[:, 0], minlength=1).max())
+
+    @property
+    def listed(self) -> int:
+        """Results to look at: one more shows whether the last that counts has equals."""
+        return self.depth + 1
+
+    def searched(self, items: int) -> int:
+        """Results to search for among so many items, so that enough are left after exclusion.
+
+        It is rounded up, so that few programs are compiled for many windows.
+        """
+        wanted = self.listed + min(self.max_excluded, items)
+        return wanted if wanted <= self.listed + 1 else 1 << (wanted - 1).bit_length()
+
+    def by_task(self) -> "EvalQueries":
+        """A query for each task that it has labels of; `features` tell its task."""
+        pairs = np.stack([self.label_task.astype(np.int64), self.label_query])
+        (task, query), label_query = np.unique(pairs, axis=1, return_inverse=True)
+        order = np.argsort(query, kind="stable")
+        bounds = [np.searchsorted(query[order], self.excluded[:, 0], s) for s in ("left", "right")]
+        first, number = bounds[0], bounds[1] - bounds[0]
+        again = np.repeat(np.arange(len(number)), number)
+        nth = np.arange(len(again)) - np.repeat(np.cumsum(number) - number - first, number)
+        excluded = np.stack([order[nth], self.excluded[again, 1]], axis=1)
+        features = {name: values[query] for name, values in self.features.items()}
+        return dataclasses.replace(
+            self,
+            query_user=self.query_user[query],
+            query_time=self.query_time[query],
+            features=features | {"task": task},
+            context=self.context[query],
+            label_query=label_query,
+            excluded=excluded,
+        )
+
+
+def concatenate(parts: Sequence[EvalQueries]) -> EvalQueries:
+    """Queries of different users as one."""
+    users = np.cumsum([0] + [len(part.users) for part in parts])[:-1]
+    rows = np.cumsum([0] + [len(part) for part in parts])[:-1]
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return EvalQueries(
+        users=list(itertools.chain.from_iterable(part.users for part in parts)),
+        query_user=np.concatenate([p.query_user + n for p, n in zip(parts, users, strict=True)]),
+        query_time=joined("query_time"),
+        features={
+            name: np.concatenate([part.features[name] for part in parts])
+            for name in parts[0].features
+        },
+        context=joined("context"),
+        label_query=np.concatenate([p.label_query + n for p, n in zip(parts, rows, strict=True)]),
+        label_item=joined("label_item"),
+        label_exists=joined("label_exists"),
+        label_task=joined("label_task"),
+        label_time=joined("label_time"),
+        excluded=np.concatenate(
+            [p.excluded + np.array([n, 0]) for p, n in zip(parts, rows, strict=True)]
+        ),
+        depth=parts[0].depth,
+    )

@@ -1,0 +1,159 @@
+"""Per-query records: where every method ranked every label. All figures are made from them.
+
+A Parquet file with a row for each method and label:
+
+    method         as "PinnerFormer, ScaNN"
+    cadence        how often embeddings are computed: window, daily or realtime
+    user           own id of the user; of pairs, the query's own id
+    window         start of the evaluation window, unix seconds
+    request_time   of the query that the label belongs to, unix seconds
+    label          own id of the item
+    label_time     of the engagement, unix seconds
+    label_age      seconds from the item's creation to its engagement
+    label_popularity   engagements of training users with the item up to the window's start
+    task           what kind of query led to what kind of engagement; "" for timelines
+    tier           of the item's popularity; "" where tiers were not made
+    rank           0 for the best; `listed` (in the metadata) or more: not found
+    entropy        Interest Entropy@50 of the query's results; NaN where it is not measured
+
+Every method has the same labels in the same order. The file's metadata, as JSON under "pinjax", is
+`About`.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from etils import epath
+
+from pinjax import files
+from pinjax.data import parquet
+from pinjax.errors import InputError
+
+_KEY = b"pinjax"
+_CODED = ("method", "cadence", "user", "label", "task", "tier")  # text or own ids
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What the records of an evaluation have in common.
+
+    Attributes:
+      system: name of the method that is evaluated; its rows are those whose method begins so.
+      averaged_over: "users": a metric is a number of each user and window, and their mean;
+        "labels": of each label.
+      metrics: names of the main metrics, as "R@10".
+      tiers: names of the tiers of popularity, in order.
+      tasks: names of the tasks, in order.
+      has_topics: whether topics of items are known, so that there are entropies.
+      listed: the rank of labels that were not found.
+      baselines: methods that are baselines.
+      figures: [method, cadence, figures by name]: figures of methods that are no label's.
+      notes: lines about what was evaluated on.
+    """
+
+    system: str
+    averaged_over: str
+    metrics: tuple[str, ...]
+    tiers: tuple[str, ...]
+    tasks: tuple[str, ...]
+    has_topics: bool
+    listed: int
+    baselines: tuple[str, ...]
+    figures: tuple[tuple[str, str, dict[str, float]], ...]
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """What is known of a method, label by label.
+
+    Attributes:
+      rank: int16 (labels,).
+      request_time: int64 (labels,).
+      entropy: float32 (labels,).
+    """
+
+    rank: np.ndarray
+    request_time: np.ndarray
+    entropy: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """The records of an evaluation.
+
+    Attributes:
+      about: what they have in common.
+      labels: columns that do not depend on the method, each (labels,).
+      methods: by (method, cadence), in the order of the table.
+    """
+
+    about: About
+    labels: dict[str, np.ndarray]
+    methods: dict[tuple[str, str], Ranks]
+
+
+def write(path: epath.PathLike, records: Records) -> None:
+    """Writes records as Parquet."""
+    constant = {name: _column(name, values) for name, values in records.labels.items()}
+    number = len(records.labels["user"])
+    tables = [
+        pa.table(
+            {
+                "method": _column("method", np.full(number, method, object)),
+                "cadence": _column("cadence", np.full(number, cadence, object)),
+                **constant,
+                **{name: pa.array(values) for name, values in vars(ranks).items()},
+            }
+        )
+        for (method, cadence), ranks in records.methods.items()
+    ]
+    about = json.dumps(dataclasses.asdict(records.about), allow_nan=False).encode()
+    table = pa.concat_tables(tables).replace_schema_metadata({_KEY: about})
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=max(1, number))
+    with files.replacing(epath.Path(path)) as file:
+        file.write(buffer.getvalue())
+
+
+def read(path: epath.PathLike) -> Records:
+    """Reads what `write` wrote.
+
+    Raises:
+      InputError: where it cannot be read.
+    """
+    table = parquet.read(path)
+    metadata = table.schema.metadata or {}
+    if _KEY not in metadata:
+        raise InputError(f"{path}: no records of an evaluation, expected metadata of pinjax")
+    content = {k: _tuples(v) for k, v in json.loads(metadata[_KEY]).items()}
+    columns = {name: _values(table[name]) for name in table.column_names}
+    keys = list(zip(columns.pop("method"), columns.pop("cadence"), strict=True))
+    methods = {}
+    fields = [field.name for field in dataclasses.fields(Ranks)]
+    for key in dict.fromkeys(keys):
+        here = np.array([other == key for other in keys])
+        methods[key] = Ranks(**{name: columns[name][here] for name in fields})
+    labels = {name: values[here] for name, values in columns.items() if name not in fields}
+    return Records(About(**content), labels, methods)
+
+
+def _column(name: str, values: np.ndarray) -> pa.Array:
+    if name not in _CODED:
+        return pa.array(values)
+    kind = pa.int64() if values.dtype != object else pa.large_string()
+    return pa.array(values, kind).dictionary_encode()
+
+
+def _values(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.to_numpy()
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,99 @@
+"""Retrievers: whatever answers evaluation queries with items of an index.
+
+A retriever gives the best items of an index and the scores of the labels. It need not
+mind what a query excludes, nor labels that are not eligible: `without_excluded` and `ranks` do, for
+all retrievers alike.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from pinjax.evaluation import metrics
+from pinjax.evaluation.queries import EvalQueries, Index
+
+
+class Found(NamedTuple):
+    """What a retriever answers.
+
+    Attributes:
+      rows: int32 (queries, k), best first, -1 where there are fewer results.
+      scores: floats (queries, k), -inf where there are fewer results.
+      label_scores: floats (labels,), the labels' own scores for their queries, -inf where one
+        cannot be found.
+      rounding: by how much equal scores may differ.
+      figures: numbers of the retriever itself, by name.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    label_scores: np.ndarray
+    rounding: float = metrics.ROUNDING
+    figures: Mapping[str, float] = MappingProxyType({})
+
+
+class Retriever(Protocol):
+    """Anything that ranks items for queries."""
+
+    def answer(self, queries: EvalQueries, index: Index) -> Found:
+        """The `queries.searched` best items that the index holds, for every query."""
+
+
+def without_excluded(found: Found, queries: EvalQueries, items: int) -> Found:
+    """The `queries.listed` best of the results that are not excluded. Excluded labels are missed.
+
+    Args:
+      found: `queries.searched` results of each query.
+      queries: that were answered.
+      items: rows of the catalogue.
+    """
+    pairs = queries.excluded[:, 0] * items + queries.excluded[:, 1]
+    query = np.arange(len(found.rows))[:, None]
+    rows, scores = metrics.leave_out(
+        found.rows, found.scores, np.isin(query * items + found.rows, pairs) & (found.rows >= 0)
+    )
+    missed = np.isin(queries.label_query * items + queries.label_item, pairs)
+    return found._replace(
+        rows=rows[:, : queries.listed],
+        scores=scores[:, : queries.listed],
+        label_scores=np.where(missed, -np.inf, found.label_scores),
+    )
+
+
+def ranks(found: Found, queries: EvalQueries) -> np.ndarray:
+    """Int (labels,): each label's rank, 0 for the best; `queries.listed` where it was not found."""
+    found_ranks = metrics.label_ranks(
+        found.rows,
+        found.scores,
+        queries.label_query,
+        queries.label_item,
+        found.label_scores,
+        found.rounding,
+    )
+    return np.where(queries.label_exists, found_ranks, queries.listed)
+
+
+class Answers:
+    """The answers of a method that is measured from outside. An item not among them is missed."""
+
+    def __init__(self, rows: Callable[[EvalQueries, Index], np.ndarray]):
+        """A retriever.
+
+        Args:
+          rows: from queries and index to rows of items, int (queries, k), best first, -1 where
+            there are fewer; what is not in the index does not count.
+        """
+        self._rows = rows
+
+    def answer(self, queries: EvalQueries, index: Index) -> Found:
+        rows = self._rows(queries, index)
+        scores = np.broadcast_to(-np.arange(rows.shape[1], dtype=np.float32), rows.shape)
+        rows, scores = metrics.leave_out(rows, scores, (rows < 0) | ~index.held[rows])
+        more = (0, 0), (0, max(0, queries.listed - rows.shape[1]))
+        return Found(
+            np.pad(rows, more, constant_values=-1),
+            np.pad(scores, more, constant_values=-np.inf),
+            np.full(len(queries.label_item), -np.inf, np.float32),
+        )

@@ -1,0 +1,179 @@
+"""Tables of results, made from records."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pyarrow as pa
+
+from pinjax.evaluation import metrics
+from pinjax.evaluation.metrics import Estimate
+from pinjax.evaluation.records import Records
+
+ENOUGH = 100  # users or queries; a table that rests on fewer says so
+COVERAGE = "P90 cov@10"
+OVERLAP = "overlap@10"  # a figure that becomes a note
+ENTROPY = "entropy@50"
+DIFFERENCE = "over baseline"
+SHARE = "of oracle"
+ORACLE = "oracle"
+SUFFIXES = {"window": "", "daily": ", daily", "realtime": ", real time"}  # of a row, by cadence
+
+_ALIKE = 0.9  # overlap of lists that are nearly the same
+_METRICS = {"R": metrics.recall, "HR": metrics.hit_rate, "NDCG": metrics.ndcg}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a results table.
+
+    Attributes:
+      method: what was measured.
+      metrics: by name.
+      task: the only one that was measured; None: all of them.
+    """
+
+    method: str
+    metrics: dict[str, Estimate]
+    task: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the method, and of the task if there is one."""
+        return self.method if self.task is None else f"{self.method}, {self.task}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A results table.
+
+    Attributes:
+      rows: the system's own first.
+      notes: lines to print below: what the figures rest on, and what speaks against them.
+      records: what the table was made from; None where nothing else is needed.
+    """
+
+    rows: list[Row]
+    notes: list[str]
+    records: Records | None = None
+
+
+def table_of(records: Records) -> Table:
+    """The table of records: a row for each method and cadence, then one for each task of each."""
+    about, measured = records.about, _Measured(records)
+    best = max(about.baselines, key=measured.recall, default=None)
+    tasks = [None, *(task for task in about.tasks if task)]
+    figures = {(method, cadence): cells for method, cadence, cells in about.figures}
+    rows = []
+    for task, (method, cadence) in itertools.product(tasks, records.methods):
+        cells = measured.main(method, cadence, task)
+        if best and _is_of(method, about.system):
+            against = (best, cadence) if (best, cadence) in records.methods else (best, "window")
+            cells[DIFFERENCE] = measured.difference((method, cadence), against, task)
+        oracle = (ORACLE, cadence) if (ORACLE, cadence) in records.methods else (ORACLE, "window")
+        if oracle in records.methods:
+            most = measured.main(*oracle, task)["R@10"].value
+            cells[SHARE] = Estimate(cells["R@10"].value / most if most else math.nan)
+        if task is None:
+            cells |= measured.tiers(method, cadence)
+            cells |= measured.entropy(method, cadence)
+            known = figures.get((method, cadence), {})
+            cells |= {name: Estimate(x) for name, x in known.items() if name != OVERLAP}
+        rows.append(Row(method + SUFFIXES[cadence], cells, task))
+    notes = list(about.notes)
+    if best:
+        notes.append(f"{DIFFERENCE}: R@10 less that of {best}, the best baseline of this table")
+    return Table(rows, notes + _collapsed(records, figures), records)
+
+
+class _Measured:
+    """Metrics of records, by method and cadence, and task where one is given."""
+
+    def __init__(self, records: Records):
+        self._records, labels = records, records.labels
+        self._user = pa.array(labels["user"]).dictionary_encode().indices.to_numpy()
+        self._group = np.arange(len(self._user))
+        if records.about.averaged_over == "users":
+            pairs = np.stack([labels["window"], self._user.astype(np.int64)])
+            _, self._group = np.unique(pairs, axis=1, return_inverse=True)
+        self._groups = int(self._group.max(initial=-1)) + 1
+        self._cluster = np.zeros(self._groups, np.int64)
+        self._cluster[self._group] = self._user
+
+    def _values(self, key: tuple[str, str], name: str, where: np.ndarray | None) -> np.ndarray:
+        metric, _, k = name.partition("@")
+        rank = self._records.methods[key].rank
+        return _METRICS[metric](rank, self._group, self._groups, int(k), where)
+
+    def _where(self, task: str | None) -> np.ndarray | None:
+        return None if task is None else self._records.labels["task"] == task
+
+    def recall(self, method: str) -> float:
+        return float(np.nanmean(self._values((method, "window"), "R@10", None)))
+
+    def main(self, method: str, cadence: str, task: str | None) -> dict[str, Estimate]:
+        return {
+            name: metrics.estimate(
+                self._values((method, cadence), name, self._where(task)), self._cluster
+            )
+            for name in self._records.about.metrics
+        }
+
+    def difference(self, ours: tuple[str, str], theirs: tuple[str, str], task: str | None):
+        a, b = (self._values(key, "R@10", self._where(task)) for key in (ours, theirs))
+        return metrics.paired_difference(a, b, self._cluster)
+
+    def tiers(self, method: str, cadence: str) -> dict[str, Estimate]:
+        cells = {}
+        for tier in self._records.about.tiers:
+            where = self._records.labels["tier"] == tier
+            values = self._values((method, cadence), "R@10", where)
+            cells[f"R@10 {tier}"] = metrics.estimate(values, self._cluster)
+        return cells
+
+    def entropy(self, method: str, cadence: str) -> dict[str, Estimate]:
+        if cadence != "window" or not self._records.about.has_topics:
+            return {}  # with several queries a user has no one list to have an entropy
+        values = np.full(self._groups, np.nan)
+        values[self._group] = self._records.methods[method, cadence].entropy
+        return {ENTROPY: metrics.estimate(values, self._cluster, share=False)}
+
+
+def _is_of(method: str, system: str) -> bool:
+    return method == system or method.startswith(f"{system}, ")
+
+
+def too_few(number: int, what: str, more: str) -> list[str]:
+    """The note of a table that rests on fewer than `ENOUGH`, or none.
+
+    Args:
+      number: of them.
+      what: users or queries.
+      more: the settings that leave more of them.
+    """
+    if number >= ENOUGH:
+        return []
+    return [f"{number} {what} are too few to tell methods apart; for more, raise {more}"]
+
+
+def _collapsed(records: Records, figures: dict[tuple[str, str], dict[str, float]]) -> list[str]:
+    """A note for each row of the system whose results are nearly the same for everybody."""
+    coverages = [
+        figures.get((name, "window"), {}).get(COVERAGE)
+        for name in records.about.baselines
+        if name.startswith("popularity")
+    ]
+    usual = max((coverage for coverage in coverages if coverage is not None), default=0.0)
+    notes = []
+    for (method, cadence), cells in figures.items():
+        if not _is_of(method, records.about.system):
+            continue
+        why = []
+        if cells[COVERAGE] < 2 * usual:
+            why.append(f"its {COVERAGE} is below twice popularity's")
+        if cells.get(OVERLAP, 0) > _ALIKE:
+            why.append(f"two of its lists have {cells[OVERLAP]:.0%} in common")
+        if why:
+            notes.append(f"{method}{SUFFIXES[cadence]} has collapsed: {' and '.join(why)}")
+    return notes

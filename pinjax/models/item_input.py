@@ -1,0 +1,63 @@
+"""What both towers of PinnerFormer see of an item (Pancha et al., KDD 2022, §3.1)."""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int32, UInt32
+
+from pinjax.distributed import sharded_table
+from pinjax.models import features, learned_ids, popularity
+
+
+class ItemInput(nn.Module):
+    """An item's content vector.
+
+    Its popularity and a learned vector may stand beside it, which is not the paper's.
+
+    Attributes:
+      num_items: rows of the catalogue.
+      id_dim: numbers of the learned vector; 0: there is none.
+      tables: how content and learned vectors lie on the devices.
+    """
+
+    num_items: int
+    id_dim: int
+    tables: sharded_table.Layout
+
+    @nn.compact
+    def __call__(
+        self,
+        content: Float[Array, "items content"] | None,
+        rows: Int32[Array, "*shape"],
+        times: UInt32[Array, "*shape"] | None = None,
+        popularity_times: UInt32[Array, "times"] | None = None,
+    ) -> Float32[Array, "*shape features"]:
+        """The input vectors of catalogue rows; -1 is padding and zero.
+
+        Args:
+          content: (items, ...), laid out as `tables` says. With `popularity_times` its last
+            columns are the items' popularity at each of these.
+          rows: of the catalogue.
+          times: unix seconds as of which to see the items' popularity; None: the last.
+          popularity_times: unix seconds, ascending; None: items have no popularity.
+
+        Raises:
+          ValueError: there is neither content nor a learned vector.
+        """
+        parts = []
+        if content is not None:
+            vectors, measured = self.tables.gather(content, rows), None
+            if popularity_times is not None:
+                dim = vectors.shape[-1] - len(popularity_times)
+                vectors, measured = jnp.split(vectors, [dim], axis=-1)
+            # Content comes in any scale. A root mean square of 1 is that of the other features.
+            parts.append(features.unit_length(vectors) * math.sqrt(vectors.shape[-1]))
+            if measured is not None:
+                parts.append(popularity.as_of(measured, times, popularity_times))
+        if self.id_dim:
+            ids = learned_ids.LearnedIds(self.num_items, self.id_dim, self.tables, name="id")
+            parts.append(ids(rows))
+        if not parts:
+            raise ValueError("items have neither content vectors nor id_dim > 0: nothing is known")
+        return jnp.where(rows[..., None] >= 0, jnp.concatenate(parts, axis=-1), 0)

@@ -1,0 +1,28 @@
+"""Times in text."""
+
+import datetime
+
+from pinjax.errors import InputError
+
+_UINT32 = 2**32 - 1
+
+
+def parse(name: str, iso: str) -> int:
+    """ISO 8601 text (without a zone: UTC) as unix seconds.
+
+    Args:
+      name: of the flag or field that it is the value of.
+      iso: the text.
+
+    Raises:
+      InputError: where it is none, or not from 1970 to 2106.
+    """
+    try:
+        parsed = datetime.datetime.fromisoformat(iso)
+        parsed = parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)
+        seconds = int(parsed.timestamp())
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= _UINT32:
+        raise InputError(f"{name} is {iso!r}; expected ISO 8601, from 1970 to 2106")
+    return seconds

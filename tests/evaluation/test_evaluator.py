@@ -1,0 +1,219 @@
+"""The table of timelines: its rows against loops over users, and what it says of them."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pinjax.data import dataset as dataset_lib
+from pinjax.data import windows
+from pinjax.errors import InputError
+from pinjax.evaluation import baselines, evaluator, metrics, timeline_source, vector_search
+
+SYSTEM = "pinnerformer"
+DAY = timeline_source.DAY
+
+
+def make(config):
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
+    positives = windows.Positives.create(dataset.spec, config.data.positives, "home")
+    source = timeline_source.TimelineSource(dataset, positives, 4, config.evaluate)
+    return evaluator.Evaluator("model", source), source
+
+
+def search(users, items, as_of=None):
+    """From histories to vectors, and items (items, dim), at every time."""
+    towers = vector_search.Towers(users, items.__getitem__, as_of)
+    return vector_search.VectorSearch(lambda time: towers, batch=32)
+
+
+def same_for_all(items):
+    """All users have one vector."""
+    dim = items.shape[1]
+    return search(lambda histories: jnp.ones((len(histories["item"]), dim)) / dim, items)
+
+
+@pytest.mark.parametrize("filter_seen", [False, True])
+def test_popularity_is_the_same_list_for_everybody(make_config, rng, filter_seen):
+    evaluate = {"cadences": ("window",), "filter_seen": filter_seen, "users": 30}
+    made, source = make(make_config(evaluate=evaluate))
+    items = rng.standard_normal((len(source.dataset.catalogue), 2)).astype(np.float32)
+    rows = made(same_for_all(items), "test", full=True).rows
+    found = {row.method: row.metrics["R@10"].value for row in rows}
+    (recent,) = [name for name in found if name.startswith("popularity") and "all" not in name]
+
+    def recall(score, split):
+        ((start, queries),) = source.queries(split).items()
+        score = np.where(source.index(start).held, score, -1)
+        hits = []
+        for user in range(len(queries)):
+            allowed = score.copy()
+            allowed[queries.excluded[queries.excluded[:, 0] == user, 1]] = -2
+            labels = allowed[queries.label_item[queries.label_query == user]]
+            # Equals count against a label, but for itself.
+            hits.append(np.mean([label > max(np.sort(allowed)[-11], -1) for label in labels]))
+        return np.array(hits)
+
+    time = source.dataset.spec.train_end
+    ever = source.engagements.counts(time).astype(np.float64)
+
+    def lately(seconds):
+        return source.engagements.counts(time, seconds) + ever / (1 + ever.max())
+
+    # The span is the longest that is not worse for the validation users by more than chance.
+    times = np.concatenate([x.records["time"] for x in source.dataset.chunks("train")])
+    spans = {
+        name: recall(lately(seconds), "valid")
+        for name, seconds in baselines.SPANS.items()
+        if seconds < np.ptp(times)  # a longer one is all time
+    }
+    assert 5 < len(spans) < len(baselines.SPANS)
+    best = max(spans.values(), key=np.mean)
+    no_worse = [name for name in spans if metrics.paired_difference(best, spans[name]).low <= 0]
+    assert recent == f"popularity, {no_worse[-1]}"
+    span = baselines.SPANS[recent.removeprefix("popularity, ")]
+    for name, score in (("popularity, all time", ever), (recent, lately(span))):
+        assert found[name] == pytest.approx(recall(score, "test").mean())
+        assert 0 < found[name] < 0.2
+
+
+@pytest.mark.parametrize("filter_seen", [False, True])
+def test_the_oracle_is_asked_as_others_are(make_config, rng, filter_seen):
+    """Of the same users, as often, and without what they had seen where others go without it."""
+    config = make_config(evaluate={"filter_seen": filter_seen, "users": 30})
+    made, source = make(config)
+    items = rng.standard_normal((len(source.dataset.catalogue), 2)).astype(np.float32)
+    table = made(same_for_all(items), "test", full=True)
+    found = {row.method: row.metrics for row in table.rows}
+    start, oracle = source.dataset.spec.train_end, source.dataset.oracle
+    held = source.index(start).held
+    for cadence, part in (("window", ""), ("daily", ", daily")):
+        queries = source.queries("test", cadence)[start]
+        recalls = [[] for _ in queries.users]
+        for query, user in enumerate(queries.query_user):
+            then = int(queries.query_time[query])
+            horizon = config.evaluate.window if cadence == "window" else DAY
+            scores = np.where(held, oracle.scores([queries.users[user]], then, horizon)[0], -1)
+            scores[queries.excluded[queries.excluded[:, 0] == query, 1]] = -1
+            top = np.argsort(-scores)[:10]
+            recalls[user] += np.isin(queries.label_item[queries.label_query == query], top).tolist()
+        expected = np.mean([np.mean(hits) for hits in recalls])
+        assert found["oracle" + part]["R@10"].value == pytest.approx(expected)
+        share = found["model" + part]["R@10"].value / expected
+        assert found["model" + part]["of oracle"].value == pytest.approx(share)
+    now = found["oracle, real time"]["R@10"].value
+    assert now > found["oracle"]["R@10"].value
+    methods = [row.method for row in table.rows if "ScaNN" not in row.method]
+    popular = [name for name in methods if name.startswith("popularity, ")]
+    assert popular[0] == "popularity, all time"
+    assert len(popular) == 2
+    cadences = ["", ", daily", ", real time"]
+    ours, oracles, others = (
+        [name + x for x in cadences] for name in ("model", "oracle", "co-occurrence")
+    )
+    assert methods == [*ours, *oracles, *popular, *others]
+
+
+def test_differences_are_paired_with_the_best_baseline_at_the_same_cadence(make_config, rng):
+    made, source = make(make_config(evaluate={"users": 30}))
+    items = rng.standard_normal((len(source.dataset.catalogue), 8)).astype(np.float32)
+    table = made(same_for_all(items), "test", full=True)
+    found = {row.method: row.metrics for row in table.rows}
+    best = max(made.baselines.retrievers, key=lambda name: found[name]["R@10"].value)
+    assert (
+        f"over baseline: R@10 less that of {best}, the best baseline of this table" in table.notes
+    )
+    for part in ("", ", daily", ", real time"):
+        other = found.get(best + part, found[best])
+        above = found["model" + part]["R@10"].value - other["R@10"].value
+        value, low, high = found["model" + part]["over baseline"]
+        assert value == pytest.approx(above)
+        assert low < value < high
+    assert found["co-occurrence, real time"]["R@10"] != found["co-occurrence"]["R@10"]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_model_that_shows_all_users_the_same_is_said_to(make_config, rng, full):
+    made, source = make(make_config(evaluate={"cadences": ("window",)}))
+    items = rng.standard_normal((len(source.dataset.catalogue), 2)).astype(np.float32)
+    table = made(same_for_all(items), "test", full)
+    (note,) = [note for note in table.notes if note.startswith("model has collapsed")]
+    assert note.endswith("two of its lists have 100% in common")
+    assert ("its P90 cov@10 is below twice popularity's and" in note) == full
+
+    constant = made(same_for_all(np.ones_like(items)), "test", full).rows[0].metrics
+    assert constant["R@10"].value == constant["P90 cov@10"].value == 0
+    assert np.isnan(constant["entropy@50"].value)
+
+    def users(histories):  # each likes what is like the newest action
+        return jnp.asarray(vectors[histories["item"][:, -1]])
+
+    vectors = rng.standard_normal((len(items), 16)).astype(np.float32)
+    notes = made(search(users, vectors), "test", full).notes
+    assert not any("collapsed" in note for note in notes)
+
+
+def test_a_table_says_what_it_rests_on(make_config):
+    config = make_config(
+        evaluate={"cadences": ("window",), "users": 30, "window_starts": (0, 7 * DAY)}
+    )
+    made, source = make(config)
+    parts = source.queries("test").values()
+    users = {user for part in parts for user in part.users}
+    labels = sum(len(part.label_item) for part in parts)
+    missing = sum((~part.label_exists).sum() for part in parts)
+    assert missing > 0
+    items = np.ones((len(source.dataset.catalogue), 2), np.float32)
+    table = made(same_for_all(items), "test", full=False)
+    rests_on = f"{len(users)} users, {labels} labels"
+    assert table.notes[:2] == [
+        f"{rests_on}, {missing} of which every method misses: the item did not exist yet",
+        f"{len(users)} users are too few to tell methods apart; for more, raise evaluate.users",
+    ]
+    assert made.describe("test") == rests_on
+    assert table.rows[0].metrics.keys() == made.metrics.keys()
+    config.evaluate.users = 1_000
+    assert make(config)[0].source.notes("test")[1].endswith("split.test of pinjax.prepare")
+
+
+def test_a_split_without_labels_is_refused(make_config):
+    made, _ = make(make_config(evaluate={"window_starts": (900 * DAY,)}))
+    with pytest.raises(InputError, match="split valid: in no evaluation window has a user a"):
+        made.describe("valid")
+
+
+def test_each_window_has_its_own_towers(make_config):
+    """Towers that know what is popular at each time find that; stale ones do not."""
+    starts = (-80 * DAY, 20 * DAY)
+    made, source = make(make_config(evaluate={"window_starts": starts, "cadences": ("window",)}))
+
+    def popular(time, as_of=None):
+        vectors = jnp.asarray(source.engagements.counts(time)[:, None], jnp.float32)
+        users = lambda histories: jnp.ones((len(histories["item"]), 1))  # noqa: E731
+        return vector_search.Towers(users, vectors.__getitem__, as_of)
+
+    first = source.window_starts[0]
+    rows = made(vector_search.VectorSearch(lambda t: popular(t, t)), "test", full=True).rows
+    found = {row.method: row.metrics["R@10"].value for row in rows}
+    assert found["model"] == found["popularity, all time"]
+    (row,) = made(vector_search.VectorSearch(lambda t: popular(first)), "test", full=False).rows
+    assert row.metrics["R@10"].value != found["model"]
+
+
+def test_items_that_depend_on_no_time_are_embedded_once(make_config):
+    starts = tuple(7 * DAY * week for week in range(3))
+    made, source = make(make_config(evaluate={"window_starts": starts, "cadences": ("window",)}))
+    embedded = []
+
+    def towers(as_of):
+        def items(rows):
+            embedded.append(len(rows))
+            return np.ones((len(rows), 2), np.float32)
+
+        users = lambda histories: np.ones((len(histories["item"]), 2))  # noqa: E731
+        return lambda time: vector_search.Towers(users, items, as_of and time)
+
+    assert len(source.queries("test")) == 3
+    made(vector_search.VectorSearch(towers(None)), "test", full=False)
+    assert embedded == [source.dataset.spec.num_items]
+    made(vector_search.VectorSearch(towers(True)), "test", full=False)
+    assert len(embedded) == 4

@@ -1,0 +1,265 @@
+"""Retrievers against dense matrices and loops."""
+
+import dataclasses
+import importlib.util
+
+import numpy as np
+import pytest
+
+from pinjax.evaluation import baselines, engagements, queries, retrievers, vector_search
+from pinjax.retrieval import exact
+
+USERS, ITEMS, TIME = 30, 80, 1_000
+HAS_SCANN = importlib.util.find_spec("scann") is not None
+
+
+def unit(rng, *shape):
+    vectors = rng.standard_normal(shape).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def make_queries(rng, order=None, excluded=None, depth=50):
+    """A query a user, with a history of items; the item order[i] is in row i."""
+    row = np.arange(ITEMS) if order is None else np.argsort(order)
+    label_query, label_item = np.nonzero(rng.random((USERS, ITEMS)) < 0.1)
+    context = rng.integers(-1, ITEMS, (USERS, 7))
+    context = np.where(context < 0, -1, row[context]).astype(np.int32)
+    if excluded is None:
+        excluded = np.zeros((0, 2), np.int64)
+    return queries.EvalQueries(
+        users=[f"user {user}" for user in range(USERS)],
+        query_user=np.arange(USERS),
+        query_time=np.full(USERS, TIME),
+        features={"query": np.arange(USERS)},
+        context=context,
+        label_query=label_query,
+        label_item=row[label_item].astype(np.int32),
+        label_exists=np.ones(len(label_item), bool),
+        label_task=np.zeros(len(label_item), np.uint8),
+        label_time=np.full(len(label_item), TIME + 1),
+        excluded=np.stack([excluded[:, 0], row[excluded[:, 1]]], axis=1),
+        depth=depth,
+    )
+
+
+def make_index(held=None):
+    held = np.ones(ITEMS, bool) if held is None else held
+    return queries.Index(TIME, np.ones(ITEMS, bool), held)
+
+
+def make_engagements(rng, levels=400, order=None):
+    row = np.arange(ITEMS) if order is None else np.argsort(order)
+    item = np.minimum(rng.geometric(0.05, levels), ITEMS) - 1
+    time = rng.integers(0, 2 * TIME, levels)
+    positive = rng.random(levels) < 0.8
+    actor = rng.integers(0, 25, levels)
+    made = engagements.Engagements(actor, row[item], time, positive, ITEMS)
+    return made, (actor, row[item], time, positive)
+
+
+def searched(retriever, asked, index):
+    """What is left of the answers after exclusion, and the ranks of the labels."""
+    found = retriever.answer(asked, index)
+    found = retrievers.without_excluded(found, asked, ITEMS)
+    assert found.rows.shape == (len(asked), asked.listed)
+    return found, retrievers.ranks(found, asked)
+
+
+def check(retriever, asked, index, scores, rounding=0.0):
+    """Against all scores (queries, items), in which a label's equals count against it."""
+    found, ranks = searched(retriever, asked, index)
+    scores = scores.astype(np.float64)
+    allowed = np.where(index.held, scores, -np.inf)
+    allowed[tuple(asked.excluded.T)] = -np.inf
+    for query, item, rank in zip(asked.label_query, asked.label_item, ranks, strict=True):
+        others = np.delete(allowed[query], item)
+        expected = (others >= scores[query, item] - rounding).sum()
+        if (asked.excluded == [query, item]).all(axis=1).any():
+            expected = asked.listed
+        # A label that ends the list may have equals that are not listed.
+        assert rank == expected if expected < asked.depth else rank >= asked.depth
+    for query in range(len(asked)):
+        rows = found.rows[query]
+        best = np.sort(allowed[query])[::-1][: asked.listed]
+        there = rows >= 0
+        assert there.sum() == np.isfinite(best).sum()
+        assert len(set(rows[there])) == there.sum()
+        np.testing.assert_allclose(
+            allowed[query, rows[there]], best[np.isfinite(best)], atol=max(rounding, 1e-12)
+        )
+
+
+@pytest.fixture(params=["everything", "a sample, without what was seen"])
+def setting(request, rng):
+    if request.param == "everything":
+        return make_queries(rng), make_index()
+    excluded = np.argwhere(rng.random((USERS, ITEMS)) < 0.1)
+    return make_queries(rng, excluded=excluded), make_index(rng.random(ITEMS) < 0.7)
+
+
+def test_search_by_one_vector(rng, setting):
+    vectors, items = unit(rng, USERS, 4), unit(rng, ITEMS, 4)
+    retriever = vector_search.of_vectors(vectors.__getitem__, items)
+    check(retriever, *setting, vectors @ items.T, rounding=1e-6)
+
+
+def test_search_by_several_vectors_finds_what_is_near_to_any_of_them(rng, setting):
+    """Of a query with three vectors and one with a single one; zeros are none."""
+    vectors, items = unit(rng, USERS, 3, 4), unit(rng, ITEMS, 4)
+    vectors[::2, 1:] = 0
+    scores = np.einsum("uvd,id->uvi", vectors, items)
+    scores = np.where(vectors.any(axis=2)[..., None], scores, -np.inf).max(axis=1)
+    retriever = vector_search.of_vectors(vectors.__getitem__, items)
+    check(retriever, *setting, scores, rounding=1e-6)
+    if HAS_SCANN and setting[0].max_excluded == 0:
+        check(vector_search.ScannSearch(retriever), *setting, scores, rounding=1e-6)
+
+
+@pytest.mark.parametrize("seconds", [None, 10, 300])
+def test_popularity_is_a_loop_over_the_past(rng, setting, seconds):
+    made, actions = make_engagements(rng)
+    counts, ever = np.zeros(ITEMS), np.zeros(ITEMS)
+    for _, item, time, positive in zip(*actions, strict=True):
+        if positive and time <= TIME:
+            ever[item] += 1
+            counts[item] += seconds is not None and time > TIME - seconds
+    scores = ever if seconds is None else counts + ever / (1 + ever.max())
+    assert len(np.unique(scores)) > 5
+    check(baselines.Popularity(made, seconds), *setting, np.tile(scores, (USERS, 1)))
+
+
+@pytest.mark.parametrize("few_queries", [False, True])
+@pytest.mark.parametrize("may_repeat", [False, True])
+def test_co_occurrence_is_the_dense_one(rng, setting, few_queries, may_repeat, monkeypatch):
+    """In either order of the products, several times in a history, for some queries at a time."""
+    asked, index = setting
+    asked = dataclasses.replace(asked, context=np.fmod(asked.context, 20))
+    if few_queries:  # than there are items in their histories
+        keep = asked.label_query < 3
+        asked = dataclasses.replace(
+            asked,
+            context=asked.context[:3],
+            query_user=asked.query_user[:3],
+            excluded=asked.excluded[asked.excluded[:, 0] < 3],
+            **{
+                name: getattr(asked, name)[keep]
+                for name in vars(asked)
+                if name.startswith("label_")
+            },
+        )
+    assert few_queries == (len(np.unique(asked.context[:, -5:])) > len(asked))
+    monkeypatch.setattr(baselines, "_QUERIES", 2)
+    made, actions = make_engagements(rng)
+    engaged, counts = np.zeros((25, ITEMS)), np.zeros(ITEMS)
+    for actor, item, time, positive in zip(*actions, strict=True):
+        if positive and time <= TIME:
+            engaged[actor, item] = 1
+            counts[item] += 1
+    degree = np.maximum(engaged.sum(axis=0), 1)
+    cosine = engaged.T @ engaged / np.sqrt(np.outer(degree, degree))
+    if not may_repeat:
+        np.fill_diagonal(cosine, 0)
+    scores = np.zeros((len(asked), ITEMS))
+    for query, context in enumerate(asked.context[:, -5:]):
+        for item in context[context >= 0]:
+            scores[query] += cosine[item]
+    scores = scores.round(7) + 1e-8 * counts / (1 + counts.max())
+    check(baselines.CoOccurrence(made, 5, may_repeat), asked, index, scores)
+
+
+def test_answers_from_outside_are_taken_as_they_come(rng, setting):
+    asked, index = setting
+    answers = np.stack([rng.permutation(ITEMS)[:40] for _ in range(USERS)])
+    answers[:, 35:] = -1
+    scores = np.full((USERS, ITEMS), -np.inf)
+    for query, rows in enumerate(answers):
+        scores[query, rows[:35]] = -np.arange(35)
+    found, ranks = searched(retrievers.Answers(lambda *_: answers), asked, index)
+    scores[:, ~index.held] = -np.inf
+    scores[tuple(asked.excluded.T)] = -np.inf
+    for query, item, rank in zip(asked.label_query, asked.label_item, ranks, strict=True):
+        place = np.flatnonzero(np.argsort(-scores[query], kind="stable") == item)[0]
+        assert rank == (place if np.isfinite(scores[query, item]) else asked.listed)
+    assert (found.rows >= 0).sum() == np.isfinite(scores).sum()
+
+
+@pytest.mark.parametrize("levels", [1, 5, 25])
+def test_the_order_of_items_changes_nothing(rng, levels):
+    """For every retriever, with many equals, with and without what users had seen."""
+    which = rng.integers(0, levels, ITEMS)
+    distinct, users = unit(rng, levels, 4), unit(rng, USERS, 4)
+    held = rng.random(ITEMS) < 0.8
+    seen = np.argwhere(rng.random((USERS, ITEMS)) < 0.1)
+    seed = int(rng.integers(2**31))
+
+    def ranks(order):
+        made, _ = make_engagements(np.random.default_rng(seed), levels=40 * levels, order=order)
+        search = vector_search.of_vectors(users.__getitem__, distinct[which][order])
+        methods = {
+            "exact": search,
+            "all time": baselines.Popularity(made),
+            "recent": baselines.Popularity(made, 100),
+            "co-occurrence": baselines.CoOccurrence(made, 5, may_repeat=False),
+        }
+        if HAS_SCANN:
+            methods["ScaNN"] = vector_search.ScannSearch(search)
+        for name, method in methods.items():
+            for excluded in (None, seen) if name != "ScaNN" else (None,):
+                asked = make_queries(np.random.default_rng(seed), order, excluded)
+                yield name, searched(method, asked, make_index(held[order]))[1]
+
+    first = list(ranks(np.arange(ITEMS)))
+    for _ in range(3):
+        for (name, found), (_, expected) in zip(ranks(rng.permutation(ITEMS)), first, strict=True):
+            np.testing.assert_array_equal(found < 10, expected < 10, name)
+            np.testing.assert_array_equal(found[found < 10], expected[expected < 10], name)
+    assert any((found < 10).any() for _, found in first)
+    if levels == 1:
+        assert not any((found < 10).any() for name, found in first if name in ("exact", "ScaNN"))
+
+
+def test_what_an_approximate_search_loses_is_missed(rng, monkeypatch):
+    """A searcher that never finds an item whose exact score is the best; one is in no sample."""
+    items = unit(rng, ITEMS, 4)
+    users, held = items[np.arange(USERS)], np.arange(ITEMS) != 7
+    asked = dataclasses.replace(
+        make_queries(rng),
+        label_query=np.array([2, 2, 3]),
+        label_item=np.array([2, 7, 3], np.int32),
+        label_exists=np.ones(3, bool),
+    )
+
+    def search(searcher, queries, depth):
+        del searcher
+        scores = queries @ items[held].T
+        scores[:, 2] = -np.inf
+        return exact.best(scores, np.ones(ITEMS - 1, bool), depth)
+
+    class Comparison:
+        recall = queries_per_second = exact_queries_per_second = 1.0
+
+    monkeypatch.setattr(vector_search.scann_index, "build", lambda *_: None)
+    monkeypatch.setattr(vector_search.scann_index, "search", search)
+    monkeypatch.setattr(vector_search.scann_index, "recall_against_exact", lambda *_: Comparison)
+    retriever = vector_search.of_vectors(users.__getitem__, items)
+    _, exactly = searched(retriever, asked, make_index(held))
+    _, found = searched(vector_search.ScannSearch(retriever), asked, make_index(held))
+    among = int((items[held] @ users[2] >= items[7] @ users[2]).sum())
+    assert exactly.tolist() == [0, min(among, 51), 0]
+    assert found.tolist() == [asked.listed, min(among - 1, 51), 0]
+
+
+@pytest.mark.parametrize("depth", [10, 50])
+def test_a_label_that_did_not_exist_is_missed_however_high_its_score(rng, depth):
+    """By every method, while a label outside a sampled index has its rank."""
+    asked = make_queries(rng, depth=depth)
+    vectors, items = unit(rng, USERS, 4), unit(rng, ITEMS, 4)
+    made, _ = make_engagements(rng)
+    exists = rng.random(len(asked.label_item)) < 0.5
+    gone = dataclasses.replace(asked, label_exists=exists)
+    search = vector_search.of_vectors(vectors.__getitem__, items)
+    for retriever in (search, baselines.Popularity(made), baselines.CoOccurrence(made, 5, True)):
+        _, ranks = searched(retriever, asked, make_index())
+        _, without = searched(retriever, gone, make_index())
+        np.testing.assert_array_equal(without, np.where(exists, ranks, depth + 1))
+        assert (ranks[~exists] <= depth).any()

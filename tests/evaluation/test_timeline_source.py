@@ -1,0 +1,217 @@
+"""Evaluation queries and labels against loops over single actions."""
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from pinjax.data import catalogue, dataset, spec, timelines, windows
+from pinjax.evaluation import timeline_source
+
+DAY = timeline_source.DAY
+T = 40 * DAY
+POSITIVES = windows.Positives(np.array([np.inf, 0, 5], np.float32), np.array([True, False]))
+ITEMS = 30
+
+
+class FakeDataset(dataset.Dataset):
+    """Timelines from memory, in chunks of three users."""
+
+    def __init__(self, rows, leave_one_out=False):
+        items = catalogue.Items(
+            ids=np.arange(ITEMS),
+            topics=np.zeros(ITEMS, np.int32),
+            counts=np.zeros(ITEMS, np.int64),
+            created=(np.arange(ITEMS) * 2 * DAY).astype(np.uint32),
+        )
+        known = spec.Spec("log", ITEMS, train_end=T, leave_one_out=leave_one_out)
+        object.__setattr__(self, "spec", known)
+        self.__dict__["catalogue"] = items
+        self.__dict__["rows"] = rows
+
+    def chunks(self, split, users=3):
+        for start in range(0, len(self.rows), users):
+            part = self.rows[start : start + users]
+            records, offsets = timelines.unpack([timelines.pack(row) for row in part])
+            names = [f"{split}{i}" for i in range(start, start + len(part))]
+            yield timelines.Chunk(names, records, offsets)
+
+
+@pytest.fixture
+def rows(rng):
+    result = []
+    for _ in range(10):
+        row = np.zeros(rng.integers(1, 40), timelines.ACTION)
+        row["item"] = rng.integers(0, ITEMS, len(row))
+        row["time"] = np.sort(rng.integers(30, 60, len(row)) * DAY + rng.integers(0, 3, len(row)))
+        row["action"] = rng.integers(0, 3, len(row))
+        row["surface"] = rng.integers(0, 2, len(row))
+        row["duration"] = rng.integers(0, 10, len(row))
+        result.append(row)
+    result[4]["time"] = T + 5  # acts after T alone: has no history
+    return result
+
+
+def make(rows, leave_one_out=False, **fields):
+    defaults = {"window": 14 * DAY, "window_starts": (0,), "users": 99, "index_size": 99}
+    config = ConfigDict(defaults | {"filter_seen": True, "cadences": ("window",)} | fields)
+    data = FakeDataset(rows, leave_one_out)
+    return timeline_source.TimelineSource(data, POSITIVES, 6, config)
+
+
+def queries_of(source, split="test", cadence="window"):
+    (queries,) = source.queries(split, cadence).values()
+    return queries
+
+
+def is_positive(action):
+    kind = action["action"]
+    return action["surface"] == 0 and (kind == 1 or (kind == 2 and action["duration"] >= 5))
+
+
+def expected(rows, cadence):
+    """{(user, label item): actions that the query may know, its request time, the label's}."""
+    answers = {}
+    for u, row in enumerate(rows):
+        if not (row["time"] <= T).any():
+            continue
+        for action in row:
+            time = int(action["time"])
+            if not (T < time <= T + 14 * DAY) or not is_positive(action):
+                continue
+            if (u, action["item"]) in answers:
+                continue
+            latest = {"window": T, "realtime": time - 1}.get(cadence)
+            if cadence == "daily":
+                latest = max(T + d * DAY for d in range(15) if T + d * DAY < time)
+            known = row[row["time"] <= latest]
+            if cadence == "realtime":
+                latest = max(T, int(known["time"][-1]))
+            answers[u, action["item"]] = known, latest, time
+    return answers
+
+
+@pytest.mark.parametrize("cadence", timeline_source.CADENCES)
+def test_queries_are_the_enumerated_ones(rows, cadence):
+    queries = queries_of(make(rows), cadence=cadence)
+    answers = expected(rows, cadence)
+    user = [int(queries.users[u].removeprefix("test")) for u in queries.label_user]
+    assert set(zip(user, queries.label_item, strict=True)) == answers.keys()
+    assert len(user) == len(answers)
+    assert queries.users == [f"test{u}" for u in sorted({u for u, _ in answers})]
+    labels = zip(user, queries.label_item, queries.label_query, queries.label_time, strict=True)
+    for u, item, query, label_time in labels:
+        known, request_time, time = answers[u, item]
+        assert label_time == time
+        assert queries.query_time[query] == request_time
+        assert queries.features["request_time"][query, -1] == request_time
+        newest = known[-6:]
+        for name in timelines.ACTION.names:
+            history = queries.features[name][query]
+            np.testing.assert_array_equal(history[6 - len(newest) :], newest[name])
+        assert (queries.features["item"][query][: 6 - len(newest)] == -1).all()
+        np.testing.assert_array_equal(queries.context[query], queries.features["item"][query])
+        seen = queries.excluded[queries.excluded[:, 0] == query, 1]
+        np.testing.assert_array_equal(seen, known["item"])
+    # Items appear every other day, the last of them after T.
+    np.testing.assert_array_equal(queries.label_exists, queries.label_item <= 20)
+    assert not queries.label_exists.all()
+
+
+@pytest.mark.parametrize("cadence", timeline_source.CADENCES)
+def test_what_happens_later_reaches_no_history(rows, cadence):
+    before = queries_of(make(rows), cadence=cadence)
+    for row in rows:
+        late = row["time"] > T + 14 * DAY
+        row["item"][late], row["action"][late], row["surface"][late] = 0, 1, 0
+    after = queries_of(make(rows), cadence=cadence)
+    np.testing.assert_array_equal(after.label_item, before.label_item)
+    for name, values in before.features.items():
+        np.testing.assert_array_equal(after.features[name], values)
+    newest = before.features["time"].max(axis=1)
+    assert (newest[before.label_query] <= T + 14 * DAY).all()
+
+
+def test_windows_have_the_same_queries_together_as_alone(rows):
+    """Timelines are read once for all of them, each with its own most users."""
+    starts = (-4 * DAY, 0, 3 * DAY, 30 * DAY)
+    together = make(rows, window_starts=starts, users=4).queries("test")
+    assert list(together) == [T + start for start in starts[:3]]  # at the last nobody has a label
+    for start in starts[:3]:
+        (alone,) = make(rows, window_starts=(start,), users=4).queries("test").values()
+        found = together[T + start]
+        assert found.users == alone.users
+        assert len(found.users) <= 4
+        for name in ("label_item", "label_query", "query_time", "excluded", "label_exists"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(alone, name))
+
+
+def test_most_users_are_the_first(rows):
+    everyone, some = queries_of(make(rows)), queries_of(make(rows, users=5))
+    assert some.users == everyone.users[:5]
+    keep = everyone.label_user < 5
+    np.testing.assert_array_equal(some.label_item, everyone.label_item[keep])
+
+
+@pytest.mark.parametrize("cadence", timeline_source.CADENCES)
+def test_labels_have_one_order_at_every_cadence(rows, cadence):
+    source = make(rows)
+    once, queries = queries_of(source), queries_of(source, cadence=cadence)
+    assert queries.users == once.users
+    for name in ("label_item", "label_user", "label_time"):
+        np.testing.assert_array_equal(getattr(queries, name), getattr(once, name))
+
+
+@pytest.mark.parametrize(("split", "held"), [("valid", 2), ("test", 1)])
+def test_leave_one_out(rows, split, held):
+    queries = queries_of(make(rows, leave_one_out=True), split)
+    long_enough = [row for row in rows if len(row) > held]
+    assert len(queries.users) == len(long_enough)
+    np.testing.assert_array_equal(queries.label_item, [row["item"][-held] for row in long_enough])
+    assert queries.label_exists.all()
+    for query, row in enumerate(long_enough):
+        np.testing.assert_array_equal(
+            queries.excluded[queries.excluded[:, 0] == query, 1], row["item"][:-held]
+        )
+        assert queries.features["item"][query, -1] == row["item"][-held - 1]
+        assert queries.query_time[query] == row["time"][-held - 1]
+
+
+def test_index_holds_what_existed_and_a_sample_of_a_large_one(rows):
+    index = make(rows).index(T)
+    np.testing.assert_array_equal(index.held, np.arange(ITEMS) <= 20)
+    np.testing.assert_array_equal(index.eligible, index.held)
+    sample = make(rows, index_size=7).index(T)
+    assert sample.held.sum() == 7
+    assert not sample.held[21:].any()
+    np.testing.assert_array_equal(sample.eligible, index.eligible)
+    np.testing.assert_array_equal(sample.held, make(rows, index_size=7).index(T).held)
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+@pytest.mark.parametrize("until", [T, T - 4 * DAY])
+def test_engagements_are_of_the_past(rows, leave_one_out, until):
+    source = make(rows, leave_one_out)
+    engagements = source.engagements
+    assert (engagements.seconds == 0) == leave_one_out
+    if leave_one_out:
+        until = 0
+    ever, lately, known = np.zeros(ITEMS), np.zeros(ITEMS), np.zeros(ITEMS)
+    for row in rows:
+        past = row[:-2] if leave_one_out else row[row["time"] <= until]
+        for action in past:
+            known[action["item"]] += 1
+            ever[action["item"]] += is_positive(action)
+            recent = leave_one_out or action["time"] > until - 5 * DAY
+            lately[action["item"]] += is_positive(action) and recent
+    np.testing.assert_array_equal(engagements.counts(until), ever)
+    np.testing.assert_array_equal(engagements.counts(until, 5 * DAY), lately)
+    np.testing.assert_array_equal(engagements.all_counts(until), known)
+    np.testing.assert_array_equal(source.item_tiers(until), known > 0)
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_a_window_or_a_split_may_have_no_queries(rows, leave_one_out):
+    assert make([], leave_one_out).queries("test", "daily") == {}
+    assert make([], leave_one_out).engagements.counts(T).sum() == 0
+    if not leave_one_out:
+        assert make(rows, window_starts=(30 * DAY,)).queries("test") == {}
