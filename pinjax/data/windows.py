@@ -180,7 +180,7 @@ class Sampler:
             uniform = last_action.favour(uniform, self.last_action_share)
         ends = _choose(may_end, offsets, uniform)
         window, inside = _window(offsets[:-1], ends, self.length)
-        by_position, by_moment, by_label = np.split(
+        by_position, by_wait, by_label = np.split(
             uniforms[:, 1:], [self.length, 2 * self.length], axis=1
         )
 
@@ -209,9 +209,9 @@ class Sampler:
         row = np.arange(len(ends))[:, None]
         np.minimum.at(first_label, (row, position), np.where(exists, time[label], _NEVER))
         wait = np.where(first_label < _NEVER, first_label - time[window], 0)
-        moments = time[window] + (by_moment * wait).astype(np.int64)
+        request_times = time[window] + (by_wait * wait).astype(np.int64)
         return {
-            **history(records, offsets[:-1], ends, self.length, moments),
+            **history(records, offsets[:-1], ends, self.length, request_times),
             "label_position": position.astype(np.int32),
             "label_item": np.where(exists, records["item"][label], -1).astype(np.int32),
         }
@@ -256,19 +256,23 @@ def time_keys(records: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return users * _USER_STRIDE + records["time"]
 
 
-def last_action_before(keys: np.ndarray, users: np.ndarray, moments: np.ndarray) -> np.ndarray:
+def last_action_before(keys: np.ndarray, users: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Flat index of each user's last action up to a time; one before the first if none.
 
     Args:
       keys: `time_keys` of the timelines.
       users: int (n,), rows of the timelines.
-      moments: int (n,), unix seconds.
+      times: int (n,), unix seconds.
     """
-    return np.searchsorted(keys, users.astype(np.int64) * _USER_STRIDE + moments, "right") - 1
+    return np.searchsorted(keys, users.astype(np.int64) * _USER_STRIDE + times, "right") - 1
 
 
 def history(
-    records: np.ndarray, starts: np.ndarray, ends: np.ndarray, length: int, moments: np.ndarray
+    records: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    length: int,
+    request_times: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """The last `length` actions of each window, oldest first, padding before them.
 
@@ -277,7 +281,7 @@ def history(
       starts: int64 (B,), the first action of each timeline.
       ends: int64 (B,), the last action of each window; one before its start: an empty window.
       length: M.
-      moments: int (B, 1) or (B, M), request times of a window's embedding or of each action's.
+      request_times: int (B, 1) or (B, M), of the embedding of a window or of each action.
 
     Returns:
       the fields of `timelines.ACTION`, each (B, M), item being -1 where there is no action; and
@@ -287,7 +291,7 @@ def history(
     window = records[index]
     window[~inside] = _PADDING
     fields = {name: np.ascontiguousarray(window[name]) for name in timelines.ACTION.names}
-    return {**fields, "request_time": np.maximum(fields["time"], moments).astype(np.uint32)}
+    return {**fields, "request_time": np.maximum(fields["time"], request_times).astype(np.uint32)}
 
 
 def _window(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

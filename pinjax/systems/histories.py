@@ -110,26 +110,26 @@ def user_shards(
     config: ConfigDict,
     dataset: Dataset,
     embed: Callable[[system.Batch], jax.Array],
-    moment: int,
+    as_of: int,
 ) -> list[system.Shard]:
-    """The embeddings at a moment of the users of all splits who had acted by then.
+    """Embeddings as of a time, of the users of all splits who had acted by then.
 
     Args:
       config: of the run.
       dataset: of the users.
       embed: from `evaluate.batch` histories to their embeddings.
-      moment: unix seconds.
+      as_of: unix seconds; what users did later is not read.
     """
 
     def shard(split: str, start: int) -> tuple[np.ndarray, np.ndarray]:
         chunk = dataset.chunk(split, start, start + system.SHARD)
         users = np.arange(len(chunk.users))
         keys = windows.time_keys(chunk.records, chunk.offsets)
-        newest = windows.last_action_before(keys, users, np.full(len(users), moment))
+        newest = windows.last_action_before(keys, users, np.full(len(users), as_of))
         users = users[newest >= chunk.offsets[:-1]]
         history = windows.history(
             *(chunk.records, chunk.offsets[users], newest[users], config.data.length),
-            moments=np.full((len(users), 1), moment),
+            request_times=np.full((len(users), 1), as_of),
         )
         # As objects: text of one width would be as wide as the longest.
         kind = np.int64 if dataset.spec.integer_users else object

@@ -95,24 +95,24 @@ class ItemTable:
 
     def place(self, dataset: Dataset) -> Constants:
         """Themselves, as of the end of the training period."""
-        content, times, moment = None, None, dataset.spec.train_end
+        content, times, as_of = None, None, dataset.spec.train_end
         if self.has_content:
             content = item_features.content(dataset, self.pca_dim)
         if self.rates:
-            times = self.rates.times(moment)
-            content = np.concatenate([content, self.rates.columns(dataset, moment)], axis=1)
+            times = self.rates.times(as_of)
+            content = np.concatenate([content, self.rates.columns(dataset, as_of)], axis=1)
         if content is not None:
             content = self._place(content)
-        corpus = np.flatnonzero(dataset.catalogue.created <= moment).astype(np.int32)
+        corpus = np.flatnonzero(dataset.catalogue.created <= as_of).astype(np.int32)
         corpus, times = jax.device_put((corpus, times), sharding.replicated(self.mesh))
         return {"content": content, "corpus": corpus, "popularity_times": times}
 
-    def as_of(self, dataset: Dataset, constants: Constants, moment: int) -> Constants:
-        """What `place` gave, with rates as an index that is built at the moment can know them."""
-        if self.rates is None or moment == dataset.spec.train_end:
+    def as_of(self, dataset: Dataset, constants: Constants, as_of: int) -> Constants:
+        """The constants of `place`, with the rates known as of a time, when an index is built."""
+        if self.rates is None or as_of == dataset.spec.train_end:
             return constants
-        columns = self._place(self.rates.columns(dataset, moment))
-        times = jax.device_put(self.rates.times(moment), sharding.replicated(self.mesh))
+        columns = self._place(self.rates.columns(dataset, as_of))
+        times = jax.device_put(self.rates.times(as_of), sharding.replicated(self.mesh))
         content = _with_last(constants["content"], columns)
         return {**constants, "content": content, "popularity_times": times}
 
@@ -121,16 +121,16 @@ class ItemTable:
 
 
 def times_of_negatives(
-    key: jax.Array, moments: jax.Array, exists: jax.Array, numbers: tuple[int, int]
+    key: jax.Array, request_times: jax.Array, exists: jax.Array, numbers: tuple[int, int]
 ) -> list[jax.Array]:
-    """When negatives are seen: each at the moment of any query of the batch, drawn at random.
+    """When negatives are seen: each at the request time of any query of the batch, drawn at random.
 
     For logQ knows of no time, and at its own query's a label of the batch is wanted more than it is
     at others.
 
     Args:
       key: folded with 1.
-      moments: uint32 (labels,), of the queries that labels are of.
+      request_times: uint32 (labels,), of the query of each label.
       exists: bool (labels,), which of the labels there are.
       numbers: of negatives from the batch, and of random ones.
 
@@ -139,7 +139,7 @@ def times_of_negatives(
     """
     drawn = jax.random.choice(
         jax.random.fold_in(key, 1),
-        moments,
+        request_times,
         (sum(numbers),),
         p=exists / jnp.maximum(exists.sum(), 1),
     )

@@ -250,8 +250,8 @@ def bind(
         retriever = vector_search.of_vectors(embed_queries, items)
         return evaluator(retriever, split, full)
 
-    def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
-        del moment  # an item is what it is
+    def embed(params: Any, as_of: int) -> dict[str, list[system.Shard]]:
+        del as_of  # embeddings do not depend on time
 
         def item_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return dataset.catalogue.ids[rows], embed_items(params, rows)

@@ -88,8 +88,8 @@ def loss(
     )
     labels = batch["label_item"]
     exists = labels >= 0
-    moments = pinnerformer.at(batch["request_time"], batch["label_position"])
-    positives = embed_items(labels, moments)
+    request_times = pinnerformer.at(batch["request_time"], batch["label_position"])
+    positives = embed_items(labels, request_times)
 
     # Negatives (§3.3.1) are labels of the whole batch and random items. Ids are gathered from all
     # devices and the chosen ones embedded anew, which is far less than to gather all embeddings.
@@ -100,7 +100,10 @@ def loss(
         jax.random.randint(random_key, (config.num_random_negatives,), 0, len(corpus))
     ]
     in_batch_times, random_times = item_table.times_of_negatives(
-        random_key, everywhere(moments.ravel()), all_labels >= 0, (len(chosen), len(random_items))
+        random_key,
+        everywhere(request_times.ravel()),
+        all_labels >= 0,
+        (len(chosen), len(random_items)),
     )
 
     # Masked for a user are the user's labels in all rows of the batch.
@@ -232,14 +235,14 @@ def bind(
     evaluator = evaluator_lib.Evaluator("PinnerFormer", source)
     towers = make_towers(trainable, table, dataset, constants)
 
-    def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
-        embed_histories, embed_rows, _ = towers(params, moment)
+    def embed(params: Any, as_of: int) -> dict[str, list[system.Shard]]:
+        embed_histories, embed_rows, _ = towers(params, as_of)
 
         def items(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return dataset.catalogue.ids[rows], embed_rows(rows)
 
         return {
-            "users": histories.user_shards(config, dataset, embed_histories, moment),
+            "users": histories.user_shards(config, dataset, embed_histories, as_of),
             "items": system.shards(items, np.arange(spec.num_items)),
         }
 
@@ -277,17 +280,17 @@ def make_towers(
     dataset: Dataset,
     constants: item_table.Constants,
 ) -> Callable[[Any, int], vector_search.Towers]:
-    """(params, moment) -> towers, whose popularity is what an index built at the moment knows."""
+    """(params, as_of) -> towers; popularity is as of that time, when an index is built."""
 
-    def towers(params: Any, moment: int) -> vector_search.Towers:
-        then = table.as_of(dataset, constants, moment)
+    def towers(params: Any, as_of: int) -> vector_search.Towers:
+        then = table.as_of(dataset, constants, as_of)
         embed_users = functools.partial(trainable.embedders["users"], params, then)
         embed_items = functools.partial(trainable.embedders["items"], params, then)
 
         def embed_rows(rows: np.ndarray) -> np.ndarray:
             return batching.in_batches(embed_items, rows.astype(np.int32), min(len(rows), _ROWS))
 
-        as_of = None if then["popularity_times"] is None else moment
-        return vector_search.Towers(embed_users, embed_rows, as_of)
+        items_as_of = None if then["popularity_times"] is None else as_of
+        return vector_search.Towers(embed_users, embed_rows, items_as_of)
 
     return towers

@@ -140,8 +140,8 @@ def bind(
         retriever = vector_search.of_vectors(functools.partial(embed_queries, params), items)
         return evaluator(retriever, split, full)
 
-    def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
-        del moment  # a query is what it is
+    def embed(params: Any, as_of: int) -> dict[str, list[system.Shard]]:
+        del as_of  # embeddings do not depend on time
 
         def query_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return dataset.queries.ids[rows], embed_queries(params, rows)

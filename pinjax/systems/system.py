@@ -107,9 +107,9 @@ class System:
         model; raises InputError where the split has no labels.
       metrics: the names of the metrics in the first row of `evaluate(params, "valid")`, each with
         "max" or "min", whichever is best.
-      embed: (params, moment) -> the tables that serving needs, by name, each as its shards:
+      embed: (params, as_of) -> the tables that serving needs, by name, each as its shards:
         functions that make (own ids (rows,), vectors float32 (rows, dim)).
-      embed_as_of: the moment to embed at unless one is given, unix seconds.
+      embed_as_of: the default of `as_of`, unix seconds.
       check_training: raises an InputError where training would learn nothing, or by wrong counts;
         it reads some batches.
       summary: what a person wants to know at the start, by name.

@@ -193,15 +193,15 @@ def test_dense_positions_labels_and_ends_are_uniform(rng):
     assert abs(counts - counts.mean()).max() < 5 * np.sqrt(counts.mean())
 
 
-def test_moments_are_uniform_between_an_action_and_its_first_label(rng):
+def test_request_times_are_uniform_between_an_action_and_its_first_label(rng):
     row = np.zeros(3, ACTION)
     row["time"], row["action"], row["surface"] = (100, 500, 540), 1, 1
     draw = sampler("all_action", length=1, horizon=450)
     records, offsets = unpack([pack(row)] * 4000)
     batch = draw(records, offsets, draw.uniforms(rng, 4000))
-    moment = batch["request_time"][batch["time"] == 100]
-    assert ((moment >= 100) & (moment < 500)).all()
-    counts = np.bincount((moment - 100) // 50, minlength=8)
+    requested = batch["request_time"][batch["time"] == 100]
+    assert ((requested >= 100) & (requested < 500)).all()
+    counts = np.bincount((requested - 100) // 50, minlength=8)
     assert len(counts) == 8
     assert abs(counts - counts.mean()).max() < 5 * np.sqrt(counts.mean())
 
@@ -236,16 +236,16 @@ def test_unknown_objective_is_refused():
         sampler("dense")
 
 
-def test_history_at_a_moment_ends_at_the_moment(rng):
+def test_a_history_ends_at_its_request_time(rng):
     rows, records, offsets = timelines(rng)
     keys = windows.time_keys(records, offsets)
-    for moment in (0, 300, 301, 2**32 - 1):
+    for time in (0, 300, 301, 2**32 - 1):
         users = np.arange(len(rows))
-        ends = windows.last_action_before(keys, users, np.full(len(rows), moment))
-        got = windows.history(records, offsets[:-1], ends, 6, np.full((len(rows), 1), moment))
-        assert (got["request_time"] == moment).all()
+        ends = windows.last_action_before(keys, users, np.full(len(rows), time))
+        got = windows.history(records, offsets[:-1], ends, 6, np.full((len(rows), 1), time))
+        assert (got["request_time"] == time).all()
         for u, row in enumerate(rows):
-            past = row[row["time"] <= moment][-6:]
+            past = row[row["time"] <= time][-6:]
             np.testing.assert_array_equal(
                 got["item"][u], [-1] * (6 - len(past)) + list(past["item"])
             )

@@ -62,7 +62,7 @@ def bind(trainable, config, mesh, dataset):
         queries = functools.partial(embed_rows, "queries", params)
         return evaluator(vector_search.of_vectors(queries, items), split, full)
 
-    def embed(params, moment):
+    def embed(params, as_of):
         def shard(name, rows):
             return ids[name][rows], embed_rows(name, params, rows)
 
