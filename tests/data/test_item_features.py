@@ -54,7 +54,7 @@ def test_before_the_log_began_all_items_are_alike(dataset):
     assert found[:, 1].std() > 0.5
 
 
-def test_times_before_a_moment():
+def test_times_before_a_time():
     found = popularity.times_before(1_000, 300.0, 5)
     assert found.tolist() == [0, 100, 400, 700, 1_000]
     assert found.dtype == np.uint32

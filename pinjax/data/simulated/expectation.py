@@ -1,4 +1,4 @@
-"""The scores of all items for users at moments, without a table of them."""
+"""The scores of all items for users at request times, never all in memory at once."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _REQUESTS = 1024  # scored at a time
 
 @dataclasses.dataclass(frozen=True)
 class Expectation:
-    """The scores of all items for some requests, each a user at a moment.
+    """The scores of all items for some requests, each a user at a request time.
 
     Attributes:
       taste: int (requests,), row of `appeal`.

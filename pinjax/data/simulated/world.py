@@ -31,7 +31,7 @@ HOUR = 3600
 DAY = 24 * HOUR
 START = 1_736_121_600  # Monday, 2025-01-06, 00:00 UTC
 END = START + 112 * DAY
-TRAIN_END = END - 21 * DAY  # room for windows of 14 days at moments a week apart
+TRAIN_END = END - 21 * DAY  # room for windows of 14 days that start a week apart
 
 # Pins.
 CONTENT_DIM = 256
@@ -281,10 +281,10 @@ def _draw_sessions(
     # Each interest is a Poisson process, drawn at its highest rate and thinned to the rhythm.
     highest = RHYTHM_MAX * users.rate[user] * weight / SESSION_ACTIONS
     interest = np.repeat(np.arange(len(user)), rng.poisson(highest * (end - start)))
-    moment = rng.uniform(start[interest], end[interest])
-    local = moment + users.zone[user[interest]]
-    kept = rng.random(len(moment)) * RHYTHM_MAX < rhythm(local)
-    return user[interest][kept], leaf[interest][kept], moment[kept]
+    time = rng.uniform(start[interest], end[interest])
+    local = time + users.zone[user[interest]]
+    kept = rng.random(len(time)) * RHYTHM_MAX < rhythm(local)
+    return user[interest][kept], leaf[interest][kept], time[kept]
 
 
 def draw_actions(
@@ -296,11 +296,11 @@ def draw_actions(
       (rows of `users`, int64 (n,), sorted; actions, `timelines.ACTION` (n,), in order of time for
       each user; the leaves of their sessions, int64 (n,)).
     """
-    user, about, moment = _draw_sessions(users, rng)
+    user, about, start = _draw_sessions(users, rng)
     length = rng.geometric(1 / SESSION_ACTIONS, len(user))
     first = np.cumsum(length) - length
     elapsed = np.cumsum(GAP_SECONDS * np.exp(rng.standard_normal(length.sum())))
-    time = (np.repeat(moment - elapsed[first], length) + elapsed).astype(np.int64)
+    time = (np.repeat(start - elapsed[first], length) + elapsed).astype(np.int64)
     user, about = np.repeat(user, length), np.repeat(about, length)
     user, about, time = (column[time < END] for column in (user, about, time))
     count = len(time)

@@ -10,7 +10,7 @@ from pinjax.data.sources.reading import WRITTEN, File
 from pinjax.errors import InputError
 
 LATEST = 2**32 * 1_000_000  # times are seconds in 32 bits on disk: 2106
-MOMENT = "a moment from 1970 to 2106"
+TIMESTAMP = "a timestamp from 1970 to 2106"
 # Types, as regular expressions.
 _INT64 = "U?(?:TINYINT|SMALLINT|INTEGER)|BIGINT"
 _INTEGER = rf"{_INT64}|UBIGINT|U?HUGEINT"
@@ -84,7 +84,7 @@ class Column:
         value = f"TRY_CAST({name} AS DOUBLE)"
         return f"CASE WHEN isfinite({value}) THEN {value} END"
 
-    def moment(self, unit: str) -> str:
+    def timestamp(self, unit: str) -> str:
         """Times as microseconds since 1970 in UTC, null where unreadable.
 
         They are timestamps, dates or ISO 8601 text (without a zone: UTC), or with a unit, of

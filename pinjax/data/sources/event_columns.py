@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from pinjax import timestamps
 from pinjax.data.sources import column_map
-from pinjax.data.sources.columns import LATEST, MOMENT, Column
+from pinjax.data.sources.columns import LATEST, TIMESTAMP, Column
 from pinjax.data.sources.engine import literal, name_of
 from pinjax.data.sources.reading import File
 from pinjax.data.timelines import UNKNOWN
@@ -53,7 +53,7 @@ def values(file: File, integers: Mapping[str, bool], config: ConfigDict) -> dict
     ids = {"user": events.user, "item": events.item, "grp": events.group}
     found = {n: Column(file, c).id(integers[n]) for n, c in ids.items() if c}
     if events.time:
-        found["time"] = Column(file, events.time).moment(events.time_unit)
+        found["time"] = Column(file, events.time).timestamp(events.time_unit)
     if events.duration:
         found["duration"] = f"TRY_CAST({_seconds(file, config)} AS FLOAT)"
     if events.query:
@@ -94,7 +94,7 @@ def checks(
     if events.time:
         unit = f" in {events.time_unit}" if events.time_unit else ""
         within = f"{values['time']} BETWEEN 0 AND {LATEST - 1}"
-        expect("time", within, events.time, f"{MOMENT}{unit}")
+        expect("time", within, events.time, f"{TIMESTAMP}{unit}")
     if events.duration:
         fits = f"{name_of(events.duration)} IS NULL OR {_seconds(file, config)} BETWEEN 0 AND 1e9"
         expect("duration", fits, events.duration, "a number from 0 to 1e9 s")

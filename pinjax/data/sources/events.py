@@ -19,7 +19,7 @@ from pinjax.data.sources.reading import File
 from pinjax.data.timelines import UNKNOWN
 from pinjax.errors import InputError
 
-_EARLY = 94_694_400 * SECOND  # 1973: what a moment in s reads as in ms is before it
+_EARLY = 94_694_400 * SECOND  # 1973: seconds that are read as milliseconds lie before it
 _ROWS_A_SHARD = 2**20
 
 

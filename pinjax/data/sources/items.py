@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from ml_collections import ConfigDict
 
 from pinjax.data.sources import reading, rows
-from pinjax.data.sources.columns import LATEST, MOMENT, Column, are_integers
+from pinjax.data.sources.columns import LATEST, TIMESTAMP, Column, are_integers
 from pinjax.data.sources.engine import Database, Job, name_of, numbered
 from pinjax.data.sources.reading import File
 from pinjax.errors import InputError
@@ -49,9 +49,9 @@ class _Field:
         column, catalogue = Column(file, self.column), config.catalogue
         match self.name:
             case "created":
-                moment = column.moment(catalogue.created_unit)
+                timestamp = column.timestamp(catalogue.created_unit)
                 given = f"{name_of(self.column)} IS NOT NULL"
-                return f"CASE WHEN {given} THEN coalesce({moment}, -1) END"
+                return f"CASE WHEN {given} THEN coalesce({timestamp}, -1) END"
             case "content" | "images":
                 return column.vectors()
             case "tags":
@@ -206,7 +206,7 @@ def _read_rows(
         table.refuse_repeats(own, once)
     for field in fields:
         if field.name == "created":
-            table.refuse(f"created NOT BETWEEN 0 AND {LATEST - 1}", field.column, MOMENT)
+            table.refuse(f"created NOT BETWEEN 0 AND {LATEST - 1}", field.column, TIMESTAMP)
         elif field.name in VECTORS:
             table.refuse_vectors(field.name, field.column, zeros=True)
     return table

@@ -51,7 +51,7 @@ def _shares(config: ConfigDict) -> tuple[float, float]:
 
 
 def train_end(job: Job, first: int, last: int) -> int:
-    """The moment after which nothing is trained on, unix seconds; 0 without times.
+    """The time after which nothing is trained on, unix seconds; 0 without times.
 
     Args:
       job: that needs it.
@@ -71,9 +71,9 @@ def train_end(job: Job, first: int, last: int) -> int:
         end = last - round(min(split.test_days * _DAY, last))
     if not first <= end < last:
         between = f"between the first and the last event, {_iso(first)} and {_iso(last)}"
-        raise InputError(f"train_end is {_iso(end)}; expected a moment {between}")
-    moments = {"first event": first, "train_end": end, "last event": last}
-    job.report |= {name: _iso(moment) for name, moment in moments.items()}
+        raise InputError(f"train_end is {_iso(end)}; expected a time {between}")
+    times = {"first event": first, "train_end": end, "last event": last}
+    job.report |= {name: _iso(time) for name, time in times.items()}
     return end
 
 

@@ -282,9 +282,9 @@ BAD = {
         whole("v", pa.nulls(15, pa.list_(pa.float32()))),
         "v has no numbers; expected a v",
     ),
-    "bad date": (put("created", 1, -5), "row 2: created is -5; expected a moment"),
-    "date in text": (whole("created", ["soon"] * 15), "row 1: created is 'soon'; expected a mom"),
-    "late date": (put("created", 1, 2**33), "row 2: created is 8589934592; expected a moment"),
+    "bad date": (put("created", 1, -5), "row 2: created is -5; expected a timestamp"),
+    "date in text": (whole("created", ["soon"] * 15), "row 1: created is 'soon'; expected a tim"),
+    "late date": (put("created", 1, 2**33), "row 2: created is 8589934592; expected a timestamp"),
     "nested topic": (whole("kind", [["x"]] * 15), r"kind is VARCHAR\[\]; expected text"),
     "no rows": (lambda columns: columns.update({k: v[:0] for k, v in columns.items()}), "has no r"),
     "no column": (lambda columns: columns.pop("v"), "no column 'v' among item, created, kind"),
@@ -441,4 +441,6 @@ def test_a_date_that_is_looked_up_is_told_as_it_is(tmp_path, write, refuse):
     ]
     config = make_config(created="dates.since", created_unit="s")
     config.sides.dates = column_map.side(on="item", id="item")
-    refuse("dates.parquet: row 2: since is -5; expected a moment", config, make_log([1, 2]), items)
+    refuse(
+        "dates.parquet: row 2: since is -5; expected a timestamp", config, make_log([1, 2]), items
+    )
