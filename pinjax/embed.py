@@ -140,7 +140,7 @@ def _hash_of_arrays(tree) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(processes.whole(leaf).tobytes())
+        digest.update(processes.gathered(leaf).tobytes())
     return digest.hexdigest()
 
 

@@ -205,7 +205,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch=engagements.abstract_batch(mesh, made_up),
         batch_size="data.pairs",
         embedders={
-            "products": system.Embedder(sharding.shared_out(mesh, products), ("products",), rows)
+            "products": system.Embedder(sharding.split_rows(mesh, products), ("products",), rows)
         },
         search=system.Search(spec.num_items, config.model.embedding_dim, 100),
     )

@@ -202,7 +202,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
 
     rows = jax.ShapeDtypeStruct((min(spec.num_items, _ROWS),), jnp.int32)
     history = histories.abstract_history(mesh, config.evaluate.batch, config.data.length)
-    users = sharding.shared_out(mesh, functools.partial(served, model))
+    users = sharding.split_rows(mesh, functools.partial(served, model))
     read = "content", "popularity_times"
     return system.Trainable(
         init=functools.partial(init, model, config.loss, constants),
@@ -212,7 +212,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch_size="data.users",
         embedders={
             "users": system.Embedder(users, read, history),
-            "items": system.Embedder(sharding.shared_out(mesh, items), read, rows),
+            "items": system.Embedder(sharding.split_rows(mesh, items), read, rows),
         },
         search=system.Search(
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 50

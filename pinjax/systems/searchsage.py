@@ -104,7 +104,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         return tower.embed(mesh, params["tower"], constants["texts"], rows)
 
     rows = jax.ShapeDtypeStruct((ENCODED,), jnp.int32)
-    embedder = system.Embedder(sharding.shared_out(mesh, queries), ("texts",), rows)
+    embedder = system.Embedder(sharding.split_rows(mesh, queries), ("texts",), rows)
     return system.Trainable(
         init=functools.partial(init, tower, config.loss),
         loss=functools.partial(loss, tower, config.loss, mesh),

@@ -49,7 +49,7 @@ def train_on_devices():
 
 
 @pytest.fixture
-def check_shared_out_tables():
+def check_sharded_tables():
     """(config) asserts that tables on eight devices give the loss and gradient of whole ones."""
 
     def check(config):

@@ -176,8 +176,8 @@ def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
         jax.tree.map(close, other.params, state.params)
 
 
-def test_where_tables_lie_changes_nothing(make_config, check_shared_out_tables):
-    check_shared_out_tables(make_config())
+def test_where_tables_lie_changes_nothing(make_config, check_sharded_tables):
+    check_sharded_tables(make_config())
 
 
 def test_other_frozen_tables_are_refused(make_config, tmp_path, mesh):
