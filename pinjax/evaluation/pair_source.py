@@ -1,8 +1,8 @@
-"""Evaluation queries from pairs: what a query led to (ItemSage, §5.1).
+"""Evaluation queries from pairs of queries and items (ItemSage, §5.1).
 
-Every engagement counts once, so an item that is engaged with more weighs more. Where a query is an
-item, that item is excluded from its results. Items of which a system sees nothing are not eligible
-for the index, for any method: every method misses an engagement with one.
+Every engagement counts once, so items with more engagements weigh more. A query that is an item
+excludes this item from its results. Items without features for the system are not in the index of
+any method: every method misses an engagement with one.
 """
 
 import dataclasses
@@ -147,7 +147,7 @@ class PairSource:
         return pairs[np.isin(pairs["task"], self.task_rows)]
 
     def _context(self, rows: np.ndarray, itself: np.ndarray) -> np.ndarray:
-        """What training says that queries led to, newest last; then the item that a query is."""
+        """Items that queries led to in training, oldest first; then the item that a query is."""
         train = self._pairs("train")
         train = train[np.isin(train["query"], rows)]
         train = train[np.argsort(train["query"], kind="stable")]

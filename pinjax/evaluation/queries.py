@@ -41,16 +41,16 @@ class Index:
 class EvalQueries:
     """Queries at one evaluation window, and their labels.
 
-    A user may have several queries in a window; each label then belongs to the newest query before
-    it. Labels have the same order, whatever the queries that they are divided over.
+    A user may have several queries in a window; each label then belongs to the last query before
+    it. The order of labels does not depend on the queries they belong to.
 
     Attributes:
       users: own ids of users, or, of pairs, of the queries themselves. Intervals are over these.
       query_user: int64 (queries,), row of `users`.
       query_time: int64 (queries,), request time, unix seconds.
       features: what a model reads of the queries, by name, each (queries, ...).
-      context: int32 (queries, n), the items that a query is known by, newest last and -1 before
-        them.
+      context: int32 (queries, n), the items that describe a query, oldest first, after padding
+        of -1.
       label_query: int64 (labels,), row of the query.
       label_item: int32 (labels,).
       label_exists: bool (labels,), whether the item is eligible for the index.

@@ -229,7 +229,7 @@ class TimelineSource:
     def _in_window(
         self, actions: _Actions, start: int, cadence: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Labels, and for each its query (2, labels): its newest action and its request time.
+        """Labels, and for each its query (2, labels): its last action and its request time.
 
         Actions are flat indices. Embeddings in real time are computed at the action itself.
         """
@@ -241,14 +241,14 @@ class TimelineSource:
         engaged = owner * np.int64(self.dataset.spec.num_items) + actions.records["item"][label]
         first = np.unique(engaged, return_index=True)[1]
         label, owner = label[first], owner[first]
-        newest = windows.last_action_before(actions.keys, owner, np.full_like(owner, start))
-        known = newest >= actions.offsets[owner]
+        last = windows.last_action_before(actions.keys, owner, np.full_like(owner, start))
+        known = last >= actions.offsets[owner]
         label, owner = label[known], owner[known]
         request = _LATEST_EMBEDDING[cadence](time[label], start)
-        newest = windows.last_action_before(actions.keys, owner, request)
+        last = windows.last_action_before(actions.keys, owner, request)
         if cadence == "realtime":
-            request = np.maximum(time[newest], start)
-        return label, np.stack([newest, request])
+            request = np.maximum(time[last], start)
+        return label, np.stack([last, request])
 
 
 def _seen(records: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

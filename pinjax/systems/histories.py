@@ -125,10 +125,10 @@ def user_shards(
         chunk = dataset.chunk(split, start, start + system.SHARD)
         users = np.arange(len(chunk.users))
         keys = windows.time_keys(chunk.records, chunk.offsets)
-        newest = windows.last_action_before(keys, users, np.full(len(users), as_of))
-        users = users[newest >= chunk.offsets[:-1]]
+        last = windows.last_action_before(keys, users, np.full(len(users), as_of))
+        users = users[last >= chunk.offsets[:-1]]
         history = windows.history(
-            *(chunk.records, chunk.offsets[users], newest[users], config.data.length),
+            *(chunk.records, chunk.offsets[users], last[users], config.data.length),
             request_times=np.full((len(users), 1), as_of),
         )
         # As objects: text of one width would be as wide as the longest.

@@ -1,9 +1,9 @@
-"""PinnerFormer (Pancha et al., KDD 2022): a user as what a transformer makes of their timeline.
+"""PinnerFormer (Pancha et al., KDD 2022): a transformer embeds users from their timelines.
 
-A user tower reads the newest M actions under a causal mask and gives an embedding at every
-position, the newest of which is served. A pin tower embeds an item from its features alone. Both
-are of unit length; their dot product over a learned temperature is the logit of a sampled softmax
-with logQ correction.
+A user tower reads the last M actions under a causal mask and gives an embedding at every position;
+the embedding at the last action is served. A pin tower embeds an item from its features alone. Both
+embeddings have unit length; their dot product over a learned temperature is the logit of a sampled
+softmax with logQ correction.
 """
 
 import functools
@@ -78,7 +78,7 @@ def loss(
         model.apply, params, content, popularity_times=times, method="items"
     )
 
-    # Queries are the embeddings at the positions that predict, positives what they predict.
+    # Queries are the embeddings at `label_position`, positives the labels.
     queries = model.apply(
         *(params, content, batch, batch["label_position"]),
         train=True,
@@ -91,8 +91,8 @@ def loss(
     request_times = pinnerformer.at(batch["request_time"], batch["label_position"])
     positives = embed_items(labels, request_times)
 
-    # Negatives (§3.3.1) are labels of the whole batch and random items. Ids are gathered from all
-    # devices and the chosen ones embedded anew, which is far less than to gather all embeddings.
+    # Negatives (§3.3.1) are labels of the global batch and random items. Only ids are gathered
+    # from all devices, and the chosen items are embedded again: embeddings would be far more data.
     all_labels = everywhere(labels.ravel())
     chosen = all_labels[choose(choice_key, all_labels, config.num_in_batch_negatives)]
     num_chosen = (chosen >= 0).sum()
@@ -106,7 +106,7 @@ def loss(
         (len(chosen), len(random_items)),
     )
 
-    # Masked for a user are the user's labels in all rows of the batch.
+    # A user's labels in all rows of the batch are masked.
     same = batch["same_user"]
     excluded = jnp.where(same[..., None] >= 0, everywhere(labels)[same], -1)
     excluded = excluded.reshape(len(labels), -1)
@@ -168,12 +168,12 @@ def make_sampler(config: ConfigDict, spec: Spec) -> windows.Sampler:
 def served(
     model: pinnerformer.PinnerFormer, params: Any, constants: dict[str, Any], history: system.Batch
 ) -> jax.Array:
-    """The user embeddings (users, dim) of histories: the output at the newest action (§3.6)."""
+    """The user embeddings (users, dim) of histories: the output at the last action (§3.6)."""
     users, length = history["item"].shape
-    newest = jnp.full((users, 1), length - 1, jnp.int32)
+    last = jnp.full((users, 1), length - 1, jnp.int32)
     content, times = constants["content"], constants["popularity_times"]
     apply = functools.partial(model.apply, params, popularity_times=times, method="users")
-    return apply(content, history, newest)[:, 0]
+    return apply(content, history, last)[:, 0]
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:

@@ -36,7 +36,7 @@ _FREE = (
 class Checkpoints:
     """The checkpoints under `workdir`: the two latest, and the best where one metric chooses.
 
-    Saving is asynchronous; a checkpoint is there whole or not at all, with its checksums. The
+    Saving is asynchronous; a checkpoint appears complete, with its checksums, or not at all. The
     position in the data is the step itself, since batches are a function of it. Nothing is written
     before `save` or `remove_damaged`, so that others may read what one process writes.
 
@@ -74,36 +74,36 @@ class Checkpoints:
         return self._metrics(step) is not None
 
     def load_latest(self, like: Any) -> Any | None:
-        """The state of the newest checkpoint; arguments and result as of `load_chosen`."""
+        """The state of the latest checkpoint; arguments and result as of `load_chosen`."""
         return self._load(lambda undamaged: next(undamaged, None), like)
 
     def load_chosen(self, like: Any) -> Any | None:
-        """The state to evaluate and to serve: the best, or else the newest.
+        """The state to evaluate and to serve: the best, or else the latest.
 
-        One that is damaged is passed over, with a line that names the file, and another one is
-        taken for one that a live run has removed meanwhile.
+        A damaged checkpoint is skipped, with a line that names the file. If a live run has removed
+        a checkpoint meanwhile, another one is read.
 
         Args:
-          like: pytree of arrays, or of shapes with shardings; the state lies as these do, which
-            need not be as it was written from.
+          like: pytree of arrays, or of shapes with shardings; the state gets these shardings, which
+            may differ from those it was saved with.
 
         Returns:
-          The state, or None where there is no checkpoint.
+          The state, or None if there is no checkpoint.
 
         Raises:
-          InputError: where all are damaged.
+          InputError: if all are damaged.
         """
         return self._load(self._choose, like)
 
     def chosen(self) -> int | None:
-        """Steps done in the checkpoint that `load_chosen` takes; errors as there."""
+        """Steps done in the checkpoint that `load_chosen` reads; raises as it does."""
         return self._pick(self._choose)
 
     def remove_damaged(self) -> None:
-        """Removes checkpoints that are damaged, with a line for each, so that others replace them.
+        """Removes damaged checkpoints, with a line for each, so that others replace them.
 
         Raises:
-          InputError: where all are; then they stay.
+          InputError: if all are damaged; then they stay.
         """
         self._pick(lambda undamaged: len(list(undamaged)) or None)
         if processes.is_first():
@@ -202,7 +202,7 @@ class Checkpoints:
         return None
 
     def _pick(self, pick: Callable[[Iterator[int]], int | None]) -> int | None:
-        """What `pick` makes of the undamaged steps, newest first: the same in all processes."""
+        """What `pick` makes of the undamaged steps, latest first: the same in all processes."""
         picked = -1
         if processes.is_first():
             picked = pick(self._undamaged())
@@ -224,7 +224,7 @@ class Checkpoints:
                 print(f"{problem}; passing over checkpoint {number}", file=sys.stderr)
 
     def _problem(self, step: int) -> str:
-        """What is wrong with a checkpoint, or "", looked at once."""
+        """The damage of a checkpoint, or ""; checked once."""
         if step not in self._problems:
             self._problems[step] = ""
             if self._verify:

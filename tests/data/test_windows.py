@@ -85,11 +85,13 @@ def test_positives_refuse_what_they_do_not_know(positives, surfaces, message):
         windows.Positives.create(SPEC, positives, surfaces)
 
 
-@pytest.mark.parametrize(("leave_one_out", "newest"), [(False, 0.0), (True, 0.0), (True, 1.0)])
+@pytest.mark.parametrize(
+    ("leave_one_out", "last_action_share"), [(False, 0.0), (True, 0.0), (True, 1.0)]
+)
 @pytest.mark.parametrize("objective", windows.OBJECTIVES)
-def test_every_draw_is_one_of_the_enumerated(rng, objective, leave_one_out, newest):
+def test_every_draw_is_one_of_the_enumerated(rng, objective, leave_one_out, last_action_share):
     rows, records, offsets = timelines(rng)
-    draw = sampler(objective, leave_one_out=leave_one_out, last_action_share=newest)
+    draw = sampler(objective, leave_one_out=leave_one_out, last_action_share=last_action_share)
     ends_seen = collections.defaultdict(set)
     labels_seen = collections.defaultdict(set)
     possible_ends = [allowed_ends(row, draw) for row in rows]
@@ -160,7 +162,7 @@ def _check_labels(row, batch, u, end, draw, labels_seen):
         assert len(set(positions)) == len(positions) == min(draw.labels, len(trainable))
 
 
-def test_a_share_of_windows_ends_at_the_newest_and_the_others_uniformly(rng):
+def test_a_share_of_windows_ends_at_the_last_action_and_the_others_uniformly(rng):
     row = np.zeros(10, ACTION)
     row["item"], row["time"] = np.arange(10), 10 * np.arange(10)
     row["action"], row["surface"] = 1, 1
