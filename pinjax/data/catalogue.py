@@ -95,7 +95,7 @@ def writer(path: epath.PathLike) -> Iterator[Callable[[Items], None]]:
 
 
 class Catalogue:
-    """A catalogue on disk. Each attribute of `Items` is read when it is first asked for."""
+    """A catalogue on disk. Each attribute of `Items` is read on first access."""
 
     def __init__(self, path: epath.PathLike):
         self.path = os.fspath(path)

@@ -41,7 +41,7 @@ def is_positive(action):
 
 
 def allowed_labels(row, i, sampler):
-    """Indices of the actions that action `i` may be asked to predict."""
+    """Indices of the actions that action `i` may have to predict."""
     seen = len(row) - 2 if sampler.leave_one_out else np.sum(row["time"] <= sampler.train_end)
     later = [j for j in range(i + 1, seen) if is_positive(row[j])]
     if i >= seen:

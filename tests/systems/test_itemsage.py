@@ -40,7 +40,7 @@ def expected_losses(config, queries, products, batch, random, num_corpus, scale,
     def term(negatives, num_batch, num_random):
         losses = []
         for (query, product), own_log_q in zip(pairs, positive_log_q, strict=True):
-            excluded = {other for asked, other in pairs if asked == query}
+            excluded = {product for q, product in pairs if q == query}
             logits = [scale * queries[query] @ products[product] - config.log_q * own_log_q]
             logits += [
                 scale * queries[query] @ products[n]

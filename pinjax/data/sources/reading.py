@@ -173,8 +173,8 @@ def _json_lines(database: Database, path: str, columns: Sequence[str]) -> File:
     columns = list(dict.fromkeys(columns))
     kinds = [f"json_type(json, {_key(name)})" for name in columns]
     kinds += [f"list_distinct(json_type(json, {_key(name, '[*]')}))" for name in columns]
-    asked = ", ".join(f"list(DISTINCT {kind})" for kind in kinds)
-    rows, *found = database.row(f"SELECT count(*), {asked} FROM {objects}")
+    lists = ", ".join(f"list(DISTINCT {kind})" for kind in kinds)
+    rows, *found = database.row(f"SELECT count(*), {lists} FROM {objects}")
     types, values = {}, []
     for name, own, inner in zip(columns, found, found[len(columns) :], strict=False):
         if not any(own or ()):

@@ -160,11 +160,11 @@ def test_a_burst_matters_while_it_runs(future):
 
 def test_each_query_has_its_own_request_time(future, rng):
     topics, oracle, users, _, _ = future
-    asked = rng.choice(users, 40).tolist()
+    requested = rng.choice(users, 40).tolist()
     request_times = T + rng.integers(0, WINDOW, 40)
-    expected = oracle.expect(asked, request_times, world.DAY)
+    expected = oracle.expect(requested, request_times, world.DAY)
     items = np.arange(len(topics.leaf))
-    for query, (user, time) in enumerate(zip(asked, request_times, strict=True)):
+    for query, (user, time) in enumerate(zip(requested, request_times, strict=True)):
         there = topics.created <= time
         scores = oracle.scores([user], int(time), world.DAY)[0]
         np.testing.assert_allclose(expected.of(query, items)[there], scores[there], rtol=1e-5)
@@ -305,7 +305,7 @@ def test_the_oracle_comes_back_from_its_file(oracle, tmp_path):
             loaded.task_scores(queries, task),
             oracle.query_scores(queries, kind, T, world.END - T),
         )
-    rows = [7, 3, 7, 150]  # and scores come in the order asked for
+    rows = [7, 3, 7, 150]  # and scores come in the order of the request
     np.testing.assert_array_equal(
         loaded.scores([users[row] for row in rows], T, WINDOW),
         oracle.scores(users, T, WINDOW)[rows],

@@ -258,7 +258,7 @@ def test_pairs_equal_a_plain_reading(events, table, prepare, case):
     assert (queries.items[~of_items] == -1).all()
 
 
-def dense_vectors(known, asked, words, dim):
+def dense_vectors(known, others, words, dim):
     """Weighted words and a dense SVD, float64: unit vectors of texts and of some others."""
 
     def counts(lines):
@@ -275,7 +275,7 @@ def dense_vectors(known, asked, words, dim):
 
     matrix = weighted(known)
     space = np.linalg.svd(matrix, full_matrices=False)[2][:dim].T
-    return unit(matrix @ space), unit(weighted(asked) @ space)
+    return unit(matrix @ space), unit(weighted(others) @ space)
 
 
 @pytest.mark.parametrize("dim", [5, 200])
@@ -360,7 +360,7 @@ def test_a_group_may_lie_in_several_files(events, table, write, prepare):
 @pytest.fixture
 def queries(events, rng):
     """A table of all searches, in another order, and of others."""
-    texts = [*rng.permutation(sorted(set(events["query"]))).tolist(), "never asked"]
+    texts = [*rng.permutation(sorted(set(events["query"]))).tolist(), "never searched"]
     return {"query": texts, "vector": rng.normal(size=(len(texts), 3)).tolist()}
 
 
