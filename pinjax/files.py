@@ -1,4 +1,4 @@
-"""Files and directories that are there whole or not at all, and have one writer at a time."""
+"""Files and directories that appear complete or not at all, and have one writer at a time."""
 
 import contextlib
 import errno

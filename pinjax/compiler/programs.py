@@ -120,7 +120,7 @@ def train_step(trainable: system.Trainable, config: ConfigDict, mesh: Mesh) -> P
 
 
 def others(trainable: system.Trainable, config: ConfigDict, mesh: Mesh) -> list[Program]:
-    """What embeds and searches; what a train step has on every chip, they have, too."""
+    """The programs that embed and search, with a train step's sharding of the parameters."""
     state = step.abstract_state(trainable, step.make_optimizer(config), config, mesh)
     made = []
     for name, embedder in trainable.embedders.items():
@@ -136,7 +136,7 @@ def others(trainable: system.Trainable, config: ConfigDict, mesh: Mesh) -> list[
 
 
 def _search(search: system.Search, mesh: Mesh) -> Program:
-    """Exact search, on every device the whole of it."""
+    """Exact search; every device does all of it."""
     items, dim, results = search
 
     def function(queries: jax.Array, index: tuple[jax.Array, jax.Array]) -> Any:
@@ -152,7 +152,7 @@ def _search(search: system.Search, mesh: Mesh) -> Program:
 
 
 def check_arguments(program: Program, chip: rates.Chip, advice: str) -> None:
-    """Refuses, before anything is compiled, arguments that alone are too large for a chip."""
+    """Raises, before anything is compiled, if the arguments alone exceed a chip's memory."""
     arguments = program.bytes()
     if sum(arguments.values()) > chip.memory:
         largest = max(arguments, key=arguments.get)

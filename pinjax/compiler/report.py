@@ -54,7 +54,7 @@ def collectives(report: programs.Report) -> str:
 
 
 def as_json(reports: dict[str, programs.Report]) -> dict[str, Any]:
-    """The same, whole, as JSON takes it."""
+    """All fields of the reports, for JSON."""
     result = {}
     for name, report in reports.items():
         fields = dataclasses.asdict(report) | {"sent": report.sent}
@@ -71,12 +71,12 @@ def _flops(number: float) -> str:
 
 
 def _short(source: str) -> str:
-    """The end of an operation's name, which says the most."""
+    """The last three parts of an operation's name."""
     return "/".join(source.split("/")[-3:])
 
 
 def _aligned(rows: list[tuple[str, list[str]]]) -> str:
-    """Columns: names to the left, what is said of them to the right."""
+    """A text table: names flush left, cells flush right."""
     first = max(len(name) for name, _ in rows)
     widths = [
         max(len(cell) for cell in column) for column in zip(*(r for _, r in rows), strict=True)

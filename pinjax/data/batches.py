@@ -71,7 +71,7 @@ class Batches(_Batches):
         then the step is compiled once more.
         """
         share = _share(self.users, self.shard)
-        # Drawn for the whole batch, so that a user's draw does not depend on the host's share.
+        # Drawn for the global batch, so that a user's draw does not depend on the host's share.
         rng = np.random.default_rng([self.seed, step])
         uniforms = self.sampler.uniforms(rng, self.users)[share]
         visits = range(step * self.users, (step + 1) * self.users)

@@ -204,6 +204,6 @@ def _copy(source: epath.Path, copies: epath.Path) -> epath.Path:
 def _digest(array: np.ndarray | None) -> str:
     if array is None:
         return ""
-    whole = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
-    whole.update(np.ascontiguousarray(array).data)
-    return whole.hexdigest()[:16]
+    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]

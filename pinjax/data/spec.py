@@ -174,12 +174,12 @@ def finish(made: epath.Path, directory: epath.PathLike, spec: Spec) -> Spec:
     """
     counted = statistics.measure(made, made / VOCABULARY_FILE, spec.train_end, spec.tasks)
     spec = dataclasses.replace(spec, **counted)
-    whole = hashlib.sha256(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
     for path in sorted(pathlib.Path(made).glob("**/*")):
         if path.is_file() and path.name != SOURCE_FILE:
             checksum = checksums.of_file(path)["xxh3_128"]
-            whole.update(f"{path.relative_to(made)} {checksum}".encode())
-    spec = dataclasses.replace(spec, digest=whole.hexdigest()[:16])
+            digest.update(f"{path.relative_to(made)} {checksum}".encode())
+    spec = dataclasses.replace(spec, digest=digest.hexdigest()[:16])
     content = json.dumps({"format": FORMAT, **dataclasses.asdict(spec)})
     (made / METADATA_FILE).write_text(content + "\n")
     files.finish(made, directory)

@@ -27,7 +27,7 @@ _OPTIONS = "group_size:1,uncompressed"
 
 # One action of a timeline. Times are unix seconds in UTC (uint32 lasts until 2106); duration is
 # in seconds, 0 where the log has none; action and surface are rows of the vocabularies of the
-# spec. Packed: one view decodes a whole batch.
+# spec. Packed: one view decodes an entire batch.
 ACTION = np.dtype(
     [
         ("item", np.int32),

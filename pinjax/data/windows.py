@@ -1,4 +1,4 @@
-"""Windows of history and the labels that follow them, cut from whole timelines.
+"""Windows of history and the labels that follow them, cut from complete timelines.
 
 Everything is vectorised over a batch of timelines in the flat form of `timelines.unpack`: records
 of all users one after the other, and the offsets at which each user's begin. An action is named by

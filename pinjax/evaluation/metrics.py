@@ -214,7 +214,7 @@ def coverage(top_rows: Int[np.ndarray, "queries k"], index_size: int, share: flo
     total = counts.sum()
     if total == 0:
         return 0.0
-    # The tolerance is for a share of the total that is a whole number but for rounding.
+    # The tolerance is for a share of the total that is an integer up to rounding.
     needed = np.searchsorted(np.cumsum(counts), share * total * (1 - 1e-12)) + 1
     return needed / index_size
 
@@ -242,9 +242,9 @@ def estimate(
     *,
     share: bool = True,
 ) -> Estimate:
-    """The mean over queries and its 95 % interval, were other users drawn.
+    """The mean over queries, and its 95 % interval over draws of users.
 
-    Queries of one user are not independent, so users are drawn whole.
+    Queries of one user are not independent, so users are drawn with all their queries.
 
     The interval of a share is Jeffreys' (Brown, Cai and DasGupta, Statistical Science 2001), for
     means of users. It is a Bayesian bootstrap (Rubin, Annals of Statistics 1981): users have

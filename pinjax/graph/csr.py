@@ -73,14 +73,14 @@ def write_side(
     offsets = np.zeros(len(degrees) + 1, np.int64)
     np.cumsum(degrees, out=offsets[1:])
     np.save(directory / f"{side}_offsets.npy", offsets)
-    whole = np.lib.format.open_memmap(
+    written = np.lib.format.open_memmap(
         directory / f"{side}_neighbours.npy", "w+", np.int32, (int(offsets[-1]),)
     )
     end = 0
     for piece in neighbours:
         start, end = end, end + len(piece)
-        whole[start:end] = piece
-    whole.flush()
+        written[start:end] = piece
+    written.flush()
 
 
 def write(directory: epath.PathLike, edges: np.ndarray, items: int, groups: int) -> None:

@@ -77,9 +77,11 @@ def check_training(made: batches.PairBatches, in_batch: bool) -> None:
     Raises:
       InputError: where the first batches have no negatives.
     """
-    whole = dataclasses.replace(made, shard=(0, 1))  # the same on every host
+    global_batches = dataclasses.replace(made, shard=(0, 1))  # the same on every host
     tried = min(system.TRIED, made.steps)
-    if in_batch and all(len(np.unique(whole[step]["query"])) == 1 for step in range(tried)):
+    if in_batch and all(
+        len(np.unique(global_batches[step]["query"])) == 1 for step in range(tried)
+    ):
         raise InputError(
             f"data.pairs={made.size}: the first {tried} batches have one query each, for which "
             "there are no negatives; expected more pairs or queries"

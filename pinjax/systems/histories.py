@@ -69,12 +69,12 @@ def abstract_history(mesh: Mesh, rows: int, length: int) -> dict[str, jax.ShapeD
 
 def check_training(config: ConfigDict, dataset: Dataset, made: batches.Batches) -> None:
     """Refuses to train on nothing: first batches without a label, or without negatives."""
-    whole = dataclasses.replace(made, shard=(0, 1))  # the same on every host
-    tried = min(system.TRIED, whole.steps) if len(whole.timelines) else 0
+    global_batches = dataclasses.replace(made, shard=(0, 1))  # the same on every host
+    tried = min(system.TRIED, global_batches.steps) if len(global_batches.timelines) else 0
     least = 1 if config.loss.num_random_negatives else 2  # users with a label
     most = 0
     for step in range(tried):
-        batch = whole[step]
+        batch = global_batches[step]
         has_label = (batch["label_item"] >= 0).any(axis=1)
         most = max(most, len(np.unique(batch["same_user"].max(axis=1)[has_label])))
         if most >= least:
@@ -84,7 +84,7 @@ def check_training(config: ConfigDict, dataset: Dataset, made: batches.Batches) 
         raise InputError(
             f"{about} one user each, for whom loss.num_random_negatives=0 leaves no negatives"
         )
-    positives = whole.sampler.positives
+    positives = global_batches.sampler.positives
     if not any(positives(chunk.records).any() for chunk in dataset.chunks("train")):
         raise InputError(
             f"data.positives={config.data.positives!r}, data.surfaces={config.data.surfaces!r}: no "

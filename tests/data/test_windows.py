@@ -114,7 +114,7 @@ def test_every_draw_is_one_of_the_enumerated(rng, objective, leave_one_out, last
 
 
 def _find_end(row, batch, u, candidates, length):
-    """The window's end in the timeline, by comparing the whole window, field by field."""
+    """The window's end in the timeline, by comparing the entire window, field by field."""
     for end in candidates:
         expected = row[max(0, end - length + 1) : end + 1]
         found = batch["item"][u] >= 0
@@ -212,10 +212,10 @@ def test_a_users_draw_does_not_depend_on_the_rest_of_the_batch(rng):
     rows, records, offsets = timelines(rng)
     draw = sampler("dense_all_action")
     uniforms = draw.uniforms(rng, len(rows))
-    whole = draw(records, offsets, uniforms)
+    full = draw(records, offsets, uniforms)
     part = draw(*unpack([pack(row) for row in rows[3:7]]), uniforms[3:7])
     for name, values in part.items():
-        np.testing.assert_array_equal(values, whole[name][3:7])
+        np.testing.assert_array_equal(values, full[name][3:7])
 
 
 @pytest.mark.parametrize("objective", windows.OBJECTIVES)

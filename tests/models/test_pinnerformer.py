@@ -244,9 +244,9 @@ def test_user_embedding_is_what_was_liked_and_what_the_head_makes_of_sums(conten
 
 
 def test_time_features_are_a_quarter_where_they_are_divided(content, history):
-    whole, divided = make(features=("time",)), make(features=("time",), divided_time=True)
-    params = jax.tree.map(lambda leaf: leaf, params_of(whole))
-    expected = users(whole, content, history, params)
+    undivided, divided = make(features=("time",)), make(features=("time",), divided_time=True)
+    params = jax.tree.map(lambda leaf: leaf, params_of(undivided))
+    expected = users(undivided, content, history, params)
     projection = params["params"]["user_tower"]["projection"]
     projection["kernel"] = 4 * projection["kernel"]
     np.testing.assert_allclose(users(divided, content, history, params), expected, atol=1e-5)

@@ -40,16 +40,16 @@ class Database:
         return self.connection.sql(query).to_arrow_table()
 
     def pieces(self, query: str, rows: int = 2**17) -> Iterator[pa.Table]:
-        """What a query finds, in tables of exactly `rows` rows; the last may have fewer."""
+        """The result of a query, in tables of exactly `rows` rows; the last may have fewer."""
         waiting: list[pa.Table] = []
         count = 0
         for batch in self.connection.sql(query).to_arrow_reader(rows):
             waiting.append(pa.table(batch))
             count += len(batch)
             while count >= rows:
-                whole = pa.concat_tables(waiting)
-                yield whole[:rows]
-                waiting, count = [whole[rows:]], count - rows
+                joined = pa.concat_tables(waiting)
+                yield joined[:rows]
+                waiting, count = [joined[rows:]], count - rows
         if count:
             yield pa.concat_tables(waiting)
 

@@ -93,7 +93,7 @@ class Inputs:
 
         The order in which files are named counts only where it is all that orders a log.
         """
-        whole = hashlib.sha256(f"{VERSION} {config.to_json(sort_keys=True)}".encode())
+        digest = hashlib.sha256(f"{VERSION} {config.to_json(sort_keys=True)}".encode())
         for part in (self.events, self.items, *self.sides.items(), self.queries):
             name, paths = part if isinstance(part, tuple) else ("", part)
             of_files = [
@@ -103,8 +103,8 @@ class Inputs:
             ]
             if config.events.time:
                 of_files.sort()
-            whole.update(f"{name} {of_files}".encode())
-        return whole.hexdigest()[:16]
+            digest.update(f"{name} {of_files}".encode())
+        return digest.hexdigest()[:16]
 
 
 def prepare(

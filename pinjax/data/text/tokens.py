@@ -153,12 +153,12 @@ class Vocabulary:
     @functools.cached_property
     def digest(self) -> str:
         """Sha-256 of the tokens and the format: where it is equal, texts have equal tokens."""
-        whole = hashlib.sha256(f"{_FORMAT} {self.sizes}".encode())
-        whole.update("\n".join(self.rows["token"].to_pylist()).encode())
-        return whole.hexdigest()
+        digest = hashlib.sha256(f"{_FORMAT} {self.sizes}".encode())
+        digest.update("\n".join(self.rows["token"].to_pylist()).encode())
+        return digest.hexdigest()
 
     def save(self, path: epath.PathLike) -> None:
-        """Writes one Parquet file, whole or not at all."""
+        """Writes one Parquet file atomically."""
         metadata = {_VERSION: _FORMAT, "sizes": str(self.sizes), "digest": self.digest}
         with files.replacing(path) as file:
             pq.write_table(self.rows.replace_schema_metadata(metadata), file)

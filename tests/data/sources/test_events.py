@@ -25,7 +25,7 @@ IDS = {
 
 
 def random_rows(rng, rows=300, users=25, items=12):
-    """Unsorted, with ties in time, whole duplicates and missing values; times in milliseconds."""
+    """Unsorted, with ties in time, full duplicates and missing values; times in milliseconds."""
     made = {
         "user": np.minimum(rng.geometric(0.1, rows), users),
         "item": rng.integers(0, items, rows),

@@ -346,7 +346,7 @@ def test_tolerated_rows_are_counted(events, table, prepare):
 
 
 def test_a_group_may_lie_in_several_files(events, table, write, prepare):
-    whole, _ = prepare(grouped(), events, table, out="whole")
+    single, _ = prepare(grouped(), events, table, out="single")
     items = [write("i.parquet", table)]
     paths = [write(f"{n}.parquet", pa.table(events)[150 * n :][: 250 - 100 * n]) for n in (0, 1)]
     paths = [
@@ -354,7 +354,7 @@ def test_a_group_may_lie_in_several_files(events, table, write, prepare):
         write("b.parquet", pa.table(events)[150:]),
     ]
     made, _ = prepare(grouped(), paths, items)
-    assert made.spec.digest == whole.spec.digest
+    assert made.spec.digest == single.spec.digest
 
 
 @pytest.fixture

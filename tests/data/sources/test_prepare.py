@@ -1,4 +1,4 @@
-"""Whole data sets: what they depend on, what is refused, and what is left of failures."""
+"""Complete data sets: what they depend on, bad input, and what failures leave behind."""
 
 import contextlib
 import json
