@@ -67,7 +67,7 @@ def directory(flag: str, value: str) -> epath.Path:
     """The directory that a flag names, of the user's home where it begins with ~.
 
     Raises:
-      InputError: where the value is empty, which would be the current directory, or names none.
+      InputError: if the value is empty, which would be the current directory, or names none.
     """
     if not value:
         raise InputError(f"{flag} is empty; expected a directory")

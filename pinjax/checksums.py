@@ -48,7 +48,7 @@ def verify_file(path: epath.Path, written: Mapping[str, int | str]) -> None:
     """Checks a file against what `of_file` said of it.
 
     Raises:
-      InputError: where it is missing or another one.
+      InputError: if it is missing or another one.
     """
     if not path.is_file():
         raise InputError(f"{path}: damaged: the file is missing")
@@ -75,7 +75,7 @@ def read(path: epath.Path) -> dict[str, Any]:
     """Reads a file of what `dump` made.
 
     Raises:
-      InputError: where it is missing, or not as it was written.
+      InputError: if it is missing, or not as it was written.
     """
     if not path.is_file():
         raise InputError(f"{path}: missing; cut off while it was written, or by an older version")

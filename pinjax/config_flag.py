@@ -92,7 +92,7 @@ def load(source: str) -> ConfigDict:
     """The config of FILE or FILE:VARIANT; configs/NAME may be one that came with the package.
 
     Raises:
-      InputError: where there is no such file, variant or function `get_config`, or the file's code
+      InputError: if there is no such file, variant or function `get_config`, or the file's code
         raises anything: with its line.
     """
     file, colon, variant = source.partition(":")

@@ -36,7 +36,7 @@ def path(name: str, value: str) -> epath.Path:
       value: the path.
 
     Raises:
-      InputError: where it is on another store.
+      InputError: if it is on another store.
     """
     if "://" in value and not value.startswith("gs://"):
         raise InputError(f"{name}={value}: expected a directory, on this machine or on gs://")
@@ -64,7 +64,7 @@ def make_directory(directory: epath.PathLike) -> None:
     """Makes a directory, and those above it, unless it is there.
 
     Raises:
-      OSError: where that is not possible.
+      OSError: if that is not possible.
     """
     try:
         epath.Path(directory).mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` once it is complete.
 
     Raises:
-      OSError: where it cannot be written, with the path; then nothing is left of the new file.
+      OSError: if it cannot be written, with the path; then nothing is left of the new file.
     """
     path = epath.Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -104,7 +104,7 @@ def unfinished(directory: epath.PathLike) -> Iterator[epath.Path]:
     `directory` removes.
 
     Raises:
-      OSError: where it cannot be written.
+      OSError: if it cannot be written.
     """
     directory = pathlib.Path(directory)
     with contextlib.ExitStack() as stack:
@@ -131,7 +131,7 @@ def finish(made: epath.PathLike, directory: epath.PathLike) -> None:
     Where another process was first, that one's directory stays.
 
     Raises:
-      OSError: where that failed and nothing is in a directory of that name.
+      OSError: if that failed and nothing is in a directory of that name.
     """
     directory = epath.Path(directory)
     checksums.record(made)
@@ -150,8 +150,8 @@ def only_writer(directory: epath.PathLike) -> Iterator[None]:
     locks, so nothing is kept from writing there.
 
     Raises:
-      InputError: where another process is inside; it says which.
-      OSError: where the directory cannot be written.
+      InputError: if another process is inside; it says which.
+      OSError: if the directory cannot be written.
     """
     make_directory(directory)
     if is_remote(directory):
@@ -181,7 +181,7 @@ def _locked(path: pathlib.Path) -> Iterator[int]:
     """The descriptor of a directory, or of a file made if need be, that is locked while inside.
 
     Raises:
-      BlockingIOError: where another process has it locked.
+      BlockingIOError: if another process has it locked.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     while True:

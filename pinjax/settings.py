@@ -54,7 +54,7 @@ class Field:
         """The value in the field's own type.
 
         Raises:
-          InputError: where it is not allowed.
+          InputError: if it is not allowed.
         """
         if not self.allows(value):
             raise InputError(f"{name}={value!r}: expected {self.expected}")
@@ -260,7 +260,7 @@ class _MissingField(InputError, AttributeError):
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses a config with a field that was never declared, a misspelt one, say, or was deleted.
+    """Rejects a config with a field that was never declared, a misspelt one, say, or was deleted.
 
     Raises:
       InputError: naming the field.
@@ -280,7 +280,7 @@ def override(config: ConfigDict, name: str, text: str) -> None:
     """Sets a field, "train.steps", from a command line's text.
 
     Raises:
-      InputError: where there is no such field, or it does not allow the value.
+      InputError: if there is no such field, or it does not allow the value.
     """
     for found, section, key in (fields := list(_fields(config))):
         if found == name:
@@ -298,7 +298,7 @@ def named(known: Mapping[str, T], name: str, what: str = "variant") -> T:
     """The value of a name.
 
     Raises:
-      InputError: where it is none of those known.
+      InputError: if it is none of those known.
     """
     if name not in known:
         hint = _did_you_mean(name, known)

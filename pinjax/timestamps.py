@@ -15,7 +15,7 @@ def parse(name: str, iso: str) -> int:
       iso: the text.
 
     Raises:
-      InputError: where it is none, or not from 1970 to 2106.
+      InputError: if it is none, or not from 1970 to 2106.
     """
     try:
         parsed = datetime.datetime.fromisoformat(iso)

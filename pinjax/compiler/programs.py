@@ -172,7 +172,7 @@ def measure(program: Program, chip: rates.Chip | None, advice: str) -> Report:
       advice: what to change where memory is too small.
 
     Raises:
-      InputError: where the program does not fit in a chip's memory.
+      InputError: if the program does not fit in a chip's memory.
     """
     start = time.monotonic()
     lowered = program.function.lower(*program.arguments.values())

@@ -14,7 +14,7 @@ def devices(topology: str | None) -> Sequence[jax.Device]:
     """The devices of a topology such as v5e:4x4; those at hand if None.
 
     Raises:
-      InputError: where there is no such topology, or no TPU compiler.
+      InputError: if there is no such topology, or no TPU compiler.
     """
     if topology is None:
         return jax.devices()

@@ -129,7 +129,7 @@ def ensure(name: str, data_dir: str) -> epath.Path:
       data_dir: where named data sets are kept, and copies of those on gs://.
 
     Raises:
-      InputError: where there is no such data set, or `data_dir` is not a local directory.
+      InputError: if there is no such data set, or `data_dir` is not a local directory.
     """
     if files.is_remote(data_dir):
         raise InputError(f"data.dir={data_dir}: expected a directory on this machine")
@@ -164,7 +164,7 @@ def spec_of(name: str, data_dir: str, items: int | None = None) -> spec_lib.Spec
       items: another number of items, with as many more texts, images and engagements.
 
     Raises:
-      InputError: where there is no such data set.
+      InputError: if there is no such data set.
     """
     if name.partition("/")[0] == pinworld.NAME:
         return made_up.spec(name, items)
@@ -181,7 +181,7 @@ def open_directory(directory: epath.PathLike) -> Dataset:
     """Opens the data set in a directory.
 
     Raises:
-      InputError: where there is none.
+      InputError: if there is none.
     """
     directory = epath.Path(directory)
     return Dataset(directory, spec_lib.Spec.read(directory))

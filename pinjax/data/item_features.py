@@ -14,7 +14,7 @@ def content_dim(spec: Spec, components: int) -> int:
     """Numbers of a vector of `content`.
 
     Raises:
-      InputError: where the data set has no content vectors, or shorter ones.
+      InputError: if the data set has no content vectors, or shorter ones.
     """
     if not spec.content_dim:
         raise InputError(
@@ -61,7 +61,7 @@ def item_vectors(dataset: Dataset) -> np.ndarray:
       float32 (items, dim), of unit length; zeros for an item without images, or without content.
 
     Raises:
-      InputError: where the data set has neither.
+      InputError: if the data set has neither.
     """
     catalogue = dataset.catalogue
     if catalogue.images is not None:

@@ -85,7 +85,7 @@ def read(path: epath.PathLike) -> np.ndarray:
     """Reads what `write` wrote: `PAIR` (n,).
 
     Raises:
-      InputError: where it cannot be read.
+      InputError: if it cannot be read.
     """
     table = parquet.read(path)
     pairs = np.empty(len(table), PAIR)

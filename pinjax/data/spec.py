@@ -94,7 +94,7 @@ class Spec:
         return tuple(part for part, count in zip(PARTS, counts, strict=True) if count)
 
     def need(self, part: str) -> None:
-        """Refuses a data set without a part.
+        """Rejects a data set without a part.
 
         Raises:
           InputError: naming both.
@@ -142,7 +142,7 @@ class Spec:
         """Reads the spec of a data set.
 
         Raises:
-          InputError: where it cannot be read.
+          InputError: if it cannot be read.
         """
         path = directory / METADATA_FILE
         try:
@@ -170,7 +170,7 @@ def finish(made: epath.Path, directory: epath.PathLike, spec: Spec) -> Spec:
       the spec, with the digest of what was written.
 
     Raises:
-      OSError: where that failed and nothing is in a directory of that name.
+      OSError: if that failed and nothing is in a directory of that name.
     """
     counted = statistics.measure(made, made / VOCABULARY_FILE, spec.train_end, spec.tasks)
     spec = dataclasses.replace(spec, **counted)

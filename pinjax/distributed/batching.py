@@ -22,8 +22,8 @@ def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
       NumPy arrays with a row for each row of `arrays`.
 
     Raises:
-      InputError: where a result is NaN.
-      Stopped: where a signal asks for it.
+      InputError: if a result is NaN.
+      Stopped: if a signal asks for it.
     """
     total = len(jax.tree.leaves(arrays)[0])
     results = []

@@ -59,7 +59,7 @@ class Evaluator:
           others: more methods, by name, for a full table.
 
         Raises:
-          InputError: where there are no labels.
+          InputError: if there are no labels.
         """
         notes = self.source.notes(split)
         methods = self._methods(retriever, full, others)
@@ -90,7 +90,7 @@ class Evaluator:
         """What the table of a split rests on, as "1,987 users, 4,530 labels"; reads no model.
 
         Raises:
-          InputError: where there are no labels.
+          InputError: if there are no labels.
         """
         return self.source.describe(split)
 

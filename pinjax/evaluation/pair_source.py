@@ -90,7 +90,7 @@ class PairSource:
         """What the table of a split rests on.
 
         Raises:
-          InputError: where no engagement counts.
+          InputError: if no engagement counts.
         """
         if not (parts := self.queries(split)):
             name = self.dataset.spec.name

@@ -124,7 +124,7 @@ def read(path: epath.PathLike) -> Records:
     """Reads what `write` wrote.
 
     Raises:
-      InputError: where it cannot be read.
+      InputError: if it cannot be read.
     """
     table = parquet.read(path)
     metadata = table.schema.metadata or {}

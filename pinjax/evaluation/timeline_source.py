@@ -134,7 +134,7 @@ class TimelineSource:
         """What the table of a split rests on.
 
         Raises:
-          InputError: where no user has a label in any window.
+          InputError: if no user has a label in any window.
         """
         users, labels = self._count(split)
         if not users:

@@ -60,7 +60,7 @@ def build(index: Float[np.ndarray, "items dim"], k: int) -> Searcher:
       k: results of a query that it is tuned for.
 
     Raises:
-      InputError: where ScaNN is not installed, or the index is empty or not finite.
+      InputError: if ScaNN is not installed, or the index is empty or not finite.
     """
     index = np.ascontiguousarray(index, np.float32)
     if not len(index):
@@ -148,7 +148,7 @@ def load(directory: str | os.PathLike) -> Searcher:
     """Reads what `save` wrote.
 
     Raises:
-      InputError: where the directory holds no index, or ScaNN is not installed.
+      InputError: if the directory holds no index, or ScaNN is not installed.
     """
     if not (pathlib.Path(directory) / "scann_assets.pbtxt").is_file():
         raise InputError(f"{directory}: no ScaNN index, expected scann_assets.pbtxt in it")

@@ -48,7 +48,7 @@ def summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
 
 
 def check(config: ConfigDict, counted: dict[str, Counted]) -> None:
-    """Refuses sketches whose error is above the counts that the loss asks for."""
+    """Rejects sketches whose error is above the counts that the loss asks for."""
     for name, things in counted.items():
         found = things.accuracy(config)
         if not config.loss.log_q or found.error <= found.median:

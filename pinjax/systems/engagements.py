@@ -68,14 +68,14 @@ def abstract_batch(mesh: Mesh, made_up: batches.PairBatches) -> dict[str, jax.Sh
 
 
 def check_training(made: batches.PairBatches, in_batch: bool) -> None:
-    """Refuses to train on nothing.
+    """Rejects to train on nothing.
 
     Args:
       made: of `train_batches`.
       in_batch: whether all negatives are the batch's other items.
 
     Raises:
-      InputError: where the first batches have no negatives.
+      InputError: if the first batches have no negatives.
     """
     global_batches = dataclasses.replace(made, shard=(0, 1))  # the same on every host
     tried = min(system.TRIED, made.steps)

@@ -20,7 +20,7 @@ from pinjax.systems import system
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses batches that the devices cannot share equally, or that have too many labels."""
+    """Rejects batches that the devices cannot share equally, or that have too many labels."""
     sharding.check(mesh, config.train)
     sharding.check_batch(mesh, "data.users", config.data.users)
     labels = config.data.users * windows.labels_per_user(
@@ -68,7 +68,7 @@ def abstract_history(mesh: Mesh, rows: int, length: int) -> dict[str, jax.ShapeD
 
 
 def check_training(config: ConfigDict, dataset: Dataset, made: batches.Batches) -> None:
-    """Refuses to train on nothing: first batches without a label, or without negatives."""
+    """Rejects to train on nothing: first batches without a label, or without negatives."""
     global_batches = dataclasses.replace(made, shard=(0, 1))  # the same on every host
     tried = min(system.TRIED, global_batches.steps) if len(global_batches.timelines) else 0
     least = 1 if config.loss.num_random_negatives else 2  # users with a label

@@ -30,7 +30,7 @@ Constants = dict[str, Any]
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses a config whose items have nothing to be known by."""
+    """Rejects a config whose items have nothing to be known by."""
     for name in ("pca_dim", "popularity_window"):
         if config.data[name] and not config.data.content:
             raise InputError(f"data.{name}: expected 0 without content; set data.content, too")
@@ -68,7 +68,7 @@ class ItemTable:
         """As the section `data` of a run's config says.
 
         Raises:
-          InputError: where the data set has no times at which rates could be counted.
+          InputError: if the data set has no times at which rates could be counted.
         """
         data = config.data
         rates = popularity.Popularity.create(spec, data.popularity_window, data.popularity_times)
@@ -79,7 +79,7 @@ class ItemTable:
         """Their shapes.
 
         Raises:
-          InputError: where the data set has no content, or not so many components.
+          InputError: if the data set has no content, or not so many components.
         """
         content = times = None
         number = self.rates.number if self.rates else 0

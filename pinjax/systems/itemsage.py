@@ -164,7 +164,7 @@ def loss(
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses a config that does not fit itself or the mesh, whatever the data."""
+    """Rejects a config that does not fit itself or the mesh, whatever the data."""
     model = config.model
     system.check_heads(model)
     if model.residual and not model.image_slots:

@@ -177,7 +177,7 @@ def served(
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses a config that does not fit itself or the mesh, whatever the data."""
+    """Rejects a config that does not fit itself or the mesh, whatever the data."""
     negatives = config.loss.num_in_batch_negatives, config.loss.num_random_negatives
     word, enough = ("and", all) if config.loss.terms == "summed" else ("or", any)
     if not enough(negatives):

@@ -25,7 +25,7 @@ Products = dict[str, product_features.Ragged]
 
 
 def check(config: ConfigDict, spec: Spec) -> None:
-    """Refuses a config that does not fit the vectors and texts of the data set."""
+    """Rejects a config that does not fit the vectors and texts of the data set."""
     name, dim, slots = spec.name, config.model.embedding_dim, config.model.image_slots
     if spec.query_dim != dim:
         raise InputError(
@@ -47,7 +47,7 @@ def abstract(config: ConfigDict, mesh: Mesh, tables: sharded_table.Layout, spec:
     """The shapes of what `read` gives, on the devices.
 
     Raises:
-      InputError: where the texts are too long together.
+      InputError: if the texts are too long together.
     """
     names = _features(config)
     tokens = sum(spec.num_tokens[name] for name in names)

@@ -26,7 +26,7 @@ def build(config: ConfigDict, mesh: Mesh, items: int | None = None) -> system.Tr
       items: another number of items than the data set has, as in `dataset.spec_of`.
 
     Raises:
-      InputError: where the name is unknown, or the config does not fit itself, the mesh or the
+      InputError: if the name is unknown, or the config does not fit itself, the mesh or the
         data.
     """
     module = find(config.system)
@@ -57,7 +57,7 @@ def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System
 
 
 def check_trained(config: ConfigDict, trainable: system.Trainable | None) -> None:
-    """Refuses a system that is not trained, for what is about training."""
+    """Rejects a system that is not trained, for what is about training."""
     if trainable is None:
         raise InputError(f"system={config.system!r} is not trained; evaluate it, or embed by it")
 
@@ -66,7 +66,7 @@ def find(name: str) -> ModuleType:
     """The module of a system.
 
     Raises:
-      InputError: where there is none, or it is no system.
+      InputError: if there is none, or it is no system.
     """
     path = name if "." in name else f"{__package__}.{name}"
     try:

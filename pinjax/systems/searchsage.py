@@ -71,7 +71,7 @@ def loss(
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses a config that does not fit itself or the mesh, whatever the data."""
+    """Rejects a config that does not fit itself or the mesh, whatever the data."""
     if config.model.encoder == "bert" and not config.model.pretrained:
         system.check_heads(config.model)
     sharding.check(mesh, config.train)
@@ -79,7 +79,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def check_spec(config: ConfigDict, spec: Spec) -> None:
-    """Refuses a data set without searches, and query vectors of another space than the items'."""
+    """Rejects a data set without searches, and query vectors of another space than the items'."""
     if not any(task.startswith("text/") for task in spec.tasks):
         raise InputError(
             f"data.name: {spec.name} has no text of a search: SearchSage needs events.query"

@@ -130,7 +130,7 @@ class System:
 
 
 def check_heads(model: ConfigDict) -> None:
-    """Refuses attention heads that do not divide the width."""
+    """Rejects attention heads that do not divide the width."""
     if model.width % model.heads:
         raise InputError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
 

@@ -125,7 +125,7 @@ class Checkpoints:
           metrics: of the state's evaluation. If the one that chooses is NaN, it does not choose.
 
         Raises:
-          OSError: where this one or the one before cannot be written.
+          OSError: if this one or the one before cannot be written.
         """
         if metrics is not None:
             value = metrics.get(self._select, np.nan)
@@ -265,7 +265,7 @@ def check_run(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str
     """Checks that `workdir` belongs to a run.
 
     Raises:
-      InputError: where it holds a run of another config, data set or frozen table, or none.
+      InputError: if it holds a run of another config, data set or frozen table, or none.
     """
     path = epath.Path(workdir) / _RUN_FILE
     if not path.exists():
@@ -292,7 +292,7 @@ def load_chosen(
     A system that is not trained has an empty one.
 
     Raises:
-      InputError: where `workdir` holds no checkpoint, or a run of another config, data set or
+      InputError: if `workdir` holds no checkpoint, or a run of another config, data set or
         frozen table.
     """
     if system.trainable is None:
@@ -312,7 +312,7 @@ def of_run(
     """The checkpoints of a run, chosen as its config says.
 
     Raises:
-      InputError: where `train.select` is no metric of the system's on validation.
+      InputError: if `train.select` is no metric of the system's on validation.
     """
     select = config.train.select
     directions = {f"valid/{name}": direction for name, direction in system.metrics.items()}

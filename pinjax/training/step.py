@@ -85,7 +85,7 @@ def abstract_state(
     """The shapes of `init_state`, each with its place on the mesh by the `train` section.
 
     Raises:
-      InputError: where the section's rules do not fit the state.
+      InputError: if the section's rules do not fit the state.
     """
     shapes = jax.eval_shape(lambda: init_state(trainable, optimizer, config.seed))
     return jax.tree.map(

@@ -26,7 +26,7 @@ def spec(name: str, items: int | None = None) -> Spec:
     its queries and users to be as many.
 
     Raises:
-      InputError: where there is no pinworld of that size.
+      InputError: if there is no pinworld of that size.
     """
     kind, _, size = name.partition("/")
     if kind == pinworld.NAME:

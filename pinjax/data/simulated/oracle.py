@@ -123,7 +123,7 @@ class Oracle:
             chances of the next action: that of a session under way, or else one in the horizon.
 
         Raises:
-          KeyError: where a user is not known.
+          KeyError: if a user is not known.
         """
         rows = np.array([self._row[user] for user in users], np.int64)
         taste = self.taste[rows]

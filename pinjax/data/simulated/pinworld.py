@@ -116,7 +116,7 @@ def ensure(size: str, data_dir: epath.PathLike) -> epath.Path:
       The directory of the data set.
 
     Raises:
-      InputError: where there is no such size.
+      InputError: if there is no such size.
     """
     made_of = size_of(size)
     directory = epath.Path(data_dir) / NAME / size / VERSION
@@ -129,7 +129,7 @@ def size_of(name: str) -> Size:
     """What a world of a size is made of.
 
     Raises:
-      InputError: where there is no such size.
+      InputError: if there is no such size.
     """
     if name not in SIZES:
         sizes = ", ".join(f"{NAME}/{size}" for size in SIZES)

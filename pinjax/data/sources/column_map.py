@@ -192,7 +192,7 @@ def parts(config: ConfigDict) -> tuple[str, ...]:
 
 
 def check(config: ConfigDict, items: bool, queries: bool) -> None:
-    """Refuses a map whose fields do not fit each other, before anything is read.
+    """Rejects a map whose fields do not fit each other, before anything is read.
 
     Args:
       config: a column map.

@@ -115,7 +115,7 @@ class Column:
         """Whether ids are integers that int64 holds; those without a type, as one writes integers.
 
         Raises:
-          InputError: where they are neither integers nor text.
+          InputError: if they are neither integers nor text.
         """
         name, kind = self._read_as(_ID, "integer or text ids"), self.type
         if re.fullmatch(f"{_INT64}|{_NULL}", kind):

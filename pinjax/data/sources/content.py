@@ -56,7 +56,7 @@ def make_word_vectors(job: Job, table: str, searches: bool) -> WordVectors:
       searches: whether searches need vectors.
 
     Raises:
-      InputError: where there are too few words.
+      InputError: if there are too few words.
     """
     config = job.config
     shown = bool(config.catalogue.images)

@@ -86,7 +86,7 @@ def open_database(directory: pathlib.Path, memory: int | None) -> Iterator[Datab
       memory: bytes; None: half of what DuckDB finds.
 
     Raises:
-      InputError: where the memory is not enough.
+      InputError: if the memory is not enough.
     """
     if memory is None:  # DuckDB would take 80 % of it
         with duckdb.connect() as connection:

@@ -26,7 +26,7 @@ def write(job: Job, items: int, train_end: int) -> dict[str, Any]:
       what the spec says of the graph.
 
     Raises:
-      InputError: where there is no edge to train on.
+      InputError: if there is no edge to train on.
     """
     database, config, report = job.database, job.config, job.report
     split, by_group = config.split, bool(config.events.group)

@@ -226,7 +226,7 @@ def join(job: Job, table: str) -> int:
       how many there are.
 
     Raises:
-      InputError: where events and table have no item in common.
+      InputError: if events and table have no item in common.
     """
     database, report = job.database, job.report
     found = (

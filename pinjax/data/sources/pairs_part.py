@@ -94,7 +94,7 @@ def write(job: Job) -> dict[str, Any]:
       what the spec says of pairs; tasks are in order of frequency.
 
     Raises:
-      InputError: where there are too many kinds, or a split is empty.
+      InputError: if there are too many kinds, or a split is empty.
     """
     database, directory = job.database, job.made / "pairs"
     of_split = ", ".join(f"count(*) FILTER (split = {number})" for number in range(len(SPLITS)))

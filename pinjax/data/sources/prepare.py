@@ -148,7 +148,7 @@ def _there(out: epath.Path, identity: str) -> Prepared | None:
     """What a directory holds, if it was prepared of the same.
 
     Raises:
-      InputError: where it holds anything else.
+      InputError: if it holds anything else.
     """
     source = out / spec_lib.SOURCE_FILE
     if source.exists():

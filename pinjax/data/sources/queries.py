@@ -38,7 +38,7 @@ def check(job: Job, log_files: Sequence[File], given: str) -> None:
       given: the file of queries' own vectors, or "".
 
     Raises:
-      InputError: where there is no pair, or more events or pairs than are tolerated are unusable.
+      InputError: if there is no pair, or more events or pairs than are tolerated are unusable.
     """
     database, config = job.database, job.config
     joined = "(SELECT place, described FROM events e JOIN items i ON e.item = i.row)"
@@ -86,7 +86,7 @@ def write(job: Job, given: bool, made: content.WordVectors) -> dict[str, int]:
       what the spec says of queries.
 
     Raises:
-      InputError: where no query has a vector, or searches and items have vectors of other lengths.
+      InputError: if no query has a vector, or searches and items have vectors of other lengths.
     """
     database = job.database
     database.run(

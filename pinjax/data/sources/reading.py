@@ -61,7 +61,7 @@ class File:
         """The type of a column.
 
         Raises:
-          InputError: where there is no such column.
+          InputError: if there is no such column.
         """
         if column not in self.types:
             near = difflib.get_close_matches(column, self.types, n=1)
@@ -257,7 +257,7 @@ def _first_line(path: str, delimiter: str, quote: str) -> list[str]:
 
 
 def _check_lines(path: str, file: BinaryIO, rows: int, quote: bytes) -> None:
-    """Refuses a file with fewer rows than lines: quotes that are none have joined some."""
+    """Rejects a file with fewer rows than lines: quotes that are none have joined some."""
     lines, last = 0, b""
     while piece := file.read(2**24):
         lines += piece.count(b"\n")

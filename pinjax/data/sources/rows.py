@@ -70,7 +70,7 @@ class Rows:
           tolerance: the share of the rows that may be bad.
 
         Raises:
-          InputError: where more are; it names the first.
+          InputError: if more are; it names the first.
         """
         total, count, place = self.database.row(
             f"SELECT count(*), count(*) FILTER ({bad}), min(place) FILTER ({bad}) FROM {self.table}"
@@ -81,13 +81,13 @@ class Rows:
         return count
 
     def refuse_repeats(self, column: str, expected: str) -> None:
-        """Refuses rows with the id of an earlier one; arguments as of `refuse`."""
+        """Rejects rows with the id of an earlier one; arguments as of `refuse`."""
         again = "row_number() OVER (PARTITION BY id ORDER BY place) > 1"
         repeated = f"place IN (SELECT place FROM {self.table} QUALIFY {again})"
         self.refuse(repeated, column, expected)
 
     def refuse_vectors(self, name: str, column: str, zeros: bool) -> None:
-        """Refuses vectors of other lengths than the first, and what float16 does not hold.
+        """Rejects vectors of other lengths than the first, and what float16 does not hold.
 
         Args:
           name: of the table's column of lists of vectors.

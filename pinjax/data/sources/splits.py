@@ -59,7 +59,7 @@ def train_end(job: Job, first: int, last: int) -> int:
       last: of the last one.
 
     Raises:
-      InputError: where it is not between them.
+      InputError: if it is not between them.
     """
     split = job.config.split
     if split.kind != "time":

@@ -30,7 +30,7 @@ def write(job: Job, shards: int, items: int, train_end: int) -> tuple[dict[str, 
       training).
 
     Raises:
-      InputError: where a split has no user.
+      InputError: if a split has no user.
     """
     split, least = job.config.split, job.config.timelines.min_actions
     one_out = split.kind == "leave_one_out"
