@@ -104,7 +104,7 @@ class Spec:
             raise InputError(f"data.name: {self.name} has no {part}, only {there}")
 
     def scaled(self, items: int) -> "Spec":
-        """The spec for another number of items, with images, texts and engagements in proportion."""
+        """The spec scaled to `items`, with images, texts and engagements in proportion."""
         factor = items / self.num_items
         fields = ("num_existing", "num_images", "num_engaged")
         return dataclasses.replace(

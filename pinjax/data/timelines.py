@@ -151,7 +151,7 @@ class Writer:
             self._files.popitem()[1].close()
 
     def finish(self) -> None:
-        """Names the files by how many there are, and writes metadata of TFDS."""
+        """Renames the files by their total number, and writes the metadata of TFDS."""
         self.close()
         template = tfds.core.ShardedFileTemplate(
             data_dir=self._directory, dataset_name="timelines", filetype_suffix="array_record"
