@@ -1,4 +1,4 @@
-"""What the systems that learn from users' timelines share: batches, and tables of embeddings."""
+"""Shared by the systems that learn from timelines: batches, and embeddings of users."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from pinjax.systems import system
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Rejects batches that the devices cannot share equally, or that have too many labels."""
+    """Rejects batches that the devices do not divide, or that have too many labels."""
     sharding.check(mesh, config.train)
     sharding.check_batch(mesh, "data.users", config.data.users)
     labels = config.data.users * windows.labels_per_user(
@@ -48,10 +48,11 @@ def batches_of(config: ConfigDict, sampler: windows.Sampler, dataset: Dataset) -
 def abstract_batch(
     config: ConfigDict, sampler: windows.Sampler, spec: spec_lib.Spec, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a global batch, by one that is drawn from a made-up timeline."""
+    """The abstract shapes of a global batch, from a batch of made-up timelines."""
     users = config.data.users
     fields = batches.Batches(timelines.MadeUp(1), sampler, users=1, steps=1, seed=0)[0]
-    rows_of_user = math.ceil(users / spec.users["train"])  # else at the end of an epoch alone
+    # A user has more rows only in a batch at the end of an epoch.
+    rows_of_user = math.ceil(users / spec.users["train"])
     fields["same_user"] = np.zeros((1, 2 ** math.ceil(math.log2(rows_of_user))), np.int32)
     return sharding.abstract_batch(mesh, fields, users)
 
@@ -63,12 +64,12 @@ def made_up(length: int) -> system.Batch:
 
 
 def abstract_history(mesh: Mesh, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of `windows.history` for so many windows, over all devices."""
+    """The abstract shapes of `windows.history` for `rows` windows, sharded over `data`."""
     return sharding.abstract_batch(mesh, made_up(length), rows)
 
 
 def check_training(config: ConfigDict, dataset: Dataset, made: batches.Batches) -> None:
-    """Rejects to train on nothing: first batches without a label, or without negatives."""
+    """Rejects data whose first batches have no labels, or no negatives."""
     global_batches = dataclasses.replace(made, shard=(0, 1))  # the same on every host
     tried = min(system.TRIED, global_batches.steps) if len(global_batches.timelines) else 0
     least = 1 if config.loss.num_random_negatives else 2  # users with a label
@@ -98,7 +99,7 @@ def check_training(config: ConfigDict, dataset: Dataset, made: batches.Batches) 
 
 
 def summary(spec: spec_lib.Spec, made: batches.Batches) -> dict[str, str]:
-    """What a person wants to know at the start, by name."""
+    """Lines to print at the start, by name."""
     sampler = made.sampler
     return {
         "data set": f"{spec.name}: {spec.users['train']:,} users, {spec.num_items:,} items",
@@ -117,7 +118,7 @@ def user_shards(
     Args:
       config: of the run.
       dataset: of the users.
-      embed: from `evaluate.batch` histories to their embeddings.
+      embed: from a batch of `evaluate.batch` histories to embeddings.
       as_of: unix seconds; what users did later is not read.
     """
 
@@ -131,7 +132,7 @@ def user_shards(
             *(chunk.records, chunk.offsets[users], last[users], config.data.length),
             request_times=np.full((len(users), 1), as_of),
         )
-        # As objects: text of one width would be as wide as the longest.
+        # As objects: fixed-width text would be as wide as the longest id.
         kind = np.int64 if dataset.spec.integer_users else object
         ids = np.array(chunk.users, kind)[users]
         if not len(ids):

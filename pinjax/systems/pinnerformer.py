@@ -47,7 +47,7 @@ def make_model(config: ConfigDict, spec: Spec, mesh: Mesh) -> pinnerformer.Pinne
 def init(
     model: pinnerformer.PinnerFormer, config: ConfigDict, constants: dict[str, Any], key: jax.Array
 ) -> tuple[Any, Any]:
-    """Parameters, and the sketch that counts how often an item is a label."""
+    """Parameters, and the sketch that counts the labels."""
     params_key, sketch_key = jax.random.split(key)
     history = jax.tree.map(jnp.asarray, histories.made_up(model.length))
     content, times = constants["content"], constants["popularity_times"]
@@ -111,7 +111,7 @@ def loss(
     excluded = jnp.where(same[..., None] >= 0, everywhere(labels)[same], -1)
     excluded = excluded.reshape(len(labels), -1)
 
-    # logQ (§3.3.2) is the log of how often an item is expected among the negatives.
+    # logQ (§3.3.2) is the log of the expected count of an item among the negatives.
     sketch = count_min_sketch.add(sketch, all_labels, where=all_labels >= 0)
 
     def log_q(ids: jax.Array, num_batch: jax.Array | int, num_random: int) -> jax.Array:
@@ -122,7 +122,7 @@ def loss(
 
     def term(ids, embeddings, num_batch, num_random) -> jax.Array:
         negatives = sampled_softmax.Negatives(
-            # Gathered once: the loss goes over them in a loop.
+            # Gathered once, outside the loss's loop over blocks.
             embeddings=everywhere(embeddings),
             ids=ids,
             log_q=log_q(ids, num_batch, num_random),
@@ -146,13 +146,13 @@ def loss(
 
 
 def choose(key: jax.Array, labels: jax.Array, count: int) -> jax.Array:
-    """The places of `count` labels (all if there are fewer), at random, missing ones last."""
+    """The indices of `count` random labels, or of all if there are fewer; padding last."""
     priority = jnp.where(labels >= 0, jax.random.uniform(key, labels.shape), -1.0)
     return lax.top_k(priority, min(count, len(labels)))[1]
 
 
 def make_sampler(config: ConfigDict, spec: Spec) -> windows.Sampler:
-    """What draws a user's window and labels (§3.4, §3.5)."""
+    """The sampler of windows and labels (§3.4, §3.5)."""
     return windows.Sampler(
         length=config.data.length,
         objective=config.objective.name,
@@ -177,7 +177,7 @@ def served(
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Rejects a config that does not fit itself or the mesh, whatever the data."""
+    """Rejects a config that is inconsistent or does not fit the mesh."""
     negatives = config.loss.num_in_batch_negatives, config.loss.num_random_negatives
     word, enough = ("and", all) if config.loss.terms == "summed" else ("or", any)
     if not enough(negatives):
@@ -252,7 +252,7 @@ def bind(
         return evaluator(retriever, split, full)
 
     labels = config.data.users * sampler.pairs
-    acted = dataset.catalogue.counts  # of all actions, as labels are about
+    acted = dataset.catalogue.counts  # of all actions; labels are distributed much alike
     counted = {"items": counts.Counted(config.loss.sketch_width, acted[acted > 0], labels)}
 
     def check_training() -> None:
