@@ -1,4 +1,4 @@
-"""What was compiled, as a table for people and as JSON for programs."""
+"""Reports of compiled programs, as a text table and as JSON."""
 
 import collections
 import dataclasses
@@ -8,7 +8,7 @@ from pinjax.compiler import programs, rates
 
 
 def table(reports: dict[str, programs.Report], chip: rates.Chip | None) -> str:
-    """A column for each program; all of a chip."""
+    """A table with a column for each program; figures are per chip."""
     rows: list[tuple[str, list[str]]] = [("on each chip", list(reports))]
 
     def add(name: str, cells: list[str]) -> None:
@@ -41,7 +41,7 @@ def table(reports: dict[str, programs.Report], chip: rates.Chip | None) -> str:
 
 
 def collectives(report: programs.Report) -> str:
-    """The collectives of a program by kind, with the largest of each."""
+    """A table of a program's collectives by kind, with the largest of each."""
     by_kind = collections.defaultdict(list)
     for found in report.collectives:
         by_kind[found.kind].append(found)
