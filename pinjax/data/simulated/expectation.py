@@ -34,11 +34,11 @@ class Expectation:
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The items that may be among the best of some requests, and their scores.
 
-        Within a leaf the order is that of appeal, so the best of each leaf are enough.
+        Within a leaf items are ordered by appeal, so the best of each leaf are enough.
 
         Args:
           index: bool (items,), the items that may be returned.
-          depth: results of a request.
+          depth: number of results of a request.
 
         Yields:
           (requests (n,), items (m,), scores float32 (n, m)).

@@ -19,8 +19,8 @@ from pinjax.data.simulated.words import direction
 
 FILE = "oracle.npz"
 
-_SESSION_BREAK = world_lib.HOUR  # a longer pause than any within a session, but for chance
-_REQUESTS = 1024  # worked on at a time
+_SESSION_BREAK = world_lib.HOUR  # pauses within a session are almost never longer
+_REQUESTS = 1024  # processed at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,7 @@ class Oracle:
     """Latent state of items, of the users of valid and test, and of queries.
 
     Attributes:
-      leaf, created, popularity, style: of items, as in `world.World`.
-      tastes, leaf_popularity: likewise.
+      leaf, created, popularity, style, tastes, leaf_popularity: as in `world.World`.
       users: text (users,), ids.
       taste: int (users,), row of `tastes`.
       rate: float64 (users,), positive actions per second and unit of interest.
@@ -40,9 +39,9 @@ class Oracle:
       value: float32 (products,).
       query_item: int32 (queries,), the item that a query is, -1 for a text query.
       query_topic: int32 (queries,), row of `leaf_chance`.
-      query_style: float32 (queries, style), of norm 1, or zeros where any will do.
+      query_style: float32 (queries, style), of norm 1, or zeros for queries without a style.
       query_popularity: float64 (queries,), sums to 1.
-      leaf_chance: float64 (topics, leaves), where a query about a topic leads to.
+      leaf_chance: float64 (topics, leaves), p(leaf | topic of a query).
     """
 
     leaf: np.ndarray
@@ -72,7 +71,7 @@ class Oracle:
     def of(
         cls, world: world_lib.World, shop: shop_lib.Shop, ids: list[str], users: world_lib.Users
     ) -> "Oracle":
-        """The oracle of a world, of some of its users with their ids, and of its shop."""
+        """The oracle of a world, its shop, and some of its users with their ids."""
         of_world = ("leaf", "created", "popularity", "style", "tastes", "leaf_popularity")
         of_users = ("taste", "slow_leaf", "slow_weight")
         of_bursts = ("burst_user", "burst_leaf", "burst_start", "burst_end")
@@ -120,7 +119,7 @@ class Oracle:
           request_times: int64 (requests,), unix seconds.
           horizon_seconds: length of the window.
           history: the last actions of each request, fields of `windows.history`. With it scores are
-            chances of the next action: that of a session under way, or else one in the horizon.
+            probabilities of the next action, in a session under way or within the horizon.
 
         Raises:
           KeyError: if a user is not known.
@@ -167,8 +166,8 @@ class Oracle:
           horizon_seconds: length of the window.
 
         Returns:
-          float32 (n, items), 0 for an item that is no product, that is created after the window, or
-          that the query itself is. Rows sum to the chance that a query does not lead to itself.
+          float32 (n, items), 0 for items that are not products, for items created after the window,
+          and for the query itself. Rows sum to the chance that a query does not lead to itself.
         """
         order = self.product[np.lexsort((self.created[self.product], self.leaf[self.product]))]
         leaf, created = self.leaf[order], self.created[order].astype(np.float64)
@@ -207,7 +206,7 @@ class Oracle:
         kind, horizon = task % len(shop_lib.KINDS), world_lib.END - world_lib.TRAIN_END
         return self.query_scores(queries, kind, world_lib.TRAIN_END, horizon)
 
-    # How users' interests go on.
+    # Interests of users over time.
 
     @functools.cached_property
     def _row(self) -> dict[str, int]:
@@ -242,8 +241,8 @@ class Oracle:
         return total
 
     def _mass(self, rows: np.ndarray, request_times: np.ndarray, horizon: int) -> np.ndarray:
-        """Expected positives of users (requests,) in leaves: float64 (requests, leaves)."""
-        # Lengths are exponential: what is left of a burst does not depend on its age.
+        """Expected positive actions of users in leaves: float64 (requests, leaves)."""
+        # Lengths are exponential, so the rest of a burst does not depend on its age.
         left = world_lib.BURST_SECONDS * -np.expm1(-horizon / world_lib.BURST_SECONDS)
         slow, bursts = self._interests(rows, request_times)
         bursts *= left
@@ -256,7 +255,7 @@ class Oracle:
     def _interests(
         self, rows: np.ndarray, request_times: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What users care about, slowly and in bursts, each float64 (requests, leaves)."""
+        """The slow interests and the bursts of users, each float64 (requests, leaves)."""
         slow, bursts = np.zeros((2, len(rows), len(self.leaf_popularity)))
         request = np.arange(len(rows))
         np.add.at(slow, (request[:, None], self.slow_leaf[rows]), self.slow_weight[rows])
@@ -278,18 +277,18 @@ class Oracle:
         history: dict[str, np.ndarray],
         later: np.ndarray,
     ) -> np.ndarray:
-        """The leaf of the next positive action: a chance, float64 (requests, leaves).
+        """p(leaf) of the next positive action, float64 (requests, leaves).
 
-        Lengths of sessions are geometric, so an action is followed by another one of its session
-        with the same chance each time; the longer the pause since, the less so.
+        Lengths of sessions are geometric, so every action is followed by another one of its session
+        with the same probability. It falls with the pause since the last action.
 
         Args:
           rows: of the users.
           request_times: unix seconds.
           history: the last actions up to then, fields of (requests, length).
-          later: the same chance where no session is under way.
+          later: p(leaf) if no session is under way.
         """
-        from scipy import special  # here, as only this needs it, and it takes 0.1 s
+        from scipy import special  # imported here, since it takes 0.1 s
 
         slow, bursts = self._interests(rows, request_times)
         time, there = history["time"].astype(np.int64), history["item"] >= 0
@@ -297,8 +296,8 @@ class Oracle:
         same = np.ones(time.shape, bool)
         same[:, :-1] = np.logical_and.accumulate(close[:, ::-1], axis=1)[:, ::-1]
 
-        # What the session is about, by Bayes' rule: an action is wanted, and then on its leaf or
-        # straying to a slow interest, or it is unwanted, and on any leaf.
+        # The leaf of the session by Bayes' rule: a wanted action is on it or strays to a slow
+        # interest; an unwanted action is on any leaf.
         request, column = np.nonzero(same & there)
         leaf = self.leaf[history["item"][request, column]]
         kind = (history[name][request, column] for name in ("surface", "action", "duration"))
@@ -319,7 +318,7 @@ class Oracle:
 
 
 def _cumulative(values: np.ndarray) -> np.ndarray:
-    """Sums of what comes before each column, and of all: float64 (rows, columns + 1)."""
+    """Cumulative sums along columns, from 0: float64 (rows, columns + 1)."""
     sums = np.zeros((len(values), values.shape[1] + 1))
     np.cumsum(values, axis=1, dtype=np.float64, out=sums[:, 1:])
     return sums
