@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _advice(config: ConfigDict, field: str) -> str:
-    """What takes memory, by the names of its fields."""
+    """The names of the fields that determine the memory."""
     fields = [f"a smaller --config.{field}"]
     if "remat" in config.model and not config.model.remat:
         fields.append("--config.model.remat=True")

@@ -1,4 +1,4 @@
-"""Compiled functions over more rows than they take at a time."""
+"""Applies compiled functions to more rows than fit in one call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
 
     Raises:
       InputError: if a result is NaN.
-      Stopped: if a signal asks for it.
+      Stopped: after a signal.
     """
     total = len(jax.tree.leaves(arrays)[0])
     results = []
