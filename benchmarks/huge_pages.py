@@ -3,7 +3,7 @@
     python -m benchmarks.huge_pages
     python -m benchmarks.huge_pages --config=configs/pinnerformer.py:hour
 
-A step's arrays are given back to the system and asked for anew, page by page.
+A step's arrays are returned to the system and requested again, page by page.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Kills runs at random moments, and compares the results with those of runs that were not killed.
+"""Kills runs at random times, and compares the results with those of runs that were not killed.
 
     python -m benchmarks.kill_drill                        # 20 kills a system, half an hour
     python -m benchmarks.kill_drill --rounds=1 --system=itemsage
@@ -25,7 +25,7 @@ from absl import app, flags
 _ROUNDS = flags.DEFINE_integer("rounds", 4, "rounds of five kills, for each system", lower_bound=1)
 _KNOWN = ("pinnerformer", "itemsage", "searchsage")
 _SYSTEMS = flags.DEFINE_multi_enum("system", _KNOWN, _KNOWN, "systems to kill")
-_SEED = flags.DEFINE_integer("seed", 0, "seed of the random moments")
+_SEED = flags.DEFINE_integer("seed", 0, "seed of the random times")
 
 
 class Run:
@@ -100,16 +100,16 @@ def main(_):
                 if different:
                     print(f"{system}, round {number}: {', '.join(different)} differ")
                 differences += len(different) + len(found.keys() - expected.keys())
-    for moment, number in kills.items():
-        print(f"{number:4} kills: {moment}")
+    for point, number in kills.items():
+        print(f"{number:4} kills: {point}")
     print(f"{sum(kills.values()):4} kills and {differences} differences in {', '.join(expected)}")
     return 1 if differences else 0
 
 
 def _drill(run: Run, draw: random.Random) -> collections.Counter:
-    """Kills a run at each moment in turn, then lets it end; returns how often it was alive."""
+    """Kills a run at each point in turn, then lets it end; returns how often it was alive."""
     step, evaluation = draw.randrange(1, 10), draw.choice([19, 30])
-    moments = [  # what, in which command, what begins it, and the seconds that it may take
+    points = [  # what, in which command, what begins it, and the seconds that it may take
         ("while data are made", "train", run.makes_data, 1.0),
         ("between two steps", "train", lambda: run.reached(step), 0.02),
         ("while a checkpoint is written", "train", run.writes_checkpoint, 0.1),
@@ -117,7 +117,7 @@ def _drill(run: Run, draw: random.Random) -> collections.Counter:
         ("while embeddings are written", "embed", run.writes_embeddings, 1.0),
     ]
     kills = collections.Counter()
-    for what, command, begins, seconds in moments:
+    for what, command, begins, seconds in points:
         if command == "embed":
             run.finish("train")
         process = run.start(command)

@@ -24,7 +24,7 @@ REPEATS = 7
 
 
 def plain(queries, positives, negatives, scale, excluded_ids):
-    """The same loss with the whole matrix of logits."""
+    """The same loss with the full matrix of logits."""
     positive = (queries * positives).sum(-1) * scale - negatives.positive_log_q
     logits = jnp.einsum("gpd,nd->gpn", queries, negatives.embeddings) * scale - negatives.log_q
     excluded = (negatives.ids[:, None] == excluded_ids[:, None, :]).any(-1) | (negatives.ids == -1)

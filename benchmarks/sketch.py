@@ -58,8 +58,8 @@ def counted(ids, width):
     """A sketch of all ids, added a batch at a time."""
     add = jax.jit(count_min_sketch.add, donate_argnums=0)
     sketch = count_min_sketch.init(jax.random.key(0), DEPTH, width)
-    whole = len(ids) // BATCH * BATCH
-    for batch in (*ids[:whole].reshape(-1, BATCH), ids[whole:]):
+    full = len(ids) // BATCH * BATCH
+    for batch in (*ids[:full].reshape(-1, BATCH), ids[full:]):
         sketch = add(sketch, jnp.asarray(batch))
     assert int(sketch.total) == len(ids)
     return sketch

@@ -6,7 +6,7 @@
 PYTHON has PyTorch, .venv-peers/bin/python if it is not given: see requirements-peers.txt. The peer,
 pytorch_peer.py, has torch.compile, scaled_dot_product_attention and fused AdamW, autocast where the
 config says bfloat16, recomputes blocks where it says model.remat, and its loss in two forms: plain,
-with the whole matrix of logits, and chunked, 1,024 negatives at a time, their logits recomputed
+with the full matrix of logits, and chunked, 1,024 negatives at a time, their logits recomputed
 in the backward pass. Both sides run on one device, a GPU if there is one.
 
 A step is all of it: negatives, count-min sketch, forward, backward, clipping, AdamW. Only the

@@ -58,7 +58,7 @@ def get_config(variant: str = "") -> Section:
     # One normaliser over both kinds of negatives, or a loss for each.
     loss.terms = Choice("joined", "summed")
 
-    # What is not the paper's, and off in `:paper`. What each is for, its module says.
+    # Not in the paper, and off in `:paper`; the modules explain each option.
     # Numbers of an item's learned vector, 0: none (models/learned_ids.py).
     model.id_dim = Size(64, at_least=0)
     # Sums over a history beside the transformer's output (models/history_sums.py).

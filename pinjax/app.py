@@ -1,4 +1,4 @@
-"""How every command starts: flags, quiet logs, and one line for an error that a user can mend."""
+"""The start of every command: flags, quiet logs, and one line for an error in the input."""
 
 import os
 import shlex
@@ -16,9 +16,9 @@ from pinjax import config_flag, files, signals
 from pinjax.distributed import processes
 from pinjax.errors import InputError
 
-EXIT_INPUT = 2  # wrong flags, config or data: the message says what to mend
-# Another process of the job died: start the same command again, everywhere. Where JAX's own thread
-# hears of it first, it aborts the process, which a shell sees as 134.
+EXIT_INPUT = 2  # wrong flags, config or data; the message says what was expected
+# Another process of the job died: start the same command again on all hosts. If JAX's own thread
+# learns of it first, it aborts the process, which a shell reports as 134.
 EXIT_LOST = 76
 
 _COORDINATOR = flags.DEFINE_string(
@@ -33,7 +33,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0"
 
 
 def run_config() -> flags.FlagHolder:
-    """Defines --config, of a run."""
+    """Defines --config for a run."""
     return config_flag.define("a config of a run", "system", declared=True)
 
 
@@ -48,7 +48,7 @@ def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
 
 
 def verifies() -> bool:
-    """Whether the checksums of what is opened are compared."""
+    """Whether to compare the checksums of opened files."""
     return not flags.FLAGS.no_verify
 
 
@@ -56,7 +56,7 @@ def workdir_of(flag: flags.FlagHolder) -> epath.Path:
     """The run's directory: as given, or work/CONFIG or work/CONFIG-VARIANT."""
     if flag.value is not None:
         path = directory("--workdir", flag.value)
-        path.exists()  # on gs:// it may be out of reach: better now than after a data set is made
+        path.exists()  # fails if gs:// cannot be reached, before a data set is made
         return path
     file, _, variant = config_flag.source().partition(":")
     stem = epath.Path(file).stem
@@ -64,10 +64,10 @@ def workdir_of(flag: flags.FlagHolder) -> epath.Path:
 
 
 def directory(flag: str, value: str) -> epath.Path:
-    """The directory that a flag names, of the user's home where it begins with ~.
+    """The directory of a flag; ~ is the user's home.
 
     Raises:
-      InputError: where the value is empty, which would be the current directory, or names none.
+      InputError: if the value is empty, which would be the current directory, or not printable.
     """
     if not value:
         raise InputError(f"{flag} is empty; expected a directory")
@@ -77,7 +77,7 @@ def directory(flag: str, value: str) -> epath.Path:
 
 
 def flags_of_run() -> str:
-    """The flags that name a run, as they were given, for the commands to type next."""
+    """The flags that name a run, as given, for the printed next commands."""
     kept, wanted = [], False
     for argument in sys.argv[1:]:
         if argument.startswith("-"):
@@ -95,15 +95,15 @@ def run(main: Callable[[Sequence[str]], int | None], trains: bool = False) -> No
 
     Args:
       main: of the command.
-      trains: whether of several processes JAX notes SIGTERM, for the training loop, which stops all
-        of them after the same step. Else it ends each at once.
+      trains: whether JAX handles SIGTERM of several processes for the training loop, which stops
+        all of them after the same step. Otherwise SIGTERM ends each process at once.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     jax.config.update("jax_enable_preemption_service", trains)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed from outside, as by 2>&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, for the rest of the process
-    # Errors are told once, by what the main thread raises: it does so for those of other threads.
+    # Errors are printed once, by the main thread, which also raises those of other threads.
     logging.set_verbosity(logging.FATAL)
     threading.excepthook = lambda error: None
     sys.unraisablehook = _tell_of_main_thread
@@ -138,7 +138,7 @@ def run(main: Callable[[Sequence[str]], int | None], trains: bool = False) -> No
             if processes.count() == 1:
                 raise
             _complain(f"lost another process of the job, start all of them again: {error}")
-            os._exit(EXIT_LOST)  # an orderly end would wait for the dead
+            os._exit(EXIT_LOST)  # an orderly exit would wait for the dead process
         except Exception as error:
             if "no_verify" not in flags.FLAGS or verifies():
                 raise
@@ -157,7 +157,7 @@ def _tell_of_main_thread(error: Any) -> None:
 def _complain(error: object) -> int:
     line = " ".join(str(error).split())
     print(f"error: {line}", file=sys.stderr)
-    # What the error left unfinished has nothing to add when it is freed.
+    # Objects that the error left unfinished must print nothing when they are freed.
     sys.unraisablehook = lambda error: None
     warnings.simplefilter("ignore")
     return EXIT_INPUT

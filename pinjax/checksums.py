@@ -1,6 +1,6 @@
-"""Sizes and checksums of what is written, so that damage is found before it is used.
+"""Sizes and checksums of written files, so that damage is found before they are used.
 
-A directory's are in one file of it, `checksums.json`; a small JSON file holds its own.
+A directory has them in its file `checksums.json`; a small JSON file has its own checksum.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ def record(directory: epath.PathLike, but: Iterable[str] = ()) -> None:
     """Writes the sizes and checksums of a directory's files into it.
 
     Args:
-      directory: what lies below it counts, too.
-      but: names of files that are left out, since they are still to be written.
+      directory: with its subdirectories.
+      but: names of files to leave out, since they are written later.
     """
     directory = epath.Path(directory)
     files = {}
@@ -33,11 +33,11 @@ def record(directory: epath.PathLike, but: Iterable[str] = ()) -> None:
 
 
 def verify(directory: epath.PathLike) -> None:
-    """Checks a directory against what `record` wrote. Files that came later are not looked at.
+    """Checks a directory against its recorded checksums. Later files are ignored.
 
     Raises:
-      InputError: for a file that is missing or is not what was written, or where nothing was
-        recorded; its message begins with the file.
+      InputError: if a file is missing or changed, or nothing was recorded; the message begins with
+        the file.
     """
     directory = epath.Path(directory)
     for name, written in read(directory / FILE)["files"].items():
@@ -45,10 +45,10 @@ def verify(directory: epath.PathLike) -> None:
 
 
 def verify_file(path: epath.Path, written: Mapping[str, int | str]) -> None:
-    """Checks a file against what `of_file` said of it.
+    """Checks a file against the result of `of_file`.
 
     Raises:
-      InputError: where it is missing or another one.
+      InputError: if it is missing or changed.
     """
     if not path.is_file():
         raise InputError(f"{path}: damaged: the file is missing")
@@ -67,15 +67,15 @@ def of_file(path: epath.Path) -> dict[str, int | str]:
 
 
 def dump(content: Mapping[str, Any]) -> str:
-    """JSON that holds its own checksum, for `read`."""
+    """JSON with its own checksum, for `read`."""
     return json.dumps({**content, _OWN: _of_content(content)}, indent=2, allow_nan=False) + "\n"
 
 
 def read(path: epath.Path) -> dict[str, Any]:
-    """Reads a file of what `dump` made.
+    """Reads a file with the JSON of `dump`.
 
     Raises:
-      InputError: where it is missing, or not as it was written.
+      InputError: if it is missing or changed.
     """
     if not path.is_file():
         raise InputError(f"{path}: missing; cut off while it was written, or by an older version")

@@ -1,10 +1,10 @@
-"""Compiles a system for devices that need not be there, and says what it takes on each.
+"""Compiles a system for devices, local or not, and reports its memory and cost on each.
 
     python -m pinjax.compile --config=configs/pinnerformer.py:paper --topology=v5e:4x4
 
-Compiled are the real train step and what embeds and searches, from shapes alone: no data set is
-read beyond its sizes, and pinworld is not simulated. A topology is a slice of TPUs
-(v5e:4x4, v5p:2x2x4, v6e:8x8); without one the devices at hand are compiled for.
+It compiles the real train step, the embedding functions and the search, from shapes alone: only the
+sizes of a data set are read, and pinworld is not simulated. A topology is a slice of TPUs
+(v5e:4x4, v5p:2x2x4, v6e:8x8); without one the target is the local devices.
 
 The estimate of a step's time is a bound from the chip's published rates: no step is faster.
 """
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _advice(config: ConfigDict, field: str) -> str:
-    """What takes memory, by the names of its fields."""
+    """The names of the fields that determine the memory."""
     fields = [f"a smaller --config.{field}"]
     if "remat" in config.model and not config.model.remat:
         fields.append("--config.model.remat=True")

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from pinjax import settings
 from pinjax.errors import InputError
 
-# Where `configs` is, whatever the working directory: a config may import `configs.common`.
+# The parent of `configs`, so that a config can import `configs.common` from anywhere.
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -25,16 +25,16 @@ class ConfigFlag(flags.Flag):
 
     Attributes:
       source: FILE or FILE:VARIANT, as given.
-      overrides: (field, text) of each, in order; to be set before the flag is parsed.
+      overrides: (field, text) pairs in order; set before the flag is parsed.
     """
 
     def __init__(self, kind: str, field: str, declared: bool, help_string: str):
         """Makes the flag.
 
         Args:
-          kind: what the file is to be, in words.
-          field: that a config of this kind has, and no other.
-          declared: whether it is a `Section`, which declares its fields.
+          kind: description of the expected file.
+          field: a field that only configs of this kind have.
+          declared: whether the config is a `Section`, which declares its fields.
           help_string: of the flag.
         """
         self.source: str | None = None
@@ -59,7 +59,7 @@ class ConfigFlag(flags.Flag):
 
 
 def define(kind: str, field: str, declared: bool) -> flags.FlagHolder:
-    """Defines --config, which is required. Arguments: see `ConfigFlag`."""
+    """Defines --config, which is required. Arguments as `ConfigFlag`."""
     flag = ConfigFlag(kind, field, declared, f"{kind}: FILE or FILE:VARIANT")
     return flags.DEFINE_flag(flag, required=True)
 
@@ -70,10 +70,10 @@ def source() -> str:
 
 
 def take_overrides(argv: Sequence[str]) -> list[str]:
-    """Gives the overrides on a command line to the flag, wherever they stand; returns the rest.
+    """Moves the overrides of a command line to the flag; returns the other arguments.
 
     Raises:
-      InputError: for one without a value.
+      InputError: if an override has no value.
     """
     rest = []
     for argument in argv:
@@ -89,11 +89,11 @@ def take_overrides(argv: Sequence[str]) -> list[str]:
 
 
 def load(source: str) -> ConfigDict:
-    """The config of FILE or FILE:VARIANT; configs/NAME may be one that came with the package.
+    """The config of FILE or FILE:VARIANT; configs/NAME may be a config of the package.
 
     Raises:
-      InputError: where there is no such file, variant or function `get_config`, or the file's code
-        raises anything: with its line.
+      InputError: if there is no such file, variant or function `get_config`, or if the file's code
+        raises an error; then with its line.
     """
     file, colon, variant = source.partition(":")
     if colon and not variant:
@@ -133,7 +133,7 @@ def _importable(*directories: pathlib.Path) -> Iterator[None]:
 
 
 def _place(file: str, error: BaseException) -> str:
-    """The file, and the line of it that raised an error, if one did."""
+    """The file, and its line that raised the error, if it has one."""
     if isinstance(error, SyntaxError) and error.filename == file:
         line = error.lineno
     else:

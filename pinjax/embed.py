@@ -1,11 +1,11 @@
-"""Writes the embeddings of a run: what an index, a ranker or a notebook takes.
+"""Writes the embeddings of a run, for an index, a ranker or a notebook.
 
     python -m pinjax.embed --config=configs/pinnerformer.py --workdir=DIR --out=DIR
 
-Each table is a number of Parquet files, OUT/users-00000-of-00004.parquet and so on, with the own
-ids, a vector each, and the time up to which it is known what users did. OUT/manifest.json names the
-checkpoint, the data set and the config that they come from, and the checksum of each file. A call
-that was cut off is made again: it writes the files that are missing or damaged.
+Each table is several Parquet files, OUT/users-00000-of-00004.parquet and so on, with own ids, a
+vector each, and the time as of which it was computed. OUT/manifest.json has the checkpoint, the
+data set and the config of the embeddings, and the checksum of each file. After an interruption,
+repeat the call: it writes the files that are missing or damaged.
 """
 
 import contextlib
@@ -99,7 +99,7 @@ def _write(path: epath.Path, ids: np.ndarray, vectors: np.ndarray, as_of: int) -
 
 
 def _claim(out: epath.Path, manifest: dict[str, int | str]) -> dict[str, Any]:
-    """The files that are there by the manifest, if that comes from the same; else it is written."""
+    """The files of a manifest from the same run; otherwise writes a new manifest."""
     path = out / _MANIFEST
     if path.exists():
         found = checksums.read(path)
@@ -110,7 +110,7 @@ def _claim(out: epath.Path, manifest: dict[str, int | str]) -> dict[str, Any]:
                     "another --out"
                 )
         return found["files"]
-    # A kill may have left the lock, or the manifest before it had its name.
+    # A killed process may have left the lock, or a manifest that was not yet renamed.
     others = {file.name for file in out.iterdir()} - {files.LOCK_FILE, f"{_MANIFEST}.tmp"}
     if others:
         raise InputError(f"{out} is not empty and holds no {_MANIFEST}; choose another --out")
@@ -124,7 +124,7 @@ def _write_manifest(out: epath.Path, manifest: dict[str, Any]) -> None:
 
 
 def _is_there(path: epath.Path, written: dict[str, Any]) -> bool:
-    """Whether a file is what the manifest says, by its checksum if these are compared."""
+    """Whether a file agrees with the manifest; by its checksum, if checksums are compared."""
     if path.name not in written:
         return False
     if not app.verifies():
@@ -140,7 +140,7 @@ def _hash_of_arrays(tree) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(processes.whole(leaf).tobytes())
+        digest.update(processes.gathered(leaf).tobytes())
     return digest.hexdigest()
 
 

@@ -1,9 +1,9 @@
-"""The error that a user can mend."""
+"""The error for wrong input."""
 
 
 class InputError(ValueError):
-    """Something that came from outside is wrong.
+    """Wrong input, which the user can correct.
 
     Its message is one line: what is wrong, where (file, row, field), and what was expected. The
-    commands print it as it stands and exit with 2.
+    commands print it unchanged and exit with 2.
     """

@@ -1,4 +1,4 @@
-"""Measures the checkpoint of a run that is to be served: the best, or else the newest.
+"""Evaluates the checkpoint that a run would serve: the best, or else the latest.
 
 python -m pinjax.evaluate --config=configs/pinnerformer.py --workdir=DIR --split=test
 """

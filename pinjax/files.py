@@ -1,4 +1,4 @@
-"""Files and directories that are there whole or not at all, and have one writer at a time."""
+"""Files and directories that appear complete or not at all, and have one writer at a time."""
 
 import contextlib
 import errno
@@ -24,19 +24,19 @@ _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG,
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is not one of this machine's, as gs:// is not."""
+    """Whether a path is not local, such as gs://."""
     return "://" in os.fspath(path)
 
 
 def path(name: str, value: str) -> epath.Path:
-    """What a user gave as a path, on this machine or on gs://.
+    """A user's path, local or on gs://.
 
     Args:
-      name: of the flag or field that it is the value of.
+      name: of the flag or field.
       value: the path.
 
     Raises:
-      InputError: where it is on another store.
+      InputError: if it is on another store.
     """
     if "://" in value and not value.startswith("gs://"):
         raise InputError(f"{name}={value}: expected a directory, on this machine or on gs://")
@@ -45,9 +45,9 @@ def path(name: str, value: str) -> epath.Path:
 
 @contextlib.contextmanager
 def writing_to(path: epath.PathLike) -> Iterator[None]:
-    """Gives every error of the disk, while inside, the type OSError and a path.
+    """Inside, disk errors become OSErrors with a path.
 
-    A full disk does not say for which file, and what is written in C++ says it in a text alone.
+    The error of a full disk has no path, and errors of C++ writers have it only in their text.
     """
     try:
         yield
@@ -61,10 +61,10 @@ def writing_to(path: epath.PathLike) -> Iterator[None]:
 
 
 def make_directory(directory: epath.PathLike) -> None:
-    """Makes a directory, and those above it, unless it is there.
+    """Makes a directory and its parents, unless it exists.
 
     Raises:
-      OSError: where that is not possible.
+      OSError: if that is not possible.
     """
     try:
         epath.Path(directory).mkdir(parents=True, exist_ok=True)
@@ -78,10 +78,10 @@ def make_directory(directory: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` once it is complete.
+    """A file to write, which replaces `path` once it is complete.
 
     Raises:
-      OSError: where it cannot be written, with the path; then nothing is left of the new file.
+      OSError: if it cannot be written, with the path; then the new file is removed.
     """
     path = epath.Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -89,7 +89,7 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
     with writing_to(path), signals.cleaned_up(remove):
         with temporary.open("wb") as file:
             yield file
-            if not is_remote(path):  # else a power cut may leave the new name without content
+            if not is_remote(path):  # otherwise a power cut may leave the new name without content
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
@@ -97,14 +97,14 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def unfinished(directory: epath.PathLike) -> Iterator[epath.Path]:
-    """A new directory beside `directory`, to make in it what `finish` then gives that name.
+    """A new directory beside `directory`, which `finish` then renames to it.
 
-    It is this call's alone, locked while its process lives, and removed at the end, also of a
-    failure. What a killed process has left, `.NAME.RANDOM.unfinished`, the next call for the same
-    `directory` removes.
+    Only this call has it: it is locked while the process lives, and removed at the end, even after
+    a failure. If the process is killed, `.NAME.RANDOM.unfinished` remains until the next call for
+    the same `directory` removes it.
 
     Raises:
-      OSError: where it cannot be written.
+      OSError: if it cannot be written.
     """
     directory = pathlib.Path(directory)
     with contextlib.ExitStack() as stack:
@@ -119,19 +119,19 @@ def unfinished(directory: epath.PathLike) -> Iterator[epath.Path]:
             remove = functools.partial(shutil.rmtree, made, ignore_errors=True)
             stack.enter_context(signals.cleaned_up(remove))  # first: a signal may come at once
             made.mkdir()
-            with contextlib.suppress(BlockingIOError, FileNotFoundError):  # another call's doing
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):  # another call removed it
                 stack.enter_context(_locked(made))
                 locked = True
         yield epath.Path(made)
 
 
 def finish(made: epath.PathLike, directory: epath.PathLike) -> None:
-    """Records the checksums of a directory and gives it its name.
+    """Records the checksums of a directory and renames it.
 
-    Where another process was first, that one's directory stays.
+    If another process was first, its directory stays.
 
     Raises:
-      OSError: where that failed and nothing is in a directory of that name.
+      OSError: if that failed, and there is no such directory.
     """
     directory = epath.Path(directory)
     checksums.record(made)
@@ -144,14 +144,14 @@ def finish(made: epath.PathLike, directory: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def only_writer(directory: epath.PathLike) -> Iterator[None]:
-    """Keeps other processes from writing to a directory, made if need be, while inside.
+    """Inside, no other process can write to a directory; it is made if it does not exist.
 
-    The lock is the system's: it ends with the process, however that ends. An object store has no
-    locks, so nothing is kept from writing there.
+    The lock belongs to the operating system, so it ends with the process. An object store has no
+    locks: there, concurrent writers are not prevented.
 
     Raises:
-      InputError: where another process is inside; it says which.
-      OSError: where the directory cannot be written.
+      InputError: if another process is inside; it says which.
+      OSError: if the directory cannot be written.
     """
     make_directory(directory)
     if is_remote(directory):
@@ -163,7 +163,7 @@ def only_writer(directory: epath.PathLike) -> Iterator[None]:
             descriptor = stack.enter_context(_locked(path))
         except BlockingIOError:
             writer = ""
-            with contextlib.suppress(FileNotFoundError):  # where it has just ended
+            with contextlib.suppress(FileNotFoundError):  # if it has just ended
                 writer = path.read_text()
             raise InputError(
                 f"{directory}: {writer or 'another process'} is writing there; wait until it ends, "
@@ -178,17 +178,17 @@ def only_writer(directory: epath.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[int]:
-    """The descriptor of a directory, or of a file made if need be, that is locked while inside.
+    """The descriptor of a directory, or of a file that is made if missing, locked inside.
 
     Raises:
-      BlockingIOError: where another process has it locked.
+      BlockingIOError: if another process has it locked.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     while True:
         descriptor = os.open(path, flags)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever had it locked may have removed it meanwhile, and another one is there now.
+            # The former owner of the lock may have removed the file, and a new one may exist.
             if path.exists() and os.path.samestat(os.stat(path), os.fstat(descriptor)):
                 yield descriptor
                 return

@@ -1,4 +1,4 @@
-"""What a person reads before and after a run: the summary, the table, the next commands."""
+"""The output of a run for people: the summary, the table, the next commands."""
 
 import collections
 import json
@@ -23,7 +23,7 @@ def summary(
     workdir: epath.Path,
     evaluated_on: str,
 ) -> str:
-    """What is about to run, a line for each thing."""
+    """The summary of a run before it starts."""
     params, _ = jax.eval_shape(system.trainable.init, jax.random.key(0))
     numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
     device = mesh.devices.flat[0]
@@ -39,7 +39,7 @@ def summary(
 
 
 def table(content: tables.Table) -> str:
-    """The results table, Recall@10 of each task apart, and the notes below."""
+    """The results table, Recall@10 by task, and the notes."""
     over_all = [(row.method, row.metrics) for row in content.rows if row.task is None]
     by_task = collections.defaultdict(dict)
     for row in content.rows:
@@ -51,7 +51,7 @@ def table(content: tables.Table) -> str:
 
 
 def write(workdir: epath.Path, split: str, step: int, table: tables.Table) -> None:
-    """Writes a table to the work directory, and what it was made from.
+    """Writes a table and its records to the work directory.
 
     `results_SPLIT.json` has [value, low, high] of each cell, null for NaN; `records_SPLIT.parquet`
     the ranks of all labels (`evaluation.records`).
@@ -73,7 +73,7 @@ def write(workdir: epath.Path, split: str, step: int, table: tables.Table) -> No
 
 
 def next_commands(workdir: epath.Path, flags: str) -> str:
-    """Where everything lies, and what to type next."""
+    """The paths of a run's files, and the next commands."""
     return "\n".join(
         [
             f"checkpoints   {workdir}/checkpoints",

@@ -5,9 +5,9 @@
     data.users = Int(64, at_least=1)  # users in a batch
     data.name = Text("pinworld/small")
 
-A section holds the plain default, as a `ConfigDict` does: `config.data.users` is 64. From then on
-it takes nothing for the field that its declaration does not allow, whether from a variant, the
-command line or a program.
+A section holds plain values, as a `ConfigDict` does: `config.data.users` is 64. Every later
+value of the field is checked against its declaration, whether a variant, the command line or a
+program sets it.
 """
 
 import ast
@@ -29,11 +29,11 @@ T = TypeVar("T")
 
 
 class Field:
-    """What a field may be.
+    """The declaration of a field.
 
     Attributes:
-      default: its value where nothing else is said.
-      expected: what is allowed, in words.
+      default: its default value.
+      expected: description of the allowed values.
     """
 
     default: Any = None
@@ -43,7 +43,7 @@ class Field:
         raise NotImplementedError
 
     def parse(self, text: str) -> Any:
-        """The value of a command line's text; the text itself where it cannot be read."""
+        """The value of a command line's text; the text itself if it cannot be parsed."""
         return text
 
     def plain(self, value: Any) -> Any:
@@ -54,7 +54,7 @@ class Field:
         """The value in the field's own type.
 
         Raises:
-          InputError: where it is not allowed.
+          InputError: if it is not allowed.
         """
         if not self.allows(value):
             raise InputError(f"{name}={value!r}: expected {self.expected}")
@@ -75,7 +75,7 @@ class Bool(Field):
 
 
 class Int(Field):
-    """An integer from `at_least` to `at_most`. A bool is none."""
+    """An integer from `at_least` to `at_most`, not a bool."""
 
     def __init__(
         self,
@@ -102,14 +102,14 @@ class Int(Field):
 
 
 class Size(Int):
-    """Of one axis of an array."""
+    """The size of an array's axis."""
 
     def __init__(self, default: int, *, at_least: int = 1):
         super().__init__(default, at_least=at_least, at_most=2**16)
 
 
 class Float(Field):
-    """A number that float32 holds, in a range; an integer is one, too."""
+    """A number in a range, within float32; integers are allowed."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class Row(Field):
 
 
 class Tuple(Field):
-    """Any number of one kind of element, each once. Of rows, the first field tells them apart."""
+    """Distinct elements of one kind, of any number. Rows are distinct by their first field."""
 
     def __init__(
         self, default: tuple[Any, ...], of: Field, *, at_least: int, distinct: bool = True
@@ -213,7 +213,7 @@ class Tuple(Field):
 
 
 class _Like(Field):
-    """Whatever has the type of a value: for configs whose fields are not declared."""
+    """Any value of the default's type, for configs without declarations."""
 
     def __init__(self, value: Any):
         self._type = type(value)
@@ -228,9 +228,9 @@ class _Like(Field):
 
 
 class Section(ConfigDict):
-    """A `ConfigDict` that holds values against the declarations of their fields.
+    """A `ConfigDict` that checks values against the declarations of their fields.
 
-    A field is declared by assigning a `Field`. Copies do not know the declarations.
+    A field is declared by assigning a `Field`. Copies have no declarations.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -256,11 +256,11 @@ class Section(ConfigDict):
 
 
 class _MissingField(InputError, AttributeError):
-    """An attribute that is not there, so that `hasattr` works, and one line for the user."""
+    """A missing attribute, for `hasattr`, and an error line for the user."""
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses a config with a field that was never declared, a misspelt one, say, or was deleted.
+    """Rejects a config with an undeclared field, such as a misspelt one, or a deleted field.
 
     Raises:
       InputError: naming the field.
@@ -280,7 +280,7 @@ def override(config: ConfigDict, name: str, text: str) -> None:
     """Sets a field, "train.steps", from a command line's text.
 
     Raises:
-      InputError: where there is no such field, or it does not allow the value.
+      InputError: if there is no such field, or it does not allow the value.
     """
     for found, section, key in (fields := list(_fields(config))):
         if found == name:
@@ -298,7 +298,7 @@ def named(known: Mapping[str, T], name: str, what: str = "variant") -> T:
     """The value of a name.
 
     Raises:
-      InputError: where it is none of those known.
+      InputError: if the name is not known.
     """
     if name not in known:
         hint = _did_you_mean(name, known)
@@ -336,7 +336,7 @@ def _parsed(kind: type[T], text: str) -> T | str:
 
 
 def _parsed_tuple(text: str) -> tuple[Any, ...]:
-    """Of a literal; of one that is no tuple, or of a bare word, a tuple of it alone."""
+    """A tuple from a literal; any other literal, or a bare word, becomes its only element."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

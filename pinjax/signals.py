@@ -1,4 +1,4 @@
-"""How SIGTERM, SIGINT and SIGHUP end a command: with one line, at once or where it suits."""
+"""SIGTERM, SIGINT and SIGHUP end a command with one line, at once or at a safe point."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 EXIT_PREEMPTED = 75  # stopped from outside: start the same command again
-EXIT_INTERRUPTED = 130  # by Ctrl-C, as shells have it
+EXIT_INTERRUPTED = 130  # by Ctrl-C, as in shells
 
 _OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)
 _SIGNALS = (signal.SIGTERM, *_OF_TERMINALS)
@@ -27,10 +27,10 @@ class Stopped(Exception):
 
 
 class Deferral:
-    """Signals are noted, and do not end the process until somebody asks for them.
+    """Records signals, which do not end the process.
 
     Attributes:
-      requested: the first signal that came, or None.
+      requested: the first signal, or None.
     """
 
     def __init__(self):
@@ -43,7 +43,7 @@ class Deferral:
 
     @contextlib.contextmanager
     def checked(self) -> Iterator[None]:
-        """Inside, `check` raises `Stopped` when a signal has come."""
+        """Inside, `check` raises `Stopped` after a signal."""
         self._checked = True
         try:
             yield
@@ -60,10 +60,10 @@ _clean_ups: list[Callable[[], None]] = []
 
 
 def check() -> None:
-    """To be called now and then by work that may be broken off: raises `Stopped` if it is to end.
+    """Raises `Stopped` if a signal came; interruptible work calls it now and then.
 
-    An exception out of a signal's handler would come anywhere: in a callback, which swallows it, or
-    amid a compilation, what is left of which crashes when it is freed.
+    An exception from a signal handler could be raised anywhere: in a callback, which would swallow
+    it, or during a compilation, whose remains crash when they are freed.
     """
     for deferral in _deferrals:
         deferral.check()
@@ -71,11 +71,11 @@ def check() -> None:
 
 @contextlib.contextmanager
 def deferred(alone: bool) -> Iterator[Deferral]:
-    """Signals are noted, while inside, for whoever asks for them where it suits.
+    """Inside, signals are recorded in a `Deferral`.
 
     Args:
-      alone: False for one of several processes. There JAX notes SIGTERM for all of them; the other
-        signals are passed on to it. At the end SIGTERM is taken back from JAX.
+      alone: False for one of several processes. Then JAX handles SIGTERM for all of them; the other
+        signals are passed on to it. At the end JAX's handler of SIGTERM is removed.
     """
     deferral = Deferral()
     _deferrals.append(deferral)
@@ -92,7 +92,7 @@ def deferred(alone: bool) -> Iterator[Deferral]:
 
 @contextlib.contextmanager
 def cleaned_up(clean_up: Callable[[], None]) -> Iterator[None]:
-    """Calls a function at the end, also where a signal ends the process inside."""
+    """Calls a function at the end, even if a signal ends the process inside."""
     _clean_ups.append(clean_up)
     try:
         yield
@@ -103,7 +103,7 @@ def cleaned_up(clean_up: Callable[[], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def blocked() -> Iterator[None]:
-    """Signals from a terminal come later, and never to the processes that are started inside."""
+    """Delays signals from a terminal; processes that are started inside never get them."""
     multiprocessing.resource_tracker.ensure_running()  # which unblocks them when it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
     try:
@@ -116,8 +116,8 @@ def blocked() -> Iterator[None]:
 def handle() -> None:
     """From now on a signal ends the process, unless it is deferred; a second Ctrl-C always does.
 
-    It is a thread that does so, which hears of signals at once: the main thread sees them between
-    two instructions of Python's, between which may lie a compilation of minutes.
+    A thread ends the process, since it learns of signals at once. The main thread handles signals
+    only between two Python instructions, and a compilation of minutes may be between them.
     """
     heard, hears = os.pipe()
     os.set_blocking(hears, False)
@@ -129,10 +129,10 @@ def handle() -> None:
 def _set_handler(
     handler: Callable[[int, object], None], signums: tuple[int, ...] = _SIGNALS
 ) -> dict[int, Any]:
-    """Has a function handle signals, but what is ignored from outside, as by nohup.
+    """Sets the handler of signals, except signals that are ignored from outside, as by nohup.
 
     Returns:
-      What handled each before.
+      The former handlers.
     """
     heard = [signum for signum in signums if signal.getsignal(signum) != signal.SIG_IGN]
     return {signum: signal.signal(signum, handler) for signum in heard}
@@ -143,11 +143,11 @@ def _pass_on(signum: int, frame: object) -> None:
 
 
 def _ignore(signum: int, frame: object) -> None:
-    """Python's own handling, in the place of which `_watch` ends the process."""
+    """Replaces Python's own handler; `_watch` ends the process."""
 
 
 def _watch(heard: int) -> None:
-    """Reads signals from a pipe, as long as the process lives."""
+    """Reads signals from a pipe until the process ends."""
     interrupts = 0
     while True:
         signums = os.read(heard, 1)

@@ -11,11 +11,11 @@ def parse(name: str, iso: str) -> int:
     """ISO 8601 text (without a zone: UTC) as unix seconds.
 
     Args:
-      name: of the flag or field that it is the value of.
+      name: of the flag or field.
       iso: the text.
 
     Raises:
-      InputError: where it is none, or not from 1970 to 2106.
+      InputError: if it is not ISO 8601, or not from 1970 to 2106.
     """
     try:
         parsed = datetime.datetime.fromisoformat(iso)

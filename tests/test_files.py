@@ -1,4 +1,4 @@
-"""Files and directories that are there whole or not at all."""
+"""Files and directories that appear complete or not at all."""
 
 import errno
 import os

@@ -394,9 +394,9 @@ def test_instacart_is_neighbours_in_baskets_and_the_graph_of_them(made):
     assert expected.total() == 1_384_617 - 131_209
 
     by_split = {split: edges(dataset, split) for split in SPLITS}
-    whole = set(zip(basket.tolist(), product.tolist(), strict=True))
-    assert set.union(*by_split.values()) == whole
-    assert sum(map(len, by_split.values())) == len(whole)
+    everything = set(zip(basket.tolist(), product.tolist(), strict=True))
+    assert set.union(*by_split.values()) == everything
+    assert sum(map(len, by_split.values())) == len(everything)
     warm = {item for _, item in by_split["train"]}
     splits = {basket: hashed_split(basket) for basket in dataset.groups.tolist()}
     for split, found in by_split.items():  # what is cold is held out of every basket

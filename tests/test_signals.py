@@ -27,7 +27,7 @@ with signals.cleaned_up(pathlib.Path(sys.argv[1]).unlink):
             time.sleep(0.01)
             if stop and stop.requested:
                 stop.requested = None
-                print("asked to stop", flush=True)
+                print("told to stop", flush=True)
 """
 
 
@@ -68,7 +68,7 @@ def test_deferred_signals_are_noted_and_a_second_interrupt_ends_at_once(command)
     process = command("deferred")
     for signum in (signal.SIGTERM, signal.SIGINT):
         process.send_signal(signum)
-        assert process.stdout.readline() == "asked to stop\n"
+        assert process.stdout.readline() == "told to stop\n"
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
 

@@ -9,7 +9,7 @@ python -m pinjax.train --config=configs/searchsage.py --config.data.name=DIR \
     '--config.tasks=(("text/relevant", 1.0, 50),)'
 
 Pairs alone: a product is engaged with where its relevance, from 1 to 3 and the mean of several
-judges, is at least 2.33. Searches are held out whole. Vectors are made of the words of titles.
+judges, is at least 2.33. Entire searches are held out. Vectors are made of the words of titles.
 """
 
 from pinjax.data.sources import column_map

@@ -12,8 +12,8 @@ python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
 
 Timelines of users; pairs of a game and the one that its user added next; the graph of games and
 tags. Half of the users are kept for evaluation, as one window holds few of them: from 2023 on. One
-row in nine is of a game without a document, which is in no pair. Documents and tags are those of
-today, of a game's whole life.
+row in nine is of a game without a document, which is in no pair. Documents and tags are
+today's, of a game's entire life.
 """
 
 from pinjax.data.sources import column_map

@@ -8,7 +8,7 @@ python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
     '--config.tasks=(("image/reorder", 1.0, 0), ("image/add", 1.0, 0))' \
     '--config.model.texts=(("name", "name"), ("aisle", "aisle"), ("department", "department"))'
 
-Pairs of neighbours in a basket; the graph of products and baskets. Baskets are held out whole, and
+Pairs of neighbours in a basket; the graph of products and baskets. Entire baskets are held out, and
 a 20th of the products has neither pairs nor edges in training. Vectors are made of the words of all
 three texts.
 """

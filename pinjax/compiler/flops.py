@@ -1,4 +1,4 @@
-"""Model FLOPs: what the matrix products of a function take, by its shapes alone."""
+"""Model FLOPs: the matrix products of a function, from its shapes alone."""
 
 import math
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from jax.extend import core
 def of_matmuls(function: Callable[..., Any], *args: Any, devices: int = 1) -> int:
     """FLOPs of all matrix products of a function as it is written.
 
-    Two for each multiplication and addition. A product in a loop counts as often as the loop runs;
-    of the branches of a condition the dearest counts.
+    A multiplication and an addition count as two. A product in a loop counts as often as the loop
+    runs; of the branches of a condition, the most expensive one counts.
 
     Args:
-      function: what is traced.
+      function: to trace.
       *args: arrays or their shapes.
-      devices: how often a product counts that each device does for itself, under `shard_map`.
+      devices: how often a product under `shard_map` counts, since every device computes it.
 
     Raises:
-      ValueError: there is a product in a loop of which nobody knows how often it runs.
+      ValueError: a product is in a loop with an unknown number of iterations.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr, devices)
 

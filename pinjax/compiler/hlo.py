@@ -1,8 +1,8 @@
-"""What a compiled program does on each device, read from its text.
+"""The cost of a compiled program on each device, from its text.
 
-XLA's own `cost_analysis` counts the body of a loop once, however often it runs, and the layers of a
-transformer and the blocks of a loss are loops. Here a body counts as often as the compiler knows
-that it runs, and collectives are told apart.
+XLA's own `cost_analysis` counts the body of a loop once, but the layers of a transformer and the
+blocks of a loss are loops. Here a body counts as often as it runs, if the compiler knows that, and
+collectives are counted by kind.
 """
 
 import collections
@@ -33,9 +33,9 @@ class Collective:
 
     Attributes:
       kind: one of `COLLECTIVES`.
-      source: the operation of the program that it comes from, as JAX names it.
-      count: how often it runs.
-      sent: bytes that each device sends in all of these, where a ring does it.
+      source: JAX's name of the operation that it comes from.
+      count: number of runs.
+      sent: bytes that each device sends in all runs, if a ring does it.
     """
 
     kind: str
@@ -46,13 +46,13 @@ class Collective:
 
 @dataclasses.dataclass
 class Cost:
-    """What a program does on each device in one call.
+    """The cost of a call of a program on each device.
 
     Attributes:
       flops: of matrix products and convolutions.
       bytes: read from and written to main memory, each instruction by itself.
-      collectives: by what they are and where they come from, the largest first.
-      unknown_loops: loops left out: the compiler does not know how often they run, if at all.
+      collectives: by kind and source, the largest first.
+      unknown_loops: number of loops that are left out, as their iterations are unknown.
     """
 
     flops: float
@@ -67,7 +67,7 @@ def cost(text: str) -> Cost:
 
 
 class _Walk:
-    """Adds up over the computations of a program, loops as often as they run."""
+    """Sums over the computations of a program, with loops as often as they run."""
 
     def __init__(self, text: str):
         self._computations, self._entry = hlo_text.parse(text)
@@ -228,9 +228,9 @@ def _product_flops(line: hlo_text.Instruction, by_name: dict[str, hlo_text.Instr
 
 
 def _positions(fields: dict[str, str], axis: int, inputs: int, kernel: int, outputs: int) -> int:
-    """Along an axis, how many pairs of an output and a kernel position meet an input.
+    """The number of pairs of an output and a kernel position along an axis that meet an input.
 
-    Batched products are convolutions over dilated inputs, most of whose positions hold nothing.
+    Batched products are convolutions over dilated inputs, whose positions are mostly empty.
     """
 
     def field(name: str, default: str) -> str:

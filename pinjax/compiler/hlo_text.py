@@ -26,9 +26,9 @@ class Instruction(NamedTuple):
     """A line of a program.
 
     Attributes:
-      name: what others call its result.
-      arrays: its result; several of a tuple.
-      opcode: what it does.
+      name: of its result.
+      arrays: its result; several for a tuple.
+      opcode: of the operation.
       operands: names of other instructions; a parameter's number, or a constant's value.
       attributes: the rest of the line.
       root: whether it is the result of its computation.
@@ -42,7 +42,7 @@ class Instruction(NamedTuple):
     root: bool
 
     def called(self) -> list[str]:
-        """Names of the computations that it runs, but a loop's condition."""
+        """Names of the computations that it runs, except a loop's condition."""
         found = []
         for attribute in _CALLS:
             match = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes)
@@ -51,7 +51,7 @@ class Instruction(NamedTuple):
         return found
 
     def group_size(self) -> int:
-        """Devices that take part in a collective together; 0 where all do."""
+        """Devices in a group of a collective; 0 for all."""
         if match := re.search(r"replica_groups=\{\{([\d,]*)\}", self.attributes):
             return len(match[1].split(","))
         if match := re.search(r"replica_groups=\[\d+,(\d+)\]", self.attributes):
@@ -63,7 +63,7 @@ class Instruction(NamedTuple):
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """The instructions of each computation, and the name of the one that a call enters."""
+    """The instructions of each computation, and the name of the entry computation."""
     computations, entry, current = {}, "", None
     text = re.sub(r"kernel_metadata=\{\n.*\n\}", "kernel_metadata={}", text)  # it has line breaks
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""The largest batch that fits in a chip's memory, found by compiling few of them."""
+"""The largest batch that fits in a chip's memory, found with few compilations."""
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -7,7 +7,7 @@ from pinjax.compiler import programs, rates
 from pinjax.errors import InputError
 from pinjax.systems import registry
 
-_TRIES = 3  # at most, beside that of twice the batch
+_TRIES = 3  # the most, besides twice the batch
 
 
 def find(
@@ -18,19 +18,19 @@ def find(
     size: tuple[str, int],
     peak: int,
 ) -> int:
-    """The largest global batch that is found to fit in some compilations.
+    """The largest global batch that is found to fit with a few compilations.
 
-    Memory is about a line over the batch. It is drawn through the config's batch and twice that,
-    and where it meets the chip's memory a batch is compiled, and one a sixteenth smaller until one
-    fits. Where not even twice the batch fits, the answer is looked for below it, by halves.
+    Memory is about linear in the batch. The line through the config's batch and twice this batch
+    gives the batch at which the chip's memory is full. It is compiled, and then smaller ones, by a
+    sixteenth each, until one fits. If twice the batch does not fit, the interval below is bisected.
 
     Args:
       config: of the run.
       mesh: of the devices.
       items: of the catalogue, if not those of the data set.
-      chip: whose memory is met.
-      size: the field of the config's batch, and its own size, which fits.
-      peak: bytes that it takes.
+      chip: with the memory.
+      size: the field of the config's batch, and its value, which fits.
+      peak: bytes of this batch.
     """
     field, own = size
 
@@ -59,7 +59,7 @@ def find(
 
 
 def _peak(config, mesh, items, chip, field, size) -> int:
-    """Bytes of a chip that the train step takes with a batch of another size."""
+    """Bytes of a chip that the train step takes for another batch size."""
     config = ConfigDict(config.to_dict())
     section, name = field.split(".")
     config[section][name] = size

@@ -1,4 +1,4 @@
-"""The programs of a system, compiled, and what each takes on a chip."""
+"""The compiled programs of a system, and their memory and cost on a chip."""
 
 import dataclasses
 import math
@@ -27,9 +27,9 @@ class Program:
     """A function to compile.
 
     Attributes:
-      name: for people.
+      name: for messages and tables.
       function: jitted.
-      arguments: by what they are, pytrees of shapes as they lie on the mesh, in order.
+      arguments: by name, in order, pytrees of abstract shapes with shardings.
       flops: model FLOPs of a chip.
     """
 
@@ -39,27 +39,27 @@ class Program:
     flops: float
 
     def bytes(self) -> dict[str, int]:
-        """What each argument takes on a chip."""
+        """Bytes of each argument on a chip."""
         return {name: bytes_on_chip(tree) for name, tree in self.arguments.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a program takes on a chip, in bytes where nothing else is said.
+    """The memory and cost of a program on a chip; sizes are in bytes.
 
     Attributes:
-      arguments: by what they are, without the padding of layouts.
-      temporary: what lives only within a call, activations above all.
-      peak: all that is in memory at once: arguments, results, temporary and the program.
-      model_flops: by the shapes of the model's matrix products; forward and backward three times
-        the forward ones.
-      compiled_flops: of the matrix products in the compiled program, recomputation among them.
-      xla_flops: by the compiler's `cost_analysis`, which counts the body of a loop once.
+      arguments: by name, without the padding of layouts.
+      temporary: memory that is used only during a call, mostly activations.
+      peak: peak memory: arguments, results, temporary and the program.
+      model_flops: from the shapes of the model's matrix products; a train step has three times
+        those of the forward pass.
+      compiled_flops: of the matrix products in the compiled program, with recomputation.
+      xla_flops: of the compiler's `cost_analysis`, which counts the body of a loop once.
       traffic: read from and written to main memory.
       collectives: the largest first.
-      unknown_loops: loops left out, since nobody knows how often they run.
+      unknown_loops: number of loops that are left out, as their iterations are unknown.
       seconds: to lower and compile.
-      roofline: None where the chip's rates are not known.
+      roofline: None if the chip's rates are not known.
     """
 
     arguments: dict[str, int]
@@ -120,7 +120,7 @@ def train_step(trainable: system.Trainable, config: ConfigDict, mesh: Mesh) -> P
 
 
 def others(trainable: system.Trainable, config: ConfigDict, mesh: Mesh) -> list[Program]:
-    """What embeds and searches; what a train step has on every chip, they have, too."""
+    """The programs that embed and search, with a train step's sharding of the parameters."""
     state = step.abstract_state(trainable, step.make_optimizer(config), config, mesh)
     made = []
     for name, embedder in trainable.embedders.items():
@@ -136,7 +136,7 @@ def others(trainable: system.Trainable, config: ConfigDict, mesh: Mesh) -> list[
 
 
 def _search(search: system.Search, mesh: Mesh) -> Program:
-    """Exact search, on every device the whole of it."""
+    """Exact search; every device does all of it."""
     items, dim, results = search
 
     def function(queries: jax.Array, index: tuple[jax.Array, jax.Array]) -> Any:
@@ -152,7 +152,7 @@ def _search(search: system.Search, mesh: Mesh) -> Program:
 
 
 def check_arguments(program: Program, chip: rates.Chip, advice: str) -> None:
-    """Refuses, before anything is compiled, arguments that alone are too large for a chip."""
+    """Raises, before anything is compiled, if the arguments alone exceed a chip's memory."""
     arguments = program.bytes()
     if sum(arguments.values()) > chip.memory:
         largest = max(arguments, key=arguments.get)
@@ -168,11 +168,11 @@ def measure(program: Program, chip: rates.Chip | None, advice: str) -> Report:
 
     Args:
       program: what to compile.
-      chip: whose memory and rates bound it, if they are known.
-      advice: what to change where memory is too small.
+      chip: with the bounds of memory and rates, if known.
+      advice: what to change if memory is too small.
 
     Raises:
-      InputError: where the program does not fit in a chip's memory.
+      InputError: if the program does not fit in a chip's memory.
     """
     start = time.monotonic()
     lowered = program.function.lower(*program.arguments.values())
@@ -203,7 +203,7 @@ def measure(program: Program, chip: rates.Chip | None, advice: str) -> Report:
     )
     if chip is None:
         return report
-    if report.peak > chip.memory:  # a GPU's compiler does not mind
+    if report.peak > chip.memory:  # a GPU's compiler does not check
         needed = f"{rates.size(report.peak)} of the {rates.size(chip.memory)}"
         raise InputError(_too_large(program, needed, advice))
     bound = roofline.Roofline(chip, report.model_flops, report.traffic, report.sent)
@@ -211,13 +211,13 @@ def measure(program: Program, chip: rates.Chip | None, advice: str) -> Report:
 
 
 def _needed(error: str) -> str:
-    """What the TPU compiler says that a program needs, and what there is."""
+    """The needed and the available memory, from the TPU compiler's error."""
     sizes = re.findall(r"([\d.]+)([KMGT])\b", error)
     return " of the ".join(f"{number} {unit}iB" for number, unit in sizes[:2])
 
 
 def _too_large(program: Program, needed: str, advice: str) -> str:
-    """The compiler names no array, so the largest one that the program writes down is named."""
+    """A message with the largest array of the program, as the compiler names none."""
     jaxpr = jax.make_jaxpr(program.function)(*program.arguments.values()).jaxpr
     size, shape, where = _largest(jaxpr)
     return (
@@ -227,7 +227,7 @@ def _too_large(program: Program, needed: str, advice: str) -> str:
 
 
 def _largest(jaxpr) -> tuple[int, str, str]:
-    """Bytes, shape and place of the largest result of an operation."""
+    """Bytes, shape and source of the largest result of an operation."""
     best = 0, "", ""
     for equation in jaxpr.eqns:
         inner = [_largest(program) for program in flops.jaxprs(equation.params)]

@@ -1,4 +1,4 @@
-"""What a chip can do, as its maker publishes it."""
+"""Published rates of chips."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ class Chip:
     """A chip's published rates.
 
     Attributes:
-      name: as people call it.
-      flops: bfloat16, dense, a second.
+      name: of the chip.
+      flops: dense bfloat16 FLOPs per second.
       memory: bytes.
-      bandwidth: of the memory, bytes a second.
-      interconnect: bytes a second that it can send to other chips, over all its links.
+      bandwidth: of the memory, bytes per second.
+      interconnect: bytes per second that it can send to other chips, over all links.
     """
 
     name: str
@@ -41,10 +41,9 @@ CHIPS = {
 
 
 def of(devices: Sequence[jax.Device]) -> Chip | None:
-    """The rates of a device; None where they are not known, as of a CPU.
+    """The rates of a device; None if they are not known, as for a CPU.
 
-    Of a chip that JAX takes for several devices, as TPU v4 without its cores joined, each has its
-    share.
+    If JAX has several devices for a chip, such as a TPU v4 with separate cores, each has its share.
     """
     chip = CHIPS.get(devices[0].device_kind)
     if chip is None or not hasattr(devices[0], "coords"):
@@ -57,7 +56,7 @@ def of(devices: Sequence[jax.Device]) -> Chip | None:
 
 
 def size(size: float) -> str:
-    """Bytes, for people."""
+    """A size in bytes with a readable unit."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1000:
             return f"{size:,.3g} {unit}"

@@ -1,4 +1,4 @@
-"""What was compiled, as a table for people and as JSON for programs."""
+"""Reports of compiled programs, as a text table and as JSON."""
 
 import collections
 import dataclasses
@@ -8,7 +8,7 @@ from pinjax.compiler import programs, rates
 
 
 def table(reports: dict[str, programs.Report], chip: rates.Chip | None) -> str:
-    """A column for each program; all of a chip."""
+    """A table with a column for each program; figures are per chip."""
     rows: list[tuple[str, list[str]]] = [("on each chip", list(reports))]
 
     def add(name: str, cells: list[str]) -> None:
@@ -41,7 +41,7 @@ def table(reports: dict[str, programs.Report], chip: rates.Chip | None) -> str:
 
 
 def collectives(report: programs.Report) -> str:
-    """The collectives of a program by kind, with the largest of each."""
+    """A table of a program's collectives by kind, with the largest of each."""
     by_kind = collections.defaultdict(list)
     for found in report.collectives:
         by_kind[found.kind].append(found)
@@ -54,7 +54,7 @@ def collectives(report: programs.Report) -> str:
 
 
 def as_json(reports: dict[str, programs.Report]) -> dict[str, Any]:
-    """The same, whole, as JSON takes it."""
+    """All fields of the reports, for JSON."""
     result = {}
     for name, report in reports.items():
         fields = dataclasses.asdict(report) | {"sent": report.sent}
@@ -71,12 +71,12 @@ def _flops(number: float) -> str:
 
 
 def _short(source: str) -> str:
-    """The end of an operation's name, which says the most."""
+    """The last three parts of an operation's name."""
     return "/".join(source.split("/")[-3:])
 
 
 def _aligned(rows: list[tuple[str, list[str]]]) -> str:
-    """Columns: names to the left, what is said of them to the right."""
+    """A text table: names flush left, cells flush right."""
     first = max(len(name) for name, _ in rows)
     widths = [
         max(len(cell) for cell in column) for column in zip(*(r for _, r in rows), strict=True)

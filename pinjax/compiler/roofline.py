@@ -1,4 +1,4 @@
-"""How fast a step can be at best: the slowest of arithmetic, memory and interconnect."""
+"""The shortest time of a step: the slowest of arithmetic, memory and interconnect."""
 
 import dataclasses
 
@@ -7,11 +7,11 @@ from pinjax.compiler import rates
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The least time of a step, were each of three things the only one (Williams et al., 2009).
+    """The shortest times of a step by each of three bounds (Williams et al., 2009).
 
     Attributes:
-      chip: whose rates bound it.
-      flops: a chip, by the model's own formula: recomputation is no progress.
+      chip: with the rates.
+      flops: model FLOPs of a chip, without recomputation.
       bytes: of memory, read and written by a chip.
       sent: bytes that a chip sends to others.
     """
@@ -23,7 +23,7 @@ class Roofline:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By what bounds it."""
+        """Seconds by bound."""
         return {
             "compute": self.flops / self.chip.flops,
             "HBM": self.bytes / self.chip.bandwidth,
@@ -36,11 +36,11 @@ class Roofline:
 
     @property
     def step(self) -> float:
-        """Seconds: all three at once, each hidden behind the slowest."""
+        """Seconds of a step, if all three overlap perfectly."""
         return max(self.seconds.values())
 
     def formula(self) -> str:
-        """How the estimate comes about, in numbers."""
+        """The formula of the estimate, with its numbers."""
         chip = self.chip
         times = ", ".join(f"{name} {1e3 * s:,.2f} ms" for name, s in self.seconds.items())
         return (

@@ -1,4 +1,4 @@
-"""The devices to compile for: those at hand, or a slice of TPUs that is not."""
+"""The devices to compile for: the local ones, or a TPU slice without its hardware."""
 
 import importlib.util
 import os
@@ -11,10 +11,10 @@ from pinjax.errors import InputError
 
 
 def devices(topology: str | None) -> Sequence[jax.Device]:
-    """The devices of a topology such as v5e:4x4; those at hand if None.
+    """The devices of a topology such as v5e:4x4; the local devices if None.
 
     Raises:
-      InputError: where there is no such topology, or no TPU compiler.
+      InputError: if there is no such topology, or no TPU compiler.
     """
     if topology is None:
         return jax.devices()
@@ -22,7 +22,7 @@ def devices(topology: str | None) -> Sequence[jax.Device]:
         raise InputError(
             "--topology needs the TPU compiler: pip install --no-deps -r requirements-compile.txt"
         )
-    jax.config.update("jax_platforms", "cpu")  # else JAX looks for the TPU itself
+    jax.config.update("jax_platforms", "cpu")  # or JAX would look for a TPU
     os.environ |= _WITHOUT_TPU
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
@@ -33,10 +33,10 @@ def devices(topology: str | None) -> Sequence[jax.Device]:
         ) from None
 
 
-# Neither asks Cloud TPU's metadata server, nor logs that nobody answers.
+# libtpu does not query the metadata server of Cloud TPU, and logs no failures.
 _WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else one process at a time: its lock is for the chips
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the lock on chips would allow one process
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_STDERR_LOG_LEVEL": "3",

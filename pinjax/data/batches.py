@@ -1,7 +1,7 @@
 """Training batches, a function of (seed, step) alone.
 
-A run that starts at any step, on any number of hosts, sees exactly the batches that an unbroken
-run on one host would have seen.
+A run that resumes at any step, on any number of hosts, gets exactly the batches of an uninterrupted
+run on one host.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ from pinjax.data import windows
 
 
 class _Batches:
-    """The batch of every step, by random access: a subclass says how many there are and draws."""
+    """Random access to the batch of every step; subclasses define length and items."""
 
     def iterate(self, first_step: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
-        """Batches from `first_step` on, read ahead by `workers` processes (0: by threads).
+        """Batches from `first_step` on, prefetched by `workers` processes (0: by threads).
 
-        To close the iterator ends these.
+        Closing the iterator ends them.
         """
         source = grain.MapDataset.source(self)[first_step:]
         ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         dataset = source.to_iter_dataset(ahead)
         if workers:
             dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-        with signals.blocked():  # by the workers, too, and for good: this process ends them
+        with signals.blocked():  # workers inherit this: only this process ends them
             batches = iter(dataset)
             first = next(batches)
         with contextlib.closing(batches):
@@ -45,12 +45,12 @@ class Batches(_Batches):
     """Batches of users' timelines.
 
     Attributes:
-      timelines: random access to packed timelines (`Dataset.timelines`).
+      timelines: random access to packed timelines, see `Dataset.timelines`.
       sampler: draws windows and labels.
       users: rows of the global batch; each epoch visits every user once, in a new order.
-      steps: how many batches there are.
+      steps: number of batches.
       seed: of the order and the draws.
-      shard: (index, count): which equal share of each batch this host reads.
+      shard: (index, count), the share of each batch that this host reads.
     """
 
     timelines: Any
@@ -64,14 +64,14 @@ class Batches(_Batches):
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        """The fields of the sampler, and `same_user`, int32 (users, 1).
+        """The fields of the sampler, and `same_user`, int32 (users, n).
 
-        The latter are the rows of the global batch that hold the same user. Where a user has
-        several, as at the end of an epoch, the field is as much wider as it needs, padded with -1:
-        then the step is compiled once more.
+        `same_user` has the rows of the global batch with the same user, padded with -1. Usually n
+        is 1. At the end of an epoch a user may have several rows; then n is larger, and the step is
+        compiled once more.
         """
         share = _share(self.users, self.shard)
-        # Drawn for the whole batch, so that a user's draw does not depend on the host's share.
+        # Drawn for the global batch, so that a user's draw does not depend on the host's share.
         rng = np.random.default_rng([self.seed, step])
         uniforms = self.sampler.uniforms(rng, self.users)[share]
         visits = range(step * self.users, (step + 1) * self.users)
@@ -89,9 +89,9 @@ class Task:
 
     Attributes:
       name: of `Spec.tasks`.
-      weight: its share is that of its weight among all tasks' weights.
-      cap: how many of its pairs one item may be in, at most; 0: any number. Without a cap what
-        is learned is to answer with what is popular (SearchSage, 2021).
+      weight: the share of the batch is proportional to it.
+      cap: the most pairs with the same item; 0: no limit. Without a cap a model learns to return
+        popular items (SearchSage, 2021).
     """
 
     name: str
@@ -104,13 +104,13 @@ class PairBatches(_Batches):
     """Batches of pairs, divided over tasks (ItemSage, Baltescu et al., KDD 2022, §4.3).
 
     Attributes:
-      pairs: `pairs.PAIR` (pairs,), those of the tasks.
+      pairs: `pairs.PAIR` (pairs,), of the tasks.
       tasks: rows of `Spec.tasks`, with their weights and caps.
       size: pairs in the global batch; each epoch of a task visits each of its pairs once.
-      steps: how many batches there are.
-      seed: of the order, and of which pairs a cap leaves out.
+      steps: number of batches.
+      seed: of the order, and of the pairs that a cap leaves out.
       largest_query: by row of the tasks, the largest share of its pairs that one query has.
-      shard: (index, count): which equal share of each batch this host takes.
+      shard: (index, count), the share of each batch that this host takes.
     """
 
     pairs: np.ndarray
@@ -125,11 +125,10 @@ class PairBatches(_Batches):
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        """The fields of `PAIR` but the time, and `excluded`, int32 (pairs, widest).
+        """The fields of `PAIR` except the time, and `excluded`, int32 (pairs, widest).
 
-        The latter are the items of all pairs of the batch with the same query, padded with -1.
-        Should a query have more than `widest` of them, the field is as much wider as it needs:
-        then the step is compiled once more.
+        `excluded` has the items of all pairs of the batch with the same query, padded with -1. If a
+        query has more than `widest` pairs, the field is wider, and the step is compiled once more.
         """
         parts = []
         for task, rows in self._rows.items():
@@ -147,7 +146,7 @@ class PairBatches(_Batches):
 
     @functools.cached_property
     def shares(self) -> dict[int, int]:
-        """Pairs of each task in a batch: they sum to its size, by largest remainder."""
+        """Pairs of each task in a batch, rounded by the largest-remainder method."""
         weights = np.array([task.weight for task in self.tasks.values()])
         exact = self.size * weights / weights.sum()
         counts = np.floor(exact).astype(int)
@@ -157,14 +156,14 @@ class PairBatches(_Batches):
 
     @functools.cached_property
     def widest(self) -> int:
-        """A power of two that hardly any batch has a query with more pairs than."""
+        """A power of two; a query of a batch almost never has more pairs."""
         expected = sum(count * self.largest_query[task] for task, count in self.shares.items())
-        most = expected + 8 * math.sqrt(expected) + 8  # of a Poisson law
+        most = expected + 8 * math.sqrt(expected) + 8  # 8 standard deviations of a Poisson variable
         return min(2 ** math.ceil(math.log2(most)), self.size)
 
     @functools.cached_property
     def _rows(self) -> dict[int, np.ndarray]:
-        """Rows of `pairs` by task, as many of each item as the task's cap allows."""
+        """Rows of `pairs` by task, at most the task's cap for each item."""
         rng = np.random.default_rng(self.seed)
         result = {}
         for task, settings in self.tasks.items():
@@ -182,13 +181,13 @@ def _share(size: int, shard: tuple[int, int]) -> slice:
 
 
 def _visited(number: int, seed: int, visits: range) -> list[int]:
-    """Which of `number` things come at some visits: epoch after epoch, each in a new order."""
+    """The rows at some visits of `number` rows, which every epoch visits in a new order."""
     order = grain.MapDataset.range(number).shuffle(seed=seed).repeat()
     return [order[visit] for visit in visits]
 
 
 def _rank_within(groups: np.ndarray) -> np.ndarray:
-    """How many equal values come before each value: int64 (n,)."""
+    """The number of equal values before each value: int64 (n,)."""
     order = np.argsort(groups, kind="stable")
     ordered = groups[order]
     rank = np.empty(len(groups), np.int64)
@@ -197,9 +196,9 @@ def _rank_within(groups: np.ndarray) -> np.ndarray:
 
 
 def _of_same(groups: np.ndarray, values: np.ndarray, width: int) -> np.ndarray:
-    """For each place the values of all places with its group: int32 (n, width), -1 padded.
+    """The values of all rows with the same group, for each row: int32 (n, width), padded with -1.
 
-    The width is doubled until all have room.
+    The width is doubled until it fits.
     """
     _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
     while width < counts.max():

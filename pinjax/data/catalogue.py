@@ -1,6 +1,6 @@
-"""The catalogue: what is known of each item, as one Parquet file whose columns are read alone.
+"""The catalogue: the attributes of each item, as one Parquet file that is read by column.
 
-Its rows are numbered from 0, and these numbers stand for items everywhere else:
+Everywhere else items are identified by their row, from 0. The columns are:
 
     id        the user's own id, int64 or text
     topic     int32, the item's main topic as a number, -1 where unknown
@@ -42,7 +42,7 @@ class Items:
       created: uint32 (n,), unix seconds.
       content: float16 (n, dim), zeros where unknown, or None.
       images: float16 (images, dim), item by item, or None.
-      image_offsets: int64 (n + 1,), where each item's images begin; None without images.
+      image_offsets: int64 (n + 1,), offsets of each item's images; None without images.
       texts: by name of the feature, each item's tokens.
     """
 
@@ -80,7 +80,7 @@ class Items:
 
 @contextlib.contextmanager
 def writer(path: epath.PathLike) -> Iterator[Callable[[Items], None]]:
-    """A function that adds items to a new catalogue, some at a time, all with the same columns."""
+    """A function that appends items to a new catalogue; all calls have the same columns."""
     with contextlib.ExitStack() as stack:
         opened: list[pq.ParquetWriter] = []
 
@@ -95,7 +95,7 @@ def writer(path: epath.PathLike) -> Iterator[Callable[[Items], None]]:
 
 
 class Catalogue:
-    """A catalogue on disk. Each attribute of `Items` is read when it is first asked for."""
+    """A catalogue on disk. Each attribute of `Items` is read on first access."""
 
     def __init__(self, path: epath.PathLike):
         self.path = os.fspath(path)
@@ -140,7 +140,7 @@ class Catalogue:
 
     @functools.cached_property
     def image_offsets(self) -> np.ndarray:
-        """Zeros where there are no images."""
+        """int64 (n + 1,); zeros if there are no images."""
         if not self.has_images:
             return np.zeros(len(self) + 1, np.int64)
         return self._images.offsets.to_numpy() - self._images.offsets[0].as_py()

@@ -4,13 +4,13 @@
       metadata.json       a `spec.Spec`
       items.parquet       the catalogue, see `pinjax.data.catalogue`
       vocabulary.parquet  of the catalogue's tokens and of searches, see `pinjax.data.text.tokens`
-      timelines/          who did what when, see `pinjax.data.timelines`
-      queries.parquet     ... and pairs/: what led to what, see `pinjax.data.pairs`
+      timelines/          the actions of users, see `pinjax.data.timelines`
+      queries.parquet     ... and pairs/: queries and the items they led to, see `pinjax.data.pairs`
       groups.parquet      ... and graph/: items and their groups, see `pinjax.graph.csr`
-      oracle.npz          the best possible rankings, of a simulated world alone
+      oracle.npz          the best possible rankings, only of a simulated world
       checksums.json
 
-A part that the source does not allow is missing. `spec.finish` completes a directory.
+Parts that the source does not allow are missing. `spec.finish` completes a directory.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ _COPIES = "copies"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set on disk, read as it is needed.
+    """A data set on disk, read lazily.
 
     Attributes:
-      directory: where it lies.
-      spec: what is known about it.
+      directory: of the data set.
+      spec: its sizes and vocabularies.
     """
 
     directory: epath.Path
@@ -57,7 +57,7 @@ class Dataset:
 
     @functools.cached_property
     def oracle(self) -> oracle.Oracle | None:
-        """The best possible rankings, known only of a simulated world."""
+        """The best possible rankings; None unless the world is simulated."""
         if (self.directory / oracle.FILE).exists():
             return oracle.Oracle.load(self.directory)
         return None
@@ -65,8 +65,8 @@ class Dataset:
     def timelines(self, split: str) -> Any:
         """Random access to the packed timelines of a split: `source[row]["actions"]`.
 
-        Where actions are left out instead of users, every split holds all users. The files are open
-        as long as the data set, or what was returned, is in use.
+        With leave-one-out every split holds all users. The files stay open as long as the data set
+        or the result is in use.
         """
         self.spec.need("timelines")
         split = "train" if self.spec.leave_one_out else split
@@ -78,7 +78,7 @@ class Dataset:
         return functools.cache(builder.as_data_source)
 
     def chunk(self, split: str, start: int, stop: int) -> "timelines.Chunk":
-        """The timelines of the rows from `start` to `stop` of a split, as far as there are."""
+        """The timelines of rows `start` to `stop` of a split, or to its end if that is smaller."""
         source = self.timelines(split)
         rows = source.__getitems__(list(range(start, min(stop, len(source)))))
         records, offsets = timelines.unpack(row["actions"] for row in rows)
@@ -112,7 +112,7 @@ class Dataset:
 
     @property
     def frozen(self) -> dict[str, str]:
-        """Identities of what a model of pairs is trained against and has to be used with."""
+        """Digests of the frozen tables that a model of pairs depends on."""
         return {
             "query vectors": _digest(self.queries.vectors),
             "image vectors": _digest(self.catalogue.images),
@@ -121,15 +121,15 @@ class Dataset:
 
 
 def ensure(name: str, data_dir: str) -> epath.Path:
-    """The directory of a data set on this machine, which is built or copied if need be.
+    """The directory of a data set on this machine; it is built or copied if it is missing.
 
     Args:
       name: `pinworld/SIZE`, where SIZE is tiny, small or base; or a prepared directory, absolute or
         relative to the current directory or to `data_dir`, or on gs://.
-      data_dir: where named data sets are kept, and copies of those on gs://.
+      data_dir: directory of named data sets, and of copies of data sets on gs://.
 
     Raises:
-      InputError: where there is no such data set, or `data_dir` is not a local directory.
+      InputError: if there is no such data set, or `data_dir` is not a local directory.
     """
     if files.is_remote(data_dir):
         raise InputError(f"data.dir={data_dir}: expected a directory on this machine")
@@ -146,10 +146,10 @@ def ensure(name: str, data_dir: str) -> epath.Path:
 
 
 def load(name: str, data_dir: str) -> Dataset:
-    """Opens a data set; the arguments are those of `ensure`.
+    """Opens a data set; arguments as `ensure`.
 
     Raises:
-      InputError: as `ensure`, and where it cannot be read.
+      InputError: as `ensure`, or if the data set cannot be read.
     """
     return open_directory(ensure(name, data_dir))
 
@@ -158,13 +158,13 @@ def spec_of(name: str, data_dir: str, items: int | None = None) -> spec_lib.Spec
     """The spec of a data set, without simulating a pinworld.
 
     Args:
-      name: as in `ensure`. With `items` there need be no such data set: then all else is
-        taken to be like pinworld.
+      name: as in `ensure`. With `items` the data set need not exist; then everything else is
+        taken from pinworld.
       data_dir: as in `ensure`.
-      items: another number of items, with as many more texts, images and engagements.
+      items: another number of items, with texts, images and engagements in proportion.
 
     Raises:
-      InputError: where there is no such data set.
+      InputError: if there is no such data set.
     """
     if name.partition("/")[0] == pinworld.NAME:
         return made_up.spec(name, items)
@@ -181,14 +181,14 @@ def open_directory(directory: epath.PathLike) -> Dataset:
     """Opens the data set in a directory.
 
     Raises:
-      InputError: where there is none.
+      InputError: if there is none.
     """
     directory = epath.Path(directory)
     return Dataset(directory, spec_lib.Spec.read(directory))
 
 
 def _copy(source: epath.Path, copies: epath.Path) -> epath.Path:
-    """A copy of a prepared directory, made once: ArrayRecord reads from local disks alone."""
+    """A copy of a prepared directory, made once: ArrayRecord reads only from local disks."""
     identity = os.fspath(source).encode() + (source / checksums.FILE).read_bytes()
     target = copies / f"{source.name}-{hashlib.sha256(identity).hexdigest()[:16]}"
     if not target.exists():
@@ -204,6 +204,6 @@ def _copy(source: epath.Path, copies: epath.Path) -> epath.Path:
 def _digest(array: np.ndarray | None) -> str:
     if array is None:
         return ""
-    whole = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
-    whole.update(np.ascontiguousarray(array).data)
-    return whole.hexdigest()[:16]
+    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What is known of an item beside its id: its content and its images, as vectors."""
+"""Vectors of items: their content and their images."""
 
 import numpy as np
 
@@ -6,15 +6,15 @@ from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 
-_PRINCIPAL = 100_000  # items, about, by which principal components are found
+_PRINCIPAL = 100_000  # items, about, in the sample for principal components
 _CHUNK = 2**16  # items whose images are averaged at a time
 
 
 def content_dim(spec: Spec, components: int) -> int:
-    """Numbers of a vector of `content`.
+    """The dimension of `content`.
 
     Raises:
-      InputError: where the data set has no content vectors, or shorter ones.
+      InputError: if the data set has no content vectors, or shorter ones.
     """
     if not spec.content_dim:
         raise InputError(
@@ -30,12 +30,12 @@ def content_dim(spec: Spec, components: int) -> int:
 
 
 def content(dataset: Dataset, components: int) -> np.ndarray:
-    """The items' content vectors, or so many principal components of them.
+    """The items' content vectors, or a number of principal components of them.
 
-    Axes are those of the items that existed when the training period ended.
+    The components are fitted on the items that existed when the training period ended.
 
     Returns:
-      float32 (items, dim). Where content is missing it is zero.
+      float32 (items, dim); zeros for items without content.
     """
     catalogue = dataset.catalogue
     vectors = np.asarray(catalogue.content, np.float32)
@@ -50,18 +50,18 @@ def content(dataset: Dataset, components: int) -> np.ndarray:
 
 
 def item_vector_dim(spec: Spec) -> int:
-    """Numbers of a vector of `item_vectors`."""
+    """The dimension of `item_vectors`."""
     return spec.image_dim or spec.content_dim
 
 
 def item_vectors(dataset: Dataset) -> np.ndarray:
-    """A vector of each item: the mean of its images, or its content where a data set has no images.
+    """A vector of each item: the mean of its images, or its content if the data set has no images.
 
     Returns:
       float32 (items, dim), of unit length; zeros for an item without images, or without content.
 
     Raises:
-      InputError: where the data set has neither.
+      InputError: if the data set has neither images nor content.
     """
     catalogue = dataset.catalogue
     if catalogue.images is not None:
@@ -86,17 +86,17 @@ def _unit_length(vectors: np.ndarray) -> np.ndarray:
 
 
 def principal_components(vectors: np.ndarray, sample: np.ndarray, count: int) -> np.ndarray:
-    """Coordinates of vectors (n, dim) along the axes on which those of a sample vary most.
+    """Coordinates of vectors (n, dim) along the principal axes of a sample.
 
-    The sample's mean is 0, and an axis has the sign by which its largest number is positive.
+    The origin is the mean of the sample. The largest component of an axis is positive.
 
     Args:
       vectors: (n, dim).
       sample: (m, dim).
-      count: of axes, at most dim.
+      count: number of axes, at most dim.
 
     Returns:
-      (n, count), the most important last.
+      (n, count), the axis of the largest variance last.
     """
     _, axes = np.linalg.eigh(np.cov(sample, rowvar=False))  # in float64
     axes = axes[:, axes.shape[1] - count :]

@@ -1,15 +1,14 @@
-"""Windows that end at a user's last action (`objective.last_action_share`). Not the paper's.
+"""Windows that end at a user's last action (`objective.last_action_share`). Not in the paper.
 
-SASRec trains on such windows alone (Kang & McAuley, ICDM 2018), since each of its positions
-predicts. Where little is known of each user, a share of them is worth more than ends drawn from all
-actions.
+SASRec trains only on such windows (Kang & McAuley, ICDM 2018), since each of its positions
+predicts. If users have few actions, a share of such windows is better than random ends alone.
 """
 
 import numpy as np
 
 
 def favour(uniform: np.ndarray, share: float) -> np.ndarray:
-    """Numbers in [0, 1], of which a share is 1 and the rest is uniform.
+    """Numbers in [0, 1]: a share of them is 1, the others are uniform.
 
     Args:
       uniform: (n,), random numbers in [0, 1).

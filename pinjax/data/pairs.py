@@ -1,11 +1,11 @@
-"""Pairs: what led to an engagement, and the item that was engaged with.
+"""Pairs: a query that led to an engagement, and the item that was engaged with.
 
     queries.parquet      `Queries`, one row a query
     pairs/train.parquet  `PAIR`, one row an engagement, in order of time; likewise valid and test
 
-What leads to an engagement is a search (kind "text") or an item (kind "image", as a close-up of its
-image is at Pinterest). A task is a kind of query and a kind of engagement, as "text/click". A pair
-is a few bytes, so all pairs of a split are held in memory.
+A query is a search (kind "text") or an item (kind "image"; at Pinterest, a close-up of an image). A
+task is a kind of query and a kind of engagement, such as "text/click". A pair takes a few bytes, so
+all pairs of a split are held in memory.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from pinjax.data import catalogue, parquet
 
 QUERIES_FILE = "queries.parquet"
 
-# An engagement: rows of the queries and of the catalogue, a row of the tasks, unix seconds (0 where
-# there are no times).
+# An engagement: row of the queries, row of the catalogue, row of the tasks, unix seconds (0 without
+# times).
 PAIR = np.dtype([("query", np.int32), ("item", np.int32), ("task", np.uint8), ("time", "u4")])
 
 SCHEMA = pa.schema([(name, pa.from_numpy_dtype(PAIR[name])) for name in PAIR.names])
@@ -48,7 +48,7 @@ class Queries:
 
     @property
     def searches(self) -> list[str]:
-        """The text of every query, "" for those that are no search."""
+        """The text of every query, "" for items."""
         return np.where(self.kinds == "text", self.ids, "").tolist()
 
     def write(self, path: epath.PathLike) -> None:
@@ -85,7 +85,7 @@ def read(path: epath.PathLike) -> np.ndarray:
     """Reads what `write` wrote: `PAIR` (n,).
 
     Raises:
-      InputError: where it cannot be read.
+      InputError: if it cannot be read.
     """
     table = parquet.read(path)
     pairs = np.empty(len(table), PAIR)

@@ -17,7 +17,7 @@ def read(path: epath.PathLike, columns: Sequence[str] | None = None) -> pa.Table
     late, and abort a process that has meanwhile come to its end.
 
     Raises:
-      InputError: where it cannot be read; whoever checks no checksums hears of damage here.
+      InputError: if it cannot be read; whoever checks no checksums hears of damage here.
     """
     try:
         return pq.read_table(os.fspath(path), columns=columns, memory_map=True)

@@ -1,8 +1,8 @@
-"""How popular items were as of some times, which a query may know: it is no part of any paper.
+"""Popularity of items as of several times; no paper has it.
 
-An index that is built at a moment knows the rates at that moment and before it; a training query
-knows those before its own time. So a table of items has a column for each time, and whoever reads
-it takes the newest that is not after the query.
+An index that is built at a time knows the rates up to then; a training query knows the rates before
+its request time. So a table of items has a column for each time, and a query reads the last column
+that is not after its request time.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ DAY = 24 * 60 * 60
 
 @dataclasses.dataclass(frozen=True)
 class Popularity:
-    """When rates are counted, and over how long.
+    """The times at which rates are counted, and the window before each.
 
     Attributes:
-      window: seconds before a time in which actions count; 0: there are no rates.
-      number: of times, the last of which is the moment that is asked for.
+      window: seconds before a time in which actions count.
+      number: of times.
     """
 
     window: int
@@ -32,10 +32,10 @@ class Popularity:
 
     @classmethod
     def create(cls, spec: Spec, window: int, number: int) -> "Popularity | None":
-        """None where the window is 0.
+        """None if the window is 0.
 
         Raises:
-          InputError: where the data set has ranks for times, so that nothing is known before one.
+          InputError: if the data set has ranks instead of times.
         """
         if not window:
             return None
@@ -46,26 +46,26 @@ class Popularity:
             )
         return cls(window, number)
 
-    def times(self, moment: int) -> np.ndarray:
-        """Those of a moment, a twelfth of the window apart: uint32 (number,), ascending."""
-        return times_before(moment, self.window / 12, self.number)
+    def times(self, as_of: int) -> np.ndarray:
+        """uint32 (number,), ascending to `as_of`, a twelfth of the window apart."""
+        return times_before(as_of, self.window / 12, self.number)
 
-    def columns(self, dataset: Dataset, moment: int) -> np.ndarray:
-        """`log_popularity` at the times of a moment: float32 (items, number)."""
-        return log_popularity(dataset, self.window, self.times(moment))
+    def columns(self, dataset: Dataset, as_of: int) -> np.ndarray:
+        """`log_popularity` at `times(as_of)`: float32 (items, number)."""
+        return log_popularity(dataset, self.window, self.times(as_of))
 
 
-def times_before(moment: int, apart: float, number: int) -> np.ndarray:
-    """So many times, some seconds apart, the last of which is the moment: uint32 (number,)."""
+def times_before(as_of: int, apart: float, number: int) -> np.ndarray:
+    """uint32 (number,), ascending to `as_of`, `apart` seconds apart."""
     ago = apart * np.arange(number)[::-1]
-    return np.maximum(moment - ago, 0).astype(np.uint32)
+    return np.maximum(as_of - ago, 0).astype(np.uint32)
 
 
 def log_popularity(dataset: Dataset, window: int, times: np.ndarray) -> np.ndarray:
-    """The log of `recent_rates`, of mean 0 and variance 1 over the items that existed at a time.
+    """The log of `recent_rates`, with mean 0 and variance 1 over the items that existed at a time.
 
-    It is PinSage's log degree (Ying et al., KDD 2018, §4.1), for the days that an item has existed:
-    how popular an item is does not show in its content. That of a time depends on nothing later.
+    It is PinSage's log degree (Ying et al., KDD 2018, §4.1) per day of an item's life. The content
+    of an item does not show its popularity. The column of a time depends on nothing later.
 
     Returns:
       float32 (items, times).
@@ -75,16 +75,16 @@ def log_popularity(dataset: Dataset, window: int, times: np.ndarray) -> np.ndarr
         existed = dataset.catalogue.created <= time
         if existed.any():
             degree -= degree[existed].mean()
-            degree /= max(degree[existed].std(), 0.1)  # of few items it may be 0
+            degree /= max(degree[existed].std(), 0.1)  # it may be 0 if there are few items
     return popularity.astype(np.float32)
 
 
 def recent_rates(dataset: Dataset, window: int, times: np.ndarray) -> np.ndarray:
     """Training users' actions a day on items in the window up to a time: float64 (items, times).
 
-    They are counted from the day on which the item was created or the log began. Of an item that is
-    new little is known, so a rate is the mean that follows from the item's actions where rates are
-    distributed exponentially about that of all items.
+    An item's days are counted from its creation or from the start of the log, whichever is later. A
+    new item has few actions, so its rate is a posterior mean: the prior on rates is exponential,
+    and its mean is the mean rate of all items.
     """
     created, until = dataset.catalogue.created.astype(np.float64), times.astype(np.int64)
     item, acted = _training_actions(dataset)
@@ -94,7 +94,7 @@ def recent_rates(dataset: Dataset, window: int, times: np.ndarray) -> np.ndarray
     first = min(until.max(), acted.min(initial=until.max()))
     existed = until[:, None] - np.maximum(created, np.maximum(since, first)[:, None])
     existed = np.maximum(existed / DAY, 0)
-    # Where nothing has happened yet, all rates are alike.
+    # Before the first action all items have the same rate.
     prior = np.maximum(existed.sum(axis=1), 1) / np.maximum(counts.sum(axis=1), 1)
     return ((counts + 1) / (existed + prior[:, None])).T
 

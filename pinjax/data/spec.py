@@ -1,4 +1,4 @@
-"""The spec of a data set, and how its directory is completed, whoever made its parts."""
+"""The spec of a data set, and the completion of its directory."""
 
 import dataclasses
 import hashlib
@@ -13,48 +13,48 @@ from pinjax import checksums, files
 from pinjax.data import statistics
 from pinjax.errors import InputError
 
-FORMAT = 3  # of a data set's directory; another one is refused
+FORMAT = 3  # of a data set's directory; others are rejected
 
 SPLITS = ("train", "valid", "test")
 PARTS = ("timelines", "pairs", "graph")
 METADATA_FILE = "metadata.json"
-SOURCE_FILE = "source.json"  # what `prepare` made it of; no part of the data set
+SOURCE_FILE = "source.json"  # the inputs of `prepare`; no part of the data set
 VOCABULARY_FILE = "vocabulary.parquet"
 GROUPS_FILE = "groups.parquet"
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is known about a data set without its rows: enough to compile a system for it.
+    """The sizes and vocabularies of a data set: enough to compile a system for it.
 
     Attributes:
       name: as printed in tables.
       num_items: rows of the catalogue.
-      train_end: unix seconds; nothing later is trained on or counted. 0 where there are no times.
+      train_end: unix seconds; nothing later is trained on or counted. 0 without times.
       leave_one_out: whether the last action of each user tests and the one before validates; then
         all users are in one split, and their times are ranks.
-      digest: hash of all that the data set holds; a checkpoint remembers it.
+      digest: hash of the data set; a checkpoint stores it.
       num_existing: items that existed when the training period ended.
-      num_images: images of all items together.
-      content_dim, image_dim: numbers of a content vector and of an image's; 0 where there are none.
+      num_images: total number of images.
+      content_dim, image_dim: dimensions of content and image vectors; 0 if there are none.
       text_features: names of the catalogue's texts.
-      num_tokens: tokens of all items together, by text feature.
-      token_quantiles: how many tokens an item has at each of `statistics.LEVELS`, by text feature
+      num_tokens: total number of tokens, by text feature.
+      token_quantiles: tokens of an item at each of `statistics.LEVELS`, by text feature
         and for "" (all features together): for the items of each task's training pairs, the more of
         each pair's and each item's, and for "" those of the items with any training pair.
       longest: tokens of the longest item, by text feature and for "".
       num_search_tokens, longest_search: tokens of all searches, and of the longest one.
-      vocabulary: how many unigrams, bigrams and trigrams have an id.
-      users: how many of each split have a timeline; none without timelines.
-      integer_users: whether their own ids are integers.
+      vocabulary: numbers of unigrams, bigrams and trigrams.
+      users: number of timelines of each split; empty without timelines.
+      integer_users: whether the users' own ids are integers.
       actions, surfaces: the vocabularies of timelines; row 0 is "unknown".
-      pairs: how many each split has; none without pairs.
+      pairs: number of pairs of each split; empty without pairs.
       tasks: names as "KIND OF QUERY/KIND OF ENGAGEMENT".
       num_engaged: items with a training pair.
       largest_query: by task, the largest share of its training pairs that one query has.
       num_queries: rows of the queries.
-      query_dim: numbers of a query's vector.
-      edges: how many are in the graph ("train") and held out; none without a graph.
+      query_dim: dimension of a query's vector.
+      edges: number of edges in the graph ("train") and held out; empty without a graph.
       num_groups: groups of the graph.
     """
 
@@ -89,22 +89,22 @@ class Spec:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Which of `PARTS` there are."""
+        """The `PARTS` that the data set has."""
         counts = (self.users, self.pairs, self.edges)
         return tuple(part for part, count in zip(PARTS, counts, strict=True) if count)
 
     def need(self, part: str) -> None:
-        """Refuses a data set without a part.
+        """Rejects a data set without a part.
 
         Raises:
-          InputError: naming both.
+          InputError: it names the data set and the part.
         """
         if part not in self.parts:
             there = ", ".join(self.parts) or "a catalogue alone"
             raise InputError(f"data.name: {self.name} has no {part}, only {there}")
 
     def scaled(self, items: int) -> "Spec":
-        """The same with another number of items, and as many more images, texts and engagements."""
+        """The spec scaled to `items`, with images, texts and engagements in proportion."""
         factor = items / self.num_items
         fields = ("num_existing", "num_images", "num_engaged")
         return dataclasses.replace(
@@ -115,14 +115,14 @@ class Spec:
         )
 
     def tokens_of_items(self, task: str, features: Collection[str]) -> np.ndarray:
-        """How many tokens items have in text features: int64 (levels,), see `token_quantiles`.
+        """Quantiles of the tokens of an item in text features: int64 (levels,).
 
-        Of some features it is as if an item with a long text in one had long ones in the others:
-        more of their sum cannot be far from its mean (it is the largest sum in convex order, so
-        Chernoff's bound for it holds for any other).
+        For several features it is the sum of their quantiles, as if an item with a long text in one
+        had long texts in the others. This sum is the largest in convex order, so Chernoff's bound
+        for it holds for the true one.
 
         Args:
-          task: whose items; "": all that are engaged with.
+          task: of the items; "": all items that are engaged with.
           features: names of text features.
         """
         quantiles = self.token_quantiles[task]
@@ -130,11 +130,11 @@ class Spec:
         return np.sum([np.zeros(len(statistics.LEVELS), np.int64), *known], axis=0)
 
     def longest_item(self, features: Collection[str]) -> int:
-        """The tokens that no item has more of in some text features."""
+        """An upper bound on the tokens of an item in some text features."""
         return sum(self.longest[name] for name in self._together(features))
 
     def _together(self, features: Collection[str]) -> Collection[str]:
-        """The names by which tokens are known: "" for all features."""
+        """The names of statistics of tokens: "" if these are all features."""
         return [""] if set(features) == set(self.text_features) else features
 
     @classmethod
@@ -142,7 +142,7 @@ class Spec:
         """Reads the spec of a data set.
 
         Raises:
-          InputError: where it cannot be read.
+          InputError: if it cannot be read.
         """
         path = directory / METADATA_FILE
         try:
@@ -157,29 +157,29 @@ class Spec:
 
 
 def finish(made: epath.Path, directory: epath.PathLike, spec: Spec) -> Spec:
-    """Writes the spec beside the parts of a data set and gives their directory its name.
+    """Writes the spec beside the parts of a data set, and renames the directory.
 
-    Where another process was first, that one's directory stays.
+    If another process was first, its directory stays.
 
     Args:
       made: the directory of `files.unfinished`, with all parts in it.
       directory: its name.
-      spec: all of it but the digest and what `statistics.measure` counts.
+      spec: without the digest and the fields of `statistics.measure`.
 
     Returns:
-      the spec, with the digest of what was written.
+      the complete spec.
 
     Raises:
-      OSError: where that failed and nothing is in a directory of that name.
+      OSError: if that failed, and there is no such directory.
     """
     counted = statistics.measure(made, made / VOCABULARY_FILE, spec.train_end, spec.tasks)
     spec = dataclasses.replace(spec, **counted)
-    whole = hashlib.sha256(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
     for path in sorted(pathlib.Path(made).glob("**/*")):
         if path.is_file() and path.name != SOURCE_FILE:
             checksum = checksums.of_file(path)["xxh3_128"]
-            whole.update(f"{path.relative_to(made)} {checksum}".encode())
-    spec = dataclasses.replace(spec, digest=whole.hexdigest()[:16])
+            digest.update(f"{path.relative_to(made)} {checksum}".encode())
+    spec = dataclasses.replace(spec, digest=digest.hexdigest()[:16])
     content = json.dumps({"format": FORMAT, **dataclasses.asdict(spec)})
     (made / METADATA_FILE).write_text(content + "\n")
     files.finish(made, directory)

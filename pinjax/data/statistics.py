@@ -1,4 +1,4 @@
-"""What a spec says of a data set's rows, counted once, when the directory is finished."""
+"""Statistics of a data set's rows for its spec, counted once when the directory is finished."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ MASSES = np.diff(LEVELS, prepend=0.0)
 def measure(
     directory: epath.Path, vocabulary: epath.Path, train_end: int, tasks: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The fields of a `Spec` that are counted, by name; see there.
+    """The counted fields of a `Spec`, by name.
 
     Args:
       directory: with the catalogue, and the pairs if there are tasks.
@@ -61,18 +61,18 @@ def measure(
 
 
 def _lengths(items: catalogue.Catalogue, column: str) -> np.ndarray:
-    """How many values a column of lists has for each item: int64 (items,)."""
+    """The length of each item's list in a column: int64 (items,)."""
     batches = pq.ParquetFile(items.path).iter_batches(columns=[column])
     lengths = [pc.list_value_length(batch.column(0)).to_numpy() for batch in batches]
     return np.concatenate([np.zeros(0, np.int64), *lengths])
 
 
 def _quantiles(lengths: np.ndarray, weights: list[np.ndarray]) -> list[int]:
-    """At each of `LEVELS` the length that so large a share of the weight does not exceed.
+    """The weighted quantiles of lengths at `LEVELS`.
 
     Args:
       lengths: int64 (items,).
-      weights: of items, (items,) each; the most by any of them counts.
+      weights: of items, (items,) each; the result is the maximum over these weightings.
     """
     cumulative = [np.cumsum(np.bincount(lengths, weight)) for weight in weights]
     found = [np.searchsorted(x, LEVELS * x[-1]) for x in cumulative]
@@ -80,6 +80,6 @@ def _quantiles(lengths: np.ndarray, weights: list[np.ndarray]) -> list[int]:
 
 
 def _search_tokens(directory: epath.Path, vocabulary: epath.Path) -> np.ndarray:
-    """How many tokens each search has: int64 (queries,)."""
+    """The number of tokens of each search: int64 (queries,)."""
     searches = pairs.Queries.read(directory / pairs.QUERIES_FILE).searches
     return np.diff(tokens.Vocabulary.load(vocabulary).encode(searches).offsets)

@@ -1,8 +1,8 @@
-"""Timelines: who did what when, one row a user, as ArrayRecord files that TFDS reads.
+"""Timelines: the actions of each user, as ArrayRecord files that TFDS reads.
 
     timelines/
-      timelines-train.array_record-00000-of-00016    one `timeline_features` a user
-      dataset_info.json, features.json               what TFDS keeps beside them
+      timelines-train.array_record-00000-of-00016    `timeline_features`, one record a user
+      dataset_info.json, features.json               metadata of TFDS
 
 `tfds.builder_from_directory` opens the directory.
 """
@@ -21,13 +21,13 @@ from pinjax.data.spec import SPLITS
 
 UNKNOWN = "unknown"  # row 0 of the vocabularies of action types and surfaces
 ROWS_A_FILE = 2**16
-# Random access needs a record a group. Compressed they would be an eighth smaller, and take seven
-# times as long to write and three times as long to read.
+# Random access needs groups of one record. Compressed files would be an eighth smaller, but take
+# seven times as long to write and three times as long to read.
 _OPTIONS = "group_size:1,uncompressed"
 
 # One action of a timeline. Times are unix seconds in UTC (uint32 lasts until 2106); duration is
-# in seconds, 0 where the log has none; action and surface are rows of the vocabularies of the
-# spec. Packed: one view decodes a whole batch.
+# in seconds, 0 if the log has none; action and surface are rows of the vocabularies of the
+# spec. Packed: one view decodes an entire batch.
 ACTION = np.dtype(
     [
         ("item", np.int32),
@@ -90,10 +90,10 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True)
 class MadeUp:
-    """Timelines of one action each, as `Dataset.timelines` has them: for the shapes of batches.
+    """Timelines of one action each, like `Dataset.timelines`, for the shapes of batches.
 
     Attributes:
-      users: how many there are.
+      users: number of users.
     """
 
     users: int
@@ -137,7 +137,7 @@ class Writer:
                 self._files.pop(split).close()
             path = self._directory / _unfinished(split, number)
             self._files[split] = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
-        # What TFDS makes of `timeline_features`, six times as fast.
+        # Encodes `timeline_features` as TFDS does, six times as fast.
         example = tf_example_pb2.Example()
         example.features.feature["user"].bytes_list.value.append(str(user).encode())
         example.features.feature["actions"].bytes_list.value.append(pack(actions).tobytes())
@@ -151,7 +151,7 @@ class Writer:
             self._files.popitem()[1].close()
 
     def finish(self) -> None:
-        """Names the files by how many there are, and writes what TFDS keeps beside them."""
+        """Renames the files by their total number, and writes the metadata of TFDS."""
         self.close()
         template = tfds.core.ShardedFileTemplate(
             data_dir=self._directory, dataset_name="timelines", filetype_suffix="array_record"

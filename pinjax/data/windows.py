@@ -1,8 +1,8 @@
-"""Windows of history and the labels that follow them, cut from whole timelines.
+"""Windows of history and the labels that follow them, cut from complete timelines.
 
 Everything is vectorised over a batch of timelines in the flat form of `timelines.unpack`: records
-of all users one after the other, and the offsets at which each user's begin. An action is named by
-its flat index, and `time_keys` sorts actions of all users at once by (user, time).
+of all users, concatenated, and the offset at which each user begins. Actions are identified by
+their flat index, and `time_keys` orders the actions of all users by (user, time).
 """
 
 import dataclasses
@@ -29,9 +29,9 @@ class Positives:
     """Which actions are labels: type, minimum duration and surface.
 
     Attributes:
-      min_seconds: float32 (actions,), per row of the action vocabulary the duration from which it
-        is positive, inf for types that never are.
-      surfaces: bool (surfaces,), per row of the surface vocabulary whether it counts.
+      min_seconds: float32 (actions,), by row of the action vocabulary: the shortest duration that
+        is positive; inf for types that are never positive.
+      surfaces: bool (surfaces,), by row of the surface vocabulary: whether it counts.
     """
 
     min_seconds: np.ndarray
@@ -39,11 +39,11 @@ class Positives:
 
     @classmethod
     def create(cls, spec: Spec, positives: str, surfaces: str) -> "Positives":
-        """From names, separated by commas; in quotes where they hold commas or outer spaces.
+        """From comma-separated names, quoted if they contain commas or outer spaces.
 
         Args:
           spec: of the data set, for its vocabularies.
-          positives: action types, each with the least duration in seconds where there is one:
+          positives: action types, each optionally with a minimum duration in seconds:
             "save, click>=10".
           surfaces: "home, search"; "" for all of them.
 
@@ -71,7 +71,7 @@ class Positives:
 
 
 def _entries(text: str) -> Iterator[tuple[str, str | None]]:
-    """Names and what stands behind ">=", if anything does."""
+    """(name, text after ">=" or None) of each entry."""
     end = 0
     while end < len(text):
         match = _ENTRY.match(text, end)
@@ -85,7 +85,7 @@ def _entries(text: str) -> Iterator[tuple[str, str | None]]:
 
 
 def join(names: Sequence[str]) -> str:
-    """Names as `Positives.create` takes them."""
+    """Joins names into the format of `Positives.create`."""
     return ", ".join(
         name if re.fullmatch(_PLAIN, name) else '"' + name.replace('"', '""') + '"'
         for name in names
@@ -99,7 +99,7 @@ def _row(dataset: str, kind: str, vocabulary: Sequence[str], name: str) -> int:
 
 
 def labels_per_user(objective: str, length: int, labels: int) -> int:
-    """Labels per user in a batch, counting the missing ones: see `Sampler`."""
+    """The labels per user in a batch, including padding; see `Sampler`."""
     if objective not in OBJECTIVES:
         raise InputError(f"objective {objective!r} is none of {', '.join(OBJECTIVES)}")
     return {
@@ -114,26 +114,27 @@ def labels_per_user(objective: str, length: int, labels: int) -> int:
 class Sampler:
     """Draws one training window a user, and its labels (PinnerFormer, §3.4 and §3.5).
 
-    The window ends at an action drawn uniformly from those that have a label of their own and a
-    long history, as users that are served have: a full window, or half of all their actions.
-    The label of the action at time t is, by objective:
+    The window ends at an action that is drawn uniformly from the actions with a label and a long
+    history: a full window, or half of the user's actions. Served users have long histories, too.
+    The objective determines the positions that predict, and the labels of an action at time t:
 
-      next_action       the next positive action, of the last alone;
-      sasrec            the action right after it where that is positive, of every action;
-      all_action        up to `labels` of the positive actions in (t, t + horizon], of the last;
-      dense_all_action  one positive action in (t, t + horizon], at `labels` random positions.
+      next_action       at the last action, the next positive action;
+      sasrec            at every action, the action right after it if that is positive;
+      all_action        at the last action, up to `labels` positive actions in (t, t + horizon];
+      dense_all_action  at `labels` random positions, one positive action in (t, t + horizon].
 
     The request time of an embedding is drawn uniformly between its action and its first label.
 
     Attributes:
       length: actions in a window, M.
       objective: one of `OBJECTIVES`.
-      labels: pairs drawn a user, L, for the two all-action objectives.
+      labels: pairs drawn per user, L, for the two all-action objectives.
       horizon: K, in seconds.
       positives: which actions are labels.
-      train_end: no later action is seen, as input or as label.
-      last_action_share: the share of windows that end at the last of these, see `last_action`.
-      leave_one_out: the last two actions of a user are not seen, and times are ranks.
+      train_end: later actions are neither inputs nor labels.
+      last_action_share: the share of windows that end at the last trainable action, see
+        `last_action`.
+      leave_one_out: the last two actions of a user are left out, and times are ranks.
     """
 
     length: int
@@ -150,11 +151,11 @@ class Sampler:
 
     @property
     def pairs(self) -> int:
-        """Labels per user in a batch, counting the missing ones."""
+        """The labels per user in a batch, including padding."""
         return labels_per_user(self.objective, self.length, self.labels)
 
     def uniforms(self, rng: np.random.Generator, users: int) -> np.ndarray:
-        """The random numbers in [0, 1) that a batch of `users` needs, a row a user."""
+        """The random numbers in [0, 1) for a batch, a row for each of `users`."""
         return rng.random((users, 1 + 2 * self.length + max(self.labels, self.pairs)))
 
     def __call__(
@@ -163,14 +164,14 @@ class Sampler:
         """Draws from B timelines.
 
         Args:
-          records: `timelines.ACTION` (n,), the timelines one after the other.
-          offsets: int64 (B + 1,), where each begins.
-          uniforms: (B, ...), from `self.uniforms`: row by row, so that a user's
-            draw does not depend on who else is in the batch.
+          records: `timelines.ACTION` (n,), the concatenated timelines.
+          offsets: int64 (B + 1,), where each timeline begins.
+          uniforms: (B, ...), from `self.uniforms`. Each user has a row, so a user's draw does not
+            depend on the other users of the batch.
 
         Returns:
-          the fields of `history`; `label_position` int32 (B, pairs), the index in the window
-          of the action that predicts; and `label_item` int32 (B, pairs), -1 where there is none.
+          the fields of `history`; `label_position` int32 (B, pairs), the index in the window of the
+          action that predicts; and `label_item` int32 (B, pairs), -1 for padding.
         """
         usable = self._usable(records, offsets)
         first, count, positive = self._labels(records, offsets, usable)
@@ -180,12 +181,12 @@ class Sampler:
             uniform = last_action.favour(uniform, self.last_action_share)
         ends = _choose(may_end, offsets, uniform)
         window, inside = _window(offsets[:-1], ends, self.length)
-        by_position, by_moment, by_label = np.split(
+        by_position, by_wait, by_label = np.split(
             uniforms[:, 1:], [self.length, 2 * self.length], axis=1
         )
 
         if self.objective == "dense_all_action":
-            # Random keys, those without a label last: the smallest are a uniform draw.
+            # The smallest random keys are a uniform draw; positions without a label come last.
             keys = np.where(inside & (count[window] > 0), by_position, 2.0)
             position = np.argpartition(keys, self.pairs - 1, axis=1)[:, : self.pairs]
         elif self.objective == "sasrec":
@@ -196,7 +197,7 @@ class Sampler:
         available = np.where(np.take_along_axis(inside, position, axis=1), count[action], 0)
 
         if self.objective == "all_action":
-            # Systematic sampling: each label equally likely, none twice, one random number a user.
+            # Systematic sampling: labels are equally likely and distinct, by one number per user.
             slot = np.arange(self.pairs)
             spread = ((slot + by_label[:, :1]) * available / self.pairs).astype(np.int64)
             pick = np.where(available > self.pairs, spread, slot)
@@ -209,9 +210,9 @@ class Sampler:
         row = np.arange(len(ends))[:, None]
         np.minimum.at(first_label, (row, position), np.where(exists, time[label], _NEVER))
         wait = np.where(first_label < _NEVER, first_label - time[window], 0)
-        moments = time[window] + (by_moment * wait).astype(np.int64)
+        request_times = time[window] + (by_wait * wait).astype(np.int64)
         return {
-            **history(records, offsets[:-1], ends, self.length, moments),
+            **history(records, offsets[:-1], ends, self.length, request_times),
             "label_position": position.astype(np.int32),
             "label_item": np.where(exists, records["item"][label], -1).astype(np.int32),
         }
@@ -223,7 +224,7 @@ class Sampler:
         return records["time"] <= self.train_end
 
     def _may_end(self, trainable: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """Bool (n,): the trainable actions whose history is long, as far as the user has one."""
+        """Bool (n,): the trainable actions with a long history, see `Sampler`."""
         lengths = np.diff(offsets)
         place = np.arange(len(trainable)) - np.repeat(offsets[:-1], lengths)
         last = np.maximum.reduceat(np.where(trainable, place, 0), offsets[:-1])
@@ -233,7 +234,7 @@ class Sampler:
     def _labels(
         self, records: np.ndarray, offsets: np.ndarray, usable: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For every action the labels that it may predict: positive[first : first + count]."""
+        """(first, count, positive): an action may predict positive[first : first + count]."""
         is_positive = self.positives(records) & usable
         positive = np.flatnonzero(is_positive)
         if self.objective in ("all_action", "dense_all_action"):
@@ -251,43 +252,47 @@ class Sampler:
 
 
 def time_keys(records: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """int64 (n,), ascending: the records by (user, time), times of one user in seconds apart."""
+    """int64 (n,), ascending keys of (user, time); within a user they differ by seconds."""
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     return users * _USER_STRIDE + records["time"]
 
 
-def last_action_before(keys: np.ndarray, users: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """Flat index of each user's last action up to a time; one before the first if none.
+def last_action_before(keys: np.ndarray, users: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Flat index of each user's last action up to a time; the user's first - 1 if there is none.
 
     Args:
       keys: `time_keys` of the timelines.
       users: int (n,), rows of the timelines.
-      moments: int (n,), unix seconds.
+      times: int (n,), unix seconds.
     """
-    return np.searchsorted(keys, users.astype(np.int64) * _USER_STRIDE + moments, "right") - 1
+    return np.searchsorted(keys, users.astype(np.int64) * _USER_STRIDE + times, "right") - 1
 
 
 def history(
-    records: np.ndarray, starts: np.ndarray, ends: np.ndarray, length: int, moments: np.ndarray
+    records: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    length: int,
+    request_times: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """The last `length` actions of each window, oldest first, padding before them.
+    """The last `length` actions of each window, oldest first, after padding.
 
     Args:
       records: `timelines.ACTION` (n,).
       starts: int64 (B,), the first action of each timeline.
-      ends: int64 (B,), the last action of each window; one before its start: an empty window.
+      ends: int64 (B,), the last action of each window; start - 1 for an empty window.
       length: M.
-      moments: int (B, 1) or (B, M), request times of a window's embedding or of each action's.
+      request_times: int (B, 1) or (B, M), of the embedding of a window or of each action.
 
     Returns:
-      the fields of `timelines.ACTION`, each (B, M), item being -1 where there is no action; and
+      the fields of `timelines.ACTION`, each (B, M), with item -1 for padding; and
       `request_time` uint32 (B, M), unix seconds, when the embedding at an action is requested.
     """
     index, inside = _window(starts, ends, length)
     window = records[index]
     window[~inside] = _PADDING
     fields = {name: np.ascontiguousarray(window[name]) for name in timelines.ACTION.names}
-    return {**fields, "request_time": np.maximum(fields["time"], moments).astype(np.uint32)}
+    return {**fields, "request_time": np.maximum(fields["time"], request_times).astype(np.uint32)}
 
 
 def _window(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -297,9 +302,9 @@ def _window(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarr
 
 
 def _choose(eligible: np.ndarray, offsets: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """One eligible action of each user: the first for a uniform number of 0, the last for 1.
+    """An eligible action of each user: the first for a uniform number of 0, the last for 1.
 
-    It is one before the user's first where there is none.
+    A user without one gets the first action - 1.
     """
     before = np.concatenate([[0], np.cumsum(eligible)])[offsets]
     choices = np.diff(before)

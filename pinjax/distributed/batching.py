@@ -1,4 +1,4 @@
-"""Compiled functions over more rows than they take at a time."""
+"""Applies compiled functions to more rows than fit in one call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +22,8 @@ def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
       NumPy arrays with a row for each row of `arrays`.
 
     Raises:
-      InputError: where a result is NaN.
-      Stopped: where a signal asks for it.
+      InputError: if a result is NaN.
+      Stopped: after a signal.
     """
     total = len(jax.tree.leaves(arrays)[0])
     results = []

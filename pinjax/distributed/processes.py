@@ -20,15 +20,15 @@ _START = 300  # seconds that the first process may take until it listens
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Joins the other processes of the job, before any device is used; alone, does nothing.
+    """Joins the other processes of the job, before any device is used. No job: does nothing.
 
     Args:
-      coordinator: HOST:PORT of the first process; None: as SLURM or a Cloud TPU slice says.
-      count: how many processes there are.
-      index: which of them this is.
+      coordinator: HOST:PORT of the first process; None: found by SLURM or a Cloud TPU slice.
+      count: number of processes.
+      index: of this process.
 
     Raises:
-      InputError: where these, or SLURM's variables, do not name a job, the first process does not
+      InputError: if the arguments or SLURM's variables name no job, the first process does not
         listen, or there is no device.
     """
     _check_job(coordinator, count, index)
@@ -47,13 +47,13 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: for cuda without its plugin
-        asked = os.environ.get("JAX_PLATFORMS", "")
+        platforms = os.environ.get("JAX_PLATFORMS", "")
         reason = str(error) or "not installed"
-        raise InputError(f"JAX_PLATFORMS={asked}: no device: {reason}") from None
+        raise InputError(f"JAX_PLATFORMS={platforms}: no device: {reason}") from None
 
 
 def _check_job(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Refuses what JAX would take a process down for, minutes later."""
+    """Raises for arguments with which JAX would abort the process minutes later."""
     if coordinator is count is index is None:
         return
     if None in (coordinator, count, index):
@@ -76,7 +76,7 @@ def _check_job(coordinator: str | None, count: int | None, index: int | None) ->
 
 
 def _wait_for_first(coordinator: str) -> None:
-    """Waits until the first process listens; JAX itself aborts a process that does so in vain."""
+    """Waits until the first process listens; without it JAX aborts the process on a timeout."""
     deadline, told = time.monotonic() + _START, False
     while True:
         try:
@@ -109,10 +109,10 @@ def count() -> int:
 
 @contextlib.contextmanager
 def first_before_others() -> Iterator[None]:
-    """The first process does what is inside, then the others do: what makes files if need be.
+    """Runs the body on the first process and then on the others: for files made on demand.
 
     Raises:
-      InputError: in the others, where the first one failed.
+      InputError: in the others, if the first one failed.
     """
     failed = True
     try:
@@ -126,24 +126,24 @@ def first_before_others() -> Iterator[None]:
 
 
 def as_first(array: np.ndarray) -> np.ndarray:
-    """The first process's array, everywhere."""
+    """The first process's array, on every process."""
     return np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
 def wait_for_others(name: str) -> None:
-    """Returns when every process has come here."""
+    """Returns when every process has called it."""
     multihost_utils.sync_global_devices(name)
 
 
-def whole(array: jax.Array) -> np.ndarray:
-    """An array of which each process may have a part alone."""
+def gathered(array: jax.Array) -> np.ndarray:
+    """The global array on every process, from the part that each process has."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
 
 
 def agree_to_stop(requested: bool, step: int) -> bool:
-    """Whether to stop after a step: all processes at the same one, once any has had SIGTERM."""
+    """Whether to stop after a step: the same for all processes, soon after any got SIGTERM."""
     if jax.process_count() == 1:
         return requested
     return multihost_utils.reached_preemption_sync_point(step)

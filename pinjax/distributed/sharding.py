@@ -1,4 +1,4 @@
-"""The device mesh, and where arrays lie on it."""
+"""The device mesh, and the sharding of arrays on it."""
 
 import contextlib
 import functools
@@ -19,26 +19,26 @@ from pinjax.errors import InputError
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Mesh:
-    """The devices, by default all of all processes, `model` of them along the axis `model`.
+    """A mesh of devices, by default all of all processes; `model` of them are along axis `model`.
 
-    A batch is sharded over `data`; over `model` lies what the rules of `of_state` put there.
+    A batch is sharded over `data`. Only the rules of `of_state` shard arrays over `model`.
 
     Raises:
-      InputError: where the devices do not make such a mesh.
+      InputError: if the devices do not make such a mesh.
     """
     devices = list(jax.devices() if devices is None else devices)
     if model < 1 or len(devices) % model:
         raise InputError(f"train.model_devices={model} does not divide {len(devices)} devices")
     shape, names = (len(devices) // model, model), ("data", "model")
     mesh = Mesh(np.array(devices).reshape(shape), names)
-    # Neighbours in the mesh are neighbours in the chips' network, where that has such axes. But a
-    # batch names its own rows, which processes read in their order: so where the network's order
-    # parts the devices of a process, that of JAX stays.
+    # If the chips' network has such axes, neighbours in the mesh are neighbours in the network. But
+    # processes read the rows of a batch in their order, so the mesh keeps JAX's order of devices if
+    # the network's order would separate the devices of a process.
     with contextlib.suppress(NotImplementedError):
         near = jax.make_mesh(shape, names, (AxisType.Auto, AxisType.Auto), devices=devices)
         processes = [device.process_index for device in near.devices.flat]
         mesh = near if processes == sorted(processes) else mesh
-    # Devices with the same rows are of one process.
+    # Devices that have the same rows of a batch must belong to one process.
     if any(len({device.process_index for device in row}) > 1 for row in mesh.devices):
         raise InputError(f"train.model_devices={model} are not all of one process")
     return mesh
@@ -53,18 +53,18 @@ def over_data(mesh: Mesh) -> NamedSharding:
 
 
 def everywhere(mesh: Mesh) -> Callable[[Any], Any]:
-    """Inside a compiled function: from arrays to the same on every device."""
+    """Replicates arrays over all devices; for use inside a compiled function."""
     return functools.partial(lax.with_sharding_constraint, shardings=replicated(mesh))
 
 
 def by_rows(
     mesh: Mesh, layout: sharded_table.Layout, function: Callable[..., jax.Array]
 ) -> Callable[..., jax.Array]:
-    """(params, constants, rows) -> function of them, on each device of its share of the rows.
+    """(params, constants, rows) -> function of them, run by each device on its share of the rows.
 
-    For what has flattened ragged arrays inside, of which no axis could be sharded. The constant
-    tables and the parameters that are tables lie as the layout says, the other parameters are
-    replicated; the result has an axis of rows, and is sharded over `data` as they are.
+    It is for functions with flattened ragged arrays inside, which have no axis to shard. Constant
+    tables and parameters that are tables have the given layout, other parameters are replicated.
+    `rows` and the result are sharded over `data` by their first axis.
     """
     over_data = PartitionSpec("data")
 
@@ -84,11 +84,12 @@ def by_rows(
     return apply
 
 
-def shared_out(mesh: Mesh, function: Callable[[Any, Any, Any], jax.Array]) -> Callable[..., Any]:
-    """(a, b, rows) -> function(a, b, rows), compiled: each device makes its share, and gets all.
+def split_rows(mesh: Mesh, function: Callable[[Any, Any, Any], jax.Array]) -> Callable[..., Any]:
+    """(a, b, rows) -> function(a, b, rows), compiled; the rows are split over the devices.
 
-    For what is computed row by row. The rows, a pytree of arrays, need not be divisible by the
-    devices; `a` and `b` may lie anywhere.
+    It is for functions that compute row by row. The result is replicated. `rows` is a pytree of
+    arrays, whose length need not be divisible by the number of devices; `a` and `b` may have any
+    sharding.
     """
 
     def padded(a, b, rows):
@@ -103,9 +104,9 @@ def shared_out(mesh: Mesh, function: Callable[[Any, Any, Any], jax.Array]) -> Ca
 
 
 def on_each(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of replicated arguments, computed whole by every device.
+    """The function of replicated arguments, which every device computes in full.
 
-    Left to itself the compiler may give each device a part, and send what costs more than it saves.
+    The compiler alone may split the work, and then communication costs more than it saves.
     """
     everywhere = PartitionSpec()
     return jax.shard_map(
@@ -114,15 +115,16 @@ def on_each(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def of_state(mesh: Mesh, config: ConfigDict, state: Any) -> Any:
-    """Where each array of a train state lies.
+    """The sharding of each array of a train state.
 
-    Replicated, but for what the config says. `shard` is a list of rules, "PATTERN = AXES; ...": an
-    array in whose path, as "params/params/item_input/id/embedding", the regular expression is found
-    is sharded over mesh axes, one for each dimension, "." for none, "data,model" for both; dots at
-    the end may be left out. The first rule that fits counts, for the optimiser's moments of a
-    parameter as for the parameter. With `shard_optimizer`, moments that no rule fits are sharded
-    over `data`, by their first dimension that it divides (ZeRO, Rajbhandari et al., SC 2020,
-    stage 1). With `shard_tables`, the rows of learned tables are shared out over all devices.
+    Arrays are replicated unless the config says otherwise. `shard` is a list of rules,
+    "PATTERN = AXES; ...". A rule applies to arrays in whose path, such as
+    "params/params/item_input/id/embedding", the regular expression PATTERN is found. AXES are mesh
+    axes, one for each dimension: "." is none, "data,model" is both; dots at the end may be left
+    out. The first rule that applies counts; the optimiser's moments follow their parameter. With
+    `shard_optimizer`, moments without a rule are sharded over `data`, by the first dimension that
+    its size divides (ZeRO, Rajbhandari et al., SC 2020, stage 1). With `shard_tables`, learned
+    tables are sharded by rows over all devices.
 
     Args:
       mesh: of `make_mesh`.
@@ -133,7 +135,7 @@ def of_state(mesh: Mesh, config: ConfigDict, state: Any) -> Any:
       pytree of `NamedSharding`.
 
     Raises:
-      InputError: where a rule cannot be read, or does not fit what it finds, or finds nothing.
+      InputError: if a rule cannot be read, does not fit an array it applies to, or applies to none.
     """
     rules, used = _rules(mesh, config), {sharded_table.PARAMETERS}
 
@@ -185,7 +187,7 @@ def _rules(mesh: Mesh, config: ConfigDict) -> list[tuple[str, tuple[Any, ...]]]:
 def _check_fit(
     mesh: Mesh, pattern: str, axes: tuple[Any, ...], name: str, shape: tuple[int, ...]
 ) -> None:
-    """Refuses a rule for an array whose dimensions its axes do not divide."""
+    """Raises if the axes of a rule do not divide the dimensions of an array."""
     parts = [math.prod(mesh.shape[axis] for axis in part or ()) for part in axes]
     if len(parts) > len(shape) or any(s % p for s, p in zip(shape, parts, strict=False)):
         raise InputError(
@@ -206,15 +208,15 @@ def place_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array
 
 
 def table_layout(mesh: Mesh, config: ConfigDict) -> sharded_table.Layout:
-    """Of large tables, as a run's config says in its section `train`."""
+    """The layout of large tables, by the section `train` of a run's config."""
     return sharded_table.Layout(mesh if config.shard_tables else None)
 
 
 def place_table(mesh: Mesh, layout: sharded_table.Layout, table: np.ndarray) -> jax.Array:
-    """A table that every process has, on the mesh: replicated, or as the layout says.
+    """Places a table that every process has on the mesh, with the layout.
 
-    A process makes what lies on its own devices alone, where `jax.device_put` would first bring the
-    whole to all devices of several processes.
+    A process makes only the rows of its own devices; `jax.device_put` would first bring the full
+    table to all devices of all processes.
     """
     return jax.make_array_from_callback(
         (layout.num_rows(len(table)), *table.shape[1:]),
@@ -224,12 +226,12 @@ def place_table(mesh: Mesh, layout: sharded_table.Layout, table: np.ndarray) -> 
 
 
 def abstract(mesh: Mesh, tree: Any) -> Any:
-    """The shapes of arrays, or of shapes, as they lie on the mesh where each device has them."""
+    """The abstract shapes of arrays that are replicated over the mesh."""
     return jax.tree.map(lambda x: _shape(x.shape, x.dtype, replicated(mesh)), tree)
 
 
 def abstract_batch(mesh: Mesh, like: Any, rows: int) -> Any:
-    """The shapes of what `place_batch` makes of so many rows, from a batch with some of them."""
+    """The abstract shapes of a batch of `rows` rows on the mesh, from a batch of any size."""
     sharding = over_data(mesh)
     return jax.tree.map(lambda x: _shape((rows, *x.shape[1:]), x.dtype, sharding), like)
 
@@ -237,7 +239,7 @@ def abstract_batch(mesh: Mesh, like: Any, rows: int) -> Any:
 def abstract_table(
     mesh: Mesh, layout: sharded_table.Layout, shape: tuple[int, ...], dtype: Any
 ) -> jax.ShapeDtypeStruct:
-    """The shape of what `place_table` makes of a table of that shape."""
+    """The abstract shape of a table of `shape` on the mesh."""
     shape = layout.num_rows(shape[0]), *shape[1:]
     return _shape(shape, dtype, layout.sharding or replicated(mesh))
 
@@ -247,14 +249,14 @@ def _shape(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.S
 
 
 def check_batch(mesh: Mesh, name: str, size: int) -> None:
-    """Refuses a global batch that the devices cannot share equally."""
+    """Raises if the devices do not divide a global batch."""
     devices = mesh.shape["data"]
     if size % devices:
         raise InputError(f"{name}={size} is not divisible by the {devices} devices of the mesh")
 
 
 def check(mesh: Mesh, config: ConfigDict) -> None:
-    """Refuses rules that cannot be read, and tables that the devices cannot share equally."""
+    """Raises for rules that cannot be read, and for tables that the devices do not divide."""
     _rules(mesh, config)
     if config.shard_tables and sharded_table.STRIPES % mesh.size:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The baselines of every table, and what is chosen for them on the validation split."""
+"""The baselines of every table; their parameters are chosen on the validation split."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from pinjax.retrieval import exact
 
 HOUR = 3600
 DAY = 24 * HOUR
-# What may count as recent, and how many of a query's newest items co-occurrence may look at.
+# Candidate spans of recent popularity, and candidate lengths of the context of co-occurrence.
 SPANS = {
     "1 hour": HOUR,
     "6 hours": 6 * HOUR,
@@ -41,8 +41,8 @@ class Popularity:
 
     Attributes:
       engagements: of the training users.
-      seconds: before the time of the index that count; all time if None. Items with as many in
-        these seconds are in order of those of all time.
+      seconds: the span before the time of the index; None: all time. Ties are in order of the
+        popularity of all time.
     """
 
     engagements: Engagements
@@ -60,16 +60,16 @@ class Popularity:
 
 @dataclasses.dataclass(frozen=True)
 class CoOccurrence:
-    """Items whose users overlap with those of the items that a query is known by.
+    """Items whose users overlap with the users of the items in a query's context.
 
-    The score of an item is Σ |U ∩ V| / sqrt(|U| |V|) over the newest items of the query's context,
-    V being the users who had engaged with the item and U those of the context's. Ties go to the
-    more popular item.
+    The score of an item is Σ |U ∩ V| / sqrt(|U| |V|) over the last items of the query's context,
+    where the users V had engaged with the item and the users U with the item of the context. Ties
+    go to the more popular item.
 
     Attributes:
       engagements: of the training users.
       length: items of the context that count.
-      may_repeat: whether an item counts as its own neighbour.
+      may_repeat: whether an item is its own neighbour.
     """
 
     engagements: Engagements
@@ -101,7 +101,7 @@ class CoOccurrence:
         columns = query, context[context >= 0]
         context = scipy.sparse.csr_array((np.ones(len(query)), columns), (len(queries), items))
         known = np.unique(context.indices)
-        # The order of the two products makes no difference but for what they cost.
+        # The cheaper order of the two products.
         neighbours = by_item[known] @ users if len(known) < len(queries) else None
         engaged = np.diff(by_item.indptr) > 0
         size = max(1, _SCORES // items)
@@ -132,9 +132,9 @@ class Baselines(NamedTuple):
 def choose(source: Source) -> Baselines:
     """The baselines of a source, with the span and the length that are best on validation.
 
-    Of those that are not worse than the best by more than chance (the interval of their paired
-    difference) it is the longest, which few users tell from others least by luck. Without
-    validation labels it is the longest of all.
+    The longest one is chosen of those whose interval of the paired difference to the best includes
+    zero: with few users the best may be so by luck. Without validation labels it is the longest of
+    all.
     """
     engagements = source.engagements
     recent = {
@@ -149,7 +149,7 @@ def choose(source: Source) -> Baselines:
         found[span] = recent[span]
     length = _longest(source, by_length)
     found[CO_OCCURRENCE] = by_length[length]
-    return Baselines(found, [f"{CO_OCCURRENCE}: of the newest {length} items of a query"])
+    return Baselines(found, [f"{CO_OCCURRENCE}: of the last {length} items of a query"])
 
 
 def recall(source: Source, retriever: Retriever) -> float:
@@ -158,7 +158,7 @@ def recall(source: Source, retriever: Retriever) -> float:
 
 
 def _longest(source: Source, methods: dict[Any, Retriever]) -> Any:
-    """The last of the methods that is not worse than the best by more than chance."""
+    """The last method whose difference to the best one is not significant."""
     if not source.queries("valid"):
         return list(methods)[-1]
     recalls = {name: _recalls(source, method) for name, method in methods.items()}

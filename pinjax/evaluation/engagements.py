@@ -1,18 +1,18 @@
-"""What the training users had done by a time: what the baselines know."""
+"""Engagements of training users up to a time, the input of the baselines."""
 
 import functools
 
 import numpy as np
 import scipy.sparse
 
-MOST = 1_000_000  # that `matrix` holds: the product of two has up to a hundred times as many
+MOST = 1_000_000  # entries of `matrix`: its products have up to a hundred times as many
 
 
 class Engagements:
     """Engagements of training users, or of training queries, in order of time.
 
     Attributes:
-      items: how many items there are.
+      items: number of items.
     """
 
     def __init__(
@@ -28,9 +28,9 @@ class Engagements:
         Args:
           actor: int (n,), row of the user, or of the query.
           item: int (n,), row of the item.
-          time: int (n,), unix seconds; 0 where times are not known.
-          positive: bool (n,), whether an engagement is positive; only these are counted.
-          items: how many items there are.
+          time: int (n,), unix seconds; 0 if unknown.
+          positive: bool (n,), whether an engagement is positive; only these count.
+          items: number of items.
         """
         order = np.argsort(time, kind="stable")
         self.items = items
@@ -39,11 +39,11 @@ class Engagements:
 
     @property
     def seconds(self) -> int:
-        """From the first engagement to the last."""
+        """Seconds from the first engagement to the last."""
         return int(self._time[-1] - self._time[0]) if len(self._time) else 0
 
     def counts(self, until: int, seconds: int | None = None) -> np.ndarray:
-        """Int64 (items,): positive engagements in (until - seconds, until], or all up to then."""
+        """Int64 (items,): positive engagements in (until - seconds, until], or all until then."""
         rows = self._rows(until, seconds)
         return np.bincount(self._item[rows][self._positive[rows]], minlength=self.items)
 
@@ -53,10 +53,10 @@ class Engagements:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019, it lives as long as its command
     def matrix(self, until: int) -> scipy.sparse.csr_array:
-        """(actors, items): 1 where an actor had engaged positively with an item, over sqrt(degree).
+        """(actors, items): 1 / sqrt(item degree) for positive engagements, else 0.
 
-        So the product of two columns is |U ∩ V| / sqrt(|U| |V|), the cosine of two items. Of more
-        than `MOST` engagements the latest count.
+        The product of two columns is |U ∩ V| / sqrt(|U| |V|), the cosine of two items. Only the
+        latest `MOST` engagements count.
         """
         actor, item, time = self._first
         stop = int(np.searchsorted(time, until, "right"))

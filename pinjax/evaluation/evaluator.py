@@ -1,6 +1,6 @@
-"""Evaluators: a source of queries, the retrievers that answer them, and the table of their answers.
+"""Evaluators: a source of queries, the retrievers that answer them, and the table of results.
 
-Every table holds the system, ScaNN over its vectors, the baselines, and an oracle where there is
+Every full table has the system, ScaNN over its vectors, the baselines, and an oracle if there is
 one. All of them answer the same queries over the same index.
 """
 
@@ -19,11 +19,11 @@ from pinjax.evaluation.queries import EvalQueries, Index
 from pinjax.evaluation.retrievers import Retriever
 from pinjax.evaluation.source import Source
 
-_HAS_SCANN = importlib.util.find_spec("scann") is not None  # it has wheels for Linux alone
+_HAS_SCANN = importlib.util.find_spec("scann") is not None  # it has wheels only for Linux
 
 
 class _Method(NamedTuple):
-    """A row of the table: who answers which queries."""
+    """A row of the table: a retriever and its queries."""
 
     name: str
     cadence: str
@@ -33,7 +33,7 @@ class _Method(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluator:
-    """Measures a system on a source.
+    """Evaluates a system on a source.
 
     Attributes:
       name: of the system, for its rows of the table.
@@ -53,13 +53,13 @@ class Evaluator:
         """The table of a split, over all evaluation windows.
 
         Args:
-          retriever: the system's.
-          split: whose labels are looked for.
-          full: with all cadences, ScaNN, baselines and oracle; else the first row alone.
+          retriever: of the system.
+          split: of the labels.
+          full: with all cadences, ScaNN, baselines and oracle; else only the first row.
           others: more methods, by name, for a full table.
 
         Raises:
-          InputError: where there are no labels.
+          InputError: if there are no labels.
         """
         notes = self.source.notes(split)
         methods = self._methods(retriever, full, others)
@@ -78,7 +78,7 @@ class Evaluator:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """The names of the metrics in the first row where `full` is False, with what is best."""
+        """The better direction, by name, of the metrics of a table that is not full."""
         names = [*self.source.main_metrics, tables.COVERAGE]
         if self.source.always_tiers:
             names += [f"R@10 {tier}" for tier in self.source.tiers]
@@ -87,10 +87,10 @@ class Evaluator:
         return dict.fromkeys(names, "max")
 
     def describe(self, split: str) -> str:
-        """What the table of a split rests on, as "1,987 users, 4,530 labels"; reads no model.
+        """A description of a split's labels, such as "1,987 users, 4,530 labels"; needs no model.
 
         Raises:
-          InputError: where there are no labels.
+          InputError: if there are no labels.
         """
         return self.source.describe(split)
 
@@ -101,7 +101,7 @@ class Evaluator:
     def _methods(
         self, retriever: Retriever, full: bool, others: Mapping[str, Retriever]
     ) -> list[_Method]:
-        """In the order of the table's rows."""
+        """The methods in the order of the table's rows."""
         cadences = self.source.cadences if full else self.source.cadences[:1]
         methods = [_Method(self.name, cadence, retriever) for cadence in cadences]
         if not full:
@@ -115,7 +115,7 @@ class Evaluator:
             if oracle := self.source.oracle(cadence):
                 methods.append(_Method(tables.ORACLE, cadence, oracle, by_task=True))
         for name, baseline in self.baselines.retrievers.items():
-            # Who is popular does not depend on what a user did since.
+            # Popularity does not depend on the user, so one cadence is enough.
             anew = cadences if name == baselines.CO_OCCURRENCE else ("window",)
             anew = dict.fromkeys(["window", *anew])
             methods += [_Method(name, cadence, baseline) for cadence in anew]
@@ -142,7 +142,7 @@ class Evaluator:
 
 
 class _Gathered:
-    """What is known of labels and of methods, window by window."""
+    """Attributes of labels and results of methods, window by window."""
 
     def __init__(self, source: Source, with_tiers: bool):
         self._source, self.with_tiers = source, with_tiers
@@ -151,10 +151,10 @@ class _Gathered:
         self._figures = collections.defaultdict(lambda: collections.defaultdict(list))
 
     def add_labels(self, start: int, queries: EvalQueries) -> None:
-        """Adds what is known of the labels of a window."""
+        """Adds the labels of a window."""
         source, number = self._source, len(queries.label_item)
         catalogue, item = source.dataset.catalogue, queries.label_item
-        # As objects, since text of one width would be as wide as the longest id.
+        # As objects, since fixed-width text would be as wide as the longest id.
         users = np.array(queries.users, np.int64 if isinstance(queries.users[0], int) else object)
         popularity, tier = np.zeros(number, np.int64), np.full(number, "", object)
         if self.with_tiers:
@@ -182,7 +182,7 @@ class _Gathered:
         index: Index,
         found: retrievers.Found,
     ) -> None:
-        """Adds what a method found in a window."""
+        """Adds the results of a method in a window."""
         key = method, cadence
         found = retrievers.without_excluded(found, queries, len(index.held))
         entropy = np.full(len(queries), np.nan, np.float32)
@@ -216,7 +216,7 @@ class _Gathered:
         }
 
     def figures(self, order: list[tuple[str, str]]) -> tuple:
-        """Means over windows, where there are any."""
+        """Means of the figures over windows."""
         means = {
             key: {name: float(np.mean(values)) for name, values in self._figures[key].items()}
             for key in order

@@ -9,12 +9,12 @@ _MISSING = Estimate(math.nan)
 
 
 def format_table(rows: Sequence[tuple[str, dict[str, Estimate]]], width: int = 100) -> str:
-    """Methods by metrics, aligned; columns that do not fit in the width follow below, for the
-    methods that have any of them.
+    """Methods by metrics, aligned; columns that exceed the width follow below, with the rows that
+    have any of them.
 
     Args:
-      rows: (method, metrics by name) pairs. A metric that is missing or NaN is printed as "-". An
-        interval is half its width, after "±", or its two ends where the value is not amid them.
+      rows: (method, metrics by name) pairs. A missing or NaN metric is printed as "-". An
+        interval is printed as "± half its width", or by its ends if the value is not its centre.
       width: characters of a line.
 
     Returns:
@@ -41,7 +41,7 @@ def format_table(rows: Sequence[tuple[str, dict[str, Estimate]]], width: int = 1
 
 
 def _block(rows: Sequence[tuple[str, dict[str, Estimate]]], names: Sequence[str]) -> str:
-    """Some of the columns, and the rows that have anything in them; all rows if none has."""
+    """Some columns, and the rows that have a value in them; all rows if none has."""
     cells = [(method, [metrics.get(name, _MISSING) for name in names]) for method, metrics in rows]
     cells = [row for row in cells if not all(math.isnan(cell.value) for cell in row[1])] or cells
     columns = [_pad(["method", *(method for method, _ in cells)], str.ljust)]
@@ -51,7 +51,7 @@ def _block(rows: Sequence[tuple[str, dict[str, Estimate]]], names: Sequence[str]
 
 
 def _column(name: str, cells: list[Estimate]) -> list[str]:
-    """The lines of a column: values to the right, their intervals after them."""
+    """The lines of a column: values flush right, then their intervals."""
     values = _pad([_number(cell.value) for cell in cells], str.rjust)
     intervals = _pad([_interval(cell) for cell in cells], str.ljust)
     texts = [value + interval for value, interval in zip(values, intervals, strict=True)]
@@ -64,7 +64,7 @@ def _pad(texts: list[str], align) -> list[str]:
 
 
 def _number(value: float, like: float | None = None) -> str:
-    """Four decimals, or none where the number (or the one that it goes with) is large."""
+    """Four decimals; none if the number, or `like`, is large."""
     if math.isnan(value):
         return "-"
     return f"{value:.4f}" if abs(value if like is None else like) < 100 else f"{value:,.0f}"

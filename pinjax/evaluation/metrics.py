@@ -5,7 +5,7 @@ A label is an item that its query should have found; binary relevance. Labels ar
 Everything here is NumPy on the host and sums in float64.
 
 Nothing depends on the order of rows: among equal scores a label has the worst rank, and a list ends
-before the first of several equals that do not all fit. Both need to see one result more than count.
+before a group of equals that does not fit. Both need one more result than the metric counts.
 """
 
 import math
@@ -20,7 +20,7 @@ ROUNDING = 1e-6
 
 
 class Estimate(NamedTuple):
-    """A number and its 95 % confidence interval, whose ends are NaN where it has none."""
+    """A number and its 95 % confidence interval, with NaN ends if there is none."""
 
     value: float
     low: float = math.nan
@@ -32,12 +32,12 @@ def leave_out(
     top_scores: Float[np.ndarray, "queries k"],
     out: Bool[np.ndarray, "queries k"],
 ) -> tuple[Int[np.ndarray, "queries k"], Float[np.ndarray, "queries k"]]:
-    """Results without some of them: the others move up, and rows of -1, scored -inf, follow.
+    """Removes results: the others move up, and rows of -1 with scores -inf follow.
 
     Args:
       top_rows: rows of the index, best first.
       top_scores: their scores.
-      out: which results are left out.
+      out: whether to remove a result.
 
     Returns:
       (rows, scores).
@@ -55,31 +55,30 @@ def label_ranks(
     label_scores: Float[np.ndarray, " labels"],
     rounding: float = ROUNDING,
 ) -> Int[np.ndarray, " labels"]:
-    """How many items of the index each label comes after, 0 for the best.
+    """The ranks of labels: the number of items of the index that come before, 0 for the best.
 
     Equal scores, and NaN, count against a label: a model that gives all items the same vector finds
     nothing, and no rank depends on the order of rows. A label outside a sampled index is ranked by
-    its own score, as PinnerFormer (Pancha et al., KDD 2022), §4, ranks labels in a random index of
-    1M items.
+    its own score, as in the random index of 1M items of PinnerFormer (Pancha et al., KDD 2022), §4.
 
     Args:
-      top_rows: best first, -1 where a query has fewer results. For metrics at K, k is above K, so
-        that a label whose equals are not all listed is after the K-th.
+      top_rows: best first, -1 where a query has fewer results. For metrics at K, k must exceed K,
+        so that a label with unlisted equals ranks after the K-th.
       top_scores: -inf where a query has fewer results.
       label_query: row of the label's query in the lists.
       label_rows: row of the label in the same numbering as `top_rows`.
-      label_scores: the score of a label that is not listed, computed in float32; -inf where it
+      label_scores: the score of a label that is not listed, computed in float32; -inf if it
         cannot be found.
       rounding: by how much equal scores may differ.
 
     Returns:
-      Ranks in 0..k, of which k stands for all that come after the list.
+      Ranks in 0..k; k means after the end of the list.
     """
     scores = top_scores[label_query]
     itself = top_rows[label_query] == label_rows[:, None]
     listed_score = scores.max(axis=1, where=itself, initial=-np.inf)
     own = np.where(itself.any(axis=1), listed_score, label_scores)
-    # Not "at least as high", of which NaN is neither: a label that is scored NaN would be first.
+    # Not ">=", which is false for NaN: a label with the score NaN would rank first.
     return (~(scores < own[:, None] - rounding) & ~itself).sum(axis=1)
 
 
@@ -91,7 +90,7 @@ def untied_top(
 ) -> Int[np.ndarray, "queries k"]:
     """The results whose rank by `label_ranks` is below k, -1 in place of others.
 
-    Where the k-th score equals the next, which of the equals come first is chance, so all of them
+    If the k-th score equals the next one, the order of these equals is arbitrary, so all of them
     are left out. A model that gives all items the same vector has no results at all.
 
     Args:
@@ -113,14 +112,14 @@ def recall(
     """Recall@k: the share of a query's labels that rank in the top k.
 
     Args:
-      ranks: as `label_ranks` gives, of lists of more than k.
+      ranks: of `label_ranks`, in lists of more than k.
       label_query: row of the label's query.
       num_queries: queries, with and without labels.
       k: results that count.
       where: labels that count, such as those of one task; all if None.
 
     Returns:
-      One number a query, NaN where it has no label that counts.
+      One number per query, NaN if it has no label that counts.
     """
     ranks, label_query = _select(ranks, label_query, where)
     hits = np.bincount(label_query, ranks < k, num_queries)
@@ -134,7 +133,7 @@ def hit_rate(
     k: int,
     where: Bool[np.ndarray, " labels"] | None = None,
 ) -> Float[np.ndarray, " {num_queries}"]:
-    """HR@k: 1 where any of a query's labels ranks in the top k, else 0. Arguments as `recall`."""
+    """HR@k: 1 if any of a query's labels ranks in the top k, else 0. Arguments as `recall`."""
     share = recall(ranks, label_query, num_queries, k, where)
     return np.where(np.isnan(share), np.nan, share > 0)
 
@@ -159,7 +158,7 @@ def ndcg(
     nth = np.arange(len(ranks)) - (np.cumsum(counts) - counts)[label_query]
 
     # position[i] = max(rank[i], position[i - 1] + 1) within a query: a running maximum of rank -
-    # nth, kept apart from the query before by a step larger than any difference.
+    # nth, with steps between queries that exceed any difference.
     step = 2 * (len(ranks) + ranks.max(initial=0) + 1)
     shift = label_query.astype(np.int64) * step
     position = np.maximum.accumulate(ranks - nth + shift) - shift + nth
@@ -199,8 +198,8 @@ def interest_entropy(
 def coverage(top_rows: Int[np.ndarray, "queries k"], index_size: int, share: float = 0.9) -> float:
     """P90 Coverage@k: the smallest share of the index that makes up 90 % of all results.
 
-    PinnerFormer (Pancha et al., KDD 2022), §4, at k = 10. It is small where all users are shown
-    the same items.
+    PinnerFormer (Pancha et al., KDD 2022), §4, at k = 10. It is small if all users get the
+    same items.
 
     Args:
       top_rows: the results of all queries as rows of a catalogue, -1 where a query has fewer.
@@ -214,13 +213,13 @@ def coverage(top_rows: Int[np.ndarray, "queries k"], index_size: int, share: flo
     total = counts.sum()
     if total == 0:
         return 0.0
-    # The tolerance is for a share of the total that is a whole number but for rounding.
+    # The tolerance is for a share of the total that is an integer up to rounding.
     needed = np.searchsorted(np.cumsum(counts), share * total * (1 - 1e-12)) + 1
     return needed / index_size
 
 
 def overlap(top_rows: Int[np.ndarray, "queries k"]) -> float:
-    """The share of a query's results that another query has, too, on average over all pairs.
+    """The mean share of common results over all pairs of queries.
 
     Args:
       top_rows: the results of all queries, each row once, -1 where a query has fewer.
@@ -242,30 +241,30 @@ def estimate(
     *,
     share: bool = True,
 ) -> Estimate:
-    """The mean over queries and its 95 % interval, were other users drawn.
+    """The mean over queries, and its 95 % interval over draws of users.
 
-    Queries of one user are not independent, so users are drawn whole.
+    Queries of one user are not independent, so users are drawn with all their queries.
 
     The interval of a share is Jeffreys' (Brown, Cai and DasGupta, Statistical Science 2001), for
     means of users. It is a Bayesian bootstrap (Rubin, Annals of Statistics 1981): users have
-    weights from a Dirichlet distribution, and so have, with half a user's weight each, one who
-    always hits and one who never does. So it has a width where few users hit nothing, unlike a
-    bootstrap or the normal approximation, and it ends at 0 and 1. Quantiles are those of the beta
-    distribution of the same mean and variance, which is exact where each user has one value of 0 or
-    1. In simulations of 5 to 200 users with rare and common hits it held the truth in 96 % of
-    cases, and in 89 % at the least; the normal approximation often held it in less than half.
+    weights from a Dirichlet distribution, and so have two artificial users of half a weight, one
+    who always hits and one who never does. So, unlike a bootstrap or the normal approximation, the
+    interval has a width even without any hits, and it lies in [0, 1]. Quantiles are those of the
+    beta distribution with the same mean and variance, which is exact if each user has one value of
+    0 or 1. In simulations of 5 to 200 users with rare and common hits it covered the truth in 96 %
+    of cases, and in 89 % at the least; the normal approximation often covered it in less than half.
 
     Other values have Student's interval (with the cluster-robust standard error of a mean; Liang
     and Zeger, Biometrika 1986).
 
     Args:
-      values: one number a query; NaN is left out.
+      values: one number per query; NaN is left out.
       cluster: the user of each query; every query is a user of its own if None.
       share: whether values lie in [0, 1].
 
     Returns:
-      The estimate. Without values it is NaN; so is the interval of others than shares with fewer
-      than two users.
+      The estimate. Without values it is NaN. The interval is NaN for values other than shares
+      with fewer than two users.
     """
     known = ~np.isnan(values)
     values = values[known].astype(np.float64)
@@ -278,7 +277,7 @@ def estimate(
     mean = float(values.mean())
     if share:
         low, high = _jeffreys(sizes, sums)
-        # Without hits, or without misses, one end is known.
+        # Without hits, or without misses, one end is exact.
         return Estimate(mean, min(low, mean) if mean > 0 else 0.0, max(high, mean))
     users = len(sizes)
     if users < 2:
@@ -293,13 +292,13 @@ def paired_difference(
     others: Float[np.ndarray, " queries"],
     cluster: Int[np.ndarray, " queries"] | None = None,
 ) -> Estimate:
-    """The mean of values - others, query by query, and its 95 % interval, were other users drawn.
+    """The mean of values - others over queries, and its 95 % interval over draws of users.
 
-    It is the interval of `estimate`, a Bayesian bootstrap over users, for differences, which lie in
-    [-1, 1]: half a user's weight is on each end. So it has a width where no query differs, too.
+    It is the interval of `estimate`, a Bayesian bootstrap over users, for differences in [-1, 1]:
+    the artificial users have -1 and 1. So it has a width even if no query differs.
 
     Args:
-      values: of a method, one number in [0, 1] a query; NaN is left out.
+      values: of a method, one number in [0, 1] per query; NaN is left out.
       others: of another method, for the same queries.
       cluster: the user of each query; every query is a user of its own if None.
     """
@@ -307,7 +306,7 @@ def paired_difference(
 
 
 def _jeffreys(sizes: np.ndarray, sums: np.ndarray) -> tuple[float, float]:
-    """The interval of `estimate` for users with so many values that have such sums."""
+    """The interval of `estimate`, from each user's number of values and their sum."""
     users, size = len(sizes), sizes.mean()
     total = sizes.sum() + size
     mean = (sums.sum() + size / 2) / total
@@ -327,6 +326,6 @@ def _select(
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """The quotient, NaN where the denominator is 0."""
+    """The quotient, NaN if the denominator is 0."""
     quotient = np.full(len(numerator), np.nan)
     return np.divide(numerator, denominator, out=quotient, where=denominator > 0)

@@ -1,4 +1,4 @@
-"""The best answers that a simulated world allows, as retrievers under the rules of all others."""
+"""The best possible answers of a simulated world, as retrievers."""
 
 import dataclasses
 
@@ -14,12 +14,12 @@ _QUERIES = 1024  # scored at a time
 
 @dataclasses.dataclass(frozen=True)
 class UserOracle:
-    """Ranks by what users are expected to engage with after the request time.
+    """Ranks by the expected engagements of users after the request time.
 
     Attributes:
       oracle: of the world.
       horizon: seconds after the request time that count.
-      in_session: whether it looks for the next action alone, that of a session under way.
+      in_session: whether to predict only the next action, given the session under way.
     """
 
     oracle: Oracle

@@ -1,8 +1,8 @@
-"""Evaluation queries from pairs: what a query led to (ItemSage, §5.1).
+"""Evaluation queries from pairs of queries and items (ItemSage, §5.1).
 
-Every engagement counts once, so an item that is engaged with more weighs more. Where a query is an
-item, that item is excluded from its results. Items of which a system sees nothing are not eligible
-for the index, for any method: every method misses an engagement with one.
+Every engagement counts once, so items with more engagements weigh more. A query that is an item
+excludes this item from its results. Items without features for the system are not in the index of
+any method: every method misses an engagement with one.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class PairSource:
       name: of the system, for messages.
       dataset: where queries, items and engagements come from.
       task_rows: rows of `Spec.tasks` that count.
-      eligible: bool (items,), which items an index may hold, for any method.
+      eligible: bool (items,), the items that may be in an index, for any method.
       config: the `evaluate` section of a run's config.
     """
 
@@ -44,7 +44,7 @@ class PairSource:
     tiers = TIERS
     always_tiers = True
     cadences = ("window",)
-    may_repeat = True  # what a query led to before, it may lead to again
+    may_repeat = True  # a query may lead to the same item again
     few_excluded = True
     topics = None
 
@@ -55,7 +55,7 @@ class PairSource:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names by row; rows that do not count have none."""
+        """Names by row; "" for tasks that do not count."""
         names = self.dataset.spec.tasks
         return tuple(name if i in self.task_rows else "" for i, name in enumerate(names))
 
@@ -65,16 +65,16 @@ class PairSource:
 
     @functools.cached_property
     def engagements(self) -> Engagements:
-        """Of the training queries."""
+        """The engagements of the training queries."""
         pairs = self._pairs("train")
         time = np.minimum(pairs["time"], self.dataset.spec.train_end)
         every = np.ones(len(pairs), bool)
         return Engagements(pairs["query"], pairs["item"], time, every, len(self.eligible))
 
     def item_tiers(self, start: int) -> np.ndarray:
-        """Int (items,), row of `tiers`: head, middle and tail have about a third of training.
+        """Int (items,), row of `tiers`: head, middle and tail each have a third of the engagements.
 
-        Items of equal popularity are in one tier: where the first of them would be.
+        Items of equal popularity are in the tier of the first of them.
         """
         counts = self.engagements.counts(start)
         falling = -np.sort(-counts)
@@ -87,10 +87,10 @@ class PairSource:
         return self.dataset.oracle and oracles.PairOracle(self.dataset.oracle)
 
     def describe(self, split: str) -> str:
-        """What the table of a split rests on.
+        """A description of a split's labels.
 
         Raises:
-          InputError: where no engagement counts.
+          InputError: if no engagement counts.
         """
         if not (parts := self.queries(split)):
             name = self.dataset.spec.name
@@ -99,7 +99,7 @@ class PairSource:
         return f"{len(queries):,} queries, {len(queries.label_item):,} engagements"
 
     def notes(self, split: str) -> list[str]:
-        """What is evaluated on, and whether it is little."""
+        """The description, and a note if there are few queries."""
         description = self.describe(split)
         (queries,) = self.queries(split).values()
         more = f"split.{split} or split.test_days of pinjax.prepare"
@@ -108,7 +108,7 @@ class PairSource:
         return [description, *tables.too_few(len(queries), "queries", more)]
 
     def queries(self, split: str, cadence: str = "window") -> dict[int, EvalQueries]:
-        """By the start of the window, the queries of a split, ascending, or a seeded sample."""
+        """The queries of a split, ascending, or a seeded sample; by the start of the window."""
         del cadence
         return self._queries(split)
 
@@ -147,7 +147,7 @@ class PairSource:
         return pairs[np.isin(pairs["task"], self.task_rows)]
 
     def _context(self, rows: np.ndarray, itself: np.ndarray) -> np.ndarray:
-        """What training says that queries led to, newest last; then the item that a query is."""
+        """Items that queries led to in training, oldest first; then the item that a query is."""
         train = self._pairs("train")
         train = train[np.isin(train["query"], rows)]
         train = train[np.argsort(train["query"], kind="stable")]

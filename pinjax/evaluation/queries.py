@@ -1,7 +1,7 @@
 """Evaluation queries and their labels, in one form for timelines and for pairs.
 
-A query is what is known when a user asks: the user's history at a time, or a row of a data set's
-queries. Its labels are the items that the user then engaged with.
+A query is the history of a user at a request time, or a row of a data set's queries. Its labels are
+the items that the user then engaged with.
 """
 
 import dataclasses
@@ -16,10 +16,9 @@ class Index:
     """The items that may be found.
 
     Attributes:
-      time: unix seconds; the index is built from what is known at this time.
-      eligible: bool (items,), items that an index may hold. Every method misses a label that is
-        none of them.
-      held: bool (items,), items that this index holds: the eligible ones, or a sample of them.
+      time: unix seconds, when the index is built.
+      eligible: bool (items,), items that may be in an index. Every method misses other labels.
+      held: bool (items,), items in this index: the eligible ones, or a sample of them.
     """
 
     time: int
@@ -28,7 +27,7 @@ class Index:
 
     @classmethod
     def create(cls, time: int, eligible: np.ndarray, size: int) -> "Index":
-        """An index of at most `size` items: a seeded sample where more are eligible."""
+        """An index of at most `size` items: a seeded sample if more are eligible."""
         held = eligible.copy()
         surplus = int(held.sum()) - size
         if surplus > 0:
@@ -41,23 +40,23 @@ class Index:
 class EvalQueries:
     """Queries at one evaluation window, and their labels.
 
-    A user may have several queries in a window; each label then belongs to the newest query before
-    it. Labels have the same order, whatever the queries that they are divided over.
+    A user may have several queries in a window; each label then belongs to the last query before
+    it. The order of labels does not depend on the queries they belong to.
 
     Attributes:
-      users: own ids of users, or, of pairs, of the queries themselves. Intervals are over these.
+      users: own ids of users, or for pairs of the queries themselves. Intervals are over these.
       query_user: int64 (queries,), row of `users`.
       query_time: int64 (queries,), request time, unix seconds.
-      features: what a model reads of the queries, by name, each (queries, ...).
-      context: int32 (queries, n), the items that a query is known by, newest last and -1 before
-        them.
+      features: inputs of a model, by name, each (queries, ...).
+      context: int32 (queries, n), the items that describe a query, oldest first, after padding
+        of -1.
       label_query: int64 (labels,), row of the query.
       label_item: int32 (labels,).
       label_exists: bool (labels,), whether the item is eligible for the index.
       label_task: uint8 (labels,), row of the tasks.
       label_time: int64 (labels,), unix seconds of the engagement.
-      excluded: int64 (n, 2), query and item of what must not be among a query's results.
-      depth: results of a query that count.
+      excluded: int64 (n, 2), queries and items that are not allowed as their results.
+      depth: the number of results of a query that count.
     """
 
     users: list[int | str]
@@ -87,19 +86,19 @@ class EvalQueries:
 
     @property
     def listed(self) -> int:
-        """Results to look at: one more shows whether the last that counts has equals."""
+        """Results to list: one more than count, to see whether the last one has equals."""
         return self.depth + 1
 
     def searched(self, items: int) -> int:
-        """Results to search for among so many items, so that enough are left after exclusion.
+        """Results to search for among `items`, so that enough are left after exclusion.
 
-        It is rounded up, so that few programs are compiled for many windows.
+        It is rounded up, so that windows share compiled programs.
         """
         wanted = self.listed + min(self.max_excluded, items)
         return wanted if wanted <= self.listed + 1 else 1 << (wanted - 1).bit_length()
 
     def by_task(self) -> "EvalQueries":
-        """A query for each task that it has labels of; `features` tell its task."""
+        """Splits queries by the tasks of their labels; the task is in `features`."""
         pairs = np.stack([self.label_task.astype(np.int64), self.label_query])
         (task, query), label_query = np.unique(pairs, axis=1, return_inverse=True)
         order = np.argsort(query, kind="stable")
@@ -121,7 +120,7 @@ class EvalQueries:
 
 
 def concatenate(parts: Sequence[EvalQueries]) -> EvalQueries:
-    """Queries of different users as one."""
+    """Joins queries of disjoint users."""
     users = np.cumsum([0] + [len(part.users) for part in parts])[:-1]
     rows = np.cumsum([0] + [len(part) for part in parts])[:-1]
 

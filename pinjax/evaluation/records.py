@@ -1,20 +1,20 @@
-"""Per-query records: where every method ranked every label. All figures are made from them.
+"""Per-query records: the rank of every label by every method. All figures are computed from them.
 
-A Parquet file with a row for each method and label:
+They are a Parquet file with a row for each method and label:
 
     method         as "PinnerFormer, ScaNN"
     cadence        how often embeddings are computed: window, daily or realtime
-    user           own id of the user; of pairs, the query's own id
+    user           own id of the user; for pairs, own id of the query
     window         start of the evaluation window, unix seconds
     request_time   of the query that the label belongs to, unix seconds
     label          own id of the item
     label_time     of the engagement, unix seconds
     label_age      seconds from the item's creation to its engagement
     label_popularity   engagements of training users with the item up to the window's start
-    task           what kind of query led to what kind of engagement; "" for timelines
-    tier           of the item's popularity; "" where tiers were not made
+    task           kind of query and kind of engagement; "" for timelines
+    tier           of the item's popularity; "" if tiers were not computed
     rank           0 for the best; `listed` (in the metadata) or more: not found
-    entropy        Interest Entropy@50 of the query's results; NaN where it is not measured
+    entropy        Interest Entropy@50 of the query's results; NaN if it is not measured
 
 Every method has the same labels in the same order. The file's metadata, as JSON under "pinjax", is
 `About`.
@@ -39,20 +39,19 @@ _CODED = ("method", "cadence", "user", "label", "task", "tier")  # text or own i
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What the records of an evaluation have in common.
+    """Metadata of the records of an evaluation.
 
     Attributes:
-      system: name of the method that is evaluated; its rows are those whose method begins so.
-      averaged_over: "users": a metric is a number of each user and window, and their mean;
-        "labels": of each label.
+      system: name of the evaluated system; the names of its methods begin with it.
+      averaged_over: "users": metrics are means over users and windows; "labels": over labels.
       metrics: names of the main metrics, as "R@10".
       tiers: names of the tiers of popularity, in order.
       tasks: names of the tasks, in order.
-      has_topics: whether topics of items are known, so that there are entropies.
+      has_topics: whether items have topics, so that there are entropies.
       listed: the rank of labels that were not found.
       baselines: methods that are baselines.
-      figures: [method, cadence, figures by name]: figures of methods that are no label's.
-      notes: lines about what was evaluated on.
+      figures: [method, cadence, figures by name], figures of methods that no label has.
+      notes: lines about the queries and labels.
     """
 
     system: str
@@ -69,7 +68,7 @@ class About:
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """What is known of a method, label by label.
+    """The results of a method, by label.
 
     Attributes:
       rank: int16 (labels,).
@@ -87,7 +86,7 @@ class Records:
     """The records of an evaluation.
 
     Attributes:
-      about: what they have in common.
+      about: metadata.
       labels: columns that do not depend on the method, each (labels,).
       methods: by (method, cadence), in the order of the table.
     """
@@ -124,7 +123,7 @@ def read(path: epath.PathLike) -> Records:
     """Reads what `write` wrote.
 
     Raises:
-      InputError: where it cannot be read.
+      InputError: if it cannot be read.
     """
     table = parquet.read(path)
     metadata = table.schema.metadata or {}

@@ -1,8 +1,8 @@
-"""Retrievers: whatever answers evaluation queries with items of an index.
+"""Retrievers answer evaluation queries with items of an index.
 
-A retriever gives the best items of an index and the scores of the labels. It need not
-mind what a query excludes, nor labels that are not eligible: `without_excluded` and `ranks` do, for
-all retrievers alike.
+A retriever returns the best items of an index, and the scores of the labels. It may ignore
+exclusions and labels that are not eligible: `without_excluded` and `ranks` handle these for all
+retrievers.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,15 +16,15 @@ from pinjax.evaluation.queries import EvalQueries, Index
 
 
 class Found(NamedTuple):
-    """What a retriever answers.
+    """The answers of a retriever.
 
     Attributes:
       rows: int32 (queries, k), best first, -1 where there are fewer results.
       scores: floats (queries, k), -inf where there are fewer results.
-      label_scores: floats (labels,), the labels' own scores for their queries, -inf where one
+      label_scores: floats (labels,), the labels' own scores for their queries, -inf if one
         cannot be found.
       rounding: by how much equal scores may differ.
-      figures: numbers of the retriever itself, by name.
+      figures: figures of the retriever itself, by name.
     """
 
     rows: np.ndarray
@@ -38,16 +38,16 @@ class Retriever(Protocol):
     """Anything that ranks items for queries."""
 
     def answer(self, queries: EvalQueries, index: Index) -> Found:
-        """The `queries.searched` best items that the index holds, for every query."""
+        """The best `queries.searched` items of the index, for every query."""
 
 
 def without_excluded(found: Found, queries: EvalQueries, items: int) -> Found:
-    """The `queries.listed` best of the results that are not excluded. Excluded labels are missed.
+    """The best `queries.listed` results that are not excluded. Excluded labels are missed.
 
     Args:
       found: `queries.searched` results of each query.
       queries: that were answered.
-      items: rows of the catalogue.
+      items: number of items in the catalogue.
     """
     pairs = queries.excluded[:, 0] * items + queries.excluded[:, 1]
     query = np.arange(len(found.rows))[:, None]
@@ -63,7 +63,7 @@ def without_excluded(found: Found, queries: EvalQueries, items: int) -> Found:
 
 
 def ranks(found: Found, queries: EvalQueries) -> np.ndarray:
-    """Int (labels,): each label's rank, 0 for the best; `queries.listed` where it was not found."""
+    """Int (labels,): each label's rank, 0 for the best; `queries.listed` if it was not found."""
     found_ranks = metrics.label_ranks(
         found.rows,
         found.scores,
@@ -76,14 +76,14 @@ def ranks(found: Found, queries: EvalQueries) -> np.ndarray:
 
 
 class Answers:
-    """The answers of a method that is measured from outside. An item not among them is missed."""
+    """A retriever of given answers. Labels that are not among them are missed."""
 
     def __init__(self, rows: Callable[[EvalQueries, Index], np.ndarray]):
         """A retriever.
 
         Args:
-          rows: from queries and index to rows of items, int (queries, k), best first, -1 where
-            there are fewer; what is not in the index does not count.
+          rows: from queries and index to rows of items, int (queries, k), best first, -1 for
+            padding; items that are not in the index do not count.
         """
         self._rows = rows
 

@@ -1,4 +1,4 @@
-"""What an evaluator needs to know of a data set."""
+"""The interface between evaluators and data sets."""
 
 from typing import Protocol
 
@@ -11,16 +11,16 @@ from pinjax.evaluation.retrievers import Retriever
 
 
 class Source(Protocol):
-    """Where queries and labels come from: `TimelineSource` or `PairSource`.
+    """A source of queries and labels: `TimelineSource` or `PairSource`.
 
     Attributes:
-      dataset: whose catalogue is searched.
+      dataset: of the catalogue.
       averaged_over, main_metrics, tiers, tasks: as in `records.About`.
       always_tiers: whether tiers are cheap enough for the table during training.
-      depth: results of a query that count.
-      cadences: how often queries are embedded, the first for the table during training.
-      may_repeat: whether a query's own items are answers to it.
-      few_excluded: whether a query excludes one item at most, as ScaNN needs.
+      depth: the number of results of a query that count.
+      cadences: of the embeddings of queries; the first is for the table during training.
+      may_repeat: whether items of a query's context may be answers.
+      few_excluded: whether a query excludes at most one item, as ScaNN requires.
       topics: int (items,), or None.
       engagements: of the training users.
     """
@@ -49,7 +49,7 @@ class Source(Protocol):
     def engagements(self) -> Engagements: ...
 
     def queries(self, split: str, cadence: str = "window") -> dict[int, EvalQueries]:
-        """The queries of a split by the start of the window, where there are labels."""
+        """The queries of a split by the start of the window; only windows with labels."""
 
     def index(self, start: int) -> Index:
         """The index of a window."""
@@ -58,10 +58,10 @@ class Source(Protocol):
         """Int (items,), row of `tiers` at the start of a window."""
 
     def oracle(self, cadence: str) -> Retriever | None:
-        """The best answers that a simulated world allows; None of a real log."""
+        """The best possible answers; None unless the world is simulated."""
 
     def describe(self, split: str) -> str:
-        """What the table of a split rests on; raises InputError where it has no labels."""
+        """A description of a split's labels; raises InputError if it has none."""
 
     def notes(self, split: str) -> list[str]:
-        """The description, and what speaks against the figures."""
+        """The description, and caveats of the figures."""

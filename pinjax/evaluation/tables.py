@@ -11,7 +11,7 @@ from pinjax.evaluation import metrics
 from pinjax.evaluation.metrics import Estimate
 from pinjax.evaluation.records import Records
 
-ENOUGH = 100  # users or queries; a table that rests on fewer says so
+ENOUGH = 100  # users or queries; a table of fewer has a note
 COVERAGE = "P90 cov@10"
 OVERLAP = "overlap@10"  # a figure that becomes a note
 ENTROPY = "entropy@50"
@@ -29,9 +29,9 @@ class Row:
     """A row of a results table.
 
     Attributes:
-      method: what was measured.
+      method: name of the method.
       metrics: by name.
-      task: the only one that was measured; None: all of them.
+      task: the only task that counts; None: all tasks.
     """
 
     method: str
@@ -40,7 +40,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Of the method, and of the task if there is one."""
+        """The method, and the task if there is one."""
         return self.method if self.task is None else f"{self.method}, {self.task}"
 
 
@@ -49,9 +49,9 @@ class Table:
     """A results table.
 
     Attributes:
-      rows: the system's own first.
-      notes: lines to print below: what the figures rest on, and what speaks against them.
-      records: what the table was made from; None where nothing else is needed.
+      rows: of the system first.
+      notes: lines to print below: the number of queries and labels, and caveats.
+      records: that the table was made from; None if they are not needed.
     """
 
     rows: list[Row]
@@ -88,7 +88,7 @@ def table_of(records: Records) -> Table:
 
 
 class _Measured:
-    """Metrics of records, by method and cadence, and task where one is given."""
+    """Metrics of records, by method and cadence, and optionally by task."""
 
     def __init__(self, records: Records):
         self._records, labels = records, records.labels
@@ -134,7 +134,7 @@ class _Measured:
 
     def entropy(self, method: str, cadence: str) -> dict[str, Estimate]:
         if cadence != "window" or not self._records.about.has_topics:
-            return {}  # with several queries a user has no one list to have an entropy
+            return {}  # a user with several queries has several lists
         values = np.full(self._groups, np.nan)
         values[self._group] = self._records.methods[method, cadence].entropy
         return {ENTROPY: metrics.estimate(values, self._cluster, share=False)}
@@ -145,12 +145,12 @@ def _is_of(method: str, system: str) -> bool:
 
 
 def too_few(number: int, what: str, more: str) -> list[str]:
-    """The note of a table that rests on fewer than `ENOUGH`, or none.
+    """A note if there are fewer than `ENOUGH` users or queries, or none.
 
     Args:
-      number: of them.
-      what: users or queries.
-      more: the settings that leave more of them.
+      number: of users or queries.
+      what: "users" or "queries".
+      more: the settings that give more of them.
     """
     if number >= ENOUGH:
         return []
@@ -158,7 +158,7 @@ def too_few(number: int, what: str, more: str) -> list[str]:
 
 
 def _collapsed(records: Records, figures: dict[tuple[str, str], dict[str, float]]) -> list[str]:
-    """A note for each row of the system whose results are nearly the same for everybody."""
+    """A note for each row of the system whose results are nearly the same for all queries."""
     coverages = [
         figures.get((name, "window"), {}).get(COVERAGE)
         for name in records.about.baselines

@@ -1,9 +1,8 @@
 """Evaluation queries from timelines: what users do after a time.
 
 An evaluation window begins at a time T. Each user has a history up to T and, in (T, T + window],
-labels: the distinct items that the user engages with positively. Where a data set is split by
-leave-one-out there is one window, and the label is the last action (test) or the one before it
-(valid).
+labels: the distinct items that the user engages with positively. With leave-one-out
+there is one window, and the label is the last action (test) or the one before it (valid).
 """
 
 import collections
@@ -22,8 +21,8 @@ from pinjax.evaluation.queries import EvalQueries, Index, concatenate
 
 DAY = 24 * 60 * 60
 
-# When a user's embedding is computed: from the label's time and T, the latest time at which it does
-# not know of the label.
+# The latest time before a label at which an embedding of the cadence is computed, from the time of
+# the label and T.
 _LATEST_EMBEDDING = {
     "window": lambda time, start: np.full_like(time, start),
     "daily": lambda time, start: time - 1 - (time - 1 - start) % DAY,
@@ -35,7 +34,7 @@ _NOBODY = timelines.Chunk([], np.zeros(0, timelines.ACTION), np.zeros(1, np.int6
 
 
 class _Actions:
-    """A chunk of timelines, and what all windows need of it."""
+    """A chunk of timelines, with the arrays that all windows need."""
 
     def __init__(self, chunk: timelines.Chunk, positives: windows.Positives):
         self.users, self.records, self.offsets = chunk.users, chunk.records, chunk.offsets
@@ -53,8 +52,8 @@ class TimelineSource:
     """The evaluation queries of a data set's timelines (PinnerFormer, §4.1).
 
     Attributes:
-      dataset: where users and actions come from.
-      positives: which actions are labels.
+      dataset: of users and actions.
+      positives: the actions that are labels.
       length: actions in a history.
       config: the `evaluate` section of a run's config.
     """
@@ -65,12 +64,12 @@ class TimelineSource:
     config: ConfigDict
 
     averaged_over = "users"
-    depth = 50  # Interest Entropy@50 looks at all, the other metrics at 10
+    depth = 50  # for Interest Entropy@50; the other metrics count 10
     main_metrics = ("R@10", "HR@10", "NDCG@10")
     tiers = ("new", "known")
-    always_tiers = False  # they need all training timelines, too much while training
+    always_tiers = False  # they read all training timelines, too slow during training
     tasks = ()
-    may_repeat = False  # what is next is rarely what the user just saw
+    may_repeat = False  # the next item is rarely one that the user just saw
 
     @property
     def cadences(self) -> tuple[str, ...]:
@@ -82,7 +81,7 @@ class TimelineSource:
 
     @functools.cached_property
     def topics(self) -> np.ndarray | None:
-        """The topics of items, or None where none is known."""
+        """The topics of items, or None if all are unknown."""
         topics = self.dataset.catalogue.topics
         return topics if (topics >= 0).any() else None
 
@@ -102,7 +101,7 @@ class TimelineSource:
 
     @functools.cached_property
     def engagements(self) -> Engagements:
-        """Of the training users, read once; where actions are left out, all but the last two."""
+        """The engagements of the training users; with leave-one-out without the last two."""
         parts, users, spec = [], 0, self.dataset.spec
         for chunk in self.dataset.chunks("train"):
             lengths = np.diff(chunk.offsets)
@@ -120,21 +119,21 @@ class TimelineSource:
         return Engagements(*columns, spec.num_items)
 
     def item_tiers(self, start: int) -> np.ndarray:
-        """Int (items,), row of `tiers`: whether a training user had acted on the item by then."""
+        """Int (items,), row of `tiers`: whether a training user acted on it by `start`."""
         return (self.engagements.all_counts(start) > 0).astype(np.int64)
 
     def oracle(self, cadence: str) -> oracles.UserOracle | None:
-        """The best answers that a simulated world allows, for queries of a cadence."""
+        """The best possible answers to queries of a cadence; None unless the world is simulated."""
         if self.dataset.oracle is None:
             return None
         horizon = self.config.window if cadence == "window" else DAY
         return oracles.UserOracle(self.dataset.oracle, horizon, in_session=cadence == "realtime")
 
     def describe(self, split: str) -> str:
-        """What the table of a split rests on.
+        """A description of a split's labels.
 
         Raises:
-          InputError: where no user has a label in any window.
+          InputError: if no user has a label in any window.
         """
         users, labels = self._count(split)
         if not users:
@@ -145,7 +144,7 @@ class TimelineSource:
         return f"{users:,} users, {labels:,} labels"
 
     def notes(self, split: str) -> list[str]:
-        """Who is evaluated on, and whether they are few."""
+        """The description, and a note if there are few users."""
         notes = [self.describe(split)]
         parts = self.queries(split).values()
         missing = sum(int((~part.label_exists).sum()) for part in parts)
@@ -161,15 +160,15 @@ class TimelineSource:
         return [*notes, *tables.too_few(users, "users", more)]
 
     def _count(self, split: str) -> tuple[int, int]:
-        """Users with a label in any window, and their labels."""
+        """The numbers of users with a label in any window, and of their labels."""
         parts = self.queries(split).values()
         users = set().union(*(part.users for part in parts))
         return len(users), sum(len(part.label_item) for part in parts)
 
     def queries(self, split: str, cadence: str = "window") -> dict[int, EvalQueries]:
-        """The queries of a split, by the start of the window; none where nobody has a label.
+        """The queries of a split, by the start of the window; only windows with labels.
 
-        The users are those with a history at the start itself and a label, at any cadence.
+        At any cadence, the users are those with a label and a history at the start of the window.
         """
         return self._at_starts(split) if cadence == "window" else self._read(split, cadence)
 
@@ -229,30 +228,30 @@ class TimelineSource:
     def _in_window(
         self, actions: _Actions, start: int, cadence: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Labels, and for each its query (2, labels): its newest action and its request time.
+        """Labels (labels,), and their queries (2, labels): the last action and the request time.
 
-        Actions are flat indices. Embeddings in real time are computed at the action itself.
+        Actions are flat indices. With cadence "realtime" embeddings are computed at the action.
         """
         time = actions.time
         inside = (time > start) & (time <= start + self.config.window)
         label = actions.positive[inside[actions.positive]]
         owner = actions.owner(label)
-        # Of several engagements with an item the first is the label.
+        # The first of several engagements with an item is the label.
         engaged = owner * np.int64(self.dataset.spec.num_items) + actions.records["item"][label]
         first = np.unique(engaged, return_index=True)[1]
         label, owner = label[first], owner[first]
-        newest = windows.last_action_before(actions.keys, owner, np.full_like(owner, start))
-        known = newest >= actions.offsets[owner]
+        last = windows.last_action_before(actions.keys, owner, np.full_like(owner, start))
+        known = last >= actions.offsets[owner]
         label, owner = label[known], owner[known]
         request = _LATEST_EMBEDDING[cadence](time[label], start)
-        newest = windows.last_action_before(actions.keys, owner, request)
+        last = windows.last_action_before(actions.keys, owner, request)
         if cadence == "realtime":
-            request = np.maximum(time[newest], start)
-        return label, np.stack([newest, request])
+            request = np.maximum(time[last], start)
+        return label, np.stack([last, request])
 
 
 def _seen(records: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Int64 (n, 2): each query and the items that its user had acted on."""
+    """Int64 (n, 2): pairs of a query and an item that its user had acted on."""
     lengths = ends + 1 - starts
     query = np.repeat(np.arange(len(ends)), lengths)
     action = np.arange(len(query)) - np.repeat(np.cumsum(lengths) - lengths - starts, lengths)

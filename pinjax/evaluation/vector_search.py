@@ -1,4 +1,4 @@
-"""Retrievers by the embeddings of a model: exact search, and ScaNN over the same vectors."""
+"""Retrievers with the embeddings of a model: exact search, and ScaNN over the same vectors."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from pinjax.evaluation.queries import EvalQueries, Index
 from pinjax.evaluation.retrievers import Found
 from pinjax.retrieval import exact, scann_index
 
-_QUERIES = 1024  # searched at a time, at most
+_QUERIES = 1024  # the most that are searched at a time
 
 
 class Towers(NamedTuple):
@@ -21,9 +21,9 @@ class Towers(NamedTuple):
 
     Attributes:
       queries: from the features of queries, (n, ...) each, to (n, dim); or (n, vectors, dim) where
-        a query has several vectors, of which the nearest to an item counts and zeros are none.
+        a query has several vectors: the nearest to an item counts, zeros are padding.
       items: from rows of the catalogue, (n,), to (n, dim).
-      as_of: the time that the embeddings of items depend on; None where they depend on none.
+      as_of: the time that the embeddings of items depend on; None if they depend on none.
     """
 
     queries: Callable[[dict[str, np.ndarray]], jax.Array | np.ndarray]
@@ -37,7 +37,7 @@ class Items(NamedTuple):
     Attributes:
       rows: int (n,), ascending, of the catalogue.
       vectors: float32 (n, dim).
-      on_device: the same.
+      on_device: `vectors` on the device.
     """
 
     rows: np.ndarray
@@ -56,8 +56,8 @@ class VectorSearch:
         """A retriever.
 
         Args:
-          towers: from the time of an index to the embedding functions as of then.
-          batch: queries that are embedded at a time; all of them if None.
+          towers: from the time of an index to the embedding functions.
+          batch: queries that are embedded at a time; all if None.
         """
         self._towers, self._batch = functools.lru_cache(maxsize=1)(towers), batch
         self._items: tuple[int | None, Items] | None = None
@@ -79,9 +79,9 @@ class VectorSearch:
         return Found(rows, scores, _label_scores(vectors, items, queries))
 
     def embed(self, queries: EvalQueries, index: Index) -> tuple[np.ndarray, Items]:
-        """The vectors of queries; and of items, all that the index may hold and the labels.
+        """The vectors of queries, and of the items that may be in the index and the labels.
 
-        Those of the last queries are kept, for ScaNN.
+        The vectors of the last call are cached for ScaNN.
         """
         if self._embedded is None or self._embedded[0] is not queries:
             towers = self._towers(index.time)
@@ -105,7 +105,7 @@ class VectorSearch:
 def of_vectors(
     embed_queries: Callable[[np.ndarray], np.ndarray], items: np.ndarray
 ) -> VectorSearch:
-    """The search with embeddings that depend on no time.
+    """The search with embeddings that do not depend on time.
 
     Args:
       embed_queries: from rows of queries, (n,), to (n, dim).
@@ -118,7 +118,7 @@ def of_vectors(
 class ScannSearch:
     """Approximate search with ScaNN over the same vectors.
 
-    A label that the index holds and that was not found is missed, however high its score.
+    A label in the index that was not found is missed, however high its score.
     """
 
     def __init__(self, exactly: VectorSearch):
@@ -161,7 +161,7 @@ def _label_scores(vectors: np.ndarray, items: Items, queries: EvalQueries) -> np
 def _by_vector(
     search: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], vectors: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(scores, rows) of queries with one vector each, or with several, of which the best counts."""
+    """(scores, rows) of queries with one or several vectors, of which the best one counts."""
     if vectors.ndim == 2:
         return search(vectors)
     queries, several, dim = vectors.shape
@@ -170,7 +170,7 @@ def _by_vector(
     missing = ~vectors.reshape(-1, dim).any(axis=1)[:, None] | (rows < 0)
     scores = np.where(missing, -np.inf, scores).reshape(queries, several * depth)
     rows = np.where(missing, -1, rows).reshape(queries, several * depth)
-    order = np.lexsort((-scores, rows))  # of one item's scores the best first
+    order = np.lexsort((-scores, rows))  # the best score of each item first
     rows, scores = (np.take_along_axis(x, order, axis=1) for x in (rows, scores))
     again = np.zeros(rows.shape, bool)
     again[:, 1:] = rows[:, 1:] == rows[:, :-1]

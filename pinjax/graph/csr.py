@@ -3,10 +3,10 @@
     graph/
       item_offsets.npy     int64 (items + 1,): item i's groups are item_neighbours[offsets[i]:
       item_neighbours.npy  int32 (edges,)       offsets[i + 1]], ascending
-      group_offsets.npy    int64 (groups + 1,): the same of groups and their items
+      group_offsets.npy    int64 (groups + 1,): likewise, the items of a group
       group_neighbours.npy int32 (edges,)
 
-Arrays are memory-mapped: a graph may be larger than memory. It has no edge twice.
+Arrays are memory-mapped, so a graph may be larger than memory. Edges are distinct.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Side:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
-    """Both sides of a graph: `items` knows each item's groups, `groups` each group's items."""
+    """Both sides of a graph: `items` has the groups of items, `groups` the items of groups."""
 
     items: Side
     groups: Side
@@ -64,33 +64,33 @@ def write_side(
     """Writes one side.
 
     Args:
-      directory: of the graph, which exists.
+      directory: of the graph; it must exist.
       side: one of `SIDES`.
-      degrees: int (nodes,), how many neighbours each node has.
-      neighbours: of node after node, each node's ascending, in pieces of any length.
+      degrees: int (nodes,), number of neighbours.
+      neighbours: in order of nodes, ascending for each node, in pieces of any length.
     """
     directory = epath.Path(directory)
     offsets = np.zeros(len(degrees) + 1, np.int64)
     np.cumsum(degrees, out=offsets[1:])
     np.save(directory / f"{side}_offsets.npy", offsets)
-    whole = np.lib.format.open_memmap(
+    written = np.lib.format.open_memmap(
         directory / f"{side}_neighbours.npy", "w+", np.int32, (int(offsets[-1]),)
     )
     end = 0
     for piece in neighbours:
         start, end = end, end + len(piece)
-        whole[start:end] = piece
-    whole.flush()
+        written[start:end] = piece
+    written.flush()
 
 
 def write(directory: epath.PathLike, edges: np.ndarray, items: int, groups: int) -> None:
     """Writes a graph whose edges fit into memory.
 
     Args:
-      directory: made if need be.
-      edges: int (edges, 2), items and groups; one that comes again counts once.
-      items: how many nodes there are on either side.
-      groups: likewise.
+      directory: made if it does not exist.
+      edges: int (edges, 2), items and groups; repeated edges count once.
+      items: number of items.
+      groups: number of groups.
     """
     epath.Path(directory).mkdir(parents=True, exist_ok=True)
     edges = np.unique(edges, axis=0)

@@ -1,9 +1,9 @@
-"""How often each id has been seen, in a fixed amount of memory.
+"""Counts of ids in a fixed amount of memory.
 
 The sampled softmax corrects each logit by the log-probability of its item in the stream of labels.
-A count-min sketch (Cormode & Muthukrishnan, J. Algorithms 2005) learns it while training: `depth`
-rows of `width` counters. An id adds one to a counter of each row; its count is the smallest of
-these counters.
+A count-min sketch (Cormode & Muthukrishnan, J. Algorithms 2005) estimates it during training. It
+has `depth` rows of `width` counters. An id increments one counter of each row; its count is the
+smallest of these counters.
 
 An estimate is never too low (with decay: up to float32 rounding), and with probability at least
 1 - e^-depth it is too high by at most (e / width) * total.
@@ -31,8 +31,8 @@ _MAX_TOTAL = np.uint32(2**31)
 class CountMinSketch:
     """A sketch; a pytree, to be carried in the train state.
 
-    Counters are uint32 without decay: float32 would silently stop counting at 2^24. With decay they
-    have to hold fractions and are float32, and decay itself keeps them small. Either way `add` sums
+    Counters are uint32 without decay: float32 would silently stop counting at 2^24. With decay
+    they are float32 to hold fractions, and the decay keeps them small. Either way `add` sums
     integers only, so the table does not depend on the order of the ids nor on the devices.
 
     Attributes:
@@ -41,10 +41,10 @@ class CountMinSketch:
       multipliers: uint32 (depth, 4), the random weights of an id's four bytes.
       offsets: uint32 (depth,).
       total: scalar, the (decayed) number of ids added; of the table's type.
-      decay: what one `add` leaves of all counts before it; 1 forgets nothing.
+      decay: the factor by which each `add` multiplies earlier counts; 1: none is forgotten.
     """
 
-    # Any, since a tree map may put shardings or shapes in the place of the arrays.
+    # Any, since a tree map may replace the arrays by shardings or shapes.
     table: Any
     multipliers: Any
     offsets: Any
@@ -53,7 +53,7 @@ class CountMinSketch:
 
     @property
     def width(self) -> int:
-        """Counters a row."""
+        """Counters of a row."""
         return len(self.table) // len(self.offsets)
 
 
@@ -61,9 +61,9 @@ def init(key: Key[Array, ""], depth: int, width: int, decay: float = 1.0) -> Cou
     """Makes an empty sketch.
 
     Args:
-      key: draws the hash functions. Sketches that are to be merged need the same one.
+      key: draws the hash functions. Sketches can be merged if they have the same key.
       depth: rows; the error bound fails with probability e^-depth.
-      width: counters a row, a power of two; the bound is (e / width) * total.
+      width: counters of a row, a power of two; the bound is (e / width) * total.
       decay: in (0, 1]. With batches of n ids the sketch remembers about the last n / (1 - decay).
 
     Raises:
@@ -98,11 +98,11 @@ def add(
 ) -> CountMinSketch:
     """Decays the sketch, then counts every id once.
 
-    On several devices pass ids that are already gathered: then every device makes the same table by
-    itself. Sharded ids give the same table too, by summing a table of each device.
+    On several devices pass replicated ids: then every device computes the same table without
+    communication. Sharded ids give the same table by a sum over devices.
 
-    Without decay, all counts are halved (rounding up) each time that the total has passed 2^31:
-    else they would wrap around in silence, and halving leaves the probabilities as they are.
+    Without decay, all counts are halved (rounding up) each time that the total exceeds 2^31.
+    Otherwise they would silently wrap around. Halving does not change the probabilities.
 
     Args:
       sketch: a sketch.
@@ -112,7 +112,7 @@ def add(
     ones = jnp.ones(ids.shape, jnp.uint32) if where is None else where.astype(jnp.uint32)
     places, added = _places(sketch, ids), ones.sum(dtype=jnp.uint32)
     if sketch.decay == 1:
-        # A branch, since a step should not read and write all of a large table for this.
+        # A branch, so that a step does not read and write a large table in full.
         table, total = lax.cond(
             sketch.total > _MAX_TOTAL,
             lambda *counts: tuple(x - x // 2 for x in counts),
@@ -120,7 +120,7 @@ def add(
             *(sketch.table, sketch.total),
         )
         return sketch.replace(table=table.at[places].add(ones), total=total + added)
-    # Counted apart from the table, in integers, whose sum does not depend on their order.
+    # The batch is counted in integers, whose sum does not depend on their order.
     seen = jnp.zeros(sketch.table.shape, jnp.uint32).at[places].add(ones)
     return sketch.replace(
         table=sketch.table * sketch.decay + seen.astype(jnp.float32),
@@ -134,22 +134,22 @@ def count(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Array:
 
 
 def log_probability(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Float[Array, "*ids"]:
-    """The log of each id's share of all that was added, float32.
+    """The log of each id's share of the total, float32.
 
-    It is -inf for an id that was never added: add a batch before using the sketch on it.
+    It is -inf for an id that was never added, so add a batch before looking up its ids.
     """
     counts = count(sketch, ids).astype(jnp.float32)
     return jnp.log(counts / jnp.maximum(sketch.total.astype(jnp.float32), 1e-30))
 
 
 class Accuracy(NamedTuple):
-    """What a sketch's counts are worth at the end of a stream.
+    """The accuracy of a sketch's counts at the end of a stream.
 
     Attributes:
-      error: by how much a count is too high, at most, with probability 1 - e^-depth.
-      mean: count of an id on average.
-      median: half of the stream are ids with no smaller count. The loss asks for ids as they come.
-      least_width: a power of two, with which the error would not be above the median.
+      error: the bound on the error of a count, which holds with probability 1 - e^-depth.
+      mean: mean count of an id.
+      median: median count over the stream, as the loss looks up ids as often as they come.
+      least_width: the least power of two for which the error is at most the median.
     """
 
     error: float
@@ -164,11 +164,11 @@ def accuracy(
     """The accuracy of a sketch after a stream.
 
     Args:
-      width: counters a row.
-      decay: of `init`; where it is below 1, what is remembered is counted.
+      width: counters of a row.
+      decay: of `init`; below 1, only remembered ids are counted.
       batch: ids added at a time.
-      batches: how many times.
-      counts: at least 1, how often each of the stream's different ids comes, up to a factor.
+      batches: number of batches.
+      counts: at least 1, counts of the stream's distinct ids, up to a factor.
     """
     if not len(counts):
         return Accuracy(0.0, 0.0, 0.0, 2)
@@ -176,19 +176,19 @@ def accuracy(
     ascending = np.sort(counts)
     below = np.cumsum(ascending)
     of_median = ascending[np.searchsorted(below, below[-1] / 2)] / below[-1]
-    # What a stream comes to at all has come once.
+    # Every id of the stream has come at least once.
     mean, median = (max(1.0, total * share) for share in (1 / len(counts), of_median))
     least = 2 ** math.ceil(math.log2(math.e * total / median))
     return Accuracy(math.e / width * total, mean, float(median), least)
 
 
 def merge(a: CountMinSketch, b: CountMinSketch) -> CountMinSketch:
-    """The sketch of both streams together; `a` and `b` come from `init` with the same arguments."""
+    """The sketch of both streams; `a` and `b` must come from `init` with the same arguments."""
     return a.replace(table=a.table + b.table, total=a.total + b.total)
 
 
 def pair_ids(a: Int[Array, "*ids"], b: Int[Array, "*ids"]) -> Int[Array, "*ids"]:
-    """One id for each pair of ids, to be counted as such; two pairs share one of 2^32 by chance."""
+    """An int32 id for each pair of ids, to count pairs; two pairs collide with chance 2^-32."""
     mixed = a.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
     mixed = (mixed ^ mixed >> 15) * jnp.uint32(0x85EBCA77) + b.astype(jnp.uint32)
     mixed = (mixed ^ mixed >> 16) * jnp.uint32(0xC2B2AE3D)
@@ -196,7 +196,7 @@ def pair_ids(a: Int[Array, "*ids"], b: Int[Array, "*ids"]) -> Int[Array, "*ids"]
 
 
 def _places(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Array:
-    """Where the counters of each id are in the table: int32 (depth, *ids)."""
+    """The indices of each id's counters in the table: int32 (depth, *ids)."""
     starts = sketch.width * jnp.arange(len(sketch.offsets))
     return starts.reshape(-1, *[1] * ids.ndim) + _columns(sketch, ids)
 
@@ -205,9 +205,9 @@ def _columns(sketch: CountMinSketch, ids: Int[Array, "*ids"]) -> Array:
     """Hashes ids to a column of each row: int32 (depth, *ids).
 
     Multiply-shift on the vector of an id's bytes (Dietzfelbinger, STACS 1996; Thorup, High Speed
-    Hashing for Integers and Strings, 2015). To multiply the full id would do with 64-bit numbers;
-    in 32 bits it lets two ids collide with up to twice the probability 1 / width that the error
-    bound needs, while that of the bytes is strongly universal up to 32 - 8 + 1 bits of column.
+    Hashing for Integers and Strings, 2015). Multiplying the full id would need 64-bit
+    numbers: with 32 bits two ids may collide with twice the probability 1 / width that the error
+    bound needs. The hash of bytes is strongly universal up to 32 - 8 + 1 bits of column.
     """
     unsigned = jax.lax.bitcast_convert_type(ids.astype(jnp.int32), jnp.uint32)
     hashes = sum(

@@ -1,13 +1,13 @@
-"""What each label counts in the mean of a batch's losses."""
+"""Weights of labels in the mean loss of a batch."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
 def equal_users(where: Bool[Array, "users labels"]) -> Float[Array, "users labels"]:
-    """Weights that sum to 1 and let each user count the same (PinnerFormer, §3.3).
+    """Weights with sum 1 that are equal for each user (PinnerFormer, §3.3).
 
-    Users without a label weigh nothing; if there is no label at all, all weights are zero.
+    Users without a label have weight 0. All weights are zero if there is no label.
     """
     labels = where.sum(axis=1, keepdims=True)
     users = (labels > 0).sum()
@@ -15,9 +15,8 @@ def equal_users(where: Bool[Array, "users labels"]) -> Float[Array, "users label
 
 
 def equal_labels(exists: Bool[Array, "users labels"]) -> Float[Array, "users labels"]:
-    """Weights that sum to 1 and are the same for each label; all zero if there is no label.
+    """Weights with sum 1 that are equal for each label; all zero if there is no label.
 
-    That is not the paper's (`loss.equal_labels`). Published tables of SASRec come from models that
-    are trained so.
+    It is not in the paper (`loss.equal_labels`). Published results of SASRec use these weights.
     """
     return exists / jnp.maximum(exists.sum(), 1)

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy against sampled negatives, in memory that their number does not change."""
+"""Softmax cross-entropy against sampled negatives, with memory independent of their number."""
 
 import functools
 from typing import NamedTuple
@@ -9,20 +9,20 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-# The logit of what is masked. Finite, so that a row of nothing else yields no NaN: its log-sum-exp
-# is about this number, and the sigmoid of that, the weight of its negatives, is exactly zero.
+# The logit of masked negatives. It is finite, so that a row of masked negatives gives no NaN: its
+# log-sum-exp is about this number, and its sigmoid, the weight of the negatives, is exactly zero.
 _MASKED = -1e30
 
 
 class Negatives(NamedTuple):
-    """Items that every pair is contrasted with.
+    """The negatives of every pair.
 
     Attributes:
       embeddings: (negatives, dim).
       ids: int32 (negatives,); -1 is padding.
-      log_q: float32 (negatives,), what is taken off each one's logit: see `log_expected_count`.
-        Zeros switch the correction off. No gradient flows to it.
-      positive_log_q: float32 (groups, pairs), the same for the positives. No gradient either.
+      log_q: float32 (negatives,), subtracted from the logits, see `log_expected_count`. Zeros
+        switch the correction off. No gradient flows to it.
+      positive_log_q: float32 (groups, pairs), the same for the positives.
     """
 
     embeddings: Float[Array, "negatives dim"]
@@ -46,10 +46,10 @@ def sampled_softmax(
 
       loss = -log( e^s(q, positive) / (e^s(q, positive) + sum over negatives of e^s(q, negative)) )
 
-    Pairs come in groups: a user with its labels, a query with its positives, or pairs on their own
-    in groups of one. A group never sees the items of its own `excluded_ids` as negatives. Say these
-    are its labels, A and B for user 0, C and A for user 1, and the negatives are the labels of the
-    full batch and the random items D, B and padding:
+    Pairs come in groups: a user with its labels, a query with its positives, or groups of one pair.
+    The items of a group's `excluded_ids` are not its negatives. In this example they are its
+    labels: A and B for user 0, C and A for user 1. The negatives are the labels of the full batch
+    and the random items D, B and padding:
 
                          in batch          random
                        A   B   C   A     D   B   -1
@@ -58,17 +58,18 @@ def sampled_softmax(
       user 1   C       x   .   x   x     .   .   x
                A       x   .   x   x     .   .   x
 
-    With only the pair's own positive in `excluded_ids` this is the same-id mask; with all positives
-    of its query, the same-query mask.
+    If `excluded_ids` has only the pair's own positive, this is the same-id mask; if it has all
+    positives of the query, it is the same-query mask.
 
-    Several sets of negatives are joined in one sum by concatenating them, under the log_q of their
-    mixture. Summed terms (ItemSage, Baltescu et al., KDD 2022) are one call a set, added up.
+    To join several sets of negatives in one sum, concatenate them with the log_q of their mixture.
+    For a sum of terms (ItemSage, Baltescu et al., KDD 2022), call the function for each set and add
+    the results.
 
-    The negatives are taken a block at a time with a running log-sum-exp, and the blocks' logits are
-    computed anew in the backward pass, so the groups * pairs * negatives matrix never exists (Rabe
-    & Staats, 2021; Wijmans et al., Cut Your Losses, ICLR 2025). With queries, positives and
-    excluded_ids sharded over groups and the negatives replicated, all of it but the sum of the
-    negatives' gradients stays on its device.
+    Negatives are processed in blocks with a running log-sum-exp, and the backward pass recomputes
+    the logits of a block, so the groups * pairs * negatives matrix never exists (Rabe & Staats,
+    2021; Wijmans et al., Cut Your Losses, ICLR 2025). If queries, positives and excluded_ids are
+    sharded over groups and the negatives are replicated, the only communication is the sum of the
+    negatives' gradients.
 
     Args:
       queries: (groups, pairs, dim). Products of bfloat16 are summed in float32.
@@ -76,10 +77,10 @@ def sampled_softmax(
       negatives: shared by all pairs.
       scale: scalar, one over the temperature. Gradients flow to it.
       excluded_ids: int32 (groups, excluded), padded with -1.
-      block_size: negatives to a block.
+      block_size: negatives of a block.
 
     Returns:
-      float32 (groups, pairs), unreduced. Zero where every negative is masked.
+      float32 (groups, pairs), unreduced. Zero if every negative is masked.
     """
     groups, pairs, dim = queries.shape
     positive = jnp.einsum("gpd,gpd->gp", queries, positives, preferred_element_type=jnp.float32)
@@ -104,7 +105,7 @@ def log_expected_count(
 ) -> Float[Array, "*items"]:
     """log Q of the mixture of in-batch and random negatives (Yang et al., WWW Companion 2020).
 
-    Dividing each e^s by how often its item is expected among the negatives makes their sum an
+    Dividing each e^s by the expected count of its item among the negatives makes their sum an
     unbiased estimate of the sum over the catalogue (Bengio & Senécal, IEEE TNN 2008).
 
     Args:
@@ -120,7 +121,7 @@ def log_expected_count(
 def _log_sum_exp(block_size, queries, embeddings, scale, ids, log_q, excluded_ids):
     """log of the sum of e^s(query, negative) over the unmasked negatives: float32 (rows,).
 
-    Rows are the pairs of all groups; those of a group lie together.
+    Rows are the pairs of all groups, group by group.
     """
     return _log_sum_exp_fwd(block_size, queries, embeddings, scale, ids, log_q, excluded_ids)[0]
 
@@ -153,7 +154,7 @@ def _log_sum_exp_bwd(block_size, residuals, gradient):
         softmax = jnp.exp(logits - log_sum[:, None]).astype(queries.dtype)
         mean += jnp.dot(softmax, embedding, preferred_element_type=jnp.float32)
         to_block = jnp.dot(softmax.T, weighted, preferred_element_type=jnp.float32)
-        # Added, not set: the last block overlaps the one before it.
+        # Add, not set: the last block overlaps the one before it.
         to_block = to_block.astype(embeddings.dtype)
         to_block += lax.dynamic_slice_in_dim(to_embeddings, start, block_size)
         to_embeddings = lax.dynamic_update_slice_in_dim(to_embeddings, to_block, start, axis=0)
@@ -177,13 +178,13 @@ def _blocks(block_size, embeddings):
 
 
 def _logits(block_size, block, queries, embeddings, scale, ids, log_q, excluded_ids):
-    """The corrected logits of one block of negatives, masked.
+    """The corrected and masked logits of one block of negatives.
 
     Returns:
-      the row of `embeddings` that the block starts at, its embeddings (block, dim), and the logits
+      the first row of the block in `embeddings`, its embeddings (block, dim), and the logits
       float32 (rows, block).
     """
-    # Padding would copy all negatives, so the last block starts early and masks what it repeats.
+    # Padding would copy all negatives, so the last block starts early and masks repeated rows.
     start = jnp.minimum(block * block_size, len(embeddings) - block_size)
     embeddings, ids, log_q = (
         lax.dynamic_slice_in_dim(x, start, block_size) for x in (embeddings, ids, log_q)

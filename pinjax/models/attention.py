@@ -1,4 +1,4 @@
-"""Causal attention over padded sequences: by a kernel where a platform has one, else by XLA."""
+"""Causal attention over padded sequences: by a platform's kernel if it has one, else by XLA."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,21 +12,21 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-_BLOCKS = (512, 256, 128)  # positions at once, whose scores stay on the chip
+_BLOCKS = (512, 256, 128)  # positions processed at once, so that scores stay on the chip
 
 
 def has_splash(length: int) -> bool:
-    """Whether TPUs can use `splash`, a matter of shapes alone."""
+    """Whether TPUs can use `splash`; it depends only on shapes."""
     return length % _BLOCKS[-1] == 0
 
 
 def has_cudnn(dtype: Any, dim: int) -> bool:
     """Whether NVIDIA GPUs can use `by_cudnn`, for heads of `dim` numbers.
 
-    cuDNN wants a 16-bit type, a multiple of 8 numbers, at most 128, and Ampere or newer. A program
-    that is lowered for GPUs is taken to run on GPUs like those at hand. On a machine without any,
-    which GPUs these will be is not known, and JAX cannot trace the kernel: the answer is no, and
-    `by_xla` runs on all of them.
+    cuDNN needs a 16-bit type, a head dimension that is a multiple of 8 and at most 128, and Ampere
+    or newer. A program that is lowered for GPUs is assumed to run on GPUs like the local ones.
+    Without a local GPU the target is unknown, and JAX cannot trace the kernel: then it is False,
+    and `by_xla` is used.
     """
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16) or dim % 8 or dim > 128:
         return False
@@ -53,16 +53,16 @@ def by_xla(
     value: Float[Array, "batch length heads dim"],
     mask: Bool[Array, "batch length"],
 ) -> Float[Array, "batch length heads dim"]:
-    """softmax(Q Kᵀ / √dim) V, where a position sees itself and those before it.
+    """softmax(Q Kᵀ / √dim) V, where a position attends to itself and to earlier ones.
 
     Args:
       query: Q.
       key: K.
       value: V.
-      mask: False for padding, which no other position sees; what comes out there means nothing.
+      mask: False for padding, to which no other position attends; its output is arbitrary.
     """
     length = query.shape[1]
-    # Padding still sees itself: a softmax over nothing would spread over everything.
+    # Padding attends to itself: a fully masked softmax would be uniform over all positions.
     visible = mask[:, None, :] | jnp.eye(length, dtype=bool)
     visible &= jnp.tri(length, dtype=bool)
     return masked(query, key, value, visible[:, None])
@@ -76,7 +76,10 @@ def splash(query, key, value, mask, interpret=False):
     length, heads, dim = query.shape[1:]
     block = next(size for size in _BLOCKS if length % size == 0)
     forward = ("block_q", "block_kv")
-    backward = ("block_q_dkv", "block_kv_dkv")  # one kernel for all gradients: scores are made once
+    backward = (
+        "block_q_dkv",
+        "block_kv_dkv",
+    )  # one kernel for all gradients, which computes scores once
     attend = splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask(
             [splash_attention_mask.CausalMask((length, length))] * heads
@@ -97,10 +100,10 @@ def splash(query, key, value, mask, interpret=False):
 
 
 def by_cudnn(query, key, value, mask):
-    """`by_xla` by cuDNN's fused kernel, where padding comes last: see `rotate`.
+    """`by_xla` by cuDNN's fused kernel, for padding at the end: see `rotate`.
 
-    Then no other position sees it, and the mask is not looked at: a kernel with a mask beside
-    causality takes half as long again.
+    Causality hides the padding, so the mask is not used: a kernel with a mask and causality takes
+    50 % longer.
     """
     return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
 
@@ -108,7 +111,7 @@ def by_cudnn(query, key, value, mask):
 def rotate(
     x: Float[Array, "batch length width"], by: Int[Array, "batch"], mesh: Mesh | None = None
 ) -> Float[Array, "batch length width"]:
-    """Each row's positions moved towards the front by so many, those in front going to the end.
+    """Rotates the positions of each row towards the front.
 
     Args:
       x: rows.
@@ -125,7 +128,7 @@ def _rotate(x, by):
     return x.reshape(-1, width)[rows.ravel()].reshape(x.shape)
 
 
-# The way back is a rotation, too, and no sum at positions that might be the same.
+# The gradient is a rotation, too. Autodiff would add at indices that it cannot know are distinct.
 _rotate.defvjp(
     lambda x, by: (_rotate(x, by), by), lambda by, gradient: (_rotate(gradient, -by), None)
 )
@@ -135,8 +138,8 @@ def over_data(function: Callable[..., Array], mesh: Mesh | None) -> Callable[...
     """A function of a batch that each device runs on its own rows.
 
     Args:
-      function: of arrays that begin with the batch's axis, as its result does.
-      mesh: over whose axis `data` the batch is split; None: it is on one device.
+      function: of arrays whose first axis is the batch; so is the first axis of its result.
+      mesh: the batch is sharded over its axis `data`; None: one device.
     """
     if mesh is None:
         return function

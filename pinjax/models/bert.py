@@ -23,7 +23,7 @@ class Bert(nn.Module):
     Attributes:
       vocabulary: number of tokens.
       positions: the longest text, in tokens.
-      token_types: rows of that table; 0: there is none.
+      token_types: rows of the table of token types; 0: no table.
       layers: number of blocks.
       heads: attention heads; they divide the width.
       width: numbers at a position.
@@ -31,7 +31,7 @@ class Bert(nn.Module):
       epsilon: of every LayerNorm, added to the variance.
       dropout: rate, on the output of each MHSA and FFN.
       dtype: of the arithmetic. Parameters, LayerNorm and softmax are float32.
-      remat: keep only each block's input for the backward pass and compute the rest anew.
+      remat: keep only each block's input for the backward pass and recompute the rest.
     """
 
     vocabulary: int
@@ -56,9 +56,9 @@ class Bert(nn.Module):
         """Encodes texts.
 
         Args:
-          ids: tokens, the first of each text at position 0. One that is not in the vocabulary
-            makes its text NaN.
-          mask: False for padding, which no position attends to. What comes out there means nothing.
+          ids: tokens, the first of each text at position 0. A token outside the
+            vocabulary makes its text NaN.
+          mask: False for padding, which no position attends to. Its output is arbitrary.
           train: apply dropout, from the rng stream "dropout".
 
         Raises:
@@ -92,7 +92,7 @@ class Bert(nn.Module):
 
 
 class Block(nn.Module):
-    """One block, in the form that a scan takes: (carry, input) -> (carry, output)."""
+    """One block as a scan body: (carry, input) -> (carry, output)."""
 
     heads: int
     ffn_width: int
@@ -131,7 +131,7 @@ class QueryTower(nn.Module):
 
     Attributes:
       encoder: of text.
-      dim: numbers of an embedding.
+      dim: embedding dimension.
     """
 
     encoder: Bert
@@ -144,7 +144,7 @@ class QueryTower(nn.Module):
         mask: Bool[Array, "queries length"],
         train: bool = False,
     ) -> Float32[Array, "queries {self.dim}"]:
-        """Embeds queries: a linear map of what is at position 0, [CLS]. See `Bert`."""
+        """Embeds queries: a linear map of the output at position 0, [CLS]. See `Bert`."""
         x = self.encoder(ids, mask, train)[:, 0]
         x = nn.Dense(self.dim, dtype=self.encoder.dtype, name="out")(x)
         return features.unit_length(x)

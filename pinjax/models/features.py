@@ -1,4 +1,4 @@
-"""Encodings of what an action is made of besides its item: time, duration, categories."""
+"""Encodings of the fields of an action other than its item: time, duration, categories."""
 
 import math
 from fractions import Fraction
@@ -23,11 +23,11 @@ RELATIVE_PERIODS = tuple(float(period) for period in np.geomspace(1, 28 * _DAY, 
 def turns(
     t: UInt32[Array, "*shape"], periods: tuple[float, ...]
 ) -> Float32[Array, "*shape periods"]:
-    """The phase of t / period, in turns, without the full turns.
+    """The phase of t / period in turns, modulo full turns.
 
-    A unix timestamp has more digits than float32, and t mod period of a real period is no integer.
-    So 1 / period is held as a 64-bit fixed-point fraction of a turn, made on the host, and t is
-    multiplied with it in uint32, where full turns overflow and are gone.
+    A unix timestamp has more digits than float32, and t modulo a real period is not an integer. So
+    1 / period is a 64-bit fixed-point fraction of a turn, computed on the host. Multiplying it by t
+    in uint32 drops full turns by overflow.
 
     Args:
       t: seconds.
@@ -60,8 +60,8 @@ class TimeEncoding(nn.Module):
 
       cos(2π t / p_i + φ_2i-1), sin(2π t / p_i + φ_2i) for each i, and log(1 + t) / 4.
 
-    The phases start at zero. The logarithm is that of 1 + t, so that 0 seconds make 0; its divisor,
-    which is not the paper's, keeps it near the others.
+    The phases start at zero. The logarithm is of 1 + t, so that 0 seconds give 0. Its divisor,
+    which is not in the paper, gives it the scale of the other features.
 
     Attributes:
       periods: p_i, in seconds, each at least 1.
@@ -87,18 +87,18 @@ def log_seconds(seconds: Shaped[Array, "*shape"]) -> Float32[Array, "*shape 1"]:
 def relative_times(
     time: UInt32[Array, "users length"], mask: Bool[Array, "users length"]
 ) -> tuple[UInt32[Array, "users length"], UInt32[Array, "users length"]]:
-    """Seconds to each user's last action, and from the previous one (0 for the oldest)."""
+    """Seconds to the user's last action, and from the previous action (0 for the first)."""
     previous = jnp.roll(time, 1, axis=1)
     has_previous = jnp.roll(mask, 1, axis=1).at[:, 0].set(False)
     return time[:, -1:] - time, jnp.where(has_previous, time - previous, 0)
 
 
 class CategoryEmbedding(nn.Module):
-    """A small learned table, of which unknown values are no part.
+    """A small learned table; unknown values have no row.
 
     Attributes:
       num_categories: size of the vocabulary, with its row 0, "unknown".
-      dim: numbers of an embedding.
+      dim: embedding dimension.
     """
 
     num_categories: int

@@ -11,29 +11,28 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from pinjax.distributed import sharded_table
 
-# Tokens that are looked up at once: what they make stays in a CPU's cache.
+# Tokens that are looked up at once, so that their rows stay in a CPU's cache.
 _BLOCK_SIZE = 1024
-_STDDEV = 0.02  # of the numbers in a shared table at first
+_STDDEV = 0.02  # initial standard deviation of a shared table
 
 
 class HashEmbeddingBag(nn.Module):
     """Sums of hash embeddings: a text as the sum over its tokens (ItemSage, KDD 2022).
 
-    Hash functions send a token to rows of one shared table, and learned importance weights of its
-    own sum them up: w_1 E[h_1] + w_2 E[h_2] (Svenstrup et al., NeurIPS 2017). Two tokens look the
-    same only if all their hashes collide. Where the table has room for every token, each simply has
-    its row. Rows are scaled by sqrt(dim): Adam moves each number of a table by about the learning
-    rate, too slow for rows that are seldom seen.
+    Hash functions map a token to rows of one shared table, and the token's learned importance
+    weights sum them: w_1 E[h_1] + w_2 E[h_2] (Svenstrup et al., NeurIPS 2017). Two tokens have the
+    same embedding only if all their hashes collide. If the table has a row for every token, no
+    hashes are used. Rows are scaled by sqrt(dim): Adam moves each number of a table by about the
+    learning rate, which is too slow for rare rows.
 
-    Texts of any length lie one after the other in one flat array, each a segment of it, so that
-    they need no padding of their own.
+    Texts are segments of one flat array, so they need no padding.
 
     Attributes:
       num_tokens: tokens are 0 to num_tokens - 1.
       num_buckets: rows of the table; 0 or at least `num_tokens`: a row for each token.
-      dim: numbers of an embedding.
-      num_hashes: rows to a token.
-      tables: how the table lies on the devices.
+      dim: embedding dimension.
+      num_hashes: rows of a token.
+      tables: layout of the table.
     """
 
     num_tokens: int
@@ -52,7 +51,7 @@ class HashEmbeddingBag(nn.Module):
           tokens: of all segments.
           segments: the segment of each token, ascending. Tokens of segment `num_segments`, which
             come last, are padding.
-          num_segments: how many there are.
+          num_segments: number of segments.
         """
         table, rows, weights = self._look_up(tokens)
         table, places = self.tables.fetch(table, rows.ravel())
@@ -77,21 +76,21 @@ class HashEmbeddingBag(nn.Module):
 def _weighted_sums(num_segments, table, rows, weights, segments):
     """The sums over each segment of weights * table[rows]: (num_segments, dim).
 
-    Both passes take a block of tokens at a time, so that the rows of all tokens never exist at
-    once: making room for them takes a CPU longer than the sums. The backward pass adds to one
-    gradient of the table, where autodiff of the loop would make a full one in every block.
+    Both passes process blocks of tokens, so that the rows of all tokens never exist at once: a CPU
+    would take longer to allocate them than to sum them. The backward pass adds to one gradient of
+    the table; autodiff of the loop would allocate a full gradient for every block.
 
     Args:
-      num_segments: how many there are.
+      num_segments: number of segments.
       table: (rows, dim).
       rows: int (tokens, hashes).
       weights: (tokens, hashes).
-      segments: int (tokens,), ascending; what is out of range is dropped.
+      segments: int (tokens,), ascending; those out of range are dropped.
     """
 
     def step(sums, block):
         rows, weights, segments = block
-        # A sum over hashes, not an einsum, which would first write down all rows.
+        # A sum over hashes, not an einsum, which would first materialise all rows.
         embedding = sum(weights[:, i, None] * table[rows[:, i]] for i in range(rows.shape[1]))
         return sums.at[segments].add(embedding, mode="drop", indices_are_sorted=True), None
 
@@ -122,7 +121,7 @@ _weighted_sums.defvjp(_weighted_sums_fwd, _weighted_sums_bwd)
 
 
 def _blocks(num_segments, rows, weights, segments):
-    """The same arrays in blocks of tokens, on an axis of its own, with padding in the last."""
+    """The arrays with an axis of blocks of tokens; the last block is padded."""
     block_size = max(1, min(_BLOCK_SIZE, len(segments)))
     padding = (0, -len(segments) % block_size)
     padded = (
@@ -136,7 +135,7 @@ def _blocks(num_segments, rows, weights, segments):
 def hash_ids(ids: Int[Array, "*shape"], num_hashes: int) -> UInt32[Array, "*shape hashes"]:
     """Several hashes of each id: MurmurHash3's finaliser of the id, salted.
 
-    It mixes every bit into every other, so a remainder of the hash is as good as its high bits.
+    It mixes all bits, so a remainder of the hash is as good as its high bits.
     """
     # A SeedSequence is the same in every release of NumPy: a checkpoint keeps its hashes.
     salts = np.random.SeedSequence(0).generate_state(num_hashes)

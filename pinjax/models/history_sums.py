@@ -1,10 +1,10 @@
-"""Sums over a history for the user tower's head (`model.history_sums`). They are not the paper's.
+"""Sums over a history for the user tower's head (`model.history_sums`). Not in the paper.
 
-Attention learns averages, and is slow to learn to count. A user's best embedding is made of
-logarithms of what they want, since dot products are logits: so a topic should count by the
-logarithm of the visits that it had (`Liked`), and what a user likes across all topics shows in a
-sum over all actions (`running_sum`). Both stand beside the transformer's output at the head, which
-has a second layer, and is added to the former.
+Attention learns averages, and learns slowly to count. Dot products are logits, so in the best user
+embedding topics have weights by logarithms: a topic should count by the logarithm of its visits
+(`Liked`). Preferences across topics show in a sum over all actions (`running_sum`). The head has
+both as inputs, besides the transformer's output. It has a second layer, whose output is added to
+`Liked`.
 """
 
 import math
@@ -22,7 +22,7 @@ class Head(nn.Module):
 
     Attributes:
       width: of the transformer.
-      embedding_dim: numbers of an embedding.
+      embedding_dim: embedding dimension.
       dtype: of the arithmetic. Parameters and outputs are float32.
     """
 
@@ -44,10 +44,10 @@ class Head(nn.Module):
         """Embeds users, not yet of unit length.
 
         Args:
-          outputs: what the paper's head would see at the positions.
-          actions: what is known of each action, which decides how much it counts.
-          items: their items as both towers see them.
-          embeddings: their items by the pin tower, of unit length.
+          outputs: of the transformer at the positions, the input of the paper's head.
+          actions: features of each action, for its weight.
+          items: input vectors of their items.
+          embeddings: of their items by the pin tower, of unit length.
           mask: False for padding.
           time: unix seconds, ascending but for padding.
           positions: indices into the history.
@@ -57,15 +57,15 @@ class Head(nn.Module):
         liked = Liked(name="liked")(embeddings, weights, time, positions)
         sums = jnp.take_along_axis(running_sum(items, weights), positions[..., None], axis=1)
         parts = [outputs, liked * math.sqrt(self.embedding_dim), 2 * sums]
-        # What is wanted is not linear in these, hence the second layer.
+        # The target is not linear in these inputs, hence the second layer.
         mlp = residual_mlp.ResidualMLP(
             2 * self.width, self.embedding_dim, self.dtype, layers=2, gated=False, name="mlp"
         )
-        return liked + mlp(jnp.concatenate(parts, axis=-1)) / 10  # about as long at first
+        return liked + mlp(jnp.concatenate(parts, axis=-1)) / 10  # with similar initial norms
 
 
 class Liked(nn.Module):
-    """What a history was about: each topic counts by the logarithm of its visits.
+    """The topics of a history, each weighted by the logarithm of its visits.
 
     For actions t on items with embeddings e_t and weights w_t it is
 
@@ -92,7 +92,7 @@ class Liked(nn.Module):
           embeddings: of unit length.
           weights: at least 0; 0 for padding.
           time: unix seconds, ascending but for padding.
-          positions: indices into the history, each of which sees itself and what came before.
+          positions: indices into the history; each reads itself and earlier actions.
         """
 
         def positive(name, value):
@@ -126,10 +126,10 @@ def _identity(key, shape, dtype):
 def running_sum(
     x: Float[Array, "users length dim"], weights: Float[Array, "users length"]
 ) -> Float32[Array, "users length dim"]:
-    """Each position's weighted sum up to there, over the square root of the sum of the weights.
+    """The weighted sum up to each position, over the square root of the sum of the weights.
 
-    What all actions share grows with the square root of their number, and their noise does not. It
-    is 0 where no weight is above 0.
+    The common part of actions grows with the square root of their number, and their noise does not.
+    It is 0 if no weight is above 0.
     """
     total = jnp.cumsum(weights[..., None] * x, axis=1, dtype=jnp.float32)
     weight = jnp.cumsum(weights, axis=1, dtype=jnp.float32)[..., None]

@@ -1,4 +1,4 @@
-"""What both towers of PinnerFormer see of an item (Pancha et al., KDD 2022, §3.1)."""
+"""The input of both towers of PinnerFormer for an item (Pancha et al., KDD 2022, §3.1)."""
 
 import math
 
@@ -13,12 +13,12 @@ from pinjax.models import features, learned_ids, popularity
 class ItemInput(nn.Module):
     """An item's content vector.
 
-    Its popularity and a learned vector may stand beside it, which is not the paper's.
+    Optionally its popularity and a learned vector are appended, which is not in the paper.
 
     Attributes:
       num_items: rows of the catalogue.
-      id_dim: numbers of the learned vector; 0: there is none.
-      tables: how content and learned vectors lie on the devices.
+      id_dim: dimension of the learned vector; 0: none.
+      tables: layout of content and learned vectors.
     """
 
     num_items: int
@@ -36,10 +36,10 @@ class ItemInput(nn.Module):
         """The input vectors of catalogue rows; -1 is padding and zero.
 
         Args:
-          content: (items, ...), laid out as `tables` says. With `popularity_times` its last
-            columns are the items' popularity at each of these.
+          content: (items, ...), with the layout `tables`. With `popularity_times`, its last columns
+            are the popularity of items at these times.
           rows: of the catalogue.
-          times: unix seconds as of which to see the items' popularity; None: the last.
+          times: unix seconds of the as-of popularity; None: the last of `popularity_times`.
           popularity_times: unix seconds, ascending; None: items have no popularity.
 
         Raises:
@@ -51,7 +51,7 @@ class ItemInput(nn.Module):
             if popularity_times is not None:
                 dim = vectors.shape[-1] - len(popularity_times)
                 vectors, measured = jnp.split(vectors, [dim], axis=-1)
-            # Content comes in any scale. A root mean square of 1 is that of the other features.
+            # Content may have any scale. The other features have a root mean square of 1.
             parts.append(features.unit_length(vectors) * math.sqrt(vectors.shape[-1]))
             if measured is not None:
                 parts.append(popularity.as_of(measured, times, popularity_times))

@@ -18,18 +18,18 @@ class ItemSage(nn.Module):
     """Products as vectors of unit length, each made of a set of feature vectors.
 
     A product has slots: those of its image features, in their order, then one for each text
-    feature. A slot that is empty, an image that is masked or a text without tokens, has no
-    influence. What fills the others goes through an encoder:
+    feature. Empty slots, masked images and texts without tokens have no influence. The
+    encoder of the other slots is one of:
 
       transformer     a linear map by group to `width`, a learned [CLS] vector beside them,
-                      transformer blocks, and an MLP on what comes out at [CLS];
+                      transformer blocks, and an MLP on the output at [CLS];
       sum             a linear map by group to `embedding_dim`, summed over the slots;
       sum_mlp         a linear map by group to `width`, summed, then an MLP;
       mlp_concat_mlp  an MLP by group to `embedding_dim`, concatenated over the slots, then an MLP.
 
-    With `residual`, which is not the paper's, a product is the mean of its images plus what the
-    encoder learns to add, at first nothing: where image vectors and queries share a space, a
-    product that no engagement was seen of stays near the queries that look like it.
+    With `residual`, which is not in the paper, a product is the mean of its images plus the
+    encoder's output, with an initial gain of zero: if image vectors and queries share a space, a
+    product without engagements stays near similar queries.
 
     Attributes:
       image_features: (name, group, slots) of each feature that is a number of vectors. Features of
@@ -37,9 +37,9 @@ class ItemSage(nn.Module):
       text_features: (name, group) of each feature that is a text.
       num_tokens: size of the vocabulary of all texts.
       token_buckets: rows of the hash embedding of tokens; 0: one for each token.
-      token_dim: numbers of a text's vector, the sum over its tokens.
+      token_dim: dimension of a text's vector, the sum over its tokens.
       width: of the transformer, and hidden width of every MLP.
-      embedding_dim: numbers of an embedding.
+      embedding_dim: embedding dimension.
       layers: transformer blocks, at least 1.
       heads: attention heads; they divide the width.
       encoder: one of `ENCODERS`.
@@ -191,12 +191,12 @@ class ItemSage(nn.Module):
 
 
 class LastBlock(nn.Module):
-    """`transformer.Block` without dropout, for the first position alone.
+    """`transformer.Block` without dropout, for the first position only.
 
-    One query a product lets keys and values stay unmade: with k_j = K y_j, <q, k_j> = <Kᵀq, y_j>,
-    and the mean of values V y_j under the softmax is V on the mean of y_j. That is the same output
-    for a fraction of the work. A bias of the keys would be the same number in all logits of a
-    softmax, so there is none.
+    With one query per product, keys and values need not be computed: with k_j = K y_j,
+    <q, k_j> = <Kᵀq, y_j>, and the mean of values V y_j under the softmax is V times the mean of
+    y_j. The output is the same for a fraction of the work. A bias of the keys would add the same
+    number to all logits of a softmax, so there is none.
 
     Attributes: see `transformer.Block`.
     """
@@ -208,7 +208,7 @@ class LastBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "batch length width"], mask: Bool[Array, "batch length"]
     ) -> Float[Array, "batch width"]:
-        """Runs the block; False in the mask is a position that is not attended to."""
+        """Runs the block; positions with a False mask are not attended to."""
         width = x.shape[-1]
         heads = (self.heads, width // self.heads)
         init = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))

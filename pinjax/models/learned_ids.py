@@ -1,7 +1,7 @@
-"""A learned vector for each item (`model.id_dim`). It is not the paper's.
+"""A learned vector for each item (`model.id_dim`). Not in the paper.
 
-PinnerFormer knows items by their content alone, and so embeds items that training has not seen. A
-log without content needs learned ids; beside content they tell apart items that look alike.
+PinnerFormer embeds items only from content, so it can embed items that are not in training. A log
+without content needs learned ids; with content they distinguish similar items.
 """
 
 import flax.linen as nn
@@ -12,12 +12,12 @@ from pinjax.distributed import sharded_table
 
 
 class LearnedIds(nn.Module):
-    """A table with a row for each item, zero at first: an unseen item is its content alone.
+    """A table with a row for each item, initially zero: unseen items have only their content.
 
     Attributes:
       num_items: items are 0 to num_items - 1.
-      dim: numbers of a vector.
-      tables: how the table lies on the devices.
+      dim: dimension of a vector.
+      tables: layout of the table.
     """
 
     num_items: int
@@ -31,6 +31,6 @@ class LearnedIds(nn.Module):
         table = self.param("embedding", nn.initializers.zeros, shape)
         exists = items >= 0
         rows = self.tables.gather(table, jnp.where(exists, items, 0))
-        # Adam moves each number of a table by about the learning rate: too slow for rows that are
-        # seldom seen, unless what is read is larger than what is stored.
+        # Adam moves each number of a table by about the learning rate: too slow for rare rows,
+        # so rows are scaled up when they are read.
         return jnp.where(exists[..., None], rows * self.dim**0.5, 0)

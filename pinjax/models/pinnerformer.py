@@ -1,7 +1,8 @@
 """The two towers of PinnerFormer (Pancha et al., KDD 2022).
 
-What is not the paper's is an option, off in `configs/pinnerformer.py:paper`, and in a module of its
-own: `history_sums`, `initial_scales`, `learned_ids`, `popularity`, `request_time`, `residual_mlp`.
+Everything beyond the paper is an option, off in `configs/pinnerformer.py:paper`, with a module of
+its own: `history_sums`, `initial_scales`, `learned_ids`, `popularity`, `request_time`,
+`residual_mlp`.
 """
 
 from collections.abc import Mapping
@@ -48,21 +49,21 @@ class PinnerFormer(nn.Module):
       layers: transformer blocks of the user tower.
       width: H.
       heads: attention heads.
-      embedding_dim: D, numbers of an embedding.
+      embedding_dim: D, embedding dimension.
       pin_hidden: hidden width of the pin tower.
-      features: those of `FEATURES` that the user tower sees; see `pinjax.models.request_time`.
+      features: of `FEATURES`, inputs of the user tower; see `pinjax.models.request_time`.
       positions: whether there is a learned positional encoding.
-      id_dim: numbers of an item's learned vector, 0 for none; see `learned_ids`.
+      id_dim: dimension of an item's learned vector, 0 for none; see `learned_ids`.
       history_sums: see `pinjax.models.history_sums`.
-      gated_layers: of the pin tower, 0 for the paper's; see `residual_mlp`.
+      gated_layers: of the pin tower, 0 as in the paper; see `residual_mlp`.
       scaled_attention: see `initial_scales`.
       divided_time: see `initial_scales`.
       dropout: rate, in the user tower.
       dtype: of the arithmetic. Parameters, normalisation and outputs are float32.
       remat: recompute blocks in the backward pass: less memory, more time.
-      tables: how content and learned vectors lie on the devices.
+      tables: layout of content and learned vectors.
       kernels: see `transformer.Transformer`; False to export for several platforms at once.
-      mesh: over whose axis `data` users are split; None: they are on one device.
+      mesh: users are sharded over its axis `data`; None: one device.
     """
 
     num_items: int
@@ -138,12 +139,12 @@ class PinnerFormer(nn.Module):
         """User embeddings at positions of their histories; the one at the last is served (§3.2).
 
         Args:
-          content: the catalogue's content vectors, laid out as `tables` says, or None where items
-            are their learned vectors alone.
+          content: the catalogue's content vectors, with the layout `tables`, or None if items
+            have only learned vectors.
           history: see the class; it may be shorter than `length`.
           positions: indices into the history; None: all of it.
           train: apply dropout, from the rng stream "dropout".
-          popularity_times: see `item_input.ItemInput`. An item is seen as of its action's time.
+          popularity_times: see `item_input.ItemInput`. Popularity is as of the time of the action.
         """
         items = self.item_input(content, history["item"], history["time"], popularity_times)
         embeddings = self._embed(items) if self.history_sums else None
@@ -206,8 +207,8 @@ class UserTower(nn.Module):
     ) -> Float32[Array, "users positions {self.embedding_dim}"]:
         """Embeds a user at positions, from the action there and those before it.
 
-        Every position knows the time of the last action, too, since an action's age is one of its
-        features (§3.1). No other position knows what that action was.
+        Every position depends on the time of the last action, too, since an action's age is one of
+        its features (§3.1). No other field of the last action reaches other positions.
 
         Args:
           items: the input vectors of the history's items.
@@ -294,5 +295,5 @@ class UserTower(nn.Module):
 def at(
     x: Shaped[Array, "users length *dim"], positions: Int32[Array, "users positions"]
 ) -> Shaped[Array, "users positions *dim"]:
-    """What is at each user's positions."""
+    """The values at each user's positions."""
     return jax.vmap(lambda row, places: row[places])(x, positions)

@@ -1,4 +1,4 @@
-"""The features of all products in device memory, and how a step takes those of some of them."""
+"""The features of all products in device memory, and gathers of those of some products."""
 
 import math
 from typing import Any
@@ -13,20 +13,20 @@ from pinjax.distributed import sharded_table
 
 @struct.dataclass
 class Ragged:
-    """A feature of all products, of any length: what lies in memory is what there is, unpadded.
+    """A variable-length feature of all products, without padding.
 
     Attributes:
-      values: (values, ...), product by product, list by list.
+      values: (values, ...), ordered by product and list.
       offsets: int32 (products, lists + 1), where each list of a product begins, and the last ends.
     """
 
-    # Any, since a tree map may put shardings or shapes in the place of the arrays.
+    # Any, since a tree map may replace the arrays by shardings or shapes.
     values: Any
     offsets: Any
 
     @classmethod
     def create(cls, values: np.ndarray, offsets: np.ndarray, lists: int = 1) -> "Ragged":
-        """From offsets one after the other, (products * lists + 1,)."""
+        """From flat offsets, (products * lists + 1,)."""
         last = offsets[lists::lists]
         return cls(values, np.c_[offsets[:-1].reshape(-1, lists), last].astype(np.int32))
 
@@ -37,13 +37,13 @@ def gather_images(
     slots: int,
     tables: sharded_table.Layout = sharded_table.REPLICATED,
 ) -> tuple[Shaped[Array, "products {slots} dim"], Bool[Array, "products {slots}"]]:
-    """The first `slots` images of products, and which of the slots hold one.
+    """The first `slots` images of products, and the mask of the slots.
 
     Args:
-      images: vectors, one list a product.
+      images: vectors, one list per product.
       rows: of the products.
-      slots: images of a product, at most.
-      tables: how both arrays lie on the devices.
+      slots: the most images of a product.
+      tables: layout of both arrays.
     """
     offsets = tables.gather(images.offsets, rows)
     place = offsets[:, :1] + jnp.arange(slots)
@@ -57,17 +57,17 @@ def gather_tokens(
     capacity: int,
     tables: sharded_table.Layout = sharded_table.REPLICATED,
 ) -> tuple[Int32[Array, "{capacity}"], Int32[Array, "{capacity}"], Bool[Array, ""]]:
-    """The tokens of products, flattened, so that short texts cost no more than they are long.
+    """The flattened tokens of products, without padding of short texts.
 
     Args:
       texts: tokens, a list for each text feature.
       rows: of the products; -1 has no tokens.
-      capacity: tokens that fit: see `token_capacity`.
-      tables: how both arrays lie on the devices.
+      capacity: the most tokens, see `token_capacity`.
+      tables: layout of both arrays.
 
     Returns:
-      the tokens; the segment of each, product * text features + feature, ascending, and one past
-      the last for what is left of the capacity; whether all tokens fitted.
+      the tokens; their segments, product * text features + feature, ascending, and the number of
+      segments for padding; whether all tokens fit.
     """
     offsets = tables.gather(texts.offsets, rows)
     starts = offsets[:, :-1].ravel()
@@ -84,18 +84,18 @@ def gather_tokens(
 
 
 def token_capacity(lengths: np.ndarray, weights: np.ndarray, number: int, chance: float) -> int:
-    """Tokens that so many products have together, at most, but for a chance.
+    """A number of tokens that `number` products exceed with a probability of at most `chance`.
 
-    With M(t) the mean of e^(t length), more than c tokens come with probability at most
-    M(t)^number e^(-t c), for every t > 0 (Chernoff, 1952): it is the least such c. That holds
-    whatever the lengths are, and also where products are drawn without replacement (Hoeffding,
-    JASA 1963, theorem 4).
+    With M(t) the mean of e^(t length), the tokens exceed c with probability at most
+    M(t)^number e^(-t c), for every t > 0 (Chernoff, 1952). The result is the least such c. The
+    bound holds for any lengths, and also for draws without replacement (Hoeffding, JASA 1963,
+    theorem 4).
 
     Args:
       lengths: int (products,), tokens of each product of the catalogue.
       weights: (products,), how often each is drawn, up to a factor.
       number: products drawn.
-      chance: that there are more.
+      chance: of more tokens.
 
     Returns:
       a multiple of 128.
@@ -107,22 +107,22 @@ def token_capacity(lengths: np.ndarray, weights: np.ndarray, number: int, chance
     def bound(t: float) -> float:
         return (number * np.logaddexp.reduce(log_share + t * known) - math.log(chance)) / t
 
-    # So dense that the best of them is hardly above the least bound.
+    # Dense enough that the best of them is close to the least bound.
     tilts = np.geomspace(1e-3 / number, 1e3, 500) / max(longest, 1)
     most = min(number * longest, *map(bound, tilts))
     return int(-(-most // 128) * 128)
 
 
 def pack(lengths: np.ndarray, most: int, capacity: int) -> np.ndarray:
-    """Divides products, in their order, into groups that have room for the tokens of each.
+    """Divides products, in order, into groups whose tokens do not exceed the capacity.
 
     Args:
       lengths: int (products,), tokens of each product, none above the capacity.
-      most: products of a group.
-      capacity: tokens of a group.
+      most: the most products of a group.
+      capacity: the most tokens of a group.
 
     Returns:
-      int64 (groups, most), the places of each group's products, -1 after the last of them.
+      int64 (groups, most), the indices of each group's products, padded with -1.
     """
     ends = np.cumsum(lengths)
     groups, start = [], 0

@@ -1,8 +1,8 @@
-"""When an embedding is requested (`request_time` in `model.features`). It is not the paper's.
+"""When an embedding is requested (`request_time` in `model.features`). Not in the paper.
 
-The paper's user embedding knows when the user last acted, but not when it is requested. Where
-interests change within hours, as in the news, that matters. The request time goes to the head
-of the user tower, after the transformer.
+The paper's user embedding depends on the time of the last action, but not on its request time. This
+matters if interests change within hours, as for news. The request time is an input of the user
+tower's head, after the transformer.
 """
 
 import flax.linen as nn

@@ -1,9 +1,9 @@
-"""A deeper perceptron, gated or not. It is not the paper's, whose towers end in `mlp.MLP`.
+"""A deeper MLP, with or without gates. Not in the paper, whose towers end in `mlp.MLP`.
 
-`model.gated_layers` makes the pin tower of it: one layer of GELU stays almost linear for thousands
-of steps, and items whose content is similar keep similar embeddings. A gate, which multiplies two
-linear maps, tells them apart sooner. `model.history_sums` makes the user tower's head of it, with
-two layers and no gates.
+With `model.gated_layers` it is the pin tower: one layer of GELU stays almost linear for thousands
+of steps, so items with similar content keep similar embeddings. A gate, which multiplies two linear
+maps, separates them sooner. With `model.history_sums` it is in the user tower's head, with two
+layers and no gates.
 """
 
 from typing import Any
@@ -20,9 +20,9 @@ class ResidualMLP(nn.Module):
 
     Attributes:
       hidden: width of the layers.
-      out: numbers of the output.
+      out: output dimension.
       dtype: of the arithmetic. Parameters and LayerNorm are float32.
-      layers: how many there are, at least 1.
+      layers: number of layers, at least 1.
       gated: whether they have gates.
     """
 
@@ -34,7 +34,7 @@ class ResidualMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*shape in"]) -> Float[Array, "*shape {self.out}"]:
-        rows = x.reshape(-1, x.shape[-1])  # a matrix, whose axes XLA leaves in their order
+        rows = x.reshape(-1, x.shape[-1])  # a matrix, for which XLA keeps the order of axes
 
         def layer(rows, number=""):
             hidden = nn.gelu(nn.Dense(self.hidden, dtype=self.dtype, name=f"hidden{number}")(rows))

@@ -16,11 +16,11 @@ class BagTower(nn.Module):
     Attributes:
       num_tokens: size of the vocabulary.
       token_buckets: rows of the hash embedding of tokens; 0: one for each token.
-      token_dim: numbers of a token's vector.
+      token_dim: dimension of a token's vector.
       width: hidden width of the MLP.
-      dim: numbers of an embedding.
+      dim: embedding dimension.
       dtype: of the MLP's arithmetic.
-      tables: how the hash embedding lies on the devices.
+      tables: layout of the hash embedding.
     """
 
     num_tokens: int
@@ -38,9 +38,9 @@ class BagTower(nn.Module):
         """Embeds queries.
 
         Args:
-          tokens: of all queries, one query after the other.
+          tokens: of all queries, concatenated.
           segments: the query of each token, ascending; past the last one for padding.
-          num_queries: how many there are.
+          num_queries: number of queries.
         """
         x = hash_embedding.HashEmbeddingBag(
             self.num_tokens, self.token_buckets, self.token_dim, tables=self.tables, name="text"

@@ -18,18 +18,18 @@ class Transformer(nn.Module):
     """PreNorm blocks U = V + MHSA(LN(V)), V' = U + FFN(LN(U)) (PinnerFormer, §3.2).
 
     The blocks are one block scanned over parameters stacked on a leading `layers` axis, so that it
-    is compiled once however many there are. As in GPT-2, a LayerNorm follows the last of them.
+    is compiled once for any number of layers. As in GPT-2, a LayerNorm follows the last block.
 
     Attributes:
       layers: number of blocks.
       heads: attention heads; they divide the width.
       dropout: rate, on the output of each MHSA and FFN.
       dtype: of the arithmetic. Parameters, LayerNorm and softmax are float32.
-      remat: keep only each block's input for the backward pass and compute the rest anew.
-      scaled_attention: see `initial_scales.attention_out`, which is not the paper's.
-      kernels: attend by the kernel of each platform that has one. JAX cannot lower a kernel as part
-        of a program for several platforms at once, so such an export needs False.
-      mesh: over whose axis `data` the batch is split; None: it is on one device.
+      remat: keep only each block's input for the backward pass and recompute the rest.
+      scaled_attention: see `initial_scales.attention_out`; not in the paper.
+      kernels: use the attention kernel of each platform that has one. JAX cannot lower a kernel in
+        a program for several platforms at once, so such an export needs False.
+      mesh: the batch is sharded over its axis `data`; None: one device.
     """
 
     layers: int
@@ -48,11 +48,11 @@ class Transformer(nn.Module):
         mask: Bool[Array, "batch length"],
         train: bool = False,
     ) -> Float[Array, "batch length width"]:
-        """Runs the blocks, as suits the platform that the program is lowered for.
+        """Runs the blocks, in the best form for the platform of the program.
 
         Args:
-          x: what is at each position.
-          mask: False for padding, which comes first and which no other position attends to.
+          x: inputs at positions.
+          mask: False for padding, which comes first and to which no other position attends.
           train: apply dropout, from the rng stream "dropout".
 
         Raises:
@@ -69,7 +69,7 @@ class Transformer(nn.Module):
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
 
     def _by_platform(self, params, x, mask, train):
-        """The blocks, in the form that suits the platform for which the program is lowered."""
+        """The blocks, in the best form for the platform of the program."""
         rngs = {"dropout": self.make_rng("dropout")} if train and self.dropout else {}
 
         def run(attend, params, x, mask, rngs, on_cuda=False):
@@ -97,8 +97,8 @@ class Transformer(nn.Module):
 
     def _blocks(self, attend, train, on_cuda=False, parent=None):
         """All blocks as one module; without a parent it is applied to parameters by itself."""
-        # What a loop carries is copied: on a CPU, a third of the time of two layers. On a GPU so is
-        # all that the backward pass needs, a third of the time of six: there it is no loop.
+        # A loop copies its carry: on a CPU, a third of the time of two layers. On a GPU it copies
+        # all residuals, too, a third of the time of six layers: there it is unrolled.
         block = nn.remat(Block, prevent_cse=on_cuda) if self.remat else Block
         blocks = nn.scan(
             block,
@@ -120,7 +120,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """One block, in the form that a scan takes: (carry, input) -> (carry, output).
+    """One block as a scan body: (carry, input) -> (carry, output).
 
     Attributes:
       heads, dropout, dtype: see `Transformer`.
@@ -173,7 +173,7 @@ class Block(nn.Module):
 
         y = nn.LayerNorm(dtype=self.dtype, name="ffn_norm")(x)
         y = nn.Dense(4 * width, dtype=self.dtype, name="ffn_in")(y)
-        # A GPU moves less if GELU's input is all that is kept for the backward pass.
+        # On a GPU traffic is lower if only GELU's input is kept for the backward pass.
         y = jax.checkpoint(nn.gelu)(y) if self.as_matrix else nn.gelu(y)
         y = nn.Dense(width, dtype=self.dtype, name="ffn_out")(y)
         return (x + dropout(y)).reshape(shape), None

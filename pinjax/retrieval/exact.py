@@ -19,8 +19,8 @@ def search(
 ) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
     """The k rows of the index with the largest inner product with each query.
 
-    The index is read in chunks, so that temporaries take queries * (chunk + k) numbers whatever
-    its size. On L2-normalised vectors the score is the cosine.
+    The index is read in chunks, so that temporaries are queries * (chunk + k) numbers for any size
+    of the index. For L2-normalised vectors the score is the cosine.
 
     Args:
       queries: floats of any width; a caller with many queries passes them in batches.
@@ -30,8 +30,8 @@ def search(
       chunk: rows of the index that are scored at a time.
 
     Returns:
-      (scores float32, rows int32), best first, equal scores by lower row. Where fewer than k rows
-      are valid, the remaining ones are -1 and score -inf.
+      (scores float32, rows int32), best first, equal scores by lower row. If fewer than k rows are
+      valid, the others are -1 with the score -inf.
     """
     num_queries, num_items = len(queries), len(index)
     none = jnp.full((num_queries, k), -jnp.inf), jnp.full((num_queries, k), -1, jnp.int32)
@@ -68,10 +68,10 @@ def search(
 def best(
     scores: Float[np.ndarray, "queries items"], valid: Bool[np.ndarray, " items"], k: int
 ) -> tuple[Float[np.ndarray, "queries {k}"], Int32[np.ndarray, "queries {k}"]]:
-    """The k rows with the largest of scores that are there already, on the host.
+    """The k rows with the largest of given scores, on the host.
 
     Returns:
-      (scores, rows int32) as from `search`, but that equal scores come in any order.
+      (scores, rows int32) as `search`, except that equal scores are in any order.
     """
     scores = np.where(valid, scores, -np.inf)
     kept = min(k, scores.shape[1])

@@ -1,7 +1,7 @@
 """Approximate maximum-inner-product search with ScaNN, measured against the exact one.
 
-ScaNN (Guo et al., ICML 2020) cuts the index into leaves, scores those nearest to a query on
-quantised vectors, and scores the best again exactly.
+ScaNN (Guo et al., ICML 2020) divides the index into leaves, scores the leaves nearest to a query
+with quantised vectors, and rescores the best results exactly.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _BRUTE_FORCE_BELOW = 20_000
 _LEAVES_SEARCHED = 0.1
 # k-means on fewer samples leaves most of its leaves too small, and ScaNN merges them away.
 _SAMPLES_PER_LEAF = 250
-# Quantised scores are off by more than neighbours differ: so many a result are scored again.
+# Errors of quantised scores exceed differences between neighbours: candidates rescored per result.
 _REORDER_PER_RESULT = 20
 _TIE = 1e-5
 _BATCH = 256
@@ -36,7 +36,7 @@ Searcher = Any  # scann.scann_ops_pybind.ScannSearcher, not importable on every 
 
 
 class Comparison(NamedTuple):
-    """ScaNN beside the exact search, on the same queries.
+    """ScaNN compared with the exact search on the same queries.
 
     Attributes:
       recall: share of the k results that score no less than the exact k-th.
@@ -56,11 +56,11 @@ def build(index: Float[np.ndarray, "items dim"], k: int) -> Searcher:
     tenth is searched.
 
     Args:
-      index: finite floats of any width; L2-normalised where the score is to be the cosine.
+      index: finite floats of any width; L2-normalised for cosine scores.
       k: results of a query that it is tuned for.
 
     Raises:
-      InputError: where ScaNN is not installed, or the index is empty or not finite.
+      InputError: if ScaNN is not installed, or the index is empty or not finite.
     """
     index = np.ascontiguousarray(index, np.float32)
     if not len(index):
@@ -77,7 +77,7 @@ def build(index: Float[np.ndarray, "items dim"], k: int) -> Searcher:
         num_leaves_to_search=math.ceil(_LEAVES_SEARCHED * leaves),
         training_sample_size=min(_SAMPLES_PER_LEAF * leaves, len(index)),
     )
-    # Two dimensions a block and this threshold for unit vectors are ScaNN's own advice.
+    # Blocks of two dimensions and this threshold for unit vectors are recommended by ScaNN.
     builder.score_ah(2, anisotropic_quantization_threshold=0.2)
     builder.reorder(_REORDER_PER_RESULT * k)
     with _quiet():
@@ -90,8 +90,8 @@ def search(
     """The k rows of the index with about the largest inner product with each query.
 
     Returns:
-      (scores float32, rows int32) as from `exact.search`: best first, -1 with score -inf where
-      fewer than k were found.
+      (scores float32, rows int32) as `exact.search`: best first, -1 with score -inf if fewer
+      than k were found.
     """
     found, found_scores = searcher.search_batched_parallel(
         np.ascontiguousarray(queries, np.float32), final_num_neighbors=k
@@ -119,7 +119,7 @@ def recall_against_exact(
     )
     kth = exact_scores[:, -1:]
     return Comparison(
-        # Among equal scores either may be returned, as ann-benchmarks judges too.
+        # Any of equal scores may be returned, as in ann-benchmarks.
         recall=float(np.mean(scores >= kth - _TIE)),
         queries_per_second=len(queries) / seconds,
         exact_queries_per_second=len(queries) / exact_seconds,
@@ -148,7 +148,7 @@ def load(directory: str | os.PathLike) -> Searcher:
     """Reads what `save` wrote.
 
     Raises:
-      InputError: where the directory holds no index, or ScaNN is not installed.
+      InputError: if the directory holds no index, or ScaNN is not installed.
     """
     if not (pathlib.Path(directory) / "scann_assets.pbtxt").is_file():
         raise InputError(f"{directory}: no ScaNN index, expected scann_assets.pbtxt in it")

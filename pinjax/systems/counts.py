@@ -1,4 +1,4 @@
-"""What a run counts in sketches, and whether they are wide enough for it."""
+"""The sketches of a run, and whether they are wide enough."""
 
 import math
 from typing import NamedTuple
@@ -13,17 +13,17 @@ from pinjax.losses import count_min_sketch
 
 
 def sketch(key: jax.Array, config: ConfigDict, width: int) -> count_min_sketch.CountMinSketch:
-    """A sketch of so many counters a row, as the section `loss` of a run's config says."""
+    """A sketch of `width`, configured by the section `loss` of a run's config."""
     return count_min_sketch.init(key, count_min_sketch.DEPTH, width, config.sketch_decay)
 
 
 class Counted(NamedTuple):
-    """What a run counts in a sketch.
+    """A stream of ids that a run counts in a sketch.
 
     Attributes:
       width: of the sketch.
-      counts: int (ids,), how often each of the different ids comes, up to a factor.
-      batch: how many come in a batch.
+      counts: int (ids,), counts of the distinct ids, up to a factor.
+      batch: ids in a batch.
     """
 
     width: int
@@ -31,14 +31,14 @@ class Counted(NamedTuple):
     batch: int
 
     def accuracy(self, config: ConfigDict) -> count_min_sketch.Accuracy:
-        """At the end of a run with this config."""
+        """The accuracy of the sketch at the end of a run."""
         return count_min_sketch.accuracy(
             self.width, config.loss.sketch_decay, self.batch, config.train.steps, self.counts
         )
 
 
 def summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
-    """How right the counts of sketches are at the end of a run, by what they count."""
+    """The accuracy of sketches at the end of a run, by name of the stream."""
     found = {name: things.accuracy(config) for name, things in counted.items()}
     parts = [
         f"{name} {x.mean:,.1f} times (median {x.median:,.1f}), too high by at most {x.error:,.1f}"
@@ -48,7 +48,7 @@ def summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
 
 
 def check(config: ConfigDict, counted: dict[str, Counted]) -> None:
-    """Refuses sketches whose error is above the counts that the loss asks for."""
+    """Rejects sketches whose error exceeds the median count that the loss looks up."""
     for name, things in counted.items():
         found = things.accuracy(config)
         if not config.loss.log_q or found.error <= found.median:
@@ -64,7 +64,7 @@ def check(config: ConfigDict, counted: dict[str, Counted]) -> None:
 
 
 def widths_of_pairs(config: ConfigDict, spec: Spec) -> dict[str, int]:
-    """Counters a row of the sketches of `count_pairs`: about four for each id are enough."""
+    """Widths of the sketches of `count_pairs`: about four counters per id are enough."""
 
     def width(distinct: int) -> int:
         return min(config.sketch_width, 2 ** math.ceil(math.log2(4 * distinct)))
@@ -74,7 +74,7 @@ def widths_of_pairs(config: ConfigDict, spec: Spec) -> dict[str, int]:
 
 
 def count_pairs(train: np.ndarray, widths: dict[str, int], batch: int) -> dict[str, Counted]:
-    """Products, queries, and pairs of them.
+    """The streams of products, of queries, and of their pairs.
 
     Args:
       train: `pairs.PAIR` (n,), the training pairs.

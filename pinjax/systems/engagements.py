@@ -1,4 +1,4 @@
-"""What the systems that learn from engagements share: their batches, and what is said of them."""
+"""Shared by the systems that learn from engagements: batches and their checks."""
 
 import dataclasses
 
@@ -24,8 +24,8 @@ def batches_of(config: ConfigDict, spec: Spec, train: np.ndarray) -> batches.Pai
       train: `pairs.PAIR` (n,), of any tasks.
 
     Raises:
-      InputError: for a task that the data set does not have, or has no training pair of, or that
-        is given no pair of a batch.
+      InputError: if the data set does not have a task, or no training pair of it, or if a batch
+        has no pair of it.
     """
     tasks = {}
     for name, weight, cap in config.tasks:
@@ -61,25 +61,27 @@ def without_data(config: ConfigDict, spec: Spec) -> batches.PairBatches:
 
 
 def abstract_batch(mesh: Mesh, made_up: batches.PairBatches) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a global batch, by a smaller one of the made-up pairs."""
+    """The abstract shapes of a global batch, from a small batch of made-up pairs."""
     few = dataclasses.replace(made_up, size=len(made_up.tasks), shard=(0, 1))[0]
     few["excluded"] = np.zeros((1, made_up.widest), np.int32)
     return sharding.abstract_batch(mesh, few, made_up.size)
 
 
 def check_training(made: batches.PairBatches, in_batch: bool) -> None:
-    """Refuses to train on nothing.
+    """Rejects batches without negatives.
 
     Args:
       made: of `train_batches`.
-      in_batch: whether all negatives are the batch's other items.
+      in_batch: whether all negatives are in-batch.
 
     Raises:
-      InputError: where the first batches have no negatives.
+      InputError: if the first batches have no negatives.
     """
-    whole = dataclasses.replace(made, shard=(0, 1))  # the same on every host
+    global_batches = dataclasses.replace(made, shard=(0, 1))  # the same on every host
     tried = min(system.TRIED, made.steps)
-    if in_batch and all(len(np.unique(whole[step]["query"])) == 1 for step in range(tried)):
+    if in_batch and all(
+        len(np.unique(global_batches[step]["query"])) == 1 for step in range(tried)
+    ):
         raise InputError(
             f"data.pairs={made.size}: the first {tried} batches have one query each, for which "
             "there are no negatives; expected more pairs or queries"
@@ -87,7 +89,7 @@ def check_training(made: batches.PairBatches, in_batch: bool) -> None:
 
 
 def summary(dataset: Dataset, made: batches.PairBatches) -> dict[str, str]:
-    """What a person wants to know at the start, by name."""
+    """Lines to print at the start, by name."""
     spec = dataset.spec
     return {
         "data set": f"{spec.name}: {len(made.pairs):,} pairs of "

@@ -1,4 +1,4 @@
-"""What the systems that learn from users' timelines share: batches, and tables of embeddings."""
+"""Shared by the systems that learn from timelines: batches, and embeddings of users."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from pinjax.systems import system
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses batches that the devices cannot share equally, or that have too many labels."""
+    """Rejects batches that the devices do not divide, or that have too many labels."""
     sharding.check(mesh, config.train)
     sharding.check_batch(mesh, "data.users", config.data.users)
     labels = config.data.users * windows.labels_per_user(
@@ -48,10 +48,11 @@ def batches_of(config: ConfigDict, sampler: windows.Sampler, dataset: Dataset) -
 def abstract_batch(
     config: ConfigDict, sampler: windows.Sampler, spec: spec_lib.Spec, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a global batch, by one that is drawn from a made-up timeline."""
+    """The abstract shapes of a global batch, from a batch of made-up timelines."""
     users = config.data.users
     fields = batches.Batches(timelines.MadeUp(1), sampler, users=1, steps=1, seed=0)[0]
-    rows_of_user = math.ceil(users / spec.users["train"])  # else at the end of an epoch alone
+    # A user has more rows only in a batch at the end of an epoch.
+    rows_of_user = math.ceil(users / spec.users["train"])
     fields["same_user"] = np.zeros((1, 2 ** math.ceil(math.log2(rows_of_user))), np.int32)
     return sharding.abstract_batch(mesh, fields, users)
 
@@ -63,18 +64,18 @@ def made_up(length: int) -> system.Batch:
 
 
 def abstract_history(mesh: Mesh, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of `windows.history` for so many windows, over all devices."""
+    """The abstract shapes of `windows.history` for `rows` windows, sharded over `data`."""
     return sharding.abstract_batch(mesh, made_up(length), rows)
 
 
 def check_training(config: ConfigDict, dataset: Dataset, made: batches.Batches) -> None:
-    """Refuses to train on nothing: first batches without a label, or without negatives."""
-    whole = dataclasses.replace(made, shard=(0, 1))  # the same on every host
-    tried = min(system.TRIED, whole.steps) if len(whole.timelines) else 0
+    """Rejects data whose first batches have no labels, or no negatives."""
+    global_batches = dataclasses.replace(made, shard=(0, 1))  # the same on every host
+    tried = min(system.TRIED, global_batches.steps) if len(global_batches.timelines) else 0
     least = 1 if config.loss.num_random_negatives else 2  # users with a label
     most = 0
     for step in range(tried):
-        batch = whole[step]
+        batch = global_batches[step]
         has_label = (batch["label_item"] >= 0).any(axis=1)
         most = max(most, len(np.unique(batch["same_user"].max(axis=1)[has_label])))
         if most >= least:
@@ -84,7 +85,7 @@ def check_training(config: ConfigDict, dataset: Dataset, made: batches.Batches) 
         raise InputError(
             f"{about} one user each, for whom loss.num_random_negatives=0 leaves no negatives"
         )
-    positives = whole.sampler.positives
+    positives = global_batches.sampler.positives
     if not any(positives(chunk.records).any() for chunk in dataset.chunks("train")):
         raise InputError(
             f"data.positives={config.data.positives!r}, data.surfaces={config.data.surfaces!r}: no "
@@ -98,7 +99,7 @@ def check_training(config: ConfigDict, dataset: Dataset, made: batches.Batches) 
 
 
 def summary(spec: spec_lib.Spec, made: batches.Batches) -> dict[str, str]:
-    """What a person wants to know at the start, by name."""
+    """Lines to print at the start, by name."""
     sampler = made.sampler
     return {
         "data set": f"{spec.name}: {spec.users['train']:,} users, {spec.num_items:,} items",
@@ -110,28 +111,28 @@ def user_shards(
     config: ConfigDict,
     dataset: Dataset,
     embed: Callable[[system.Batch], jax.Array],
-    moment: int,
+    as_of: int,
 ) -> list[system.Shard]:
-    """The embeddings at a moment of the users of all splits who had acted by then.
+    """Embeddings as of a time, of the users of all splits who had acted by then.
 
     Args:
       config: of the run.
       dataset: of the users.
-      embed: from `evaluate.batch` histories to their embeddings.
-      moment: unix seconds.
+      embed: from a batch of `evaluate.batch` histories to embeddings.
+      as_of: unix seconds; what users did later is not read.
     """
 
     def shard(split: str, start: int) -> tuple[np.ndarray, np.ndarray]:
         chunk = dataset.chunk(split, start, start + system.SHARD)
         users = np.arange(len(chunk.users))
         keys = windows.time_keys(chunk.records, chunk.offsets)
-        newest = windows.last_action_before(keys, users, np.full(len(users), moment))
-        users = users[newest >= chunk.offsets[:-1]]
+        last = windows.last_action_before(keys, users, np.full(len(users), as_of))
+        users = users[last >= chunk.offsets[:-1]]
         history = windows.history(
-            *(chunk.records, chunk.offsets[users], newest[users], config.data.length),
-            moments=np.full((len(users), 1), moment),
+            *(chunk.records, chunk.offsets[users], last[users], config.data.length),
+            request_times=np.full((len(users), 1), as_of),
         )
-        # As objects: text of one width would be as wide as the longest.
+        # As objects: fixed-width text would be as wide as the longest id.
         kind = np.int64 if dataset.spec.integer_users else object
         ids = np.array(chunk.users, kind)[users]
         if not len(ids):

@@ -1,14 +1,13 @@
-"""What a step reads of all items, on the devices: content, popularity rates, and who may be drawn.
+"""The constants of a step about items, on the devices: content, popularity rates, and corpus.
 
-The constants are, by name:
+They are, by name:
 
-    content           bfloat16 (rows, dim), laid out as a `sharded_table.Layout` says, or None where
-                      items are their learned ids alone
-    corpus            int32 (n,), the items that existed when the training period ended. Random
-                      negatives are drawn from these: an item of a later day would only be learned
-                      to be never wanted
+    content           bfloat16 (rows, dim), with a `sharded_table.Layout`; None if items have only
+                      learned ids
+    corpus            int32 (n,), the items that existed when the training period ended, from which
+                      random negatives are drawn. Later items are never positives in training
     popularity_times  uint32 (times,), unix seconds at which the rates, the last columns of
-                      `content`, were counted, or None where there are none
+                      `content`, were counted; None without rates
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ Constants = dict[str, Any]
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses a config whose items have nothing to be known by."""
+    """Rejects a config whose items have neither content nor ids."""
     for name in ("pca_dim", "popularity_window"):
         if config.data[name] and not config.data.content:
             raise InputError(f"data.{name}: expected 0 without content; set data.content, too")
@@ -47,14 +46,14 @@ def check(config: ConfigDict) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ItemTable:
-    """The constants of a system that sees items as their content, their rates, or neither.
+    """Makes the constants for items with content, rates, or neither.
 
     Attributes:
       mesh: of the devices.
-      tables: how `content` lies there.
+      tables: layout of `content`.
       has_content: whether there is `content`.
-      pca_dim: principal components that are left of it; 0: it is left as it is.
-      rates: None where there are none.
+      pca_dim: PCA dimension of the content; 0: no PCA.
+      rates: None without rates.
     """
 
     mesh: Mesh
@@ -65,10 +64,10 @@ class ItemTable:
 
     @classmethod
     def create(cls, config: ConfigDict, mesh: Mesh, spec: Spec) -> "ItemTable":
-        """As the section `data` of a run's config says.
+        """From the section `data` of a run's config.
 
         Raises:
-          InputError: where the data set has no times at which rates could be counted.
+          InputError: if rates are configured and the data set has no times.
         """
         data = config.data
         rates = popularity.Popularity.create(spec, data.popularity_window, data.popularity_times)
@@ -76,10 +75,10 @@ class ItemTable:
         return cls(mesh, tables, data.content, data.pca_dim, rates)
 
     def abstract(self, spec: Spec) -> Constants:
-        """Their shapes.
+        """The abstract shapes of the constants.
 
         Raises:
-          InputError: where the data set has no content, or not so many components.
+          InputError: if the data set has no content, or fewer dimensions than `pca_dim`.
         """
         content = times = None
         number = self.rates.number if self.rates else 0
@@ -94,25 +93,25 @@ class ItemTable:
         return {"content": content, "corpus": corpus, "popularity_times": times}
 
     def place(self, dataset: Dataset) -> Constants:
-        """Themselves, as of the end of the training period."""
-        content, times, moment = None, None, dataset.spec.train_end
+        """The constants as of the end of the training period."""
+        content, times, as_of = None, None, dataset.spec.train_end
         if self.has_content:
             content = item_features.content(dataset, self.pca_dim)
         if self.rates:
-            times = self.rates.times(moment)
-            content = np.concatenate([content, self.rates.columns(dataset, moment)], axis=1)
+            times = self.rates.times(as_of)
+            content = np.concatenate([content, self.rates.columns(dataset, as_of)], axis=1)
         if content is not None:
             content = self._place(content)
-        corpus = np.flatnonzero(dataset.catalogue.created <= moment).astype(np.int32)
+        corpus = np.flatnonzero(dataset.catalogue.created <= as_of).astype(np.int32)
         corpus, times = jax.device_put((corpus, times), sharding.replicated(self.mesh))
         return {"content": content, "corpus": corpus, "popularity_times": times}
 
-    def as_of(self, dataset: Dataset, constants: Constants, moment: int) -> Constants:
-        """What `place` gave, with rates as an index that is built at the moment can know them."""
-        if self.rates is None or moment == dataset.spec.train_end:
+    def as_of(self, dataset: Dataset, constants: Constants, as_of: int) -> Constants:
+        """The constants of `place`, with the rates known as of a time, when an index is built."""
+        if self.rates is None or as_of == dataset.spec.train_end:
             return constants
-        columns = self._place(self.rates.columns(dataset, moment))
-        times = jax.device_put(self.rates.times(moment), sharding.replicated(self.mesh))
+        columns = self._place(self.rates.columns(dataset, as_of))
+        times = jax.device_put(self.rates.times(as_of), sharding.replicated(self.mesh))
         content = _with_last(constants["content"], columns)
         return {**constants, "content": content, "popularity_times": times}
 
@@ -121,25 +120,25 @@ class ItemTable:
 
 
 def times_of_negatives(
-    key: jax.Array, moments: jax.Array, exists: jax.Array, numbers: tuple[int, int]
+    key: jax.Array, request_times: jax.Array, exists: jax.Array, numbers: tuple[int, int]
 ) -> list[jax.Array]:
-    """When negatives are seen: each at the moment of any query of the batch, drawn at random.
+    """Random request times of negatives, drawn from the queries of the batch.
 
-    For logQ knows of no time, and at its own query's a label of the batch is wanted more than it is
-    at others.
+    logQ does not depend on the time, but a label of the batch is more popular at its own request
+    time than at others.
 
     Args:
       key: folded with 1.
-      moments: uint32 (labels,), of the queries that labels are of.
-      exists: bool (labels,), which of the labels there are.
-      numbers: of negatives from the batch, and of random ones.
+      request_times: uint32 (labels,), of the query of each label.
+      exists: bool (labels,), False for padding.
+      numbers: of in-batch and of random negatives.
 
     Returns:
-      uint32 (negatives,) for each kind.
+      uint32 (negatives,) for each of `numbers`.
     """
     drawn = jax.random.choice(
         jax.random.fold_in(key, 1),
-        moments,
+        request_times,
         (sum(numbers),),
         p=exists / jnp.maximum(exists.sum(), 1),
     )

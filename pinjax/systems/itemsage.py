@@ -1,9 +1,9 @@
 """ItemSage (Baltescu et al., KDD 2022): products in the space of frozen query embeddings.
 
-A product tower makes one vector of a product's images and texts, which lies near the frozen vectors
-of the queries that lead to it: of images and of searches alike. One batch is divided over the
-tasks, what kind of query led to what kind of engagement; all of them share the tower and the loss,
-two sampled softmaxes with logQ correction, over the batch's other products and over random ones.
+A product tower embeds a product from its images and texts, near the frozen vectors of the queries
+that lead to it: images and searches. A batch is divided over tasks; a task is a kind of query and a
+kind of engagement. All tasks share the tower and the loss: two sampled softmaxes with logQ
+correction, one over the batch's other products and one over random products.
 """
 
 import functools
@@ -28,7 +28,7 @@ from pinjax.systems import counts, engagements, product_table, system
 
 
 def make_encoder(config: ConfigDict, num_tokens: int, mesh: Mesh) -> itemsage.ItemSage:
-    """The product tower, for a vocabulary of so many tokens."""
+    """The product tower, for a vocabulary of `num_tokens`."""
     model = dict(config.model)
     slots, texts = model.pop("image_slots"), model.pop("texts")
     return itemsage.ItemSage(
@@ -47,7 +47,7 @@ def init(
     image_dim: int,
     key: jax.Array,
 ) -> tuple[Any, Any]:
-    """Parameters, and sketches that count products, queries and pairs of them."""
+    """Parameters, and sketches that count products, queries and their pairs."""
     params_key, sketch_key = jax.random.split(key)
     images = image_mask = tokens = segments = None
     if encoder.image_features:
@@ -71,9 +71,9 @@ def encode(
     products: dict[str, product_features.Ragged],
     rows: jax.Array,
 ) -> jax.Array:
-    """The embeddings of products, float32 (rows, dim), each device those of its share of the rows.
+    """The embeddings of products, float32 (rows, dim); each device computes its share of the rows.
 
-    Where their tokens do not fit in the capacity (`token_capacities`), all are NaN.
+    All are NaN if their tokens exceed the capacity (`token_capacities`).
     """
 
     on_device = encoder.clone(tables=encoder.tables.on_device())
@@ -97,7 +97,7 @@ def loss(
     batch: system.Batch,
     key: jax.Array,
 ) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
-    """The loss of a global batch of pairs (§4.2): L_pos + L_neg, or one normaliser over both."""
+    """The loss of a global batch of pairs (§4.2): L_pos + L_neg, or one softmax over both."""
     everywhere = sharding.everywhere(mesh)
     corpus = constants["corpus"]
     size, num_random = len(batch["item"]), config.num_random_negatives
@@ -112,7 +112,7 @@ def loss(
     positives = embed(batch["item"], "positives")
     random_rows = corpus[jax.random.randint(key, (num_random,), 0, len(corpus))]
 
-    # How often products, queries and their pairs have come, over all devices.
+    # Count products, queries and their pairs, over all devices.
     all_queries, all_products = everywhere((batch["query"], batch["item"]))
     seen = {
         "products": all_products,
@@ -121,7 +121,7 @@ def loss(
     }
     add = sharding.on_each(mesh, count_min_sketch.add)
     sketches = {name: add(sketches[name], ids) for name, ids in seen.items()}
-    # log P(p | q) of each pair, whose count may be too high by more than that of its query.
+    # log P(p | q) of each pair. The estimated count of a pair may exceed the count of its query.
     share = count_min_sketch.count(sketches["pairs"], seen["pairs"])
     share /= count_min_sketch.count(sketches["queries"], all_queries)
     positive_log_q = jnp.log(jnp.minimum(share, 1))
@@ -130,7 +130,7 @@ def loss(
     corrected = jnp.float32(config.log_q)
 
     def term(ids: jax.Array, embeddings: jax.Array, num_batch: int, num_random: int) -> jax.Array:
-        """Masked are a pair's own product and all others of its query in the batch."""
+        """The products of a pair's query in the batch are masked, its own among them."""
         log_q = sampled_softmax.log_expected_count(
             count_min_sketch.log_probability(sketches["products"], ids),
             *(num_batch, num_random, len(corpus)),
@@ -164,7 +164,7 @@ def loss(
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses a config that does not fit itself or the mesh, whatever the data."""
+    """Rejects a config that is inconsistent or does not fit the mesh."""
     model = config.model
     system.check_heads(model)
     if model.residual and not model.image_slots:
@@ -205,7 +205,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch=engagements.abstract_batch(mesh, made_up),
         batch_size="data.pairs",
         embedders={
-            "products": system.Embedder(sharding.shared_out(mesh, products), ("products",), rows)
+            "products": system.Embedder(sharding.split_rows(mesh, products), ("products",), rows)
         },
         search=system.Search(spec.num_items, config.model.embedding_dim, 100),
     )
@@ -218,8 +218,8 @@ def bind(
     spec = dataset.spec
     train_batches = engagements.batches_of(config, spec, dataset.pairs("train"))
     products = product_table.read(config, dataset)
-    # Random negatives are products that were engaged with. What else there is would only be
-    # learned, by its tokens, to be never wanted.
+    # Random negatives are products that were engaged with. From others the
+    # model would only learn that their tokens are never those of positives.
     corpus = np.unique(dataset.pairs("train")["item"]).astype(np.int32)
     layout = sharding.table_layout(mesh, config.train)
     place = functools.partial(sharding.place_table, mesh, layout)
@@ -250,8 +250,8 @@ def bind(
         retriever = vector_search.of_vectors(embed_queries, items)
         return evaluator(retriever, split, full)
 
-    def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
-        del moment  # an item is what it is
+    def embed(params: Any, as_of: int) -> dict[str, list[system.Shard]]:
+        del as_of  # embeddings do not depend on time
 
         def item_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return dataset.catalogue.ids[rows], embed_items(params, rows)

@@ -1,9 +1,9 @@
-"""PinnerFormer (Pancha et al., KDD 2022): a user as what a transformer makes of their timeline.
+"""PinnerFormer (Pancha et al., KDD 2022): a transformer embeds users from their timelines.
 
-A user tower reads the newest M actions under a causal mask and gives an embedding at every
-position, the newest of which is served. A pin tower embeds an item from its features alone. Both
-are of unit length; their dot product over a learned temperature is the logit of a sampled softmax
-with logQ correction.
+A user tower reads the last M actions under a causal mask and gives an embedding at every position;
+the embedding at the last action is served. A pin tower embeds an item from its features alone. Both
+embeddings have unit length; their dot product over a learned temperature is the logit of a sampled
+softmax with logQ correction.
 """
 
 import functools
@@ -47,7 +47,7 @@ def make_model(config: ConfigDict, spec: Spec, mesh: Mesh) -> pinnerformer.Pinne
 def init(
     model: pinnerformer.PinnerFormer, config: ConfigDict, constants: dict[str, Any], key: jax.Array
 ) -> tuple[Any, Any]:
-    """Parameters, and the sketch that counts how often an item is a label."""
+    """Parameters, and the sketch that counts the labels."""
     params_key, sketch_key = jax.random.split(key)
     history = jax.tree.map(jnp.asarray, histories.made_up(model.length))
     content, times = constants["content"], constants["popularity_times"]
@@ -78,7 +78,7 @@ def loss(
         model.apply, params, content, popularity_times=times, method="items"
     )
 
-    # Queries are the embeddings at the positions that predict, positives what they predict.
+    # Queries are the embeddings at `label_position`, positives the labels.
     queries = model.apply(
         *(params, content, batch, batch["label_position"]),
         train=True,
@@ -88,11 +88,11 @@ def loss(
     )
     labels = batch["label_item"]
     exists = labels >= 0
-    moments = pinnerformer.at(batch["request_time"], batch["label_position"])
-    positives = embed_items(labels, moments)
+    request_times = pinnerformer.at(batch["request_time"], batch["label_position"])
+    positives = embed_items(labels, request_times)
 
-    # Negatives (§3.3.1) are labels of the whole batch and random items. Ids are gathered from all
-    # devices and the chosen ones embedded anew, which is far less than to gather all embeddings.
+    # Negatives (§3.3.1) are labels of the global batch and random items. Only ids are gathered
+    # from all devices, and the chosen items are embedded again: embeddings would be far more data.
     all_labels = everywhere(labels.ravel())
     chosen = all_labels[choose(choice_key, all_labels, config.num_in_batch_negatives)]
     num_chosen = (chosen >= 0).sum()
@@ -100,15 +100,18 @@ def loss(
         jax.random.randint(random_key, (config.num_random_negatives,), 0, len(corpus))
     ]
     in_batch_times, random_times = item_table.times_of_negatives(
-        random_key, everywhere(moments.ravel()), all_labels >= 0, (len(chosen), len(random_items))
+        random_key,
+        everywhere(request_times.ravel()),
+        all_labels >= 0,
+        (len(chosen), len(random_items)),
     )
 
-    # Masked for a user are the user's labels in all rows of the batch.
+    # A user's labels in all rows of the batch are masked.
     same = batch["same_user"]
     excluded = jnp.where(same[..., None] >= 0, everywhere(labels)[same], -1)
     excluded = excluded.reshape(len(labels), -1)
 
-    # logQ (§3.3.2) is the log of how often an item is expected among the negatives.
+    # logQ (§3.3.2) is the log of the expected count of an item among the negatives.
     sketch = count_min_sketch.add(sketch, all_labels, where=all_labels >= 0)
 
     def log_q(ids: jax.Array, num_batch: jax.Array | int, num_random: int) -> jax.Array:
@@ -119,7 +122,7 @@ def loss(
 
     def term(ids, embeddings, num_batch, num_random) -> jax.Array:
         negatives = sampled_softmax.Negatives(
-            # Gathered once: the loss goes over them in a loop.
+            # Gathered once, outside the loss's loop over blocks.
             embeddings=everywhere(embeddings),
             ids=ids,
             log_q=log_q(ids, num_batch, num_random),
@@ -143,13 +146,13 @@ def loss(
 
 
 def choose(key: jax.Array, labels: jax.Array, count: int) -> jax.Array:
-    """The places of `count` labels (all if there are fewer), at random, missing ones last."""
+    """The indices of `count` random labels, or of all if there are fewer; padding last."""
     priority = jnp.where(labels >= 0, jax.random.uniform(key, labels.shape), -1.0)
     return lax.top_k(priority, min(count, len(labels)))[1]
 
 
 def make_sampler(config: ConfigDict, spec: Spec) -> windows.Sampler:
-    """What draws a user's window and labels (§3.4, §3.5)."""
+    """The sampler of windows and labels (§3.4, §3.5)."""
     return windows.Sampler(
         length=config.data.length,
         objective=config.objective.name,
@@ -165,16 +168,16 @@ def make_sampler(config: ConfigDict, spec: Spec) -> windows.Sampler:
 def served(
     model: pinnerformer.PinnerFormer, params: Any, constants: dict[str, Any], history: system.Batch
 ) -> jax.Array:
-    """The user embeddings (users, dim) of histories: the output at the newest action (§3.6)."""
+    """The user embeddings (users, dim) of histories: the output at the last action (§3.6)."""
     users, length = history["item"].shape
-    newest = jnp.full((users, 1), length - 1, jnp.int32)
+    last = jnp.full((users, 1), length - 1, jnp.int32)
     content, times = constants["content"], constants["popularity_times"]
     apply = functools.partial(model.apply, params, popularity_times=times, method="users")
-    return apply(content, history, newest)[:, 0]
+    return apply(content, history, last)[:, 0]
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses a config that does not fit itself or the mesh, whatever the data."""
+    """Rejects a config that is inconsistent or does not fit the mesh."""
     negatives = config.loss.num_in_batch_negatives, config.loss.num_random_negatives
     word, enough = ("and", all) if config.loss.terms == "summed" else ("or", any)
     if not enough(negatives):
@@ -199,7 +202,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
 
     rows = jax.ShapeDtypeStruct((min(spec.num_items, _ROWS),), jnp.int32)
     history = histories.abstract_history(mesh, config.evaluate.batch, config.data.length)
-    users = sharding.shared_out(mesh, functools.partial(served, model))
+    users = sharding.split_rows(mesh, functools.partial(served, model))
     read = "content", "popularity_times"
     return system.Trainable(
         init=functools.partial(init, model, config.loss, constants),
@@ -209,7 +212,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch_size="data.users",
         embedders={
             "users": system.Embedder(users, read, history),
-            "items": system.Embedder(sharding.shared_out(mesh, items), read, rows),
+            "items": system.Embedder(sharding.split_rows(mesh, items), read, rows),
         },
         search=system.Search(
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 50
@@ -232,14 +235,14 @@ def bind(
     evaluator = evaluator_lib.Evaluator("PinnerFormer", source)
     towers = make_towers(trainable, table, dataset, constants)
 
-    def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
-        embed_histories, embed_rows, _ = towers(params, moment)
+    def embed(params: Any, as_of: int) -> dict[str, list[system.Shard]]:
+        embed_histories, embed_rows, _ = towers(params, as_of)
 
         def items(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return dataset.catalogue.ids[rows], embed_rows(rows)
 
         return {
-            "users": histories.user_shards(config, dataset, embed_histories, moment),
+            "users": histories.user_shards(config, dataset, embed_histories, as_of),
             "items": system.shards(items, np.arange(spec.num_items)),
         }
 
@@ -249,7 +252,7 @@ def bind(
         return evaluator(retriever, split, full)
 
     labels = config.data.users * sampler.pairs
-    acted = dataset.catalogue.counts  # of all actions, as labels are about
+    acted = dataset.catalogue.counts  # of all actions; labels are distributed much alike
     counted = {"items": counts.Counted(config.loss.sketch_width, acted[acted > 0], labels)}
 
     def check_training() -> None:
@@ -277,17 +280,17 @@ def make_towers(
     dataset: Dataset,
     constants: item_table.Constants,
 ) -> Callable[[Any, int], vector_search.Towers]:
-    """(params, moment) -> towers, whose popularity is what an index built at the moment knows."""
+    """(params, as_of) -> towers; popularity is as of that time, when an index is built."""
 
-    def towers(params: Any, moment: int) -> vector_search.Towers:
-        then = table.as_of(dataset, constants, moment)
+    def towers(params: Any, as_of: int) -> vector_search.Towers:
+        then = table.as_of(dataset, constants, as_of)
         embed_users = functools.partial(trainable.embedders["users"], params, then)
         embed_items = functools.partial(trainable.embedders["items"], params, then)
 
         def embed_rows(rows: np.ndarray) -> np.ndarray:
             return batching.in_batches(embed_items, rows.astype(np.int32), min(len(rows), _ROWS))
 
-        as_of = None if then["popularity_times"] is None else moment
-        return vector_search.Towers(embed_users, embed_rows, as_of)
+        items_as_of = None if then["popularity_times"] is None else as_of
+        return vector_search.Towers(embed_users, embed_rows, items_as_of)
 
     return towers

@@ -1,4 +1,4 @@
-"""The texts and images of all products, on the devices, and the room that a step has for them."""
+"""The texts and images of all products, on the devices, and the token capacity of a step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,14 +18,14 @@ from pinjax.distributed import batching, sharded_table, sharding
 from pinjax.errors import InputError
 from pinjax.models import itemsage, product_features
 
-ENCODED = 512  # products encoded at a time where a catalogue is embedded
-_OVERFLOW = 1e-12  # probability that a run ends because tokens do not fit
+ENCODED = 512  # products encoded at a time when a catalogue is embedded
+_OVERFLOW = 1e-12  # probability that a run fails because tokens exceed the capacity
 
 Products = dict[str, product_features.Ragged]
 
 
 def check(config: ConfigDict, spec: Spec) -> None:
-    """Refuses a config that does not fit the vectors and texts of the data set."""
+    """Rejects a config that does not fit the vectors and texts of the data set."""
     name, dim, slots = spec.name, config.model.embedding_dim, config.model.image_slots
     if spec.query_dim != dim:
         raise InputError(
@@ -44,10 +44,10 @@ def check(config: ConfigDict, spec: Spec) -> None:
 
 
 def abstract(config: ConfigDict, mesh: Mesh, tables: sharded_table.Layout, spec: Spec) -> Products:
-    """The shapes of what `read` gives, on the devices.
+    """The abstract shapes of `read`, on the devices.
 
     Raises:
-      InputError: where the texts are too long together.
+      InputError: if the total length of the texts is too large.
     """
     names = _features(config)
     tokens = sum(spec.num_tokens[name] for name in names)
@@ -70,7 +70,7 @@ def abstract(config: ConfigDict, mesh: Mesh, tables: sharded_table.Layout, spec:
 
 
 def read(config: ConfigDict, dataset: Dataset) -> Products:
-    """The texts that the config names, of all items, and their images if the tower sees any."""
+    """The texts of all items that the config names, and their images if the tower uses images."""
     catalogue = dataset.catalogue
     none = tokens_lib.Ragged(np.zeros(0, np.int32), np.zeros(len(catalogue) + 1, np.int64))
     texts = [catalogue.text(name) for name in _features(config)] or [none]
@@ -87,7 +87,7 @@ def gather(
     rows: jax.Array,
     capacity: int,
 ) -> tuple[tuple[Any, ...], jax.Array | bool]:
-    """What the encoder takes of products, and whether their tokens fit in the capacity."""
+    """The encoder's inputs for some products, and whether their tokens fit in the capacity."""
     images = image_mask = tokens = segments = None
     fits = True
     if encoder.image_features:
@@ -103,26 +103,26 @@ def gather(
 
 
 def num_values(feature: product_features.Ragged) -> np.ndarray:
-    """How many tokens, or images, each item has: int32 (items,)."""
+    """The number of tokens, or images, of each item: int32 (items,)."""
     return feature.offsets[:, -1] - feature.offsets[:, 0]
 
 
 def findable(products: Products) -> np.ndarray:
-    """Bool (items,): which items have a token or an image that the tower sees."""
+    """Bool (items,): whether an item has a token or an image that the tower uses."""
     return sum(map(num_values, products.values())) > 0
 
 
 def token_capacities(
     config: ConfigDict, mesh: Mesh, spec: Spec, train_batches: batches.PairBatches
 ) -> dict[str, int]:
-    """Room for the tokens of the products that a device encodes at once, by what they are.
+    """The capacities for tokens of the products that a device encodes at once.
 
-    That a run has a batch with more is less probable than `_OVERFLOW`. A device's share of a batch
-    is drawn without replacement from the tasks' pairs in the proportion of their shares. A
-    catalogue that is embedded is packed into the room (`embed_rows`).
+    A batch of a run exceeds them with a probability below `_OVERFLOW`. A device's share of a batch
+    is drawn without replacement from the pairs of the tasks, in proportion to their shares. When a
+    catalogue is embedded, its products are packed into the capacity (`embed_rows`).
     """
     names, devices = _features(config), mesh.shape["data"]
-    # Of one device's tokens in one step.
+    # For the tokens of one device in one step.
     chance = _OVERFLOW / (2 * config.train.steps * devices)
 
     def capacity(shares: dict[str, float], products: int) -> int:
@@ -140,7 +140,7 @@ def token_capacities(
 
 
 def rows_at_once(mesh: Mesh) -> int:
-    """Products that are encoded at a time where a catalogue is embedded."""
+    """Products that are encoded at a time when a catalogue is embedded."""
     return max(1, ENCODED // mesh.shape["data"]) * mesh.shape["data"]
 
 
@@ -154,12 +154,12 @@ def embed_rows(
     """The embeddings of products, float32 (rows, dim).
 
     Args:
-      embed: from `rows_at_once` rows, -1 for none, to their embeddings, each device those of its
-        share.
+      embed: from `rows_at_once` rows, -1 for padding, to their embeddings; each device computes
+        its share.
       rows: int (rows,), of the catalogue.
       lengths: int (items,), tokens of each item of the catalogue.
       mesh: of the devices.
-      capacity: tokens that a device has room for.
+      capacity: the most tokens of a device.
     """
     devices = mesh.shape["data"]
     packed = product_features.pack(lengths[rows], rows_at_once(mesh) // devices, capacity)
@@ -172,5 +172,5 @@ def embed_rows(
 
 
 def _features(config: ConfigDict) -> list[str]:
-    """The names of the text features that the tower sees."""
+    """The names of the tower's text features."""
     return [name for name, _ in config.model.texts]

@@ -1,4 +1,4 @@
-"""Towers that make a vector of a search's text, and what they read of all searches."""
+"""Towers that embed the texts of searches, and the tables of texts that they read."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,11 +19,11 @@ from pinjax.models import bert, features, product_features, searchsage
 
 
 class Tower(NamedTuple):
-    """A query tower, whatever it is made of.
+    """A query tower.
 
     Attributes:
-      texts: the shapes of what it reads of all queries, a pytree of tables.
-      tables: how these lie on the devices, and those among the parameters.
+      texts: pytree of abstract shapes, its tables of all queries' texts.
+      tables: layout of these tables and of the tables among the parameters.
       init: (key) -> params.
       apply: (params, texts, rows) -> float32 (rows, dim), on each device.
       read: (dataset) -> the texts of its queries, in memory.
@@ -36,12 +36,12 @@ class Tower(NamedTuple):
     read: Callable[[Dataset], Any]
 
     def embed(self, mesh: Mesh, params: Any, texts: Any, rows: jax.Array) -> jax.Array:
-        """The embeddings of queries, float32 (rows, dim), each device those of its share."""
+        """The embeddings of queries, float32 (rows, dim); each device computes its share."""
         return sharding.by_rows(mesh, self.tables, self.apply)(params, texts, rows)
 
 
 def create(config: ConfigDict, mesh: Mesh, spec: Spec) -> Tower:
-    """The tower that the section `model` names, in front of vectors as the items have them."""
+    """The tower that the section `model` names, with the dimension of the items' vectors."""
     make = {"bag": _bag, "bert": _bert}[config.model.encoder]
     tower = make(config, mesh, spec, sharding.table_layout(mesh, config.train))
     return _with_residual(tower, mesh, spec) if config.model.residual else tower
@@ -82,9 +82,9 @@ def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layou
 
 
 def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layout) -> Tower:
-    """A transformer: from the weights in `model.pretrained`, or else from scratch.
+    """A transformer with the weights in `model.pretrained`, or else from scratch.
 
-    From scratch its tokens are the words of the vocabulary, after one that stands for [CLS].
+    From scratch its tokens are [CLS] and the words of the vocabulary.
     """
     model, length, words = config.model, config.model.length, spec.vocabulary[0]
     weights = tokenizer = None
@@ -123,10 +123,10 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
 
 
 def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
-    """A tower whose output is added to the queries' own vectors, at first with a gain of zero.
+    """A tower whose output is added to the queries' own vectors, with an initial gain of zero.
 
-    That is not the published tower. Where queries have vectors in the space of items, a query that
-    training does not know stays near the items that look like it.
+    It is not in the paper. If queries have vectors in the space of items, a query that is not in
+    training stays near similar items.
     """
     shape = spec.num_queries, spec.query_dim
     vectors = sharding.abstract_table(mesh, tower.tables, shape, jnp.bfloat16)
@@ -148,12 +148,12 @@ def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
 
 
 def word_ids(encoded: tokens_lib.Ragged, words: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """[CLS] and the first words of each text: int32 (texts, length), and where there is one.
+    """[CLS] and the first words of each text: int32 (texts, length), and their mask.
 
     Args:
-      encoded: tokens of the texts, those below `words` being words.
-      words: how many there are; the number of [CLS].
-      length: words of a text that are kept, and [CLS].
+      encoded: tokens of the texts; those below `words` are words.
+      words: number of words; also the id of [CLS].
+      length: words that are kept of a text, with [CLS].
     """
     tokens, offsets = encoded
     row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))

@@ -1,7 +1,7 @@
-"""From `config.system` to its module. Nothing branches on a system's name.
+"""Finds the module of `config.system`. Nothing branches on a system's name.
 
-A name without a dot is a module of this package, one with a dot any other module that has `check`,
-`build` and `bind` (see `system`).
+A name without a dot is a module of this package. A name with a dot is any other module with
+`check`, `build` and `bind` (see `system`).
 """
 
 import importlib
@@ -18,16 +18,16 @@ from pinjax.systems import system
 
 
 def build(config: ConfigDict, mesh: Mesh, items: int | None = None) -> system.Trainable | None:
-    """What of the system that `config.system` names is trained, without data.
+    """The trainable part of `config.system`, without data; None if it is not trained.
 
     Args:
       config: of the run.
       mesh: of `sharding.make_mesh`.
-      items: another number of items than the data set has, as in `dataset.spec_of`.
+      items: another number of items than the data set's, as in `dataset.spec_of`.
 
     Raises:
-      InputError: where the name is unknown, or the config does not fit itself, the mesh or the
-        data.
+      InputError: if the name is unknown, or the config is inconsistent or does not fit the mesh or
+        the data.
     """
     module = find(config.system)
     module.check(config, mesh)
@@ -43,8 +43,8 @@ def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System
       verify: whether the data set's checksums are compared.
 
     Raises:
-      InputError: as `build`, and where the data are damaged. What does not need the data is found
-        before a data set is made.
+      InputError: as `build`, or if the data are damaged. Checks that need no data come before a
+        data set is made.
     """
     module = find(config.system)
     module.check(config, mesh)
@@ -57,7 +57,7 @@ def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System
 
 
 def check_trained(config: ConfigDict, trainable: system.Trainable | None) -> None:
-    """Refuses a system that is not trained, for what is about training."""
+    """Rejects a system without training, for commands about training."""
     if trainable is None:
         raise InputError(f"system={config.system!r} is not trained; evaluate it, or embed by it")
 
@@ -66,7 +66,7 @@ def find(name: str) -> ModuleType:
     """The module of a system.
 
     Raises:
-      InputError: where there is none, or it is no system.
+      InputError: if there is no such module, or it is not a system.
     """
     path = name if "." in name else f"{__package__}.{name}"
     try:

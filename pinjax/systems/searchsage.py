@@ -1,8 +1,8 @@
 """SearchSage (Pinterest engineering, 2021): search queries in the space of frozen item vectors.
 
-A query tower reads the text of a search and gives a vector near those of the items that it led to.
-The item tower is frozen: an item is the vector that it already has. So one index of items serves
-searches too. The loss is a softmax over the batch's items.
+A query tower embeds the text of a search near the vectors of the items that it led to. The item
+tower is frozen: an item's embedding is its existing vector, so one index of items serves searches,
+too. The loss is a softmax over the batch's items.
 """
 
 import functools
@@ -25,11 +25,11 @@ from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import temperature
 from pinjax.systems import counts, engagements, query_tower, system
 
-ENCODED = 256  # queries encoded at a time where all of them are embedded
+ENCODED = 256  # queries encoded at a time when all queries are embedded
 
 
 def init(tower: query_tower.Tower, config: ConfigDict, key: jax.Array) -> tuple[Any, Any]:
-    """Parameters, and the sketch that counts how often an item is an answer."""
+    """Parameters, and the sketch that counts the positives."""
     params_key, sketch_key = jax.random.split(key)
     params = {
         "tower": tower.init(params_key),
@@ -59,7 +59,7 @@ def loss(
         count_min_sketch.log_probability(sketch, ids), len(ids), 0, len(constants["items"])
     )
     scale = temperature.Temperature().apply(params["temperature"])
-    # Masked are a pair's own item and all others of its query in the batch.
+    # The items of a pair's query in the batch are masked, its own among them.
     losses = sampled_softmax.sampled_softmax(
         queries[:, None],
         positives[:, None],
@@ -71,7 +71,7 @@ def loss(
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses a config that does not fit itself or the mesh, whatever the data."""
+    """Rejects a config that is inconsistent or does not fit the mesh."""
     if config.model.encoder == "bert" and not config.model.pretrained:
         system.check_heads(config.model)
     sharding.check(mesh, config.train)
@@ -79,7 +79,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def check_spec(config: ConfigDict, spec: Spec) -> None:
-    """Refuses a data set without searches, and query vectors of another space than the items'."""
+    """Rejects data sets without searches, or with query vectors of another space than the items."""
     if not any(task.startswith("text/") for task in spec.tasks):
         raise InputError(
             f"data.name: {spec.name} has no text of a search: SearchSage needs events.query"
@@ -104,7 +104,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         return tower.embed(mesh, params["tower"], constants["texts"], rows)
 
     rows = jax.ShapeDtypeStruct((ENCODED,), jnp.int32)
-    embedder = system.Embedder(sharding.shared_out(mesh, queries), ("texts",), rows)
+    embedder = system.Embedder(sharding.split_rows(mesh, queries), ("texts",), rows)
     return system.Trainable(
         init=functools.partial(init, tower, config.loss),
         loss=functools.partial(loss, tower, config.loss, mesh),
@@ -140,8 +140,8 @@ def bind(
         retriever = vector_search.of_vectors(functools.partial(embed_queries, params), items)
         return evaluator(retriever, split, full)
 
-    def embed(params: Any, moment: int) -> dict[str, list[system.Shard]]:
-        del moment  # a query is what it is
+    def embed(params: Any, as_of: int) -> dict[str, list[system.Shard]]:
+        del as_of  # embeddings do not depend on time
 
         def query_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return dataset.queries.ids[rows], embed_queries(params, rows)

@@ -1,13 +1,13 @@
-"""What a system is to the trainer and to the other commands.
+"""The interface between systems and commands.
 
 The module of a system (`registry`) has three functions:
 
-    check(config, mesh)                     refuses a config that does not fit itself or the mesh
-    build(config, mesh, spec) -> Trainable  what is trained, by shapes alone; None: nothing is
+    check(config, mesh)                     rejects an inconsistent config
+    build(config, mesh, spec) -> Trainable  the trainable part, by shapes alone; or None
     bind(trainable, config, mesh, dataset) -> System
 
-`compile` needs no more than `build`, from the spec of a data set. `train`, `evaluate` and `embed`
-bind what was built to the data set itself, so what is compiled is what runs.
+`compile` needs only `build`, with the spec of a data set. `train`, `evaluate` and `embed` bind the
+result of `build` to the data set, so they run what `compile` compiles.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ Batch = dict[str, np.ndarray]
 Shard = Callable[[], tuple[np.ndarray, np.ndarray]]
 Metrics = dict[str, jax.Array]
 
-SHARD = 2**16  # embeddings to a file
-TRIED = 8  # batches, at most, that are looked at before training
+SHARD = 2**16  # embeddings of a file
+TRIED = 8  # the most batches that are checked before training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Embedder:
     """A compiled function that embeds users, queries or items.
 
     Attributes:
-      function: (params, constants, batch) -> embeddings, a row for each of the batch, on every
-        device. Each device computes its share.
-      constants: the names of the constants that it reads.
-      batch: pytree of shapes, of the rows that it embeds at a time.
+      function: (params, constants, batch) -> embeddings of the batch, replicated; each device
+        computes its share.
+      constants: names of the constants that it reads.
+      batch: pytree of abstract shapes of a batch.
     """
 
     function: Callable[..., jax.Array]
@@ -46,7 +46,7 @@ class Embedder:
     batch: Any
 
     def reads(self, constants: Mapping[str, Any]) -> dict[str, Any]:
-        """Those constants that the function reads."""
+        """The constants that the function reads."""
         return {name: constants[name] for name in self.constants}
 
     def __call__(self, params: Any, constants: Mapping[str, Any], batch: Any) -> jax.Array:
@@ -57,9 +57,9 @@ class Search(NamedTuple):
     """The exact search of an evaluation.
 
     Attributes:
-      items: in the index.
-      dim: numbers of an embedding.
-      results: of a query.
+      items: number of items in the index.
+      dim: embedding dimension.
+      results: number of results of a query.
     """
 
     items: int
@@ -69,20 +69,20 @@ class Search(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Trainable:
-    """What of a system is trained, as pure functions and the shapes of what they take.
+    """The trainable part of a system: pure functions and the abstract shapes of their arguments.
 
-    `constants` is what a step reads and never changes, the item features above all. It is an
-    argument of the step, since what a jitted function closes over is copied into its program.
+    A step reads `constants`, mostly item features, and never changes them. They are arguments,
+    since arrays that a jitted function closes over are copied into its program.
 
     Attributes:
       init: (key) -> (params, sketches).
       loss: (params, constants, sketches, batch, key) -> scalar, (metrics, new sketches). The batch
         is the global one, sharded over the mesh's `data` axis.
-      constants: by name, pytrees of shapes as they lie on the mesh.
-      batch: by name, shapes of the global batch, sharded over `data`.
-      batch_size: the config's field that says how large a batch is, as "data.users".
-      embedders: by what they embed.
-      search: what finds the embedded items.
+      constants: by name, pytrees of abstract shapes with shardings.
+      batch: by name, abstract shapes of the global batch, sharded over `data`.
+      batch_size: the config's field with the batch size, such as "data.users".
+      embedders: by name of the embedded table.
+      search: sizes of the search for items.
     """
 
     init: Callable[[jax.Array], tuple[Any, Any]]
@@ -99,21 +99,21 @@ class System:
     """A recommender system on a data set.
 
     Attributes:
-      trainable: what `build` gave; None for a system that is not trained. Then `params` are None.
-      constants: by name, pytrees of device arrays, as `trainable` says.
-      batches: (first step) -> iterator of host batches, this process's share of each.
-      evaluate: (params, split) -> a results table; `full` adds what takes longer.
-      evaluated_on: (split) -> what its table rests on, as "1,987 users, 4,530 labels". It needs no
-        model; raises InputError where the split has no labels.
-      metrics: the names of the metrics in the first row of `evaluate(params, "valid")`, each with
-        "max" or "min", whichever is best.
-      embed: (params, moment) -> the tables that serving needs, by name, each as its shards:
+      trainable: of `build`; None for a system without training, whose `params` are None.
+      constants: by name, pytrees of device arrays with the shapes of `trainable`.
+      batches: (first step) -> iterator of this process's share of the host batches.
+      evaluate: (params, split) -> a results table; `full` adds rows that take longer.
+      evaluated_on: (split) -> a description of the labels, such as "1,987 users, 4,530 labels". It
+        needs no model; raises InputError if the split has no labels.
+      metrics: names of the metrics in the first row of `evaluate(params, "valid")`, each with the
+        better direction, "max" or "min".
+      embed: (params, as_of) -> the tables that serving needs, by name, each as its shards:
         functions that make (own ids (rows,), vectors float32 (rows, dim)).
-      embed_as_of: the moment to embed at unless one is given, unix seconds.
-      check_training: raises an InputError where training would learn nothing, or by wrong counts;
-        it reads some batches.
-      summary: what a person wants to know at the start, by name.
-      identity: by name, hashes of what a checkpoint belongs to: the data set, frozen tables.
+      embed_as_of: the default of `as_of`, unix seconds.
+      check_training: raises an InputError if training would learn nothing, or if sketches are too
+        narrow; it reads some batches.
+      summary: lines to print at the start, by name.
+      identity: by name, hashes of the data set and frozen tables that a checkpoint belongs to.
     """
 
     trainable: Trainable | None
@@ -130,7 +130,7 @@ class System:
 
 
 def check_heads(model: ConfigDict) -> None:
-    """Refuses attention heads that do not divide the width."""
+    """Rejects attention heads that do not divide the width."""
     if model.width % model.heads:
         raise InputError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
 
@@ -138,6 +138,6 @@ def check_heads(model: ConfigDict) -> None:
 def shards(
     embed: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], rows: np.ndarray
 ) -> list[Shard]:
-    """A table as its shards of `SHARD` rows, each made by `embed`, from rows to ids and vectors."""
+    """The shards of a table, of `SHARD` rows each; `embed` maps rows to ids and vectors."""
     starts = range(0, len(rows), SHARD)
     return [functools.partial(embed, rows[start : start + SHARD]) for start in starts]

@@ -26,7 +26,7 @@ from pinjax.training import step
 _DIRECTORY, _RUN_FILE = "checkpoints", "run.json"
 # Orbax writes these when it gives a checkpoint its name, after the checksums.
 _BY_ORBAX = ("_CHECKPOINT_METADATA", "commit_success.txt")
-# What may differ between the calls of one run: it changes no parameter, but for rounding.
+# Fields that may differ between the calls of one run: they change parameters only by rounding.
 _FREE = (
     *("evaluate.", "data.dir", "data.workers", "train.log_every"),
     *("train.model_devices", "train.shard", "train.shard_optimizer"),
@@ -34,15 +34,15 @@ _FREE = (
 
 
 class Checkpoints:
-    """The checkpoints under `workdir`: the two latest, and the best where one metric chooses.
+    """The checkpoints under `workdir`: the two latest, and the best if a metric selects.
 
-    Saving is asynchronous; a checkpoint is there whole or not at all, with its checksums. The
+    Saving is asynchronous; a checkpoint appears complete, with its checksums, or not at all. The
     position in the data is the step itself, since batches are a function of it. Nothing is written
-    before `save` or `remove_damaged`, so that others may read what one process writes.
+    before `save` or `remove_damaged`, so other processes may read the files of a live run.
 
     Args:
       workdir: of the run.
-      select: the metric that chooses, as "valid/R@10"; "": the latest is chosen.
+      select: the metric that selects, such as "valid/R@10"; "": the latest is chosen.
       direction: whether its "max" or "min" is best.
       verify: whether checksums are compared.
     """
@@ -58,7 +58,7 @@ class Checkpoints:
         self._sign = {"max": 1, "min": -1}[direction]
         self._problems: dict[int, str] = {}
         self._directory = epath.Path(workdir) / _DIRECTORY
-        if not self._directory.is_absolute():  # as gs:// is, whose `absolute` would be below here
+        if not self._directory.is_absolute():  # gs:// is; its `absolute` would be a local path
             self._directory = self._directory.absolute()
 
     @property
@@ -74,36 +74,36 @@ class Checkpoints:
         return self._metrics(step) is not None
 
     def load_latest(self, like: Any) -> Any | None:
-        """The state of the newest checkpoint; arguments and result as of `load_chosen`."""
+        """The state of the latest checkpoint; arguments and result as `load_chosen`."""
         return self._load(lambda undamaged: next(undamaged, None), like)
 
     def load_chosen(self, like: Any) -> Any | None:
-        """The state to evaluate and to serve: the best, or else the newest.
+        """The state to evaluate and to serve: the best, or else the latest.
 
-        One that is damaged is passed over, with a line that names the file, and another one is
-        taken for one that a live run has removed meanwhile.
+        A damaged checkpoint is skipped, with a line that names the file. If a live run has removed
+        a checkpoint meanwhile, another one is read.
 
         Args:
-          like: pytree of arrays, or of shapes with shardings; the state lies as these do, which
-            need not be as it was written from.
+          like: pytree of arrays, or of shapes with shardings; the state gets these shardings, which
+            may differ from those it was saved with.
 
         Returns:
-          The state, or None where there is no checkpoint.
+          The state, or None if there is no checkpoint.
 
         Raises:
-          InputError: where all are damaged.
+          InputError: if all are damaged.
         """
         return self._load(self._choose, like)
 
     def chosen(self) -> int | None:
-        """Steps done in the checkpoint that `load_chosen` takes; errors as there."""
+        """Steps done in the checkpoint that `load_chosen` reads; raises as it does."""
         return self._pick(self._choose)
 
     def remove_damaged(self) -> None:
-        """Removes checkpoints that are damaged, with a line for each, so that others replace them.
+        """Removes damaged checkpoints, with a line for each, so that others replace them.
 
         Raises:
-          InputError: where all are; then they stay.
+          InputError: if all are damaged; then they stay.
         """
         self._pick(lambda undamaged: len(list(undamaged)) or None)
         if processes.is_first():
@@ -117,15 +117,15 @@ class Checkpoints:
         processes.wait_for_others("damaged")
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
-        """Saves the state of a step, instead of what may be there.
+        """Saves the state of a step, and replaces an earlier one.
 
         Args:
           step: steps done.
           state: pytree of arrays.
-          metrics: of the state's evaluation. If the one that chooses is NaN, it does not choose.
+          metrics: of the state's evaluation. A NaN of the selecting metric is ignored.
 
         Raises:
-          OSError: where this one or the one before cannot be written.
+          OSError: if this checkpoint or the one before cannot be written.
         """
         if metrics is not None:
             value = metrics.get(self._select, np.nan)
@@ -137,7 +137,7 @@ class Checkpoints:
             self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk; raises as `save`."""
+        """Returns when all checkpoints are on disk; raises as `save`."""
         if "_manager" in vars(self):
             with files.writing_to(self._directory):
                 self._manager.wait_until_finished()
@@ -147,7 +147,7 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if "_manager" in vars(self):
-            # Of two errors the one that ends the run is told.
+            # Of two errors, the one that ends the run is raised.
             with contextlib.suppress(*[Exception] if kind else []):
                 self.wait()
                 self._manager.close()
@@ -174,7 +174,7 @@ class Checkpoints:
         return self._sign * metrics[self._select] if self._select in metrics else -np.inf
 
     def _metrics(self, step: int) -> dict[str, float] | None:
-        """What a checkpoint was saved with; None, too, where it is damaged."""
+        """The metrics of a checkpoint; None if it has none or is damaged."""
         try:
             return json.loads((self._directory / str(step) / "metrics" / "metrics").read_bytes())
         except (OSError, ValueError):
@@ -192,9 +192,9 @@ class Checkpoints:
             try:
                 with ocp.StandardCheckpointer() as checkpointer:
                     return checkpointer.restore(path, like)
-            except (jax.errors.JaxRuntimeError, MemoryError):  # not of the checkpoint's making
+            except (jax.errors.JaxRuntimeError, MemoryError):  # not caused by the checkpoint
                 raise
-            except Exception as error:  # of any kind, where checksums are not compared
+            except Exception as error:  # any kind, if checksums are not compared
                 self._problems.pop(step, None)
                 removed = step not in self.steps or self._problem(step)
                 if processes.count() > 1 or not removed:  # other processes may have read it
@@ -202,7 +202,7 @@ class Checkpoints:
         return None
 
     def _pick(self, pick: Callable[[Iterator[int]], int | None]) -> int | None:
-        """What `pick` makes of the undamaged steps, newest first: the same in all processes."""
+        """The result of `pick` on the undamaged steps, latest first; the same in all processes."""
         picked = -1
         if processes.is_first():
             picked = pick(self._undamaged())
@@ -224,7 +224,7 @@ class Checkpoints:
                 print(f"{problem}; passing over checkpoint {number}", file=sys.stderr)
 
     def _problem(self, step: int) -> str:
-        """What is wrong with a checkpoint, or "", looked at once."""
+        """The damage of a checkpoint, or ""; checked once."""
         if step not in self._problems:
             self._problems[step] = ""
             if self._verify:
@@ -236,11 +236,11 @@ class Checkpoints:
 
 
 def _with_checksums(directory: epath.Path) -> type[ocp.path.atomicity_types.TemporaryPath]:
-    """How Orbax gives a checkpoint below `directory` its name, once its checksums are in it."""
+    """Orbax's type that renames a checkpoint below `directory` after its checksums are written."""
 
     class Temporary(ocp.path.atomicity_defaults.get_default_temporary_path_class(directory)):
         async def finalize(self) -> None:
-            if self.get().parent == directory:  # and not one of the items that a checkpoint is of
+            if self.get().parent == directory:  # not one of the items of a checkpoint
                 checksums.record(self.get(), but=_BY_ORBAX)
             await super().finalize()
 
@@ -248,7 +248,7 @@ def _with_checksums(directory: epath.Path) -> type[ocp.path.atomicity_types.Temp
 
 
 def claim(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, str]) -> None:
-    """Notes in `workdir` which run it belongs to. Until it has a checkpoint, it belongs to none.
+    """Records in `workdir` which run it belongs to. Without a checkpoint it belongs to none.
 
     Raises:
       InputError: as `check_run`.
@@ -265,7 +265,7 @@ def check_run(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str
     """Checks that `workdir` belongs to a run.
 
     Raises:
-      InputError: where it holds a run of another config, data set or frozen table, or none.
+      InputError: if it holds no run, or a run of another config, data set or frozen table.
     """
     path = epath.Path(workdir) / _RUN_FILE
     if not path.exists():
@@ -287,12 +287,12 @@ def load_chosen(
     mesh: Mesh,
     verify: bool = True,
 ) -> step.State:
-    """The state of the run in `workdir` that is to be evaluated and served.
+    """The state to evaluate and to serve of the run in `workdir`.
 
-    A system that is not trained has an empty one.
+    The state of a system without training is empty.
 
     Raises:
-      InputError: where `workdir` holds no checkpoint, or a run of another config, data set or
+      InputError: if `workdir` holds no checkpoint, or a run of another config, data set or
         frozen table.
     """
     if system.trainable is None:
@@ -309,10 +309,10 @@ def load_chosen(
 def of_run(
     workdir: epath.PathLike, config: ConfigDict, system: system_lib.System, verify: bool = True
 ) -> Checkpoints:
-    """The checkpoints of a run, chosen as its config says.
+    """The checkpoints of a run, with the selection of its config.
 
     Raises:
-      InputError: where `train.select` is no metric of the system's on validation.
+      InputError: if `train.select` is not a validation metric of the system.
     """
     select = config.train.select
     directions = {f"valid/{name}": direction for name, direction in system.metrics.items()}
@@ -322,7 +322,7 @@ def of_run(
 
 
 def depends_on(config: ConfigDict) -> dict[str, Any]:
-    """The fields that what is learned depends on, by their names."""
+    """The config fields that the parameters depend on, by name."""
     return {
         name: value
         for name, value in _flatten(json.loads(config.to_json())).items()

@@ -20,16 +20,16 @@ from pinjax.errors import InputError
 from pinjax.systems import system as system_lib
 from pinjax.training import checkpoint, metrics_writer, step
 
-_IN_FLIGHT = 2  # steps given to the device before the loop waits for the oldest
-_UNTRACED = 10  # first steps, of which the first compiles
+_IN_FLIGHT = 2  # steps dispatched before the loop waits for the oldest
+_UNTRACED = 10  # the first steps of a run; the first one compiles
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What `train` ends with.
+    """The end of a training run.
 
     Attributes:
-      state: after the last step that was made.
+      state: after the last step.
       stopped: the signal that ended the run; its state is saved. None: the run is finished.
     """
 
@@ -45,7 +45,7 @@ def train(
     checkpoints: checkpoint.Checkpoints,
     traced: int = 0,
 ) -> Result:
-    """Trains `system` for `config.steps` steps, going on from the newest checkpoint if any.
+    """Trains `system` for `config.steps` steps, resuming from the latest checkpoint if any.
 
     Args:
       system: what to train.
@@ -56,9 +56,9 @@ def train(
       traced: steps of which a profiler's trace is written to `workdir`, after the first ten.
 
     Raises:
-      InputError: where the config's sharding does not fit, too few steps are left to trace, or the
-        loss or its gradient stops being finite; the batch that did it is saved in `workdir`.
-      OSError: where `workdir` cannot be written.
+      InputError: if the config's sharding does not fit, too few steps are left to trace, or the
+        loss or its gradient is not finite; then the batch is saved in `workdir`.
+      OSError: if `workdir` cannot be written.
     """
     # State: fresh or restored.
     optimizer = step.make_optimizer(config)
@@ -100,7 +100,7 @@ def train(
         stop = stack.enter_context(signals.deferred(alone=processes.count() == 1))
 
         def report(done: int, means: dict[str, float], evaluating: bool, saving: bool) -> bool:
-            """Writes what is due after a step; False where a signal broke the evaluation off."""
+            """Writes metrics and a checkpoint; False if a signal ended the evaluation."""
             evaluation = None
             if evaluating:
                 with contextlib.suppress(signals.Stopped), stop.checked():
@@ -124,7 +124,7 @@ def train(
         while done < config.steps and not stopping:
             if tracing and done == tracing.start:
                 jax.block_until_ready(state)
-                checkpoints.wait()  # so that none is written beside the steps
+                checkpoints.wait()  # so that none is written during the traced steps
                 trace.enter_context(_tracing(workdir))
             batch = sharding.place_batch(mesh, next(batches))
             state, metrics = train_step(state, system.constants, batch)
@@ -147,7 +147,7 @@ def train(
             progress.set_postfix({"loss": f"{means['loss']:.4f}"}, refresh=False)
             stopping |= not report(done, means, evaluating, saving)
         checkpoints.wait()
-    # Asked after all is closed, so that a signal that comes meanwhile is not swallowed.
+    # Read after everything is closed, so that a signal that comes meanwhile is not lost.
     stopped = stopping or stop.requested is not None
     return Result(state, signals.Stopped(stop.requested or signal.SIGTERM) if stopped else None)
 
@@ -160,7 +160,7 @@ def _evaluate(system: system_lib.System, params: Any) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _tracing(directory: epath.PathLike) -> Iterator[None]:
-    """Traces devices and JAX, but no calls in Python: for these it would visit every thread."""
+    """Traces devices and JAX, but not Python calls, which would slow down every thread."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     jax.profiler.start_trace(directory, profiler_options=options)
@@ -180,7 +180,11 @@ def _fetch(
     workdir: epath.PathLike,
     batches: Callable[[int], Iterator[system_lib.Batch]],
 ) -> dict[str, float]:
-    """Means of the metrics of the last steps, once they are known to be finite."""
+    """Means of the metrics of the pending steps.
+
+    Raises:
+      InputError: if the loss or the gradient of a step is not finite.
+    """
     fetched = jax.tree.map(lambda *x: np.stack(x), *jax.device_get(pending))
     finite = np.isfinite(fetched["loss"]) & np.isfinite(fetched["gradient_norm"])
     if not finite.all():

@@ -15,8 +15,8 @@ from pinjax import files
 class MetricsWriter:
     """Writes to `metrics.jsonl` and to TensorBoard's event files in one directory.
 
-    A run that goes on from a checkpoint passes the step that it starts at: what was written of
-    later steps by the process that died is dropped, and so is a line that it did not finish.
+    A run that resumes from a checkpoint passes its first step: metrics of later steps that the
+    earlier process wrote are dropped, and so is an incomplete line.
     """
 
     def __init__(self, directory: epath.PathLike, first_step: int):
@@ -32,7 +32,7 @@ class MetricsWriter:
         known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"step": step, "time": round(time.time(), 3), **known}
         self._lines.append(json.dumps(line, allow_nan=False).encode())
-        # All of it and by another name, since an object store cannot append.
+        # The full file is rewritten under another name, since an object store cannot append.
         with files.replacing(self._path) as file:
             file.write(b"\n".join(self._lines) + b"\n")
         for name, value in known.items():
@@ -48,7 +48,7 @@ class MetricsWriter:
 
 
 def _step(line: bytes) -> float:
-    """The step of a line, infinity where it is none."""
+    """The step of a line, infinity if the line is incomplete."""
     try:
         content: Any = json.loads(line)
         return float(content["step"])

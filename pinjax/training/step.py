@@ -1,4 +1,4 @@
-"""Train state, and the one step that changes it."""
+"""Train state, and the train step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +12,13 @@ from ml_collections import ConfigDict
 from pinjax.distributed import sharding
 from pinjax.systems import system as system_lib
 
-# Of AdamW. A second moment of some 50 steps forgets the first, large gradients sooner than Adam's
-# usual 0.999.
+# Of AdamW. With B2 = 0.98 the second moment forgets the large first gradients in some 50 steps;
+# Adam's usual 0.999 takes 1,000.
 B1, B2 = 0.9, 0.98
 
 
 class State(struct.PyTreeNode):
-    """All that a run carries from step to step, and all that a checkpoint holds.
+    """The state of a run between steps, and the content of a checkpoint.
 
     Attributes:
       step: int32 scalar, steps done.
@@ -56,7 +56,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _decayed(params: Any) -> Any:
-    """Weight decay is for the kernels of dense layers, not for biases, scales or embeddings."""
+    """Weight decay applies to the kernels of dense layers, not to biases, scales or embeddings."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: getattr(path[-1], "key", None) == "kernel", params
     )
@@ -82,10 +82,10 @@ def abstract_state(
     config: ConfigDict,
     mesh: Mesh,
 ) -> State:
-    """The shapes of `init_state`, each with its place on the mesh by the `train` section.
+    """The abstract shapes of `init_state`, sharded as the `train` section says.
 
     Raises:
-      InputError: where the section's rules do not fit the state.
+      InputError: if the section's rules do not fit the state.
     """
     shapes = jax.eval_shape(lambda: init_state(trainable, optimizer, config.seed))
     return jax.tree.map(

@@ -170,7 +170,7 @@ ENTRY %main (x: bf16[128,768], ids: s32[128], y: f32[8,64,96]) -> bf16[128,768] 
   %zero = s32[]{:T(128)} constant(0)
   %start = s32[2048]{0:T(128)} fusion(%ids), kind=kCustom, calls=%first
   %end = s32[2048]{0:T(128)} fusion(%ids), kind=kCustom, calls=%second
-  %asked = s32[16,8]{1,0:T(8,128)} all-to-all(%ids), channel_id=1, dimensions={0}
+  %requests = s32[16,8]{1,0:T(8,128)} all-to-all(%ids), channel_id=1, dimensions={0}
   %rows = f32[8,64,96]{2,1,0} all-to-all(%y), channel_id=1, dimensions={0}
   %scores = f32[8,64,64]{2,1,0} fusion(%y, %y), kind=kOutput, calls=%attention
   %kernel = f32[8,64,96]{2,1,0} custom-call(%y), custom_call_target="tpu_custom_call", \

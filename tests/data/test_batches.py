@@ -73,10 +73,10 @@ def test_each_epoch_visits_every_user_once():
 
 @pytest.mark.parametrize(("users", "hosts"), [(4, 2), (4, 4), (16, 2)])
 def test_hosts_share_the_batch_of_one_host(users, hosts):
-    whole = make(users=users)[7]
+    full = make(users=users)[7]
     shares = [make(users=users, shard=(host, hosts))[7] for host in range(hosts)]
-    joined = {name: np.concatenate([share[name] for share in shares]) for name in whole}
-    assert_equal(joined, whole)
+    joined = {name: np.concatenate([share[name] for share in shares]) for name in full}
+    assert_equal(joined, full)
 
 
 @pytest.mark.parametrize("users", [4, 7, 10, 16, 25])  # of 10
@@ -171,7 +171,7 @@ def test_a_batch_with_more_pairs_of_a_query_than_expected_is_wider(rng):
 
 def test_hosts_share_a_batch_of_pairs(rng):
     made = make_pairs(rng)
-    whole = make_pair_batches(made)[7]
+    full = make_pair_batches(made)[7]
     shares = [make_pair_batches(made, shard=(host, 2))[7] for host in range(2)]
-    joined = {name: np.concatenate([share[name] for share in shares]) for name in whole}
-    assert_equal(joined, whole)
+    joined = {name: np.concatenate([share[name] for share in shares]) for name in full}
+    assert_equal(joined, full)

@@ -19,20 +19,20 @@ def dataset(tmp_path_factory):
     return dataset_lib.load("pinworld/tiny", str(tmp_path_factory.mktemp("data")))
 
 
-def log_popularity(dataset, window, moment):
+def log_popularity(dataset, window, as_of):
     """One action after the other, of mean 0 and variance 1, and the counts that they come from."""
     created = dataset.catalogue.created.astype(np.float64)
     times = [chunk.records["time"].astype(int) for chunk in dataset.chunks("train")]
-    start = max(moment - window, min(time.min() for time in times))
-    existed = np.maximum(moment - np.maximum(created, start), 0) / 86_400
+    start = max(as_of - window, min(time.min() for time in times))
+    existed = np.maximum(as_of - np.maximum(created, start), 0) / 86_400
     assert (existed == 0).any()
     count = np.zeros(len(created))
     for chunk, time in zip(dataset.chunks("train"), times, strict=True):
         for item, acted in zip(chunk.records["item"], time, strict=True):
-            count[item] += moment - window < acted <= moment
+            count[item] += as_of - window < acted <= as_of
     # A gamma prior of shape 1 whose mean is the rate of all items together.
     degree = np.log((1 + count) / (existed.sum() / count.sum() + existed))
-    there = created <= moment
+    there = created <= as_of
     return (degree - degree[there].mean()) / degree[there].std(), count
 
 
@@ -54,7 +54,7 @@ def test_before_the_log_began_all_items_are_alike(dataset):
     assert found[:, 1].std() > 0.5
 
 
-def test_times_before_a_moment():
+def test_times_before_a_time():
     found = popularity.times_before(1_000, 300.0, 5)
     assert found.tolist() == [0, 100, 400, 700, 1_000]
     assert found.dtype == np.uint32

@@ -41,7 +41,7 @@ def is_positive(action):
 
 
 def allowed_labels(row, i, sampler):
-    """Indices of the actions that action `i` may be asked to predict."""
+    """Indices of the actions that action `i` may have to predict."""
     seen = len(row) - 2 if sampler.leave_one_out else np.sum(row["time"] <= sampler.train_end)
     later = [j for j in range(i + 1, seen) if is_positive(row[j])]
     if i >= seen:
@@ -85,11 +85,13 @@ def test_positives_refuse_what_they_do_not_know(positives, surfaces, message):
         windows.Positives.create(SPEC, positives, surfaces)
 
 
-@pytest.mark.parametrize(("leave_one_out", "newest"), [(False, 0.0), (True, 0.0), (True, 1.0)])
+@pytest.mark.parametrize(
+    ("leave_one_out", "last_action_share"), [(False, 0.0), (True, 0.0), (True, 1.0)]
+)
 @pytest.mark.parametrize("objective", windows.OBJECTIVES)
-def test_every_draw_is_one_of_the_enumerated(rng, objective, leave_one_out, newest):
+def test_every_draw_is_one_of_the_enumerated(rng, objective, leave_one_out, last_action_share):
     rows, records, offsets = timelines(rng)
-    draw = sampler(objective, leave_one_out=leave_one_out, last_action_share=newest)
+    draw = sampler(objective, leave_one_out=leave_one_out, last_action_share=last_action_share)
     ends_seen = collections.defaultdict(set)
     labels_seen = collections.defaultdict(set)
     possible_ends = [allowed_ends(row, draw) for row in rows]
@@ -112,7 +114,7 @@ def test_every_draw_is_one_of_the_enumerated(rng, objective, leave_one_out, newe
 
 
 def _find_end(row, batch, u, candidates, length):
-    """The window's end in the timeline, by comparing the whole window, field by field."""
+    """The window's end in the timeline, by comparing the entire window, field by field."""
     for end in candidates:
         expected = row[max(0, end - length + 1) : end + 1]
         found = batch["item"][u] >= 0
@@ -160,7 +162,7 @@ def _check_labels(row, batch, u, end, draw, labels_seen):
         assert len(set(positions)) == len(positions) == min(draw.labels, len(trainable))
 
 
-def test_a_share_of_windows_ends_at_the_newest_and_the_others_uniformly(rng):
+def test_a_share_of_windows_ends_at_the_last_action_and_the_others_uniformly(rng):
     row = np.zeros(10, ACTION)
     row["item"], row["time"] = np.arange(10), 10 * np.arange(10)
     row["action"], row["surface"] = 1, 1
@@ -193,15 +195,15 @@ def test_dense_positions_labels_and_ends_are_uniform(rng):
     assert abs(counts - counts.mean()).max() < 5 * np.sqrt(counts.mean())
 
 
-def test_moments_are_uniform_between_an_action_and_its_first_label(rng):
+def test_request_times_are_uniform_between_an_action_and_its_first_label(rng):
     row = np.zeros(3, ACTION)
     row["time"], row["action"], row["surface"] = (100, 500, 540), 1, 1
     draw = sampler("all_action", length=1, horizon=450)
     records, offsets = unpack([pack(row)] * 4000)
     batch = draw(records, offsets, draw.uniforms(rng, 4000))
-    moment = batch["request_time"][batch["time"] == 100]
-    assert ((moment >= 100) & (moment < 500)).all()
-    counts = np.bincount((moment - 100) // 50, minlength=8)
+    requested = batch["request_time"][batch["time"] == 100]
+    assert ((requested >= 100) & (requested < 500)).all()
+    counts = np.bincount((requested - 100) // 50, minlength=8)
     assert len(counts) == 8
     assert abs(counts - counts.mean()).max() < 5 * np.sqrt(counts.mean())
 
@@ -210,10 +212,10 @@ def test_a_users_draw_does_not_depend_on_the_rest_of_the_batch(rng):
     rows, records, offsets = timelines(rng)
     draw = sampler("dense_all_action")
     uniforms = draw.uniforms(rng, len(rows))
-    whole = draw(records, offsets, uniforms)
+    full = draw(records, offsets, uniforms)
     part = draw(*unpack([pack(row) for row in rows[3:7]]), uniforms[3:7])
     for name, values in part.items():
-        np.testing.assert_array_equal(values, whole[name][3:7])
+        np.testing.assert_array_equal(values, full[name][3:7])
 
 
 @pytest.mark.parametrize("objective", windows.OBJECTIVES)
@@ -236,16 +238,16 @@ def test_unknown_objective_is_refused():
         sampler("dense")
 
 
-def test_history_at_a_moment_ends_at_the_moment(rng):
+def test_a_history_ends_at_its_request_time(rng):
     rows, records, offsets = timelines(rng)
     keys = windows.time_keys(records, offsets)
-    for moment in (0, 300, 301, 2**32 - 1):
+    for time in (0, 300, 301, 2**32 - 1):
         users = np.arange(len(rows))
-        ends = windows.last_action_before(keys, users, np.full(len(rows), moment))
-        got = windows.history(records, offsets[:-1], ends, 6, np.full((len(rows), 1), moment))
-        assert (got["request_time"] == moment).all()
+        ends = windows.last_action_before(keys, users, np.full(len(rows), time))
+        got = windows.history(records, offsets[:-1], ends, 6, np.full((len(rows), 1), time))
+        assert (got["request_time"] == time).all()
         for u, row in enumerate(rows):
-            past = row[row["time"] <= moment][-6:]
+            past = row[row["time"] <= time][-6:]
             np.testing.assert_array_equal(
                 got["item"][u], [-1] * (6 - len(past)) + list(past["item"])
             )

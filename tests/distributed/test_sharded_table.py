@@ -29,7 +29,7 @@ def rows_of(kind, rng, count):
 
 
 @pytest.mark.parametrize("kind", ["uniform", "popular", "one", "next to each other"])
-def test_rows_and_gradient_are_those_of_the_whole_table(sharded, kind):
+def test_rows_and_gradient_equal_those_of_the_replicated_table(sharded, kind):
     rng = np.random.default_rng(0)
     table = rng.standard_normal((3000, 3)).astype(np.float32)
     rows = rows_of(kind, rng, 2 * 601).reshape(2, 601)
@@ -76,7 +76,7 @@ def test_a_device_holds_its_share_wherever_rows_are_popular(sharded):
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.bool_])
 def test_rows_that_all_belong_to_one_owner_come_in_rounds(sharded, dtype):
     """8 x 500 of the 1,024 rows of the first device: of each owner 500 / 8 are expected."""
-    shared = PartitionSpec(sharded.mesh.axis_names)
+    by_rows = PartitionSpec(sharded.mesh.axis_names)
     rng = np.random.default_rng(0)
     table = rng.integers(0, 2 if dtype == np.bool_ else 99, (8 * 1024, 2)).astype(dtype)
     rows = np.stack([rng.choice(1024, 500, replace=False) for _ in range(8)])
@@ -89,7 +89,7 @@ def test_rows_that_all_belong_to_one_owner_come_in_rounds(sharded, dtype):
         return sharded_table.exchange(axes, 8, table, rows)
 
     exchange = jax.shard_map(
-        *(exchange,), mesh=sharded.mesh, in_specs=shared, out_specs=shared, check_vma=False
+        *(exchange,), mesh=sharded.mesh, in_specs=by_rows, out_specs=by_rows, check_vma=False
     )
     found = np.asarray(jax.jit(exchange)(table, rows.ravel().astype(np.int32)))
     exists = rows.ravel() < len(table)
@@ -117,11 +117,11 @@ def test_one_round_is_nearly_always_enough(mean):
     assert np.logaddexp.reduce(log_chances) < math.log(3e-6)
 
 
-def test_whole_tables_are_left_alone():
-    whole = sharded_table.REPLICATED
+def test_replicated_tables_are_left_alone():
+    replicated = sharded_table.REPLICATED
     table = np.arange(12.0, dtype=np.float32).reshape(4, 3)
-    assert whole.num_rows(7) == 7
-    np.testing.assert_array_equal(whole.lay_out(table), table)
+    assert replicated.num_rows(7) == 7
+    np.testing.assert_array_equal(replicated.lay_out(table), table)
     rows = np.array([[2], [0]])
-    found = whole.gather(jnp.asarray(table), jnp.asarray(rows))
+    found = replicated.gather(jnp.asarray(table), jnp.asarray(rows))
     np.testing.assert_array_equal(found, table[rows])

@@ -205,7 +205,7 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     assert all(path.stat().st_mtime_ns == t for path, t in kept.items())
 
-    # Another moment is another set of embeddings.
+    # Another time is another set of embeddings.
     early = ("--as_of=2025-02-01", "--precision=float32")
     _, err = finish(start(home, "embed", workdir, f"--out={out}", *early), code=2)
     assert "holds embeddings of as_of" in err.splitlines()[-1]

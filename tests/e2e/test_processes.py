@@ -106,7 +106,7 @@ def assert_same(found, expected):
 
 
 def test_four_processes_do_what_one_does(tmp_path, data_dir):
-    """With tables shared out over them all, which they exchange rows of."""
+    """With tables that are sharded over all devices, which exchange rows."""
     outcomes = {}
     for count in (1, 4):
         workdir = tmp_path / str(count)

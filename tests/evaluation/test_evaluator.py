@@ -77,7 +77,7 @@ def test_popularity_is_the_same_list_for_everybody(make_config, rng, filter_seen
 
 
 @pytest.mark.parametrize("filter_seen", [False, True])
-def test_the_oracle_is_asked_as_others_are(make_config, rng, filter_seen):
+def test_the_oracle_gets_the_queries_of_the_other_methods(make_config, rng, filter_seen):
     """Of the same users, as often, and without what they had seen where others go without it."""
     config = make_config(evaluate={"filter_seen": filter_seen, "users": 30})
     made, source = make(config)
@@ -144,7 +144,7 @@ def test_a_model_that_shows_all_users_the_same_is_said_to(make_config, rng, full
     assert constant["R@10"].value == constant["P90 cov@10"].value == 0
     assert np.isnan(constant["entropy@50"].value)
 
-    def users(histories):  # each likes what is like the newest action
+    def users(histories):  # each likes items similar to the last action
         return jnp.asarray(vectors[histories["item"][:, -1]])
 
     vectors = rng.standard_normal((len(items), 16)).astype(np.float32)

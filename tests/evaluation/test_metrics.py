@@ -60,12 +60,12 @@ def test_label_ranks_outside_a_sampled_index(rng):
         assert rank == min(worst_rank(queries, items, query, row, slice(25)), K)
 
 
-@pytest.mark.parametrize("index", ["whole", "sampled"])
+@pytest.mark.parametrize("index", ["full", "sampled"])
 def test_a_collapsed_model_earns_nothing(rng, index):
     """Wherever its labels are, in the first rows, too."""
     vector = rng.standard_normal(8)
     vector = np.float32(vector / np.linalg.norm(vector))
-    valid = np.ones(50, bool) if index == "whole" else np.arange(50) < 30
+    valid = np.ones(50, bool) if index == "full" else np.arange(50) < 30
     items = np.tile(vector, (50, 1))
     scores, rows = map(np.asarray, exact.search(vector[None], items, K + 1, valid=valid))
     own = np.full(50, np.sum(vector * vector, dtype=np.float32)) + np.float32(1e-7)
@@ -171,7 +171,7 @@ def test_recall_hit_rate_ndcg(world, rng, subset):
 
 
 def test_ndcg_of_shared_ranks():
-    # Three labels that beat the whole sampled index stand at 0, 1, 2: the best possible list. One
+    # Three labels that beat the entire sampled index stand at 0, 1, 2: the best possible list. One
     # of rank 0 and two of rank 1 stand there too; rank 5 stays.
     ranks = np.array([0, 0, 0, 1, 0, 1, 5, 0])
     query = np.array([0, 0, 0, 1, 1, 1, 2, 3])
@@ -296,7 +296,7 @@ def test_estimate_covers_the_truth_where_few_users_hit_little(rng):
             hits.append(low <= chance <= high)
         covered.append(np.mean(hits))
     assert np.mean(covered) > 0.93
-    assert min(covered) > 0.88  # hits are whole: with 200 draws and a few users it jumps
+    assert min(covered) > 0.88  # hits are integers: with 200 draws and a few users it jumps
 
 
 def test_estimate_of_other_numbers_covers_the_truth(rng):

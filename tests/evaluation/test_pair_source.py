@@ -184,8 +184,8 @@ def test_a_table_says_what_it_rests_on(rng):
     queries, items = unit(rng, QUERIES, DIM), unit(rng, ITEMS, DIM)
     made = make(dataset)
     table = made(retriever(queries, items), "test", full=False)
-    asked = np.unique(dataset.pairs("test")["query"])
-    number, engagements = len(asked), len(dataset.pairs("test"))
+    rows = np.unique(dataset.pairs("test")["query"])
+    number, engagements = len(rows), len(dataset.pairs("test"))
     assert made.describe("test") == f"{number} queries, {engagements} engagements"
     assert table.notes == [
         made.describe("test"),
@@ -197,7 +197,7 @@ def test_a_table_says_what_it_rests_on(rng):
     top = np.argsort(-(queries @ np.asarray(items).T), axis=1)
     for query, own in enumerate(dataset.queries.items):
         top[query, :-1] = [item for item in top[query] if item != own][: ITEMS - 1]
-    shown = np.sort(np.bincount(top[asked, :10].ravel()))[::-1]
+    shown = np.sort(np.bincount(top[rows, :10].ravel()))[::-1]
     share = (np.searchsorted(np.cumsum(shown), 0.9 * shown.sum()) + 1) / ITEMS
     assert table.rows[0].metrics["P90 cov@10"].value == pytest.approx(share)
 
@@ -206,9 +206,9 @@ def test_a_table_says_what_it_rests_on(rng):
 def test_answers_from_outside_are_measured_alike(rng, share):
     """What nobody can find is no answer, and the next one takes its place."""
     dataset, eligible = Dataset(rng), rng.random(ITEMS) < share
-    asked = queries_of(dataset, queries=8).features["query"]
-    answers = np.stack([rng.permutation(ITEMS)[:120] for _ in asked])
-    own = dataset.queries.items[asked][:, None]
+    rows = queries_of(dataset, queries=8).features["query"]
+    answers = np.stack([rng.permutation(ITEMS)[:120] for _ in rows])
+    own = dataset.queries.items[rows][:, None]
     answers = np.where((answers == own) & (own >= 0), -1, answers)
     answers[:, 115:] = -1
     ours = retriever(unit(rng, QUERIES, DIM), unit(rng, ITEMS, DIM))
@@ -216,11 +216,11 @@ def test_answers_from_outside_are_measured_alike(rng, share):
     table = make(dataset, eligible=eligible, queries=8)(ours, "test", full=True, others=other)
     found = {row.name: row.metrics for row in table.rows}
     counts = np.bincount(dataset.pairs("train")["item"], minlength=ITEMS)
-    engaged = [pair for pair in dataset.pairs("test") if pair["query"] in asked]
+    engaged = [pair for pair in dataset.pairs("test") if pair["query"] in rows]
 
     def recall(k, keep):
         found = [row[(row >= 0) & eligible[row]][:k] for row in answers]
-        lists = dict(zip(asked, found, strict=True))
+        lists = dict(zip(rows, found, strict=True))
         return np.mean([p["item"] in lists[p["query"]] for p in engaged if keep(p)])
 
     for k in (1, 10, 100):
@@ -255,11 +255,11 @@ def test_a_sampled_index_and_sampled_queries(rng):
     held = made.source.index(0).held
     assert held.sum() == 20
     assert not held[~eligible].any()
-    (asked,) = made.source.queries("test").values()
-    assert len(asked) == 5
+    (sample,) = made.source.queries("test").values()
+    assert len(sample) == 5
     (row,) = made(retriever(queries, items), "test", full=False).rows
     held = held[None] & (np.arange(ITEMS) != dataset.queries.items[:, None])
-    labels = zip(asked.features["query"][asked.label_query], asked.label_item, strict=True)
+    labels = zip(sample.features["query"][sample.label_query], sample.label_item, strict=True)
     hits = [
         eligible[p] and (held[q] & (items @ queries[q] > (items @ queries[q])[p])).sum() < 10
         for q, p in labels

@@ -6,7 +6,8 @@ import importlib.util
 import numpy as np
 import pytest
 
-from pinjax.evaluation import baselines, engagements, queries, retrievers, vector_search
+from pinjax.evaluation import baselines, engagements, retrievers, vector_search
+from pinjax.evaluation import queries as queries_lib
 from pinjax.retrieval import exact
 
 USERS, ITEMS, TIME = 30, 80, 1_000
@@ -26,7 +27,7 @@ def make_queries(rng, order=None, excluded=None, depth=50):
     context = np.where(context < 0, -1, row[context]).astype(np.int32)
     if excluded is None:
         excluded = np.zeros((0, 2), np.int64)
-    return queries.EvalQueries(
+    return queries_lib.EvalQueries(
         users=[f"user {user}" for user in range(USERS)],
         query_user=np.arange(USERS),
         query_time=np.full(USERS, TIME),
@@ -44,7 +45,7 @@ def make_queries(rng, order=None, excluded=None, depth=50):
 
 def make_index(held=None):
     held = np.ones(ITEMS, bool) if held is None else held
-    return queries.Index(TIME, np.ones(ITEMS, bool), held)
+    return queries_lib.Index(TIME, np.ones(ITEMS, bool), held)
 
 
 def make_engagements(rng, levels=400, order=None):
@@ -57,30 +58,30 @@ def make_engagements(rng, levels=400, order=None):
     return made, (actor, row[item], time, positive)
 
 
-def searched(retriever, asked, index):
+def searched(retriever, queries, index):
     """What is left of the answers after exclusion, and the ranks of the labels."""
-    found = retriever.answer(asked, index)
-    found = retrievers.without_excluded(found, asked, ITEMS)
-    assert found.rows.shape == (len(asked), asked.listed)
-    return found, retrievers.ranks(found, asked)
+    found = retriever.answer(queries, index)
+    found = retrievers.without_excluded(found, queries, ITEMS)
+    assert found.rows.shape == (len(queries), queries.listed)
+    return found, retrievers.ranks(found, queries)
 
 
-def check(retriever, asked, index, scores, rounding=0.0):
+def check(retriever, queries, index, scores, rounding=0.0):
     """Against all scores (queries, items), in which a label's equals count against it."""
-    found, ranks = searched(retriever, asked, index)
+    found, ranks = searched(retriever, queries, index)
     scores = scores.astype(np.float64)
     allowed = np.where(index.held, scores, -np.inf)
-    allowed[tuple(asked.excluded.T)] = -np.inf
-    for query, item, rank in zip(asked.label_query, asked.label_item, ranks, strict=True):
+    allowed[tuple(queries.excluded.T)] = -np.inf
+    for query, item, rank in zip(queries.label_query, queries.label_item, ranks, strict=True):
         others = np.delete(allowed[query], item)
         expected = (others >= scores[query, item] - rounding).sum()
-        if (asked.excluded == [query, item]).all(axis=1).any():
-            expected = asked.listed
+        if (queries.excluded == [query, item]).all(axis=1).any():
+            expected = queries.listed
         # A label that ends the list may have equals that are not listed.
-        assert rank == expected if expected < asked.depth else rank >= asked.depth
-    for query in range(len(asked)):
+        assert rank == expected if expected < queries.depth else rank >= queries.depth
+    for query in range(len(queries)):
         rows = found.rows[query]
-        best = np.sort(allowed[query])[::-1][: asked.listed]
+        best = np.sort(allowed[query])[::-1][: queries.listed]
         there = rows >= 0
         assert there.sum() == np.isfinite(best).sum()
         assert len(set(rows[there])) == there.sum()
@@ -132,22 +133,22 @@ def test_popularity_is_a_loop_over_the_past(rng, setting, seconds):
 @pytest.mark.parametrize("may_repeat", [False, True])
 def test_co_occurrence_is_the_dense_one(rng, setting, few_queries, may_repeat, monkeypatch):
     """In either order of the products, several times in a history, for some queries at a time."""
-    asked, index = setting
-    asked = dataclasses.replace(asked, context=np.fmod(asked.context, 20))
+    queries, index = setting
+    queries = dataclasses.replace(queries, context=np.fmod(queries.context, 20))
     if few_queries:  # than there are items in their histories
-        keep = asked.label_query < 3
-        asked = dataclasses.replace(
-            asked,
-            context=asked.context[:3],
-            query_user=asked.query_user[:3],
-            excluded=asked.excluded[asked.excluded[:, 0] < 3],
+        keep = queries.label_query < 3
+        queries = dataclasses.replace(
+            queries,
+            context=queries.context[:3],
+            query_user=queries.query_user[:3],
+            excluded=queries.excluded[queries.excluded[:, 0] < 3],
             **{
-                name: getattr(asked, name)[keep]
-                for name in vars(asked)
+                name: getattr(queries, name)[keep]
+                for name in vars(queries)
                 if name.startswith("label_")
             },
         )
-    assert few_queries == (len(np.unique(asked.context[:, -5:])) > len(asked))
+    assert few_queries == (len(np.unique(queries.context[:, -5:])) > len(queries))
     monkeypatch.setattr(baselines, "_SCORES", 2 * ITEMS)
     made, actions = make_engagements(rng)
     engaged, counts = np.zeros((25, ITEMS)), np.zeros(ITEMS)
@@ -159,27 +160,27 @@ def test_co_occurrence_is_the_dense_one(rng, setting, few_queries, may_repeat, m
     cosine = engaged.T @ engaged / np.sqrt(np.outer(degree, degree))
     if not may_repeat:
         np.fill_diagonal(cosine, 0)
-    scores = np.zeros((len(asked), ITEMS))
-    for query, context in enumerate(asked.context[:, -5:]):
+    scores = np.zeros((len(queries), ITEMS))
+    for query, context in enumerate(queries.context[:, -5:]):
         for item in context[context >= 0]:
             scores[query] += cosine[item]
     scores = scores.round(7) + 1e-8 * counts / (1 + counts.max())
-    check(baselines.CoOccurrence(made, 5, may_repeat), asked, index, scores)
+    check(baselines.CoOccurrence(made, 5, may_repeat), queries, index, scores)
 
 
 def test_answers_from_outside_are_taken_as_they_come(rng, setting):
-    asked, index = setting
+    queries, index = setting
     answers = np.stack([rng.permutation(ITEMS)[:40] for _ in range(USERS)])
     answers[:, 35:] = -1
     scores = np.full((USERS, ITEMS), -np.inf)
     for query, rows in enumerate(answers):
         scores[query, rows[:35]] = -np.arange(35)
-    found, ranks = searched(retrievers.Answers(lambda *_: answers), asked, index)
+    found, ranks = searched(retrievers.Answers(lambda *_: answers), queries, index)
     scores[:, ~index.held] = -np.inf
-    scores[tuple(asked.excluded.T)] = -np.inf
-    for query, item, rank in zip(asked.label_query, asked.label_item, ranks, strict=True):
+    scores[tuple(queries.excluded.T)] = -np.inf
+    for query, item, rank in zip(queries.label_query, queries.label_item, ranks, strict=True):
         place = np.flatnonzero(np.argsort(-scores[query], kind="stable") == item)[0]
-        assert rank == (place if np.isfinite(scores[query, item]) else asked.listed)
+        assert rank == (place if np.isfinite(scores[query, item]) else queries.listed)
     assert (found.rows >= 0).sum() == np.isfinite(scores).sum()
 
 
@@ -205,8 +206,8 @@ def test_the_order_of_items_changes_nothing(rng, levels):
             methods["ScaNN"] = vector_search.ScannSearch(search)
         for name, method in methods.items():
             for excluded in (None, seen) if name != "ScaNN" else (None,):
-                asked = make_queries(np.random.default_rng(seed), order, excluded)
-                yield name, searched(method, asked, make_index(held[order]))[1]
+                queries = make_queries(np.random.default_rng(seed), order, excluded)
+                yield name, searched(method, queries, make_index(held[order]))[1]
 
     first = list(ranks(np.arange(ITEMS)))
     for _ in range(3):
@@ -222,7 +223,7 @@ def test_what_an_approximate_search_loses_is_missed(rng, monkeypatch):
     """A searcher that never finds an item whose exact score is the best; one is in no sample."""
     items = unit(rng, ITEMS, 4)
     users, held = items[np.arange(USERS)], np.arange(ITEMS) != 7
-    asked = dataclasses.replace(
+    queries = dataclasses.replace(
         make_queries(rng),
         label_query=np.array([2, 2, 3]),
         label_item=np.array([2, 7, 3], np.int32),
@@ -242,24 +243,24 @@ def test_what_an_approximate_search_loses_is_missed(rng, monkeypatch):
     monkeypatch.setattr(vector_search.scann_index, "search", search)
     monkeypatch.setattr(vector_search.scann_index, "recall_against_exact", lambda *_: Comparison)
     retriever = vector_search.of_vectors(users.__getitem__, items)
-    _, exactly = searched(retriever, asked, make_index(held))
-    _, found = searched(vector_search.ScannSearch(retriever), asked, make_index(held))
+    _, exactly = searched(retriever, queries, make_index(held))
+    _, found = searched(vector_search.ScannSearch(retriever), queries, make_index(held))
     among = int((items[held] @ users[2] >= items[7] @ users[2]).sum())
     assert exactly.tolist() == [0, min(among, 51), 0]
-    assert found.tolist() == [asked.listed, min(among - 1, 51), 0]
+    assert found.tolist() == [queries.listed, min(among - 1, 51), 0]
 
 
 @pytest.mark.parametrize("depth", [10, 50])
 def test_a_label_that_did_not_exist_is_missed_however_high_its_score(rng, depth):
     """By every method, while a label outside a sampled index has its rank."""
-    asked = make_queries(rng, depth=depth)
+    queries = make_queries(rng, depth=depth)
     vectors, items = unit(rng, USERS, 4), unit(rng, ITEMS, 4)
     made, _ = make_engagements(rng)
-    exists = rng.random(len(asked.label_item)) < 0.5
-    gone = dataclasses.replace(asked, label_exists=exists)
+    exists = rng.random(len(queries.label_item)) < 0.5
+    gone = dataclasses.replace(queries, label_exists=exists)
     search = vector_search.of_vectors(vectors.__getitem__, items)
     for retriever in (search, baselines.Popularity(made), baselines.CoOccurrence(made, 5, True)):
-        _, ranks = searched(retriever, asked, make_index())
+        _, ranks = searched(retriever, queries, make_index())
         _, without = searched(retriever, gone, make_index())
         np.testing.assert_array_equal(without, np.where(exists, ranks, depth + 1))
         assert (ranks[~exists] <= depth).any()

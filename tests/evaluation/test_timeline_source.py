@@ -104,11 +104,11 @@ def test_queries_are_the_enumerated_ones(rows, cadence):
         assert label_time == time
         assert queries.query_time[query] == request_time
         assert queries.features["request_time"][query, -1] == request_time
-        newest = known[-6:]
+        last = known[-6:]
         for name in timelines.ACTION.names:
             history = queries.features[name][query]
-            np.testing.assert_array_equal(history[6 - len(newest) :], newest[name])
-        assert (queries.features["item"][query][: 6 - len(newest)] == -1).all()
+            np.testing.assert_array_equal(history[6 - len(last) :], last[name])
+        assert (queries.features["item"][query][: 6 - len(last)] == -1).all()
         np.testing.assert_array_equal(queries.context[query], queries.features["item"][query])
         seen = queries.excluded[queries.excluded[:, 0] == query, 1]
         np.testing.assert_array_equal(seen, known["item"])
@@ -127,8 +127,8 @@ def test_what_happens_later_reaches_no_history(rows, cadence):
     np.testing.assert_array_equal(after.label_item, before.label_item)
     for name, values in before.features.items():
         np.testing.assert_array_equal(after.features[name], values)
-    newest = before.features["time"].max(axis=1)
-    assert (newest[before.label_query] <= T + 14 * DAY).all()
+    last_time = before.features["time"].max(axis=1)
+    assert (last_time[before.label_query] <= T + 14 * DAY).all()
 
 
 def test_windows_have_the_same_queries_together_as_alone(rows):

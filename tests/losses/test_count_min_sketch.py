@@ -15,7 +15,7 @@ log_probability = jax.jit(count_min_sketch.log_probability)
 
 
 def zipf_ids(rng, size):
-    """Skewed ids over the whole of int32, negative ones too, and how often each occurs."""
+    """Skewed ids over all of int32, negative ones too, and how often each occurs."""
     items = rng.integers(ANY_INT32.min, ANY_INT32.max, 5000, endpoint=True, dtype=np.int32)
     ids = rng.choice(items, size, p=(1 / np.arange(1, 5001)) / (1 / np.arange(1, 5001)).sum())
     return ids, *np.unique(ids, return_counts=True)

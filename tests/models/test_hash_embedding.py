@@ -96,18 +96,21 @@ def test_importance_starts_at_one():
 
 
 @pytest.mark.parametrize("num_buckets", [0, 20])
-def test_bag_of_a_sharded_table_is_that_of_the_replicated_one(rng, num_buckets):
-    """Eight devices with texts of their own; what one of them asks for twice counts twice."""
+def test_a_bag_of_a_sharded_table_equals_the_replicated_one(rng, num_buckets):
+    """Eight devices with texts of their own; a row that one of them requests twice counts twice."""
     devices, tokens_each, segments_each = 8, 40, 6
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     layout = sharded_table.Layout(mesh)
-    whole = hash_embedding.HashEmbeddingBag(num_tokens=50, num_buckets=num_buckets, dim=4)
-    on_device = whole.clone(tables=layout.on_device())
+    replicated = hash_embedding.HashEmbeddingBag(num_tokens=50, num_buckets=num_buckets, dim=4)
+    on_device = replicated.clone(tables=layout.on_device())
     tokens = (50 * rng.random(devices * tokens_each) ** 3).astype(np.int32)
     segments = np.sort(rng.integers(0, segments_each + 1, (devices, tokens_each))).astype(np.int32)
     weights = rng.standard_normal((devices * segments_each, 4)).astype(np.float32)
     shapes = jax.eval_shape(
-        functools.partial(whole.init, num_segments=1), jax.random.key(0), tokens, segments.ravel()
+        functools.partial(replicated.init, num_segments=1),
+        jax.random.key(0),
+        tokens,
+        segments.ravel(),
     )["params"]
     params = {name: rng.standard_normal(x.shape).astype(np.float32) for name, x in shapes.items()}
 
@@ -116,7 +119,7 @@ def test_bag_of_a_sharded_table_is_that_of_the_replicated_one(rng, num_buckets):
         flat = np.where(segments < segments_each, segments + first, 10**6).ravel()
         order = np.argsort(flat, kind="stable")
         ordered = jnp.asarray(tokens[order]), jnp.asarray(flat[order])
-        sums = whole.apply({"params": params}, *ordered, len(weights))
+        sums = replicated.apply({"params": params}, *ordered, len(weights))
         return (sums * weights).sum(), sums
 
     def found(params):

@@ -75,7 +75,7 @@ def test_causality(content, history, name, history_sums):
     changed = (np.abs(outputs[:-1] - outputs[-1]) > 1e-6).any(axis=-1)
     expected = np.tri(LENGTH, dtype=bool).T  # of action j, at positions j and later
     if name == "time":
-        expected[-1] = True  # every action's age is counted from the newest one
+        expected[-1] = True  # ages are counted from the last action
     np.testing.assert_array_equal(changed, expected)
 
 
@@ -108,7 +108,7 @@ def test_padding_has_no_influence(content, history, history_sums):
         padding[name][1, :2] += CHANGES[name]
     np.testing.assert_array_equal(users(model, content, padding)[1, 2:], outputs[1, 2:])
 
-    # Positions are counted from the newest action, so a shorter array is the same history.
+    # Positions are counted from the last action, so a shorter array is the same history.
     short = {field: values[1:, 2:] for field, values in history.items()}
     np.testing.assert_allclose(users(model, content, short)[0], outputs[1, 2:], atol=1e-5)
 
@@ -198,9 +198,9 @@ def test_an_item_has_the_last_popularity_before_its_time(content, history, rng, 
     expected = apply(pairs, jnp.asarray(paired), popularity_times=measured_once)[rows >= 0]
     found = apply(content, jnp.asarray(rows), jnp.asarray(now), jnp.asarray(times))[rows >= 0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    newest = apply(content, jnp.arange(4), popularity_times=jnp.asarray(times))
+    current = apply(content, jnp.arange(4), popularity_times=jnp.asarray(times))
     expected = apply(pairs, 4 * jnp.arange(4) + 3, popularity_times=measured_once)
-    np.testing.assert_allclose(newest, expected, atol=1e-5)
+    np.testing.assert_allclose(current, expected, atol=1e-5)
 
 
 def test_towers_share_the_learned_vectors(content, history):
@@ -213,11 +213,11 @@ def test_towers_share_the_learned_vectors(content, history):
         model.apply({"params": params}, content, jnp.array([item]), method="items")
         for params in (before, after)
     ]
-    newest = [
+    outputs = [
         users(model, content, history, {"params": params})[0, -1] for params in (before, after)
     ]
     assert np.abs(items[0] - items[1]).max() > 1e-3
-    assert np.abs(newest[0] - newest[1]).max() > 1e-3
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
 
 
 def test_user_embedding_is_what_was_liked_and_what_the_head_makes_of_sums(content, history):
@@ -244,9 +244,9 @@ def test_user_embedding_is_what_was_liked_and_what_the_head_makes_of_sums(conten
 
 
 def test_time_features_are_a_quarter_where_they_are_divided(content, history):
-    whole, divided = make(features=("time",)), make(features=("time",), divided_time=True)
-    params = jax.tree.map(lambda leaf: leaf, params_of(whole))
-    expected = users(whole, content, history, params)
+    undivided, divided = make(features=("time",)), make(features=("time",), divided_time=True)
+    params = jax.tree.map(lambda leaf: leaf, params_of(undivided))
+    expected = users(undivided, content, history, params)
     projection = params["params"]["user_tower"]["projection"]
     projection["kernel"] = 4 * projection["kernel"]
     np.testing.assert_allclose(users(divided, content, history, params), expected, atol=1e-5)

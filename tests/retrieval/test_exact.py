@@ -33,7 +33,7 @@ def test_brute_force(rng, items, chunk):
 
 @pytest.mark.parametrize("share_valid", [0.0, 0.1, 0.7])
 def test_ties_and_validity(rng, share_valid):
-    # Small whole numbers: exact in every precision, with many equal scores within and across
+    # Small integers: exact in every precision, with many equal scores within and across
     # chunks.
     queries = rng.integers(-1, 2, (20, 3)).astype(np.float32)
     index = rng.integers(-1, 2, (50, 3)).astype(np.float32)

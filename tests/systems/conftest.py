@@ -49,43 +49,45 @@ def train_on_devices():
 
 
 @pytest.fixture
-def check_shared_out_tables():
-    """(config) asserts that tables on eight devices give the loss and gradient of whole ones."""
+def check_sharded_tables():
+    """(config) asserts that sharded tables give the loss and gradient of replicated ones."""
 
     def check(config):
         config.train.update(model_devices=2, shard_tables=True)
         many = sharding.make_mesh(jax.devices()[:8], 2)
-        shared = registry.create(config, many)
+        sharded = registry.create(config, many)
         like = step.abstract_state(
-            shared.trainable, step.make_optimizer(config.train), config.train, many
+            sharded.trainable, step.make_optimizer(config.train), config.train, many
         )
         places = jax.tree.map(lambda x: x.sharding, (like.params, like.sketches))
-        params, sketches = jax.jit(shared.trainable.init, out_shardings=places)(jax.random.key(1))
-        batch, key = next(shared.batches(0)), jax.random.key(2)
+        params, sketches = jax.jit(sharded.trainable.init, out_shardings=places)(jax.random.key(1))
+        batch, key = next(sharded.batches(0)), jax.random.key(2)
 
         def loss_and_gradient(system, *state, batch):
             compiled = jax.jit(jax.value_and_grad(system.trainable.loss, has_aux=True))
             (loss, _), gradient = compiled(state[0], system.constants, state[1], batch, key)
             return float(loss), jax.device_get(gradient)
 
-        found = loss_and_gradient(shared, params, sketches, batch=sharding.place_batch(many, batch))
+        found = loss_and_gradient(
+            sharded, params, sketches, batch=sharding.place_batch(many, batch)
+        )
 
         config.train.update(model_devices=1, shard_tables=False)
         one = sharding.make_mesh(jax.devices()[:1])
-        whole = registry.create(config, one)
+        replicated = registry.create(config, one)
         layout = sharded_table.Layout(many)
 
-        def as_whole(path, rows, like):
+        def as_replicated(path, rows, like):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             if not re.search(sharded_table.PARAMETERS, name):
                 return rows
             return rows[layout.lies_at(np.arange(len(like)), len(rows))]
 
-        like, _ = jax.eval_shape(whole.trainable.init, jax.random.key(1))
-        params = jax.tree_util.tree_map_with_path(as_whole, jax.device_get(params), like)
-        expected = loss_and_gradient(whole, params, jax.device_get(sketches), batch=batch)
+        like, _ = jax.eval_shape(replicated.trainable.init, jax.random.key(1))
+        params = jax.tree_util.tree_map_with_path(as_replicated, jax.device_get(params), like)
+        expected = loss_and_gradient(replicated, params, jax.device_get(sketches), batch=batch)
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
-        gradient = jax.tree_util.tree_map_with_path(as_whole, found[1], like)
+        gradient = jax.tree_util.tree_map_with_path(as_replicated, found[1], like)
         close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
         jax.tree.map(close, gradient, expected[1])
 

@@ -40,7 +40,7 @@ def expected_losses(config, queries, products, batch, random, num_corpus, scale,
     def term(negatives, num_batch, num_random):
         losses = []
         for (query, product), own_log_q in zip(pairs, positive_log_q, strict=True):
-            excluded = {other for asked, other in pairs if asked == query}
+            excluded = {product for q, product in pairs if q == query}
             logits = [scale * queries[query] @ products[product] - config.log_q * own_log_q]
             logits += [
                 scale * queries[query] @ products[n]
@@ -176,8 +176,8 @@ def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
         jax.tree.map(close, other.params, state.params)
 
 
-def test_where_tables_lie_changes_nothing(make_config, check_shared_out_tables):
-    check_shared_out_tables(make_config())
+def test_where_tables_lie_changes_nothing(make_config, check_sharded_tables):
+    check_sharded_tables(make_config())
 
 
 def test_other_frozen_tables_are_refused(make_config, tmp_path, mesh):

@@ -85,21 +85,21 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
     corpus = np.flatnonzero(dataset.catalogue.created <= dataset.spec.train_end)
     assert len(corpus) < model.num_items
     random = corpus[np.asarray(jax.random.randint(random_key, (30,), 0, len(corpus)))]
-    moments = np.take_along_axis(
+    request_times = np.take_along_axis(
         *map(np.asarray, (batch["request_time"], batch["label_position"])), 1
     )
     some = jax.random.choice(
         jax.random.fold_in(random_key, 1), flat.size, (50,), p=(flat >= 0) / (flat >= 0).sum()
     )
-    some = moments.ravel()[some]
+    some = request_times.ravel()[some]
     in_batch = list(zip(in_batch, some[:20], strict=True))
     random = list(zip(random, some[20:], strict=True))
 
     def pair_loss(row, query, positive, negatives, batch_size, random_size, scale):
-        def logit(item, moment):
+        def logit(item, time):
             frequency = np.mean(flat[flat >= 0] == item)
             expected = batch_size * frequency + random_size / len(corpus)
-            return scale * query @ items[np.sum(times < moment), item] - (
+            return scale * query @ items[np.sum(times < time), item] - (
                 np.log(expected) if log_q else 0
             )
 
@@ -114,7 +114,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
             pairs = [j for j in range(labels.shape[1]) if labels[u, j] >= 0]
             for j in pairs:
                 query = outputs[u, batch["label_position"][u, j]]
-                positive = labels[u, j], moments[u, j]
+                positive = labels[u, j], request_times[u, j]
                 if terms == "joined":
                     of_pair = pair_loss(u, query, positive, [*in_batch, *random], 20, 30, scale)
                 else:
@@ -257,8 +257,8 @@ def test_integer_user_ids_come_back_as_integers(make_config, other_data, data_di
         config.data.name = name
         system = registry.create(config, mesh)
         params, _ = system.trainable.init(jax.random.key(0))
-        for moment in (0, system.embed_as_of):  # at first nobody has acted
-            parts = [shard() for shard in system.embed(params, moment)["users"]]
+        for as_of in (0, system.embed_as_of):  # at first nobody has acted
+            parts = [shard() for shard in system.embed(params, as_of)["users"]]
             ends.append([np.concatenate(part) for part in zip(*parts, strict=True)])
     nobody, (text, vectors), _, (ids, same) = ends
     assert len(nobody[0]) == 0
@@ -296,16 +296,16 @@ def test_nobody_knows_what_is_done_later(make_config, mesh):
     unlike = 0
     for step in range(3):
         batch = jax.device_put(system.batches(step).__next__())
-        moments = pinnerformer.pinnerformer.at(batch["request_time"], batch["label_position"])
+        request_times = pinnerformer.pinnerformer.at(batch["request_time"], batch["label_position"])
         users, items = (
             [np.asarray(embed(content, *arguments)) for content in contents]
             for embed, arguments in (
                 (embed_users, (batch, batch["label_position"])),
-                (embed_items, (batch["label_item"], moments)),
+                (embed_items, (batch["label_item"], request_times)),
             )
         )
         exists = np.asarray(batch["label_item"]) >= 0
-        known = np.asarray(moments) <= times[6]  # the next count, which is of no use yet
+        known = np.asarray(request_times) <= times[6]  # the next count, which is of no use yet
         for a, b in (users, items):
             np.testing.assert_array_equal(a[exists & known], b[exists & known])
             unlike += (np.abs(a - b).max(axis=-1) > 1e-3)[exists & ~known].sum()
@@ -322,7 +322,7 @@ def test_popularity_needs_times(make_config, mesh):
         item_table.ItemTable.create(config, mesh, spec)
 
 
-def test_towers_know_the_popularity_of_their_moment(make_config, mesh):
+def test_towers_know_the_popularity_as_of_their_time(make_config, mesh):
     times = 3
     data = {"content": True, "popularity_window": 24 * 86_400, "popularity_times": times}
     config = make_config(data=data, model={"id_dim": 0})
@@ -346,17 +346,17 @@ def test_towers_know_the_popularity_of_their_moment(make_config, mesh):
 
     last = 0.0
     for days in (-20, 0, 5):
-        moment = dataset.spec.train_end + days * 86_400
-        counted = moment - 2 * 86_400 * np.arange(times)[::-1]
+        as_of = dataset.spec.train_end + days * 86_400
+        counted = as_of - 2 * 86_400 * np.arange(times)[::-1]
         rates = popularity.log_popularity(dataset, 24 * 86_400, np.array(counted))
         content = page.constants["content"].at[:, -times:].set(rates.astype(jnp.bfloat16))
         counted = jnp.asarray(counted, jnp.uint32)
         then = {**page.constants, "content": content, "popularity_times": counted}
         items = items_of(then)
-        found = table.as_of(dataset, page.constants, moment)
+        found = table.as_of(dataset, page.constants, as_of)
         jax.tree.map(np.testing.assert_array_equal, found, then)
         close(page.trainable.embedders["users"](params, found, batch), served(params, then, batch))
-        close(page.embed(params, moment)["items"][0]()[1], items)
+        close(page.embed(params, as_of)["items"][0]()[1], items)
         assert np.abs(items - last).max() > 0.1
         last = items
 

@@ -64,11 +64,11 @@ def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
 
 
 @pytest.mark.parametrize("encoder", ["bag", "bert"])
-def test_where_tables_lie_changes_nothing(make_config, check_shared_out_tables, encoder):
-    check_shared_out_tables(make_config(model={"encoder": encoder}))
+def test_where_tables_lie_changes_nothing(make_config, check_sharded_tables, encoder):
+    check_sharded_tables(make_config(model={"encoder": encoder}))
 
 
-def test_residual_is_added_to_the_queries_own_vectors(make_config, mesh, check_shared_out_tables):
+def test_residual_is_added_to_the_queries_own_vectors(make_config, mesh, check_sharded_tables):
     config = make_config(model={"residual": True})
     system = registry.create(config, mesh)
     params, _ = jax.jit(system.trainable.init)(jax.random.key(1))
@@ -87,7 +87,7 @@ def test_residual_is_added_to_the_queries_own_vectors(make_config, mesh, check_s
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
         np.testing.assert_allclose(found, expected, atol=1e-5)
     assert params["tower"]["gain"] == 0
-    check_shared_out_tables(config)
+    check_sharded_tables(config)
 
 
 def test_residual_of_another_space_is_refused(make_config):

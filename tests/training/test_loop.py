@@ -222,7 +222,7 @@ def test_a_metric_that_is_nan_chooses_nothing_and_hides_no_number(
     assert written(tmp_path)[3]["valid/error"] is None
 
 
-def test_where_no_evaluation_gave_a_number_the_newest_is_chosen(
+def test_where_no_evaluation_gave_a_number_the_latest_is_chosen(
     tmp_path, train, selecting, load_chosen
 ):
     nothing = Estimate(np.nan)
@@ -266,7 +266,7 @@ def test_a_damaged_checkpoint_is_named_and_the_next_best_is_served(
     path = paths[rng.integers(len(paths))]
     flip(path, int(rng.integers(path.stat().st_size)))
     state = load_chosen(tmp_path)
-    assert int(state.step) == 12  # of equals the newest
+    assert int(state.step) == 12  # the latest of equals
     error = capsys.readouterr().err
     assert error.startswith(f"{path}: damaged")
     assert error.endswith("; passing over checkpoint 3\n")
@@ -329,7 +329,7 @@ def test_what_is_no_fault_of_a_checkpoint_is_not_said_of_it(
         ((ocp.StandardCheckpointer, "restore"), False),
     ],
 )
-def test_for_a_checkpoint_that_a_live_run_removes_the_next_newest_is_read(
+def test_for_a_checkpoint_that_a_live_run_removes_the_next_latest_is_read(
     tmp_path, finished, monkeypatch, capsys, regression, make_config, reader, verify
 ):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)

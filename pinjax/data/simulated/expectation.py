@@ -1,4 +1,4 @@
-"""The scores of all items for users at moments, without a table of them."""
+"""The scores of all items for users at request times, never all in memory at once."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _REQUESTS = 1024  # scored at a time
 
 @dataclasses.dataclass(frozen=True)
 class Expectation:
-    """The scores of all items for some requests, each a user at a moment.
+    """The scores of all items for some requests, each a user at a request time.
 
     Attributes:
       taste: int (requests,), row of `appeal`.
@@ -34,11 +34,11 @@ class Expectation:
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The items that may be among the best of some requests, and their scores.
 
-        Within a leaf the order is that of appeal, so the best of each leaf are enough.
+        Within a leaf items are ordered by appeal, so the best of each leaf are enough.
 
         Args:
           index: bool (items,), the items that may be returned.
-          depth: results of a request.
+          depth: number of results of a request.
 
         Yields:
           (requests (n,), items (m,), scores float32 (n, m)).

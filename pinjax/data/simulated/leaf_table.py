@@ -1,13 +1,13 @@
-"""Draws of pins and products within a leaf, of which there may be many millions."""
+"""Draws of pins and products within a leaf, for many millions of items."""
 
 import numpy as np
 
 
 class LeafTable:
-    """Draws items of a leaf by their chances, of which there are several variants.
+    """Draws items of a leaf by their chances, for several variants of chances.
 
-    One sorted table holds all variants and leaves: for the item order[j] and a variant, the number
-    variant * leaves + leaf + share of the leaf's chances up to that item.
+    One sorted table holds all variants and leaves. Its entry for a variant and the item order[j]
+    is variant * leaves + leaf + the cumulative share of the leaf's chances up to this item.
     """
 
     def __init__(self, chance: np.ndarray, leaf: np.ndarray, order: np.ndarray):
@@ -16,7 +16,7 @@ class LeafTable:
         Args:
           chance: (variants, items), up to a factor.
           leaf: int (items,); each leaf has an item.
-          order: int (items,), the items leaf by leaf.
+          order: int (items,), the items sorted by leaf.
         """
         self._order = order
         leaf = leaf[order]

@@ -1,4 +1,4 @@
-"""The spec of a pinworld that nobody has simulated: enough to compile for it."""
+"""The spec of a pinworld without simulating it, to compile for it."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from pinjax.data import statistics
 from pinjax.data.simulated import pinworld, shop, world
 from pinjax.data.spec import Spec
 
-# Tokens that a product has, on average, as in pinworld/tiny, and their standard deviation.
+# Mean and standard deviation of the number of tokens of a product, as in pinworld/tiny.
 _TOKENS = {
     **{"title": 52, "description": 138, "merchant_domain": 11, "link": 51, "category": 9},
     **{"product_type": 5, "brand": 5, "colours": 6, "materials": 3, "patterns": 2, "size": 1},
@@ -20,13 +20,13 @@ _LARGEST_QUERY = 1e-4  # share of a task's pairs
 
 
 def spec(name: str, items: int | None = None) -> Spec:
-    """A world by its name, with another number of items if one is given.
+    """The spec of a world by its name, with another number of items if one is given.
 
-    All items of a world with another name are taken to be products, engaged with equally often, and
-    its queries and users to be as many.
+    For another name all items are products with equally many engagements, and there are as many
+    queries and users as items.
 
     Raises:
-      InputError: where there is no pinworld of that size.
+      InputError: if there is no pinworld of that size.
     """
     kind, _, size = name.partition("/")
     if kind == pinworld.NAME:

@@ -1,9 +1,9 @@
 """`pinworld`: a simulated small Pinterest whose best possible rankings are known.
 
-`world` says how pins, users and timelines are drawn, `shop` how products, searches and engagements
-are, and `oracle` ranks. The data set has all parts: timelines on all pins, pairs of searches or
-pins and the products that they led to, and the graph of pins and boards. Users, texts, images and
-engagements are drawn and written a chunk at a time.
+`world` draws pins, users and timelines, `shop` products, searches and engagements, and `oracle`
+ranks. The data set has all parts: timelines on all pins, pairs of searches or pins and the products
+that they led to, and the graph of pins and boards. Users, texts, images and engagements are drawn
+and written in chunks.
 """
 
 import dataclasses
@@ -32,28 +32,28 @@ NAME = "pinworld"
 VERSION = "3.0.0"
 CHUNK = 1024  # users drawn at a time
 
-# As published (ItemSage, §4.2); what there is of them is far less.
+# As published (ItemSage, §4.2); pinworld has far fewer tokens.
 VOCABULARY = {"unigrams": 200_000, "bigrams": 1_000_000, "trigrams": 64_000}
 
-# Streams of random numbers: users of the first split, and which queries validate.
+# Streams of random numbers: users of the first split, and the split of queries.
 _USERS, _HELD_OUT = 1, 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How large a world is.
+    """The size of a world.
 
     Attributes:
-      train_users: users drawn for the split train; the few who never act are not in the log.
+      train_users: users of the split train; the few who never act are not in the log.
       eval_users: the same for each of valid and test.
       pins: items of the catalogue.
       roots: topics at the top of the tree.
       leaves: topics at the bottom, a multiple of `roots`.
-      products: pins that are products, at least one a leaf.
-      image_queries: pins that are queries; one in seven is too new for that.
+      products: pins that are products, at least one per leaf.
+      image_queries: pins that are queries, of the six in seven that are old enough.
       text_queries: searches.
       engagements: of all kinds; the few of a pin with itself are left out.
-      seed: of all that is drawn.
+      seed: of all draws.
     """
 
     train_users: int
@@ -76,13 +76,13 @@ SIZES = {  # in the order of the attributes
 
 
 class Chunk(NamedTuple):
-    """What some users did.
+    """The actions of some users.
 
     Attributes:
-      users: numbers of the users, those who never act included.
+      users: numbers of the users, including those who never act.
       offsets: int64 (len(users) + 1,), where each user's actions begin.
       actions: `timelines.ACTION` (n,), in order of time for each user.
-      leaf: int64 (n,), what the session of each action was about.
+      leaf: int64 (n,), leaf of the session of each action.
     """
 
     users: range
@@ -96,8 +96,8 @@ class Boards(NamedTuple):
 
     Attributes:
       ids: int64 (boards,), ascending: number of the user * leaves + leaf.
-      degrees: int64 (boards,), how many pins are on each.
-      pins: int32 (edges,), board after board, each one's ascending.
+      degrees: int64 (boards,), number of pins.
+      pins: int32 (edges,), by board, ascending within a board.
     """
 
     ids: np.ndarray
@@ -106,7 +106,7 @@ class Boards(NamedTuple):
 
 
 def ensure(size: str, data_dir: epath.PathLike) -> epath.Path:
-    """Builds a world under `data_dir` unless it is there.
+    """Builds a world under `data_dir` unless it exists.
 
     Args:
       size: the name of one of `SIZES`.
@@ -116,7 +116,7 @@ def ensure(size: str, data_dir: epath.PathLike) -> epath.Path:
       The directory of the data set.
 
     Raises:
-      InputError: where there is no such size.
+      InputError: if there is no such size.
     """
     made_of = size_of(size)
     directory = epath.Path(data_dir) / NAME / size / VERSION
@@ -126,10 +126,10 @@ def ensure(size: str, data_dir: epath.PathLike) -> epath.Path:
 
 
 def size_of(name: str) -> Size:
-    """What a world of a size is made of.
+    """The size of a world by its name.
 
     Raises:
-      InputError: where there is no such size.
+      InputError: if there is no such size.
     """
     if name not in SIZES:
         sizes = ", ".join(f"{NAME}/{size}" for size in SIZES)
@@ -138,7 +138,7 @@ def size_of(name: str) -> Size:
 
 
 def write(size: Size, name: str, directory: epath.PathLike) -> None:
-    """Simulates a world and writes it as a data set to a directory that is not there yet."""
+    """Simulates a world and writes it as a data set to a new directory."""
     world = draw_world(size)
     shop = draw_shop(world, size)
     queries = shop.queries
@@ -187,7 +187,7 @@ def draw_shop(world: World, size: Size) -> Shop:
 
 
 def draw_timelines(world: World, size: Size, split: str) -> Iterator[Chunk]:
-    """What the users of a split do, `CHUNK` users at a time."""
+    """The actions of the users of a split, `CHUNK` users at a time."""
     for numbers, users, rng in _draw_users(world, size, split):
         user, actions, leaf = world_lib.draw_actions(world, users, rng)
         offsets = np.searchsorted(user, np.arange(len(numbers) + 1))
@@ -195,7 +195,7 @@ def draw_timelines(world: World, size: Size, split: str) -> Iterator[Chunk]:
 
 
 def boards_of(chunk: Chunk, leaves: int, pins: int) -> Boards:
-    """The boards of some users, and what they had saved up to the end of training."""
+    """The boards of some users, with the pins saved up to the end of training."""
     saved = chunk.actions["action"] == world_lib.ACTIONS.index("save")
     saved &= chunk.actions["time"] <= TRAIN_END
     user = np.repeat(np.array(chunk.users, np.int64), np.diff(chunk.offsets))
@@ -275,7 +275,7 @@ def _write_catalogue(
     world = shop.world
     bounds = np.r_[0, shop.pin[shop_lib.CHUNK :: shop_lib.CHUNK], len(world.ids)]
     with catalogue.writer(path) as write_items:
-        for chunk in shop.product_chunks:  # with the pins up to the next one's first product
+        for chunk in shop.product_chunks:  # with the pins up to the first product of the next chunk
             rows, products = slice(*bounds[chunk : chunk + 2]), shop_lib.rows_of(chunk)
             place = shop.pin[products] - rows.start
             texts = {}
@@ -297,17 +297,17 @@ def _write_catalogue(
 
 
 def _offsets(lengths: np.ndarray, place: np.ndarray, rows: slice) -> np.ndarray:
-    """Offsets of lists of some rows that are empty but in some places: int64 (rows + 1,)."""
+    """Offsets of lists of some rows, which are empty except in some places: int64 (rows + 1,)."""
     offsets = np.zeros(rows.stop - rows.start + 1, np.int64)
     offsets[1 + place] = lengths
     return np.cumsum(offsets)
 
 
 def _write_pairs(directory: epath.Path, shop: Shop) -> dict[str, int]:
-    """Returns how many pairs each split has."""
+    """Returns the number of pairs of each split."""
     drawn = [shop_lib.draw_engagements(shop, chunk) for chunk in shop.engagement_chunks]
     drawn = np.concatenate(drawn)
-    # After training one half of the queries validates, the other one tests.
+    # After training, half of the queries validate, and the other half test.
     tests = shop.world.rng(_HELD_OUT).random(len(shop.queries.pin)) < 0.5
     split = np.where(drawn["time"] <= TRAIN_END, 0, 1 + tests[drawn["query"]])
     directory.mkdir()

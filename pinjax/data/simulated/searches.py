@@ -1,4 +1,4 @@
-"""What pinworld's searches say: words of a topic and of looks."""
+"""The texts of pinworld's searches: words of a topic and of looks."""
 
 import numpy as np
 
@@ -11,10 +11,10 @@ SECOND_TOPIC_WORD = 0.4  # share of text queries with two words of their topic
 
 
 def draw(world: World, words: Words, rng: np.random.Generator, searches: int) -> np.ndarray:
-    """Draws distinct searches, in the order in which they first came up: likely ones early.
+    """Draws distinct searches, in the order of their first draw: likely ones early.
 
     Returns:
-      int64 (searches, 4), 0 where there are fewer.
+      int64 (searches, 4), padded with 0.
     """
     leaf_popularity = world.leaf_popularity
     styles = np.arange(words.looks["colours"], words.common)

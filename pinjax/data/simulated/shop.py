@@ -63,8 +63,7 @@ SECOND_COLOUR = 0.4  # share of lists of colours that name two
 SIZE_WORDS = ("xs", "s", "m", "l", "xl", "xxl", "34", "36", "38", "40", "42", "44", "46")
 SIZE_TYPES = ("regular", "petite", "tall", "plus")
 
-# The text features, and the share of products that have each; a size only where there are any:
-# in every other root.
+# The text features, and the share of products that have each; only every other root has sizes.
 FEATURES = {
     "title": 1.0,
     "description": 0.9,
@@ -84,7 +83,7 @@ FEATURES = {
 IMAGE_SHARE = 0.5  # of engagements
 QUERY_NOISE = 0.5  # of a text query's vector, where a pin's has 1
 TEXT_OFFSET = 10  # popularity of the r-th text: 1 / (r + 10)
-OWN_LEAF, OWN_ROOT, ANYWHERE = 0.7, 0.25, 0.05  # where a query leads to
+OWN_LEAF, OWN_ROOT, ANYWHERE = 0.7, 0.25, 0.05  # chances of the leaves of a query's products
 
 # Engagements.
 KINDS = ("click", "save", "add_to_cart", "checkout")
@@ -104,8 +103,8 @@ class Queries:
     Attributes:
       pin: int32 (queries,), row of the world's pins, -1 for a text query.
       text: text (queries,), each once, empty for an image query.
-      topic: int32 (queries,), what the query is about, numbered as `Words.topic`.
-      style: float32 (queries, STYLE_DIM), of norm 1, or zeros where any will do.
+      topic: int32 (queries,), topic of the query, numbered as `Words.topic`.
+      style: float32 (queries, STYLE_DIM), of norm 1, or zeros for queries without a style.
       popularity: float64 (queries,), sums to 1.
       vector: float16 (queries, CONTENT_DIM), of norm 1.
     """
@@ -119,18 +118,18 @@ class Queries:
 
 
 class Shop:
-    """A world's products, and what leads to them.
+    """A world's products, and the queries that lead to them.
 
     Attributes:
       world: topics and pins.
-      image_queries, text_queries, engagements: how many are drawn.
+      image_queries, text_queries, engagements: the numbers to draw.
       words: the vocabulary.
       pin: int32 (products,), row of the world's pins, ascending.
       leaf: int32 (products,).
       style: float32 (products, STYLE_DIM), of norm 1.
       value: float32 (products,), standard normal.
-      images: int64 (products,), how many there are.
-      leaf_chance: float64 (topics, leaves), where a query about a topic leads to.
+      images: int64 (products,), number of images.
+      leaf_chance: float64 (topics, leaves), p(leaf | topic of a query).
     """
 
     def __init__(
@@ -144,7 +143,7 @@ class Shop:
         self.words = Words(world.rng(_WORDS), roots, leaves)
 
         rng = world.rng(_PRODUCTS)
-        top = world.popularity == world.popularity.max()  # of each leaf; they are old
+        top = world.popularity == world.popularity.max()  # of each leaf; these are old
         others = rng.choice(np.flatnonzero(~top), size=products - leaves, replace=False)
         self.pin = np.sort(np.r_[np.flatnonzero(top), others]).astype(np.int32)
         self.leaf, self.style = world.leaf[self.pin], direction(world.style[self.pin])
@@ -181,7 +180,7 @@ class Shop:
         old = np.flatnonzero(world.created < START)
         pin = rng.choice(old, size=self.image_queries, replace=False)
         words = searches.draw(world, self.words, rng, self.text_queries)
-        topic = self.words.topic[words].min(axis=1).astype(np.int32)  # the narrowest
+        topic = self.words.topic[words].min(axis=1).astype(np.int32)  # the narrowest topic
         style = direction(self.words.style[words].sum(axis=1))
         vector = world.observe(rng, self._topics, topic, PIN_STYLE * style, QUERY_NOISE)
         pin_popularity = world.leaf_popularity[world.leaf[pin]] * world.popularity[pin]
@@ -213,7 +212,7 @@ class Shop:
         )
         leaf = place % len(self.world.leaf_popularity)
 
-        # Drawn by popularity and value, and thinned to the likeness of styles.
+        # Drawn by popularity and value, then thinned by the similarity of styles.
         products = np.empty(len(topic), np.int64)
         highest = np.linalg.norm(style, axis=1)
         created = self.world.created[self.pin]
@@ -229,7 +228,7 @@ class Shop:
 
 
 def draw_texts(shop: Shop, chunk: int) -> dict[str, list[str]]:
-    """The texts of a chunk of products, by name of the feature; empty where it is missing."""
+    """The texts of a chunk of products, by name of the feature; "" if it is missing."""
     rng, words, rows = shop.world.rng(_TEXTS, chunk), shop.words, rows_of(chunk)
     leaf, style, value = shop.leaf[rows], shop.style[rows], shop.value[rows]
     root, count = leaf // shop.world.leaves_per_root, len(leaf)
@@ -276,7 +275,7 @@ def draw_texts(shop: Shop, chunk: int) -> dict[str, list[str]]:
 
 
 def draw_images(shop: Shop, chunk: int) -> np.ndarray:
-    """The images of a chunk of products, one product's after the other's.
+    """The images of a chunk of products, by product.
 
     Returns:
       float16 (sum of the chunk's `Shop.images`, CONTENT_DIM), of norm 1.
@@ -295,7 +294,7 @@ def draw_images(shop: Shop, chunk: int) -> np.ndarray:
 
 
 def draw_engagements(shop: Shop, chunk: int) -> np.ndarray:
-    """A chunk of the engagements, `pairs.PAIR` (n,), in order of time, as the chunks are."""
+    """A chunk of the engagements, `pairs.PAIR` (n,); engagements and chunks are ordered by time."""
     rng, queries, total = shop.world.rng(_ENGAGEMENTS, chunk), shop.queries, shop.engagements
     begin = chunk * ENGAGEMENT_CHUNK
     end = min(begin + ENGAGEMENT_CHUNK, total)

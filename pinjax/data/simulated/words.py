@@ -1,4 +1,4 @@
-"""The words of pinworld's texts and searches: of topics, of looks, and names of makers."""
+"""The words of pinworld's texts and searches: words of topics and looks, and names of makers."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ STYLE_WORDS = {"colours": 24, "materials": 16, "patterns": 12}
 BRANDS = 12  # of each root
 MERCHANTS = 6  # of each root
 CONSONANTS, VOWELS, CODAS = "bdfgklmnprstvz", "aeiou", ("", "", "n", "r", "l", "s")
-LOOK_STRENGTH = 2.0  # how well a colour, material or pattern tells the style
+LOOK_STRENGTH = 2.0  # how strongly colours, materials and patterns depend on the style
 MAKER_ROOT = 3.0  # brands and merchants: log appeal of the own root, of style, ...
 MAKER_STYLE = 1.0
 MAKER_SPREAD = 1.5  # ... and how far, in standard deviations, the value is from the level
@@ -34,7 +34,7 @@ class Makers:
       name: text (makers,).
       root: int64 (makers,), of most of their products.
       style: float32 (makers, STYLE_DIM), of norm 1.
-      level: float32 (makers,), the value that is theirs.
+      level: float32 (makers,), typical value of their products.
       popularity: float64 (makers,).
     """
 
@@ -59,9 +59,9 @@ class Words:
 
     Attributes:
       text: text (words,).
-      leaf, root, common: the first word of leaves, roots and those that carry nothing.
+      leaf, root, common: the first word of leaves, of roots, and of common words.
       looks: the first colour, material and pattern.
-      topic: int64 (words,), what a word is about: leaf l is l, root r is leaves + r, everything is
+      topic: int64 (words,), topic of a word: leaf l is l, root r is leaves + r, everything is
         leaves + roots.
       style: float32 (words, STYLE_DIM), of norm 1 for colours, materials and patterns, else 0.
       brands, merchants: `Makers`.
@@ -109,7 +109,7 @@ class Words:
         return first + _draw_softmax(rng, appeal)
 
     def join(self, words: np.ndarray, length: np.ndarray) -> list[str]:
-        """Texts of given lengths (texts,) from the words of all, one after the other."""
+        """Texts of given lengths (texts,) from the concatenated words of all texts."""
         text, end = self.text[words].tolist(), np.cumsum(length)
         begin = end - length
         return [" ".join(text[a:b]) for a, b in zip(begin.tolist(), end.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""How pinworld's topics, pins, users and timelines are drawn.
+"""Draws pinworld's topics, pins, users and timelines.
 
 Topics, in this order:
   Topics are a tree of roots and leaves. A leaf's latent vector is its root's plus an offset.
@@ -16,8 +16,8 @@ Users, a chunk at a time, in this order:
     an unwanted one from the popularity over all leaves and tastes.
   A saved pin goes to the user's board about the leaf of the session, strayed or not.
 
-Every draw comes from `World.rng(stream, chunk)`: no chunk depends on what was drawn before. Rates
-add up, so the expected actions of a user on every pin have a closed form: see `oracle`.
+Every draw comes from `World.rng(stream, chunk)`, so chunks do not depend on each other. Rates add
+up, so the expected actions of a user on every pin have a closed form: see `oracle`.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ HOUR = 3600
 DAY = 24 * HOUR
 START = 1_736_121_600  # Monday, 2025-01-06, 00:00 UTC
 END = START + 112 * DAY
-TRAIN_END = END - 21 * DAY  # room for windows of 14 days at moments a week apart
+TRAIN_END = END - 21 * DAY  # room for windows of 14 days that start a week apart
 
 # Pins.
 CONTENT_DIM = 256
@@ -69,7 +69,7 @@ ACTIONS = (timelines.UNKNOWN, "save", "closeup", "click", "hide")
 SURFACES = (timelines.UNKNOWN, "home", "search", "related")
 LONG = 10  # seconds; shorter close-ups and clicks are no sign of interest
 
-# What a user does with a pin: surface, action, duration, wanted, share of all actions.
+# Kinds of actions: surface, action, duration, whether the pin was wanted, share of all actions.
 KINDS = (
     ("home", "save", "none", True, 0.20),
     ("home", "closeup", "long", True, 0.25),
@@ -91,7 +91,7 @@ POSITIVE_SHARE = sum(
 
 
 def wanted_share(surface: np.ndarray, action: np.ndarray, duration: np.ndarray) -> np.ndarray:
-    """The share of wanted pins among actions that look the same: float64 (n,)."""
+    """The share of wanted pins among actions of the same kind: float64 (n,)."""
     shares = np.zeros((2, len(SURFACES), len(ACTIONS), 2))
     for on, type_, length, wanted, share in KINDS:
         looks = SURFACES.index(on), ACTIONS.index(type_), int(length == "long")
@@ -109,10 +109,10 @@ class World:
     """Topics and pins.
 
     Attributes:
-      seed: of all that is drawn.
+      seed: of all draws.
       leaves_per_root: the leaves of root r are r * leaves_per_root and those after it.
       leaf_popularity: float64 (leaves,), sums to 1.
-      ids: int64 (pins,), what the log calls them.
+      ids: int64 (pins,), own ids in the log.
       leaf: int32 (pins,), each leaf at least once.
       popularity: float32 (pins,), within the leaf, up to a factor that all leaves share.
       created: uint32 (pins,), unix seconds.
@@ -137,7 +137,7 @@ class World:
         self.popularity = np.empty(pins, np.float32)
         self.popularity[order] = 1 / (rank + PIN_OFFSET)
 
-        # A leaf's most popular pin is old, so that there is always one to choose.
+        # A leaf's most popular pin is old, so that a draw is always possible.
         new = rng.random(pins) < NEW_PINS
         new[order[first]] = False
         age = rng.uniform(0, 365 * DAY, pins)
@@ -193,7 +193,9 @@ class World:
           noise: its standard deviation, in units of the topic's part.
         """
         content = np.empty((len(topic), CONTENT_DIM), np.float16)
-        for start in range(0, len(content), 2**16):  # all in float32 may not fit into memory
+        for start in range(
+            0, len(content), 2**16
+        ):  # the full array in float32 may not fit into memory
             rows = slice(start, start + 2**16)
             vectors = topics[topic[rows]] + CONTENT_STYLE * style[rows] @ self.look
             vectors += noise * rng.standard_normal(vectors.shape, np.float32)
@@ -243,7 +245,7 @@ def draw_users(world: World, rng: np.random.Generator, users: int) -> Users:
     expected = ACTIONS_MEDIAN * np.exp(ACTIONS_SIGMA * rng.standard_normal(users))
     interest = 1 + BURST_WEIGHT * BURST_RATE * BURST_SECONDS
 
-    # Ten mean lengths before the start: those that began earlier are over.
+    # From ten mean lengths before the start: earlier bursts are over.
     early = START - 10 * BURST_SECONDS
     bursts = rng.poisson(BURST_RATE * (END - early), users)
     start = rng.uniform(early, END, bursts.sum())
@@ -281,26 +283,26 @@ def _draw_sessions(
     # Each interest is a Poisson process, drawn at its highest rate and thinned to the rhythm.
     highest = RHYTHM_MAX * users.rate[user] * weight / SESSION_ACTIONS
     interest = np.repeat(np.arange(len(user)), rng.poisson(highest * (end - start)))
-    moment = rng.uniform(start[interest], end[interest])
-    local = moment + users.zone[user[interest]]
-    kept = rng.random(len(moment)) * RHYTHM_MAX < rhythm(local)
-    return user[interest][kept], leaf[interest][kept], moment[kept]
+    time = rng.uniform(start[interest], end[interest])
+    local = time + users.zone[user[interest]]
+    kept = rng.random(len(time)) * RHYTHM_MAX < rhythm(local)
+    return user[interest][kept], leaf[interest][kept], time[kept]
 
 
 def draw_actions(
     world: World, users: Users, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws what some users do.
+    """Draws the actions of some users.
 
     Returns:
       (rows of `users`, int64 (n,), sorted; actions, `timelines.ACTION` (n,), in order of time for
       each user; the leaves of their sessions, int64 (n,)).
     """
-    user, about, moment = _draw_sessions(users, rng)
+    user, about, start = _draw_sessions(users, rng)
     length = rng.geometric(1 / SESSION_ACTIONS, len(user))
     first = np.cumsum(length) - length
     elapsed = np.cumsum(GAP_SECONDS * np.exp(rng.standard_normal(length.sum())))
-    time = (np.repeat(moment - elapsed[first], length) + elapsed).astype(np.int64)
+    time = (np.repeat(start - elapsed[first], length) + elapsed).astype(np.int64)
     user, about = np.repeat(user, length), np.repeat(about, length)
     user, about, time = (column[time < END] for column in (user, about, time))
     count = len(time)

@@ -1,8 +1,7 @@
-"""Column maps: what `pinjax.prepare` has to know about one's files, with every field's default.
+"""Column maps describe users' files to `pinjax.prepare`; here are all fields and their defaults.
 
-What a map names decides which parts the data set gets: timelines where it names users and their
-times, pairs where it names searches or sequences, a graph where it names groups or, without these,
-tags.
+The fields of a map determine the parts of the data set: timelines if it names users and their
+times, pairs if it names searches or sequences, a graph if it names groups or, without these, tags.
 """
 
 import math
@@ -21,7 +20,7 @@ _COLUMN = Text(pattern=".+", expected="a column")
 
 
 class _Value(Field):
-    """What a column may equal."""
+    """A value to compare a column with."""
 
     expected = "a number or text"
 
@@ -30,7 +29,7 @@ class _Value(Field):
 
 
 class _Delimiter(Field):
-    """What is between the fields of a line."""
+    """The delimiter between the fields of a line."""
 
     default, expected = ",", "one to four characters"
 
@@ -152,12 +151,12 @@ def side(
     quote: str = '"',
     header: tuple[str, ...] = (),
 ) -> Section:
-    """A file in which something is looked up for each item.
+    """A file to join to the items.
 
     Args:
-      on: a column of the first file; null: nothing is known of the item.
-      id: the column of this file that equals it, each value once.
-      partial: whether rows may be missing; then nothing is known of their items.
+      on: a column of the first file; null: the item has no row here.
+      id: the column of this file that equals it, with distinct values.
+      partial: whether rows may be missing; then their items have no values.
       delimiter: as of other files.
       quote: likewise.
       header: likewise.
@@ -169,7 +168,7 @@ def side(
 
 
 def _files() -> Section:
-    """How files that are not Parquet, JSON lines or npz are written."""
+    """The format of files other than Parquet, JSON lines and npz."""
     section = Section()
     section.delimiter = _Delimiter()
     section.quote = Text('"', ".?")  # what may be around a field; "": nothing
@@ -181,7 +180,7 @@ def _files() -> Section:
 
 
 def parts(config: ConfigDict) -> tuple[str, ...]:
-    """The parts that a data set gets by this map."""
+    """The parts of a data set with this map."""
     events = config.events
     named = {
         "timelines": events.user,
@@ -192,7 +191,7 @@ def parts(config: ConfigDict) -> tuple[str, ...]:
 
 
 def check(config: ConfigDict, items: bool, queries: bool) -> None:
-    """Refuses a map whose fields do not fit each other, before anything is read.
+    """Rejects an inconsistent map, before anything is read.
 
     Args:
       config: a column map.

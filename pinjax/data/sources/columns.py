@@ -1,4 +1,4 @@
-"""What a column of a user's file is read as: SQL of ids, text, numbers, times and vectors."""
+"""Columns of users' files as SQL: ids, text, numbers, times and vectors."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ from pinjax.data.sources.reading import WRITTEN, File
 from pinjax.errors import InputError
 
 LATEST = 2**32 * 1_000_000  # times are seconds in 32 bits on disk: 2106
-MOMENT = "a moment from 1970 to 2106"
+TIMESTAMP = "a timestamp from 1970 to 2106"
 # Types, as regular expressions.
 _INT64 = "U?(?:TINYINT|SMALLINT|INTEGER)|BIGINT"
 _INTEGER = rf"{_INT64}|UBIGINT|U?HUGEINT"
@@ -20,18 +20,18 @@ _NULL = '"NULL"'
 _ID = rf"{_INTEGER}|DECIMAL\(\d+,0\)|{_TEXT}|{_NULL}"
 _PLAIN = r"(?!(?:BLOB|INTERVAL|OBJECT)$)(?:DECIMAL.*|[^\])]*)"
 _TIME = "(?:TIMESTAMP|DATE).*"
-_CANONICAL = "0|-?[1-9][0-9]{0,17}"  # integers as one writes them: neither 007 nor 7.0
+_CANONICAL = "0|-?[1-9][0-9]{0,17}"  # integers in canonical form: neither 007 nor 7.0
 _SPACES = "".join(map(chr, filter(lambda code: chr(code).isspace(), range(0x3001))))
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of a file; its methods are SQL of its values.
+    """A column of a file; its methods return SQL of its values.
 
-    All but `is_integer` raise InputError for a column of a type that they do not read.
+    All but `is_integer` raise InputError for types that they do not read.
 
     Attributes:
-      file: that has it.
+      file: of the column.
       name: of the column.
     """
 
@@ -47,27 +47,27 @@ class Column:
         return self.type.endswith("]")
 
     def id(self, integers: bool) -> str:
-        """Ids, integers or text; text may be empty, which is no id.
+        """Ids, integers or text; empty text is not an id.
 
-        Text of Parquet is left as it is: DuckDB joins it by its dictionary, at half of the cost.
+        Text of Parquet is not cast: DuckDB joins it by its dictionary, at half of the cost.
         """
         return self._cast(_ID, "integer or text ids", "BIGINT" if integers else "VARCHAR")
 
     def is_id(self, integers: bool) -> str:
-        """Whether there is an id."""
+        """Whether a value is an id."""
         value = self.id(integers)
         return f"{value} IS NOT NULL" if integers else f"{value} <> ''"
 
     def text(self) -> str:
-        """Anything plain as text."""
+        """Scalars as text."""
         return self._cast(_PLAIN, "text", "VARCHAR")
 
     def trimmed(self) -> str:
-        """Text without spaces around it, null where nothing is left."""
+        """Text without surrounding spaces, null if nothing is left."""
         return f"nullif(trim({self.text()}, {literal(_SPACES)}), '')"
 
     def texts(self, separator: str) -> str:
-        """Lists of text: of lists of text or integers, or of text with a separator, or one each."""
+        """Lists of text, from lists, from text with a separator, or from single values."""
         if self.is_list:
             lists = rf"(?:{_INTEGER}|VARCHAR)\[\]"
             return self._cast(lists, "lists of text or integers", "VARCHAR[]")
@@ -75,20 +75,20 @@ class Column:
         return f"string_split({text}, {literal(separator)})" if separator else f"[{text}]"
 
     def number(self) -> str:
-        """Numbers, or numbers as text, as doubles, null where not finite.
+        """Numbers, or numbers as text, as doubles, null if not finite.
 
-        NaN is told by `isfinite` alone: `isnan` and comparisons trust the statistics of a Parquet
-        file, which know of none.
+        Only `isfinite` finds NaN: `isnan` and comparisons trust the statistics of a Parquet file,
+        which ignore NaN.
         """
         name = self._read_as(f"{_NUMBER}|VARCHAR|{WRITTEN}|{_NULL}", "numbers")
         value = f"TRY_CAST({name} AS DOUBLE)"
         return f"CASE WHEN isfinite({value}) THEN {value} END"
 
-    def moment(self, unit: str) -> str:
+    def timestamp(self, unit: str) -> str:
         """Times as microseconds since 1970 in UTC, null where unreadable.
 
-        They are timestamps, dates or ISO 8601 text (without a zone: UTC), or with a unit, of
-        `column_map.UNITS`, numbers.
+        Values are timestamps, dates or ISO 8601 text (without a zone: UTC); or numbers, with a
+        unit of `column_map.UNITS`.
         """
         name = name_of(self.name)
         if re.fullmatch(_TIME, self.type):
@@ -97,7 +97,7 @@ class Column:
             told = "integers or doubles: 32 bits cannot tell seconds apart"
             self._read_as("(?!FLOAT).*", told)
             scaled = f"round({self.number()} * {column_map.UNITS[unit]!r})"
-            if unit == "ns":  # a double does not hold all digits
+            if unit == "ns":  # a double cannot hold all digits
                 scaled = f"TRY_CAST({name} AS HUGEINT) // 1000"
             return f"TRY_CAST({scaled} AS BIGINT)"
         told = "timestamps, dates, ISO 8601 text, or a unit in the column map"
@@ -105,17 +105,17 @@ class Column:
         return f"epoch_us(TRY_CAST({name} AS TIMESTAMPTZ))"
 
     def vectors(self) -> str:
-        """Lists of vectors, of vectors or of lists of them; too large a number is null."""
+        """Lists of vectors, from vectors or lists of vectors; too large numbers are null."""
         name = self._read_as(rf"(?:{_NUMBER})(?:\[\d*\]){{1,2}}", "lists of numbers")
         if self.type.count("[") == 1:
             name = f"CASE WHEN {name} IS NOT NULL THEN [{name}] END"
         return f"TRY_CAST({name} AS FLOAT[][])"
 
     def is_integer(self, database: Database) -> bool:
-        """Whether ids are integers that int64 holds; those without a type, as one writes integers.
+        """Whether ids are int64 integers; ids without a type must be in canonical form.
 
         Raises:
-          InputError: where they are neither integers nor text.
+          InputError: if they are neither integers nor text.
         """
         name, kind = self._read_as(_ID, "integer or text ids"), self.type
         if re.fullmatch(f"{_INT64}|{_NULL}", kind):
@@ -130,7 +130,7 @@ class Column:
         return all_fit in (True, None)
 
     def _read_as(self, types: str, expected: str) -> str:
-        """SQL of the column where its type is one of some."""
+        """SQL of the column, if its type is one of `types`."""
         if not re.fullmatch(types, self.type):
             raise InputError(f"{self.file.path}: {self.name} is {self.type}; expected {expected}")
         return name_of(self.name)
@@ -141,5 +141,5 @@ class Column:
 
 
 def are_integers(database: Database, columns: Iterable[Column]) -> bool:
-    """Whether the ids of all columns are integers; each is looked at, so that none is unfit."""
+    """Whether the ids of all columns are integers; each column is checked."""
     return all([column.is_integer(database) for column in columns])

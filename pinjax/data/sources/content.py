@@ -1,7 +1,7 @@
-"""What a catalogue says of its items: texts as tokens, content vectors, images and topics.
+"""The attributes of a catalogue's items: texts as tokens, content vectors, images and topics.
 
-All of it is of the tables `items` and, where items have a table, `given` and `tags`. Items are read
-in order of their rows, some at a time.
+They are made from the tables `items` and, if there is a table of items, `given` and `tags`. Items
+are read in chunks, in order of their rows.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ from pinjax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class WordVectors:
-    """Vectors that are made of words.
+    """Vectors that are made from words.
 
     Attributes:
-      space: in which searches have vectors, or None where theirs are given.
-      images: float16 (items, dim), one an item, zeros without a word; None where images are given.
+      space: of the vectors of searches; None if these are given.
+      images: float16 (items, dim), one per item, zeros without a word; None if images are given.
     """
 
     space: vectors.WordSpace | None = None
@@ -48,7 +48,7 @@ def make_vocabulary(job: Job, trained: str) -> tokens.Vocabulary:
 
 
 def make_word_vectors(job: Job, table: str, searches: bool) -> WordVectors:
-    """Makes vectors where none are given.
+    """Makes vectors if none are given.
 
     Args:
       job: with `items` and `given`.
@@ -56,14 +56,14 @@ def make_word_vectors(job: Job, table: str, searches: bool) -> WordVectors:
       searches: whether searches need vectors.
 
     Raises:
-      InputError: where there are too few words.
+      InputError: if there are too few words.
     """
     config = job.config
     shown = bool(config.catalogue.images)
     if shown and not searches:
         return WordVectors()
     names = config.vectors.texts
-    # Of all items: a word that no engaged one has says what an item is near, too.
+    # From all items: words that no engaged item has also tell which items are similar.
     sizes = {**config.vocabulary, "bigrams": 0, "trigrams": 0}
     vocabulary = tokens.Vocabulary.build(_lines(_texts(job.database, names)), **sizes)
     space = vectors.WordSpace(vocabulary, config.vectors.language)
@@ -89,14 +89,14 @@ def write(
     """Writes the catalogue.
 
     Args:
-      job: with `items`, and with `given` and `tags` where there is a table.
+      job: with `items`, and with `given` and `tags` if there is a table.
       counts: int64 (items,), actions in training.
       vocabulary: of the texts, if there are any.
-      made: images where none are given.
+      made: images if none are given.
       table: the file of items, or "".
 
     Returns:
-      what the spec says of content, images and texts.
+      the fields of the spec for content, images and texts.
     """
     database, named = job.database, job.config.catalogue
     content = topics = None
@@ -107,7 +107,7 @@ def write(
     features = [feature for feature, _ in named.texts]
     columns = [name for name in ("content", "images") if named[name]]
     columns = ", ".join(["i.row", "i.id", *map(name_of, [*columns, *map(_column, features)])])
-    # From when an item exists: its date or its first event, 0 if unknown.
+    # An item exists from its date or its first event; 0 if both are unknown.
     created = f"least(i.first, {'g.created' if named.created else 'NULL'})"
     if job.config.split.kind == "leave_one_out" or not job.config.events.time:
         created = "NULL"
@@ -159,12 +159,12 @@ def write(
 
 
 def dim_of(database: Database, name: str) -> int:
-    """Numbers of a vector in a column of `given`."""
+    """The dimension of the vectors in a column of `given`."""
     return database.row(f"SELECT len({name}[1]) FROM given WHERE len({name}) > 0 LIMIT 1")[0]
 
 
 def first_vectors(column: pa.ChunkedArray, dim: int) -> np.ndarray:
-    """The first vector of each list of them, float16 (n, dim), zeros where there is none."""
+    """The first vector of each list, float16 (n, dim), zeros for empty lists."""
     made = np.zeros((len(column), dim), np.float16)
     known = column.is_valid().to_numpy()
     flat = column.combine_chunks().filter(pa.array(known)).flatten().flatten()
@@ -174,7 +174,7 @@ def first_vectors(column: pa.ChunkedArray, dim: int) -> np.ndarray:
 
 
 def _flat_vectors(column: pa.ChunkedArray, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """All vectors of lists that are not zero, float16 (m, dim), and where each list begins."""
+    """All nonzero vectors of lists, float16 (m, dim), and the offsets of the lists."""
     lists = column.combine_chunks()
     lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
     flat = lists.flatten().flatten().to_numpy().reshape(-1, dim).astype(np.float16)
@@ -185,12 +185,12 @@ def _flat_vectors(column: pa.ChunkedArray, dim: int) -> tuple[np.ndarray, np.nda
 
 
 def _column(feature: str) -> str:
-    """The column of `given` that has a text feature."""
+    """The column of `given` with a text feature."""
     return f"text {feature}"
 
 
 def _texts(database: Database, features: Sequence[str], where: str = "true") -> Iterator[pa.Table]:
-    """Text features of items for which a condition holds, some items at a time."""
+    """Text features of items for which a condition holds, in chunks."""
     if features:
         columns = ", ".join(name_of(_column(feature)) for feature in features)
         found = (
@@ -218,7 +218,7 @@ def _of_tags(database: Database, table: str, items: int, dim: int) -> tuple[np.n
 
 
 def _topics(database: Database, items: int) -> np.ndarray:
-    """The main topics of items as numbers of their names in order, int32 (items,)."""
+    """The main topics of items as ranks of their names, int32 (items,)."""
     topics = np.full(items, -1, np.int32)
     found = database.table(
         "SELECT i.row, CAST(dense_rank() OVER (ORDER BY topic) - 1 AS INTEGER) AS topic "

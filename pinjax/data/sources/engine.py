@@ -1,4 +1,4 @@
-"""DuckDB, which reads, converts, joins and sorts within a memory budget, and spills to disk."""
+"""DuckDB reads, converts, joins and sorts within a memory budget, and spills to disk."""
 
 import contextlib
 import dataclasses
@@ -18,9 +18,8 @@ class Database:
     """An open database.
 
     Attributes:
-      connection: to it. What a query found is read to its end: an unread row would keep the
-        connection from other queries.
-      directory: for files that are not kept.
+      connection: to it. Results are read to their end: an unread row would block other queries.
+      directory: for temporary files.
     """
 
     connection: duckdb.DuckDBPyConnection
@@ -33,23 +32,23 @@ class Database:
         return self.connection.execute(query).fetchall()
 
     def row(self, query: str) -> tuple:
-        """The first row of few."""
+        """The first row of a small result."""
         return self.rows(query)[0]
 
     def table(self, query: str) -> pa.Table:
         return self.connection.sql(query).to_arrow_table()
 
     def pieces(self, query: str, rows: int = 2**17) -> Iterator[pa.Table]:
-        """What a query finds, in tables of exactly `rows` rows; the last may have fewer."""
+        """The result of a query, in tables of exactly `rows` rows; the last may have fewer."""
         waiting: list[pa.Table] = []
         count = 0
         for batch in self.connection.sql(query).to_arrow_reader(rows):
             waiting.append(pa.table(batch))
             count += len(batch)
             while count >= rows:
-                whole = pa.concat_tables(waiting)
-                yield whole[:rows]
-                waiting, count = [whole[rows:]], count - rows
+                joined = pa.concat_tables(waiting)
+                yield joined[:rows]
+                waiting, count = [joined[rows:]], count - rows
         if count:
             yield pa.concat_tables(waiting)
 
@@ -62,13 +61,13 @@ class Database:
 
 @dataclasses.dataclass
 class Job:
-    """What all steps of preparing a data set share.
+    """The state of preparing a data set, which all steps share.
 
     Attributes:
-      database: with the tables that the steps before have made.
+      database: with the tables of earlier steps.
       config: a column map.
       made: directory of the data set.
-      report: what was read, dropped and joined, and what was made; each step adds to it.
+      report: counts of what was read, dropped, joined and written; each step adds to it.
     """
 
     database: Database
@@ -79,14 +78,14 @@ class Job:
 
 @contextlib.contextmanager
 def open_database(directory: pathlib.Path, memory: int | None) -> Iterator[Database]:
-    """A database that keeps what it cannot hold in memory in a directory.
+    """A database that spills to a directory.
 
     Args:
-      directory: for its files, which exists.
-      memory: bytes; None: half of what DuckDB finds.
+      directory: for its files; it must exist.
+      memory: bytes; None: half of the memory that DuckDB finds.
 
     Raises:
-      InputError: where the memory is not enough.
+      InputError: if there is not enough memory.
     """
     if memory is None:  # DuckDB would take 80 % of it
         with duckdb.connect() as connection:
@@ -107,12 +106,12 @@ def open_database(directory: pathlib.Path, memory: int | None) -> Iterator[Datab
             told = f"--memory: {memory / 2**20:,.0f} MiB are too little"
             raise InputError(f"{told}: {one_line(error)}") from error
         except (duckdb.DataError, duckdb.IOException, duckdb.InvalidInputException) as error:
-            # A file that is damaged further on than `open_files` looks, or a full disk.
+            # A file that is damaged beyond what `open_files` reads, or a full disk.
             raise InputError(one_line(error)) from error
 
 
 def numbered(order: str) -> str:
-    """SQL of the column `row`, which numbers rows from 0 in an order."""
+    """SQL of the column `row`, the number of a row from 0 in an order."""
     return f"CAST(row_number() OVER (ORDER BY {order}) - 1 AS INTEGER) AS row"
 
 
@@ -127,6 +126,6 @@ def literal(value: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The message of an error in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:3])[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""What the columns of a log's files are read as, and what its rows have to be."""
+"""The columns of a log's files as SQL, and the checks of its rows."""
 
 import pathlib
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from pinjax import timestamps
 from pinjax.data.sources import column_map
-from pinjax.data.sources.columns import LATEST, MOMENT, Column
+from pinjax.data.sources.columns import LATEST, TIMESTAMP, Column
 from pinjax.data.sources.engine import literal, name_of
 from pinjax.data.sources.reading import File
 from pinjax.data.timelines import UNKNOWN
@@ -22,13 +22,13 @@ COLUMNS += ("query", "grp", "position", "tests")
 
 
 class Check(NamedTuple):
-    """What a row has to be.
+    """A check of a row.
 
     Attributes:
-      label: for the report of the rows that are dropped.
-      holds: SQL.
-      column: the user's, whose value is told.
-      expected: of it; "" where rows are dropped in silence.
+      label: for the report of dropped rows.
+      holds: SQL of whether a row passes.
+      column: the user's column, for the message.
+      expected: of its value, for the message; "": rows are dropped silently.
     """
 
     label: str
@@ -38,7 +38,7 @@ class Check(NamedTuple):
 
 
 def named(config: ConfigDict) -> list[str]:
-    """The columns of the events' files that a map names."""
+    """The columns of the events' files that a column map names."""
     events = config.events
     found = [events.user, events.item, events.time, events.duration, events.action, events.query]
     found += [events.group, events.position, config.split.column, *events.surface]
@@ -48,12 +48,12 @@ def named(config: ConfigDict) -> list[str]:
 
 
 def values(file: File, integers: Mapping[str, bool], config: ConfigDict) -> dict[str, str]:
-    """SQL of the columns of `rows` by name, of a file."""
+    """SQL of the columns of `rows` for a file, by name."""
     events = config.events
     ids = {"user": events.user, "item": events.item, "grp": events.group}
     found = {n: Column(file, c).id(integers[n]) for n, c in ids.items() if c}
     if events.time:
-        found["time"] = Column(file, events.time).moment(events.time_unit)
+        found["time"] = Column(file, events.time).timestamp(events.time_unit)
     if events.duration:
         found["duration"] = f"TRY_CAST({_seconds(file, config)} AS FLOAT)"
     if events.query:
@@ -69,7 +69,7 @@ def values(file: File, integers: Mapping[str, bool], config: ConfigDict) -> dict
 def checks(
     file: File, values: Mapping[str, str], integers: Mapping[str, bool], config: ConfigDict
 ) -> list[Check]:
-    """What the rows of a file have to be, in the order in which it is looked at."""
+    """The checks of the rows of a file, in order."""
     events, found = config.events, []
     if events.since:
         since = timestamps.parse("config.events.since", events.since) * SECOND
@@ -94,7 +94,7 @@ def checks(
     if events.time:
         unit = f" in {events.time_unit}" if events.time_unit else ""
         within = f"{values['time']} BETWEEN 0 AND {LATEST - 1}"
-        expect("time", within, events.time, f"{MOMENT}{unit}")
+        expect("time", within, events.time, f"{TIMESTAMP}{unit}")
     if events.duration:
         fits = f"{name_of(events.duration)} IS NULL OR {_seconds(file, config)} BETWEEN 0 AND 1e9"
         expect("duration", fits, events.duration, "a number from 0 to 1e9 s")
@@ -117,7 +117,7 @@ def _seconds(file: File, config: ConfigDict) -> str:
 
 
 def _action(file: File, config: ConfigDict) -> str:
-    """SQL of the name of each row's action type."""
+    """SQL of the action type of a row."""
     events = config.events
     if events.action:
         return Column(file, events.action).text()
@@ -134,7 +134,7 @@ def _action(file: File, config: ConfigDict) -> str:
 
 
 def _equals(file: File, column: str, value: str | float) -> str:
-    """SQL of whether a column has a value; true is 1, and numbers may be written as text."""
+    """SQL of whether a column equals a value; true equals 1, and numbers may be text."""
     text = Column(file, column).text()
     if isinstance(value, str):
         return f"{text} = {literal(value)}"

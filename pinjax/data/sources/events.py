@@ -1,7 +1,8 @@
 """The first pass over a log: its rows are read and checked, and divided by users.
 
-What needs all rows ends in small tables: ids, first times, vocabularies. By these the rows become
-numbers, which lie in shards of users as Parquet, and the second pass takes one after the other.
+Aggregates over all rows are small tables: ids, first times, vocabularies. With these tables rows
+are encoded as numbers, and written as Parquet to shards of users, which the second pass reads one
+by one.
 """
 
 import collections
@@ -19,7 +20,7 @@ from pinjax.data.sources.reading import File
 from pinjax.data.timelines import UNKNOWN
 from pinjax.errors import InputError
 
-_EARLY = 94_694_400 * SECOND  # 1973: what a moment in s reads as in ms is before it
+_EARLY = 94_694_400 * SECOND  # 1973: seconds that are read as milliseconds lie before it
 _ROWS_A_SHARD = 2**20
 
 
@@ -28,12 +29,12 @@ class Log:
     """A log whose usable rows are the view `rows` of a database.
 
     Its columns are user, item, time (us), duration (s), action, surface, query, grp, position,
-    tests and place; those that the map does not name are null. Places are those of `rows.select`.
+    tests and place; columns that the map does not name are null. Places are as in `rows.select`.
 
     Attributes:
       number: of usable rows.
       first, last: times of the first and last row, in us; None without times.
-      remarks: what looks wrong with the times.
+      remarks: warnings about the times.
     """
 
     number: int
@@ -43,15 +44,15 @@ class Log:
 
 
 class _State(NamedTuple):
-    """The rows of a file in a state, from before 1973 or not.
+    """The rows of a file with the same state, before 1973 or later.
 
     Attributes:
-      file: its number.
-      state: the number from 1 of the first check that fails, 0 for a good row.
-      early: whether they are from before 1973.
-      count: how many they are.
-      place: of the first.
-      first, last: their times.
+      file: number of the file.
+      state: number from 1 of the first check that fails, 0 for good rows.
+      early: whether the rows are from before 1973.
+      count: number of rows.
+      place: of the first row.
+      first, last: times of the first and last row.
     """
 
     file: int
@@ -66,10 +67,10 @@ class _State(NamedTuple):
 def read(job: Job, files: Sequence[File], integer_items: bool) -> Log:
     """Reads a log.
 
-    Rows without a user, an item, or a time between 1970 and 2106, with a negative or infinite
-    duration, or without that of which the only part is made, are bad: more of them in a file than
-    `config.tolerance` allows are refused. So are rows from before 1973 where others, of any file,
-    are later: a unit or a placeholder is wrong.
+    A row is bad if it has no user, no item, no time between 1970 and 2106, a negative or infinite
+    duration, or no value for the only part of the data set. So is a row from before 1973 if other
+    rows, of any file, are later: then a unit or a placeholder is wrong. A file with more bad rows
+    than `config.tolerance` allows is rejected.
 
     Raises:
       InputError: for wrong input.
@@ -89,7 +90,7 @@ def read(job: Job, files: Sequence[File], integer_items: bool) -> Log:
         cases = " ".join(f"WHEN ({c.holds}) IS NOT TRUE THEN {state}" for state, c in failing)
         of_file["state"] = f"CASE {cases} ELSE 0 END"
     database.run(f"CREATE VIEW stated AS {rows.select(files, values)}")
-    if not all(file.numbered for file in files):  # to parse text, and number its rows, once
+    if not all(file.numbered for file in files):  # parse text and number its rows only once
         target = literal(str(database.directory / "read.parquet"))
         database.run(f"COPY stated TO {target}")
         database.run(f"CREATE OR REPLACE VIEW stated AS SELECT * FROM read_parquet({target})")
@@ -104,7 +105,7 @@ def read(job: Job, files: Sequence[File], integer_items: bool) -> Log:
     if not usable:
         raise InputError(f"{', '.join(file.path for file in files)}: no usable row is left")
     where = f"WHERE state = 0 AND (time IS NULL OR time >= {_EARLY if mixed else 0})"
-    if usable == states:  # all: then nobody has to look again
+    if usable == states:  # all rows: no further check is needed
         where = ""
     database.run(f"CREATE VIEW rows AS SELECT * EXCLUDE (state) FROM stated {where}")
     job.report["events"] = sum(state.count for state in usable)
@@ -126,15 +127,15 @@ def _refuse(
     states: Sequence[_State],
     mixed: bool,
 ) -> None:
-    """Counts rows by state; where units are mixed, those from before 1973 are bad, too.
+    """Counts rows by state; if units are mixed, rows from before 1973 are bad, too.
 
     Raises:
-      InputError: naming the first bad row of a file with more of them than are tolerated.
+      InputError: naming the first bad row of a file with too many of them.
     """
     report = collections.Counter({"rows read": sum(file.rows for file in files)})
     tolerance = job.config.tolerance
     for number, file in enumerate(files):
-        bad: list[tuple[int, int, Check]] = []  # (first place, how many, check)
+        bad: list[tuple[int, int, Check]] = []  # (first place, count, check)
         for state in (state for state in states if state.file == number):
             if state.state:
                 check = checks[number][state.state - 1]
@@ -157,15 +158,15 @@ def _refuse(
 
 
 def divide(job: Job, log: Log) -> int:
-    """Makes the view `events` of the rows of `rows` as numbers, divided by users.
+    """Makes the view `events` of the encoded rows of `rows`, in shards of users.
 
-    Its columns are those of `rows` but user, item and grp as rows of the tables `users`, `items`
-    and `groups`, which have a row and an id, action and surface as codes of the tables `actions`
-    and `surfaces`, and shard. Of these tables `users` and `groups` are made here; users are in the
-    order of a hash of their ids.
+    It has the columns of `rows`, and shard. User, item and grp are rows of the tables `users`,
+    `items` and `groups` of rows and ids; action and surface are codes of the tables `actions` and
+    `surfaces`. The tables `users` and `groups` are made here; users are in the order of a hash of
+    their ids.
 
     Returns:
-      how many shards there are.
+      the number of shards.
     """
     database, config = job.database, job.config
     named = {"tests": config.split.column, "place": "place"}
@@ -194,7 +195,7 @@ def divide(job: Job, log: Log) -> int:
     fields["shard"] = shard if shards > 1 else "0"
     selected = ", ".join(f"{value} AS {name_of(name)}" for name, value in fields.items())
     target = literal(str(database.directory / "events"))
-    # Each shard has rows that wait to be written: few, and in no order, which `place` restores.
+    # Each shard buffers few rows before it writes them, unordered; `place` restores the order.
     database.run("SET partitioned_write_flush_threshold = 65536")
     database.run("SET preserve_insertion_order = false")
     database.run(
@@ -213,8 +214,7 @@ def divide(job: Job, log: Log) -> int:
 def make_vocabularies(job: Job) -> dict[str, tuple[str, ...]]:
     """Makes the tables `actions` and `surfaces` of names and codes.
 
-    They are the most frequent values in `rows` after "unknown". Of equally frequent ones those come
-    first that are smaller as text.
+    They are "unknown" and the most frequent values in `rows`; ties are in order of the text.
 
     Returns:
       the names by table.

@@ -1,4 +1,4 @@
-"""The graph of a log: items and the groups or tags that they are in."""
+"""The graph of a log: items, and their groups or tags."""
 
 from typing import Any
 
@@ -18,15 +18,15 @@ from pinjax.graph import csr
 def write(job: Job, items: int, train_end: int) -> dict[str, Any]:
     """Writes the graph of items and groups or, without groups, of items and tags.
 
-    An edge is one however many rows have it. With times an edge that came up to `train_end` is of
-    training, and with a column one that any row has in training; others are held out by the group.
-    Those of a cold item are, too. Makes the table `groups`.
+    Repeated edges count once. With times, an edge is in training if it occurred up to `train_end`;
+    with a split column, if any of its rows is in training. Other edges are held out by group, and
+    so are the edges of cold items. Makes the table `groups`.
 
     Returns:
-      what the spec says of the graph.
+      the fields of the spec for the graph.
 
     Raises:
-      InputError: where there is no edge to train on.
+      InputError: if there is no edge to train on.
     """
     database, config, report = job.database, job.config, job.report
     split, by_group = config.split, bool(config.events.group)

@@ -1,4 +1,4 @@
-"""Tables of items: read, looked up in further files, and checked. No bad row is tolerated."""
+"""Tables of items: read, joined with further files, and checked. No bad row is tolerated."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from ml_collections import ConfigDict
 
 from pinjax.data.sources import reading, rows
-from pinjax.data.sources.columns import LATEST, MOMENT, Column, are_integers
+from pinjax.data.sources.columns import LATEST, TIMESTAMP, Column, are_integers
 from pinjax.data.sources.engine import Database, Job, name_of, numbered
 from pinjax.data.sources.reading import File
 from pinjax.errors import InputError
 
 _EXAMPLES = 3
 VECTORS = ("content", "images")
-# SQL of the images of an item of `given` that are not zero.
+# SQL of the nonzero images of an item of `given`.
 SHOWN = f"list_filter(coalesce(g.images, []), {rows.NOT_ZERO})"
 
 
@@ -22,8 +22,8 @@ class Sources:
     """The files of items.
 
     Attributes:
-      main: those of the table itself.
-      sides: those in which something is looked up, by name.
+      main: of the table itself.
+      sides: further files to join, by name.
     """
 
     main: Sequence[File]
@@ -32,12 +32,12 @@ class Sources:
 
 @dataclasses.dataclass(frozen=True)
 class _Field:
-    """Something that is known of an item.
+    """An attribute of items.
 
     Attributes:
       name: in `given`.
-      side: the name of the files that have it, "" for the table itself.
-      column: there.
+      side: name of its files, "" for the table itself.
+      column: in these files.
     """
 
     name: str
@@ -45,13 +45,13 @@ class _Field:
     column: str
 
     def value(self, file: File, config: ConfigDict) -> str:
-        """SQL of it; of a date that cannot be read -1."""
+        """SQL of the attribute; -1 for an unreadable date."""
         column, catalogue = Column(file, self.column), config.catalogue
         match self.name:
             case "created":
-                moment = column.moment(catalogue.created_unit)
+                timestamp = column.timestamp(catalogue.created_unit)
                 given = f"{name_of(self.column)} IS NOT NULL"
-                return f"CASE WHEN {given} THEN coalesce({moment}, -1) END"
+                return f"CASE WHEN {given} THEN coalesce({timestamp}, -1) END"
             case "content" | "images":
                 return column.vectors()
             case "tags":
@@ -73,7 +73,7 @@ def _fields(config: ConfigDict) -> list[_Field]:
 
 
 def _described(config: ConfigDict) -> str:
-    """SQL of whether an item of `given` has a text or an image, or the map names neither."""
+    """SQL of whether an item of `given` has a text or an image; true if the map names neither."""
     has = [f"coalesce(g.{name_of(f'text {name}')}, '') <> ''" for name, _ in config.catalogue.texts]
     has += [f"len({SHOWN}) > 0"] if config.catalogue.images else []
     return " OR ".join(has) or "true"
@@ -112,12 +112,12 @@ def open_sources(
 
 
 def read(job: Job, sources: Sources, integers: bool) -> None:
-    """Makes the table `given` of one row an item, and the table `tags` of items and their tags.
+    """Makes the table `given` with a row per item, and the table `tags` of items and their tags.
 
     The columns of `given` are id and the names of `_fields`, without tags.
 
     Raises:
-      InputError: naming a row that is wrong.
+      InputError: naming a bad row.
     """
     database, config = job.database, job.config
     catalogue, sides, fields = config.catalogue, config.sides, _fields(config)
@@ -132,7 +132,7 @@ def read(job: Job, sources: Sources, integers: bool) -> None:
     tags = [field for field in fields if field.name == "tags"]
     lists = any(f.side or Column(file, f.column).is_list for f in tags for file in sources.main)
     if catalogue.repeats or (tags and not catalogue.tag_separator and not lists):
-        once = ""  # a tag a row
+        once = ""  # one tag per row
     main = _read_rows(job, sources.main, "", ids, once)
 
     selected, joins = ["m.*"], f"{main.table} m"
@@ -185,14 +185,14 @@ def _read_rows(
     """Makes a table of the rows of some files.
 
     Args:
-      job: that needs it.
+      job: with the database.
       files: to read.
-      side: what they are called, "" for the table of items.
-      ids: of each column of ids the user's column, and whether they are integers.
-      once: what the column id has to be, "" where one may come again.
+      side: name of the files, "" for the table of items.
+      ids: for each column of ids the user's column, and whether the ids are integers.
+      once: what is expected of a repeated id, for the message; "": ids may repeat.
 
     Raises:
-      InputError: naming a row that is wrong.
+      InputError: naming a bad row.
     """
     fields = [field for field in _fields(job.config) if field.side == side]
     columns = []
@@ -206,7 +206,7 @@ def _read_rows(
         table.refuse_repeats(own, once)
     for field in fields:
         if field.name == "created":
-            table.refuse(f"created NOT BETWEEN 0 AND {LATEST - 1}", field.column, MOMENT)
+            table.refuse(f"created NOT BETWEEN 0 AND {LATEST - 1}", field.column, TIMESTAMP)
         elif field.name in VECTORS:
             table.refuse_vectors(field.name, field.column, zeros=True)
     return table
@@ -215,18 +215,18 @@ def _read_rows(
 def join(job: Job, table: str) -> int:
     """Makes the table `items` of row, id, first (us), events, known and described.
 
-    Known is an item that the user's table has, and described one with a text or an image there.
-    Rows are in order of ids, so that they do not depend on the order of anybody's rows.
+    An item is known if the user's table has it, and described if it has a text or an image there.
+    Rows are in order of ids, so they do not depend on the order of rows in the files.
 
     Args:
-      job: with `rows` and, where there is a table, `given`.
+      job: with `rows` and, if there is a table, `given`.
       table: the file of items, "" for none.
 
     Returns:
-      how many there are.
+      the number of items.
 
     Raises:
-      InputError: where events and table have no item in common.
+      InputError: if events and table have no item in common.
     """
     database, report = job.database, job.report
     found = (

@@ -1,4 +1,4 @@
-"""Pairs of a log: what led to what, split and written."""
+"""Pairs of a log: queries and the items they led to, split and written."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ _TASKS = 2**8  # `pairs.PAIR` holds a task in 8 bits
 
 
 def find(job: Job) -> None:
-    """Makes the table `found` of what led to what.
+    """Makes the table `found` of pairs.
 
-    Its columns are kind, query (the text of a search, or the id of an item), source (a row of
-    `items`, null for a search), item (likewise), action, time, sequence, tests, training (whether
-    no user's left-out action is in it) and place. Only items with a text or an image lead
-    somewhere or are led to; an item does not lead to itself.
+    Its columns are kind, query (the text of a search, or the id of an item), source (the row of
+    `items` of a query, null for a search), item (the row of the item that it led to), action, time,
+    sequence, tests, training (whether no left-out action is in the pair) and place. Only items with
+    a text or an image are in pairs; an item does not lead to itself.
     """
     database, config = job.database, job.config
     database.run(
@@ -59,9 +59,9 @@ def find(job: Job) -> None:
 def split(job: Job, train_end: int) -> None:
     """Adds the column `split` to `found`, a row of `SPLITS`.
 
-    With times, what is later than `train_end` is held out, in valid or test by the query. Without,
-    a search, or a sequence, is in one split. What would be in training of a cold item goes to valid
-    or test by the item; that an item is cold says nothing of pairs whose query it is.
+    With times, pairs later than `train_end` are held out, in valid or test by query. Without times,
+    all pairs of a search, or of a sequence, are in one split. A pair that leads to a cold item is
+    in valid or test by the item, instead of training; pairs from a cold item are not affected.
     """
     database, config = job.database, job.config
     ids = "query AS key, query AS id FROM found"
@@ -91,10 +91,10 @@ def write(job: Job) -> dict[str, Any]:
     """Writes the pairs of `split_pairs`, with the rows of `queries`.
 
     Returns:
-      what the spec says of pairs; tasks are in order of frequency.
+      the fields of the spec for pairs; tasks are in order of frequency.
 
     Raises:
-      InputError: where there are too many kinds, or a split is empty.
+      InputError: if there are too many kinds, or a split is empty.
     """
     database, directory = job.database, job.made / "pairs"
     of_split = ", ".join(f"count(*) FILTER (split = {number})" for number in range(len(SPLITS)))

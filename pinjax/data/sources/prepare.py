@@ -1,7 +1,7 @@
-"""Preparing: users' files and a column map in, one data set out (`pinjax.data.dataset`).
+"""Prepares a data set (`pinjax.data.dataset`) from users' files and a column map.
 
-Two passes. The first (`events`) goes over all rows for what is small, the second (`parts`) over
-shards of users. DuckDB reads, joins and sorts within the memory that is given, and spills to disk.
+There are two passes: over all rows, for small aggregates (`events`), and over shards of users
+(`timelines_part`). DuckDB reads, joins and sorts within a memory budget, and spills to disk.
 """
 
 import dataclasses
@@ -38,13 +38,13 @@ VERSION = "3.0.0"
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A data set that was prepared.
+    """A prepared data set.
 
     Attributes:
-      spec: of it.
-      report: what was read, dropped and joined, and what was made.
-      remarks: what looks wrong.
-      is_new: whether it was made now.
+      spec: of the data set.
+      report: counts of what was read, dropped, joined and written.
+      remarks: warnings.
+      is_new: whether it was made by this call.
     """
 
     spec: spec_lib.Spec
@@ -55,12 +55,12 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The files of a data set, each as a path of this machine.
+    """The input files of a data set, as local paths.
 
     Attributes:
       events: of the log.
       items: of the table of items.
-      sides: of what is looked up for items, by name.
+      sides: further files to join to items, by name.
       queries: of queries' own vectors.
     """
 
@@ -73,10 +73,10 @@ class Inputs:
     def find(
         cls, events: Sequence[str], items: Sequence[str] = (), queries: Sequence[str] = ()
     ) -> "Inputs":
-        """Finds the files that names and globs stand for; of `items` the first are the table.
+        """Expands names and globs; the first of `items` are the table.
 
         Raises:
-          InputError: for what is no file.
+          InputError: if a name is not a file.
         """
         main = reading.expand("items", items[:1])
         sides = {}
@@ -89,11 +89,11 @@ class Inputs:
         return cls(events, main, sides, reading.expand("queries", queries))
 
     def identity(self, config: ConfigDict) -> str:
-        """Hash of the column map, what the files hold, and this module's version.
+        """Hash of the column map, the contents of the files, and this module's version.
 
-        The order in which files are named counts only where it is all that orders a log.
+        The order of files counts only for a log without times.
         """
-        whole = hashlib.sha256(f"{VERSION} {config.to_json(sort_keys=True)}".encode())
+        digest = hashlib.sha256(f"{VERSION} {config.to_json(sort_keys=True)}".encode())
         for part in (self.events, self.items, *self.sides.items(), self.queries):
             name, paths = part if isinstance(part, tuple) else ("", part)
             of_files = [
@@ -103,20 +103,20 @@ class Inputs:
             ]
             if config.events.time:
                 of_files.sort()
-            whole.update(f"{name} {of_files}".encode())
-        return whole.hexdigest()[:16]
+            digest.update(f"{name} {of_files}".encode())
+        return digest.hexdigest()[:16]
 
 
 def prepare(
     inputs: Inputs, out: epath.PathLike, config: ConfigDict, memory: int | None = None
 ) -> Prepared:
-    """Prepares a data set, unless `out` already holds just this.
+    """Prepares a data set, unless `out` already has it.
 
     Args:
       inputs: its files.
       out: the data set's directory; written under another name, then renamed.
       config: a column map, see `pinjax.data.sources.column_map`.
-      memory: bytes, about, that may be used; None: half of the machine's.
+      memory: approximate budget in bytes; None: half of the machine's.
 
     Raises:
       InputError: for wrong input; nothing is left behind.
@@ -140,15 +140,15 @@ def prepare(
             spec = spec_lib.finish(made, out, spec)
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
-    _there(out, identity)  # refuses what another process has written there meanwhile
+    _there(out, identity)  # rejects another data set that was written there meanwhile
     return Prepared(spec, report, remarks, is_new=True)
 
 
 def _there(out: epath.Path, identity: str) -> Prepared | None:
-    """What a directory holds, if it was prepared of the same.
+    """The data set in a directory, if it has this identity.
 
     Raises:
-      InputError: where it holds anything else.
+      InputError: if the directory has anything else.
     """
     source = out / spec_lib.SOURCE_FILE
     if source.exists():
@@ -162,7 +162,7 @@ def _there(out: epath.Path, identity: str) -> Prepared | None:
 
 
 def _make(job: Job, inputs: Inputs) -> tuple[spec_lib.Spec, Sequence[str]]:
-    """Makes all parts: the spec, and remarks on the log."""
+    """Makes all parts; returns the spec, and remarks on the log."""
     database, config, parts = job.database, job.config, column_map.parts(job.config)
     named = event_columns.named(config)
     log_files = reading.open_files(database, inputs.events, named, config.events)
@@ -197,7 +197,7 @@ def _make(job: Job, inputs: Inputs) -> tuple[spec_lib.Spec, Sequence[str]]:
         spec = dataclasses.replace(spec, **names, **users)
     splits.make_cold(job)
     made = content.WordVectors()
-    trained = "first IS NOT NULL"  # whose texts make the vocabulary
+    trained = "first IS NOT NULL"  # items whose texts make the vocabulary
     if "pairs" in parts:
         pairs_part.find(job)
         queries.check(job, log_files, own)

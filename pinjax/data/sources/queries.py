@@ -1,4 +1,4 @@
-"""What leads to items: the queries of the pairs that were found, and their frozen vectors."""
+"""The queries of pairs, and their frozen vectors."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ def read(job: Job, files: Sequence[File]) -> None:
     """Makes the table `own_vectors` of texts of searches, or ids of items as text, and vectors.
 
     Raises:
-      InputError: naming a row that is wrong.
+      InputError: naming a bad row.
     """
     named, table = job.config.queries, rows.Rows(job.database, files, "own_vectors")
     columns = [
@@ -33,12 +33,12 @@ def check(job: Job, log_files: Sequence[File], given: str) -> None:
     """Drops pairs of `found` whose query has no vector.
 
     Args:
-      job: with `events`, `items`, `found` and, where they are, `given` and `own_vectors`.
+      job: with `events`, `items`, `found` and, if they exist, `given` and `own_vectors`.
       log_files: of the events, for messages.
       given: the file of queries' own vectors, or "".
 
     Raises:
-      InputError: where there is no pair, or more events or pairs than are tolerated are unusable.
+      InputError: if there is no pair, or too many events or pairs are unusable.
     """
     database, config = job.database, job.config
     joined = "(SELECT place, described FROM events e JOIN items i ON e.item = i.row)"
@@ -79,14 +79,14 @@ def check(job: Job, log_files: Sequence[File], given: str) -> None:
 def write(job: Job, given: bool, made: content.WordVectors) -> dict[str, int]:
     """Writes the queries of `split_pairs`, and makes the table `queries` of their rows.
 
-    A query's vector is its own where it is given. Or else an item's is that of its first image, and
-    a search's is made of its words.
+    A query has its own vector if that is given. Otherwise an item has the vector of its first
+    image, and a search has a vector of its words.
 
     Returns:
-      what the spec says of queries.
+      the fields of the spec for queries.
 
     Raises:
-      InputError: where no query has a vector, or searches and items have vectors of other lengths.
+      InputError: if no query has a vector, or the dimensions of searches and items differ.
     """
     database = job.database
     database.run(
@@ -128,7 +128,7 @@ def write(job: Job, given: bool, made: content.WordVectors) -> dict[str, int]:
 
 
 def _dim(job: Job, given: bool, made: content.WordVectors) -> int:
-    """Numbers of a query's vector."""
+    """The dimension of the queries' vectors."""
     if given:
         return job.database.row("SELECT len(vector[1]) FROM own_vectors LIMIT 1")[0]
     dims = {made.space.dim} if made.space else set()

@@ -27,8 +27,8 @@ from ml_collections import ConfigDict
 from pinjax.data.sources.engine import Database, literal, name_of, one_line
 from pinjax.errors import InputError
 
-WRITTEN = "WRITTEN"  # the type of text in a file without types: a number, perhaps
-ROW = '"@row"'  # SQL of the column that numbers a file's rows: no name that a user's has
+WRITTEN = "WRITTEN"  # the type of a column in a file without types
+ROW = '"@row"'  # SQL of the column of row numbers; users' columns cannot have this name
 _KINDS = {".parquet": "Parquet", ".npz": "npz"} | dict.fromkeys(
     (".jsonl", ".ndjson", ".json"), "JSON lines"
 )
@@ -44,11 +44,11 @@ class File:
     """A file.
 
     Attributes:
-      path: as messages name it.
+      path: for messages.
       types: DuckDB's type of each column, or `WRITTEN`.
       relation: SQL of its columns and, as `ROW`, the number of each row from 1.
-      rows: how many there are.
-      numbered: whether rows know their numbers, in whatever order they are read.
+      rows: number of rows.
+      numbered: whether row numbers do not depend on the order of reading.
     """
 
     path: str
@@ -61,7 +61,7 @@ class File:
         """The type of a column.
 
         Raises:
-          InputError: where there is no such column.
+          InputError: if there is no such column.
         """
         if column not in self.types:
             near = difflib.get_close_matches(column, self.types, n=1)
@@ -72,10 +72,10 @@ class File:
 
 
 def expand(flag: str, names: Sequence[str]) -> list[str]:
-    """Paths of local files, globs replaced by what they match, in order.
+    """Paths of local files, with expanded globs, in order.
 
     Raises:
-      InputError: for what is no file.
+      InputError: if a name is not a file.
     """
     paths = []
     for name in names:
@@ -103,8 +103,8 @@ def open_files(
     Args:
       database: to read them with.
       paths: of `expand`.
-      columns: that are needed.
-      section: of the column map, says how CSV files are written.
+      columns: that must exist.
+      section: of the column map, with the format of CSV files.
 
     Raises:
       InputError: for a file that is unreadable, has no rows, or lacks a column.
@@ -160,7 +160,7 @@ def _npz(database: Database, path: str, columns: Sequence[str]) -> File:
 
 
 def _lists(array: np.ndarray) -> pa.Array:
-    """An array as lists of any length, which DuckDB reads alike wherever they come from."""
+    """An array as variable-length lists, the type of lists from other files."""
     made = pa.array(array.astype(np.float32 if array.dtype == np.float16 else array.dtype).ravel())
     kind = made.type
     for size in array.shape[:0:-1]:
@@ -173,8 +173,8 @@ def _json_lines(database: Database, path: str, columns: Sequence[str]) -> File:
     columns = list(dict.fromkeys(columns))
     kinds = [f"json_type(json, {_key(name)})" for name in columns]
     kinds += [f"list_distinct(json_type(json, {_key(name, '[*]')}))" for name in columns]
-    asked = ", ".join(f"list(DISTINCT {kind})" for kind in kinds)
-    rows, *found = database.row(f"SELECT count(*), {asked} FROM {objects}")
+    lists = ", ".join(f"list(DISTINCT {kind})" for kind in kinds)
+    rows, *found = database.row(f"SELECT count(*), {lists} FROM {objects}")
     types, values = {}, []
     for name, own, inner in zip(columns, found, found[len(columns) :], strict=False):
         if not any(own or ()):
@@ -193,7 +193,7 @@ def _json_lines(database: Database, path: str, columns: Sequence[str]) -> File:
 
 
 def _json_type(kinds: Iterable[str | None], otherwise: str = "VARCHAR") -> str:
-    """The type that holds values of some of JSON's kinds."""
+    """The type for values of several JSON kinds."""
     found = {"HUGEINT" if kind in ("BIGINT", "UBIGINT") else kind for kind in kinds}
     found -= {None, "NULL"}
     if found == {"HUGEINT", "DOUBLE"}:
@@ -236,7 +236,7 @@ def _csv(database: Database, path: str, section: ConfigDict) -> File:
 
 
 def _unpacked(database: Database, path: str) -> str:
-    """The path of a file without compression: a copy, if need be."""
+    """The path of the uncompressed file, a copy if it is compressed."""
     unpack = _UNPACK.get(pathlib.Path(path).suffix)
     if not unpack:
         return path
@@ -257,7 +257,7 @@ def _first_line(path: str, delimiter: str, quote: str) -> list[str]:
 
 
 def _check_lines(path: str, file: BinaryIO, rows: int, quote: bytes) -> None:
-    """Refuses a file with fewer rows than lines: quotes that are none have joined some."""
+    """Rejects a file with fewer rows than lines: stray quotes have joined some lines."""
     lines, last = 0, b""
     while piece := file.read(2**24):
         lines += piece.count(b"\n")
@@ -288,7 +288,7 @@ def _check_names(path: str, names: Sequence[str]) -> None:
 
 
 def _exactly(path: str) -> str:
-    """SQL of a path, which is no glob even if it looks like one."""
+    """SQL of a path with escaped globs."""
     return literal(re.sub(r"[\[*?]", r"[\g<0>]", path))
 
 

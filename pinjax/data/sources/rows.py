@@ -1,7 +1,7 @@
-"""Rows of several files as one table, and what they have to be.
+"""Rows of several files as one table, and their checks.
 
-A row's place is in order of files and rows. Messages name its file, its number there, the column,
-its value and what was expected.
+The place of a row is in order of files and rows. Messages name its file, its number in the file,
+the column, its value and what was expected.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from pinjax.errors import InputError
 PLACES = 2**40  # in a file
 _LARGEST, _LEAST = 65_504, 2.0**-14  # of float16, with all of its bits
 _SIZE = "list_max(list_transform(v, lambda x: abs(x)))"
-NOT_ZERO = f"lambda v: {_SIZE} > 0"  # SQL of whether a vector is
+NOT_ZERO = f"lambda v: {_SIZE} > 0"  # SQL of whether a vector is nonzero
 
 
 def select(files: Sequence[File], columns: Iterable[Mapping[str, str]]) -> str:
-    """SQL of the rows of files: their places, and of each file SQL of columns by name."""
+    """SQL of the rows of files: places, and columns from the SQL by name of each file."""
     selects = []
     for number, (file, of_file) in enumerate(zip(files, columns, strict=True)):
         of_file = {"place": f"{number} * {PLACES} + {ROW}", **of_file}
@@ -33,9 +33,9 @@ class Rows:
     """A table of rows of files.
 
     Attributes:
-      database: that has it.
-      files: whose rows they are.
-      table: its name, or SQL of it; it has a column place.
+      database: of the table.
+      files: of the rows.
+      table: its name or SQL; it has a column place.
     """
 
     database: Database
@@ -48,7 +48,7 @@ class Rows:
         return ", ".join(file.path for file in self.files)
 
     def error(self, place: int, column: str, expected: str, share: str) -> InputError:
-        """The error that names a row, its value in a user's column and what was expected of it."""
+        """The error that names a row, its value in a user's column and what was expected."""
         number, row = divmod(place, PLACES)
         file = self.files[number]
         (value,) = self.database.row(
@@ -61,16 +61,16 @@ class Rows:
         )
 
     def refuse(self, bad: str, column: str, expected: str, tolerance: float = 0.0) -> int:
-        """How many rows are bad.
+        """The number of bad rows.
 
         Args:
-          bad: SQL of whether a row is.
-          column: the user's, whose value is told.
-          expected: of it.
-          tolerance: the share of the rows that may be bad.
+          bad: SQL of whether a row is bad.
+          column: the user's column, for the message.
+          expected: of its value.
+          tolerance: the share of rows that may be bad.
 
         Raises:
-          InputError: where more are; it names the first.
+          InputError: if more rows are bad; it names the first.
         """
         total, count, place = self.database.row(
             f"SELECT count(*), count(*) FILTER ({bad}), min(place) FILTER ({bad}) FROM {self.table}"
@@ -81,13 +81,13 @@ class Rows:
         return count
 
     def refuse_repeats(self, column: str, expected: str) -> None:
-        """Refuses rows with the id of an earlier one; arguments as of `refuse`."""
+        """Rejects rows with the id of an earlier row; arguments as `refuse`."""
         again = "row_number() OVER (PARTITION BY id ORDER BY place) > 1"
         repeated = f"place IN (SELECT place FROM {self.table} QUALIFY {again})"
         self.refuse(repeated, column, expected)
 
     def refuse_vectors(self, name: str, column: str, zeros: bool) -> None:
-        """Refuses vectors of other lengths than the first, and what float16 does not hold.
+        """Rejects vectors of another dimension than the first, or beyond the range of float16.
 
         Args:
           name: of the table's column of lists of vectors.

@@ -1,4 +1,4 @@
-"""What is trained on, what validates and what tests: users, pairs, edges and cold items."""
+"""The splits of users, pairs, edges and cold items."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,21 +13,21 @@ from pinjax.data.sources.event_columns import SECOND
 from pinjax.errors import InputError
 
 _DAY = 24 * 60 * 60
-LEFT_OUT = 2  # actions of each user where one is left out: the last tests, the other validates
+LEFT_OUT = 2  # actions of each user with leave-one-out: the last one tests, the other one validates
 
 
 def split_of(key: int | str, seed: int | str, valid: float, test: float) -> int:
-    """The row of `SPLITS` of an id: by a hash, so that it stays when the log grows."""
+    """The row of `SPLITS` of an id, by a hash: it does not change when the log grows."""
     hashed = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
     share = int.from_bytes(hashed, "little") / 2**64
     return 2 if share < test else int(share < test + valid)
 
 
 def marked(config: ConfigDict) -> str:
-    """SQL of `events` with a column `training`, which is false for the actions that are left out.
+    """SQL of `events` with a column `training`, which is false for left-out actions.
 
-    Where some are, repeated rows are dropped as from timelines: else a left-out action's twin would
-    be trained on.
+    With leave-one-out, repeated rows are dropped as in timelines. Otherwise a copy of a left-out
+    action would be trained on.
     """
     if config.split.kind != "leave_one_out":
         return "(SELECT *, true AS training FROM events)"
@@ -38,7 +38,7 @@ def marked(config: ConfigDict) -> str:
 
 
 def _shares(config: ConfigDict) -> tuple[float, float]:
-    """The shares of what leads to held-out pairs and edges that validates and that tests."""
+    """The shares of valid and test among the queries and groups of held-out pairs and edges."""
     split = config.split
     match split.kind:
         case "time":
@@ -51,15 +51,15 @@ def _shares(config: ConfigDict) -> tuple[float, float]:
 
 
 def train_end(job: Job, first: int, last: int) -> int:
-    """The moment after which nothing is trained on, unix seconds; 0 without times.
+    """The time after which nothing is trained on, unix seconds; 0 without times.
 
     Args:
-      job: that needs it.
+      job: with the config and the report.
       first: microseconds of the first event.
-      last: of the last one.
+      last: of the last event.
 
     Raises:
-      InputError: where it is not between them.
+      InputError: if it is not between the first and the last event.
     """
     split = job.config.split
     if split.kind != "time":
@@ -71,20 +71,20 @@ def train_end(job: Job, first: int, last: int) -> int:
         end = last - round(min(split.test_days * _DAY, last))
     if not first <= end < last:
         between = f"between the first and the last event, {_iso(first)} and {_iso(last)}"
-        raise InputError(f"train_end is {_iso(end)}; expected a moment {between}")
-    moments = {"first event": first, "train_end": end, "last event": last}
-    job.report |= {name: _iso(moment) for name, moment in moments.items()}
+        raise InputError(f"train_end is {_iso(end)}; expected a time {between}")
+    times = {"first event": first, "train_end": end, "last event": last}
+    job.report |= {name: _iso(time) for name, time in times.items()}
     return end
 
 
 def split_ids(job: Job, table: str, ids: str, normalise: Callable[[str], str] = str) -> None:
-    """Makes a table of the splits of what leads to held-out pairs and edges, by a hash of ids.
+    """Makes a table of the splits of queries or groups, by a hash of their ids.
 
     Args:
-      job: that needs it.
+      job: with the config and the database.
       table: its name; its columns are key and split, a row of `SPLITS`.
       ids: SQL of rows with a key and an id.
-      normalise: ids, before they are hashed.
+      normalise: applied to ids before hashing.
     """
     found = job.database.table(f"SELECT DISTINCT {ids} ORDER BY key")
     seed, shares = job.config.split.seed, _shares(job.config)
@@ -107,5 +107,5 @@ def make_cold(job: Job) -> None:
 
 
 def _iso(seconds: int) -> str:
-    """Unix seconds as people read them, in UTC."""
+    """Unix seconds as readable text, in UTC."""
     return str(np.datetime64(int(seconds), "s")).replace("T", " ")

@@ -1,4 +1,4 @@
-"""The second pass: shards of users, which do not know each other, become timelines."""
+"""The second pass: independent shards of users become timelines."""
 
 from typing import Any
 
@@ -16,21 +16,21 @@ from pinjax.errors import InputError
 def write(job: Job, shards: int, items: int, train_end: int) -> tuple[dict[str, Any], np.ndarray]:
     """Writes the timelines of a log.
 
-    Rows that repeat another's user, item, time and action are dropped. Rows of a user are in order
-    of time, finer than a second where the log is, and then as they lie in its files.
+    Rows with the same user, item, time and action as an earlier one are dropped. The rows of a user
+    are in order of time, with the resolution of the log, and then of their place in the files.
 
     Args:
       job: with the view `events` and its tables, see `events.divide`.
-      shards: how many there are.
+      shards: number of shards.
       items: rows of the catalogue.
       train_end: unix seconds.
 
     Returns:
-      (what the spec says of users, int64 (items,) the actions of training users up to the end of
-      training).
+      (the fields of the spec for users; int64 (items,), the actions of training users up to the end
+      of training).
 
     Raises:
-      InputError: where a split has no user.
+      InputError: if a split has no user.
     """
     split, least = job.config.split, job.config.timelines.min_actions
     one_out = split.kind == "leave_one_out"
@@ -80,7 +80,7 @@ def write(job: Job, shards: int, items: int, train_end: int) -> tuple[dict[str, 
 
 
 def _shard(database: Database, shard: int) -> tuple[list[int | str], np.ndarray, np.ndarray, int]:
-    """Users of a shard, their `timelines.ACTION` (n,), where each begins, and repeated rows."""
+    """Users of a shard, their `timelines.ACTION` (n,), offsets, and number of repeated rows."""
     table = database.table(
         "SELECT user, item, time, duration, action, surface FROM events "
         f"WHERE shard = {shard} AND user IS NOT NULL ORDER BY user, time, place"
@@ -92,7 +92,7 @@ def _shard(database: Database, shard: int) -> tuple[list[int | str], np.ndarray,
     records = np.zeros(len(table), timelines.ACTION)
     for name in ("item", "duration", "action", "surface"):
         column = table[name]
-        if column.null_count < len(column):  # else the map does not name it
+        if column.null_count < len(column):  # null if the map does not name it
             records[name] = column.fill_null(0).to_numpy()
     repeats = np.zeros(len(table), bool)
     if table["time"].null_count < len(table):
@@ -104,11 +104,11 @@ def _shard(database: Database, shard: int) -> tuple[list[int | str], np.ndarray,
 
 
 def _repeats(user: np.ndarray, time: np.ndarray, records: np.ndarray) -> np.ndarray:
-    """Bool (n,): rows that repeat an earlier one's user, item, time and action.
+    """Bool (n,): rows with the user, item, time and action of an earlier row.
 
     Args:
       user: int (n,), ascending.
-      time: int (n,), of a user ascending.
+      time: int (n,), ascending for each user.
       records: `timelines.ACTION` (n,).
     """
     alike = (np.diff(user) == 0) & (np.diff(time) == 0)

@@ -1,7 +1,7 @@
-"""Vectors that are made where a user has none: of an item's tags, or of the words of its texts.
+"""Vectors from an item's tags, or from the words of its texts, if none are given.
 
-Both are latent semantic analysis: counts, weighted by how few items have a tag or a word, and a
-truncated SVD. They stand in for the vectors of PinSage and SearchSage, which know engagements, too.
+Both are latent semantic analysis: counts with inverse document frequencies, and a truncated SVD.
+They replace the vectors of PinSage and SearchSage, which also depend on engagements.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ import Stemmer
 
 from pinjax.data.text import tokens
 
-_SATURATION = 1.5  # k: how many times a word comes before more of it hardly matters
+_SATURATION = 1.5  # k of BM25: counts of a word above it hardly matter
 
 
 def of_tags(item: np.ndarray, tag: np.ndarray, items: int, dim: int) -> np.ndarray:
@@ -22,8 +22,8 @@ def of_tags(item: np.ndarray, tag: np.ndarray, items: int, dim: int) -> np.ndarr
     Args:
       item: int (pairs,), rows of items.
       tag: int (pairs,), rows of tags; no pair comes twice.
-      items: how many there are.
-      dim: numbers in a vector; fewer where there are not as many tags or items.
+      items: number of items.
+      dim: dimension; smaller if there are fewer tags or items.
 
     Returns:
       float16 (items, dim), zeros for an item without tags.
@@ -35,10 +35,10 @@ def of_tags(item: np.ndarray, tag: np.ndarray, items: int, dim: int) -> np.ndarr
 
 
 def commonest_tags(item: np.ndarray, tag: np.ndarray, items: int) -> np.ndarray:
-    """Of each item's tags the one that the most items carry, int32 (items,), -1 without tags."""
+    """The most frequent tag of each item, int32 (items,), -1 without tags."""
     topics = np.full(items, -1, np.int32)
     carriers = np.bincount(tag, minlength=1)[tag]
-    order = np.lexsort((-tag, carriers))  # the last that is written stays
+    order = np.lexsort((-tag, carriers))  # the last write stays
     topics[item[order]] = tag[order]
     return topics
 
@@ -48,7 +48,7 @@ class WordSpace:
 
     Attributes:
       vocabulary: of the words.
-      dim: numbers of a vector, once `fit` has made the space.
+      dim: of vectors, after `fit`.
     """
 
     def __init__(self, vocabulary: tokens.Vocabulary, language: str):
@@ -60,7 +60,7 @@ class WordSpace:
             self._columns = np.unique(stems, return_inverse=True)[1]
 
     def fit(self, matrix: scipy.sparse.csr_array, dim: int) -> np.ndarray:
-        """Makes the space of what `counts` found of all items; their vectors, float16 (n, dim)."""
+        """Fits the space to the `counts` of all items; returns their vectors, float16 (n, dim)."""
         # A product of two vectors has the weight twice: so this is once, as in BM25.
         self._weights = np.sqrt(inverse_frequency(matrix))
         matrix = weighted(matrix, self._weights)
@@ -69,15 +69,15 @@ class WordSpace:
         return unit_rows(matrix @ self._space)
 
     def vectors(self, texts: Sequence[str | None]) -> np.ndarray:
-        """The vectors of other texts, float16 (texts, dim), zeros without a known word."""
+        """The vectors of new texts, float16 (texts, dim), zeros without a known word."""
         return unit_rows(weighted(self.counts([texts]), self._weights) @ self._space)
 
     def counts(self, features: Iterable[Sequence[str | None]]) -> scipy.sparse.csr_array:
-        """n (k + 1) / (n + k) where a thing's texts have a word n times: (things, words).
+        """n (k + 1) / (n + k) for n occurrences of a word in a row's texts: (rows, words).
 
-        That is BM25's weight, with its k (Robertson & Zaragoza, FnTIR 2009) and without what it
-        says of lengths, which unit vectors have not. By n itself a long text would be its commonest
-        words. Words of one stem are one.
+        This is the weight of BM25 (Robertson & Zaragoza, FnTIR 2009) without its normalisation by
+        length, which unit vectors do not need. With n itself the most common words would dominate
+        long texts. Words with the same stem are counted together.
         """
         places = []
         for texts in features:
@@ -93,7 +93,7 @@ class WordSpace:
 
 
 def inverse_frequency(matrix: scipy.sparse.csr_array) -> np.ndarray:
-    """The weight of each column by how many of the n rows have it: log((1 + n) / (1 + rows)) + 1.
+    """The weight of a column that `rows` of n rows have: log((1 + n) / (1 + rows)) + 1.
 
     Args:
       matrix: (rows, columns), without duplicates.
@@ -103,33 +103,33 @@ def inverse_frequency(matrix: scipy.sparse.csr_array) -> np.ndarray:
 
 
 def weighted(matrix: scipy.sparse.csr_array, weights: np.ndarray) -> scipy.sparse.csr_array:
-    """The columns times their weights, then the rows at unit length: TF-IDF."""
+    """TF-IDF: columns times their weights, with rows of unit length."""
     matrix = (matrix @ scipy.sparse.diags_array(weights)).tocsr()
     return scipy.sparse.diags_array(1 / _lengths(matrix)) @ matrix
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Rows of unit length as float16, zeros where they are (almost) zero."""
+    """Rows scaled to unit length, float16; (almost) zero rows become zeros."""
     return (vectors / _lengths(vectors)[:, None]).astype(np.float16)
 
 
 def latent_space(matrix: scipy.sparse.csr_array, rank: int) -> np.ndarray:
     """The right singular vectors of the largest singular values, (columns, at most `rank`).
 
-    A seeded range finder with power iterations (Halko, Martinsson & Tropp, SIAM Review 2011,
-    Algorithm 4.4), so that the result is a function of the matrix alone. Between these an LU
-    factorisation keeps the basis well conditioned at a third of the cost of QR.
+    It is a seeded range finder with power iterations (Halko, Martinsson & Tropp, SIAM Review 2011,
+    Algorithm 4.4), so the result depends only on the matrix. Between iterations an LU factorisation
+    keeps the basis well conditioned, at a third of the cost of QR.
     """
     basis = np.random.default_rng(0).standard_normal((matrix.shape[1], rank + 16))
     for _ in range(4):
         basis, _ = scipy.linalg.lu(matrix.T @ (matrix @ basis), permute_l=True)
     basis, _ = np.linalg.qr(matrix.T @ (matrix @ basis))
-    # Those of the triangular factor, which is small where there are many rows.
+    # The singular vectors of the triangular factor, which is small if there are many rows.
     _, _, right = np.linalg.svd(np.linalg.qr(matrix @ basis, mode="r"), full_matrices=False)
     return basis @ right[:rank].T
 
 
 def _lengths(rows: np.ndarray | scipy.sparse.csr_array) -> np.ndarray:
-    """The rows' lengths, 1 where they are 0."""
+    """The norms of rows, 1 instead of 0."""
     lengths = np.sqrt((rows * rows).sum(axis=1))
     return np.where(lengths < 1e-9, 1, lengths)

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 that scatters: that of SplitMix64 (Steele et al., OOPSLA 2014)."""
+    """The mixing bijection of SplitMix64 on uint64 (Steele et al., OOPSLA 2014)."""
     values = values ^ values >> np.uint64(30)
     values *= np.uint64(0xBF58476D1CE4E5B9)
     values ^= values >> np.uint64(27)
@@ -14,7 +14,7 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def offsets_of(counts: np.ndarray) -> np.ndarray:
-    """The sums of all counts before each, and of all: int64 (len(counts) + 1,)."""
+    """The cumulative sums of counts, from 0: int64 (len(counts) + 1,)."""
     offsets = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets
@@ -23,7 +23,7 @@ def offsets_of(counts: np.ndarray) -> np.ndarray:
 def count_distinct(
     keys: np.ndarray, counts: np.ndarray, *columns: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """Each key once, ascending, with the sum of its counts and one of its rows of the columns."""
+    """Distinct keys, ascending, with the sum of their counts and one row of the columns each."""
     order = np.argsort(keys)
     keys = keys[order]
     first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
@@ -32,14 +32,14 @@ def count_distinct(
 
 
 class Counts:
-    """Counts of keys that come in parts, as `count_distinct` makes them."""
+    """Sums counts of keys over parts, each of `count_distinct`."""
 
     def __init__(self):
         self._parts = []
 
     def add(self, *part: np.ndarray) -> None:
         self._parts.append(part)
-        # Only when they have doubled, so that a key is sorted a logarithmic number of times.
+        # Merged only when they have doubled, so that a key is sorted a logarithmic number of times.
         if sum(len(keys) for keys, *_ in self._parts[1:]) > len(self._parts[0][0]):
             self._parts = [self.total()]
 
@@ -58,7 +58,7 @@ class Lookup:
         home = self._home(keys)
         order = np.argsort(home, kind="stable")
         rank = np.arange(len(keys))
-        # Each key in the first slot from its home on that those before it have left.
+        # Each key takes the first free slot from its home slot on.
         slot = rank + np.maximum.accumulate(home[order] - rank)
         slots = max(2**bits, slot.max(initial=0) + 1) + 1
         self._keys, self._ids = np.zeros(slots, np.uint64), np.full(slots, -1, np.int32)
@@ -68,7 +68,7 @@ class Lookup:
         return (mix(keys) >> self._shift).astype(np.int64)
 
     def __call__(self, keys: np.ndarray) -> np.ndarray:
-        """Int32 (n,), -1 where there is none."""
+        """Int32 (n,), -1 for unknown keys."""
         slot = self._home(keys)
         ids = self._ids[slot]
         wrong = np.flatnonzero((self._keys[slot] != keys) & (ids >= 0))

@@ -1,8 +1,8 @@
 """BERT-family encoders from a directory in the layout of Hugging Face.
 
-It holds config.json (the sizes), model.safetensors (the weights, under the names and in the layout
-of the PyTorch models) and tokenizer.json. Of the weights only the encoder is read: poolers and
-heads are left out.
+It has config.json (the sizes), model.safetensors (the weights, with the names and the layout of the
+PyTorch models) and tokenizer.json. Only the weights of the encoder are read: poolers and heads are
+left out.
 """
 
 import importlib
@@ -23,7 +23,7 @@ _BUFFER = "embeddings.position_ids"  # the numbers 0, 1, 2, ..., which older fil
 
 
 class _Family(NamedTuple):
-    """What a family of models calls things.
+    """The names in a family of models.
 
     Attributes:
       sizes: the key in config.json of each size.
@@ -130,7 +130,7 @@ def read(directory: epath.PathLike, length: int) -> Pretrained:
 
 
 class Tokenizer:
-    """Turns texts into ids as a tokenizer.json says, its special tokens included.
+    """Turns texts into ids by a tokenizer.json, with its special tokens.
 
     Attributes:
       length: tokens of every text. Longer texts are cut, shorter ones padded with id 0.
@@ -180,7 +180,7 @@ def _config(path: epath.Path) -> tuple[_Family, dict[str, Any]]:
         kind = config["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: expected JSON with a model_type: {error!r}") from error
-    if kind not in list(_FAMILIES):  # what is no text may have no hash
+    if kind not in list(_FAMILIES):  # values other than text may not be hashable
         raise InputError(f"{path}: model_type is {kind!r}; expected one of {list(_FAMILIES)}")
     family = _FAMILIES[kind]
     sizes = {}
@@ -196,7 +196,7 @@ def _config(path: epath.Path) -> tuple[_Family, dict[str, Any]]:
     activation = config.get(family.activation)
     if activation != "gelu":
         raise InputError(f"{path}: {family.activation} is {activation!r}; expected 'gelu'")
-    epsilon = config.get("layer_norm_eps", 1e-12)  # which DistilBERT does not say, nor types
+    epsilon = config.get("layer_norm_eps", 1e-12)  # DistilBERT has neither this key nor types
     if not isinstance(epsilon, float):
         raise InputError(f"{path}: layer_norm_eps is {epsilon!r}; expected a number")
     return family, {"token_types": 0, **sizes, "epsilon": epsilon}
@@ -219,7 +219,7 @@ def _params(path: epath.Path, family: _Family, sizes: dict[str, Any]) -> dict[st
         tensors = {re.sub(f"LayerNorm.{old}$", f"LayerNorm.{new}", k): tensors[k] for k in tensors}
     width, heads, layers = sizes["width"], sizes["heads"], sizes["layers"]
     shapes = _shapes(family, sizes)
-    # The prefix is that of the encoder in a model with a head; what does not have it is the head.
+    # In a model with a head, the encoder has a prefix, and the head does not.
     word = "embeddings.word_embeddings.weight"
     prefix = next((prefix for prefix in _PREFIXES if prefix + word in tensors), "")
     unexpected = tensors.keys() - {prefix + name for name in (*shapes, _BUFFER)}

@@ -5,19 +5,19 @@ These are the tokens of ItemSage (Baltescu et al., KDD 2022):
     "Café Table" -> café, table; "café table"; <ca, caf, afé, fé>, <ta, tab, abl, ble, le>
 
 A text is normalised by `normalise`. A word is a maximal run of letters, marks and numbers, Unicode
-categories L, M and N; everything else separates. Scripts without spaces thus make long words, of
-which trigrams are what is left. A lone surrogate separates, and so does a zero-width joiner; a
-variation selector is a mark. A bigram is two words that follow one another in one text, whatever
-stands between them. Trigrams are those of one word between two boundary marks, so that a word of n
-characters has n (fastText: Bojanowski et al., TACL 2017, §3.2).
+categories L, M and N; everything else separates. So scripts without spaces have long words, and
+mostly their trigrams are in the vocabulary. A lone surrogate separates, and so does a zero-width
+joiner; a variation selector is a mark. A bigram is two consecutive words of a text, whatever
+separates them. Trigrams are taken from a word between two boundary marks, so a word of n characters
+has n trigrams (fastText: Bojanowski et al., TACL 2017, §3.2).
 
-Categories and NFKC are those of Python's Unicode version. Versions differ on characters that the
-older one does not know, and hardly elsewhere.
+Categories and NFKC are of Python's Unicode version. Versions differ mainly in characters that the
+older one does not have.
 
 Everything is vectorised over a chunk of texts. Words and bigrams are compared by 64-bit hashes,
-trigrams exactly. Among n distinct words or bigrams some two collide, and count as one, with
-probability n^2 / 2^65: 3e-8 for a million, 3e-4 for a hundred million. An unknown one is taken for
-one of a million in the vocabulary with probability 5e-14.
+trigrams exactly. Among n distinct words or bigrams, two collide and count as one with probability
+n^2 / 2^65: 3e-8 for a million, 3e-4 for a hundred million. An unknown word is mistaken for one of a
+million in the vocabulary with probability 5e-14.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ KINDS = ("unigram", "bigram", "trigram")
 
 _ROWS = pa.schema([("kind", pa.string()), ("token", pa.large_string()), ("count", pa.int64())])
 _VERSION = "pinjax.vocabulary"  # key of the format in a file's metadata
-_FORMAT = "1"  # changes with every change of what a text's tokens are
-_CHUNK = 2**17  # characters that are worked on at once, so that they stay in the cache
+_FORMAT = "1"  # changes whenever the tokens of a text change
+_CHUNK = 2**17  # characters processed at once, so that they stay in the cache
 _CHARACTER = 21  # bits of a code point
 _BEGIN, _END = ord("<"), ord(">")  # no word holds them
 
@@ -54,7 +54,7 @@ class Ragged(NamedTuple):
 
     Attributes:
       tokens: int32 (tokens,), text by text.
-      offsets: int64 (texts + 1,), where each text's begin.
+      offsets: int64 (texts + 1,), where the tokens of each text begin.
     """
 
     tokens: np.ndarray
@@ -64,16 +64,16 @@ class Ragged(NamedTuple):
 def normalise(text: str | None) -> str:
     """NFKC in lower case, "" for None.
 
-    Lower-casing may take a text out of NFKC ("J" and a caron have no composed form, "j" and a caron
-    have), so NFKC is applied again. That is enough to make it idempotent: whatever NFKC composes of
-    lower-case characters is in lower case.
+    Lower-casing may break NFKC ("j" and a caron have a composed form, "J" and a caron do not), so
+    NFKC is applied again. Then the result is idempotent, since NFKC composes lower-case characters
+    to lower-case characters.
     """
     folded = unicodedata.normalize("NFKC", text or "").lower()
     return unicodedata.normalize("NFKC", folded)
 
 
 def interleave(columns: Sequence[Ragged]) -> Ragged:
-    """Several texts of the same things, thing by thing: (things * columns) texts."""
+    """Interleaves columns of texts by row: (rows * columns) texts."""
     lengths = np.stack([np.diff(column.offsets) for column in columns], axis=1)
     offsets = offsets_of(lengths.ravel())
     tokens = np.empty(offsets[-1], np.int32)
@@ -100,12 +100,11 @@ class Vocabulary:
     ) -> "Vocabulary":
         """The most frequent tokens of each kind.
 
-        Of equally frequent ones those come first that are smaller by code points, so that the order
-        of the texts does not matter.
+        Ties are in order of code points, so the order of the texts does not matter.
 
         Args:
-          texts: in any order; equal ones count as often as they come.
-          unigrams: how many of them are kept; the paper keeps 200,000.
+          texts: in any order; repeated texts count repeatedly.
+          unigrams: the number that is kept; 200,000 in the paper.
           bigrams: 1,000,000 in the paper.
           trigrams: 64,000 in the paper.
 
@@ -142,7 +141,7 @@ class Vocabulary:
 
     @functools.cached_property
     def sizes(self) -> tuple[int, int, int]:
-        """How many unigrams, bigrams and trigrams there are."""
+        """The numbers of unigrams, bigrams and trigrams."""
         return tuple(
             pc.sum(pc.equal(self.rows["kind"], kind), min_count=0).as_py() for kind in KINDS
         )
@@ -152,13 +151,13 @@ class Vocabulary:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Sha-256 of the tokens and the format: where it is equal, texts have equal tokens."""
-        whole = hashlib.sha256(f"{_FORMAT} {self.sizes}".encode())
-        whole.update("\n".join(self.rows["token"].to_pylist()).encode())
-        return whole.hexdigest()
+        """SHA-256 of the tokens and the format: if it is equal, texts have equal tokens."""
+        digest = hashlib.sha256(f"{_FORMAT} {self.sizes}".encode())
+        digest.update("\n".join(self.rows["token"].to_pylist()).encode())
+        return digest.hexdigest()
 
     def save(self, path: epath.PathLike) -> None:
-        """Writes one Parquet file, whole or not at all."""
+        """Writes one Parquet file atomically."""
         metadata = {_VERSION: _FORMAT, "sizes": str(self.sizes), "digest": self.digest}
         with files.replacing(path) as file:
             pq.write_table(self.rows.replace_schema_metadata(metadata), file)
@@ -168,7 +167,7 @@ class Vocabulary:
         """Reads what `save` wrote.
 
         Raises:
-          InputError: for a file that is missing, another one, of another format, or changed.
+          InputError: if the file is missing, changed, of another format, or not a vocabulary.
         """
         path = epath.Path(path)
         if not path.is_file():
@@ -187,7 +186,7 @@ class Vocabulary:
         return vocabulary
 
     def encode(self, texts: Iterable[str | None]) -> Ragged:
-        """Token ids of texts: of each its unigrams in order, then its bigrams, then its trigrams.
+        """Token ids of texts: for each its unigrams in order, then its bigrams, then its trigrams.
 
         Tokens without an id are left out; a text that is None or "" has none.
         """
@@ -196,7 +195,7 @@ class Vocabulary:
         return Ragged(tokens, offsets_of(counts))
 
     def _encode(self, chunk: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(int32 (tokens,), int64 (texts,)): the tokens of a chunk, and how many each text has."""
+        """(int32 (tokens,), int64 (texts,)): the tokens of a chunk, and their number per text."""
         split = _split(chunk)
         counts = np.empty((len(chunk), len(KINDS)), np.int64)
         found = []
@@ -208,7 +207,7 @@ class Vocabulary:
         ends = np.cumsum(counts).reshape(counts.shape)
         tokens = np.empty(counts.sum(), np.int32)
         for kind, ids in enumerate(found):
-            # How much further back a text's tokens stand than among those of their kind alone.
+            # The shift of a text's tokens against their position among the tokens of their kind.
             shift = ends[:, kind] - np.cumsum(counts[:, kind])
             tokens[np.repeat(shift, counts[:, kind]) + np.arange(len(ids))] = ids
         return tokens, counts.sum(axis=1)
@@ -228,7 +227,7 @@ class Vocabulary:
 
 
 def _count(texts: Iterable[str | None]) -> tuple[tuple[np.ndarray, ...], ...]:
-    """Of each kind the distinct keys, ascending, their counts, and what spells them.
+    """The distinct keys of each kind, ascending, their counts, and their spellings.
 
     Returns:
       (words, counts, spellings), (bigrams, counts, first words, second words), (trigrams, counts).
@@ -246,7 +245,7 @@ def _count(texts: Iterable[str | None]) -> tuple[tuple[np.ndarray, ...], ...]:
     distinct = words.total()
     _, counts, spelt = distinct
     end = 0
-    for chunk in _chunks(spelt):  # each word once, since its trigrams are always the same
+    for chunk in _chunks(spelt):  # distinct words, since the trigrams of a word are always the same
         split = _split(chunk)
         start, end = end, end + len(chunk)
         count = np.repeat(counts[start:end], np.diff(split.bounds[2]))
@@ -291,7 +290,7 @@ def _split(texts: list[str]) -> _Split:
     in_word = _word_characters()[codes]
     edges = np.flatnonzero(in_word[1:] != in_word[:-1]) + 1
     starts, ends = edges[0::2], edges[1::2]
-    # The separator before each text: counted, not searched for, since a text may hold it as well.
+    # The separator before each text, by counting: a text may have it, too, so a search would fail.
     borders = offsets_of(np.fromiter(map(len, texts), np.int64, len(texts)) + 1)
     character = np.flatnonzero(in_word)
     character_offsets = offsets_of(ends - starts)
@@ -320,7 +319,7 @@ def _split(texts: list[str]) -> _Split:
 
 @functools.cache
 def _word_characters() -> np.ndarray:
-    """Bool (all code points,): which are letters, marks or numbers."""
+    """Bool (all code points,): whether they are letters, marks or numbers."""
     categories = map(unicodedata.category, map(chr, range(sys.maxunicode + 1)))
     return np.fromiter((category[0] in "LMN" for category in categories), bool)
 
@@ -330,7 +329,7 @@ def _code_points(text: str) -> np.ndarray:
 
 
 def _pack(left: np.ndarray, middle: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Three code points as one uint64, ordered as they are."""
+    """Three code points as one uint64 with the same order."""
     packed = left.astype(np.uint64) << np.uint64(_CHARACTER) | middle
     return packed << np.uint64(_CHARACTER) | right
 

@@ -9,7 +9,7 @@ from pinjax.data.simulated import pinworld, world
 from pinjax.data.simulated import shop as shop_lib
 from pinjax.data.simulated.oracle import Oracle
 
-MOMENT = world.TRAIN_END
+T = world.TRAIN_END
 WINDOW = 14 * world.DAY
 
 SHOP = dict(products=50, image_queries=10, text_queries=10, engagements=0)
@@ -30,21 +30,21 @@ def timelines(topics: world.World, split: str):
                 yield pinworld.user_id(number), actions
 
 
-# Users at moments.
+# Users.
 
 
 @pytest.fixture(scope="module")
 def future(positives):
-    """A world, its oracle, and what 2,000 users of it did after `MOMENT`."""
+    """A world, its oracle, and what 2,000 users of it did after `T`."""
     topics, oracle = make(WIDE)
     users = {
         user: positives(acts) for s in ("valid", "test") for user, acts in timelines(topics, s)
     }
     counts = np.zeros((len(users), len(topics.leaf)), np.int32)
     for row, actions in zip(counts, users.values(), strict=True):
-        within = (actions["time"] > MOMENT) & (actions["time"] <= MOMENT + WINDOW)
+        within = (actions["time"] > T) & (actions["time"] <= T + WINDOW)
         np.add.at(row, actions["item"][within], 1)
-    scores = oracle.scores(list(users), MOMENT, WINDOW)
+    scores = oracle.scores(list(users), T, WINDOW)
     return topics, oracle, list(users), counts, scores
 
 
@@ -63,12 +63,12 @@ def interval(values: np.ndarray) -> float:
 
 def test_scores_are_the_expected_positives(future):
     topics, oracle, users, counts, scores = future
-    counts = np.where(topics.created <= MOMENT, counts, 0)
-    assert (scores[:, topics.created > MOMENT] == 0).all()
+    counts = np.where(topics.created <= T, counts, 0)
+    assert (scores[:, topics.created > T] == 0).all()
 
     # Calibrated over all, on the topics of running bursts, and on slow interests.
     row = {user: i for i, user in enumerate(users)}
-    on = (oracle.burst_start <= MOMENT) & (oracle.burst_end > MOMENT)
+    on = (oracle.burst_start <= T) & (oracle.burst_end > T)
     bursts = np.zeros((len(users), 48), bool)
     for user, leaf in zip(oracle.burst_user[on], oracle.burst_leaf[on], strict=True):
         if (name := oracle.users[user].item()) in row:
@@ -90,30 +90,30 @@ def test_the_closed_form_is_the_integral_over_the_window():
     leaves = np.arange(SMALL.leaves)
     expected = np.zeros((len(oracle.users), SMALL.pins))
     ticks = 500
-    for time in MOMENT + WINDOW * (np.arange(ticks) + 0.5) / ticks:
-        survives = np.exp(-(time - MOMENT) / world.BURST_SECONDS)
+    for time in T + WINDOW * (np.arange(ticks) + 0.5) / ticks:
+        survives = np.exp(-(time - T) / world.BURST_SECONDS)
         for user in range(len(oracle.users)):
             slow = (oracle.slow_weight[user] * (oracle.slow_leaf[user] == leaves[:, None])).sum(1)
             burst = world.BURST_RATE * world.BURST_SECONDS * (1 - survives)
             burst = burst * oracle.leaf_popularity
             for i in np.flatnonzero(oracle.burst_user == user):
-                if oracle.burst_start[i] <= MOMENT < oracle.burst_end[i]:
+                if oracle.burst_start[i] <= T < oracle.burst_end[i]:
                     burst[oracle.burst_leaf[i]] += survives
             rate = (1 - world.STRAY) * (slow + burst) + world.STRAY * slow * (1 + burst.sum())
             weight = oracle.popularity * np.exp(oracle.style @ oracle.tastes[oracle.taste[user]])
             weight = weight * (oracle.created <= time)
             share = weight / np.bincount(oracle.leaf, weight)[oracle.leaf]
             expected[user] += oracle.rate[user] * rate[oracle.leaf] * share * WINDOW / ticks
-    old = oracle.created <= MOMENT
-    scores = oracle.scores(oracle.users.tolist(), MOMENT, WINDOW)
+    old = oracle.created <= T
+    scores = oracle.scores(oracle.users.tolist(), T, WINDOW)
     np.testing.assert_allclose(scores, expected * old, rtol=1e-2)
     np.testing.assert_allclose(scores.sum(axis=1), (expected * old).sum(axis=1), rtol=3e-3)
 
 
 def test_expected_recall_is_what_is_measured(future):
-    """Of the items that exist at the moment, on each of which actions are Poisson events."""
+    """Of the items that exist at `T`, on each of which actions are Poisson events."""
     topics, _, _, counts, scores = future
-    measured = recalls(scores, np.where(topics.created <= MOMENT, counts, 0))
+    measured = recalls(scores, np.where(topics.created <= T, counts, 0))
     chance = -np.expm1(-scores)
     expected = np.sort(chance, axis=1)[:, -10:].sum(axis=1) / chance.sum(axis=1)
     expected = np.average(expected, weights=-np.expm1(-scores.sum(axis=1)))
@@ -133,8 +133,8 @@ def test_no_other_ranking_beats_the_oracle(future, rng):
         "topics and popularity": about * topics.popularity,
         "no popularity": scores / topics.popularity,
         "blurred": scores * np.exp(rng.standard_normal(scores.shape)),
-        "a month old": oracle.scores(users, MOMENT - 28 * world.DAY, WINDOW),
-        "for a day": oracle.scores(users, MOMENT, world.DAY),
+        "a month old": oracle.scores(users, T - 28 * world.DAY, WINDOW),
+        "for a day": oracle.scores(users, T, world.DAY),
     }
     best = recalls(scores[half:], counts[half:])
     for name, rival in rivals.items():
@@ -145,28 +145,28 @@ def test_no_other_ranking_beats_the_oracle(future, rng):
 
 def test_a_burst_matters_while_it_runs(future):
     oracle = future[1]
-    fresh = (oracle.burst_start > MOMENT - world.DAY) & (oracle.burst_start < MOMENT)
+    fresh = (oracle.burst_start > T - world.DAY) & (oracle.burst_start < T)
     burst = np.flatnonzero(fresh)[0]
     user = [oracle.users[oracle.burst_user[burst]].item()]
     topic = oracle.leaf == oracle.burst_leaf[burst]
     start, end = int(oracle.burst_start[burst]) + 1, int(oracle.burst_end[burst]) + 1
     shares = []
-    for moment in (start - world.DAY, start, end):
-        scores = oracle.scores(user, moment, world.DAY)[0]
+    for time in (start - world.DAY, start, end):
+        scores = oracle.scores(user, time, world.DAY)[0]
         shares.append(scores[topic].sum() / scores.sum())
     assert shares[1] > shares[0]
     assert shares[1] > shares[2]
 
 
-def test_each_query_has_its_own_moment(future, rng):
+def test_each_query_has_its_own_request_time(future, rng):
     topics, oracle, users, _, _ = future
-    asked = rng.choice(users, 40).tolist()
-    moments = MOMENT + rng.integers(0, WINDOW, 40)
-    expected = oracle.expect(asked, moments, world.DAY)
+    requested = rng.choice(users, 40).tolist()
+    request_times = T + rng.integers(0, WINDOW, 40)
+    expected = oracle.expect(requested, request_times, world.DAY)
     items = np.arange(len(topics.leaf))
-    for query, (user, moment) in enumerate(zip(asked, moments, strict=True)):
-        there = topics.created <= moment
-        scores = oracle.scores([user], int(moment), world.DAY)[0]
+    for query, (user, time) in enumerate(zip(requested, request_times, strict=True)):
+        there = topics.created <= time
+        scores = oracle.scores([user], int(time), world.DAY)[0]
         np.testing.assert_allclose(expected.of(query, items)[there], scores[there], rtol=1e-5)
 
     index = rng.random(len(items)) < 0.8
@@ -178,14 +178,14 @@ def test_each_query_has_its_own_moment(future, rng):
 
 
 def test_the_next_action_is_as_likely_as_the_oracle_says(future, positives):
-    """Of positive actions after `MOMENT`: the session that a user is in tells the most."""
+    """Of positive actions after `T`: the session that a user is in tells the most."""
     topics, oracle, *_ = future
-    length, users, moments, labels, windows_ = 16, [], [], [], []
+    length, users, request_times, labels, windows_ = 16, [], [], [], []
     for user, actions in timelines(topics, "test"):
-        wanted = np.isin(actions, positives(actions)) & (topics.created[actions["item"]] <= MOMENT)
-        for i in np.flatnonzero(wanted & (actions["time"] > MOMENT) & (np.arange(len(wanted)) > 0)):
+        wanted = np.isin(actions, positives(actions)) & (topics.created[actions["item"]] <= T)
+        for i in np.flatnonzero(wanted & (actions["time"] > T) & (np.arange(len(wanted)) > 0)):
             users.append(user)
-            moments.append(max(int(actions["time"][i - 1]), MOMENT))
+            request_times.append(max(int(actions["time"][i - 1]), T))
             labels.append(actions["item"][i])
             windows_.append(actions[max(0, i - length) : i])
     history = {name: np.zeros((len(users), length)) for name in ("time", "duration")}
@@ -195,10 +195,10 @@ def test_the_next_action_is_as_likely_as_the_oracle_says(future, positives):
         for name, field in history.items():
             field[row, length - len(window) :] = window[name]
 
-    index = topics.created <= MOMENT
+    index = topics.created <= T
     found, likely = {}, {}
     for name, seen in (("session", history), ("state", None)):
-        expected = oracle.expect(users, np.array(moments), world.DAY, seen)
+        expected = oracle.expect(users, np.array(request_times), world.DAY, seen)
         hits, chance = np.zeros(len(users)), np.zeros(len(users))
         for queries, items, scores in expected.candidates(index, 10):
             best = np.argsort(-scores, axis=1)[:, :10]
@@ -214,12 +214,12 @@ def test_the_next_action_is_as_likely_as_the_oracle_says(future, positives):
 # Queries.
 
 
-def over_window(shop, product_chance, query: int, kind: int, moment: int) -> np.ndarray:
+def over_window(shop, product_chance, query: int, kind: int, start: int) -> np.ndarray:
     """The mean of `product_chance` over a window, float64: between creations it is constant."""
-    end = moment + WINDOW
+    end = start + WINDOW
     created = shop.world.created.astype(np.float64)
-    within = created[(created > moment) & (created < end)]
-    times = np.r_[moment, np.sort(within), end]
+    within = created[(created > start) & (created < end)]
+    times = np.r_[start, np.sort(within), end]
     topic, style = shop.queries.topic[query], shop.queries.style[query]
     parts = [
         (after - before) * product_chance(topic, style, kind, (before + after) / 2)
@@ -237,20 +237,20 @@ def oracle(shop):
 
 
 def test_the_closed_form_is_the_sum(shop, oracle, rng, product_chance):
-    moment = MOMENT - 28 * world.DAY  # more is created after it
-    end = moment + WINDOW
+    start = T - 28 * world.DAY  # more is created after it
+    end = start + WINDOW
     created = shop.world.created
-    assert ((created[shop.pin] > moment) & (created[shop.pin] < end)).sum() > 3
+    assert ((created[shop.pin] > start) & (created[shop.pin] < end)).sum() > 3
     late = created >= end
     assert late[shop.pin].sum() > 3
     itself = np.flatnonzero(np.isin(shop.queries.pin, shop.pin))[:5]
     everything = np.flatnonzero(shop.queries.topic == 24 + 6)[:2]
     queries = np.r_[rng.choice(400, 10, replace=False), everything, itself]
     for kind in range(4):
-        scores = oracle.query_scores(queries, kind, moment, WINDOW)
+        scores = oracle.query_scores(queries, kind, start, WINDOW)
         assert scores.dtype == np.float32
         expected = np.stack(
-            [over_window(shop, product_chance, query, kind, moment) for query in queries]
+            [over_window(shop, product_chance, query, kind, start) for query in queries]
         )
         np.testing.assert_allclose(scores, expected, rtol=2e-5)
         other = shop.queries.pin[queries] < 0
@@ -262,13 +262,13 @@ def test_the_closed_form_is_the_sum(shop, oracle, rng, product_chance):
 @pytest.fixture(scope="module")
 def later(engagements):
     time = engagements["time"]
-    return engagements[(time >= MOMENT) & (time < MOMENT + WINDOW)]
+    return engagements[(time >= T) & (time < T + WINDOW)]
 
 
 def test_what_happens_is_what_the_oracle_expects(shop, oracle, later, assert_drawn_from):
     popularity = shop.queries.popularity
     for kind in range(4):
-        scores = oracle.query_scores(np.arange(400), kind, MOMENT, WINDOW)
+        scores = oracle.query_scores(np.arange(400), kind, T, WINDOW)
         drawn = later[later["task"] % 4 == kind]
         assert_drawn_from(np.bincount(drawn["item"], minlength=1_000), popularity @ scores)
         by_query = popularity * scores.sum(axis=1)
@@ -285,7 +285,7 @@ def test_expected_recall_is_what_is_measured_and_beats_popularity(shop, oracle, 
     queries, popularity = np.arange(400), shop.queries.popularity
     for kind in range(4):
         drawn = later[later["task"] % 4 == kind]
-        scores = oracle.query_scores(queries, kind, MOMENT, WINDOW)
+        scores = oracle.query_scores(queries, kind, T, WINDOW)
         top = np.argsort(-scores, axis=1)[:, :10]
         hits = (top[drawn["query"]] == drawn["item"][:, None]).any(axis=1)
         found = np.sort(scores, axis=1)[:, -10:].sum(axis=1)
@@ -303,12 +303,12 @@ def test_the_oracle_comes_back_from_its_file(oracle, tmp_path):
         kind = shop_lib.KINDS.index(name.split("/")[1])
         np.testing.assert_array_equal(
             loaded.task_scores(queries, task),
-            oracle.query_scores(queries, kind, MOMENT, world.END - MOMENT),
+            oracle.query_scores(queries, kind, T, world.END - T),
         )
-    rows = [7, 3, 7, 150]  # and scores come in the order asked for
+    rows = [7, 3, 7, 150]  # and scores come in the order of the request
     np.testing.assert_array_equal(
-        loaded.scores([users[row] for row in rows], MOMENT, WINDOW),
-        oracle.scores(users, MOMENT, WINDOW)[rows],
+        loaded.scores([users[row] for row in rows], T, WINDOW),
+        oracle.scores(users, T, WINDOW)[rows],
     )
     with pytest.raises(KeyError):
-        loaded.scores(["nobody"], MOMENT, WINDOW)
+        loaded.scores(["nobody"], T, WINDOW)

@@ -11,7 +11,7 @@ from pinjax.data.simulated import pinworld, world
 from pinjax.data.simulated import shop as shop_lib
 from pinjax.data.simulated import words as words_lib
 
-MOMENT = world.TRAIN_END
+T = world.TRAIN_END
 TINY = pinworld.SIZES["tiny"]
 CLICK, SAVE, CART, CHECKOUT = range(4)
 
@@ -117,7 +117,7 @@ def test_some_products_are_new_and_some_are_cold(wide):
     created = wide.world.created[wide.pin]
     within = (created >= world.START) & (created < world.END)
     assert within.mean() == pytest.approx(0.15, abs=0.02)
-    assert 0.01 < (created > MOMENT).mean() < 0.05
+    assert 0.01 < (created > T).mean() < 0.05
     assert (created < world.END).all()
 
 
@@ -288,7 +288,7 @@ def test_engagements_come_in_order_of_time_and_after_their_product(
     assert time.max() < world.END
     assert np.isin(engagements["item"], shop.pin).all()
     assert (time >= shop.world.created[engagements["item"]]).all()
-    cold = np.flatnonzero(shop.world.created > MOMENT)
+    cold = np.flatnonzero(shop.world.created > T)
     assert np.isin(cold, engagements["item"]).any()
     assert_drawn_from(np.bincount((time - world.START) // world.DAY), np.ones(112))
 
@@ -316,8 +316,8 @@ def test_queries_and_kinds_come_by_their_shares(shop, engagements, assert_drawn_
 
 
 def test_products_are_chosen_as_stated(shop, rng, product_chance, assert_drawn_from):
-    moment, draws = (world.START + world.END) // 2, 20_000
-    assert (shop.world.created[shop.pin] > moment).sum() > 10
+    time, draws = (world.START + world.END) // 2, 20_000
+    assert (shop.world.created[shop.pin] > time).sum() > 10
     style = rng.standard_normal(8).astype(np.float32)
     style /= np.linalg.norm(style)
     for topic, look, kind in [
@@ -332,10 +332,10 @@ def test_products_are_chosen_as_stated(shop, rng, product_chance, assert_drawn_f
             np.full(draws, topic),
             np.tile(look, (draws, 1)),
             np.full(draws, kind),
-            np.full(draws, moment),
+            np.full(draws, time),
         )
         counts = np.bincount(items, minlength=1_000)
-        assert_drawn_from(counts, product_chance(topic, look, kind, moment))
+        assert_drawn_from(counts, product_chance(topic, look, kind, time))
 
 
 def test_rare_kinds_are_of_better_products(shop, engagements):

@@ -33,11 +33,11 @@ def test_pinworld_is_still_the_same_world():
 
 def test_pins_are_chosen_by_popularity_and_taste_among_those_that_exist(rng):
     topics = World(300, 3, 6)
-    moment = (world.START + world.END) // 2
+    time = (world.START + world.END) // 2
     for leaf, taste in [(0, 0), (3, 17), (5, world.TASTES - 1)]:
         draws = 20_000
-        pins = topics.choose(rng, *(np.full(draws, value) for value in (leaf, taste, moment)))
-        exists = (topics.leaf == leaf) & (topics.created <= moment)
+        pins = topics.choose(rng, *(np.full(draws, value) for value in (leaf, taste, time)))
+        exists = (topics.leaf == leaf) & (topics.created <= time)
         assert (topics.leaf == leaf).sum() > exists.sum()
         weight = exists * topics.popularity * np.exp(topics.style @ topics.tastes[taste])
         expected = draws * weight / weight.sum()

@@ -105,7 +105,7 @@ ROLES = {
         "dictionary": "7",
         "null": None,
     },
-    "moments": {
+    "timestamps": {
         "date": 1577923200_000_000,
         "timestamp": 1577923200_000_000,
         "text": None,
@@ -132,8 +132,8 @@ def test_types_are_read_where_they_are_plain_and_refused_elsewhere(
                 return column.number()
             case "text":
                 return column.text()
-            case "moments":
-                return column.moment("")
+            case "timestamps":
+                return column.timestamp("")
 
     if kind not in ROLES[role]:
         with pytest.raises(InputError, match=r"a.parquet: x is [^;]+; expected ") as error:
@@ -163,11 +163,13 @@ def test_types_are_read_where_they_are_plain_and_refused_elsewhere(
         ("290000-01-01", 2**64),
     ],
 )
-def test_text_as_moments(write, read, database, text, seconds):
+def test_text_as_timestamps(write, read, database, text, seconds):
     """Those far outside are told by their bounds, in `events` and `items`."""
     file, _ = read(write("a.parquet", {"x": [text]}), ["x"])
-    moment = Column(file, "x").moment("")
-    query = f"SELECT {moment}, {moment} BETWEEN 0 AND {columns.LATEST - 1} FROM {file.relation}"
+    timestamp = Column(file, "x").timestamp("")
+    query = (
+        f"SELECT {timestamp}, {timestamp} BETWEEN 0 AND {columns.LATEST - 1} FROM {file.relation}"
+    )
     ((found, within),) = database.rows(query)
     if seconds is None or seconds >= 2**32:
         assert not within
@@ -179,8 +181,8 @@ def test_text_as_moments(write, read, database, text, seconds):
 def test_timestamps_at_the_end_of_their_type(write, read, database, nanoseconds):
     values = pa.array([nanoseconds], pa.timestamp("ns"))
     file, _ = read(write("a.parquet", {"x": values}), ["x"])
-    moment = Column(file, "x").moment("")
-    query = f"SELECT {moment} BETWEEN 0 AND {columns.LATEST - 1} FROM {file.relation}"
+    timestamp = Column(file, "x").timestamp("")
+    query = f"SELECT {timestamp} BETWEEN 0 AND {columns.LATEST - 1} FROM {file.relation}"
     ((within,),) = database.rows(query)
     assert bool(within) == (nanoseconds == 0)
 
@@ -188,4 +190,4 @@ def test_timestamps_at_the_end_of_their_type(write, read, database, nanoseconds)
 def test_floats_of_32_bits_are_no_times(write, read):
     file, _ = read(write("a.parquet", {"x": pa.array([1.6e9], pa.float32())}), ["x"])
     with pytest.raises(InputError, match="x is FLOAT; expected integers or doubles: 32 bits"):
-        Column(file, "x").moment("s")
+        Column(file, "x").timestamp("s")

@@ -25,7 +25,7 @@ IDS = {
 
 
 def random_rows(rng, rows=300, users=25, items=12):
-    """Unsorted, with ties in time, whole duplicates and missing values; times in milliseconds."""
+    """Unsorted, with ties in time, full duplicates and missing values; times in milliseconds."""
     made = {
         "user": np.minimum(rng.geometric(0.1, rows), users),
         "item": rng.integers(0, items, rows),
@@ -237,11 +237,11 @@ def test_times_finer_than_a_second_decide_the_order_and_then_the_rows(prepare):
 def test_every_unit_in_every_kind_of_file_is_one_order(write, prepare, kind, unit):
     """Fractions are cut off, not rounded, and integers of 19 digits keep them all."""
     per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
-    moments = [START * per_second + (per_second - 1), (START + 5 * DAY) * per_second]
+    times = [START * per_second + (per_second - 1), (START + 5 * DAY) * per_second]
     columns = {
         "user": [*"abcdefghij"] * 2,
         "item": [1] * 20,
-        "ms": [m for m in moments for _ in range(10)],
+        "ms": [m for m in times for _ in range(10)],
     }
     config = config_of(events__time_unit=unit)
     config.events.update(action="", surface=(), duration="")
@@ -405,16 +405,16 @@ def test_a_log_without_times_keeps_its_order(write, prepare):
 
 
 @pytest.mark.parametrize(
-    ("moments", "remark"),
+    ("times", "remark"),
     [
         ([10_000_000, 11_000_000], "ends before 1973"),
         ([START, START + 30], "less than a minute"),
         ([START, START + 90], None),
     ],
 )
-def test_times_that_look_wrong_are_remarked_upon(prepare, moments, remark):
+def test_times_that_look_wrong_are_remarked_upon(prepare, times, remark):
     columns = {"user": [*"abcdefghij"] * 2, "item": [1] * 20}
-    columns["ms"] = [moment for moment in moments for _ in range(10)]
+    columns["ms"] = [time for time in times for _ in range(10)]
     config = config_of(events__time_unit="s", split__test_days=10 / DAY)
     config.events.update(action="", surface=(), duration="")
     _, prepared = prepare(config, columns)

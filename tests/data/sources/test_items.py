@@ -253,7 +253,7 @@ def put(name, row, value):
     return change
 
 
-def whole(name, value):
+def column(name, value):
     def change(columns):
         columns[name] = value(columns[name]) if callable(value) else value
 
@@ -274,18 +274,18 @@ BAD = {
     "too small": (put("v", 1, [1e-9, 0, 0, 0]), r"row 2: v is \[.*1e-0?9.*largest.*from 6.1e-05"),
     "beyond float32": (put("v", 1, [1e300, 0, 0, 0]), r"row 2: v is \[.*1e\+?300.*to 65,504"),
     "empty vector": (put("v", 1, []), r"row 2: v is \[\]; expected 4 finite numbers"),
-    "no vectors": (whole("v", [1.0] * 15), "v is DOUBLE; expected lists of numbers"),
-    "vectors as text": (whole("v", ["[1, 2]"] * 15), "v is VARCHAR; expected lists of numbers"),
-    "lists of text": (whole("v", [["a"]] * 15), r"v is VARCHAR\[\]; expected lists of numbers"),
-    "all zeros": (whole("v", [[0.0] * 4] * 15), "v is 0 or null in all rows; expected vectors"),
+    "no vectors": (column("v", [1.0] * 15), "v is DOUBLE; expected lists of numbers"),
+    "vectors as text": (column("v", ["[1, 2]"] * 15), "v is VARCHAR; expected lists of numbers"),
+    "lists of text": (column("v", [["a"]] * 15), r"v is VARCHAR\[\]; expected lists of numbers"),
+    "all zeros": (column("v", [[0.0] * 4] * 15), "v is 0 or null in all rows; expected vectors"),
     "all null": (
-        whole("v", pa.nulls(15, pa.list_(pa.float32()))),
+        column("v", pa.nulls(15, pa.list_(pa.float32()))),
         "v has no numbers; expected a v",
     ),
-    "bad date": (put("created", 1, -5), "row 2: created is -5; expected a moment"),
-    "date in text": (whole("created", ["soon"] * 15), "row 1: created is 'soon'; expected a mom"),
-    "late date": (put("created", 1, 2**33), "row 2: created is 8589934592; expected a moment"),
-    "nested topic": (whole("kind", [["x"]] * 15), r"kind is VARCHAR\[\]; expected text"),
+    "bad date": (put("created", 1, -5), "row 2: created is -5; expected a timestamp"),
+    "date in text": (column("created", ["soon"] * 15), "row 1: created is 'soon'; expected a tim"),
+    "late date": (put("created", 1, 2**33), "row 2: created is 8589934592; expected a timestamp"),
+    "nested topic": (column("kind", [["x"]] * 15), r"kind is VARCHAR\[\]; expected text"),
     "no rows": (lambda columns: columns.update({k: v[:0] for k, v in columns.items()}), "has no r"),
     "no column": (lambda columns: columns.pop("v"), "no column 'v' among item, created, kind"),
 }
@@ -404,8 +404,8 @@ def test_refuses_bad_sides(tmp_path, sides, write, refuse):
         refuse(message, config, make_log(range(32)), files)
 
     def lines(*more):
-        whole = [*(f"{number}::a::b" for number in range(31)), *more]
-        write("lines.dat", "\n".join(whole).encode())
+        written = [*(f"{number}::a::b" for number in range(31)), *more]
+        write("lines.dat", "\n".join(written).encode())
 
     refused("--items has lines after .*i.parquet; expected lines, posters", SIDES[1:])
     refused(
@@ -441,4 +441,6 @@ def test_a_date_that_is_looked_up_is_told_as_it_is(tmp_path, write, refuse):
     ]
     config = make_config(created="dates.since", created_unit="s")
     config.sides.dates = column_map.side(on="item", id="item")
-    refuse("dates.parquet: row 2: since is -5; expected a moment", config, make_log([1, 2]), items)
+    refuse(
+        "dates.parquet: row 2: since is -5; expected a timestamp", config, make_log([1, 2]), items
+    )

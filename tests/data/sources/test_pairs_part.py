@@ -258,7 +258,7 @@ def test_pairs_equal_a_plain_reading(events, table, prepare, case):
     assert (queries.items[~of_items] == -1).all()
 
 
-def dense_vectors(known, asked, words, dim):
+def dense_vectors(known, others, words, dim):
     """Weighted words and a dense SVD, float64: unit vectors of texts and of some others."""
 
     def counts(lines):
@@ -275,7 +275,7 @@ def dense_vectors(known, asked, words, dim):
 
     matrix = weighted(known)
     space = np.linalg.svd(matrix, full_matrices=False)[2][:dim].T
-    return unit(matrix @ space), unit(weighted(asked) @ space)
+    return unit(matrix @ space), unit(weighted(others) @ space)
 
 
 @pytest.mark.parametrize("dim", [5, 200])
@@ -346,7 +346,7 @@ def test_tolerated_rows_are_counted(events, table, prepare):
 
 
 def test_a_group_may_lie_in_several_files(events, table, write, prepare):
-    whole, _ = prepare(grouped(), events, table, out="whole")
+    single, _ = prepare(grouped(), events, table, out="single")
     items = [write("i.parquet", table)]
     paths = [write(f"{n}.parquet", pa.table(events)[150 * n :][: 250 - 100 * n]) for n in (0, 1)]
     paths = [
@@ -354,13 +354,13 @@ def test_a_group_may_lie_in_several_files(events, table, write, prepare):
         write("b.parquet", pa.table(events)[150:]),
     ]
     made, _ = prepare(grouped(), paths, items)
-    assert made.spec.digest == whole.spec.digest
+    assert made.spec.digest == single.spec.digest
 
 
 @pytest.fixture
 def queries(events, rng):
     """A table of all searches, in another order, and of others."""
-    texts = [*rng.permutation(sorted(set(events["query"]))).tolist(), "never asked"]
+    texts = [*rng.permutation(sorted(set(events["query"]))).tolist(), "never searched"]
     return {"query": texts, "vector": rng.normal(size=(len(texts), 3)).tolist()}
 
 
@@ -445,14 +445,20 @@ BAD = {
     "unknown item": ("e", "item", 4, 7, "row 5: item is 7; expected an id of the table of items"),
     "no search": ("e", "query", 4, " ", "row 5: query is ' '; expected the text of a search"),
     "NaN": ("e", "relevance", 4, np.nan, "row 5: relevance is nan; expected a number"),
-    "bad time": ("e", "time", 4, -1, "row 5: time is -1; expected a moment from 1970 to 2106"),
+    "bad time": ("e", "time", 4, -1, "row 5: time is -1; expected a timestamp from 1970 to 2106"),
     "no group": ("e", "basket", 4, None, "row 5: basket is None; expected a group's id"),
     "no position": ("e", "place", 4, None, "row 5: place is None; expected a number"),
     "NaN position": ("e", "place", 4, np.nan, "row 5: place is nan; expected a number"),
     "item twice": ("i", "item", 1, 131, "row 2: item is 131; expected each item once"),
     "item without id": ("i", "item", 1, None, "row 2: item is None; expected an item's id"),
     "short image": ("i", "v", 1, [1.0], r"row 2: v is \[1.0\]; expected 4 finite numbers"),
-    "bad date of an item": ("i", "since", 1, -1, "row 2: since is -1; expected a moment from 1970"),
+    "bad date of an item": (
+        "i",
+        "since",
+        1,
+        -1,
+        "row 2: since is -1; expected a timestamp from 1970",
+    ),
     "no image of a query": ("i", "v", 3, None, "item 128 leads to its item and has no vector in"),
 }
 
@@ -490,7 +496,7 @@ BAD_CONFIGS = {
         {"events__since": "2020-01-01"},
         "events.since is .*without events.time",
     ),
-    "no moment": (
+    "no time": (
         {**TIMES, "events__since": "lately"},
         "events.since is 'lately'; expected ISO 8601",
     ),
@@ -500,7 +506,7 @@ BAD_CONFIGS = {
     "no words": ({"vocabulary__unigrams": 0}, "0 words on 32 items; expected 2 or more"),
     "end outside": (
         {**TIMES, "split__train_end": "2031-01-01"},
-        "train_end is 2031.*expected a moment between",
+        "train_end is 2031.*expected a time between",
     ),
     "a sequence of nothing": ({"pairs__sequence": "group"}, "pairs.sequence is 'group'; expected"),
     "a position of nothing": ({"events__position": "place"}, "events.position is .*expected ''"),

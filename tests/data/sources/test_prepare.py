@@ -1,4 +1,4 @@
-"""Whole data sets: what they depend on, what is refused, and what is left of failures."""
+"""Complete data sets: what they depend on, bad input, and what failures leave behind."""
 
 import contextlib
 import json
@@ -244,11 +244,14 @@ def column(name, function):
 BAD_LOGS = {
     "null user": (put("user", 4, None), "row 5: user is None; expected a user's id"),
     "null item": (put("item", 4, None), "row 5: item is None; expected an item's id"),
-    "null time": (put("time", 4, None), "row 5: time is None; expected a moment"),
-    "NaN time": (put("time", 4, float("nan")), "row 5: time is nan; expected a moment"),
-    "infinite time": (put("time", 4, float("inf")), "row 5: time is inf; expected a moment"),
-    "before 1970": (put("time", 4, -1), "row 5: time is -1; expected a moment from 1970 to 2106"),
-    "after 2106": (put("time", 4, 2**33), "row 5: time is 8589934592; expected a moment"),
+    "null time": (put("time", 4, None), "row 5: time is None; expected a timestamp"),
+    "NaN time": (put("time", 4, float("nan")), "row 5: time is nan; expected a timestamp"),
+    "infinite time": (put("time", 4, float("inf")), "row 5: time is inf; expected a timestamp"),
+    "before 1970": (
+        put("time", 4, -1),
+        "row 5: time is -1; expected a timestamp from 1970 to 2106",
+    ),
+    "after 2106": (put("time", 4, 2**33), "row 5: time is 8589934592; expected a timestamp"),
     "units mixed": (put("time", 4, START // 1000), "row 5: time is 1600000; .*mixed units"),
     "milliseconds": (
         column("time", lambda x: x * 1000),
@@ -309,11 +312,11 @@ BAD_CONFIGS = {
     "no share": ({"split.valid": 0.0}, "split.valid is 0.0; expected above 0"),
     "no days": ({"split.test_days": float("nan")}, "split.test_days=nan: expected"),
     "days below 0": ({"split.test_days": -1.0}, "split.test_days=-1.0: expected"),
-    "days beyond all": ({"split.test_days": 3e38}, "train_end is .*expected a moment between"),
+    "days beyond all": ({"split.test_days": 3e38}, "train_end is .*expected a time between"),
     "train_end too late": ({"split.train_end": "2031-01-01"}, "train_end is 2031.*2020-09-13"),
     "train_end too early": (
         {"split.test_days": 400.0},
-        "expected a moment between the first and the last event",
+        "expected a time between the first and the last event",
     ),
     "no date": ({"split.train_end": "soon"}, "split.train_end is 'soon'; expected ISO 8601"),
     "no time": ({"events.time": ""}, "events.time is ''; expected a column"),
@@ -366,7 +369,9 @@ def test_units_that_differ_between_files_are_refused(log, write, refuse):
     config.catalogue.update(content="", created="", texts=())
     config.vectors.texts = ()
     paths = [write("1.parquet", half), write("2.parquet", other)]
-    refuse("2.parquet: row 1: time is 16.*expected a moment from 1970 to 2106 in s", config, paths)
+    refuse(
+        "2.parquet: row 1: time is 16.*expected a timestamp from 1970 to 2106 in s", config, paths
+    )
     config.events.time_unit = "ms"
     refuse("1.parquet: row 1: time is 16.*not before 1973 as others.*mixed units", config, paths)
 

@@ -167,12 +167,12 @@ def test_normalising_twice_changes_nothing(rng):
 @pytest.mark.parametrize("characters", [1, 7, 100])
 def test_chunks_do_not_matter(rng, monkeypatch, characters):
     texts = random_texts(rng, 60) + ADVERSARIAL
-    whole = tokens.Vocabulary.build(texts, **FEW)
-    encoded = as_lists(whole.encode(texts))
+    full = tokens.Vocabulary.build(texts, **FEW)
+    encoded = as_lists(full.encode(texts))
     monkeypatch.setattr(tokens, "_CHUNK", characters)
     parts = tokens.Vocabulary.build(iter(texts), **FEW)
-    assert parts.rows.equals(whole.rows)
-    assert parts.digest == whole.digest
+    assert parts.rows.equals(full.rows)
+    assert parts.digest == full.digest
     assert as_lists(parts.encode(iter(texts))) == encoded
 
 

@@ -30,7 +30,7 @@ def build(config, mesh, spec):
         return losses.mean(), ({}, sketches)
 
     def embedder(name):
-        embed = sharding.shared_out(mesh, lambda params, constants, rows: params[name][rows])
+        embed = sharding.split_rows(mesh, lambda params, constants, rows: params[name][rows])
         return system.Embedder(embed, (), jax.ShapeDtypeStruct((64,), jnp.int32))
 
     return system.Trainable(
@@ -62,7 +62,7 @@ def bind(trainable, config, mesh, dataset):
         queries = functools.partial(embed_rows, "queries", params)
         return evaluator(vector_search.of_vectors(queries, items), split, full)
 
-    def embed(params, moment):
+    def embed(params, as_of):
         def shard(name, rows):
             return ids[name][rows], embed_rows(name, params, rows)
 

@@ -29,7 +29,7 @@ def bind(trainable, config, mesh, dataset):
 
         return evaluator(vector_search.of_vectors(embed, items), split, full)
 
-    def embed(params, moment):
+    def embed(params, as_of):
         def shard(rows):
             return dataset.catalogue.ids[rows], items[rows]
 
