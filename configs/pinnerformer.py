@@ -115,8 +115,8 @@ def _pinworld(config: Section) -> None:
     config.model.update(history_sums=True, gated_layers=2, id_dim=0, dropout=0.1)
     config.model.features = ("item", "action", "surface", "duration", "time", "request_time")
     config.loss.update(num_in_batch_negatives=512, num_random_negatives=512)
-    config.train.update(steps=200, learning_rate=3e-3, warmup_steps=50)
-    config.train.update(checkpoint_every=100, evaluate_every=100)
+    config.train.update(steps=160, learning_rate=3e-3, warmup_steps=40)
+    config.train.update(checkpoint_every=80, evaluate_every=0)
 
 
 def _own(config: Section) -> None:
