@@ -105,6 +105,7 @@ def assert_same(found, expected):
     )
 
 
+@pytest.mark.slow
 def test_four_processes_do_what_one_does(tmp_path, data_dir):
     """With tables that are sharded over all devices, which exchange rows."""
     outcomes = {}
@@ -119,6 +120,7 @@ def test_four_processes_do_what_one_does(tmp_path, data_dir):
     assert_same(outcomes[4], outcomes[1])
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_after_one_process_was_stopped_and_one_died(tmp_path, data_dir, alone):
     processes = start(tmp_path, data_dir, 2)
     wait_for_steps(tmp_path, processes, 1)
