@@ -26,8 +26,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # compiles three times faster
 
 
-# A shell's background jobs ignore Ctrl-C, and so would the commands that tests interrupt.
+# A shell's background jobs ignore Ctrl-C and those of nohup SIGHUP, and so would the commands that
+# tests stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
