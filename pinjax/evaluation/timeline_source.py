@@ -30,8 +30,6 @@ _LATEST_EMBEDDING = {
 }
 CADENCES = tuple(_LATEST_EMBEDDING)
 
-_NOBODY = timelines.Chunk([], np.zeros(0, timelines.ACTION), np.zeros(1, np.int64))
-
 
 class _Actions:
     """A chunk of timelines, with the arrays that all windows need."""
