@@ -67,14 +67,18 @@ def neighbourhoods(
       threads: number of them; one a core if None.
 
     Raises:
-      IndexError: if a node is no item of the graph.
+      IndexError: if a node or group is not in the graph.
     """
-    nodes = np.ascontiguousarray(nodes, np.int32)
-    items = len(graph.items.offsets) - 1
-    if len(nodes) and not 0 <= nodes.min() <= nodes.max() < items:
-        raise IndexError(f"nodes {nodes.min()} to {nodes.max()} of {items} items")
-    avoid = np.full_like(nodes, -1) if avoid is None else np.ascontiguousarray(avoid, np.int32)
-    streams = np.ascontiguousarray(nodes if streams is None else streams, np.uint64)
+    avoid = np.full(len(nodes), -1) if avoid is None else avoid
+    streams = nodes if streams is None else streams
+    rows = [
+        read_only(np.ascontiguousarray(array, dtype))
+        for array, dtype in ((nodes, np.int32), (avoid, np.int32), (streams, np.uint64))
+    ]
+    for found, first, side in ((rows[0], 0, graph.items), (rows[1], -1, graph.groups)):
+        end = len(side.offsets) - 1
+        if len(found) and not first <= found.min() <= found.max() < end:
+            raise IndexError(f"{found.min()} to {found.max()}: expected {first} to {end - 1}")
     ids = np.empty((len(nodes), walks.top), np.int32)
     weights = np.empty((len(nodes), walks.top), np.float32)
     sides = [
@@ -84,18 +88,15 @@ def neighbourhoods(
     ]
 
     def fill(start: int, stop: int) -> None:
-        rows = slice(start, stop)
         _fill(
             *sides,
-            nodes[rows],
-            avoid[rows],
-            streams[rows],
+            *(array[start:stop] for array in rows),
             np.uint64(seed),
             walks.number,
             walks.steps,
             float(walks.restart),
-            ids[rows],
-            weights[rows],
+            ids[start:stop],
+            weights[start:stop],
         )
 
     over_ranges(fill, len(nodes), threads)
