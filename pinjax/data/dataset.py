@@ -105,6 +105,14 @@ class Dataset:
         self.spec.need("graph")
         return csr.read(self.directory / "graph")
 
+    def held_out_edges(self, split: str) -> np.ndarray:
+        """Groups and items of the edges of valid or test: int32 (edges, 2), in this order."""
+        self.spec.need("graph")
+        if not self.spec.edges.get(split):
+            return np.zeros((0, 2), np.int32)
+        table = parquet.read(self.directory / "graph" / f"{split}.parquet")
+        return np.stack([table[name].to_numpy() for name in ("group", "item")], axis=1)
+
     @functools.cached_property
     def groups(self) -> np.ndarray:
         """The own ids of the graph's groups, int64 (groups,) or text."""

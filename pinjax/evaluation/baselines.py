@@ -16,7 +16,7 @@ from pinjax.retrieval import exact
 
 HOUR = 3600
 DAY = 24 * HOUR
-# Candidate spans of recent popularity, and candidate lengths of the context of co-occurrence.
+# Candidate spans of recent popularity, and candidate lengths of an ordered context.
 SPANS = {
     "1 hour": HOUR,
     "6 hours": 6 * HOUR,
@@ -142,14 +142,15 @@ def choose(source: Source) -> Baselines:
         for name, seconds in SPANS.items()
         if seconds < engagements.seconds  # else it is of all time
     }
-    by_length = {n: CoOccurrence(engagements, n, source.may_repeat) for n in LENGTHS}
+    by_length = {n: CoOccurrence(engagements, n, source.may_repeat) for n in source.context_lengths}
     found: dict[str, Retriever] = {ALL_TIME: Popularity(engagements)}
     if recent:
         span = _longest(source, recent)
         found[span] = recent[span]
     length = _longest(source, by_length)
     found[CO_OCCURRENCE] = by_length[length]
-    return Baselines(found, [f"{CO_OCCURRENCE}: of the last {length} items of a query"])
+    notes = [f"{CO_OCCURRENCE}: of the last {length} items of a query"]
+    return Baselines(found, notes if len(by_length) > 1 else [])
 
 
 def recall(source: Source, retriever: Retriever) -> float:
@@ -159,7 +160,7 @@ def recall(source: Source, retriever: Retriever) -> float:
 
 def _longest(source: Source, methods: dict[Any, Retriever]) -> Any:
     """The last method whose difference to the best one is not significant."""
-    if not source.queries("valid"):
+    if len(methods) == 1 or not source.queries("valid"):
         return list(methods)[-1]
     recalls = {name: _recalls(source, method) for name, method in methods.items()}
     best, cluster = max(recalls.values(), key=lambda values: values[0].mean())

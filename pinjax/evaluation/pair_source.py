@@ -14,10 +14,8 @@ from ml_collections import ConfigDict
 from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
 from pinjax.evaluation import baselines, oracles, tables
-from pinjax.evaluation.engagements import Engagements
+from pinjax.evaluation.engagements import TIERS, Engagements
 from pinjax.evaluation.queries import EvalQueries, Index
-
-TIERS = ("head", "middle", "tail", "cold")  # of popularity; cold: never in training
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +44,7 @@ class PairSource:
     cadences = ("window",)
     may_repeat = True  # a query may lead to the same item again
     few_excluded = True
+    context_lengths = baselines.LENGTHS
     topics = None
 
     def __post_init__(self):
@@ -72,14 +71,8 @@ class PairSource:
         return Engagements(pairs["query"], pairs["item"], time, every, len(self.eligible))
 
     def item_tiers(self, start: int) -> np.ndarray:
-        """Int (items,), row of `tiers`: head, middle and tail each have a third of the engagements.
-
-        Items of equal popularity are in the tier of the first of them.
-        """
-        counts = self.engagements.counts(start)
-        falling = -np.sort(-counts)
-        before = (np.cumsum(falling) - falling)[np.searchsorted(-falling, -counts)]
-        return np.where(counts == 0, TIERS.index("cold"), 3 * before // max(1, counts.sum()))
+        """Int (items,), row of `tiers`."""
+        return self.engagements.tiers(start)
 
     def oracle(self, cadence: str) -> oracles.PairOracle | None:
         """The best answers that a simulated world allows."""

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from pinjax.data import timelines, windows
 from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
-from pinjax.evaluation import oracles, tables
+from pinjax.evaluation import baselines, oracles, tables
 from pinjax.evaluation.engagements import Engagements
 from pinjax.evaluation.queries import EvalQueries, Index, concatenate
 
@@ -68,6 +68,7 @@ class TimelineSource:
     always_tiers = False  # they read all training timelines, too slow during training
     tasks = ()
     may_repeat = False  # the next item is rarely one that the user just saw
+    context_lengths = baselines.LENGTHS
 
     @property
     def cadences(self) -> tuple[str, ...]:
