@@ -1,0 +1,1 @@
+def max_margin(*a): raise NotImplementedError
