@@ -153,7 +153,7 @@ def ndcg(
     """
     ranks, label_query = _select(ranks, label_query, where)
     order = np.lexsort((ranks, label_query))
-    ranks, label_query = ranks[order], label_query[order]
+    ranks, label_query = ranks[order].astype(np.int64), label_query[order]
     counts = np.bincount(label_query, minlength=num_queries)
     nth = np.arange(len(ranks)) - (np.cumsum(counts) - counts)[label_query]
 
