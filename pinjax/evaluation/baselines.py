@@ -12,7 +12,6 @@ from pinjax.evaluation.engagements import Engagements
 from pinjax.evaluation.queries import EvalQueries, Index
 from pinjax.evaluation.retrievers import Found, Retriever
 from pinjax.evaluation.source import Source
-from pinjax.retrieval import exact
 
 HOUR = 3600
 DAY = 24 * HOUR
@@ -53,9 +52,28 @@ class Popularity:
         if self.seconds is not None:
             score /= 1 + score.max(initial=0)
             score += self.engagements.counts(index.time, self.seconds)
-        found = exact.best(score[None], index.held, queries.searched(len(index.held)))
-        scores, rows = (np.repeat(x, len(queries), axis=0) for x in found)
-        return Found(rows, scores, score[queries.label_item], rounding=0.0)
+        held = np.flatnonzero(index.held)
+        best = held[np.argsort(-score[held], kind="stable")].astype(np.int32)
+        rows = np.full((len(queries), queries.listed), -1, np.int32)
+        query, item = queries.excluded_by(np.arange(len(queries))).T
+        excluded = np.split(item, np.searchsorted(query, np.arange(1, len(queries))))
+        for own, items in zip(rows, excluded, strict=True):
+            left = best[: queries.listed + len(items)]
+            left = left[~np.isin(left, items)][: queries.listed]
+            own[: len(left)] = left
+        scores = np.where(rows >= 0, score[rows], -np.inf)
+        label_scores = score[queries.label_item]
+        ranks = self._ranks(queries, index, score) if queries.rank_all else None
+        return Found(rows, scores, label_scores, ranks, rounding=0.0)
+
+    def _ranks(self, queries: EvalQueries, index: Index, score: np.ndarray) -> np.ndarray:
+        """Int (labels,): the number of other items that score as high and are not excluded."""
+        own, item = score[queries.label_item], queries.label_item
+        label, other = queries.excluded_by(queries.label_query).T
+        before = index.held[other] & (score[other] >= own[label]) & (other != item[label])
+        held = np.sort(score[index.held])
+        ranks = len(held) - np.searchsorted(held, own) - index.held[item]
+        return ranks - np.bincount(label, before, len(item)).astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +97,10 @@ class CoOccurrence:
     def answer(self, queries: EvalQueries, index: Index) -> Found:
         counts = self.engagements.counts(index.time)
         tie = 1e-8 * counts / (1 + counts.max(initial=0))
-        depth = queries.searched(len(counts))
-        rows = np.empty((len(queries), depth), np.int32)
-        scores = np.empty(rows.shape)
-        label_scores = np.empty(len(queries.label_item))
+        scored = retrievers.Scored(queries, index)
         for start, overlaps in self._overlaps(queries, index.time):
-            stop = start + len(overlaps)
-            scores[start:stop], rows[start:stop] = exact.best(overlaps + tie, index.held, depth)
-            label = np.flatnonzero((start <= queries.label_query) & (queries.label_query < stop))
-            item = queries.label_item[label]
-            label_scores[label] = overlaps[queries.label_query[label] - start, item] + tie[item]
-        return Found(rows, scores, label_scores, rounding=0.0)
+            scored.add(np.arange(start, start + len(overlaps)), overlaps + tie)
+        return scored.found()
 
     def _overlaps(self, queries: EvalQueries, until: int) -> Iterator[tuple[int, np.ndarray]]:
         """(first query, (some queries, items)), some queries at a time."""

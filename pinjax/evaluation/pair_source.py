@@ -17,6 +17,11 @@ from pinjax.evaluation import baselines, oracles, tables
 from pinjax.evaluation.engagements import TIERS, Engagements
 from pinjax.evaluation.queries import EvalQueries, Index
 
+# Of PinSage (Ying et al., KDD 2018), §4.2, in an index of 5M: the share of pairs whose item is
+# among the best 500, and the scaled MRR.
+HITS = 500
+OFFLINE_METRICS = ("R@10", f"HR@{HITS}", tables.SCALED_MRR)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairSource:
@@ -28,6 +33,8 @@ class PairSource:
       task_rows: rows of `Spec.tasks` that count.
       eligible: bool (items,), the items that may be in an index, for any method.
       config: the `evaluate` section of a run's config.
+      main_metrics: names of the main metrics.
+      depth: the number of results of a query that count.
     """
 
     name: str
@@ -35,10 +42,10 @@ class PairSource:
     task_rows: tuple[int, ...]
     eligible: np.ndarray
     config: ConfigDict
+    main_metrics: tuple[str, ...] = ("R@1", "R@10", "R@100")
+    depth: int = 100
 
     averaged_over = "labels"
-    depth = 100
-    main_metrics = ("R@1", "R@10", "R@100")
     tiers = TIERS
     always_tiers = True
     cadences = ("window",)
@@ -132,6 +139,7 @@ class PairSource:
                 label_time=pairs["time"].astype(np.int64),
                 excluded=np.stack([is_item, itself[is_item]], axis=1).astype(np.int64),
                 depth=self.depth,
+                rank_all=tables.SCALED_MRR in self.main_metrics,
             )
         }
 

@@ -15,13 +15,19 @@ ENOUGH = 100  # users or queries; a table of fewer has a note
 COVERAGE = "P90 cov@10"
 OVERLAP = "overlap@10"  # a figure that becomes a note
 ENTROPY = "entropy@50"
+SCALED_MRR = "scaled MRR"
 DIFFERENCE = "over baseline"
 SHARE = "of oracle"
 ORACLE = "oracle"
 SUFFIXES = {"window": "", "daily": ", daily", "realtime": ", real time"}  # of a row, by cadence
 
 _ALIKE = 0.9  # overlap of lists that are nearly the same
-_METRICS = {"R": metrics.recall, "HR": metrics.hit_rate, "NDCG": metrics.ndcg}
+_METRICS = {
+    "R": metrics.recall,
+    "HR": metrics.hit_rate,
+    "NDCG": metrics.ndcg,
+    SCALED_MRR: metrics.scaled_mrr,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +110,8 @@ class _Measured:
     def _values(self, key: tuple[str, str], name: str, where: np.ndarray | None) -> np.ndarray:
         metric, _, k = name.partition("@")
         rank = self._records.methods[key].rank
-        return _METRICS[metric](rank, self._group, self._groups, int(k), where)
+        cutoff = [int(k)] if k else []
+        return _METRICS[metric](rank, self._group, self._groups, *cutoff, where)
 
     def _where(self, task: str | None) -> np.ndarray | None:
         return None if task is None else self._records.labels["task"] == task
