@@ -37,7 +37,7 @@ class Pairs(Protocol):
     """A source of training pairs.
 
     Attributes:
-      counts: int (n,), how often the distinct items are in pairs, up to a factor.
+      counts: int (items,), how often each item of the catalogue is in pairs, up to a factor.
     """
 
     @property
@@ -65,7 +65,7 @@ class Engagements:
 
     @property
     def counts(self) -> np.ndarray:
-        return np.unique(self.item, return_counts=True)[1]
+        return np.bincount(self.item, minlength=len(self.items.offsets) - 1)
 
     def __call__(self, seed: int, step: int, number: int) -> Drawn:
         rows = batches.visited(len(self.query), seed, range(step * number, (step + 1) * number))
@@ -87,8 +87,7 @@ class Memberships:
 
     @property
     def counts(self) -> np.ndarray:
-        degrees = np.diff(self.graph.items.offsets)
-        return degrees[degrees > 0]
+        return np.diff(self.graph.items.offsets)
 
     def __call__(self, seed: int, step: int, number: int) -> Drawn:
         rng = np.random.default_rng([seed, step, self.stream])

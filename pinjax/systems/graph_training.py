@@ -51,7 +51,9 @@ def batches_of(config: ConfigDict, mesh: Mesh, dataset: Dataset) -> graph_batche
     data, seed, graph, spec = config.data, config.train.seed, dataset.graph, dataset.spec
     walked = walks.Walks(data.walks, data.walk_steps, data.walk_restart, data.neighbours)
     table = neighbourhoods.ensure(data.dir, graph, spec.digest, walked, seed)
-    corpus = np.flatnonzero(dataset.catalogue.created <= spec.train_end).astype(np.int32)
+    pairs = _pairs(config, dataset)
+    # Random negatives are items of pairs: of others a model only learns that they are never found.
+    corpus = np.flatnonzero(pairs.counts).astype(np.int32)
     counted = numbers(config, spec, mesh)
     hard = np.zeros((spec.num_items, 0), np.int32)
     if counted.hard:
@@ -65,7 +67,7 @@ def batches_of(config: ConfigDict, mesh: Mesh, dataset: Dataset) -> graph_batche
         graph=graph,
         table=table,
         walks=walked,
-        pairs=_pairs(config, dataset),
+        pairs=pairs,
         hard=hard,
         hard_after=config.loss.hard_after,
         corpus=corpus,
@@ -95,16 +97,23 @@ def source_of(config: ConfigDict, dataset: Dataset) -> source.Source:
     if config.data.pairs_from == "groups":
         return graph_source.GraphSource("PinSage", dataset, eligible, config.evaluate)
     tasks = tuple(row for row, name in enumerate(dataset.spec.tasks) if name.startswith("image/"))
-    return pair_source.PairSource("PinSage", dataset, tasks, eligible, config.evaluate)
+    return pair_source.PairSource(
+        *("PinSage", dataset, tasks, eligible, config.evaluate),
+        main_metrics=pair_source.OFFLINE_METRICS,
+        depth=pair_source.HITS,
+    )
 
 
 def counted(config: ConfigDict, made: graph_batches.GraphBatches) -> dict[str, counts.Counted]:
     """The streams of positives, of pairs of items and of edges of groups."""
     width, edges = config.loss.sketch_width, graph_batches.Memberships(made.graph, stream=2)
-    found = {"items": counts.Counted(width, made.pairs.counts, made.numbers.pairs)}
+    streams = {"items": (made.pairs.counts, made.numbers.pairs)}
     if made.numbers.groups:
-        found["groups"] = counts.Counted(width, edges.counts, made.numbers.groups)
-    return found
+        streams["groups"] = edges.counts, made.numbers.groups
+    return {
+        name: counts.Counted(width, number[number > 0], batch)
+        for name, (number, batch) in streams.items()
+    }
 
 
 def summary(dataset: Dataset, made: graph_batches.GraphBatches) -> dict[str, str]:

@@ -119,7 +119,6 @@ def loss(
     """The loss of a global batch: that of pairs of items, and that of groups and their items."""
     del key
     everywhere = sharding.everywhere(mesh)
-    corpus = constants["corpus"]
     embedded = encode(model, inputs, mesh, params, constants, batch)
     random_ids, random = everywhere((batch["negatives"], embedded["negatives"]))
     scale = model.apply(params, method="scale")
@@ -139,7 +138,7 @@ def loss(
         def log_q(ids: jax.Array) -> jax.Array:
             log_probability = count_min_sketch.log_probability(sketches[name], ids)
             return jnp.float32(config.log_q) * sampled_softmax.log_expected_count(
-                log_probability, len(all_ids), len(random_ids), len(corpus)
+                log_probability, len(all_ids), len(random_ids), constants["candidates"]
             )
 
         negatives = sampled_softmax.Negatives(
@@ -195,11 +194,11 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     model = make_model(config, spec, mesh)
     inputs = node_table.NodeTable.create(config, mesh, spec)
     numbers = graph_training.numbers(config, spec, mesh)
-    corpus = sharding.abstract(mesh, jax.ShapeDtypeStruct((spec.num_existing,), jnp.int32))
+    candidates = sharding.abstract(mesh, jax.ShapeDtypeStruct((), jnp.float32))
     return system.Trainable(
         init=functools.partial(init, model, config.loss, inputs.made_up(spec)),
         loss=functools.partial(loss, model, inputs, config.loss, mesh),
-        constants={**inputs.abstract(spec), "corpus": corpus},
+        constants={**inputs.abstract(spec), "candidates": candidates},
         batch=graph_training.abstract_batch(numbers, mesh),
         batch_size="data.pairs",
         embedders=layerwise.embedders(model, inputs, mesh, numbers, inputs.dim(config, spec)),
@@ -216,7 +215,9 @@ def bind(
     spec, graph = dataset.spec, dataset.graph
     train_batches = graph_training.batches_of(config, mesh, dataset)
     constants = node_table.NodeTable.create(config, mesh, spec).place(dataset)
-    corpus = jax.device_put(train_batches.corpus, sharding.replicated(mesh))
+    constants["candidates"] = jax.device_put(  # of random negatives
+        np.float32(len(train_batches.corpus)), sharding.replicated(mesh)
+    )
     source = graph_training.source_of(config, dataset)
     evaluator = evaluator_lib.Evaluator("PinSage", source)
     rows = np.flatnonzero(source.eligible)
@@ -265,7 +266,7 @@ def bind(
 
     return system.System(
         trainable=trainable,
-        constants={**constants, "corpus": corpus},
+        constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
         evaluated_on=evaluator.describe,
