@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numba
 import numpy as np
 
+from pinjax.graph import csr
+
 
 def compiled(function: Callable) -> Callable:
     """Compiles a function when it is first called; it runs without Python's lock.
@@ -29,6 +31,25 @@ def read_only(array: np.ndarray) -> np.ndarray:
     view = np.asarray(array).view()
     view.flags.writeable = False
     return view
+
+
+def arrays_of(graph: csr.Graph) -> list[np.ndarray]:
+    """Offsets and neighbours of items and of groups, by `read_only`."""
+    sides = (graph.items, graph.groups)
+    return [read_only(array) for side in sides for array in (side.offsets, side.neighbours)]
+
+
+def nodes_of(side: csr.Side, nodes: np.ndarray, first: int = 0) -> np.ndarray:
+    """Nodes of a side as int32, by `read_only`: compiled functions look nowhere else.
+
+    Raises:
+      IndexError: if one is below `first`, or is not in the graph.
+    """
+    nodes = read_only(np.ascontiguousarray(nodes, np.int32))
+    end = len(side.offsets) - 1
+    if len(nodes) and not first <= nodes.min() <= nodes.max() < end:
+        raise IndexError(f"{nodes.min()} to {nodes.max()}: expected {first} to {end - 1}")
+    return nodes
 
 
 def over_ranges(function: Callable[[int, int], None], rows: int, threads: int | None) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pinjax.graph import csr
-from pinjax.graph.compiled import compiled, over_ranges, read_only
+from pinjax.graph.compiled import arrays_of, compiled, nodes_of, over_ranges, read_only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,28 +69,20 @@ def neighbourhoods(
     Raises:
       IndexError: if a node or group is not in the graph.
     """
-    avoid = np.full(len(nodes), -1) if avoid is None else avoid
-    streams = nodes if streams is None else streams
-    rows = [
-        read_only(np.ascontiguousarray(array, dtype))
-        for array, dtype in ((nodes, np.int32), (avoid, np.int32), (streams, np.uint64))
-    ]
-    for found, first, side in ((rows[0], 0, graph.items), (rows[1], -1, graph.groups)):
-        end = len(side.offsets) - 1
-        if len(found) and not first <= found.min() <= found.max() < end:
-            raise IndexError(f"{found.min()} to {found.max()}: expected {first} to {end - 1}")
+    nodes = nodes_of(graph.items, nodes)
+    avoid = np.full_like(nodes, -1) if avoid is None else avoid
+    avoid = nodes_of(graph.groups, avoid, first=-1)
+    streams = read_only(np.ascontiguousarray(nodes if streams is None else streams, np.uint64))
+    arrays = arrays_of(graph)
     ids = np.empty((len(nodes), walks.top), np.int32)
     weights = np.empty((len(nodes), walks.top), np.float32)
-    sides = [
-        read_only(array)
-        for side in (graph.items, graph.groups)
-        for array in (side.offsets, side.neighbours)
-    ]
 
     def fill(start: int, stop: int) -> None:
         _fill(
-            *sides,
-            *(array[start:stop] for array in rows),
+            *arrays,
+            nodes[start:stop],
+            avoid[start:stop],
+            streams[start:stop],
             np.uint64(seed),
             walks.number,
             walks.steps,
