@@ -78,7 +78,12 @@ class Evaluator:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """The better direction, by name, of the metrics of a table that is not full."""
+        """The better direction, by name, of the metrics of a table that is not full.
+
+        Empty if the data set has no validation split.
+        """
+        if not self.source.validates:
+            return {}
         names = [*self.source.main_metrics, tables.COVERAGE]
         if self.source.always_tiers:
             names += [f"R@10 {tier}" for tier in self.source.tiers]

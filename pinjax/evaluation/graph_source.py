@@ -56,6 +56,10 @@ class GraphSource:
             name = self.dataset.spec.name
             raise InputError(f"data.name: no item of {name} has features that {self.name} uses")
 
+    @property
+    def validates(self) -> bool:
+        return self.dataset.spec.edges.get("valid", 0) > 0
+
     @functools.cache  # noqa: B019, it lives as long as its command
     def index(self, start: int) -> Index:
         return Index.create(start, self.eligible, self.config.index_size)

@@ -60,6 +60,10 @@ class PairSource:
             raise InputError(f"data.name: no item of {name} has features that {self.name} uses")
 
     @property
+    def validates(self) -> bool:
+        return self.dataset.spec.pairs.get("valid", 0) > 0
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Names by row; "" for tasks that do not count."""
         names = self.dataset.spec.tasks

@@ -22,6 +22,7 @@ class Source(Protocol):
       context_lengths: candidates of how many items of a context count for co-occurrence.
       may_repeat: whether items of a query's context may be answers.
       few_excluded: whether a query excludes at most one item, as ScaNN requires.
+      validates: whether the data set has a validation split.
       topics: int (items,), or None.
       engagements: of the training users.
     """
@@ -34,6 +35,9 @@ class Source(Protocol):
     depth: int
     context_lengths: tuple[int, ...]
     may_repeat: bool
+
+    @property
+    def validates(self) -> bool: ...
 
     @property
     def few_excluded(self) -> bool: ...

@@ -67,6 +67,7 @@ class TimelineSource:
     tiers = ("new", "known")
     always_tiers = False  # they read all training timelines, too slow during training
     tasks = ()
+    validates = True
     may_repeat = False  # the next item is rarely one that the user just saw
     context_lengths = baselines.LENGTHS
 

@@ -312,11 +312,13 @@ def of_run(
     """The checkpoints of a run, with the selection of its config.
 
     Raises:
-      InputError: if `train.select` is not a validation metric of the system.
+      InputError: if `train.select` is not a validation metric of the system, or there is none.
     """
     select = config.train.select
     directions = {f"valid/{name}": direction for name, direction in system.metrics.items()}
     if select and select not in directions:
+        if not directions:
+            raise InputError(f"train.select: {select!r} needs a validation split; there is none")
         raise InputError(f"train.select: {select!r} is none of {', '.join(directions)}")
     return Checkpoints(workdir, select, directions.get(select, "max"), verify)
 

@@ -22,7 +22,7 @@ class Dataset:
         self.oracle = None
         if task_scores is not None:
             self.oracle = types.SimpleNamespace(task_scores=task_scores)
-        self.spec = Spec("shop", ITEMS, train_end=10_000, tasks=TASKS)
+        self.spec = Spec("shop", ITEMS, train_end=10_000, tasks=TASKS, pairs={"valid": 1})
         row = np.arange(ITEMS) if order is None else np.argsort(order)
         names = np.array([f"item {i}" for i in range(ITEMS)], object)
         self.catalogue = types.SimpleNamespace(ids=names[np.argsort(row)], created=np.zeros(ITEMS))
