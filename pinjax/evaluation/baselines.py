@@ -13,9 +13,8 @@ from pinjax.evaluation.queries import EvalQueries, Index
 from pinjax.evaluation.retrievers import Found, Retriever
 from pinjax.evaluation.source import Source
 from pinjax.retrieval import exact
+from pinjax.timestamps import DAY, HOUR
 
-HOUR = 3600
-DAY = 24 * HOUR
 # Candidate spans of recent popularity, and candidate lengths of the context of co-occurrence.
 SPANS = {
     "1 hour": HOUR,
