@@ -2,8 +2,6 @@
 
 from pinjax.settings import UINT32, Bool, Choice, Float, Int, Row, Section, Text, Tuple
 
-DAY = 24 * 60 * 60  # seconds
-
 
 def config(system: str) -> Section:
     """A config with the shared fields, to which a system adds its own.

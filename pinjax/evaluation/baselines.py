@@ -12,9 +12,8 @@ from pinjax.evaluation.engagements import Engagements
 from pinjax.evaluation.queries import EvalQueries, Index
 from pinjax.evaluation.retrievers import Found, Retriever
 from pinjax.evaluation.source import Source
+from pinjax.timestamps import DAY, HOUR
 
-HOUR = 3600
-DAY = 24 * HOUR
 # Candidate spans of recent popularity, and candidate lengths of an ordered context.
 SPANS = {
     "1 hour": HOUR,

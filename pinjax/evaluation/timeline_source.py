@@ -18,8 +18,7 @@ from pinjax.errors import InputError
 from pinjax.evaluation import baselines, oracles, tables
 from pinjax.evaluation.engagements import Engagements
 from pinjax.evaluation.queries import EvalQueries, Index, concatenate
-
-DAY = 24 * 60 * 60
+from pinjax.timestamps import DAY
 
 # The latest time before a label at which an embedding of the cadence is computed, from the time of
 # the label and T.

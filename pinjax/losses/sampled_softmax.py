@@ -26,8 +26,8 @@ class Negatives(NamedTuple):
     """
 
     embeddings: Float[Array, "negatives dim"]
-    ids: Int[Array, "negatives"]
-    log_q: Float[Array, "negatives"]
+    ids: Int[Array, " negatives"]
+    log_q: Float[Array, " negatives"]
     positive_log_q: Float[Array, "groups pairs"]
 
 

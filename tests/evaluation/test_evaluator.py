@@ -8,9 +8,9 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data import windows
 from pinjax.errors import InputError
 from pinjax.evaluation import baselines, evaluator, metrics, timeline_source, vector_search
+from pinjax.timestamps import DAY
 
 SYSTEM = "pinnerformer"
-DAY = timeline_source.DAY
 
 
 def make(config):
