@@ -16,6 +16,9 @@ def config(system: str) -> Section:
     # The name pinworld/tiny|small|base, or a directory by pinjax.prepare.
     data.name = Text("pinworld/small", ".+", "a name or a directory")
     data.dir = Text("~/.cache/pinjax", ".+", "a directory")  # where named data sets are kept
+    # Directories by pinjax.embed, "DIR, DIR": their vectors of items and queries replace those of
+    # the data set, and the last one that knows an item or a query counts. "": the data set's own.
+    data.vectors = Text("")
     data.workers = Int(0, at_least=0, at_most=256)  # processes that read ahead; 0: threads
 
     model = config.model = Section()

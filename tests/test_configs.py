@@ -42,7 +42,10 @@ MAY_BE_ZERO = {
     *("train.weight_decay", "train.log_every", "train.checkpoint_every"),
     *("train.evaluate_every", "pinnerformer: loss.num_random_negatives"),
 }
-MAY_BE_EMPTY = {"data.surfaces", "model.pretrained", "model.texts", "train.select", "train.shard"}
+MAY_BE_EMPTY = {
+    *("data.surfaces", "data.vectors", "model.pretrained", "model.texts", "train.select"),
+    "train.shard",
+}
 MAY_EXCEED_INT32 = {"train.seed", "objective.horizon", "evaluate.window", "data.popularity_window"}
 # Any other name than those known.
 NAMES = {"system", "objective.name", "model.encoder", "model.dtype", "loss.terms", "train.select"}

@@ -32,8 +32,6 @@ from pinjax.data.text import tokens
 from pinjax.errors import InputError
 from pinjax.graph import csr
 
-_COPIES = "copies"
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -148,9 +146,14 @@ def ensure(name: str, data_dir: str) -> epath.Path:
     places = [files.path("data.name", name), home / name]
     for place in places:
         if (place / spec_lib.METADATA_FILE).exists():
-            return _copy(place, home / _COPIES) if files.is_remote(place) else place
+            return _copy(place, copies(data_dir)) if files.is_remote(place) else place
     looked = " and ".join(map(str, places))
     raise InputError(f"data.name: no prepared data set in {looked}; see pinjax.prepare")
+
+
+def copies(data_dir: str) -> epath.Path:
+    """The directory of copies of what is on gs://."""
+    return epath.Path(data_dir).expanduser() / "copies"
 
 
 def load(name: str, data_dir: str) -> Dataset:

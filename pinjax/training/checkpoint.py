@@ -26,9 +26,10 @@ from pinjax.training import step
 _DIRECTORY, _RUN_FILE = "checkpoints", "run.json"
 # Orbax writes these when it gives a checkpoint its name, after the checksums.
 _BY_ORBAX = ("_CHECKPOINT_METADATA", "commit_success.txt")
-# Fields that may differ between the calls of one run: they change parameters only by rounding.
+# Fields that may differ between the calls of one run: they change parameters only by rounding. What
+# is in `data.vectors` is part of a system's identity.
 _FREE = (
-    *("evaluate.", "data.dir", "data.workers", "train.log_every"),
+    *("evaluate.", "data.dir", "data.vectors", "data.workers", "train.log_every"),
     *("train.model_devices", "train.shard", "train.shard_optimizer"),
 )
 
