@@ -46,12 +46,12 @@ class UserOracle:
 
 @dataclasses.dataclass(frozen=True)
 class PairOracle:
-    """Ranks by the chance of an engagement, for queries of one task each (`by_task`)."""
+    """Ranks by the chance of an engagement, for each task of a query's labels."""
 
     oracle: Oracle
 
     def answer(self, queries: EvalQueries, index: Index) -> Found:
-        depth = queries.searched(len(index.held))
+        queries, depth = queries.by_task(), queries.searched(len(index.held))
         rows = np.empty((len(queries), depth), np.int32)
         scores = np.empty(rows.shape)
         label_scores = np.empty(len(queries.label_item), np.float32)
@@ -65,4 +65,4 @@ class PairOracle:
                 label = np.flatnonzero(np.isin(queries.label_query, some))
                 row = np.searchsorted(some, queries.label_query[label])
                 label_scores[label] = expected[row, queries.label_item[label]]
-        return Found(rows, scores, label_scores, rounding=0.0)
+        return Found(rows, scores, label_scores, rounding=0.0, queries=queries)

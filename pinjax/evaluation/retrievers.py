@@ -25,6 +25,7 @@ class Found(NamedTuple):
         cannot be found.
       rounding: by how much equal scores may differ.
       figures: figures of the retriever itself, by name.
+      queries: those that were answered, if labels decided what to ask; None: those of the call.
     """
 
     rows: np.ndarray
@@ -32,6 +33,7 @@ class Found(NamedTuple):
     label_scores: np.ndarray
     rounding: float = metrics.ROUNDING
     figures: Mapping[str, float] = MappingProxyType({})
+    queries: EvalQueries | None = None
 
 
 class Retriever(Protocol):

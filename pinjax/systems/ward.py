@@ -16,27 +16,31 @@ import math
 
 import numba
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
 
 
-def linkage(
-    points: Float32[np.ndarray, "points dim"],
-) -> tuple[Int64[np.ndarray, "merges 2"], Float64[np.ndarray, " merges"]]:
-    """All merges, of points that lie in n² float64 of memory.
+def linkage(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All merges. It takes points² float64 of memory, and lets other threads run meanwhile.
 
-    It lets other threads run meanwhile.
+    Args:
+      points: float32 (points, dim).
 
     Returns:
-      (merged, distances) of points - 1 merges, or of none. A cluster is named after one of its
-      points: merge k adds the points of cluster merged[k, 0] to cluster merged[k, 1].
+      merged int64 (points - 1, 2) and distances float64 (points - 1,), or empty ones. A cluster is
+      named after one of its points: merge k adds cluster merged[k, 0] to cluster merged[k, 1].
     """
     return _merge(_distances(np.ascontiguousarray(points)))
 
 
-def clusters(
-    points: Float32[np.ndarray, "points dim"], threshold: float
-) -> Int64[np.ndarray, " points"]:
-    """The cluster of each point, 0 to clusters - 1, after all merges at distances to `threshold`."""
+def clusters(points: np.ndarray, threshold: float) -> np.ndarray:
+    """The clusters that merges at distances up to `threshold` make.
+
+    Args:
+      points: float32 (points, dim).
+      threshold: the largest distance of a merge.
+
+    Returns:
+      int64 (points,), the cluster of each, from 0 to clusters - 1.
+    """
     name = np.arange(len(points))
     merged, distances = linkage(points)
     # From the last merge to the first, so that the cluster that points are added to has its name.
