@@ -19,7 +19,9 @@ def get_config(variant: str = "") -> Section:
     config.data.recent = Int(90 * DAY, at_least=1, at_most=UINT32, unit="seconds")
 
     model = config.model
-    model.threshold = Float(1.0, at_least=0)  # the largest distance at which clusters are merged
+    # The largest distance at which clusters are merged; of vectors of unit length, docs/how-pinnersage-
+    # works.md says how it was chosen.
+    model.threshold = Float(3.0, at_least=0)
     model.decay = Float(0.01, at_least=0)  # λ: of the importance of an action, a day
     model.vectors = Size(3)  # medoids that are drawn for a user
     model.seed = Int(0, at_least=0, at_most=UINT32)  # ... by this seed
@@ -47,6 +49,7 @@ def _test(config: Section) -> None:
 def _ifdb(config: Section) -> None:
     """Interactive fiction, by the evaluation of `common.ifdb_timelines`."""
     common.ifdb_timelines(config)
+    config.data.recent = 5 * 365 * DAY  # in 90 days hardly anybody plays several games
 
 
 VARIANTS = {
