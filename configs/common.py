@@ -1,13 +1,15 @@
 """The fields that the configs of all systems share."""
 
-from pinjax.settings import UINT32, Bool, Choice, Float, Int, Row, Section, Text, Tuple
+from pinjax.settings import UINT32, Bool, Choice, Float, Int, Row, Section, Size, Text, Tuple
+from pinjax.timestamps import DAY
 
 
-def config(system: str) -> Section:
+def config(system: str, trained: bool = True) -> Section:
     """A config with the shared fields, to which a system adds its own.
 
     Args:
       system: a name of `pinjax.systems.registry`.
+      trained: whether with the fields of training.
     """
     config = Section()
     config.system = Choice(system)
@@ -19,11 +21,22 @@ def config(system: str) -> Section:
     # Directories by pinjax.embed, "DIR, DIR": their vectors of items and queries replace those of
     # the data set, and the last one that knows an item or a query counts. "": the data set's own.
     data.vectors = Text("")
-    data.workers = Int(0, at_least=0, at_most=256)  # processes that read ahead; 0: threads
 
-    model = config.model = Section()
+    config.model = Section()
+    if trained:
+        _add_training(config)
+
+    evaluate = config.evaluate = Section()
+    # Candidates; a seeded sample where there are more.
+    evaluate.index_size = Int(1_000_000, at_least=1)
+    return config
+
+
+def _add_training(config: Section) -> None:
+    config.data.workers = Int(0, at_least=0, at_most=256)  # processes that read ahead; 0: threads
+
     # Of the arithmetic; parameters and normalisation stay float32.
-    model.dtype = Choice("float32", "bfloat16")
+    config.model.dtype = Choice("float32", "bfloat16")
 
     loss = config.loss = Section()
     loss.log_q = Bool(True)  # correct logits by the log of the sampling probability
@@ -54,10 +67,43 @@ def config(system: str) -> Section:
     # Split the rows of item features, texts and learned embeddings over all devices.
     train.shard_tables = Bool(False)
 
-    evaluate = config.evaluate = Section()
-    # Candidates; a seeded sample where there are more.
-    evaluate.index_size = Int(1_000_000, at_least=1)
-    return config
+
+def add_timelines(config: Section, length: int) -> None:
+    """Adds the fields of a system that reads timelines and is evaluated on them.
+
+    Args:
+      config: what to add them to.
+      length: default of `data.length`.
+    """
+    data = config.data
+    data.length = Size(length)  # M: actions that the model sees
+    # Which actions are labels: type, seconds.
+    data.positives = Text("save, closeup>=10, click>=10", ".+", "action types")
+    data.surfaces = Text("home")  # ... on which surfaces ("": all)
+
+    evaluate = config.evaluate
+    # Each T, in seconds after the training period; below 0, in it.
+    evaluate.window_starts = Tuple(
+        (0,), Int(at_least=-UINT32, at_most=UINT32, unit="seconds"), at_least=1
+    )
+    # Labels are what a user engages with in (T, T + window].
+    evaluate.window = Int(14 * DAY, at_least=1, at_most=UINT32, unit="seconds")
+    # When embeddings are recomputed.
+    evaluate.cadences = Tuple(
+        ("window", "daily", "realtime"),
+        Choice("window", "daily", "realtime"),
+        at_least=1,
+    )
+    evaluate.users = Int(2_000, at_least=1)  # at most, for each T
+    evaluate.filter_seen = Bool(False)  # leave what the user has acted on out of the results
+    evaluate.batch = Int(256, at_least=1, at_most=2**20)  # windows at a time
+
+
+def ifdb_timelines(config: Section) -> None:
+    """Interactive fiction, configs/prepare/ifdb.py: rolling windows of four weeks from 2023 on."""
+    config.data.update(name="ifdb", positives="played, wish-listed", surfaces="")
+    config.evaluate.window_starts = tuple(28 * DAY * window for window in range(44))
+    config.evaluate.update(window=28 * DAY, cadences=("window",), filter_seen=True, batch=64)
 
 
 def add_pairs(config: Section, pairs: int, tasks: tuple[tuple[str, float, int], ...]) -> None:

@@ -13,22 +13,19 @@ for 0.185.
 """
 
 from configs import common
-from pinjax.settings import UINT32, Bool, Choice, Float, Int, Section, Size, Text, Tuple, named
+from pinjax.settings import UINT32, Bool, Choice, Float, Int, Section, Size, Tuple, named
 from pinjax.timestamps import DAY
 
 
 def get_config(variant: str = "") -> Section:
     """The config of a variant; every field may be overridden as --config.section.field=value."""
     config = common.config("pinnerformer")
+    common.add_timelines(config, length=64)
 
     data = config.data
     data.users = Int(64, at_least=1, at_most=2**20)  # users in a batch, over all devices
-    data.length = Size(64)  # M: actions that the model sees
     # Items are their content vectors, and learned ids if model.id_dim is not 0.
     data.content = Bool(True)
-    # Which actions are labels: type, seconds.
-    data.positives = Text("save, closeup>=10, click>=10", ".+", "action types")
-    data.surfaces = Text("home")  # ... on which surfaces ("": all)
 
     objective = config.objective = Section()
     objective.name = Choice("dense_all_action", "all_action", "sasrec", "next_action")
@@ -83,23 +80,6 @@ def get_config(variant: str = "") -> Section:
 
     train = config.train
     train.update(steps=1_400, learning_rate=2e-3, checkpoint_every=700, evaluate_every=700)
-
-    evaluate = config.evaluate
-    # Each T, in seconds after the training period; below 0, in it.
-    evaluate.window_starts = Tuple(
-        (0,), Int(at_least=-UINT32, at_most=UINT32, unit="seconds"), at_least=1
-    )
-    # Labels are what a user engages with in (T, T + window].
-    evaluate.window = Int(14 * DAY, at_least=1, at_most=UINT32, unit="seconds")
-    # When embeddings are recomputed.
-    evaluate.cadences = Tuple(
-        ("window", "daily", "realtime"),
-        Choice("window", "daily", "realtime"),
-        at_least=1,
-    )
-    evaluate.users = Int(2_000, at_least=1)  # at most, for each T
-    evaluate.filter_seen = Bool(False)  # leave what the user has acted on out of the results
-    evaluate.batch = Int(256, at_least=1, at_most=2**20)  # windows at a time
 
     named(VARIANTS, variant or "pinworld")(config)
     return config
@@ -176,12 +156,12 @@ def _ml1m(config: Section) -> None:
 
 
 def _ifdb(config: Section) -> None:
-    """Interactive fiction, configs/prepare/ifdb.py: rolling windows of four weeks from 2023 on.
+    """Interactive fiction, by the evaluation of `common.ifdb_timelines`.
 
     There are few users, of whom learned ids are soon learned by heart; so games are their tags, and
     how much they were played in the year before, at each month of the log's 15 years.
     """
-    config.data.update(name="ifdb", positives="played, wish-listed", surfaces="")
+    common.ifdb_timelines(config)
     config.data.update(popularity_window=365 * DAY, popularity_times=180)
     config.objective.horizon = 365 * DAY
     config.objective.labels = 16
@@ -190,8 +170,6 @@ def _ifdb(config: Section) -> None:
     config.loss.update(num_in_batch_negatives=512, num_random_negatives=1_024)
     config.train.update(steps=250, learning_rate=1e-3)
     config.train.update(checkpoint_every=50, evaluate_every=50, select="valid/R@10")
-    config.evaluate.window_starts = tuple(28 * DAY * window for window in range(44))
-    config.evaluate.update(window=28 * DAY, cadences=("window",), filter_seen=True, batch=64)
 
 
 def _globo(config: Section) -> None:

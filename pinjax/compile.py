@@ -43,7 +43,7 @@ JSON = flags.DEFINE_bool("json", False, "print JSON")
 def main(argv: Sequence[str]) -> int:
     del argv
     config, devices = CONFIG.value, topology.devices(TOPOLOGY.value)
-    mesh, chip = sharding.make_mesh(devices, config.train.model_devices), rates.of(devices)
+    mesh, chip = sharding.mesh_of(config, devices), rates.of(devices)
     if LARGEST.value and not chip:
         raise InputError(f"--largest_batch: the memory of a {devices[0].device_kind} is not known")
     trainable = registry.build(config, mesh, ITEMS.value)

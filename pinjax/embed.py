@@ -40,7 +40,7 @@ PRECISION = flags.DEFINE_enum("precision", "float16", ["float16", "float32"], "o
 def main(argv: Sequence[str]) -> int:
     del argv
     config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), app.directory("--out", OUT.value)
-    mesh = sharding.make_mesh(model=config.train.model_devices)
+    mesh = sharding.mesh_of(config)
     system = registry.create(config, mesh, app.verifies())
     as_of = system.embed_as_of
     if AS_OF.value is not None:

@@ -19,7 +19,7 @@ SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "whose labels are 
 def main(argv: Sequence[str]) -> int:
     del argv
     config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
-    mesh = sharding.make_mesh(model=config.train.model_devices)
+    mesh = sharding.mesh_of(config)
     system = registry.create(config, mesh, app.verifies())
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
     table = system.evaluate(state.params, SPLIT.value, full=True)

@@ -66,6 +66,7 @@ def write(workdir: epath.Path, split: str, step: int, table: tables.Table) -> No
         for row in table.rows
     }
     content = {"step": step, "rows": rows, "notes": table.notes}
+    files.make_directory(workdir)  # of a system without training nothing has made it
     with files.replacing(workdir / f"results_{split}.json") as file:
         file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
     if table.records is not None:

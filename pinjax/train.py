@@ -29,7 +29,7 @@ PROFILE = flags.DEFINE_integer(
 def main(argv: Sequence[str]) -> int:
     del argv
     config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
-    mesh = sharding.make_mesh(model=config.train.model_devices)
+    mesh = sharding.mesh_of(config)
     system = registry.create(config, mesh, app.verifies())
     registry.check_trained(config, system.trainable)
     system.check_training()

@@ -85,12 +85,13 @@ def item_vectors(dataset: Dataset) -> np.ndarray:
     for start in range(0, len(found), _CHUNK):
         bounds = offsets[start : start + _CHUNK + 1]
         has = np.flatnonzero(np.diff(bounds))
-        vectors = _unit_length(images[bounds[0] : bounds[-1]])
-        found[start + has] = _unit_length(np.add.reduceat(vectors, bounds[has] - bounds[0]))
+        vectors = unit_length(images[bounds[0] : bounds[-1]])
+        found[start + has] = unit_length(np.add.reduceat(vectors, bounds[has] - bounds[0]))
     return found
 
 
-def _unit_length(vectors: np.ndarray) -> np.ndarray:
+def unit_length(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (n, dim) as float32 of unit length; zeros stay."""
     vectors = np.asarray(vectors, np.float32)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)

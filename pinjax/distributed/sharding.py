@@ -44,6 +44,11 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Me
     return mesh
 
 
+def mesh_of(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a run; only one that is trained has devices along axis `model`."""
+    return make_mesh(devices, config.train.model_devices if "train" in config else 1)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 

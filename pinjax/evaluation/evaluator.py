@@ -28,7 +28,6 @@ class _Method(NamedTuple):
     name: str
     cadence: str
     retriever: Retriever
-    by_task: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,9 +70,9 @@ class Evaluator:
                 if cadence == "window":
                     gathered.add_labels(start, queries)
                 for method in of_cadence:
-                    own = queries.by_task() if method.by_task else queries
-                    found = method.retriever.answer(own, index)
-                    gathered.add(method.name, cadence, own, index, found)
+                    found = method.retriever.answer(queries, index)
+                    answered = queries if found.queries is None else found.queries
+                    gathered.add(method.name, cadence, answered, index, found)
         return tables.table_of(self._records(gathered, methods, full, notes))
 
     @property
@@ -118,7 +117,7 @@ class Evaluator:
         methods += [_Method(name, "window", other) for name, other in others.items()]
         for cadence in cadences:
             if oracle := self.source.oracle(cadence):
-                methods.append(_Method(tables.ORACLE, cadence, oracle, by_task=True))
+                methods.append(_Method(tables.ORACLE, cadence, oracle))
         for name, baseline in self.baselines.retrievers.items():
             # Popularity does not depend on the user, so one cadence is enough.
             anew = cadences if name == baselines.CO_OCCURRENCE else ("window",)

@@ -159,7 +159,7 @@ def ndcg(
 
     # position[i] = max(rank[i], position[i - 1] + 1) within a query: a running maximum of rank -
     # nth, with steps between queries that exceed any difference.
-    step = 2 * (len(ranks) + ranks.max(initial=0) + 1)
+    step = 2 * (len(ranks) + int(ranks.max(initial=0)) + 1)
     shift = label_query.astype(np.int64) * step
     position = np.maximum.accumulate(ranks - nth + shift) - shift + nth
 

@@ -46,11 +46,12 @@ class UserOracle:
 
 @dataclasses.dataclass(frozen=True)
 class PairOracle:
-    """Ranks by the chance of an engagement, for queries of one task each (`by_task`)."""
+    """Ranks by the chance of an engagement, for each task of a query's labels."""
 
     oracle: Oracle
 
     def answer(self, queries: EvalQueries, index: Index) -> Found:
+        queries = queries.by_task()
         scored = Scored(queries, index)
         tasks = queries.features["task"]
         for task in np.unique(tasks):
@@ -60,4 +61,4 @@ class PairOracle:
                 scored.add(
                     some, self.oracle.task_scores(queries.features["query"][some], int(task))
                 )
-        return scored.found()
+        return scored.found()._replace(queries=queries)

@@ -114,8 +114,17 @@ class EvalQueries:
 
     def by_task(self) -> "EvalQueries":
         """Splits queries by the tasks of their labels; the task is in `features`."""
-        pairs = np.stack([self.label_task.astype(np.int64), self.label_query])
-        (task, query), label_query = np.unique(pairs, axis=1, return_inverse=True)
+        return self.split(self.label_task, "task")
+
+    def split(self, parts: np.ndarray, name: str) -> "EvalQueries":
+        """Splits queries by parts of their labels, in the order of labels.
+
+        Args:
+          parts: int (labels,).
+          name: of the part in the `features` of a query.
+        """
+        pairs = np.stack([parts.astype(np.int64), self.label_query])
+        (part, query), label_query = np.unique(pairs, axis=1, return_inverse=True)
         order = np.argsort(query, kind="stable")
         bounds = [np.searchsorted(query[order], self.excluded[:, 0], s) for s in ("left", "right")]
         first, number = bounds[0], bounds[1] - bounds[0]
@@ -127,7 +136,7 @@ class EvalQueries:
             self,
             query_user=self.query_user[query],
             query_time=self.query_time[query],
-            features=features | {"task": task},
+            features=features | {name: part},
             context=self.context[query],
             label_query=label_query,
             excluded=excluded,

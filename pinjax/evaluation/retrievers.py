@@ -28,6 +28,7 @@ class Found(NamedTuple):
         come before each label; None: known of those in the lists alone.
       rounding: by how much equal scores may differ.
       figures: figures of the retriever itself, by name.
+      queries: those that were answered, if labels decided what to ask; None: those of the call.
     """
 
     rows: np.ndarray
@@ -36,6 +37,7 @@ class Found(NamedTuple):
     label_ranks: np.ndarray | None = None
     rounding: float = metrics.ROUNDING
     figures: Mapping[str, float] = MappingProxyType({})
+    queries: EvalQueries | None = None
 
 
 class Retriever(Protocol):

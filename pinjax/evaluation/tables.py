@@ -142,8 +142,15 @@ class _Measured:
     def entropy(self, method: str, cadence: str) -> dict[str, Estimate]:
         if cadence != "window" or not self._records.about.has_topics:
             return {}  # a user with several queries has several lists
+        entropy = self._records.methods[method, cadence].entropy
+        # An oracle has a list for each label; all others have one.
+        listed = ~np.isnan(entropy)
+        group = self._group[listed]
+        number = np.bincount(group, minlength=self._groups)
         values = np.full(self._groups, np.nan)
-        values[self._group] = self._records.methods[method, cadence].entropy
+        np.divide(
+            np.bincount(group, entropy[listed], self._groups), number, out=values, where=number > 0
+        )
         return {ENTROPY: metrics.estimate(values, self._cluster, share=False)}
 
 

@@ -48,6 +48,10 @@ class Items(NamedTuple):
     def create(cls, rows: np.ndarray, vectors: jax.Array | np.ndarray) -> "Items":
         return cls(rows, np.asarray(vectors, np.float32), jnp.asarray(vectors))
 
+    def of_labels(self, queries: EvalQueries) -> np.ndarray:
+        """Float32 (labels, dim): the vectors of the queries' labels."""
+        return self.vectors[np.searchsorted(self.rows, queries.label_item)]
+
 
 class VectorSearch:
     """Exact maximum-inner-product search with the embeddings of a model."""
@@ -132,6 +136,34 @@ def search(vectors: np.ndarray, items: Items, queries: EvalQueries, index: Index
     return found
 
 
+class NearestVector:
+    """An oracle of several vectors a query: searches for each label with the nearest one.
+
+    PinnerFormer (Pancha et al., KDD 2022), Table 1, grants it to PinnerSage. A label's rank, and
+    what is shown for it, are those of one vector's own list.
+    """
+
+    def __init__(self, several: VectorSearch, number: int):
+        """A retriever.
+
+        Args:
+          several: the search with all vectors of a query.
+          number: how many vectors of a query it may choose from, the first ones.
+        """
+        self._several, self._number = several, number
+
+    def answer(self, queries: EvalQueries, index: Index) -> Found:
+        vectors, items = self._several.embed(queries, index)
+        vectors = vectors[:, : self._number]
+        nearest = _scores_of_vectors(vectors, items, queries).argmax(axis=1)
+        split = queries.split(nearest, "vector")
+        query = np.empty(len(split), np.int64)
+        query[split.label_query] = queries.label_query
+        own = vectors[query, split.features["vector"]][:, None]
+        found = search(own, items, split, index)
+        return found._replace(queries=split)
+
+
 class ScannSearch:
     """Approximate search with ScaNN over the same vectors.
 
@@ -167,12 +199,17 @@ class ScannSearch:
 
 def _label_scores(vectors: np.ndarray, items: Items, queries: EvalQueries) -> np.ndarray:
     """Float32 (labels,): the labels' own scores for their queries."""
-    labels = items.vectors[np.searchsorted(items.rows, queries.label_item)]
+    if vectors.ndim == 3:
+        return _scores_of_vectors(vectors, items, queries).max(axis=1)
     own = np.asarray(vectors[queries.label_query], np.float32)
-    if own.ndim == 2:
-        return np.einsum("ld,ld->l", own, labels)
-    scores = np.einsum("lvd,ld->lv", own, labels)
-    return np.where(own.any(axis=2), scores, -np.inf).max(axis=1)
+    return np.einsum("ld,ld->l", own, items.of_labels(queries))
+
+
+def _scores_of_vectors(vectors: np.ndarray, items: Items, queries: EvalQueries) -> np.ndarray:
+    """Float32 (labels, vectors): the labels' scores for each vector of their queries."""
+    own = np.asarray(vectors[queries.label_query], np.float32)
+    scores = np.einsum("lvd,ld->lv", own, items.of_labels(queries))
+    return np.where(own.any(axis=2), scores, -np.inf)
 
 
 def _label_ranks(

@@ -1,1 +1,2 @@
-def max_margin(*a): raise NotImplementedError
+def max_margin(*a):
+    raise NotImplementedError

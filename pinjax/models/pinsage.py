@@ -85,11 +85,11 @@ class PinSage(nn.Module):
 
     def inputs(
         self,
-        rows: Int32[Array, "items"],
+        rows: Int32[Array, " items"],
         content: Float[Array, "catalogue content"] | None,
-        log_degree: Float32[Array, "catalogue"] | None,
-        tokens: Int[Array, "tokens"] | None,
-        segments: Int[Array, "tokens"] | None,
+        log_degree: Float32[Array, " catalogue"] | None,
+        tokens: Int[Array, " tokens"] | None,
+        segments: Int[Array, " tokens"] | None,
     ) -> Float32[Array, "items features"]:
         """The features of items, h of the first convolution; zero for padding.
 

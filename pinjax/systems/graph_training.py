@@ -15,6 +15,7 @@ from pinjax.graph import neighbourhoods, pagerank, walks
 from pinjax.systems import counts
 
 _SAME = 8  # pairs with the same query, in the abstract shapes of a batch
+_PAGERANK = pagerank.PageRank(restart=0.5, epsilon=1e-5)
 _CANDIDATES = 8  # for each hard negative of a pair
 
 
@@ -59,7 +60,7 @@ def batches_of(config: ConfigDict, mesh: Mesh, dataset: Dataset) -> graph_batche
     if counted.hard:
         items = np.arange(spec.num_items, dtype=np.int32)
         hard = pagerank.ranked(
-            *(graph, items, config.loss.hard_first, config.loss.hard_last),
+            *(graph, items, _PAGERANK, config.loss.hard_first, config.loss.hard_last),
             *(_CANDIDATES * counted.hard, seed),
         )
     return graph_batches.GraphBatches(

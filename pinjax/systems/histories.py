@@ -110,16 +110,21 @@ def summary(spec: spec_lib.Spec, made: batches.Batches) -> dict[str, str]:
 def user_shards(
     config: ConfigDict,
     dataset: Dataset,
-    embed: Callable[[system.Batch], jax.Array],
+    embed: Callable[[system.Batch], jax.Array | np.ndarray],
     as_of: int,
+    dim: int,
 ) -> list[system.Shard]:
     """Embeddings as of a time, of the users of all splits who had acted by then.
+
+    A user of several vectors has a row for each, in their order.
 
     Args:
       config: of the run.
       dataset: of the users.
-      embed: from a batch of `evaluate.batch` histories to embeddings.
+      embed: from a batch of `evaluate.batch` histories to embeddings (users, dim), or
+        (users, vectors, dim), where zeros are padding.
       as_of: unix seconds; what users did later is not read.
+      dim: of an embedding.
     """
 
     def shard(split: str, start: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,8 +141,12 @@ def user_shards(
         kind = np.int64 if dataset.spec.integer_users else object
         ids = np.array(chunk.users, kind)[users]
         if not len(ids):
-            return ids, np.zeros((0, config.model.embedding_dim), np.float32)
-        return ids, batching.in_batches(embed, history, config.evaluate.batch)
+            return ids, np.zeros((0, dim), np.float32)
+        vectors = batching.in_batches(embed, history, config.evaluate.batch)
+        if vectors.ndim == 2:
+            return ids, vectors
+        exists = vectors.any(axis=2)
+        return np.repeat(ids, exists.sum(axis=1)), vectors[exists]
 
     splits = spec_lib.SPLITS[:1] if dataset.spec.leave_one_out else spec_lib.SPLITS
     return [

@@ -242,7 +242,9 @@ def bind(
             return dataset.catalogue.ids[rows], embed_rows(rows)
 
         return {
-            "users": histories.user_shards(config, dataset, embed_histories, as_of),
+            "users": histories.user_shards(
+                config, dataset, embed_histories, as_of, config.model.embedding_dim
+            ),
             "items": system.shards(items, np.arange(spec.num_items)),
         }
 

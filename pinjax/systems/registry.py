@@ -75,7 +75,10 @@ def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System
 def check_trained(config: ConfigDict, trainable: system.Trainable | None) -> None:
     """Rejects a system without training, for commands about training."""
     if trainable is None:
-        raise InputError(f"system={config.system!r} is not trained; evaluate it, or embed by it")
+        raise InputError(
+            f"system={config.system!r} is not trained, so there is nothing to compile either; "
+            "evaluate it, or embed by it"
+        )
 
 
 def _embeddings(config: ConfigDict, verify: bool) -> list[embeddings.Embeddings]:

@@ -290,13 +290,15 @@ def load_chosen(
 ) -> step.State:
     """The state to evaluate and to serve of the run in `workdir`.
 
-    The state of a system without training is empty.
+    The state of a system without training is empty, and its directory holds no checkpoint.
 
     Raises:
       InputError: if `workdir` holds no checkpoint, or a run of another config, data set or
         frozen table.
     """
     if system.trainable is None:
+        if Checkpoints(workdir).steps:
+            check_run(workdir, config, system.identity)
         return step.State(step=np.int32(0), params=None, opt_state=None, sketches=None, key=None)
     check_run(workdir, config, system.identity)
     optimizer = step.make_optimizer(config.train)

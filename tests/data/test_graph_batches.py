@@ -131,7 +131,7 @@ def test_hard_negatives_come_one_after_the_other(graph):
 def test_a_pairs_own_edge_does_not_tell_one_item_of_the_other(tmp_path):
     """Pairs of items with one group in common, which only this group connects, are no neighbours.
 
-    The same holds of an edge of a group: its item is neither among the group's items nor finds them.
+    The same holds of an edge of a group: its item is not among the group's items, nor finds them.
     """
     number = 20
     item = np.arange(2 * number)

@@ -7,7 +7,14 @@ import pytest
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import windows
 from pinjax.errors import InputError
-from pinjax.evaluation import baselines, evaluator, metrics, timeline_source, vector_search
+from pinjax.evaluation import (
+    baselines,
+    evaluator,
+    metrics,
+    tables,
+    timeline_source,
+    vector_search,
+)
 from pinjax.timestamps import DAY
 
 SYSTEM = "pinnerformer"
@@ -129,6 +136,34 @@ def test_differences_are_paired_with_the_best_baseline_at_the_same_cadence(make_
         assert value == pytest.approx(above)
         assert low < value < high
     assert found["co-occurrence, real time"]["R@10"] != found["co-occurrence"]["R@10"]
+
+
+def test_an_oracle_of_several_vectors_shows_a_list_for_each_label(make_config, rng):
+    config = make_config(evaluate={"cadences": ("window",), "users": 30})
+    made, source = make(config)
+    ((start, queries),) = source.queries("test").items()
+    vectors = rng.standard_normal((len(source.dataset.catalogue), 3, 8)).astype(np.float32)
+    items = rng.standard_normal((len(vectors), 8)).astype(np.float32)
+    # Each user has three vectors, which the last action decides.
+    several = search(lambda histories: vectors[histories["item"][:, -1]], items)
+    others = {"model, oracle": vector_search.NearestVector(several, 3)}
+    table = made(several, "test", full=True, others=others)
+    (found,) = [row.metrics for row in table.rows if row.method == "model, oracle"]
+
+    held = np.flatnonzero(source.index(start).held)
+    hits, entropies = ([[] for _ in queries.users] for _ in range(2))
+    for query, item, exists in zip(
+        queries.label_query, queries.label_item, queries.label_exists, strict=True
+    ):
+        own = items @ vectors[queries.context[query, -1]].T
+        top = held[np.argsort(-own[held, own[item].argmax()])]
+        hits[query].append(exists and item in top[:10])
+        share = np.unique(source.topics[top[:50]], return_counts=True)[1] / 50
+        entropies[query].append(-np.sum(share * np.log(share)))
+    for name, values in (("R@10", hits), (tables.ENTROPY, entropies)):
+        expected = np.mean([np.mean(of_user) for of_user in values])
+        assert found[name].value == pytest.approx(expected, rel=1e-5)
+    assert np.mean([np.ptp(of_user) for of_user in entropies]) > 0.1
 
 
 @pytest.mark.parametrize("full", [False, True])

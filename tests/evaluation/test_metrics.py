@@ -170,6 +170,15 @@ def test_recall_hit_rate_ndcg(world, rng, subset):
         np.testing.assert_allclose([values[query] for values in measured], expected, rtol=1e-12)
 
 
+def test_ndcg_of_more_labels_than_a_rank_can_count(rng):
+    """Ranks are kept as int16, of which numbers of labels are no part."""
+    query = np.repeat(np.arange(400), 100)
+    ranks = np.concatenate([rng.choice(500, 100, replace=False) for _ in range(400)])
+    gains = np.where(ranks < K, 1 / np.log2(ranks + 2), 0).reshape(400, 100).sum(axis=1)
+    expected = gains / np.sum(1 / np.log2(np.arange(K) + 2))
+    np.testing.assert_allclose(metrics.ndcg(ranks.astype(np.int16), query, 400, K), expected)
+
+
 def test_ndcg_of_shared_ranks():
     # Three labels that beat the entire sampled index stand at 0, 1, 2: the best possible list. One
     # of rank 0 and two of rank 1 stand there too; rank 5 stays.

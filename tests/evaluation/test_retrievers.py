@@ -116,6 +116,36 @@ def test_search_by_several_vectors_finds_what_is_near_to_any_of_them(rng, settin
         check(vector_search.ScannSearch(retriever), *setting, scores, rounding=1e-6)
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_oracle_of_several_vectors_searches_with_that_nearest_to_a_label(rng, setting, number):
+    """Of a query's first ones; every other query has no more than one, and the first has none."""
+    queries, index = setting
+    vectors, items = unit(rng, USERS, 3, 4), unit(rng, ITEMS, 4)
+    vectors[::2, 1:] = vectors[0] = 0
+    several = vector_search.of_vectors(vectors.__getitem__, items)
+    found = vector_search.NearestVector(several, number).answer(queries, index)
+    split = found.queries
+    found = retrievers.without_excluded(found, split, ITEMS)
+    ranks = retrievers.ranks(found, split)
+    for label, (query, item) in enumerate(
+        zip(queries.label_query, queries.label_item, strict=True)
+    ):
+        own = [v for v in vectors[query, :number] if v.any()]
+        scores = max((items @ v for v in own), key=lambda s: s[item], default=None)
+        excluded = queries.excluded[queries.excluded[:, 0] == query, 1]
+        rank, shown = split.listed, found.rows[split.label_query[label]]
+        if scores is None:
+            assert (shown == -1).all()
+        else:
+            allowed = index.held & ~np.isin(np.arange(ITEMS), excluded)
+            order = np.flatnonzero(allowed)[np.argsort(-scores[allowed])]
+            assert shown[:50].tolist() == np.pad(order, (0, 50), constant_values=-1)[:50].tolist()
+            if item not in excluded:
+                rank = (scores[allowed & (np.arange(ITEMS) != item)] > scores[item]).sum()
+        assert ranks[label] == rank if rank < queries.depth else ranks[label] >= queries.depth
+    assert (len(split) > len(queries)) == (number > 1)
+
+
 @pytest.mark.parametrize("seconds", [None, 10, 300])
 def test_popularity_is_a_loop_over_the_past(rng, setting, seconds):
     made, actions = make_engagements(rng)
