@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
-from pinjax.evaluation import tables
+from pinjax.evaluation import pair_source, tables
 from pinjax.evaluation.engagements import TIERS, Engagements
 from pinjax.evaluation.queries import EvalQueries, Index
 
@@ -158,11 +158,7 @@ class GraphSource:
 
 def known_items(dataset: Dataset) -> np.ndarray:
     """Bool (items,): whether an item has a training edge, content, an image or a text."""
-    catalogue = dataset.catalogue
-    known = np.diff(dataset.graph.items.offsets) > 0
-    if catalogue.content is not None:
-        known |= catalogue.content.any(axis=1)
-    texts = (catalogue.text(feature).offsets for feature in catalogue.text_features)
-    for offsets in (catalogue.image_offsets, *texts):
-        known |= np.diff(offsets) > 0
+    known = (np.diff(dataset.graph.items.offsets) > 0) | pair_source.products(dataset)
+    if dataset.catalogue.content is not None:
+        known |= dataset.catalogue.content.any(axis=1)
     return known

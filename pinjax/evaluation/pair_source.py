@@ -161,3 +161,10 @@ class PairSource:
         led_to = np.append(train["item"], -1)[np.where(place >= first[:, None], place, -1)]
         with_itself = np.concatenate([led_to[:, 1:], itself[:, None]], axis=1)
         return np.where(itself[:, None] >= 0, with_itself, led_to).astype(np.int32)
+
+
+def products(dataset: Dataset) -> np.ndarray:
+    """Bool (items,): whether an item has a text or an image; other items are in no pair."""
+    catalogue = dataset.catalogue
+    texts = (catalogue.text(feature).offsets for feature in catalogue.text_features)
+    return np.any([np.diff(offsets) > 0 for offsets in (catalogue.image_offsets, *texts)], axis=0)

@@ -5,7 +5,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pinjax.data import graph_batches
+from pinjax.data import graph_batches, item_pairs
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.distributed import sharding
@@ -78,25 +78,27 @@ def batches_of(config: ConfigDict, mesh: Mesh, dataset: Dataset) -> graph_batche
     )
 
 
-def _pairs(config: ConfigDict, dataset: Dataset) -> graph_batches.Pairs:
+def _pairs(config: ConfigDict, dataset: Dataset) -> item_pairs.Source:
     graph, name = dataset.graph, dataset.spec.name
     if config.data.pairs_from == "groups":
         if np.diff(graph.groups.offsets).max() < 2:
             raise InputError(f"data.pairs_from: no group of {name} has two items")
-        return graph_batches.Memberships(graph, stream=1)
+        return item_pairs.Memberships(graph, stream=1)
     train = dataset.pairs("train")
     query = dataset.queries.items[train["query"]]
     known = (query >= 0) & (query != train["item"])
     if not known.any():
         raise InputError(f"data.pairs_from: no item of {name} led to another one; expected groups")
-    return graph_batches.Engagements(query[known], train["item"][known], graph.items)
+    return item_pairs.Engagements(query[known], train["item"][known], graph.items)
 
 
 def source_of(config: ConfigDict, dataset: Dataset) -> source.Source:
     """The queries of an evaluation: items and what they led to, or groups and their items."""
-    eligible = graph_source.known_items(dataset)
+    known = graph_source.known_items(dataset)
     if config.data.pairs_from == "groups":
-        return graph_source.GraphSource("PinSage", dataset, eligible, config.evaluate)
+        return graph_source.GraphSource("PinSage", dataset, known, config.evaluate)
+    products = pair_source.products(dataset)
+    eligible = products if products.any() else known
     tasks = tuple(row for row, name in enumerate(dataset.spec.tasks) if name.startswith("image/"))
     return pair_source.PairSource(
         *("PinSage", dataset, tasks, eligible, config.evaluate),
@@ -107,7 +109,7 @@ def source_of(config: ConfigDict, dataset: Dataset) -> source.Source:
 
 def counted(config: ConfigDict, made: graph_batches.GraphBatches) -> dict[str, counts.Counted]:
     """The streams of positives, of pairs of items and of edges of groups."""
-    width, edges = config.loss.sketch_width, graph_batches.Memberships(made.graph, stream=2)
+    width, edges = config.loss.sketch_width, item_pairs.Memberships(made.graph, stream=2)
     streams = {"items": (made.pairs.counts, made.numbers.pairs)}
     if made.numbers.groups:
         streams["groups"] = edges.counts, made.numbers.groups

@@ -290,15 +290,13 @@ def load_chosen(
 ) -> step.State:
     """The state to evaluate and to serve of the run in `workdir`.
 
-    The state of a system without training is empty, and its directory holds no checkpoint.
+    The state of a system without training is empty.
 
     Raises:
       InputError: if `workdir` holds no checkpoint, or a run of another config, data set or
         frozen table.
     """
     if system.trainable is None:
-        if Checkpoints(workdir).steps:
-            check_run(workdir, config, system.identity)
         return step.State(step=np.int32(0), params=None, opt_state=None, sketches=None, key=None)
     check_run(workdir, config, system.identity)
     optimizer = step.make_optimizer(config.train)
@@ -320,9 +318,8 @@ def of_run(
     select = config.train.select
     directions = {f"valid/{name}": direction for name, direction in system.metrics.items()}
     if select and select not in directions:
-        if not directions:
-            raise InputError(f"train.select: {select!r} needs a validation split; there is none")
-        raise InputError(f"train.select: {select!r} is none of {', '.join(directions)}")
+        known = ", ".join(directions) or "metrics, as there is no validation split"
+        raise InputError(f"train.select: {select!r} is none of {known}")
     return Checkpoints(workdir, select, directions.get(select, "max"), verify)
 
 

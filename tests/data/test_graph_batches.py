@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pinjax.data import graph_batches
+from pinjax.data import graph_batches, item_pairs
 from pinjax.graph import csr, walks
 
 ITEMS, GROUPS = 60, 25
@@ -37,7 +37,7 @@ def make(graph, pairs=None, devices=1, shard=(0, 1), **fields):
         graph=graph,
         table=walks.neighbourhoods(graph, every, WALKS, 0),
         walks=WALKS,
-        pairs=pairs or graph_batches.Memberships(graph, stream=1),
+        pairs=pairs or item_pairs.Memberships(graph, stream=1),
         hard=hard.astype(np.int32),
         hard_after=3,
         corpus=every[:50],
@@ -89,7 +89,7 @@ def test_places_are_those_of_what_a_device_embeds(graph):
 
 
 def test_pairs_of_groups_are_uniform_over_edges_and_two_items_of_a_group(graph):
-    drawn = graph_batches.Memberships(graph, stream=1)(0, 0, 40_000)
+    drawn = item_pairs.Memberships(graph, stream=1)(0, 0, 40_000)
     degrees = np.diff(graph.groups.offsets)
     assert (drawn.query != drawn.item).all()
     for row in range(200):
@@ -107,7 +107,7 @@ def test_pairs_of_groups_are_uniform_over_edges_and_two_items_of_a_group(graph):
 def test_engagements_belong_to_a_group_of_both_items(graph):
     rng = np.random.default_rng(1)
     query, item = rng.integers(ITEMS, size=(2, 30)).astype(np.int32)
-    pairs = graph_batches.Engagements(query, item, graph.items)
+    pairs = item_pairs.Engagements(query, item, graph.items)
     visited = [pairs(0, step, 10) for step in range(3)]
     seen = np.concatenate([np.stack(drawn[:2], axis=1) for drawn in visited])
     assert sorted(map(tuple, seen)) == sorted(zip(query, item, strict=True))  # one epoch
@@ -141,7 +141,7 @@ def test_a_pairs_own_edge_does_not_tell_one_item_of_the_other(tmp_path):
     csr.write(tmp_path, edges, 4 * number, 3 * number)
     graph = csr.read(tmp_path)
     first = np.arange(0, 2 * number, 2, dtype=np.int32)
-    pairs = graph_batches.Engagements(first, first + 1, graph.items)
+    pairs = item_pairs.Engagements(first, first + 1, graph.items)
     every = np.arange(4 * number, dtype=np.int32)
     made = dataclasses.replace(
         make(graph, pairs, layers=1, items=4 * number),
