@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from pinjax.data import graph_batches
 from pinjax.distributed import batching, sharding
 from pinjax.graph.walks import Neighbours
-from pinjax.models import pinsage
+from pinjax.models import importance_pooling, pinsage
 from pinjax.systems import node_table, system
 
 _ROWS = 2**12  # items, or groups, at a time
@@ -53,7 +53,7 @@ def embedders(
 
     def of_layer(layer: int, params: Any, constants: Any, rows: dict[str, jax.Array]) -> jax.Array:
         bound = on_device.bind(params)
-        pooled = bound.pool(*_flat(rows))
+        pooled = importance_pooling.pool(*_flat(rows), model.pooling)
         return state(bound, layer, bound.combine(layer - 1, rows["own"], pooled))
 
     def of_groups(params: Any, constants: Any, rows: dict[str, jax.Array]) -> jax.Array:

@@ -31,7 +31,7 @@ from pinjax.evaluation import evaluator as evaluator_lib
 from pinjax.evaluation import tables, vector_search
 from pinjax.graph import groups as groups_lib
 from pinjax.losses import count_min_sketch, max_margin, sampled_softmax
-from pinjax.models import pinsage
+from pinjax.models import importance_pooling, pinsage
 from pinjax.systems import counts, graph_training, layerwise, node_table, system
 
 
@@ -87,7 +87,8 @@ def encode(
             own, neighbours, weights = (
                 graph[f"{name}_{layer}"] for name in ("own", "neighbours", "weights")
             )
-            pooled = bound.pool(bound.messages(layer, z), neighbours, weights)
+            messages = bound.messages(layer, z)
+            pooled = importance_pooling.pool(messages, neighbours, weights, model.pooling)
             z = bound.combine(layer, z[own], pooled)
         embeddings = bound.head(z)
         ends = [len(batch[name]) for name in ("query", "item", "group_item")]
