@@ -1,0 +1,2 @@
+def max_margin(*a):
+    raise NotImplementedError
