@@ -257,6 +257,7 @@ class GraphBatches(batches.RandomAccess):
         near.ids[walked], near.weights[walked] = walks.neighbourhoods(
             *(self.graph, ends[walked], self.walks, self.seed, avoid[walked]),
             streams=np.uint64(first) + walked.astype(np.uint64),
+            threads=1,
         )
         exists = group_at >= 0
         weights = exists / np.maximum(exists.sum(axis=1, keepdims=True), 1)

@@ -5,6 +5,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from pinjax import settings
 from pinjax.data import graph_batches, item_pairs
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
@@ -15,13 +16,17 @@ from pinjax.graph import neighbourhoods, pagerank, walks
 from pinjax.systems import counts
 
 _SAME = 8  # pairs with the same query, in the abstract shapes of a batch
-_PAGERANK = pagerank.PageRank(restart=0.5, epsilon=1e-5)
+_PAGERANK = pagerank.PageRank(restart=0.5, epsilon=1e-6)
 _CANDIDATES = 8  # for each hard negative of a pair
 
 
 def numbers(config: ConfigDict, spec: Spec, mesh: Mesh) -> graph_batches.Numbers:
-    """What is in a batch."""
-    return graph_batches.Numbers(
+    """What is in a batch.
+
+    Raises:
+      InputError: if it is too much.
+    """
+    found = graph_batches.Numbers(
         pairs=config.data.pairs,
         groups=config.data.groups,
         group_items=config.data.group_items,
@@ -32,6 +37,13 @@ def numbers(config: ConfigDict, spec: Spec, mesh: Mesh) -> graph_batches.Numbers
         items=spec.num_items,
         devices=mesh.shape["data"],
     )
+    most = max([found.targets, *found.most_nodes]) * max(found.neighbours, found.group_items)
+    if most > settings.INT32:
+        raise InputError(
+            f"data.pairs={found.pairs}: a batch may have {most:,} neighbours; expected at most "
+            f"{settings.INT32:,}"
+        )
+    return found
 
 
 def abstract_batch(numbers: graph_batches.Numbers, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
