@@ -1,2 +1,0 @@
-def max_margin(*a):
-    raise NotImplementedError
