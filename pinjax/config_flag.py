@@ -58,10 +58,10 @@ class ConfigFlag(flags.Flag):
         return config.lock()
 
 
-def define(kind: str, field: str, declared: bool) -> flags.FlagHolder:
-    """Defines --config, which is required. Arguments as `ConfigFlag`."""
+def define(kind: str, field: str, declared: bool, required: bool = True) -> flags.FlagHolder:
+    """Defines --config. Arguments as `ConfigFlag`."""
     flag = ConfigFlag(kind, field, declared, f"{kind}: FILE or FILE:VARIANT")
-    return flags.DEFINE_flag(flag, required=True)
+    return flags.DEFINE_flag(flag, required=required)
 
 
 def source() -> str:
