@@ -96,30 +96,38 @@ def find(names: str, copies: epath.Path, verify: bool) -> list[Embeddings]:
       verify: whether checksums are compared.
 
     Raises:
-      InputError: if a directory has no manifest, no items, or files that are missing or damaged.
+      InputError: as `open_directory`, or if a directory has no items.
     """
     found = []
     for name in names.split(","):
         directory = files.path("data.vectors", name.strip())
-        if not (directory / MANIFEST).exists():
-            raise InputError(f"data.vectors: no embeddings by pinjax.embed in {directory}")
-        manifest = checksums.read(directory / MANIFEST)
-        written = manifest.get("files", {})
-        missing = [file for file, checksum in written.items() if not checksum]
-        if missing or not written:
-            raise InputError(
-                f"data.vectors: {directory} is incomplete: {(missing or ['any file'])[0]} is not "
-                "there yet; repeat pinjax.embed"
-            )
-        if not any(file.startswith(f"{ITEMS}-") for file in written):
+        embeddings = open_directory(directory, copies, verify)
+        if embeddings.ids(ITEMS) is None:
             raise InputError(f"data.vectors: {directory} has no vectors of items")
-        embeddings = Embeddings(directory, manifest)
-        if files.is_remote(directory):
-            embeddings = _copy(embeddings, copies)
-        for file, checksum in written.items() if verify else ():
-            checksums.verify_file(embeddings.directory / file, checksum)
         found.append(embeddings)
     return found
+
+
+def open_directory(directory: epath.Path, copies: epath.Path, verify: bool) -> Embeddings:
+    """The embeddings in a directory; the other arguments as for `find`.
+
+    Raises:
+      InputError: if it has no manifest, or files that are missing or damaged.
+    """
+    if not (directory / MANIFEST).exists():
+        raise InputError(f"{directory}: no embeddings by pinjax.embed")
+    manifest = checksums.read(directory / MANIFEST)
+    written = manifest["files"]
+    missing = [file for file, checksum in written.items() if not checksum]
+    if missing or not written:
+        file = (missing or ["any file"])[0]
+        raise InputError(f"{directory}: incomplete: {file} is not there yet; repeat pinjax.embed")
+    embeddings = Embeddings(directory, manifest)
+    if files.is_remote(directory):
+        embeddings = _copy(embeddings, copies)
+    for file, checksum in written.items() if verify else ():
+        checksums.verify_file(embeddings.directory / file, checksum)
+    return embeddings
 
 
 def check(found: list[Embeddings], spec: Spec) -> None:

@@ -93,6 +93,17 @@ def table_of(records: Records) -> Table:
     return Table(rows, notes + _collapsed(records, figures), records)
 
 
+def difference(records: Records, method: str, other: str) -> Estimate:
+    """R@10 of a method less that of another one, by embeddings for the whole window."""
+    keys = (method, "window"), (other, "window")
+    return _Measured(records).difference(*keys, None)
+
+
+def is_of(method: str, system: str) -> bool:
+    """Whether a method is the system, or a variant of it."""
+    return method == system or method.startswith(f"{system}, ")
+
+
 class _Measured:
     """Metrics of records, by method and cadence, and optionally by task."""
 
@@ -154,10 +165,6 @@ class _Measured:
         return {ENTROPY: metrics.estimate(values, self._cluster, share=False)}
 
 
-def _is_of(method: str, system: str) -> bool:
-    return method == system or method.startswith(f"{system}, ")
-
-
 def too_few(number: int, what: str, more: str) -> list[str]:
     """A note if there are fewer than `ENOUGH` users or queries, or none.
 
@@ -181,7 +188,7 @@ def _collapsed(records: Records, figures: dict[tuple[str, str], dict[str, float]
     usual = max((coverage for coverage in coverages if coverage is not None), default=0.0)
     notes = []
     for (method, cadence), cells in figures.items():
-        if not _is_of(method, records.about.system):
+        if not is_of(method, records.about.system):
             continue
         why = []
         if cells[COVERAGE] < 2 * usual:
