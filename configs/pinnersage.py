@@ -7,8 +7,8 @@ python -m pinjax.evaluate --config=configs/pinnersage.py --config.data.name=DIR 
 """
 
 from configs import common
-from configs.common import DAY
 from pinjax.settings import UINT32, Float, Int, Section, Size, named
+from pinjax.timestamps import DAY
 
 
 def get_config(variant: str = "") -> Section:

@@ -12,10 +12,10 @@ def max_margin(
     negatives: Float[Array, "negatives dim"],
     hard: Float[Array, "pairs hard dim"],
     margin: ArrayLike,
-    negative_ids: Int[Array, "negatives"],
+    negative_ids: Int[Array, " negatives"],
     hard_ids: Int[Array, "pairs hard"],
     excluded_ids: Int[Array, "pairs excluded"],
-) -> Float32[Array, "pairs"]:
+) -> Float32[Array, " pairs"]:
     """Max-margin ranking loss (PinSage, Ying et al., KDD 2018, §3.3, equation 1).
 
       loss = the mean over negatives of max(0, <q, negative> - <q, positive> + margin)

@@ -148,8 +148,10 @@ def loss(
             log_q=log_q(negative_ids),
             positive_log_q=log_q(all_ids)[:, None],
         )
+        own = sampled_softmax.HardNegatives(hard[:, None], hard_ids[:, None])
         return sampled_softmax.sampled_softmax(
-            queries[:, None], positives[:, None], negatives, scale, excluded
+            *(queries[:, None], positives[:, None], negatives, scale, excluded),
+            hard=own if hard_ids.size else None,
         )[:, 0]
 
     sketches = dict(sketches)
