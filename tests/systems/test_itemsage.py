@@ -139,7 +139,7 @@ def test_sketches_are_as_wide_as_there_are_ids(make_config, mesh):
 
 
 def test_pairs_that_drown_in_their_sketch_are_refused(make_config, mesh):
-    """As in 2^22 columns the ten million pairs of the published size."""
+    """As would happen to the published size's ten million pairs in 2^22 columns."""
     config = make_config(loss={"sketch_width": 2**12}, train={"steps": 10_000})
     dataset = dataset_lib.load(config.data.name, config.data.dir)
     pairs = dataset.pairs("train")[["query", "item"]]
@@ -270,7 +270,7 @@ def test_pairs_are_needed(make_config, other_data, mesh):
 @pytest.mark.parametrize("texts", [("title", "description", "brand"), ("brand",)])
 @pytest.mark.parametrize("cap", [0, 1])
 def test_there_is_room_for_the_tokens_of_what_is_drawn(make_config, data_dir, texts, cap):
-    """As much as the data themselves would ask for, and not much more."""
+    """As much room as the data need, and not much more."""
     config = make_config(model={"texts": tuple((name, name) for name in texts)})
     config.tasks = (("image/click", 3.0, cap), ("text/save", 1.0, cap))
     config.data.pairs = config.loss.num_random_negatives = 256

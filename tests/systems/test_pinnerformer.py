@@ -71,7 +71,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
     )
     outputs = np.asarray(apply(batch, method="users"), np.float64)
     everything = jnp.arange(model.num_items, dtype=jnp.int32)
-    # As they were before popularity were counted, and after each time at which they were.
+    # Items before popularity was counted, and after each time at which it was counted.
     times = np.zeros(0, np.uint32) if times is None else np.asarray(times)
     then = [jnp.full(model.num_items, time, jnp.uint32) for time in (0, *(times + 1))]
     items = np.stack([apply(everything, now, method="items") for now in then]).astype(np.float64)
@@ -134,7 +134,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
 
 
 def test_a_user_is_not_their_own_negative(make_config, mesh):
-    """Of a batch that is one user alone nothing is left to learn from."""
+    """In a batch of a single user nothing is left to learn from."""
     config = make_config(loss={"num_random_negatives": 0})
     system = registry.create(config, mesh)
     params, sketch = system.trainable.init(jax.random.key(1))
@@ -191,7 +191,7 @@ def test_choice_is_without_replacement_and_takes_missing_ones_last():
 
 
 def assert_close(found, expected):
-    """Parameters that differ by rounding alone."""
+    """Parameters differ only by rounding."""
 
     def close(path, found, expected):
         # The gradient of a key's bias is zero but for rounding, which Adam makes large.
@@ -268,7 +268,7 @@ def test_integer_user_ids_come_back_as_integers(make_config, other_data, data_di
 
 
 def test_nobody_knows_what_is_done_later(make_config, mesh):
-    """Other actions after a count leave what is known until the next one as it was."""
+    """Other actions after a count change nothing until the next count."""
     data = {"popularity_window": 84 * 86_400, "popularity_times": 13}
     config = make_config(data=data, model={"id_dim": 0})
     dataset = dataset_lib.load(config.data.name, config.data.dir)
@@ -305,7 +305,7 @@ def test_nobody_knows_what_is_done_later(make_config, mesh):
             )
         )
         exists = np.asarray(batch["label_item"]) >= 0
-        known = np.asarray(request_times) <= times[6]  # the next count, which is of no use yet
+        known = np.asarray(request_times) <= times[6]  # the next count, which is not used yet
         for a, b in (users, items):
             np.testing.assert_array_equal(a[exists & known], b[exists & known])
             unlike += (np.abs(a - b).max(axis=-1) > 1e-3)[exists & ~known].sum()

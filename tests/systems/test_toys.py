@@ -1,4 +1,4 @@
-"""A system of the user's own is one module and one config."""
+"""A user's own system is one module and one config."""
 
 import pathlib
 import runpy
