@@ -1,5 +1,6 @@
 """Every config builds, refuses nonsense, and trains some steps in its `:test` variant."""
 
+import functools
 import math
 import pathlib
 import runpy
@@ -203,7 +204,9 @@ def test_the_test_variant_learns(path, tmp_path):
     with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
         result = loop.train(system, config.train, mesh, tmp_path / "run", checkpoints)
     assert result.stopped is None
-    before, _ = system.trainable.init(jax.random.key(0))
+    optimizer = step.make_optimizer(config.train)
+    init = functools.partial(step.init_state, system.trainable, optimizer, config.train.seed)
+    before = jax.jit(init)().params
     after = jax.device_get(result.state.params)
     moved = [
         np.abs(np.asarray(a) - b).max()
