@@ -31,7 +31,7 @@ SYSTEMS = flags.DEFINE_multi_string(
 DEVICES = flags.DEFINE_multi_integer("devices", [1, 8], "CPU devices to train on")
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_TIMINGS = ("queries/s", "time")  # ends of names of what differs between any two runs
+_TIMINGS = ("queries/s", "time")  # how names of numbers end that differ between any two runs
 
 
 def main(argv):
@@ -67,7 +67,7 @@ def _worktree(commit: str, scratch: str):
 
 
 def _train(tree: pathlib.Path, system: str, devices: int) -> dict[str, str]:
-    """Hashes of what a run ends with."""
+    """Hashes of a run's final parameters, its losses and its table."""
     workdir = tree.parent / f"{system}-{devices}"
     command = [sys.executable, "-m", "pinjax.train", f"--config=configs/{system}.py:test"]
     command += [f"--config.data.dir={tree.parent / 'data'}", f"--workdir={workdir}"]
@@ -88,7 +88,7 @@ def _train(tree: pathlib.Path, system: str, devices: int) -> dict[str, str]:
 
 
 def _hash_of_arrays(directory: pathlib.Path) -> str:
-    """Of the parameters of a checkpoint, whatever their names, and however they were sharded."""
+    """The hash of a checkpoint's parameters, whatever their names and however sharded."""
     checkpointer = ocp.PyTreeCheckpointer()
     saved = checkpointer.metadata(directory).item_metadata.tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)

@@ -1,10 +1,10 @@
-"""A run, from command to table: wall time, peak memory, and what it reaches.
+"""A run, from command to table: wall time, peak memory, and the table.
 
     python -m benchmarks.default_run                                     # six minutes
     python -m benchmarks.default_run --config=configs/itemsage.py
     python -m benchmarks.default_run --config=configs/pinnerformer.py:hour
 
-Everything is made anew, the data set too; only the installation is there.
+Everything is made anew, the data set too, except the installation.
 """
 
 import json

@@ -2,9 +2,9 @@
 
     python -m benchmarks.directions --workdir=DIR
 
-A run that is finished in DIR is not made again, so that the hours this takes may be spent in
-pieces. The directions are those of PinnerFormer (Pancha et al., KDD 2022): logQ and negatives,
-objectives, and what is lost when embeddings are computed once a window instead of in real time.
+It takes hours; a run that is finished in DIR is not made again, so it can be interrupted. The
+directions are PinnerFormer's (Pancha et al., KDD 2022): logQ and negatives, objectives, and the
+loss when embeddings are computed once a window instead of in real time.
 """
 
 import itertools
@@ -33,7 +33,7 @@ NEGATIVES = {
 DEFAULT = "logQ, mixed"
 OBJECTIVES = {
     "next_action": ("--config.objective.name=next_action",),
-    # Windows end where its authors' do.
+    # Windows end where those of SASRec's authors do.
     "sasrec": ("--config.objective.name=sasrec", "--config.objective.last_action_share=1.0"),
     "all_action": ("--config.objective.name=all_action",),
 }

@@ -2,12 +2,12 @@
 
     python -m benchmarks.input
 
-Batches are those of the published size: 128 users, 256 actions, 32 labels each. The alternative
-draws the same windows and labels in plain Python, an action at a time, from timelines that are in
-memory already. Both run pinned to the same core, in turn.
+Batches have the published size: 128 users, 256 actions, 32 labels each. The alternative draws the
+same windows and labels in plain Python, an action at a time, from timelines that are in memory
+already. Both run pinned to the same core, in turn.
 
-Beside them is what one H200 could use of such batches at best: by the model's FLOPs and the GPU's
-published rate of bfloat16 products.
+Beside both is the rate at which one H200 could at best consume such batches, from the model's FLOPs
+and the GPU's published rate of bfloat16 products.
 """
 
 import os
@@ -77,7 +77,7 @@ def _used_at_best(chip: str) -> float:
 
 
 def _draw_in_python(row, positives, sampler, rng):
-    """A window and its labels, as one would write it first."""
+    """A window and its labels, written without thought of speed."""
     actions = [
         (int(a["item"]), int(a["time"]), float(a["duration"]), int(a["surface"]), int(a["action"]))
         for a in row

@@ -1,9 +1,9 @@
-"""Do the directions of ItemSage's ablations hold on pinworld? Every row is of three seeds.
+"""Do the directions of ItemSage's ablations hold on pinworld? Each row has three seeds.
 
     python -m benchmarks.itemsage_directions --workdir=DIR
 
-A run that is finished in DIR is not made again. The directions are those of ItemSage (Baltescu et
-al., KDD 2022): encoders, features, terms of the loss, and one task or all of them.
+A run that is finished in DIR is not made again. The directions are ItemSage's (Baltescu et al., KDD
+2022): encoders, features, terms of the loss, and one task or all of them.
 """
 
 import itertools
@@ -41,7 +41,7 @@ def main(_):
         for method, settings in METHODS.items()
     }
     for task in (*DENSE, *SPARSE):
-        # A single task is measured on that task alone, over whose first row its table is.
+        # A run on a single task is measured on that task, which its table's first row has.
         settings = (f"--config.tasks=(('{task}', 1.0, 0),)",)
         results[f"{task} only"] = [_run(f"{task} only", s, settings) for s in range(_SEEDS.value)]
 

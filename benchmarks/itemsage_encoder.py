@@ -2,14 +2,15 @@
 
     python -m benchmarks.itemsage_encoder [PYTHON]
 
-PYTHON is one that has PyTorch, .venv-peers/bin/python if it is not given: see
-requirements-peers.txt. At the published size (20 images of 256, 12 texts of 5 tokens on average,
-a table of 100,000 x 256, one block of width 512 with 8 heads), 512 products a batch, float32, on
+PYTHON has PyTorch; the default is .venv-peers/bin/python, see requirements-peers.txt. At the
+published size (20 images of 256, 12 texts of 5 tokens on average, a table of 100,000 x 256,
+one block of width 512 with 8 heads), 512 products a batch, float32, on
 the CPU. Both get the same weights, and their embeddings and gradients are compared. Takes some
 minutes.
 
-PyTorch's encoder is what its layers make of the paper, so it computes the block at every position.
-pinjax's computes it at [CLS], which is all that is used: nearly all of the ratio comes from there.
+PyTorch's encoder is built of PyTorch's own layers, so it computes the block at every position.
+pinjax's computes it only at [CLS], whose output is all that is used: this is nearly all of the
+ratio.
 """
 
 import pathlib
@@ -63,7 +64,7 @@ def in_pytorch(params):
             block["attention_out"]["kernel"],
         )
     )
-    no_key_bias = np.zeros(width, np.float32)  # it has no effect, nor has it a gradient
+    no_key_bias = np.zeros(width, np.float32)  # it has neither an effect nor a gradient
     biases = block["query"]["bias"].ravel(), no_key_bias, block["value_bias"].ravel()
     named = {
         "table.weight": params["text"]["embedding"],

@@ -1,11 +1,11 @@
-"""Kills runs at random times, and compares the results with those of runs that were not killed.
+"""Kills runs at random times, and compares their results with the same runs without kills.
 
     python -m benchmarks.kill_drill                        # 20 kills a system, half an hour
     python -m benchmarks.kill_drill --rounds=1 --system=itemsage
 
-A round kills one run five times, by SIGKILL: while its data set is made, between two steps, while
-a checkpoint is written, while users are evaluated, and while embeddings are written. After each the
-same command goes on. At the end parameters, metrics, tables and embeddings are compared.
+A round kills one run five times, by SIGKILL: while its data set is made, between two steps, while a
+checkpoint is written, while users are evaluated, and while embeddings are written. After each kill
+the same command resumes it. At the end parameters, metrics, tables and embeddings are compared.
 """
 
 import collections
@@ -67,7 +67,7 @@ class Run:
         return self.out.exists()
 
     def content(self) -> dict[str, str]:
-        """Hashes of what a run ends with, without times and speeds."""
+        """Hashes of a run's results, without times and speeds."""
         results = json.loads((self.workdir / "results_test.json").read_text())
         for metrics in results["rows"].values():
             for name in [name for name in metrics if "queries/s" in name]:
@@ -109,7 +109,7 @@ def main(_):
 def _drill(run: Run, draw: random.Random) -> collections.Counter:
     """Kills a run at each point in turn, then lets it end; returns how often it was alive."""
     step, evaluation = draw.randrange(1, 10), draw.choice([19, 30])
-    points = [  # what, in which command, what begins it, and the seconds that it may take
+    points = [  # what is killed, in which command, what it begins with, and its seconds at most
         ("while data are made", "train", run.makes_data, 1.0),
         ("between two steps", "train", lambda: run.reached(step), 0.02),
         ("while a checkpoint is written", "train", run.writes_checkpoint, 0.1),

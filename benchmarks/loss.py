@@ -90,7 +90,7 @@ def resident():
 
 
 def peak_memory(name, negatives):
-    """One step in a process of its own: peak MiB before it and of all, and its seconds."""
+    """One step in a process of its own: peak MiB before it and overall, and its seconds."""
     command = [sys.executable, "-m", "benchmarks.loss", name, str(negatives)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [float(figure) for figure in output.split()]

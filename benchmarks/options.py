@@ -1,13 +1,13 @@
-"""What each option that is not PinnerFormer's brings, on pinworld and on three real logs.
+"""What each option beyond the PinnerFormer paper brings, on pinworld and on three real logs.
 
     python -m benchmarks.options --data=DIR --workdir=DIR [--sets=pinworld,ifdb,globo,ml1m]
 
 Every option is added on its own to a model with none of them, with three seeds. Sizes and labels
-are those of the set's config, steps are fewer. A run that is finished in --workdir is not made
-again, so that the hours that this takes may be spent in pieces.
+are the set's config's, steps are fewer. It takes hours; a run that is finished in --workdir is not
+made again, so it can be interrupted.
 
-Recall@10 is of the test users; nothing is chosen by it. An option is said to help where every seed
-is ahead of the same seed without it, by more in the mean than half the range over seeds.
+Recall@10 is over test users; nothing is chosen by it. An option helps if every seed is ahead of the
+same seed without it, and the mean difference is more than half the range over seeds.
 """
 
 import pathlib
@@ -52,7 +52,7 @@ FEATURES = {  # of the set's config, without the request time
     "globo": ("item", "surface", "time"),
     "ml1m": ("item",),
 }
-NOT_FOR = {  # what has no meaning there: items without content, actions without times
+NOT_FOR = {  # without meaning there: items have no content, actions no times
     "pinworld": (),
     "ifdb": (),
     "globo": ("learned ids", "gated layers", "PCA", "popularity"),

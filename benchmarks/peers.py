@@ -1,4 +1,4 @@
-"""A script in another Python environment that is measured beside pinjax, turn by turn."""
+"""Scripts in another Python environment that take turns with pinjax in a measurement."""
 
 import pathlib
 import subprocess
@@ -27,27 +27,27 @@ class Peer:
         self._process.__exit__(*exception)
 
     def tell(self, line: str = "") -> None:
-        """A line, to be answered."""
+        """Sends a line."""
         self._process.stdin.write(f"{line}\n")
 
     def hear(self) -> str:
-        """What it answers.
+        """The next line of its answers.
 
         Raises:
-          RuntimeError: it ended; what it had to say of it is on stderr.
+          RuntimeError: it ended; stderr says why.
         """
         if not (answer := self._process.stdout.readline()):
             raise RuntimeError(f"{self._process.args[1].name} has ended")
         return answer.strip()
 
     def ask(self, line: str = "") -> str:
-        """What it answers to a line."""
+        """Sends a line and returns the answer."""
         self.tell(line)
         return self.hear()
 
 
 def in_turn(timers: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """The seconds of each timer, a call to a round: so that all see the same machine."""
+    """The seconds of each timer; each is called once a round, so that all see the same machine."""
     seconds = {name: [] for name in timers}
     for _ in range(rounds):
         for name, timer in timers.items():

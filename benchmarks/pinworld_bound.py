@@ -1,11 +1,11 @@
-"""How much of its oracle's recall pinworld's log allows, at the least.
+"""A lower bound on the share of its oracle's recall that pinworld's log allows.
 
     python -m benchmarks.pinworld_bound
 
-The oracle knows what each test user cares about. Here somebody knows how pinworld is drawn and all
-about its pins, topic, style and popularity, but of the users only what they did: an interest weighs
-the days on which a user acted on its topic, and a taste what is likely by the pins that the user
-chose.
+The oracle knows what each test user cares about. This ranking knows how
+pinworld is drawn and its pins' topics, styles and popularity, but of the users only what they did:
+an interest is estimated by the days on which a user acted on its topic, and a taste by the
+likelihood of the pins that the user chose.
 """
 
 import pathlib
@@ -27,14 +27,14 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where it is kept
 
 ROOT = pathlib.Path(__file__).parents[1]
 WINDOW = 14 * DAY
-PRIOR_DAYS = 5  # with which every user begins, spread over the topics by their popularity
+PRIOR_DAYS = 5  # a prior for every user, spread over the topics by their popularity
 
 
 def expected(oracle: Oracle, choice: np.ndarray, wanted: np.ndarray, time: int) -> np.ndarray:
     """Expected engagements of one user with every pin, up to a factor, from what the user did.
 
     Args:
-      oracle: whose topics are known.
+      oracle: knows the pins' topics.
       choice: p(pin | topic, taste), (tastes, pins).
       wanted: `timelines.ACTION` (n,), what the user did by `time` with pins that were wanted.
       time: unix seconds.

@@ -4,9 +4,9 @@
     python -m benchmarks.prepare --rows=5000000 --users=50000 --before=DIR
 
 The log has text ids of users and of 200,000 items, times in ms, durations, actions and surfaces, in
-one Parquet file. pandas reads it, makes numbers of the ids, sorts by user and time and drops
-repeated rows; it writes nothing. Each runs in a process of its own. Memory is the resident set of
-all its processes at its peak.
+one Parquet file. pandas reads it, numbers the ids, sorts by user and time and drops repeated rows;
+it writes nothing. Each runs in a process of its own. Memory is the peak of the resident set of all
+its processes.
 """
 
 import os

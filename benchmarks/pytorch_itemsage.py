@@ -2,9 +2,9 @@
 
     .venv-peers/bin/python benchmarks/pytorch_itemsage.py IN.npz OUT.npz
 
-That starts it in .venv-peers, and writes a line to its standard input for each step that it wants
-timed; the answer is a line with the seconds. At the end of the input, embeddings and gradients are
-written to OUT.npz.
+itemsage_encoder.py starts it in .venv-peers, and writes a line to its standard input for each step
+to be timed; the answer is a line with the seconds. At the end of the input, embeddings and
+gradients are written to OUT.npz.
 """
 
 import functools
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 
 class ItemSage(nn.Module):
-    """The encoder of pinjax.models.itemsage, of PyTorch's own layers."""
+    """The encoder of pinjax.models.itemsage, built of PyTorch's own layers."""
 
     def __init__(self, texts, tokens, buckets, image_dim, token_dim, width, dim, heads):
         super().__init__()

@@ -2,7 +2,7 @@
 
     .venv-peers/bin/python benchmarks/pytorch_peer.py IN.npz OUT.npz plain|chunked
 
-That starts it, once for each form of the loss, and writes lines to its standard input. After the
+step.py starts it, once for each form of the loss, and writes lines to its standard input. After the
 first one gradients of the batch "check" are written to OUT.npz, and the answer says how the step
 was compiled. Then each line is a number of steps, and the answer the seconds of a step and the peak
 memory so far, in bytes: CUDA's where there is a GPU, else the process's.
@@ -142,7 +142,7 @@ class PinnerFormer(nn.Module):
         return F.normalize(self.pin_tower(self.item_input(rows)).float(), dim=-1)
 
     def embed_users(self, batch):
-        """At the positions that have a label."""
+        """User embeddings at the positions that have a label."""
         item, time = batch["item"], batch["time"]
         exists = item >= 0
         gap = F.pad(torch.where(exists[:, :-1], time.diff(dim=1), 0), (1, 0))
@@ -235,7 +235,7 @@ def make_optimizer(model, train):
 
 
 def main(source: str, target: str, form: str) -> None:
-    sys.stdin.readline()  # until then nothing is there to be read
+    sys.stdin.readline()  # before the first line there is no file to read
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with np.load(source) as file:
         config = json.loads(str(file["config"]))

@@ -3,18 +3,17 @@
     python3 -m venv .venv-peers && .venv-peers/bin/pip install -r benchmarks/requirements-peers.txt
     python -m benchmarks.real_engagements --data=DIR --workdir=DIR
 
-On ifdb and instacart ItemSage is held against the nearest neighbours by TF-IDF of the query item's
-texts, on cold products above all: of ifdb those that are new since training ended, of instacart
-those without engagements in training, a hashed 20th among them. On homedepot SearchSage is held
-against BM25 over the titles, on searches that were not trained on. On movielens_1m ItemSage
+On ifdb and instacart ItemSage is compared with the nearest neighbours by TF-IDF of the query item's
+texts, above all on cold products: on ifdb these are new since training ended, on instacart they
+have no engagements in training, among them a hashed twentieth of all. On homedepot SearchSage is
+compared with BM25 over the titles, on searches that were not trained on. On movielens_1m ItemSage
 sees texts and images, or one of them.
 
-All methods answer the same queries over the same index (`pinjax.evaluation`), the frozen vectors
-without any training, too; TF-IDF and BM25 read the same texts. An item that is the
-query is no answer. What is chosen is chosen on validation, by the metric that is compared: the
+All methods answer the same queries over the same index (`pinjax.evaluation`). One of them is the
+frozen vectors without any training. TF-IDF and BM25 read the same texts. An item that is itself the
+query is not an answer. Choices are made on validation, by the metric that is compared: the
 checkpoint, whether ItemSage's logits are corrected by logQ, and how TF-IDF and BM25 cut texts into
-words. A run that is finished in --workdir is not made again, and neither is a data set that is
-prepared there.
+words. Runs that are finished in --workdir and data sets that are prepared there are not made again.
 """
 
 import json
@@ -47,7 +46,7 @@ from pinjax.systems import product_table
 _DATA = flags.DEFINE_string("data", None, "directory of the raw tables", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where data sets and runs are kept", required=True)
 _SETS = flags.DEFINE_list("sets", ["ifdb", "instacart", "homedepot", "movielens_1m"], "which sets")
-_STEPS = flags.DEFINE_integer("steps", None, "of every run, if not those of its config")
+_STEPS = flags.DEFINE_integer("steps", None, "of every run; the default is its config's")
 _PEERS = flags.DEFINE_string("peers", ".venv-peers/bin/python", "the Python with the peers")
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -82,8 +81,8 @@ FEATURES = {  # of products: whether texts, and images
     "texts only": (True, False),
     "images only": (False, True),
 }
-# Items' vectors and queries' are of one space here, that of words. Corrected logits learn what is
-# popular, too, which a cold product cannot be.
+# The vectors of items and queries lie in one space here, since both are made of words. Corrected
+# logits also learn what is popular, which a cold product cannot be.
 RESIDUAL = "--config.model.residual=True"
 CHOICES = {
     "itemsage": {"logQ": (RESIDUAL,), "no logQ": (RESIDUAL, "--config.loss.log_q=False")},
@@ -196,19 +195,19 @@ def peer(
 def measured(
     pairs: pair_source.PairSource, retriever: retrievers.Retriever, split: str
 ) -> dict[str, metrics.Estimate]:
-    """The row of a method alone."""
+    """The table's row of a method."""
     return evaluator.Evaluator("it", pairs)(retriever, split, full=False).rows[0].metrics
 
 
 def untrained(pairs: pair_source.PairSource) -> dict[str, metrics.Estimate]:
-    """The row of the frozen vectors themselves: queries' and the mean of each item's images."""
+    """The row of the frozen vectors: the queries', and the mean of each item's images."""
     queries = features.unit_length(jnp.asarray(pairs.dataset.queries.vectors))
     items = item_features.item_vectors(pairs.dataset)
     return measured(pairs, vector_search.of_vectors(np.asarray(queries).__getitem__, items), "test")
 
 
 def findable(source: Source, dataset: Dataset, texts: list[str]) -> np.ndarray:
-    """Bool (items,), what the system's index may hold where it sees the texts and images."""
+    """Bool (items,), which items the system's index may hold if it sees texts and images."""
     if source.system == "searchsage":
         return item_features.item_vectors(dataset).any(axis=1)
     config = _config(source.system)

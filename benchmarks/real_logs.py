@@ -4,19 +4,19 @@
     python -m benchmarks.real_logs --data=DIR      # of DIR/ifdb/*.parquet and DIR/globo/*.parquet
 
 Split by global time and by user: all methods learn from the same training users up to the same
-time, and answer the same queries of other users, later (`pinjax.evaluation`). A query is what a
-user had done by a time T; its labels are what the user engages with in the window after T, of the
-items that existed at T and that the user had not acted on. Popularity, co-occurrence, the degrees
-of items that PinnerFormer sees of ifdb and the last row also know what the training users did
-between the end of training and T.
+time, and answer the same queries of other users, later (`pinjax.evaluation`). A query is a user's
+history up to a time T; its labels are the items that the user engages with in the window after T,
+if they existed at T and the user had not acted on them. Popularity, co-occurrence, the degrees of
+items that PinnerFormer sees of ifdb and the last row also know what the training users did between
+the end of training and T.
 
-The last row is of both: PinnerFormer's logits, and the logarithm of recent popularity added. As a
-product of two vectors that is one number more in each. What a trained model does not know of the
-days after training, an index that is built anew does.
+The last row combines both: PinnerFormer's logits plus the logarithm of recent popularity, which is
+one more number in each of the two vectors. So an index that is built anew knows about the days
+after training, which the trained model does not.
 
-What was chosen was chosen on the validation users: PinnerFormer's config, the baselines' settings,
-the weight of popularity beside logits. Of globo a seeded part of the users is taken, so that a CPU
-is enough.
+Choices were made on the validation users: PinnerFormer's config, the baselines' settings, the
+weight of popularity beside logits. Only a seeded part of globo's users is taken, so that a CPU is
+enough.
 """
 
 import os

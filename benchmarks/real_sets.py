@@ -70,7 +70,7 @@ def prepare(
 
 
 def prepare_log(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> dataset_lib.Dataset:
-    """`prepare`, of globo a seeded part of the users, so that a CPU is enough."""
+    """`prepare`, with a seeded part of globo's users, so that a CPU is enough."""
     if name != "globo":
         return prepare(name, raw, workdir)
     clicks = pq.read_table(raw / name / "clicks.parquet")

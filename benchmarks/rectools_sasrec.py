@@ -5,7 +5,7 @@
 Settings are RecTools' defaults but for two: a history is as long as PinnerFormer's, and the softmax
 is RecTools' sampled one, since the full one takes two cores half an hour an epoch on globo.
 Training stops early, as in its training guide: on the loss of the last action of a tenth of the
-users, of which the best epoch is kept. Users who have done nothing that the model knows are shown
+users; the best epoch is kept. Users without an action on an item that the model knows are shown
 what is popular.
 """
 

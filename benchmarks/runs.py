@@ -1,4 +1,4 @@
-"""Runs of the command that several scripts here compare, and what they say of them."""
+"""Training runs that several scripts here make and compare."""
 
 import pathlib
 import statistics

@@ -2,11 +2,10 @@
 
     python -m benchmarks.sketch [--data_dir=~/.cache/pinjax]
 
-For items of a Zipf law and for the pairs of pinworld/small, epoch after epoch, it prints by how
-much log P of an id, as the sampled softmax takes it off, is too high: the median and the 95th
-percentile over all that was counted, where an id counts as often as it came, beside the error of
-which a run says that it is hardly ever exceeded; it is refused where that is above the median count
-of an id, over all that was counted. Takes half a minute.
+For items with Zipf frequencies and for the pairs of pinworld/small, epoch after epoch, it prints
+how much too high an id's log P is, which the sampled softmax subtracts: the median and the 95th
+percentile over the stream. Beside them is the error bound that a run prints. A run is refused if
+the bound is above the median count of an id over the stream. Takes half a minute.
 """
 
 import math
@@ -30,7 +29,7 @@ def main(argv):
     rng = np.random.default_rng(0)
     items = 1 / np.arange(1, 200_001)
     zipf = rng.choice(len(items), 4_000_000, p=items / items.sum())
-    show("4,000,000 labels of 200,000 items by Zipf's law", zipf)
+    show("4,000,000 labels of 200,000 items with Zipf frequencies", zipf)
     train = dataset.load("pinworld/small", DATA_DIR.value).pairs("train")
     pairs = count_min_sketch.pair_ids(jnp.asarray(train["query"]), jnp.asarray(train["item"]))
     show("4 epochs of pinworld/small's pairs", np.tile(pairs, 4))

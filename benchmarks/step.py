@@ -3,21 +3,21 @@
     python -m benchmarks.step --config=configs/pinnerformer.py:own [--peer=PYTHON]
     python -m benchmarks.step --config=configs/pinnerformer.py:paper --config.data.users=128
 
-PYTHON has PyTorch, .venv-peers/bin/python if it is not given: see requirements-peers.txt. The peer,
-pytorch_peer.py, has torch.compile, scaled_dot_product_attention and fused AdamW, autocast where the
-config says bfloat16, recomputes blocks where it says model.remat, and its loss in two forms: plain,
-with the full matrix of logits, and chunked, 1,024 negatives at a time, their logits recomputed
-in the backward pass. Both sides run on one device, a GPU if there is one.
+PYTHON has PyTorch; the default is .venv-peers/bin/python, see requirements-peers.txt. The peer,
+pytorch_peer.py, uses torch.compile, scaled_dot_product_attention and fused AdamW, autocast if the
+config says bfloat16, and recomputes blocks if it says model.remat. Its loss has two forms: plain,
+with the full matrix of logits, and chunked, with 1,024 negatives at a time, whose logits are
+recomputed in the backward pass. Both sides run on one device, a GPU if there is one.
 
-A step is all of it: negatives, count-min sketch, forward, backward, clipping, AdamW. Only the
-schedule of the learning rate is left out in PyTorch, and input on both sides: some batches lie in
-the device's memory. They are random, of the config's shapes, on which alone the arithmetic depends,
-so no data set is needed.
+A step has all of its parts: negatives, count-min sketch, forward, backward, clipping, AdamW. Only
+PyTorch's schedule of the learning rate is left out, and on both sides the input: some batches lie
+in the device's memory. They are random and have the config's shapes, which are all that the amount
+of arithmetic depends on, so no data set is needed.
 
 First, gradients of a smaller batch in float32 without dropout are compared, from the same weights
-and negatives; then all take turns, so that they see the same machine. Peak memory is what was
-allocated on a GPU; on a CPU, what was resident of the process, with imports and compiling. The
-share of the matrix rate is that of one large product in the config's type.
+and negatives; then all take turns, so that they see the same machine. Peak memory is the allocated
+memory on a GPU, and on a CPU the process's resident set, with imports and compiling. The matrix
+rate is the rate of one large product in the config's type.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ FORMS = ("plain", "chunked")
 BATCHES = 4
 CHECKED = 16  # users
 TOLERANCE = 1e-3
-# What the peer has of the config's choices.
+# The config's values that the peer implements.
 EXPECTED = {
     "system": "pinnerformer",
     "data.popularity_window": 0,
@@ -75,14 +75,14 @@ def main(argv):
     config = CONFIG.value
     for name, value in EXPECTED.items():
         if (found := functools.reduce(getattr, name.split("."), config)) != value:
-            raise InputError(f"{name}={found!r}: the peer in PyTorch knows {value!r} alone")
+            raise InputError(f"{name}={found!r}: the peer in PyTorch knows only {value!r}")
     if shutil.which(PEER.value) is None:
         raise InputError(f"--peer={PEER.value}: no such program; see requirements-peers.txt")
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         source = pathlib.Path(directory, "in.npz")
         targets = {form: pathlib.Path(directory, f"{form}.npz") for form in FORMS}
         them = {}
-        # Before there is anything in memory: a process's peak begins with that of its parent.
+        # While memory is still empty: a process's peak begins with its parent's.
         for form, target in targets.items():
             peer = peers.Peer(PEER.value, "pytorch_peer.py", source, target, form)
             them[form] = stack.enter_context(peer)
@@ -141,7 +141,7 @@ def simulate_constants(trainable, rng):
 
 
 def simulate_batch(trainable, params, rng):
-    """Users of 1 to M actions, and labels of which one in sixteen is missing; some are popular."""
+    """Users of 1 to M actions, and labels; one in sixteen is missing, and some are popular."""
     shape, pairs = trainable.batch["item"].shape, trainable.batch["label_item"].shape
     (items,) = trainable.constants["corpus"].shape
     tower = params["params"]["user_tower"]
@@ -167,7 +167,7 @@ def simulate_batch(trainable, params, rng):
 
 
 def check_step(config, mesh, state, constants, batch):
-    """Loss and gradients under PyTorch's names, and the batch and negatives that they are of."""
+    """Loss and gradients under PyTorch's names, and the batch and negatives they are taken on."""
     config = config.copy_and_resolve_references()
     config.data.users = min(CHECKED, config.data.users)
     config.model.update(dtype="float32", dropout=0.0)
@@ -241,7 +241,7 @@ def make_timer(trainable, optimizer, state, constants, batches):
         start = time.perf_counter()
         for _ in range(STEPS.value):
             state, metrics = train_step(state, constants, next(batches))
-        loss = float(metrics["loss"])  # when all is done
+        loss = float(metrics["loss"])  # waits for all steps
         seconds = (time.perf_counter() - start) / STEPS.value
         assert np.isfinite(loss), loss
         return seconds
@@ -291,6 +291,6 @@ def report(config, trainable, times, peaks, flops, rate):
 
 
 if __name__ == "__main__":
-    # Else JAX takes most of a GPU's memory at once, and the peers need room, too.
+    # Otherwise JAX takes most of a GPU's memory at once, and leaves the peers none.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     app.run(main)

@@ -5,8 +5,8 @@
 
 It counts a vocabulary of the published sizes over all titles. Then it measures, on some of them,
 turning texts into token ids, and counting them into a vocabulary, both ways in turn on the same
-core; the results are checked to be equal. Titles are pseudo-random ones of about 50 characters
-unless a file has others.
+core; the results are checked to be equal. Titles are pseudo-random, of about 50 characters,
+unless they are read from a file.
 """
 
 import collections
@@ -72,7 +72,7 @@ def _read():
 
 
 def _pseudo_random(count):
-    """Titles of 4 to 12 words, drawn by Zipf's law from made-up ones of 1 to 10 letters."""
+    """Titles of 4 to 12 words with Zipf frequencies, made up of 1 to 10 letters each."""
     rng = np.random.default_rng(0)
     letters = rng.choice(list("etaoinshrdlucmfw1230é"), 1_000_000)
     ends = np.cumsum(rng.integers(1, 11, 150_000))

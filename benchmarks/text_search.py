@@ -3,7 +3,7 @@
     .venv-peers/bin/python benchmarks/text_search.py IN.json OUT.npz
 
 IN has the method, the texts of products and queries, and for each query the row of the product that
-it is itself, which is no answer, or -1. OUT has the answers, int (queries, K), best first and -1
+it is, which is not an answer, or -1. OUT has the answers, int (queries, K), best first and -1
 where there are fewer, for each way to cut a text into words. Every other setting is the library's
 default: TF-IDF compares by cosine and keeps stop words, BM25 has k1 = 1.5 and b = 0.75 and drops
 English ones.
@@ -39,7 +39,7 @@ def main(source: str, target: str) -> None:
 def answers(rows: np.ndarray, scores: np.ndarray, own: np.ndarray) -> np.ndarray:
     """The first K of K + 1 results that have a word of the query and are not the query itself."""
     rows = np.where((scores > 0) & (rows != own[:, None]), rows, -1)
-    last = np.argsort(rows < 0, axis=1, kind="stable")  # what is no answer goes to the end
+    last = np.argsort(rows < 0, axis=1, kind="stable")  # what is not an answer goes to the end
     return np.take_along_axis(rows, last, axis=1)[:, :K]
 
 

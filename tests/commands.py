@@ -1,4 +1,4 @@
-"""Commands with many sets of arguments, in one process that imports them once."""
+"""Runs commands in forks of one process, which imports what they need once."""
 
 import json
 import os
@@ -40,8 +40,8 @@ for line in sys.stdin:
 class Commands:
     """All commands; called with a name and arguments, it returns (exit code, stdout, stderr).
 
-    No two commands can be imported into one process, so what is imported beforehand are the modules
-    that they use.
+    No two commands can be imported into one process, so the process imports the modules that they
+    use instead.
     """
 
     def __init__(self, *modules: str, **env: str):
@@ -62,7 +62,7 @@ class Commands:
         Args:
           name: as in `python -m pinjax.NAME`.
           arguments: of its command line.
-          devices: of the CPU; 0: as the environment says.
+          devices: number of CPU devices; 0: as the environment says.
           parse_alone: whether it ends, with 0, once it has parsed its flags.
         """
         line = name, arguments, devices, parse_alone
@@ -73,7 +73,7 @@ class Commands:
         return self
 
     def __exit__(self, *_):
-        self._process.communicate()  # closes its input, at whose end it ends
+        self._process.communicate()  # closes its input, which ends it
 
 
 class Command(Commands):

@@ -1,6 +1,6 @@
 """Every test runs on eight CPU devices, so that sharding is exercised everywhere.
 
-TEST_PLATFORM=cuda launch/test.sh tests/models/test_attention.py has a GPU's kernel tested on it.
+TEST_PLATFORM=cuda launch/test.sh tests/models/test_attention.py tests a GPU's kernel on a GPU.
 """
 
 import json
@@ -27,7 +27,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # compiles three times faster
 
 
-# A shell's background jobs ignore Ctrl-C and those of nohup SIGHUP, and so would the commands that
+# A shell's background jobs ignore Ctrl-C, and nohup's ignore SIGHUP. So would the commands that the
 # tests stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -61,9 +61,10 @@ def make_config(request, data_dir):
 
 @pytest.fixture
 def other_data(data_dir, tmp_path):
-    """(change, without, fields) -> the name of a data set that is pinworld/tiny but for these.
+    """(change, without, fields) -> the name of a data set: pinworld/tiny, changed.
 
-    What changes its directory, columns that its catalogue lacks, and fields of its spec.
+    `change` is called with its directory, `without` are columns that its catalogue lacks, and
+    `fields` are other fields of its spec.
     """
 
     def make(change=lambda directory: None, without=(), **fields):

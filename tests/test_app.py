@@ -1,4 +1,4 @@
-"""What flags name, and how a command ends."""
+"""Paths and names in flags, and how a command ends."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Damage is found, whatever byte it is in."""
+"""Damage is found in any byte."""
 
 import json
 import os

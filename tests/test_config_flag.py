@@ -1,4 +1,4 @@
-"""A config file that cannot be used is one line, with its place."""
+"""An unusable config file gives one line that says where the fault is."""
 
 import pathlib
 import shutil
@@ -148,7 +148,7 @@ def test_a_config_for_another_command_is_refused(parse):
 
 @pytest.mark.parametrize("mine", [False, True], ids=["of the checkout", "of a user"])
 def test_a_config_finds_the_shared_fields_from_any_directory(mine, tmp_path):
-    """By another process, since here the checkout may be importable anyhow."""
+    """In another process, since the checkout may be importable in this one anyway."""
     root = pathlib.Path(__file__).parents[1]
     path = root / "configs/pinnerformer.py"
     if mine:

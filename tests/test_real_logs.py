@@ -1,4 +1,4 @@
-"""The column maps of configs/prepare on the sets that they are for, held against the raw files."""
+"""The column maps of configs/prepare on their data sets, compared with the raw files."""
 
 import collections
 import datetime
@@ -29,7 +29,7 @@ from pinjax.training import checkpoint, loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 RAW = ROOT.parent / "shared/data"
-FOLDERS = {"kuairand": "kuairand_like_hate"}  # where they are not called as their maps
+FOLDERS = {"kuairand": "kuairand_like_hate"}  # if their name is not their map's
 SETS = ("ifdb", "globo", "kuairand", "movielens_1m", "amazon_beauty")
 SETS += ("instacart", "homedepot", "pinterest_graph", "gowalla")
 pytestmark = [
@@ -49,7 +49,7 @@ def documented(name):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """From a map's name to what its documented command makes, once a module."""
+    """(a map's name) -> what its documented command makes, once a module."""
 
     @functools.cache
     def make(name):
@@ -64,7 +64,7 @@ def made(tmp_path_factory):
             [str(folder / file) for file in flags.get(kind, "").split(",") if file]
             for kind in ("events", "items")
         )
-        config.vectors.dim = 8  # of words: more take long
+        config.vectors.dim = 8  # for vectors of words; more take long
         out = tmp_path_factory.mktemp(name) / "out"
         done = prepare.prepare(prepare.Inputs.find(events, items), out, config)
         assert not done.remarks
@@ -104,7 +104,7 @@ def actions(dataset):
 
 
 def check_timelines(dataset, user, item, time=None):
-    """Every action is there once, in order of time, and then as the rows lie."""
+    """Every action is there once, in order of time, and then in order of rows."""
     order = np.argsort(user, kind="stable") if time is None else np.lexsort((time, user))
     found = actions(dataset)
     np.testing.assert_array_equal(found[0], user[order])
@@ -132,7 +132,7 @@ def pair_counts(dataset, *more, splits=SPLITS):
 
 
 def edges(dataset, split):
-    """Pairs of a group's own id and an item's own id; of training as both sides have them."""
+    """Pairs of a group's own id and an item's own id; both sides hold the same training pairs."""
     if split == "train":
         sides = [dataset.graph.items, dataset.graph.groups]
         item, group = (np.repeat(np.arange(len(x.offsets) - 1), np.diff(x.offsets)) for x in sides)
@@ -399,10 +399,10 @@ def test_instacart_is_neighbours_in_baskets_and_the_graph_of_them(made):
     assert sum(map(len, by_split.values())) == len(everything)
     warm = {item for _, item in by_split["train"]}
     splits = {basket: hashed_split(basket) for basket in dataset.groups.tolist()}
-    for split, found in by_split.items():  # what is cold is held out of every basket
+    for split, found in by_split.items():  # cold items are held out of every basket
         assert {splits[b] for b, item in found if item in warm or splits[b] != "train"} == {split}
     led_to = dataset.catalogue.ids[np.unique(dataset.pairs("train")["item"])]
-    assert set(led_to.tolist()) <= warm  # what is cold is so for both
+    assert set(led_to.tolist()) <= warm  # an item is cold for both
     assert {"organic", "bananas"} <= words(dataset, "name", 13176)
     assert {"fresh", "fruits"} <= words(dataset, "aisle", 13176)
     assert "produce" in words(dataset, "department", 13176)

@@ -1,4 +1,4 @@
-"""What is written and printed of a table."""
+"""How a table is written and printed."""
 
 import json
 import math

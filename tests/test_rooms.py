@@ -1,4 +1,4 @@
-"""Rooms import each other one way alone, and files stay short."""
+"""Rooms import each other in one direction, and files stay short."""
 
 import ast
 import pathlib
@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "pinjax"
 LONGEST = 350
 
-# Which rooms a room may import, beside itself and the ground: what has no room.
+# Which rooms a room may import, besides itself and the ground, which every room may import.
 COMMANDS = {"serving", "reporting", "compiler", "training", "systems", "data", "evaluation"}
 BELOW_SYSTEMS = {"data", "evaluation", "models", "losses", "graph", "retrieval", "distributed"}
 ARROWS = {
@@ -25,8 +25,8 @@ ARROWS = {
     "distributed": set(),
     "ground": set(),
 }
-# Of a room that may be imported, the modules that may be: models need no more of `distributed` than
-# tables whose rows lie on many devices, and training knows a system by its types alone.
+# If only some modules of a room may be imported, which: of `distributed`, models need only tables
+# whose rows lie on many devices; of `systems`, training needs only the types.
 MODULES = {
     "models": {"distributed": {"sharded_table"}},
     "training": {"systems": {"system"}},
@@ -37,14 +37,14 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 
 def room_of(parts):
-    """The room of a module by the parts of its path below pinjax."""
+    """The room of a module, from the parts of its path below pinjax."""
     if len(parts) > 1:
         return parts[0]
     return "ground" if not parts or parts[0] in GROUND else "commands"
 
 
 def imported(path):
-    """The modules of ours that a file imports, as the parts of their paths below pinjax."""
+    """The modules of pinjax that a file imports, as the parts of their paths below pinjax."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -1,4 +1,4 @@
-"""Fields of a config take what their declarations allow, and nothing else."""
+"""Fields of a config accept what their declarations allow, and nothing else."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Signals end a command at once, or where it suits, and never twice."""
+"""Signals end a command at once or at the end of a step, and never twice."""
 
 import os
 import pathlib
@@ -94,7 +94,7 @@ def test_a_signal_ends_a_command_whose_terminal_is_gone(command):
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_amid_the_imports_of_a_command_is_one_line(tmp_path, signum, code):
-    """JAX, which a command imports first, is one here that never comes to an end."""
+    """A command imports JAX first; here that import never ends."""
     (tmp_path / "jax.py").write_text('import time\nprint("inside", flush=True)\ntime.sleep(3600)')
     process = subprocess.Popen(
         [sys.executable, "-m", "pinjax.train"],

@@ -71,6 +71,6 @@ def test_pinnerformer_of_published_size():
     item = 256 * hidden + hidden * dim
     users, negatives, rows = 128, 5_000 + 8_192, 128 * labels
     blocked = 13 * 1024 * rows * dim  # the last block of 1,024 negatives overlaps the one before
-    shared = negatives * item / 8  # as one device's share of what is on all of them
+    shared = negatives * item / 8  # one device's share of work that all of them do
     products = users * length * position + rows * (head + item) + shared + blocked
     assert step.flops == pytest.approx(3 * 2 * products, rel=1e-3)

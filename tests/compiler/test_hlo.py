@@ -61,7 +61,7 @@ def test_each_collective_sends_what_a_ring_sends(mesh, kind, function, out_spec,
 
 
 def test_a_scan_counts_as_often_as_it_runs(mesh):
-    """Five steps, with a product on each device and the sum of it over all."""
+    """Five steps, with a product on each device and its sum over all devices."""
 
     def function(x, weights):
         def body(x, w):
@@ -97,7 +97,7 @@ def test_of_a_conditional_the_cheaper_branch_counts():
 
 
 def test_groups_of_a_mesh_of_two_axes():
-    """A sum over one axis of two is among that axis' devices alone."""
+    """A sum over one of two axes is only among that axis' devices."""
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     cost = cost_of(mesh, lambda x: lax.psum(x, "model"), P("data", "model"), P("data"), (4, 32))
     (found,) = cost.collectives
@@ -195,8 +195,8 @@ def test_what_the_tpu_compiler_writes():
         ("all-gather", 1, 15 * 128 * 4),
     ]
     matrix, ids = 128 * 768 * 2, (128 + 2048) * 4
-    # The loop: a counter, a fusion that reads alone, since its result stays on the chip, and a sum
-    # that writes alone.
+    # The loop: a counter, a fusion that only reads, since its result stays on the chip, and a sum
+    # that only writes.
     exchanged = 2 * 128 * 4 + 2 * 8 * 64 * 96 * 4
     attention = (2 * 96 + 64) * 8 * 64 * 4
     attention += 2 * 96 * 8 * 64 * 4  # the kernel, whose notes have line breaks

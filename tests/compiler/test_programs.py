@@ -1,4 +1,4 @@
-"""What is said of programs: what fits, what does not, and the largest batch between the two."""
+"""Reports on programs: which fit, which do not, and the largest batch that does."""
 
 import dataclasses
 import importlib.util
@@ -60,7 +60,7 @@ def test_arguments_that_do_not_fit_are_refused_before_compiling(mesh):
 
 
 def test_out_of_memory_names_an_array_and_what_to_change(mesh):
-    """The words of the TPU compiler, which names no array."""
+    """The TPU compiler's message, which names no array."""
     words = "CompileTimeHbmOom: HLO temporaries (29.87G) exceeds available HBM (15.75G). HLO module"
     program = make_program(mesh, 8192)
     line = programs._too_large(program, programs._needed(words), "a smaller batch")
@@ -89,12 +89,12 @@ def test_the_largest_batch_is_where_memory_ends(mesh, monkeypatch):
 
     monkeypatch.setattr(largest_batch, "_peak", peak)
     chip = rates.Chip("test chip", 1.0, memory=10_999, bandwidth=1.0, interconnect=1.0)
-    # The line through 1,160 for 16 and 1,320 for 32 ends at 999, which does not fit in truth.
+    # The line through 1,160 for 16 and 1,320 for 32 ends at 999, which in fact does not fit.
     size = ("data.users", 16)
     assert largest_batch.find(config, mesh, None, chip, size, 1_160) == 872
     assert tried == [32, 992, 936, 872]
 
-    # Where not even twice the batch fits, it is between the two.
+    # If twice the batch does not fit, the largest is below it.
     tried.clear()
     assert largest_batch.find(config, mesh, None, chip, ("data.users", 512), 6_120) == 896
     assert tried == [1024, 768, 896, 960]

@@ -1,4 +1,4 @@
-"""Batches are a function of (seed, step): whatever the start, the hosts and the workers."""
+"""Batches are a function of (seed, step), for any start, hosts and workers."""
 
 import collections
 import itertools
@@ -12,7 +12,7 @@ EVERYTHING = windows.Positives(np.zeros(1, np.float32), np.ones(1, bool))
 
 
 class Timelines:
-    """What a TFDS data source offers, from memory: user u acts on items 100 u, 100 u + 1, ..."""
+    """A TFDS data source in memory: user u acts on items 100 u, 100 u + 1, ..."""
 
     def __init__(self, users):
         self.users = users
@@ -109,7 +109,7 @@ def make_pairs(rng, number=300):
     made["query"] = rng.integers(0, 20, number)
     made["item"] = rng.integers(0, 30, number)
     made["task"] = rng.integers(0, 4, number)
-    made["time"] = np.arange(number)  # tells the pairs apart
+    made["time"] = np.arange(number)  # distinguishes the pairs
     return made
 
 

@@ -1,4 +1,4 @@
-"""A data set on disk: what is written comes back, part by part."""
+"""A data set on disk: each part is read as it was written."""
 
 import dataclasses
 import os
@@ -226,7 +226,7 @@ def data_dir(tmp_path):
 
 @pytest.fixture
 def bucket(tmp_path, data_dir, monkeypatch):
-    """A prepared data set in a directory that passes for a remote one."""
+    """A prepared data set in a directory that is treated as remote."""
     bucket = epath.Path(tmp_path) / "bucket"
     monkeypatch.setattr(files, "is_remote", lambda path: "bucket" in os.fspath(path))
     shutil.copytree(pinworld.ensure("tiny", epath.Path(data_dir)), bucket / "log")

@@ -1,4 +1,4 @@
-"""Content and degrees of items against one action after the other."""
+"""Item features against loops over single actions."""
 
 import itertools
 import types
@@ -86,7 +86,7 @@ def test_components_are_those_along_which_items_of_the_training_period_vary_most
 
 
 def in_memory(content=None, images=None, offsets=None):
-    """A data set of items of which there is no more than that."""
+    """A data set of items with no other parts."""
     count = len(content) if images is None else len(offsets) - 1
     nothing = np.zeros(count)
     items = catalogue.Items(nothing, nothing, nothing, nothing, content, images, offsets)
@@ -98,7 +98,7 @@ def test_an_items_vector_is_the_mean_of_its_images_of_unit_length(rng, monkeypat
     monkeypatch.setattr(item_features, "_CHUNK", chunk)
     counts = [0, 3, 0, 1, 2, 0, 0]
     images = rng.standard_normal((6, 5)).astype(np.float16)
-    images[3] = 0  # an item's only image, of which nothing is known
+    images[3] = 0  # an item's only image is unknown
     offsets = np.cumsum([0, *counts])
     dataset = in_memory(rng.standard_normal((7, 3)).astype(np.float16), images, offsets)
     expected = np.zeros((7, 5))
@@ -126,7 +126,7 @@ def test_without_any_images_an_items_vector_is_its_content(rng):
 
 @pytest.mark.parametrize("components", [0, 2])
 def test_missing_content_stays_missing(rng, components):
-    """It is zero, and neither an item's content nor what axes are made of."""
+    """It stays zero, and does not change the principal axes."""
     vectors = rng.standard_normal((50, 4)).astype(np.float16) + np.float16(3)
     gaps = vectors.copy()
     gaps[::5] = 0

@@ -108,7 +108,7 @@ def test_every_draw_is_one_of_the_enumerated(rng, objective, leave_one_out, last
             _check_labels(row, batch, u, end, draw, labels_seen)
     for u, ends in enumerate(possible_ends):
         assert ends_seen[u] == ends
-    # Nothing that may be drawn is never drawn.
+    # Everything that may be drawn is drawn.
     for (u, i), drawn in labels_seen.items():
         assert drawn == {rows[u]["item"][j] for j in allowed_labels(rows[u], i, draw)}
 
@@ -137,7 +137,7 @@ def _check_labels(row, batch, u, end, draw, labels_seen):
     drawn = [(first + p, item) for p, item in pairs if item >= 0]
     time = row["time"].astype(int)
     for i in {i for i, _ in drawn}:
-        latest = [  # of an item that may be drawn twice, the time is not known
+        latest = [  # an item that may be drawn twice has an ambiguous time
             max(time[j] for j in expected[i] if row["item"][j] == item)
             for position, item in drawn
             if position == i

@@ -1,4 +1,4 @@
-"""Flags that name no job of processes are refused before JAX hears of them."""
+"""Flags that do not describe a job of several processes are refused before JAX starts."""
 
 import socket
 import time

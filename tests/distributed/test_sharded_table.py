@@ -19,7 +19,7 @@ def sharded():
 
 
 def rows_of(kind, rng, count):
-    """Rows that are wanted: of all the table, popular ones, one alone, those that follow."""
+    """Requested rows: from the entire table, popular ones, a single one, consecutive ones."""
     return {
         "uniform": rng.integers(-1, 3000, count),
         "popular": (3000 * rng.random(count) ** 4).astype(int),
@@ -75,7 +75,7 @@ def test_a_device_holds_its_share_wherever_rows_are_popular(sharded):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.bool_])
 def test_rows_that_all_belong_to_one_owner_come_in_rounds(sharded, dtype):
-    """8 x 500 of the 1,024 rows of the first device: of each owner 500 / 8 are expected."""
+    """8 x 500 of the 1,024 rows of the first device; 500 / 8 are expected from each owner."""
     by_rows = PartitionSpec(sharded.mesh.axis_names)
     rng = np.random.default_rng(0)
     table = rng.integers(0, 2 if dtype == np.bool_ else 99, (8 * 1024, 2)).astype(dtype)

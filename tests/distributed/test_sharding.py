@@ -22,7 +22,7 @@ def mesh():
 
 
 def places(mesh, **config):
-    """The mesh axes by the path of everything that is not replicated."""
+    """{path: mesh axes} of everything that is not replicated."""
     fields = {"shard": "", "shard_optimizer": False, "shard_tables": False, **config}
     make = jax.ShapeDtypeStruct
     params = jax.tree.map(

@@ -83,7 +83,7 @@ def wait_for_step(process, workdir, step):
 
 @pytest.fixture(scope="module")
 def unbroken(home):
-    """A run from its first to its last step: its directory and what it printed."""
+    """An uninterrupted run: its directory and its output."""
     workdir = home / "unbroken"
     return workdir, finish(start(home, "train", workdir))[0]
 
@@ -142,7 +142,7 @@ def test_preempted_a_run_says_so_and_ends_the_same(home, unbroken):
 
 
 def test_a_trace_of_some_steps(home, unbroken):
-    """In a process of its own: a trace once crashed one that had run many tests before."""
+    """In a process of its own: a trace once crashed a process that had run many tests."""
     workdir = home / "traced"
     finish(start(home, "train", workdir, "--profile=2"))
     (trace,) = workdir.glob("plugins/profile/*/*.xplane.pb")
@@ -193,7 +193,7 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
     known = dataset.load("pinworld/tiny", f"{home}/data").catalogue
     np.testing.assert_array_equal(items["id"].to_numpy(), known.ids)
 
-    # One file is lost, and one is damaged: they alone are written again, and the same. What is
+    # One file is lost, and one is damaged: only they are written again, unchanged. What is
     # evaluated, and how input is read, changes no embedding.
     lost, damaged = (out / f"users-{number:05d}-of-00003.parquet" for number in (1, 2))
     before = {path: path.read_bytes() for path in out.iterdir()}
@@ -205,7 +205,7 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     assert all(path.stat().st_mtime_ns == t for path, t in kept.items())
 
-    # Another time is another set of embeddings.
+    # With another time the embeddings differ.
     early = ("--as_of=2025-02-01", "--precision=float32")
     _, err = finish(start(home, "embed", workdir, f"--out={out}", *early), code=2)
     assert "holds embeddings of as_of" in err.splitlines()[-1]
@@ -213,7 +213,7 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
         start(home, "embed", workdir, f"--out={home}/never", "--as_of=9999-12-31"), code=2
     )
     assert err.splitlines()[-1].endswith("'9999-12-31'; expected ISO 8601, from 1970 to 2106")
-    # Before anybody had acted there are no users. A kill may have left what had no name yet.
+    # Before the first action there are no users. A kill may have left an unnamed file.
     (home / "early").mkdir()
     (home / "early/manifest.json.tmp").write_text("{")
     (home / "early/writer.lock").write_text("process 1 on elsewhere")
@@ -274,7 +274,7 @@ def test_a_damaged_data_set_is_named(home, unbroken):
 
 @pytest.mark.parametrize("blocks", [1, 100])
 def test_a_disk_that_takes_no_more_is_one_line(home, unbroken, blocks):
-    """By a limit on the size of files, which the system reports as it does a full disk."""
+    """A limit on the size of files, which the system reports like a full disk."""
     del unbroken  # the data set is there
     workdir = home / f"full-{blocks}"
     flags = ("--config.train.evaluate_every=0",)

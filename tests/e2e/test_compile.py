@@ -36,7 +36,7 @@ def test_pinnerformer_as_json():
     arguments = step["arguments"]
     assert arguments["optimiser"] == 2 * arguments["parameters"] + 2 * 4
     assert arguments["feature table"] == 1_000 * 256 * 2 + 1_000 * 4
-    # All gradients are summed over the devices, in float32 here, and not much more is.
+    # All gradients are summed over the devices, here in float32, and little else is.
     assert 2 * 7 / 8 * arguments["parameters"] < step["sent"] < 4 * arguments["parameters"]
     # Negatives are embedded on every device, and a model of this size does little beside.
     assert step["model_flops"] < step["compiled_flops"] < 2 * step["model_flops"]
@@ -53,7 +53,7 @@ def test_searchsage_as_a_table():
     ]
     assert re.split("  +", memory[0]) == ["on each chip", "train step", "embed queries", "search"]
     cells = {line[:14].strip(): line[14:].split() for line in memory[1:]}
-    assert cells["index"] == ["0.978", "MiB"]  # of the search alone: 1,000 items of 256 numbers
+    assert cells["index"] == ["0.978", "MiB"]  # only for the search: 1,000 items of 256 numbers
     assert {line.split()[0] for line in collectives[1:]} == {"all-reduce", "all-gather"}
 
 

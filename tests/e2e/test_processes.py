@@ -71,7 +71,7 @@ def finish(processes):
 
 
 def outcome(workdir):
-    """Losses, final parameters and the table of a run."""
+    """A run's losses, final parameters and table."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     path = workdir / f"checkpoints/{STEPS}/state"
@@ -133,7 +133,7 @@ def test_a_job_goes_on_after_one_process_was_stopped_and_one_died(tmp_path, data
     wait_for_steps(tmp_path, processes, STEPS // 2)
     processes[1].kill()
     (code, _, stderr), _ = finish(processes)
-    if code != -signal.SIGABRT:  # by JAX's own thread, where that hears of it first
+    if code != -signal.SIGABRT:  # by JAX's own thread, if it is the first to notice
         assert code == 76
         assert "start all of them again" in stderr
         assert len(stderr.splitlines()[-1]) < 1_000

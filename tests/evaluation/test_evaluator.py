@@ -1,4 +1,4 @@
-"""The table of timelines: its rows against loops over users, and what it says of them."""
+"""The table of timelines: its rows against loops over users, and its notes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +34,7 @@ def search(users, items, as_of=None):
 
 
 def same_for_all(items):
-    """All users have one vector."""
+    """All users have the same vector."""
     dim = items.shape[1]
     return search(lambda histories: jnp.ones((len(histories["item"]), dim)) / dim, items)
 
@@ -56,7 +56,7 @@ def test_popularity_is_the_same_list_for_everybody(make_config, rng, filter_seen
             allowed = score.copy()
             allowed[queries.excluded[queries.excluded[:, 0] == user, 1]] = -2
             labels = allowed[queries.label_item[queries.label_query == user]]
-            # Equals count against a label, but for itself.
+            # Equal scores count against a label, except its own.
             hits.append(np.mean([label > max(np.sort(allowed)[-11], -1) for label in labels]))
         return np.array(hits)
 
@@ -66,12 +66,12 @@ def test_popularity_is_the_same_list_for_everybody(make_config, rng, filter_seen
     def lately(seconds):
         return source.engagements.counts(time, seconds) + ever / (1 + ever.max())
 
-    # The span is the longest that is not worse for the validation users by more than chance.
+    # The span is the longest that is no worse on the validation users than chance explains.
     times = np.concatenate([x.records["time"] for x in source.dataset.chunks("train")])
     spans = {
         name: recall(lately(seconds), "valid")
         for name, seconds in baselines.SPANS.items()
-        if seconds < np.ptp(times)  # a longer one is all time
+        if seconds < np.ptp(times)  # a longer span is all time
     }
     assert 5 < len(spans) < len(baselines.SPANS)
     best = max(spans.values(), key=np.mean)
@@ -85,7 +85,7 @@ def test_popularity_is_the_same_list_for_everybody(make_config, rng, filter_seen
 
 @pytest.mark.parametrize("filter_seen", [False, True])
 def test_the_oracle_gets_the_queries_of_the_other_methods(make_config, rng, filter_seen):
-    """Of the same users, as often, and without what they had seen where others go without it."""
+    """For the same users, as often, and without seen items if the others exclude them."""
     config = make_config(evaluate={"filter_seen": filter_seen, "users": 30})
     made, source = make(config)
     items = rng.standard_normal((len(source.dataset.catalogue), 2)).astype(np.float32)
@@ -217,7 +217,7 @@ def test_a_split_without_labels_is_refused(make_config):
 
 
 def test_each_window_has_its_own_towers(make_config):
-    """Towers that know what is popular at each time find that; stale ones do not."""
+    """Towers that know what is popular at each time find it; stale ones do not."""
     starts = (-80 * DAY, 20 * DAY)
     made, source = make(make_config(evaluate={"window_starts": starts, "cadences": ("window",)}))
 

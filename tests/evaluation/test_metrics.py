@@ -41,7 +41,7 @@ def worst_rank(queries, items, query, row, index=slice(None)):
 def test_label_ranks_of_a_full_index(world):
     queries, items, label_query, label_rows, ranks = world
     for query, row, rank in zip(label_query, label_rows, ranks, strict=True):
-        # A label that ends the list may have equals that are not listed.
+        # The label at the end of a list may have ties that are not in it.
         expected = worst_rank(queries, items, query, row)
         assert rank == expected if expected < 19 else rank >= 19
 
@@ -62,7 +62,7 @@ def test_label_ranks_outside_a_sampled_index(rng):
 
 @pytest.mark.parametrize("index", ["full", "sampled"])
 def test_a_collapsed_model_earns_nothing(rng, index):
-    """Wherever its labels are, in the first rows, too."""
+    """Wherever the labels are, also in the first rows."""
     vector = rng.standard_normal(8)
     vector = np.float32(vector / np.linalg.norm(vector))
     valid = np.ones(50, bool) if index == "full" else np.arange(50) < 30
@@ -77,7 +77,7 @@ def test_a_collapsed_model_earns_nothing(rng, index):
 @pytest.mark.parametrize("kind", ["inner products", "counts"])
 @pytest.mark.parametrize("levels", [1, 3, 40])
 def test_the_order_of_rows_changes_nothing(rng, kind, levels):
-    """Every metric of scores with many equals, before and after the items change places."""
+    """Every metric for scores with many ties, before and after the items change places."""
     items, queries = 90, 25
     vectors = rng.standard_normal((queries, 6)).astype(np.float32)
     distinct = rng.standard_normal((levels, 6)).astype(np.float32)
@@ -365,7 +365,7 @@ def test_paired_difference_is_the_bayesian_bootstrap_of_users(rng):
 
 
 def test_paired_difference_covers_the_truth(rng):
-    """Users whose chances differ, with labels of their own, and two methods that go together."""
+    """Users with different chances and labels, and two methods that are correlated."""
     covered, widths = [], []
     for users, chance, above in itertools.product((20, 100), (0.02, 0.2), (0.0, 0.05)):
         hits = []
@@ -382,7 +382,7 @@ def test_paired_difference_covers_the_truth(rng):
         covered.append(np.mean(hits))
     assert 0.93 < np.mean(covered) <= 1
     assert min(covered) > 0.88
-    assert np.median(widths) < 1  # what both have in common is no part of it
+    assert np.median(widths) < 1  # what both methods share cancels out
 
 
 def test_paired_difference_has_a_width_where_none_was_seen():

@@ -72,7 +72,7 @@ def unit(rng, *shape):
 
 @pytest.mark.parametrize("share", [1.0, 0.6])
 def test_table_is_what_a_loop_counts(rng, share):
-    """Also where a part of the items can be found by nobody."""
+    """Also if some items are not in the index."""
     eligible = rng.random(ITEMS) < share
     likelihood = rng.random((3, QUERIES, ITEMS)).astype(np.float32)
     dataset = Dataset(rng, lambda queries, task: likelihood[task][queries])
@@ -92,7 +92,7 @@ def test_table_is_what_a_loop_counts(rng, share):
             if itself[pair["query"]] >= 0:
                 scores[itself[pair["query"]]] = -np.inf
             scores[~eligible] = -np.inf
-            # Equals count against an item, but for itself.
+            # Equal scores count against an item, except its own.
             if keep(pair):
                 rank = (scores >= scores[pair["item"]]).sum() - 1
                 hits.append(eligible[pair["item"]] and rank < k)
@@ -118,7 +118,7 @@ def test_table_is_what_a_loop_counts(rng, share):
         oracle = found[name.replace("ours", "oracle")]["R@10"].value or np.nan
         share = found[name]["R@10"].value / oracle
         np.testing.assert_allclose(found[name]["of oracle"].value, share)
-    # Without validation pairs the longest span is taken that is shorter than the log.
+    # Without validation pairs, the longest span that is shorter than the log is taken.
     baselines = ("popularity, all time", "popularity, 1 hour", "co-occurrence")
     best = max(baselines, key=lambda name: found[name]["R@10"].value)
     assert any(f"that of {best}, the best baseline of this table" in x for x in table.notes)
@@ -238,7 +238,7 @@ def test_pinsages_metrics_know_every_rank(rng):
 
 @pytest.mark.parametrize("share", [1.0, 0.6])
 def test_answers_from_outside_are_measured_alike(rng, share):
-    """What nobody can find is no answer, and the next one takes its place."""
+    """An item that is not in the index is not an answer; the next one takes its place."""
     dataset, eligible = Dataset(rng), rng.random(ITEMS) < share
     rows = queries_of(dataset, queries=8).features["query"]
     answers = np.stack([rng.permutation(ITEMS)[:120] for _ in rows])
@@ -272,7 +272,7 @@ def test_tiers_have_a_third_of_training_each(rng):
     tiers = make(dataset).source.item_tiers(10_000)
     counts = np.bincount(dataset.pairs("train")["item"], minlength=ITEMS)
     assert (tiers[counts == 0] == pair_source.TIERS.index("cold")).all()
-    largest = np.bincount(counts, counts).max() / counts.sum()  # of those of one popularity
+    largest = np.bincount(counts, counts).max() / counts.sum()  # all items of one popularity
     for tier in range(3):
         share = counts[tiers == tier].sum() / counts.sum()
         assert abs(share - 1 / 3) < largest

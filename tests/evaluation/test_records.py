@@ -73,7 +73,7 @@ def test_a_table_is_made_again_from_the_file(made, tmp_path):
 
 
 def test_the_file_is_a_plain_table(made, tmp_path):
-    """With a row a method and label, own ids as they were, and few bytes a row."""
+    """A row for each method and label, users' and items' own ids, and few bytes a row."""
     path = tmp_path / "records.parquet"
     records.write(path, made)
     table = pq.read_table(path)

@@ -59,7 +59,7 @@ def make_engagements(rng, levels=400, order=None):
 
 
 def searched(retriever, queries, index):
-    """What is left of the answers after exclusion, and the ranks of the labels."""
+    """The answers after exclusion, and the ranks of the labels."""
     found = retriever.answer(queries, index)
     found = retrievers.without_excluded(found, queries, ITEMS)
     assert found.rows.shape == (len(queries), queries.listed)
@@ -67,7 +67,7 @@ def searched(retriever, queries, index):
 
 
 def check(retriever, queries, index, scores, rounding=0.0):
-    """Against all scores (queries, items), in which a label's equals count against it."""
+    """Compares with all scores (queries, items), where a label's ties count against it."""
     found, ranks = searched(retriever, queries, index)
     scores = scores.astype(np.float64)
     allowed = np.where(index.held, scores, -np.inf)
@@ -77,7 +77,7 @@ def check(retriever, queries, index, scores, rounding=0.0):
         expected = (others >= scores[query, item] - rounding).sum()
         if (queries.excluded == [query, item]).all(axis=1).any():
             expected = queries.missed
-        # A label that ends the list may have equals that are not listed.
+        # The label at the end of a list may have ties that are not in it.
         exact_rank = queries.rank_all or expected < queries.depth
         assert rank == expected if exact_rank else rank >= queries.depth
     for query in range(len(queries)):
@@ -133,7 +133,7 @@ def test_search_by_one_vector(rng, setting):
 
 
 def test_search_by_several_vectors_finds_what_is_near_to_any_of_them(rng, setting):
-    """Of a query with three vectors and one with a single one; zeros are none."""
+    """One query has three vectors, one has one; a vector of zeros is none."""
     vectors, items = unit(rng, USERS, 3, 4), unit(rng, ITEMS, 4)
     vectors[::2, 1:] = 0
     scores = np.einsum("uvd,id->uvi", vectors, items)
@@ -244,7 +244,7 @@ def test_answers_from_outside_are_taken_as_they_come(rng, setting):
 
 @pytest.mark.parametrize("levels", [1, 5, 25])
 def test_the_order_of_items_changes_nothing(rng, levels):
-    """For every retriever, with many equals, with and without what users had seen."""
+    """For every retriever, with many ties, with and without the items that users had seen."""
     which = rng.integers(0, levels, ITEMS)
     distinct, users = unit(rng, levels, 4), unit(rng, USERS, 4)
     held = rng.random(ITEMS) < 0.8
@@ -310,7 +310,7 @@ def test_what_an_approximate_search_loses_is_missed(rng, monkeypatch):
 
 @pytest.mark.parametrize("depth", [10, 50])
 def test_a_label_that_did_not_exist_is_missed_however_high_its_score(rng, depth):
-    """By every method, while a label outside a sampled index has its rank."""
+    """For every method; a label outside a sampled index still has a rank."""
     queries = make_queries(rng, depth=depth)
     vectors, items = unit(rng, USERS, 4), unit(rng, ITEMS, 4)
     made, _ = make_engagements(rng)

@@ -47,7 +47,7 @@ def rows(rng):
         row["surface"] = rng.integers(0, 2, len(row))
         row["duration"] = rng.integers(0, 10, len(row))
         result.append(row)
-    result[4]["time"] = T + 5  # acts after T alone: has no history
+    result[4]["time"] = T + 5  # acts only after T: no history
     return result
 
 
@@ -69,7 +69,7 @@ def is_positive(action):
 
 
 def expected(rows, cadence):
-    """{(user, label item): actions that the query may know, its request time, the label's}."""
+    """{(user, label item): (actions that the query may know, request time, label's time)}."""
     answers = {}
     for u, row in enumerate(rows):
         if not (row["time"] <= T).any():
@@ -132,10 +132,10 @@ def test_what_happens_later_reaches_no_history(rows, cadence):
 
 
 def test_windows_have_the_same_queries_together_as_alone(rows):
-    """Timelines are read once for all of them, each with its own most users."""
+    """Timelines are read once for all windows, each with its own limit of users."""
     starts = (-4 * DAY, 0, 3 * DAY, 30 * DAY)
     together = make(rows, window_starts=starts, users=4).queries("test")
-    assert list(together) == [T + start for start in starts[:3]]  # at the last nobody has a label
+    assert list(together) == [T + start for start in starts[:3]]  # the last has no labels
     for start in starts[:3]:
         (alone,) = make(rows, window_starts=(start,), users=4).queries("test").values()
         found = together[T + start]

@@ -1,4 +1,4 @@
-"""launch/env.sh on machines of which a fake nvidia-smi tells."""
+"""launch/env.sh on machines that a fake nvidia-smi describes."""
 
 import pathlib
 import re

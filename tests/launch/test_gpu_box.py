@@ -34,7 +34,7 @@ read -r code <codes; sed -i 1d codes
 case $code in hold*) code=${code#hold }; until [ -e end ]; do sleep 0.02; done ;; esac
 exit "$code"
 """
-# In the place of .venv/bin/python: notes what is installed, and runs code beside a fake jax.
+# In place of .venv/bin/python: records what is installed, and runs code with a fake jax.
 PYTHON = f"""#!/usr/bin/env bash
 [ "$1" != -c ] || exec {sys.executable} "$@"
 echo "$*" >>pip
@@ -106,7 +106,7 @@ class Box:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def ends(self, *codes):
-        """Tells the next runs how to end."""
+        """Says how the next runs end."""
         (self.pinjax / "codes").write_text("".join(f"{code}\n" for code in codes))
 
     def calls(self):
@@ -118,11 +118,11 @@ class Box:
         return self.log.read_text().splitlines() if self.log.exists() else []
 
     def holds(self):
-        """Waits until the run has said all that it says before it ends."""
+        """Waits until the run has printed all that it prints before it ends."""
         wait_until(lambda: self.lines() and self.lines()[-1].endswith("20% of steps"))
 
     def processes(self):
-        """The ids of all that runs on the host, whatever it is."""
+        """The ids of all processes on the host."""
         ids = []
         for environ in pathlib.Path("/proc").glob("[0-9]*/environ"):
             try:
@@ -282,7 +282,7 @@ def test_stop_waits_for_the_state_and_the_same_command_goes_on(box):
     assert box.finish(local).returncode == 75
     again = box("run", "gpu")
     assert again.returncode == 0
-    assert again.stdout.startswith("started with")  # the new run's lines alone
+    assert again.stdout.startswith("started with")  # only the new run's lines
     assert again.stdout.count("line 1\n") == 1
 
 

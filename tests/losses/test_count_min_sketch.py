@@ -156,7 +156,7 @@ def test_is_a_pytree_of_anything():
     ("depth", "width", "decay"),
     [
         *[(0, 8, 1.0), (2, 12, 1.0), (2, 1, 1.0), (2, 8, 0.0), (2, 8, 1.1)],
-        (64, 2**25, 1.0),  # of which int32 would not number the counters
+        (64, 2**25, 1.0),  # int32 could not number the counters
     ],
 )
 def test_refuses_what_it_cannot_be(depth, width, decay):
@@ -187,7 +187,7 @@ def test_accuracy_is_that_of_the_stream(rng, decay):
     np.testing.assert_allclose(total, float(sketch.total), rtol=1e-5)
     np.testing.assert_allclose(found.error, np.e / 2**10 * total)
     np.testing.assert_allclose(found.mean, total / len(counts))
-    of_each = np.repeat(counts, counts)  # as they come
+    of_each = np.repeat(counts, counts)  # once for each occurrence
     np.testing.assert_allclose(found.median, total / 1200 * np.quantile(of_each, 0.5))
     for width in (found.least_width // 2, found.least_width):
         other = count_min_sketch.accuracy(width, decay, 40, 30, counts)

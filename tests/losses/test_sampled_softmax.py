@@ -231,7 +231,7 @@ def test_no_gradient_to_the_correction(rng):
 
 @pytest.mark.parametrize(("num_batch", "num_random"), [(512, 0), (0, 512), (256, 256)])
 def test_corrected_gradient_approaches_the_full_softmax(rng, num_batch, num_random):
-    """Sampled negatives with logQ stand for the catalogue: averaged over draws, nothing else."""
+    """Averaged over draws, sampled negatives with logQ estimate the sum over the catalogue."""
     num_items, draws = 30, 256
     items = rng.normal(size=(num_items, DIM)).astype(np.float32)
     items /= np.linalg.norm(items, axis=1, keepdims=True)

@@ -38,7 +38,7 @@ def relative_error(a, b):
 
 
 def value_and_gradients(function, query, key, value, mask, weights):
-    """What comes out where there is no padding, and the gradients of its weighted sum."""
+    """The outputs at real positions, and the gradients of their weighted sum."""
 
     @jax.jit
     def value_and_gradients(query, key, value):

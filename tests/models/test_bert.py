@@ -114,7 +114,7 @@ def test_gradient_along_random_directions(rng):
         moved = jax.tree.map(lambda leaf, towards: leaf + step * towards, exact, direction)
         return np.sin(numpy_bert(moved, IDS, MASK))[MASK].sum()
 
-    for part in exact:  # each alone, so that none hides behind a larger one
+    for part in exact:  # one by one, so that none hides behind a larger one
         direction = jax.tree.map(np.zeros_like, exact)
         direction[part] = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), exact[part])
         difference = (loss(1e-5, direction) - loss(-1e-5, direction)) / 2e-5

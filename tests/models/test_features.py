@@ -119,7 +119,7 @@ def test_unit_length_of_almost_nothing_is_linear(x):
 
 
 def test_relative_times():
-    last = 2**32 - 1  # no difference may pass through a signed or a floating number
+    last = 2**32 - 1  # differences must not pass through signed or floating numbers
     time = np.array([[0, 0, last - 10, last - 7, last], [1, 2, 4, 8, 2**31 + 9]], np.uint32)
     mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], bool)
     age, gap = features.relative_times(jnp.asarray(time), jnp.asarray(mask))

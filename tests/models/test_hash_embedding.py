@@ -26,7 +26,7 @@ def test_hashes_against_python_integers():
 
 
 def test_hashes_never_change():
-    # A trained table is worth nothing under other hashes.
+    # With other hashes a trained table is useless.
     expected = [[2448998910, 1508667741], [1963132413, 3575997362]]
     np.testing.assert_array_equal(hash_embedding.hash_ids(jnp.arange(2), 2), expected)
 

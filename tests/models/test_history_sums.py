@@ -56,7 +56,7 @@ def test_liked_is_the_formula(rng):
 
     outputs = np.asarray(found(e, kernel, params))
     np.testing.assert_allclose(outputs, expected(e, kernel, **params), rtol=1e-4, atol=1e-6)
-    assert not outputs[1, 1].any()  # who has done nothing yet
+    assert not outputs[1, 1].any()  # a user without actions
 
     # The gradient, along a random direction, against a central difference in float64.
     along_e, along_kernel = rng.standard_normal(e.shape), rng.standard_normal((4, 4))
@@ -80,6 +80,6 @@ def test_a_topic_counts_by_the_logarithm_of_its_visits():
     time = jnp.asarray(1_700_000_000 + 86_400 * days, jnp.uint32)
     params = {"sharpness": 50.0, "gain": 2.0, "visit": 0.1}
     found = liked(params, np.eye(3), e, jnp.ones((1, 7)), time, jnp.array([[6]]))
-    # Of actions at once the n-th is a visit's 1 / n.
+    # Of simultaneous actions the n-th adds 1 / n of a visit.
     expected = np.log1p(2.0 * np.array([1 + 1 / 2 + 1, 1, 1 + 1 / 2 + 1 / 3]))
     np.testing.assert_allclose(found[0, -1], expected / np.linalg.norm(expected), rtol=1e-5)

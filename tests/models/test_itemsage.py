@@ -104,7 +104,7 @@ def mlp(x, params):
 
 
 def full_block(x, params, heads):
-    """`transformer.Block` on (positions, width), all of which see each other, a head at a time."""
+    """`transformer.Block` on (positions, width) without a mask, a head at a time."""
     y = norm(x, params["attention_norm"])
     projection, out = params["query_key_value"], params["attention_out"]
     for head in range(heads):
@@ -120,7 +120,7 @@ def full_block(x, params, heads):
 
 
 def as_full_block(last):
-    """Parameters of `LastBlock` as those of a `transformer.Block`, with some bias of the keys."""
+    """Parameters of `LastBlock` as a `transformer.Block`'s, with a random bias of the keys."""
     own = ("query", "key", "value", "value_bias")
     kernels = last["query"]["kernel"], last["key"], last["value"]
     biases = last["query"]["bias"], np.ones_like(last["value_bias"]), last["value_bias"]
@@ -130,7 +130,7 @@ def as_full_block(last):
 
 
 def oracle(model, params, images, image_mask, tokens, segments):
-    """Embeddings in float64, a product and a slot at a time; what is empty is left out."""
+    """Embeddings in float64, a product and a slot at a time; empty slots are left out."""
     params = params["params"]
     groups = [group for _, group, count in model.image_features for _ in range(count)]
     if tokens is not None:
@@ -273,7 +273,7 @@ def test_bfloat16_is_close(rng, name):
     embeddings = jax.jit(rounded.apply)(params_of(model), *inputs)
     assert embeddings.dtype == jnp.float32
     cosines = (exact * np.asarray(embeddings)).sum(axis=1)
-    known = np.linalg.norm(exact, axis=1) > 0.5  # Sum knows nothing of the third product
+    known = np.linalg.norm(exact, axis=1) > 0.5  # Sum has no input for the third product
     assert cosines[known].min() > 0.999
 
 

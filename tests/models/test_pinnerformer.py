@@ -169,7 +169,7 @@ def test_learned_positions():
 
 @pytest.mark.parametrize("name", ["users", "items"])
 def test_an_item_has_the_last_popularity_before_its_time(content, history, rng, name):
-    """Nothing else is seen than in a catalogue with an item for each pair of item and time."""
+    """The same as in a catalogue with an item for each pair of item and time."""
     popularity = rng.standard_normal((NUM_ITEMS, 3)).astype(np.float32)
     times = history["time"][0, [1, 3, 5]] + np.uint32([0, 5, 0])
 
@@ -227,7 +227,7 @@ def test_user_embedding_is_what_was_liked_and_what_the_head_makes_of_sums(conten
     head["gate"] = jax.tree.map(jnp.zeros_like, head["gate"])  # 1/2 of everything
     hidden = head["mlp"]["hidden"]["kernel"]
     other = model.width + model.embedding_dim  # the transformer's output and what was liked,
-    head["mlp"]["hidden"]["kernel"] = hidden.at[:other].set(0)  # to which the MLP is blind here
+    head["mlp"]["hidden"]["kernel"] = hidden.at[:other].set(0)  # which the MLP ignores here
     rows = jnp.asarray(history["item"])
     items = model.apply(params, content, rows, method="items")
     inputs = model.apply(params, content, rows, method=lambda model, *x: model.item_input(*x))

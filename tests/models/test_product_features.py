@@ -94,7 +94,7 @@ def test_products_are_packed_in_order_and_have_room(rng, capacity):
     for group, after in itertools.pairwise(packed):
         places = group[group >= 0]
         assert lengths[places].sum() <= capacity
-        # There is no more than has room.
+        # No more than there is room for.
         assert len(places) == 5 or lengths[places].sum() + lengths[after[0]] > capacity
         assert (group[len(places) :] == -1).all()
     assert product_features.pack(lengths[:0], 5, capacity).shape == (0, 5)

@@ -181,7 +181,7 @@ def test_heads_must_divide_the_width(inputs):
 
 @pytest.mark.parametrize("cudnn", [False, True])
 def test_on_gpus_it_is_the_same_model(params, inputs, monkeypatch, cudnn):
-    """Padding goes last, tokens are a matrix, and layers no loop: by XLA, since there is no GPU."""
+    """Padding last, tokens as a matrix, layers without a loop; by XLA, since there is no GPU."""
     x, mask = map(jnp.asarray, inputs)
     weights = np.random.default_rng(2).standard_normal(x.shape) * mask[..., None]
 
@@ -207,7 +207,7 @@ def test_on_gpus_it_is_the_same_model(params, inputs, monkeypatch, cudnn):
 
 
 def lowered(dtype, platforms, **kwargs):
-    """A training step's text for platforms, none of which has to be there."""
+    """A training step's program text for platforms that need not be present."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
     model = make(dtype=dtype, mesh=mesh, **kwargs)
     x, mask = jnp.zeros((2, 128, 16)), jnp.ones((2, 128), bool)
@@ -223,7 +223,7 @@ def lowered(dtype, platforms, **kwargs):
 
 @pytest.mark.parametrize("remat", [False, True])
 def test_each_platform_gets_its_attention(monkeypatch, remat):
-    # What a machine with GPUs would say.
+    # As on a machine with GPUs.
     monkeypatch.setattr(attention, "has_cudnn", lambda *_: True)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
     kernels = {"tpu": "tpu_custom_call", "cuda": "__cudnn$fmhaSoftmaxBackward"}
@@ -243,7 +243,7 @@ def test_without_kernels_one_program_serves_all_platforms(monkeypatch):
 def test_gpus_that_are_not_there_are_served_by_xla():
     text = lowered(jnp.bfloat16, ("cuda",))
     assert "cudnn" not in text
-    assert "stablehlo.while" not in text  # and layers are no loop
+    assert "stablehlo.while" not in text  # and layers are not a loop
 
 
 def test_attention_may_start_with_larger_outputs():

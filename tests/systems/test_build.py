@@ -1,4 +1,4 @@
-"""What is built without data is what runs with it."""
+"""A system that is built without data equals the one that runs with data."""
 
 import dataclasses
 import pathlib
@@ -84,7 +84,7 @@ def test_a_directory_tells_its_own_sizes(name, data_dir):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_world_that_is_not_simulated_is_alike(name, data_dir):
-    """All but how long its texts are is known before."""
+    """Everything but the lengths of its texts is known beforehand."""
     config, mesh = get_config(name, data_dir), sharding.make_mesh()
     found, expected = registry.build(config, mesh), registry.create(config, mesh).trainable
 

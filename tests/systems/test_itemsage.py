@@ -65,7 +65,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     loss = dict(terms=terms, log_q=log_q, num_random_negatives=RANDOM, sketch_width=2**18)
     config = make_config(loss=loss)
     system = registry.create(config, mesh)
-    params, sketches = system.trainable.init(jax.random.key(1))
+    params, sketches = jax.jit(system.trainable.init)(jax.random.key(1))
     batch = next(system.batches(0))
     batch["query"][:5] = batch["query"][0]  # a query with several products
     for row, query in zip(batch["excluded"], batch["query"], strict=True):
@@ -110,7 +110,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
 @pytest.mark.parametrize("model", [{"texts": ()}, {"image_slots": 0}])
 def test_images_or_texts_alone_work_by_config(make_config, model, mesh):
     system = registry.create(make_config(model=model), mesh)
-    params, sketches = system.trainable.init(jax.random.key(1))
+    params, sketches = jax.jit(system.trainable.init)(jax.random.key(1))
     batch, key = next(system.batches(0)), jax.random.key(2)
     gradient, _ = jax.jit(jax.grad(system.trainable.loss, has_aux=True))(
         params, system.constants, sketches, batch, key
@@ -130,7 +130,7 @@ def test_sketches_are_as_wide_as_there_are_ids(make_config, mesh):
     assert 4 * len(corpus) <= widths["products"] < 8 * len(corpus)
     assert 4 * len(dataset.queries) <= widths["queries"] < 8 * len(dataset.queries)
     system = registry.create(config, mesh)
-    _, sketches = system.trainable.init(jax.random.key(0))
+    _, sketches = jax.eval_shape(system.trainable.init, jax.random.key(0))
     assert {name: sketch.width for name, sketch in sketches.items()} == widths
     assert len(distinct) > 30 * 32  # more than a run counts
     error = np.e / 2**14 * 30 * 32
@@ -139,7 +139,7 @@ def test_sketches_are_as_wide_as_there_are_ids(make_config, mesh):
 
 
 def test_pairs_that_drown_in_their_sketch_are_refused(make_config, mesh):
-    """As in 2^22 columns the ten million pairs of the published size."""
+    """As would happen to the published size's ten million pairs in 2^22 columns."""
     config = make_config(loss={"sketch_width": 2**12}, train={"steps": 10_000})
     dataset = dataset_lib.load(config.data.name, config.data.dir)
     pairs = dataset.pairs("train")[["query", "item"]]
@@ -157,7 +157,7 @@ def test_pairs_that_drown_in_their_sketch_are_refused(make_config, mesh):
     config.loss.update(log_q=True, sketch_decay=0.9)
     system = registry.create(config, mesh)
     system.check_training()
-    _, sketches = system.trainable.init(jax.random.key(0))
+    _, sketches = jax.eval_shape(system.trainable.init, jax.random.key(0))
     assert {sketch.decay for sketch in sketches.values()} == {0.9}
     config.loss.update(sketch_decay=1.0, sketch_width=least)
     registry.create(config, mesh).check_training()
@@ -243,7 +243,7 @@ def test_what_the_tower_sees_nothing_of_is_not_found(make_config, mesh, data_dir
     ):
         assert 0.1 < findable.mean() < 0.4
         system = registry.create(make_config(model=model), mesh)
-        params, _ = system.trainable.init(jax.random.key(0))
+        params, _ = jax.jit(system.trainable.init)(jax.random.key(0))
         ((ids, vectors),) = (shard() for shard in system.embed(params, 0)["items"])
         np.testing.assert_array_equal(ids, dataset.catalogue.ids[findable])
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -270,7 +270,7 @@ def test_pairs_are_needed(make_config, other_data, mesh):
 @pytest.mark.parametrize("texts", [("title", "description", "brand"), ("brand",)])
 @pytest.mark.parametrize("cap", [0, 1])
 def test_there_is_room_for_the_tokens_of_what_is_drawn(make_config, data_dir, texts, cap):
-    """As much as the data themselves would ask for, and not much more."""
+    """As much room as the data need, and not much more."""
     config = make_config(model={"texts": tuple((name, name) for name in texts)})
     config.tasks = (("image/click", 3.0, cap), ("text/save", 1.0, cap))
     config.data.pairs = config.loss.num_random_negatives = 256
@@ -300,7 +300,7 @@ def test_products_are_embedded_wherever_they_stand(make_config, mesh, data_dir):
     """In full batches, in small ones, and where their texts leave no room for others."""
     config = make_config()
     system = registry.create(config, mesh)
-    params, _ = system.trainable.init(jax.random.key(1))
+    params, _ = jax.jit(system.trainable.init)(jax.random.key(1))
     dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
     products = product_table.read(config, dataset)
     lengths = product_table.num_values(products["texts"])

@@ -71,7 +71,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
     )
     outputs = np.asarray(apply(batch, method="users"), np.float64)
     everything = jnp.arange(model.num_items, dtype=jnp.int32)
-    # As they were before popularity were counted, and after each time at which they were.
+    # Items before popularity was counted, and after each time at which it was counted.
     times = np.zeros(0, np.uint32) if times is None else np.asarray(times)
     then = [jnp.full(model.num_items, time, jnp.uint32) for time in (0, *(times + 1))]
     items = np.stack([apply(everything, now, method="items") for now in then]).astype(np.float64)
@@ -134,18 +134,18 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
 
 
 def test_a_user_is_not_their_own_negative(make_config, mesh):
-    """Of a batch that is one user alone nothing is left to learn from."""
+    """In a batch of a single user nothing is left to learn from."""
     config = make_config(loss={"num_random_negatives": 0})
     system = registry.create(config, mesh)
-    params, sketch = system.trainable.init(jax.random.key(1))
+    params, sketch = jax.jit(system.trainable.init)(jax.random.key(1))
     batch = dict(next(system.batches(0)))
     step = jax.jit(jax.grad(system.trainable.loss, has_aux=True))
-    for width, largest in ((1, 0.1), (16, 0.0)):
-        same = np.arange(16)[:, None] if width == 1 else np.tile(np.arange(16), (16, 1))
+    different = np.tile(np.arange(16)[:, None], 16)  # as wide as the other: one compilation
+    for same, learns in ((different, True), (different.T, False)):
         arguments = sketch, jax.device_put({**batch, "same_user": same}), jax.random.key(2)
         gradient, _ = step(params, system.constants, *arguments)
         found = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient))
-        assert found == 0 if largest == 0 else found > largest
+        assert found > 0.1 if learns else found == 0
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_choice_is_without_replacement_and_takes_missing_ones_last():
 
 
 def assert_close(found, expected):
-    """Parameters that differ by rounding alone."""
+    """Parameters differ only by rounding."""
 
     def close(path, found, expected):
         # The gradient of a key's bias is zero but for rounding, which Adam makes large.
@@ -256,7 +256,7 @@ def test_integer_user_ids_come_back_as_integers(make_config, other_data, data_di
     for name in ("pinworld/tiny", config.data.name):
         config.data.name = name
         system = registry.create(config, mesh)
-        params, _ = system.trainable.init(jax.random.key(0))
+        params, _ = jax.jit(system.trainable.init)(jax.random.key(0))
         for as_of in (0, system.embed_as_of):  # at first nobody has acted
             parts = [shard() for shard in system.embed(params, as_of)["users"]]
             ends.append([np.concatenate(part) for part in zip(*parts, strict=True)])
@@ -268,7 +268,7 @@ def test_integer_user_ids_come_back_as_integers(make_config, other_data, data_di
 
 
 def test_nobody_knows_what_is_done_later(make_config, mesh):
-    """Other actions after a count leave what is known until the next one as it was."""
+    """Other actions after a count change nothing until the next count."""
     data = {"popularity_window": 84 * 86_400, "popularity_times": 13}
     config = make_config(data=data, model={"id_dim": 0})
     dataset = dataset_lib.load(config.data.name, config.data.dir)
@@ -288,7 +288,7 @@ def test_nobody_knows_what_is_done_later(make_config, mesh):
 
     contents = [table.place(data)["content"] for data in (dataset, Other())]
     system = registry.create(config, mesh)
-    params, _ = system.trainable.init(jax.random.key(0))
+    params, _ = jax.jit(system.trainable.init)(jax.random.key(0))
     apply = functools.partial(model.apply, params, popularity_times=jnp.asarray(times))
     embed_users, embed_items = (
         jax.jit(functools.partial(apply, method=name)) for name in ("users", "items")
@@ -305,7 +305,7 @@ def test_nobody_knows_what_is_done_later(make_config, mesh):
             )
         )
         exists = np.asarray(batch["label_item"]) >= 0
-        known = np.asarray(request_times) <= times[6]  # the next count, which is of no use yet
+        known = np.asarray(request_times) <= times[6]  # the next count, which is not used yet
         for a, b in (users, items):
             np.testing.assert_array_equal(a[exists & known], b[exists & known])
             unlike += (np.abs(a - b).max(axis=-1) > 1e-3)[exists & ~known].sum()
@@ -328,7 +328,7 @@ def test_towers_know_the_popularity_as_of_their_time(make_config, mesh):
     config = make_config(data=data, model={"id_dim": 0})
     dataset = dataset_lib.load(config.data.name, config.data.dir)
     page = registry.create(config, mesh)
-    params, _ = page.trainable.init(jax.random.key(1))
+    params, _ = jax.jit(page.trainable.init)(jax.random.key(1))
     model = pinnerformer.make_model(config, dataset.spec, mesh)
     table = item_table.ItemTable.create(config, mesh, dataset.spec)
     history = histories.abstract_history(mesh, 1, config.data.length)

@@ -101,7 +101,7 @@ def test_residual_of_another_space_is_refused(make_config):
 
 def test_only_items_with_a_vector_are_found(make_config, mesh, data_dir):
     system = registry.create(make_config(), mesh)
-    params, _ = system.trainable.init(jax.random.key(0))
+    params, _ = jax.jit(system.trainable.init)(jax.random.key(0))
     dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
     with_image = np.diff(dataset.catalogue.image_offsets) > 0
     assert 0.2 < with_image.mean() < 0.3  # the others are no products, or without images
@@ -124,7 +124,7 @@ def test_items_without_images_are_their_content(make_config, other_data, data_di
     system = registry.create(
         make_config(data={"name": other_data(without=("images",), image_dim=0)}), mesh
     )
-    params, sketch = system.trainable.init(jax.random.key(0))
+    params, sketch = jax.jit(system.trainable.init)(jax.random.key(0))
     ((_, vectors),) = (shard() for shard in system.embed(params, 0)["items"])
     np.testing.assert_allclose(vectors, content, atol=1e-3)
     batch = next(system.batches(0))

@@ -1,4 +1,4 @@
-"""A system of the user's own is one module and one config."""
+"""A user's own system is one module and one config."""
 
 import pathlib
 import runpy
@@ -40,7 +40,7 @@ def test_a_matrix_factorisation_trains_evaluates_embeds_and_compiles(config, tmp
         loop.train(system, config.train, mesh, tmp_path, checkpoints)
     params = checkpoint.load_chosen(tmp_path, config, system, mesh).params
 
-    untrained, _ = system.trainable.init(jax.random.key(0))
+    untrained, _ = jax.jit(system.trainable.init)(jax.random.key(0))
     found, before = (
         system.evaluate(p, "valid").rows[0].metrics["R@100"].value for p in (params, untrained)
     )

@@ -187,7 +187,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_its_checkpoint(
 
 @pytest.fixture(scope="session")
 def selecting(make_config):
-    """(metric) -> a config by which a metric of each step's evaluation chooses."""
+    """(metric) -> a config that evaluates each step and chooses by the metric."""
 
     def make(metric="valid/error"):
         return make_config(select=metric, evaluate_every=1, checkpoint_every=1)
@@ -251,7 +251,7 @@ def test_only_a_metric_of_the_evaluation_selects(tmp_path, metric, train, select
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, train, selecting):
-    """A finished run that chose its third step of twelve, whose last two are there, too."""
+    """A finished run that chose its third step of twelve and also has the last two."""
     workdir = tmp_path_factory.mktemp("finished")
     values = iter([2.0, 3.0, 1.0, *[4.0] * 9])
     train(
@@ -323,7 +323,7 @@ def test_where_every_checkpoint_is_damaged_nothing_is_begun_anew(
 def test_what_is_no_fault_of_a_checkpoint_is_not_said_of_it(
     finished, monkeypatch, error, load_chosen
 ):
-    """Else the loss of another process would end a run as wrong input does."""
+    """Otherwise losing another process would end a run like wrong input."""
 
     def restore(self, path, like):
         raise error("lost")
@@ -363,7 +363,7 @@ def test_what_is_read_is_not_written_to(tmp_path, finished, load_chosen):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     under_way = tmp_path / "checkpoints/13.orbax-checkpoint-tmp"
     under_way.mkdir()
-    for name in ("\u00b2", "013"):  # digits to Python, but no step's name
+    for name in ("\u00b2", "013"):  # digits to Python, but not the name of a step
         (tmp_path / "checkpoints" / name).mkdir()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     load_chosen(tmp_path)

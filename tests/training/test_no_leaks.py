@@ -1,4 +1,4 @@
-"""However a run ends, what it opened is closed: threads, files, a trace, the signal's handler."""
+"""However a run ends, its threads, files, trace and signal handlers are closed."""
 
 import collections
 import contextlib
@@ -17,7 +17,7 @@ from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.training import checkpoint
 
-FAILING = 11  # steps done when a run fails; where steps are traced, this is one of them
+FAILING = 11  # steps done when a run fails; if steps are traced, this is one of them
 
 
 class BrokenDataError(Exception):
@@ -30,7 +30,7 @@ class BrokenEvaluationError(Exception):
 
 @pytest.fixture(scope="module")
 def config(make_config):
-    """Whose only checkpoint is being saved when a run fails."""
+    """The only checkpoint is being saved when a run fails."""
     return make_config(log_every=1, checkpoint_every=FAILING, evaluate_every=0)
 
 
@@ -38,7 +38,7 @@ def open_files():
     """How often each file, pipe and socket is open."""
     targets = []
     for descriptor in pathlib.Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # that of this directory itself
+        with contextlib.suppress(FileNotFoundError):  # this directory's own
             targets.append(os.readlink(descriptor))
     return collections.Counter(targets)
 
@@ -48,7 +48,7 @@ def nothing_left_open():
     threads, files = set(threading.enumerate()), open_files()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    deadline = time.monotonic() + 60  # a thread that was told to end may take a moment
+    deadline = time.monotonic() + 60  # a thread may take a while to end
     while True:
         new_threads = set(threading.enumerate()) - threads
         new_files = open_files() - files
@@ -61,7 +61,7 @@ def nothing_left_open():
 
 @pytest.fixture(scope="module", autouse=True)
 def _first_run(tmp_path_factory, train):
-    """Opens what a process keeps for all its runs, as the thread of tqdm's monitor."""
+    """Opens what a process keeps for all its runs, such as the thread of tqdm's monitor."""
     train(tmp_path_factory.mktemp("first"))
 
 
@@ -106,7 +106,7 @@ def test_a_run_that_is_refused_leaves_nothing_open(tmp_path, train, config):
 
 
 def test_a_run_that_failed_while_it_was_traced_ends_its_trace(tmp_path, train, config, monkeypatch):
-    calls = []  # not traced in earnest, which once crashed a process as old as a suite's
+    calls = []  # no real trace, which once crashed a process that had run a whole suite
     monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: calls.append("start"))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
     with pytest.raises(BrokenDataError):

@@ -1,4 +1,4 @@
-"""A shop that is drawn once, and what its tests and the oracle's hold draws against."""
+"""A shop that is drawn once, and the formulas that tests compare draws with."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def engagements(shop):
 
 @pytest.fixture(scope="session")
 def positives():
-    """Of actions, those that show interest at home."""
+    """The actions that show interest, on the home surface."""
 
     def of(actions: np.ndarray) -> np.ndarray:
         save, closeup, click = (world.ACTIONS.index(n) for n in ("save", "closeup", "click"))
@@ -68,7 +68,7 @@ def product_chance(shop):
 
 @pytest.fixture(scope="session")
 def assert_drawn_from():
-    """Chi-square within five standard deviations; what is rare is one cell."""
+    """Chi-square within five standard deviations; rare outcomes share one cell."""
 
     def assert_it(counts: np.ndarray, chance: np.ndarray) -> None:
         assert (counts[chance == 0] == 0).all()

@@ -1,4 +1,4 @@
-"""The oracle against integrals and sums, and against what then happened."""
+"""The oracle against integrals and sums, and against what users did afterwards."""
 
 import itertools
 
@@ -112,7 +112,7 @@ def test_the_closed_form_is_the_integral_over_the_window():
 
 
 def test_expected_recall_is_what_is_measured(future):
-    """Of the items that exist at `T`, on each of which actions are Poisson events."""
+    """Over the items that exist at `T`; actions on each of them are Poisson events."""
     topics, _, _, counts, scores = future
     measured = recalls(scores, np.where(topics.created <= T, counts, 0))
     chance = -np.expm1(-scores)
@@ -124,7 +124,7 @@ def test_expected_recall_is_what_is_measured(future):
 
 def test_no_other_ranking_beats_the_oracle(future, rng):
     topics, oracle, users, counts, scores = future
-    half = len(users) // 2  # popularity is counted on users that are not ranked for
+    half = len(users) // 2  # popularity is counted over other users than those who are ranked for
     popularity = counts[:half].sum(axis=0)
     about = np.stack([scores[:, topics.leaf == leaf].sum(axis=1) for leaf in range(48)], axis=1)
     about = about[:, topics.leaf]
@@ -179,7 +179,7 @@ def test_each_query_has_its_own_request_time(future, rng):
 
 
 def test_the_next_action_is_as_likely_as_the_oracle_says(future, positives):
-    """Of positive actions after `T`: the session that a user is in tells the most."""
+    """Of positive actions after `T`; the session that a user is in says the most about them."""
     topics, oracle, *_ = future
     length, users, request_times, labels, windows_ = 16, [], [], [], []
     for user, actions in timelines(topics, "test"):
@@ -275,7 +275,7 @@ def test_what_happens_is_what_the_oracle_expects(shop, oracle, later, assert_dra
         by_query = popularity * scores.sum(axis=1)
         assert_drawn_from(np.bincount(drawn["query"], minlength=400), by_query)
 
-        # For the most popular query alone, too.
+        # Also for only the most popular query.
         head = np.argmax(popularity)
         drawn = drawn["item"][drawn["query"] == head]
         if len(drawn) > 500:

@@ -19,7 +19,7 @@ TINY = pinworld.SIZES["tiny"]
 
 
 def build(where, **changes) -> dict[str, bytes]:
-    """Builds a small world: the content of each of its files."""
+    """Builds a small world; returns the content of each of its files."""
     sizes = dict(train_users=40, eval_users=10, pins=300, roots=3, leaves=6, products=50)
     sizes |= dict(image_queries=30, text_queries=20, engagements=500)
     pinworld.write(pinworld.Size(**(sizes | changes)), "pinworld/test", where)
@@ -29,7 +29,7 @@ def build(where, **changes) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Of several chunks each of users, products and engagements."""
+    """A data set with several chunks each of users, products and engagements."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pinworld, "CHUNK", 64)
         patch.setattr(shop_lib, "CHUNK", 128)

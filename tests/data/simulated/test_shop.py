@@ -1,4 +1,4 @@
-"""Products, texts, images, queries and engagements against how they are said to be drawn."""
+"""Products, texts, images, queries and engagements against their documented distributions."""
 
 import dataclasses
 import itertools
@@ -183,7 +183,7 @@ def test_images_tell_the_leaf_noisily(wide, images):
     np.testing.assert_array_equal(means.argmax(axis=1), np.arange(24))
     assert 0.4 < accuracy(cosines, leaf) < 0.85
 
-    # They lie where pins lie.
+    # They lie in the pins' space.
     pins = np.stack([wide.world.content[wide.world.leaf == k].mean(axis=0) for k in range(24)])
     assert accuracy(vectors @ pins.T, leaf) > 0.4
 
@@ -302,7 +302,7 @@ def test_no_pin_leads_to_itself(shop, engagements):
 
 
 def test_queries_and_kinds_come_by_their_shares(shop, engagements, assert_drawn_from):
-    # Of queries that lead to themselves the more are left out, the likelier that is.
+    # Queries that lead to themselves are left out, the more of them the likelier this is.
     plain = ~np.isin(shop.queries.pin, shop.pin)
     plain_ones = engagements[plain[engagements["query"]]]
     task, is_text = plain_ones["task"], shop.queries.pin[plain_ones["query"]] < 0

@@ -1,4 +1,4 @@
-"""Topics, pins, users and timelines against how they are said to be drawn."""
+"""Topics, pins, users and timelines against their documented distributions."""
 
 import hashlib
 
@@ -18,7 +18,7 @@ def draw_actions(topics: World, users: int):
 
 
 def test_pinworld_is_still_the_same_world():
-    """Figures of models are compared across versions, so that not a bit of it may change."""
+    """Models' figures are compared across versions, so not a bit of the world may change."""
     size, digest = pinworld.SIZES["tiny"], hashlib.sha256()
     topics = pinworld.draw_world(size)
     for split in ("train", "valid", "test"):
@@ -27,7 +27,7 @@ def test_pinworld_is_still_the_same_world():
     for name in ("ids", "leaf", "created", "popularity", "style"):
         digest.update(getattr(topics, name).tobytes())
     assert digest.hexdigest()[:16] == "958d79d463e79600"
-    # How a product of matrices is rounded depends on the machine.
+    # The rounding of matrix products depends on the machine.
     some = topics.content[:, :3].astype(np.float64).sum(axis=0)
     np.testing.assert_allclose(some, [-14.0456, -10.0550, -21.0162], atol=2e-3)
 

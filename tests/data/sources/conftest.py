@@ -58,7 +58,7 @@ def write(tmp_path):
 def prepare(tmp_path, write):
     """prepare(config, events, items, queries) makes a data set of columns or of paths.
 
-    What it returns is the data set and the `Prepared` of it. Columns become Parquet files e, i and
+    It returns the data set and its `Prepared`. Columns become Parquet files e, i and
     q; paths are lists.
     """
 

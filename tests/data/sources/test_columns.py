@@ -80,7 +80,7 @@ ONE = {
     "null": pa.array([None], pa.null()),
     "half": pa.array(np.float16([7])),
 }
-# What each is taken for: None where it is refused.
+# What each is read as; None: it is refused.
 ROLES = {
     "ids": {"text": "7", "string_view": "7", "dictionary": "7", "null": None},
     "numbers": {
@@ -164,7 +164,7 @@ def test_types_are_read_where_they_are_plain_and_refused_elsewhere(
     ],
 )
 def test_text_as_timestamps(write, read, database, text, seconds):
-    """Those far outside are told by their bounds, in `events` and `items`."""
+    """Values far outside are found by the bounds of `events` and `items`."""
     file, _ = read(write("a.parquet", {"x": [text]}), ["x"])
     timestamp = Column(file, "x").timestamp("")
     query = (

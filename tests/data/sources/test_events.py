@@ -57,7 +57,7 @@ def config_of(**changes):
 
 
 def split_of(user, config):
-    """Independently of `splits.split_of`."""
+    """The split of a user, written independently of `splits.split_of`."""
     drawn = hashlib.blake2b(f"{config.split.seed}:{user}".encode(), digest_size=8).digest()
     share = int.from_bytes(drawn, "little") / 2**64
     held_out = config.split.test + config.split.valid
@@ -172,7 +172,7 @@ def test_leave_one_out_holds_all_users_in_one_split(seed, times, prepare):
     frame = in_file(columns)
     if times:
         rows, _ = plainly(frame, config)
-    else:  # every row counts, as they lie
+    else:  # all rows stay, in their order
         config.timelines.min_actions = 3
         rows = {
             user: [

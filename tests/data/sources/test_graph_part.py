@@ -103,7 +103,7 @@ def read(made, split):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", ["time", "leave_one_out", "random", "column"])
 def test_edges_equal_a_plain_reading(prepare, kind, seed):
-    nulls = kind in ("time", "leave_one_out")  # where a row has a user, too
+    nulls = kind in ("time", "leave_one_out")  # whether rows also have a user
     log = random_log(np.random.default_rng(seed), nulls=nulls)
     made, prepared = prepare(make_config(kind), log)
     expected = plainly(log, kind)
@@ -114,7 +114,7 @@ def test_edges_equal_a_plain_reading(prepare, kind, seed):
         assert all(expected.values())
     assert made.groups.tolist() == sorted(set(log["board"]) - {None})
     assert made.spec.num_groups == len(made.groups) == prepared.report["groups"]
-    # Both sides hold the same edges, ascending, and what is held out is in neither.
+    # Both sides hold the same edges, ascending, and no held-out edge.
     items, groups = made.graph.items, made.graph.groups
     assert len(items.offsets) == made.spec.num_items + 1
     assert (items.offsets.dtype, items.neighbours.dtype) == (np.int64, np.int32)
@@ -138,7 +138,7 @@ def test_integer_groups_stay_integers(rng, prepare):
 
 
 def test_a_graph_needs_neither_users_nor_times(rng, write, prepare):
-    """As published graphs come, with the edges that test."""
+    """As in published graphs, which say which edges test."""
     log = random_log(rng)
     lines = [
         f"{b} {i} {int(t)}"

@@ -19,7 +19,7 @@ TAGS = {
 
 
 def make_log(items, times=None):
-    """Ten users, each of whom acts on all of some items, a day apart."""
+    """A log of ten users, who each act on all of some items, a day apart."""
     times = times or [START + n * DAY for n in range(len(items))]
     return {
         "user": np.repeat(np.arange(10), len(items)),
@@ -68,7 +68,7 @@ def test_vectors_from_tags_equal_a_dense_svd(write, prepare, form, dim):
     separator = ", " if form == "text" else ""
     config = make_config(tags="tags", tag_separator=separator, tag_dim=dim)
     items = [write("i.parquet", tag_table(form))]
-    if form == "side":  # lists that are looked up
+    if form == "side":  # lists in a second table
         items = [write("i.parquet", {"item": [*TAGS]}), write("t.parquet", tag_table("lists"))]
         config.catalogue.tags = "t.tags"
         config.sides.t = column_map.side(on="item", id="item")
@@ -157,7 +157,7 @@ def test_the_join_dates_the_items_and_says_what_did_not_match(prepare, keep_unse
     kept = ["10", "11", "12", "77"] if keep_unseen else ["10", "11", "77"]
     table = made.catalogue
     assert table.ids.tolist() == kept
-    # The table's date, unless it was acted on before; never seen and undated: from the start.
+    # The table's date, unless an action is earlier; without a date and an action: from the start.
     created = dict(zip(table.ids, table.created.tolist(), strict=True))
     assert {**created, "12": 0} == {
         "10": START - 100,
@@ -216,7 +216,7 @@ def test_ids_that_are_written_alike_are_one(prepare, refuse, case):
 
 @pytest.mark.parametrize("kinds", [("parquet", "csv"), ("csv", "parquet"), ("jsonl", "csv")])
 def test_ids_of_several_files_are_one_kind(write, prepare, kinds):
-    """7 and "7" are one id, "007" is another; integers stay integers where all are."""
+    """7 and "7" are one id, "007" is another; ids are integers if all of them are."""
     first, second = make_log([7, 8]), make_log([7, 9])
     paths = [
         write(f"{n}.{kind}", log)

@@ -95,7 +95,7 @@ def expected_split(config, found, train_end):
 
 
 def leave_out(rows):
-    """Drops rows that repeat another, and says of the others whether they are a user's last two."""
+    """The rows that repeat no other, and whether each is one of a user's last two."""
     users = collections.defaultdict(list)
     for row in sorted(rows, key=lambda row: row["time"]):
         users[row["user"]].append(row)
@@ -108,7 +108,7 @@ def leave_out(rows):
 
 
 def read_plainly(events, config):
-    """What leads to what in a log, each as a dict; `key` is what its split goes by."""
+    """The pairs of a log, each as a dict; `key` decides its split."""
     rows = [dict(zip(events, row, strict=True)) for row in zip(*events.values(), strict=True)]
     if config.split.kind == "leave_one_out":
         rows = leave_out(rows)
@@ -183,7 +183,7 @@ def test_pairs_equal_a_plain_reading(events, table, prepare, case):
     config = CASES[case]
     events["query"][3] = f" {events['query'][3]} "
     events["query"][5] = events["query"][4].upper()  # the same to the split
-    if config.split.kind == "leave_one_out":  # the last two rows, one of which repeats another
+    if config.split.kind == "leave_one_out":  # one of the last two rows repeats another
         events = {name: [*column, *column[-40:]] for name, column in events.items()}
     made, prepared = prepare(config, events, table)
     found = read_plainly(events, config)
@@ -226,7 +226,7 @@ def test_pairs_equal_a_plain_reading(events, table, prepare, case):
     names = sorted(set(table["kind"]))
     assert made.catalogue.topics.tolist() == [names.index(table["kind"][row]) for row in order]
 
-    if config.events.time and config.split.kind == "time":  # its first row, be it a pair or not
+    if config.events.time and config.split.kind == "time":  # its first row, pair or not
         since = SINCE if config.events.since else 0
         first = {}
         for item, time in zip(events["item"], events["time"], strict=True):
@@ -238,7 +238,7 @@ def test_pairs_equal_a_plain_reading(events, table, prepare, case):
     else:
         assert not made.catalogue.created.any()
 
-    # The vocabulary is that of the items in training pairs, each once.
+    # The vocabulary is counted over the items in training pairs, each once.
     texts = [
         line
         for column in ("name", "note")
@@ -292,7 +292,7 @@ def test_made_vectors_equal_a_dense_svd(events, table, prepare, dim):
     images = made.catalogue.images.astype(float)
     assert images.shape[1] == min(dim, 32, len(words)) == made.spec.image_dim
     found = made.queries.vectors.astype(float)
-    # A basis is given up to signs, so similarities are compared.
+    # The signs of a basis are arbitrary, so similarities are compared.
     np.testing.assert_allclose(
         images @ images.T, (items @ items.T)[has_image][:, has_image], atol=2e-3
     )
@@ -359,7 +359,7 @@ def test_a_group_may_lie_in_several_files(events, table, write, prepare):
 
 @pytest.fixture
 def queries(events, rng):
-    """A table of all searches, in another order, and of others."""
+    """A table of all searches and some more, in another order."""
     texts = [*rng.permutation(sorted(set(events["query"]))).tolist(), "never searched"]
     return {"query": texts, "vector": rng.normal(size=(len(texts), 3)).tolist()}
 

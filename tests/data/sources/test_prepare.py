@@ -28,7 +28,7 @@ WORDS = [f"word{number}" for number in range(12)]
 
 @pytest.fixture
 def log(rng):
-    """A log of which no two rows of a user or a board tie."""
+    """A log in which no two rows of a user or a board have the same time."""
     n = 500
     return {
         "user": rng.integers(0, 40, n),
@@ -68,7 +68,7 @@ def make_config(**changes):
 
 
 def content_of(directory):
-    """All bytes of a data set but of what it was made of."""
+    """All bytes of a data set, except the record of its source."""
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in sorted(pathlib.Path(directory).rglob("*"))
@@ -111,7 +111,7 @@ def split_over_files(log, kind, write, rng):
     "kind", ["parquet", "csv", "jsonl", "csv.gz", "jsonl.gz", "csv.bz2", "tsv.xz"]
 )
 def test_the_same_log_in_other_files_is_the_same_data_set(log, table, rng, write, prepare, kind):
-    """Shuffled, split over files, and written in any format."""
+    """Shuffled, split over several files, and written in each format."""
     config = make_config()
     first, _ = prepare(config, log, table, out="first")
     if kind.startswith("tsv"):
@@ -350,7 +350,7 @@ def test_refuses_a_bad_log(log, table, refuse, case):
 
 @pytest.mark.parametrize("case", BAD_CONFIGS)
 def test_refuses_a_bad_config(tmp_path, log, table, prepare, case):
-    """Some already where a field is set."""
+    """Some are refused already when the field is set."""
     changes, message = BAD_CONFIGS[case]
     config = make_config()
     with pytest.raises(InputError, match=message) as error:  # noqa: PT012
@@ -361,7 +361,7 @@ def test_refuses_a_bad_config(tmp_path, log, table, prepare, case):
 
 
 def test_units_that_differ_between_files_are_refused(log, write, refuse):
-    """Each file alone is fine."""
+    """Each file is fine by itself."""
     half = {name: values[:250] for name, values in log.items()}
     other = {name: values[250:] for name, values in log.items()}
     other["time"] = other["time"] * 1000
@@ -505,7 +505,7 @@ def peak(tmp_path, log, name):
 
 @pytest.mark.slow
 def test_one_long_timeline_and_one_long_id_cost_little(tmp_path, rng):
-    """Of a million rows: no more than twice the memory."""
+    """A million rows take no more than twice the memory."""
     n = 1_000_000
     log = {
         "user": rng.integers(0, 50_000, n),
@@ -526,7 +526,7 @@ def test_one_long_timeline_and_one_long_id_cost_little(tmp_path, rng):
 def test_a_log_of_a_gib_within_a_quarter_of_it(tmp_path, rng):
     """With a budget of 256 MiB for DuckDB, the process takes less than 768 MiB beyond imports.
 
-    The rest is what lies outside of the budget: a shard of users, and what libraries allocate.
+    The rest is outside of the budget: a shard of users, and what libraries allocate.
     """
     path, rows, n = tmp_path / "big.parquet", 0, 2**20
     unused = {name: rng.integers(0, 2**60, n) for name in ("session", "page", "agent", "latency")}

@@ -1,4 +1,4 @@
-"""Files of every kind: what is read, and how what cannot be is refused."""
+"""Files of every kind: what is read from them, and how unreadable ones are refused."""
 
 import os
 
@@ -213,7 +213,7 @@ def test_refuses_an_unreadable_file(tmp_path, read, name):
 
 
 def test_refuses_a_file_in_which_a_quote_joins_lines(write, read):
-    """Rows are lost wherever a field begins with a quote that is none, be it used or not."""
+    """A field that begins with a stray quote swallows rows, whether its column is used or not."""
     lines = [f"{n}\tscreen {n}" for n in range(1000)]
     lines[300], lines[700] = '300\t"32 inch screen', '700\t"40 inch screen'
     path = write("a.tsv", ("id\tname\n" + "\n".join(lines) + "\n").encode())

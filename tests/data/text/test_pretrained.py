@@ -50,7 +50,7 @@ DISTILBERT_CONFIG = {
 }
 CONFIGS = {"bert": BERT_CONFIG, "distilbert": DISTILBERT_CONFIG}
 
-# What a block has, in one order.
+# A block's tensors, in order.
 BLOCK = {
     "bert": (
         *("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -66,7 +66,7 @@ LAYER = {"bert": "encoder.layer", "distilbert": "transformer.layer"}
 
 
 def make_tensors(rng, kind):
-    """Random ones, under the names of PyTorch."""
+    """Random tensors, under PyTorch's names."""
     shapes = {
         "embeddings.word_embeddings.weight": (VOCABULARY, WIDTH),
         "embeddings.position_embeddings.weight": (POSITIONS, WIDTH),
@@ -96,7 +96,7 @@ def make_tokenizer():
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    # What a file says of padding and truncation is not what counts.
+    # A file's padding and truncation are ignored.
     tokenizer.enable_padding(length=3, pad_id=1, direction="left")
     tokenizer.enable_truncation(2)
     return tokenizer

@@ -17,7 +17,7 @@ from pinjax.errors import InputError
 ALL = dict(unigrams=10**6, bigrams=10**6, trigrams=10**6)
 FEW = dict(unigrams=60, bigrams=50, trigrams=90)
 
-# A few characters of each, so that tokens come again.
+# A few characters of each script, so that tokens repeat.
 SCRIPTS = {
     "latin": "aAbBéÉßẞøŒğ",
     "turkish and Kelvin": "iIİı\u212aK",
@@ -104,7 +104,7 @@ def as_lists(ragged):
 
 
 def random_texts(rng, count, longest=30):
-    """Texts of one script or of all, with and without separators."""
+    """Texts of one script or all scripts, with and without separators."""
     pools = [*SCRIPTS.values(), "".join(SCRIPTS.values())]
     texts = []
     for _ in range(count):

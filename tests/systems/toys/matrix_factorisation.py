@@ -1,4 +1,4 @@
-"""A system of the user's own: a vector for each query and for each item, and nothing else."""
+"""A user's own system: a vector for each query and for each item, and nothing else."""
 
 import functools
 
