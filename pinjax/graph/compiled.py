@@ -40,7 +40,7 @@ def arrays_of(graph: csr.Graph) -> list[np.ndarray]:
 
 
 def nodes_of(side: csr.Side, nodes: np.ndarray, first: int = 0) -> np.ndarray:
-    """Nodes of a side as int32, by `read_only`: compiled functions look nowhere else.
+    """Nodes of a side as int32, by `read_only`, checked since compiled functions check no bounds.
 
     Raises:
       IndexError: if one is below `first`, or is not in the graph.

@@ -43,7 +43,7 @@ def ranked(
     """Distinct random items among those of some ranks by personalised PageRank from each node.
 
     The node itself has no rank; equals (in float32) are ranked by row. A row is a function of its
-    node, the seed and the graph alone. A thread has 28 bytes for an item and 12 for a group.
+    node, the seed and the graph alone. A thread takes 24 bytes for an item and 12 for a group.
 
     Args:
       graph: both sides of it.
@@ -109,10 +109,10 @@ def _push(
     """The items reached from a node, and their probabilities.
 
     Args:
-      item_offsets: of the graph, as what follows.
-      item_neighbours: ...
-      group_offsets: ...
-      group_neighbours: ...
+      item_offsets: of the graph.
+      item_neighbours: of the graph.
+      group_offsets: of the graph.
+      group_neighbours: of the graph.
       node: where walks start.
       restart: as in `PageRank`.
       epsilon: as in `PageRank`.

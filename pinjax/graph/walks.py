@@ -101,7 +101,7 @@ _32 = np.uint64(32)
 
 
 @compiled
-def mixed(x):
+def _mixed(x):
     """The output function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
     x += _INCREMENT
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -110,7 +110,7 @@ def mixed(x):
 
 
 @compiled
-def uniform(x):
+def _uniform(x):
     """A number in [0, 1) of the upper 53 bits of a random integer."""
     return np.float64(np.int64(x >> np.uint64(11))) * 2.0**-53
 
@@ -136,9 +136,10 @@ def _fill(
     bits = 1
     while 2**bits < 2 * visits:
         bits += 1
-    table = np.full(2**bits, -1, np.int32)  # items visited, hashed, at most half of the table
+    # Items visited, hashed, at most half of the table; sorting all visits takes twice as long.
+    table = np.full(2**bits, -1, np.int32)
     counts = np.zeros(2**bits, np.int32)
-    slots = np.empty(visits, np.int32)  # of the table that are taken
+    slots = np.empty(visits, np.int32)  # places of the table that are taken
     found = np.empty(visits, np.uint64)
     at = np.empty(number, np.int32)
     edges = np.empty(number, np.int64)
@@ -151,12 +152,12 @@ def _fill(
             in_group = _position(group_offsets, group_neighbours, group, node)
         distinct = 0
         if item_offsets[node + 1] - item_offsets[node] > (in_item >= 0):
-            draw = mixed(mixed(mixed(seed) + streams[row]) + np.uint64(node))
+            draw = _mixed(_mixed(_mixed(seed) + streams[row]) + np.uint64(node))
             at[:] = node
             for step in range(steps):
                 if step > 0 and restart > 0:
                     for walk in range(number):
-                        if uniform(mixed(draw)) < restart:
+                        if _uniform(_mixed(draw)) < restart:
                             at[walk] = node
                         draw += _INCREMENT
                 draw = _cross(item_offsets, item_neighbours, at, edges, draw, node, in_item)
@@ -172,12 +173,12 @@ def _fill(
                         slots[distinct] = slot
                         distinct += 1
                     counts[slot] += 1
-        for i in range(distinct):  # in an order where more visits are more, and then a lower item
+        for i in range(distinct):  # larger with more visits and, of as many, for a lower item
             slot = slots[i]
             found[i] = (np.uint64(counts[slot]) << _32) | (_LOW - np.uint64(table[slot]))
             table[slot] = -1
             counts[slot] = 0
-        kept = keep_largest(found[:distinct], ids.shape[1])
+        kept = _keep_largest(found[:distinct], ids.shape[1])
         total = 0
         for i in range(len(kept)):
             total += np.int64(kept[i] >> _32)
@@ -218,10 +219,10 @@ def _cross(offsets, neighbours, at, edges, draw, node, left_out):
         first = offsets[at[walk]]
         degree = offsets[at[walk] + 1] - first
         if left_out >= 0 and at[walk] == node:
-            place = np.int64(uniform(mixed(draw)) * (degree - 1))
+            place = np.int64(_uniform(_mixed(draw)) * (degree - 1))
             place += place >= left_out
         else:
-            place = np.int64(uniform(mixed(draw)) * degree)
+            place = np.int64(_uniform(_mixed(draw)) * degree)
         edges[walk] = first + place
         draw += _INCREMENT
     for walk in range(len(at)):
@@ -230,7 +231,7 @@ def _cross(offsets, neighbours, at, edges, draw, node, left_out):
 
 
 @compiled
-def keep_largest(values, count):
+def _keep_largest(values, count):
     """The `count` largest values, or all if they are fewer, largest first; changes `values`."""
     if len(values) > count:
         heap = values[:count]  # the smallest on top
