@@ -121,6 +121,8 @@ def main(argv: Sequence[str]) -> int:
                 return ended.code
             else:
                 runs[stage.title] = records.read(run.directory / _RECORDS)
+    if not runs:
+        raise InputError(f"--data={DATA.value}: no stage can be run on it")
     print(formatting.format_table(comparison.rows(runs)))
     return 0
 
@@ -280,8 +282,8 @@ class _Run:
             if command != "embed" and not (self.directory / _RUN).exists():
                 raise _LeftOut(reason)  # before anything was written
             raise InputError(f"{self.stage.title}: {reason}")
-        if code:
-            raise _Ended(code, f"{self.stage.title}, {command}: {reason}")
+        if code:  # negative after a signal that cannot be caught
+            raise _Ended(code if code > 0 else 1, f"{self.stage.title}, {command}: {reason}")
 
 
 def _wait(process: subprocess.Popen, deferral: signals.Deferral) -> int:

@@ -90,10 +90,10 @@ class Call:
         """The same command, small, on pinworld and in its own directories; None if it can't be run.
 
         It can't if it needs the user's files, pretrained weights, or a TPU compiler that is not
-        installed.
+        installed. `tests/e2e/test_stack.py` runs the stack.
         """
         own_data = (self.value("--config.data.name") or "pinworld/").partition("/")[0] != "pinworld"
-        if self.name == "prepare" or self.value("--config.model.pretrained"):
+        if self.name in ("prepare", "stack") or self.value("--config.model.pretrained"):
             return None
         if self.value("--topology") and importlib.util.find_spec("libtpu") is None:
             return None
@@ -106,7 +106,7 @@ class Call:
                 flag = "--items=5000"
             elif name in (
                 *("--workdir", "--out", "--coordinator", "--processes", "--process"),
-                *("--config.data.name", "--config.data.dir"),
+                *("--config.data.name", "--config.data.dir", "--config.data.vectors"),
             ) or (own_data and flag.removeprefix("--config.").startswith(OF_DATA)):
                 continue
             kept.append(flag)
@@ -150,9 +150,11 @@ def calls_of(words):
     program, *rest = words
     if program == "python" and rest[:1] == ["-m"] and rest[1].startswith("pinjax."):
         flags = [flag for flag in rest[2:] if flag != "--config=..."]
-        if not any(flag.startswith("--config=") for flag in flags):
+        if rest[1] != "pinjax.stack" and not any(flag.startswith("--config=") for flag in flags):
             flags.append("--config=configs/pinnerformer.py")
         return [Call(rest[1].removeprefix("pinjax."), tuple(flags))]
+    if program == "launch/run.sh" and rest[:1] == ["--stack"]:
+        return calls_of(["python", "-m", "pinjax.stack", *rest[1:]])
     if program == "launch/run.sh":
         return calls_of(["python", "-m", "pinjax.train", *rest])
     if program in ("launch/tpu_vm.sh", "launch/gpu_box.sh"):  # see `test_launch`
