@@ -4,6 +4,9 @@ python -m pinjax.evaluate --config=configs/pinnersage.py            # pinworld
 python -m pinjax.evaluate --config=configs/pinnersage.py:test       # seconds
 python -m pinjax.embed --config=configs/pinnersage.py --out=DIR
 python -m pinjax.evaluate --config=configs/pinnersage.py --config.data.name=DIR  # your own log
+
+On two CPU cores the default takes a minute and finds 0.068 of the test labels in the top 10
+(Recall@10; with an oracle that chooses among 20 clusters 0.102; PinnerFormer 0.151).
 """
 
 from configs import common
@@ -19,8 +22,7 @@ def get_config(variant: str = "") -> Section:
     config.data.recent = Int(90 * DAY, at_least=1, at_most=UINT32, unit="seconds")
 
     model = config.model
-    # The largest distance at which clusters are merged; of vectors of unit length, docs/how-pinnersage-
-    # works.md says how it was chosen.
+    # The largest distance at which clusters are merged (docs/how-pinnersage-works.md).
     model.threshold = Float(3.0, at_least=0)
     model.decay = Float(0.01, at_least=0)  # λ: of the importance of an action, a day
     model.vectors = Size(3)  # medoids that are drawn for a user
@@ -35,7 +37,7 @@ def _pinworld(config: Section) -> None:
 
 
 def _paper(config: Section) -> None:
-    """The published system, on the largest simulated log."""
+    """The published system, as by default, on the largest simulated log."""
     config.data.name = "pinworld/base"
     config.evaluate.users = 20_000
 
