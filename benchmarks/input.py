@@ -24,11 +24,12 @@ from pinjax.data import batches, windows
 from pinjax.data import dataset as dataset_lib
 from pinjax.distributed import sharding
 from pinjax.systems import registry
+from pinjax.timestamps import DAY
 
 _DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where pinworld/small is kept")
 _BATCHES = flags.DEFINE_integer("batches", 20, "batches to a measurement")
 
-USERS, LENGTH, LABELS, HORIZON = 128, 256, 32, 28 * 24 * 60 * 60
+USERS, LENGTH, LABELS, HORIZON = 128, 256, 32, 28 * DAY
 
 
 def main(_):

@@ -17,10 +17,10 @@ from absl import app, flags, logging
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import windows
 from pinjax.data.simulated.oracle import Oracle
-from pinjax.data.simulated.world import DAY
 from pinjax.evaluation import evaluator, formatting, retrievers, timeline_source
 from pinjax.evaluation.queries import EvalQueries, Index
 from pinjax.retrieval import exact
+from pinjax.timestamps import DAY
 
 _SIZE = flags.DEFINE_string("size", "small", "of pinworld")
 _DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/pinjax", "where it is kept")

@@ -42,6 +42,8 @@ FILES = {  # by name of the column map in configs/prepare
         ("order_products__train.parquet",),
         ("products.parquet", "aisles.parquet", "departments.parquet"),
     ),
+    "pinterest_graph": Files(("edges.parquet",)),
+    "gowalla": Files(("edges.parquet",)),
     "homedepot": Files(("train.parquet",), ("train.parquet",)),
 }
 

@@ -1,8 +1,7 @@
 """The fields that the configs of all systems share."""
 
 from pinjax.settings import UINT32, Bool, Choice, Float, Int, Row, Section, Size, Text, Tuple
-
-DAY = 24 * 60 * 60  # seconds
+from pinjax.timestamps import DAY
 
 
 def config(system: str, trained: bool = True) -> Section:
@@ -19,6 +18,10 @@ def config(system: str, trained: bool = True) -> Section:
     # The name pinworld/tiny|small|base, or a directory by pinjax.prepare.
     data.name = Text("pinworld/small", ".+", "a name or a directory")
     data.dir = Text("~/.cache/pinjax", ".+", "a directory")  # where named data sets are kept
+    # Directories by pinjax.embed, "DIR, DIR": their vectors of items and queries replace those of
+    # the data set, and the last one that knows an item or a query counts. "": the data set's own.
+    data.vectors = Text("")
+
     config.model = Section()
     if trained:
         _add_training(config)

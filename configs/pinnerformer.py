@@ -13,8 +13,8 @@ for 0.185.
 """
 
 from configs import common
-from configs.common import DAY
 from pinjax.settings import UINT32, Bool, Choice, Float, Int, Section, Size, Tuple, named
+from pinjax.timestamps import DAY
 
 
 def get_config(variant: str = "") -> Section:

@@ -10,8 +10,8 @@ On two CPU cores the default takes a minute and finds 0.068 of the test labels i
 """
 
 from configs import common
-from configs.common import DAY
 from pinjax.settings import UINT32, Float, Int, Section, Size, named
+from pinjax.timestamps import DAY
 
 
 def get_config(variant: str = "") -> Section:
@@ -22,7 +22,8 @@ def get_config(variant: str = "") -> Section:
     config.data.recent = Int(90 * DAY, at_least=1, at_most=UINT32, unit="seconds")
 
     model = config.model
-    # The largest distance at which clusters are merged (docs/how-pinnersage-works.md).
+    # The largest distance at which clusters of vectors of unit length are merged;
+    # docs/how-pinnersage-works.md says how it was chosen.
     model.threshold = Float(3.0, at_least=0)
     model.decay = Float(0.01, at_least=0)  # λ: of the importance of an action, a day
     model.vectors = Size(3)  # medoids that are drawn for a user

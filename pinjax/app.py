@@ -87,7 +87,9 @@ def flags_of_run() -> str:
     return " ".join(kept)
 
 
-def run(main: Callable[[Sequence[str]], int | None], trains: bool = False) -> None:
+def run(
+    main: Callable[[Sequence[str]], int | None], trains: bool = False, uses_devices: bool = True
+) -> None:
     """Parses the flags, runs `main` and exits with its return value.
 
     An `InputError`, and a flag or config override that does not parse, end as one line on
@@ -97,6 +99,7 @@ def run(main: Callable[[Sequence[str]], int | None], trains: bool = False) -> No
       main: of the command.
       trains: whether JAX handles SIGTERM of several processes for the training loop, which stops
         all of them after the same step. Otherwise SIGTERM ends each process at once.
+      uses_devices: False for a command that leaves all devices to the processes that it starts.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     jax.config.update("jax_enable_preemption_service", trains)
@@ -118,9 +121,10 @@ def run(main: Callable[[Sequence[str]], int | None], trains: bool = False) -> No
         if len(argv) > 1:
             return _complain(f"unexpected argument {argv[1]!r}; every argument is a --flag=value")
         try:
-            processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-            if not processes.is_first():
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
+            if uses_devices:
+                processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+                if not processes.is_first():
+                    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
             return main(argv)
         except InputError as error:
             return _complain(error)

@@ -58,10 +58,10 @@ class ConfigFlag(flags.Flag):
         return config.lock()
 
 
-def define(kind: str, field: str, declared: bool) -> flags.FlagHolder:
-    """Defines --config, which is required. Arguments as `ConfigFlag`."""
+def define(kind: str, field: str, declared: bool, required: bool = True) -> flags.FlagHolder:
+    """Defines --config. Arguments as `ConfigFlag`."""
     flag = ConfigFlag(kind, field, declared, f"{kind}: FILE or FILE:VARIANT")
-    return flags.DEFINE_flag(flag, required=True)
+    return flags.DEFINE_flag(flag, required=required)
 
 
 def source() -> str:
@@ -75,7 +75,19 @@ def take_overrides(argv: Sequence[str]) -> list[str]:
     Raises:
       InputError: if an override has no value.
     """
-    rest = []
+    rest, overrides = split_overrides(argv)
+    if overrides:
+        flags.FLAGS["config"].overrides += overrides
+    return rest
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The other arguments of a command line, and the (field, text) of its overrides.
+
+    Raises:
+      InputError: if an override has no value.
+    """
+    rest, overrides = [], []
     for argument in argv:
         override = re.fullmatch(r"--?config\.([^=]*)(=?)(.*)", argument, re.DOTALL)
         if not override:
@@ -84,8 +96,8 @@ def take_overrides(argv: Sequence[str]) -> list[str]:
         name, equals, text = override.groups()
         if not equals:
             raise InputError(f"--config.{name}: expected --config.{name}=VALUE")
-        flags.FLAGS["config"].overrides.append((name, text))
-    return rest
+        overrides.append((name, text))
+    return rest, overrides
 
 
 def load(source: str) -> ConfigDict:

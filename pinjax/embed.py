@@ -18,14 +18,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import tqdm
 from absl import flags
 from etils import epath
 
 from pinjax import app, checksums, files, timestamps
-from pinjax.data import catalogue
+from pinjax.data import embeddings
 from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
 from pinjax.systems import registry
@@ -37,8 +36,6 @@ AS_OF = flags.DEFINE_string(
     "as_of", None, "embed users as of this time: ISO 8601, UTC; default: the end of training"
 )
 PRECISION = flags.DEFINE_enum("precision", "float16", ["float16", "float32"], "of the vectors")
-
-_MANIFEST = "manifest.json"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,11 +62,12 @@ def main(argv: Sequence[str]) -> int:
                 stack.enter_context(files.only_writer(out))
                 written = _claim(out, manifest)
         embedded = system.embed(state.params, as_of)
+        names = {name: embeddings.file_names(name, len(x)) for name, x in embedded.items()}
+        if processes.is_first():
+            written = {file: written.get(file) for table in names.values() for file in table}
+            _write_manifest(out, {**manifest, "files": written})
         for name, shards in embedded.items():
-            paths = [
-                out / f"{name}-{number:05d}-of-{len(shards):05d}.parquet"
-                for number in range(len(shards))
-            ]
+            paths = [out / file for file in names[name]]
             missing = [False] * len(paths)
             if processes.is_first():
                 missing = [not _is_there(path, written) for path in paths]
@@ -80,53 +78,46 @@ def main(argv: Sequence[str]) -> int:
                     continue
                 ids, vectors = shard()
                 if processes.is_first():
-                    _write(path, ids, vectors, as_of)
+                    with files.replacing(path) as file:
+                        table = embeddings.to_arrow(ids, vectors, as_of, PRECISION.value)
+                        pq.write_table(table, file)
                     written[path.name] = checksums.of_file(path)
                     _write_manifest(out, {**manifest, "files": written})
     print(f"{out}: {', '.join(embedded)} as of {_iso(as_of)}, step {manifest['step']:,}")
     return 0
 
 
-def _write(path: epath.Path, ids: np.ndarray, vectors: np.ndarray, as_of: int) -> None:
-    table = pa.table(
-        {
-            "id": catalogue.id_array(ids),
-            "vector": catalogue.vector_array(vectors, PRECISION.value),
-            "as_of": pa.array(np.full(len(ids), as_of), pa.timestamp("s", tz="UTC")),
-        }
-    )
-    with files.replacing(path) as file:
-        pq.write_table(table, file)
-
-
 def _claim(out: epath.Path, manifest: dict[str, int | str]) -> dict[str, Any]:
     """The files of a manifest from the same run; otherwise writes a new manifest."""
-    path = out / _MANIFEST
+    path = out / embeddings.MANIFEST
     if path.exists():
         found = checksums.read(path)
-        for name, value in manifest.items():
-            if found.get(name) != value:
+        written = found.pop("files")
+        for name in found | manifest:
+            if found.get(name) != manifest.get(name):
                 raise InputError(
-                    f"{out} holds embeddings of {name} {found.get(name)}, not {value}; choose "
-                    "another --out"
+                    f"{out} holds embeddings of {name} {found.get(name)}, not "
+                    f"{manifest.get(name)}; choose another --out"
                 )
-        return found["files"]
+        return written
     # A killed process may have left the lock, or a manifest that was not yet renamed.
-    others = {file.name for file in out.iterdir()} - {files.LOCK_FILE, f"{_MANIFEST}.tmp"}
+    others = {file.name for file in out.iterdir()} - {files.LOCK_FILE, f"{embeddings.MANIFEST}.tmp"}
     if others:
-        raise InputError(f"{out} is not empty and holds no {_MANIFEST}; choose another --out")
+        raise InputError(
+            f"{out} is not empty and holds no {embeddings.MANIFEST}; choose another --out"
+        )
     _write_manifest(out, {**manifest, "files": {}})
     return {}
 
 
 def _write_manifest(out: epath.Path, manifest: dict[str, Any]) -> None:
-    with files.replacing(out / _MANIFEST) as file:
+    with files.replacing(out / embeddings.MANIFEST) as file:
         file.write(checksums.dump(manifest).encode())
 
 
 def _is_there(path: epath.Path, written: dict[str, Any]) -> bool:
     """Whether a file agrees with the manifest; by its checksum, if checksums are compared."""
-    if path.name not in written:
+    if not written[path.name]:
         return False
     if not app.verifies():
         return path.exists()

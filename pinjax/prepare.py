@@ -26,6 +26,7 @@ from pinjax.data.sources import prepare
 from pinjax.data.spec import SPLITS, Spec
 from pinjax.errors import InputError
 from pinjax.evaluation import timeline_source
+from pinjax.timestamps import DAY
 
 _CONFIG = config_flag.define("a column map", "events", declared=True)
 _EVENTS = flags.DEFINE_multi_string(
@@ -39,7 +40,7 @@ _OUT = flags.DEFINE_string("out", None, "directory of the data set, not there ye
 _MEMORY = flags.DEFINE_string("memory", "", "how much may be used, as 3GiB; half of the machine's")
 flags.mark_flags_as_required(["events", "out"])
 
-_WINDOW = 14 * timeline_source.DAY  # of configs/pinnerformer.py:own
+_WINDOW = 14 * DAY  # of configs/pinnerformer.py:own
 _UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 # Action types that are no sign of interest.
 _NEGATIVE = re.compile(r"(?i)(un|dis)_?like|hat(e|ed)|hid(e|den)|block|report|skip|unfollow|remov")
@@ -190,7 +191,7 @@ def _users_evaluated(dataset: dataset_lib.Dataset) -> str:
         config=ConfigDict({**rules, "filter_seen": False}),
     )
     counts = [sum(len(x.users) for x in source.queries(split).values()) for split in SPLITS[1:]]
-    days = _WINDOW // timeline_source.DAY
+    days = _WINDOW // DAY
     when = "" if spec.leave_one_out else f" in the {days} days after training"
     return f"evaluated on {counts[0]:,} users of valid, {counts[1]:,} of test{when}"
 

@@ -1,8 +1,11 @@
-"""Times in text."""
+"""Times in text, and lengths of time in seconds."""
 
 import datetime
 
 from pinjax.errors import InputError
+
+HOUR = 60 * 60
+DAY = 24 * HOUR
 
 _UINT32 = 2**32 - 1
 

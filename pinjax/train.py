@@ -33,9 +33,8 @@ def main(argv: Sequence[str]) -> int:
     system = registry.create(config, mesh, app.verifies())
     registry.check_trained(config, system.trainable)
     system.check_training()
-    evaluated_on = "; ".join(
-        f"{split}: {system.evaluated_on(split)}" for split in ("valid", "test")
-    )
+    splits = ("valid", "test") if system.metrics else ("test",)
+    evaluated_on = "; ".join(f"{split}: {system.evaluated_on(split)}" for split in splits)
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.of_run(workdir, config, system, app.verifies())
         with processes.first_before_others():

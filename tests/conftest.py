@@ -15,9 +15,10 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from etils import epath
 
 from pinjax import checksums
-from pinjax.data import catalogue, dataset, spec
+from pinjax.data import catalogue, dataset, embeddings, spec
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -78,5 +79,29 @@ def other_data(data_dir, tmp_path):
         )
         checksums.record(made)
         return str(made)
+
+    return make
+
+
+@pytest.fixture
+def make_embeddings(tmp_path):
+    """(name, data set, tables, fields) -> a directory of embeddings.
+
+    Of each table it has the ids and the vectors, by two files, and of the manifest more fields.
+    """
+
+    def make(name, of, tables, **fields):
+        directory, written = tmp_path / name, {}
+        directory.mkdir()
+        for table, (ids, vectors) in tables.items():
+            halves = slice(None, len(ids) // 2), slice(len(ids) // 2, None)
+            for file, half in zip(embeddings.file_names(table, 2), halves, strict=True):
+                content = embeddings.to_arrow(ids[half], vectors[half], 0, "float32")
+                pq.write_table(content, directory / file)
+                written[file] = checksums.of_file(epath.Path(directory / file))
+        about = {"dataset": of.spec.digest, "as_of": "2025-01-01T00:00:00+00:00"}
+        manifest = about | {"checkpoint": name, "files": written} | fields
+        (directory / embeddings.MANIFEST).write_text(checksums.dump(manifest))
+        return str(directory)
 
     return make

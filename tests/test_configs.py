@@ -43,8 +43,13 @@ MAY_BE_ZERO = {
     *("train.weight_decay", "train.log_every", "train.checkpoint_every"),
     *("train.evaluate_every", "pinnerformer: loss.num_random_negatives"),
     *("model.threshold", "model.decay", "model.seed"),
+    *("data.groups", "data.walk_restart", "model.id_buckets", "loss.num_hard_negatives"),
+    "pinsage: model.layers",
 }
-MAY_BE_EMPTY = {"data.surfaces", "model.pretrained", "model.texts", "train.select", "train.shard"}
+MAY_BE_EMPTY = {
+    *("data.surfaces", "data.vectors", "model.pretrained", "model.texts", "train.select"),
+    "train.shard",
+}
 MAY_EXCEED_INT32 = {
     *("train.seed", "objective.horizon", "evaluate.window", "data.popularity_window"),
     *("data.recent", "model.seed"),
@@ -163,6 +168,8 @@ def test_a_step_has_shapes_at_the_bounds_of_all_integers(path, bound):
         )
     elif config.system == "pinnerformer":  # a batch's labels are numbered by an int32
         config.objective.name, config.data.popularity_window = "next_action", 86_400
+    elif config.system == "pinsage":  # and so are the neighbours of a batch
+        config.data.neighbours = 50
     mesh = sharding.make_mesh(jax.devices()[:1])
     trainable = registry.build(config, mesh)
     optimizer = step.make_optimizer(config.train)

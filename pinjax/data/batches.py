@@ -19,7 +19,7 @@ from pinjax.data import timelines as timelines_lib
 from pinjax.data import windows
 
 
-class _Batches:
+class RandomAccess:
     """Random access to the batch of every step; subclasses define length and items."""
 
     def iterate(self, first_step: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
@@ -41,7 +41,7 @@ class _Batches:
 
 
 @dataclasses.dataclass(frozen=True)
-class Batches(_Batches):
+class Batches(RandomAccess):
     """Batches of users' timelines.
 
     Attributes:
@@ -70,16 +70,16 @@ class Batches(_Batches):
         is 1. At the end of an epoch a user may have several rows; then n is larger, and the step is
         compiled once more.
         """
-        share = _share(self.users, self.shard)
+        share = share_of(self.users, self.shard)
         # Drawn for the global batch, so that a user's draw does not depend on the host's share.
         rng = np.random.default_rng([self.seed, step])
         uniforms = self.sampler.uniforms(rng, self.users)[share]
         visits = range(step * self.users, (step + 1) * self.users)
-        rows = np.array(_visited(len(self.timelines), self.seed, visits))
+        rows = np.array(visited(len(self.timelines), self.seed, visits))
         drawn = (row["actions"] for row in self.timelines.__getitems__(rows[share].tolist()))
         return {
             **self.sampler(*timelines_lib.unpack(drawn), uniforms),
-            "same_user": _of_same(rows, np.arange(self.users), 1)[share],
+            "same_user": of_same(rows, np.arange(self.users), 1)[share],
         }
 
 
@@ -100,7 +100,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PairBatches(_Batches):
+class PairBatches(RandomAccess):
     """Batches of pairs, divided over tasks (ItemSage, Baltescu et al., KDD 2022, §4.3).
 
     Attributes:
@@ -134,14 +134,14 @@ class PairBatches(_Batches):
         for task, rows in self._rows.items():
             count = self.shares[task]
             visits = range(step * count, (step + 1) * count)
-            parts.append(rows[_visited(len(rows), self.seed, visits)])
+            parts.append(rows[visited(len(rows), self.seed, visits)])
         batch = self.pairs[np.concatenate(parts)]
         # Shuffled, so that every device has pairs of every task.
         batch = np.random.default_rng([self.seed, step]).permutation(batch)
-        share = _share(self.size, self.shard)
+        share = share_of(self.size, self.shard)
         return {
             **{name: batch[name][share].astype(np.int32) for name in ("query", "item", "task")},
-            "excluded": _of_same(batch["query"], batch["item"], self.widest)[share],
+            "excluded": of_same(batch["query"], batch["item"], self.widest)[share],
         }
 
     @functools.cached_property
@@ -174,13 +174,13 @@ class PairBatches(_Batches):
         return result
 
 
-def _share(size: int, shard: tuple[int, int]) -> slice:
+def share_of(size: int, shard: tuple[int, int]) -> slice:
     """The rows of a global batch that a host takes."""
     index, count = shard
     return slice(index * size // count, (index + 1) * size // count)
 
 
-def _visited(number: int, seed: int, visits: range) -> list[int]:
+def visited(number: int, seed: int, visits: range) -> list[int]:
     """The rows at some visits of `number` rows, which every epoch visits in a new order."""
     order = grain.MapDataset.range(number).shuffle(seed=seed).repeat()
     return [order[visit] for visit in visits]
@@ -195,13 +195,13 @@ def _rank_within(groups: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _of_same(groups: np.ndarray, values: np.ndarray, width: int) -> np.ndarray:
+def of_same(groups: np.ndarray, values: np.ndarray, width: int) -> np.ndarray:
     """The values of all rows with the same group, for each row: int32 (n, width), padded with -1.
 
     The width is doubled until it fits.
     """
     _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    while width < counts.max():
+    while width < counts.max(initial=0):
         width *= 2
     found = np.full((len(counts), width), -1, np.int32)
     found[group, _rank_within(group)] = values

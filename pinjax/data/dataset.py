@@ -32,8 +32,6 @@ from pinjax.data.text import tokens
 from pinjax.errors import InputError
 from pinjax.graph import csr
 
-_COPIES = "copies"
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -105,6 +103,14 @@ class Dataset:
         self.spec.need("graph")
         return csr.read(self.directory / "graph")
 
+    def held_out_edges(self, split: str) -> np.ndarray:
+        """Groups and items of the edges of valid or test: int32 (edges, 2), in this order."""
+        self.spec.need("graph")
+        if not self.spec.edges.get(split):
+            return np.zeros((0, 2), np.int32)
+        table = parquet.read(self.directory / "graph" / f"{split}.parquet")
+        return np.stack([table[name].to_numpy() for name in ("group", "item")], axis=1)
+
     @functools.cached_property
     def groups(self) -> np.ndarray:
         """The own ids of the graph's groups, int64 (groups,) or text."""
@@ -140,9 +146,14 @@ def ensure(name: str, data_dir: str) -> epath.Path:
     places = [files.path("data.name", name), home / name]
     for place in places:
         if (place / spec_lib.METADATA_FILE).exists():
-            return _copy(place, home / _COPIES) if files.is_remote(place) else place
+            return _copy(place, copies(data_dir)) if files.is_remote(place) else place
     looked = " and ".join(map(str, places))
     raise InputError(f"data.name: no prepared data set in {looked}; see pinjax.prepare")
+
+
+def copies(data_dir: str) -> epath.Path:
+    """The directory of copies of what is on gs://."""
+    return epath.Path(data_dir).expanduser() / "copies"
 
 
 def load(name: str, data_dir: str) -> Dataset:

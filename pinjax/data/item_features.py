@@ -5,6 +5,7 @@ import numpy as np
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
+from pinjax.graph import csr
 
 _PRINCIPAL = 100_000  # items, about, in the sample for principal components
 _CHUNK = 2**16  # items whose images are averaged at a time
@@ -47,6 +48,16 @@ def content(dataset: Dataset, components: int) -> np.ndarray:
     found = principal_components(vectors, vectors[some], components)
     found[~known] = 0
     return found
+
+
+def log_degree(graph: csr.Graph) -> np.ndarray:
+    """The logarithm of an item's number of groups (PinSage, §4.1), standardised over the items.
+
+    Returns:
+      float32 (items,), with mean 0 and variance 1.
+    """
+    degree = np.log1p(np.diff(graph.items.offsets))
+    return ((degree - degree.mean()) / max(degree.std(), 0.1)).astype(np.float32)
 
 
 def item_vector_dim(spec: Spec) -> int:

@@ -25,6 +25,14 @@ def read(path: epath.PathLike, columns: Sequence[str] | None = None) -> pa.Table
         raise InputError(f"{path}: not readable as Parquet: {error}") from error
 
 
+def schema(path: epath.PathLike) -> pa.Schema:
+    """The columns of a file; raises as `read`."""
+    try:
+        return pq.read_schema(os.fspath(path), memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not readable as Parquet: {error}") from error
+
+
 def write(path: epath.PathLike, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Writes tables one after the other, each as a group of rows, cast to a schema."""
     with pq.ParquetWriter(os.fspath(path), schema, use_dictionary=False) as writer:

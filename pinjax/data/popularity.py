@@ -14,8 +14,7 @@ from pinjax.data import timelines
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
-
-DAY = 24 * 60 * 60
+from pinjax.timestamps import DAY
 
 
 @dataclasses.dataclass(frozen=True)

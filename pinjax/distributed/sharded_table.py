@@ -71,7 +71,7 @@ class Layout:
         return None if self.mesh is None else NamedSharding(self.mesh, self.spec)
 
     def gather(
-        self, table: Shaped[Array, "num_rows *row"], rows: Int[Array, "..."]
+        self, table: Shaped[Array, " num_rows *row"], rows: Int[Array, "..."]
     ) -> Shaped[Array, "..."]:
         """table[rows] of a table with this layout; the result for a row of -1 is arbitrary.
 
@@ -96,8 +96,8 @@ class Layout:
         return gathered[: rows.size].reshape(*rows.shape, *table.shape[1:])
 
     def fetch(
-        self, table: Shaped[Array, "rows *row"], rows: Int[Array, " requested"]
-    ) -> tuple[Shaped[Array, "fetched *row"], Int[Array, " requested"]]:
+        self, table: Shaped[Array, " rows *row"], rows: Int[Array, " requested"]
+    ) -> tuple[Shaped[Array, " fetched *row"], Int[Array, " requested"]]:
         """A table with every requested row, and the index in it of each request.
 
         The index of a row of -1 is arbitrary.
@@ -121,9 +121,9 @@ PARAMETERS = "/(id|text)/(embedding|importance)$"
 def exchange(
     axes: tuple[str, ...],
     devices: int,
-    shard: Shaped[Array, "rows *row"],
+    shard: Shaped[Array, " rows *row"],
     places: Int32[Array, " places"],
-) -> Shaped[Array, "places *row"]:
+) -> Shaped[Array, " places *row"]:
     """Rows of a table that is sharded equally over devices; every device calls it.
 
     An owner sends a device at most `capacity` rows in a round. All devices take part in as many

@@ -12,11 +12,9 @@ from pinjax.evaluation.engagements import Engagements
 from pinjax.evaluation.queries import EvalQueries, Index
 from pinjax.evaluation.retrievers import Found, Retriever
 from pinjax.evaluation.source import Source
-from pinjax.retrieval import exact
+from pinjax.timestamps import DAY, HOUR
 
-HOUR = 3600
-DAY = 24 * HOUR
-# Candidate spans of recent popularity, and candidate lengths of the context of co-occurrence.
+# Candidate spans of recent popularity, and candidate lengths of an ordered context.
 SPANS = {
     "1 hour": HOUR,
     "6 hours": 6 * HOUR,
@@ -53,9 +51,28 @@ class Popularity:
         if self.seconds is not None:
             score /= 1 + score.max(initial=0)
             score += self.engagements.counts(index.time, self.seconds)
-        found = exact.best(score[None], index.held, queries.searched(len(index.held)))
-        scores, rows = (np.repeat(x, len(queries), axis=0) for x in found)
-        return Found(rows, scores, score[queries.label_item], rounding=0.0)
+        held = np.flatnonzero(index.held)
+        best = held[np.argsort(-score[held], kind="stable")].astype(np.int32)
+        rows = np.full((len(queries), queries.listed), -1, np.int32)
+        query, item = queries.excluded_by(np.arange(len(queries))).T
+        excluded = np.split(item, np.searchsorted(query, np.arange(1, len(queries))))
+        for own, items in zip(rows, excluded, strict=True):
+            left = best[: queries.listed + len(items)]
+            left = left[~np.isin(left, items)][: queries.listed]
+            own[: len(left)] = left
+        scores = np.where(rows >= 0, score[rows], -np.inf)
+        label_scores = score[queries.label_item]
+        ranks = self._ranks(queries, index, score) if queries.rank_all else None
+        return Found(rows, scores, label_scores, ranks, rounding=0.0)
+
+    def _ranks(self, queries: EvalQueries, index: Index, score: np.ndarray) -> np.ndarray:
+        """Int (labels,): the number of other items that score as high and are not excluded."""
+        own, item = score[queries.label_item], queries.label_item
+        label, other = queries.excluded_by(queries.label_query).T
+        before = index.held[other] & (score[other] >= own[label]) & (other != item[label])
+        held = np.sort(score[index.held])
+        ranks = len(held) - np.searchsorted(held, own) - index.held[item]
+        return ranks - np.bincount(label, before, len(item)).astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +96,10 @@ class CoOccurrence:
     def answer(self, queries: EvalQueries, index: Index) -> Found:
         counts = self.engagements.counts(index.time)
         tie = 1e-8 * counts / (1 + counts.max(initial=0))
-        depth = queries.searched(len(counts))
-        rows = np.empty((len(queries), depth), np.int32)
-        scores = np.empty(rows.shape)
-        label_scores = np.empty(len(queries.label_item))
+        scored = retrievers.Scored(queries, index)
         for start, overlaps in self._overlaps(queries, index.time):
-            stop = start + len(overlaps)
-            scores[start:stop], rows[start:stop] = exact.best(overlaps + tie, index.held, depth)
-            label = np.flatnonzero((start <= queries.label_query) & (queries.label_query < stop))
-            item = queries.label_item[label]
-            label_scores[label] = overlaps[queries.label_query[label] - start, item] + tie[item]
-        return Found(rows, scores, label_scores, rounding=0.0)
+            scored.add(np.arange(start, start + len(overlaps)), overlaps + tie)
+        return scored.found()
 
     def _overlaps(self, queries: EvalQueries, until: int) -> Iterator[tuple[int, np.ndarray]]:
         """(first query, (some queries, items)), some queries at a time."""
@@ -142,14 +152,15 @@ def choose(source: Source) -> Baselines:
         for name, seconds in SPANS.items()
         if seconds < engagements.seconds  # else it is of all time
     }
-    by_length = {n: CoOccurrence(engagements, n, source.may_repeat) for n in LENGTHS}
+    by_length = {n: CoOccurrence(engagements, n, source.may_repeat) for n in source.context_lengths}
     found: dict[str, Retriever] = {ALL_TIME: Popularity(engagements)}
     if recent:
         span = _longest(source, recent)
         found[span] = recent[span]
     length = _longest(source, by_length)
     found[CO_OCCURRENCE] = by_length[length]
-    return Baselines(found, [f"{CO_OCCURRENCE}: of the last {length} items of a query"])
+    notes = [f"{CO_OCCURRENCE}: of the last {length} items of a query"]
+    return Baselines(found, notes if len(by_length) > 1 else [])
 
 
 def recall(source: Source, retriever: Retriever) -> float:
@@ -159,7 +170,7 @@ def recall(source: Source, retriever: Retriever) -> float:
 
 def _longest(source: Source, methods: dict[Any, Retriever]) -> Any:
     """The last method whose difference to the best one is not significant."""
-    if not source.queries("valid"):
+    if len(methods) == 1 or not source.queries("valid"):
         return list(methods)[-1]
     recalls = {name: _recalls(source, method) for name, method in methods.items()}
     best, cluster = max(recalls.values(), key=lambda values: values[0].mean())

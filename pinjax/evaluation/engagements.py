@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import scipy.sparse
 
+TIERS = ("head", "middle", "tail", "cold")  # of popularity; cold: never in training
 MOST = 1_000_000  # entries of `matrix`: its products have up to a hundred times as many
 
 
@@ -50,6 +51,16 @@ class Engagements:
     def all_counts(self, until: int) -> np.ndarray:
         """Int64 (items,): all engagements up to a time, positive or not."""
         return np.bincount(self._item[self._rows(until, None)], minlength=self.items)
+
+    def tiers(self, until: int) -> np.ndarray:
+        """Int (items,), row of `TIERS`: head, middle and tail each have a third of the engagements.
+
+        Items of equal popularity are in the tier of the first of them.
+        """
+        counts = self.counts(until)
+        falling = -np.sort(-counts)
+        before = (np.cumsum(falling) - falling)[np.searchsorted(-falling, -counts)]
+        return np.where(counts == 0, TIERS.index("cold"), 3 * before // max(1, counts.sum()))
 
     @functools.lru_cache(maxsize=2)  # noqa: B019, it lives as long as its command
     def matrix(self, until: int) -> scipy.sparse.csr_array:

@@ -77,7 +77,12 @@ class Evaluator:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """The better direction, by name, of the metrics of a table that is not full."""
+        """The better direction, by name, of the metrics of a table that is not full.
+
+        Empty if the data set has no validation split.
+        """
+        if not self.source.validates:
+            return {}
         names = [*self.source.main_metrics, tables.COVERAGE]
         if self.source.always_tiers:
             names += [f"R@10 {tier}" for tier in self.source.tiers]
@@ -132,7 +137,7 @@ class Evaluator:
             tiers=self.source.tiers if gathered.with_tiers else (),
             tasks=self.source.tasks if full else (),
             has_topics=self.source.topics is not None,
-            listed=self.source.depth + 1,
+            listed=gathered.missed,
             baselines=tuple(chosen.retrievers),
             figures=gathered.figures(order),
             notes=(*notes, *chosen.notes),
@@ -144,7 +149,7 @@ class _Gathered:
     """Attributes of labels and results of methods, window by window."""
 
     def __init__(self, source: Source, with_tiers: bool):
-        self._source, self.with_tiers = source, with_tiers
+        self._source, self.with_tiers, self.missed = source, with_tiers, 0
         self._labels = collections.defaultdict(list)
         self._ranks = collections.defaultdict(lambda: collections.defaultdict(list))
         self._figures = collections.defaultdict(lambda: collections.defaultdict(list))
@@ -152,6 +157,7 @@ class _Gathered:
     def add_labels(self, start: int, queries: EvalQueries) -> None:
         """Adds the labels of a window."""
         source, number = self._source, len(queries.label_item)
+        self.missed = queries.missed
         catalogue, item = source.dataset.catalogue, queries.label_item
         # As objects, since fixed-width text would be as wide as the longest id.
         users = np.array(queries.users, np.int64 if isinstance(queries.users[0], int) else object)
@@ -189,7 +195,7 @@ class _Gathered:
             top = metrics.untied_top(found.rows, found.scores, queries.depth, found.rounding)
             entropy = metrics.interest_entropy(top, self._source.topics).astype(np.float32)
         ranks = {
-            "rank": retrievers.ranks(found, queries).astype(np.int16),
+            "rank": retrievers.ranks(found, queries).astype(np.int32),
             "request_time": queries.query_time[queries.label_query],
             "entropy": entropy[queries.label_query],
         }

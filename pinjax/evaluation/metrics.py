@@ -153,7 +153,7 @@ def ndcg(
     """
     ranks, label_query = _select(ranks, label_query, where)
     order = np.lexsort((ranks, label_query))
-    ranks, label_query = ranks[order], label_query[order]
+    ranks, label_query = ranks[order].astype(np.int64), label_query[order]
     counts = np.bincount(label_query, minlength=num_queries)
     nth = np.arange(len(ranks)) - (np.cumsum(counts) - counts)[label_query]
 
@@ -166,6 +166,23 @@ def ndcg(
     gains = np.where(position < k, 1 / np.log2(position + 2), 0)
     ideal = np.concatenate([[0], np.cumsum(1 / np.log2(np.arange(k) + 2))])
     return _divide(np.bincount(label_query, gains, num_queries), ideal[np.minimum(counts, k)])
+
+
+def scaled_mrr(
+    ranks: Int[np.ndarray, " labels"],
+    label_query: Int[np.ndarray, " labels"],
+    num_queries: int,
+    where: Bool[np.ndarray, " labels"] | None = None,
+    scale: int = 100,
+) -> Float[np.ndarray, " {num_queries}"]:
+    """Scaled MRR: the mean of 1 / ceil(R / 100) over a query's labels, R being 1 for the best.
+
+    PinSage (Ying et al., KDD 2018), §4.2: the scale tells ranks of 1,000 and 2,000 apart. `ranks`
+    are among the whole index; other arguments and the result are as in `recall`.
+    """
+    ranks, label_query = _select(ranks, label_query, where)
+    gains = np.bincount(label_query, 1 / (ranks // scale + 1), num_queries)
+    return _divide(gains, np.bincount(label_query, minlength=num_queries))
 
 
 def interest_entropy(

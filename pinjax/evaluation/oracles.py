@@ -6,7 +6,7 @@ import numpy as np
 
 from pinjax.data.simulated.oracle import Oracle
 from pinjax.evaluation.queries import EvalQueries, Index
-from pinjax.evaluation.retrievers import Found
+from pinjax.evaluation.retrievers import Found, Scored
 from pinjax.retrieval import exact
 
 _QUERIES = 1024  # scored at a time
@@ -51,18 +51,14 @@ class PairOracle:
     oracle: Oracle
 
     def answer(self, queries: EvalQueries, index: Index) -> Found:
-        queries, depth = queries.by_task(), queries.searched(len(index.held))
-        rows = np.empty((len(queries), depth), np.int32)
-        scores = np.empty(rows.shape)
-        label_scores = np.empty(len(queries.label_item), np.float32)
+        queries = queries.by_task()
+        scored = Scored(queries, index)
         tasks = queries.features["task"]
         for task in np.unique(tasks):
             of_task = np.flatnonzero(tasks == task)
             for start in range(0, len(of_task), _QUERIES):
                 some = of_task[start : start + _QUERIES]
-                expected = self.oracle.task_scores(queries.features["query"][some], int(task))
-                scores[some], rows[some] = exact.best(expected, index.held, depth)
-                label = np.flatnonzero(np.isin(queries.label_query, some))
-                row = np.searchsorted(some, queries.label_query[label])
-                label_scores[label] = expected[row, queries.label_item[label]]
-        return Found(rows, scores, label_scores, rounding=0.0, queries=queries)
+                scored.add(
+                    some, self.oracle.task_scores(queries.features["query"][some], int(task))
+                )
+        return scored.found()._replace(queries=queries)

@@ -14,10 +14,13 @@ from ml_collections import ConfigDict
 from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
 from pinjax.evaluation import baselines, oracles, tables
-from pinjax.evaluation.engagements import Engagements
+from pinjax.evaluation.engagements import TIERS, Engagements
 from pinjax.evaluation.queries import EvalQueries, Index
 
-TIERS = ("head", "middle", "tail", "cold")  # of popularity; cold: never in training
+# Of PinSage (Ying et al., KDD 2018), §4.2, in an index of 5M: the share of pairs whose item is
+# among the best 500, and the scaled MRR.
+HITS = 500
+OFFLINE_METRICS = ("R@10", f"HR@{HITS}", tables.SCALED_MRR)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,6 +33,8 @@ class PairSource:
       task_rows: rows of `Spec.tasks` that count.
       eligible: bool (items,), the items that may be in an index, for any method.
       config: the `evaluate` section of a run's config.
+      main_metrics: names of the main metrics.
+      depth: the number of results of a query that count.
     """
 
     name: str
@@ -37,21 +42,26 @@ class PairSource:
     task_rows: tuple[int, ...]
     eligible: np.ndarray
     config: ConfigDict
+    main_metrics: tuple[str, ...] = ("R@1", "R@10", "R@100")
+    depth: int = 100
 
     averaged_over = "labels"
-    depth = 100
-    main_metrics = ("R@1", "R@10", "R@100")
     tiers = TIERS
     always_tiers = True
     cadences = ("window",)
     may_repeat = True  # a query may lead to the same item again
     few_excluded = True
+    context_lengths = baselines.LENGTHS
     topics = None
 
     def __post_init__(self):
         if not self.eligible.any():
             name = self.dataset.spec.name
             raise InputError(f"data.name: no item of {name} has features that {self.name} uses")
+
+    @property
+    def validates(self) -> bool:
+        return self.dataset.spec.pairs.get("valid", 0) > 0
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -72,14 +82,8 @@ class PairSource:
         return Engagements(pairs["query"], pairs["item"], time, every, len(self.eligible))
 
     def item_tiers(self, start: int) -> np.ndarray:
-        """Int (items,), row of `tiers`: head, middle and tail each have a third of the engagements.
-
-        Items of equal popularity are in the tier of the first of them.
-        """
-        counts = self.engagements.counts(start)
-        falling = -np.sort(-counts)
-        before = (np.cumsum(falling) - falling)[np.searchsorted(-falling, -counts)]
-        return np.where(counts == 0, TIERS.index("cold"), 3 * before // max(1, counts.sum()))
+        """Int (items,), row of `tiers`."""
+        return self.engagements.tiers(start)
 
     def oracle(self, cadence: str) -> oracles.PairOracle | None:
         """The best answers that a simulated world allows."""
@@ -139,6 +143,7 @@ class PairSource:
                 label_time=pairs["time"].astype(np.int64),
                 excluded=np.stack([is_item, itself[is_item]], axis=1).astype(np.int64),
                 depth=self.depth,
+                rank_all=tables.SCALED_MRR in self.main_metrics,
             )
         }
 
@@ -156,3 +161,10 @@ class PairSource:
         led_to = np.append(train["item"], -1)[np.where(place >= first[:, None], place, -1)]
         with_itself = np.concatenate([led_to[:, 1:], itself[:, None]], axis=1)
         return np.where(itself[:, None] >= 0, with_itself, led_to).astype(np.int32)
+
+
+def products(dataset: Dataset) -> np.ndarray:
+    """Bool (items,): whether an item has a text or an image; other items are in no pair."""
+    catalogue = dataset.catalogue
+    texts = (catalogue.text(feature).offsets for feature in catalogue.text_features)
+    return np.any([np.diff(offsets) > 0 for offsets in (catalogue.image_offsets, *texts)], axis=0)

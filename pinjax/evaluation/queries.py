@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+MISSED = 2**31 - 1  # the rank of a label that was not found, where every rank counts
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
@@ -57,6 +59,7 @@ class EvalQueries:
       label_time: int64 (labels,), unix seconds of the engagement.
       excluded: int64 (n, 2), queries and items that are not allowed as their results.
       depth: the number of results of a query that count.
+      rank_all: whether the ranks of labels count that come after these results.
     """
 
     users: list[int | str]
@@ -71,6 +74,7 @@ class EvalQueries:
     label_time: np.ndarray
     excluded: np.ndarray
     depth: int
+    rank_all: bool = False
 
     def __len__(self) -> int:
         return len(self.query_user)
@@ -96,6 +100,17 @@ class EvalQueries:
         """
         wanted = self.listed + min(self.max_excluded, items)
         return wanted if wanted <= self.listed + 1 else 1 << (wanted - 1).bit_length()
+
+    @property
+    def missed(self) -> int:
+        """The rank of a label that was not found."""
+        return MISSED if self.rank_all else self.listed
+
+    def excluded_by(self, query: np.ndarray) -> np.ndarray:
+        """What some queries exclude: int64 (n, 2), places in `query` and items."""
+        order = np.argsort(self.excluded[:, 0], kind="stable")
+        row, place = runs(self.excluded[order, 0], query)
+        return np.stack([row, self.excluded[order[place], 1]], axis=1)
 
     def by_task(self) -> "EvalQueries":
         """Splits queries by the tasks of their labels; the task is in `features`."""
@@ -128,6 +143,14 @@ class EvalQueries:
         )
 
 
+def runs(ascending: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of values in an ascending array, as (row of the value, place), by row."""
+    first, last = (np.searchsorted(ascending, values, side) for side in ("left", "right"))
+    number = last - first
+    row = np.repeat(np.arange(len(number)), number)
+    return row, np.arange(len(row)) - np.repeat(np.cumsum(number) - number - first, number)
+
+
 def concatenate(parts: Sequence[EvalQueries]) -> EvalQueries:
     """Joins queries of disjoint users."""
     users = np.cumsum([0] + [len(part.users) for part in parts])[:-1]
@@ -154,4 +177,5 @@ def concatenate(parts: Sequence[EvalQueries]) -> EvalQueries:
             [p.excluded + np.array([n, 0]) for p, n in zip(parts, rows, strict=True)]
         ),
         depth=parts[0].depth,
+        rank_all=parts[0].rank_all,
     )

@@ -71,7 +71,7 @@ class Ranks:
     """The results of a method, by label.
 
     Attributes:
-      rank: int16 (labels,).
+      rank: int32 (labels,).
       request_time: int64 (labels,).
       entropy: float32 (labels,).
     """

@@ -11,7 +11,7 @@ from pinjax.evaluation.retrievers import Retriever
 
 
 class Source(Protocol):
-    """A source of queries and labels: `TimelineSource` or `PairSource`.
+    """A source of queries and labels: `TimelineSource`, `PairSource` or `GraphSource`.
 
     Attributes:
       dataset: of the catalogue.
@@ -19,8 +19,10 @@ class Source(Protocol):
       always_tiers: whether tiers are cheap enough for the table during training.
       depth: the number of results of a query that count.
       cadences: of the embeddings of queries; the first is for the table during training.
+      context_lengths: candidates of how many items of a context count for co-occurrence.
       may_repeat: whether items of a query's context may be answers.
       few_excluded: whether a query excludes at most one item, as ScaNN requires.
+      validates: whether the data set has a validation split.
       topics: int (items,), or None.
       engagements: of the training users.
     """
@@ -31,7 +33,11 @@ class Source(Protocol):
     tiers: tuple[str, ...]
     always_tiers: bool
     depth: int
+    context_lengths: tuple[int, ...]
     may_repeat: bool
+
+    @property
+    def validates(self) -> bool: ...
 
     @property
     def few_excluded(self) -> bool: ...

@@ -15,13 +15,19 @@ ENOUGH = 100  # users or queries; a table of fewer has a note
 COVERAGE = "P90 cov@10"
 OVERLAP = "overlap@10"  # a figure that becomes a note
 ENTROPY = "entropy@50"
+SCALED_MRR = "scaled MRR"
 DIFFERENCE = "over baseline"
 SHARE = "of oracle"
 ORACLE = "oracle"
 SUFFIXES = {"window": "", "daily": ", daily", "realtime": ", real time"}  # of a row, by cadence
 
 _ALIKE = 0.9  # overlap of lists that are nearly the same
-_METRICS = {"R": metrics.recall, "HR": metrics.hit_rate, "NDCG": metrics.ndcg}
+_METRICS = {
+    "R": metrics.recall,
+    "HR": metrics.hit_rate,
+    "NDCG": metrics.ndcg,
+    SCALED_MRR: metrics.scaled_mrr,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +93,17 @@ def table_of(records: Records) -> Table:
     return Table(rows, notes + _collapsed(records, figures), records)
 
 
+def difference(records: Records, method: str, other: str) -> Estimate:
+    """R@10 of a method less that of another one, by embeddings for the whole window."""
+    keys = (method, "window"), (other, "window")
+    return _Measured(records).difference(*keys, None)
+
+
+def is_of(method: str, system: str) -> bool:
+    """Whether a method is the system, or a variant of it."""
+    return method == system or method.startswith(f"{system}, ")
+
+
 class _Measured:
     """Metrics of records, by method and cadence, and optionally by task."""
 
@@ -104,7 +121,8 @@ class _Measured:
     def _values(self, key: tuple[str, str], name: str, where: np.ndarray | None) -> np.ndarray:
         metric, _, k = name.partition("@")
         rank = self._records.methods[key].rank
-        return _METRICS[metric](rank, self._group, self._groups, int(k), where)
+        cutoff = [int(k)] if k else []
+        return _METRICS[metric](rank, self._group, self._groups, *cutoff, where)
 
     def _where(self, task: str | None) -> np.ndarray | None:
         return None if task is None else self._records.labels["task"] == task
@@ -147,10 +165,6 @@ class _Measured:
         return {ENTROPY: metrics.estimate(values, self._cluster, share=False)}
 
 
-def _is_of(method: str, system: str) -> bool:
-    return method == system or method.startswith(f"{system}, ")
-
-
 def too_few(number: int, what: str, more: str) -> list[str]:
     """A note if there are fewer than `ENOUGH` users or queries, or none.
 
@@ -174,7 +188,7 @@ def _collapsed(records: Records, figures: dict[tuple[str, str], dict[str, float]
     usual = max((coverage for coverage in coverages if coverage is not None), default=0.0)
     notes = []
     for (method, cadence), cells in figures.items():
-        if not _is_of(method, records.about.system):
+        if not is_of(method, records.about.system):
             continue
         why = []
         if cells[COVERAGE] < 2 * usual:

@@ -15,11 +15,10 @@ from ml_collections import ConfigDict
 from pinjax.data import timelines, windows
 from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
-from pinjax.evaluation import oracles, tables
+from pinjax.evaluation import baselines, oracles, tables
 from pinjax.evaluation.engagements import Engagements
 from pinjax.evaluation.queries import EvalQueries, Index, concatenate
-
-DAY = 24 * 60 * 60
+from pinjax.timestamps import DAY
 
 # The latest time before a label at which an embedding of the cadence is computed, from the time of
 # the label and T.
@@ -67,7 +66,9 @@ class TimelineSource:
     tiers = ("new", "known")
     always_tiers = False  # they read all training timelines, too slow during training
     tasks = ()
+    validates = True
     may_repeat = False  # the next item is rarely one that the user just saw
+    context_lengths = baselines.LENGTHS
 
     @property
     def cadences(self) -> tuple[str, ...]:

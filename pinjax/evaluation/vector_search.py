@@ -110,17 +110,30 @@ def of_vectors(
 def search(vectors: np.ndarray, items: Items, queries: EvalQueries, index: Index) -> Found:
     """The items nearest to the vectors of queries, as `Towers.queries` gives them."""
     valid = jnp.asarray(index.held[items.rows])
-    depth = queries.searched(len(index.held))
+    several = vectors.shape[1] if vectors.ndim == 3 else 1
+    query, item = np.repeat(queries.excluded, several, axis=0).T
+    query = query * several + np.arange(len(query)) % several
 
     def nearest(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = min(_QUERIES, 1 << max(len(batch) - 1, 0).bit_length())
-        return batching.in_batches(
-            lambda some: exact.search(some, items.on_device, depth, valid=valid), batch, size
-        )
+        excluded = _batches_of_pairs(query, item, items, len(batch), size)
+
+        def search_some(some: tuple[np.ndarray, np.ndarray]) -> tuple[jax.Array, jax.Array]:
+            vectors, row = some
+            pairs = excluded(row[0])
+            return exact.search(
+                vectors, items.on_device, queries.listed, valid=valid, excluded=pairs
+            )
+
+        return batching.in_batches(search_some, (batch, np.arange(len(batch))), size)
 
     scores, columns = _by_vector(nearest, vectors)
     rows = np.where(columns >= 0, items.rows[columns], -1)
-    return Found(rows, scores, _label_scores(vectors, items, queries))
+    label_scores = _label_scores(vectors, items, queries)
+    found = Found(rows, scores, label_scores)
+    if queries.rank_all and several == 1:
+        return found._replace(label_ranks=_label_ranks(vectors, items, queries, found, valid))
+    return found
 
 
 class NearestVector:
@@ -197,6 +210,56 @@ def _scores_of_vectors(vectors: np.ndarray, items: Items, queries: EvalQueries) 
     own = np.asarray(vectors[queries.label_query], np.float32)
     scores = np.einsum("lvd,ld->lv", own, items.of_labels(queries))
     return np.where(own.any(axis=2), scores, -np.inf)
+
+
+def _label_ranks(
+    vectors: np.ndarray, items: Items, queries: EvalQueries, found: Found, valid: jax.Array
+) -> np.ndarray:
+    """Int32 (labels,): how many items score as high as each label, of those that may be found."""
+    label, item = queries.excluded_by(queries.label_query).T
+    label = np.concatenate([label, np.arange(len(queries.label_item))])
+    item = np.concatenate([item, queries.label_item])
+    excluded = _batches_of_pairs(label, item, items, len(queries.label_item), _QUERIES)
+
+    def count_some(some: tuple[np.ndarray, ...]) -> jax.Array:
+        query, score, row = some
+        least = score - np.float32(found.rounding)
+        own = np.asarray(vectors[query], np.float32)
+        pairs = excluded(row[0])
+        return exact.count(own, items.on_device, least, valid=valid, excluded=pairs)
+
+    rows = np.arange(len(queries.label_item))
+    arrays = queries.label_query, found.label_scores, rows
+    return batching.in_batches(count_some, arrays, _QUERIES)
+
+
+def _batches_of_pairs(
+    row: np.ndarray, item: np.ndarray, items: Items, total: int, size: int
+) -> Callable[[int], jax.Array]:
+    """From the first row of a batch to its pairs of a row and a column, padded.
+
+    Args:
+      row: int (pairs,), rows that are searched with.
+      item: int (pairs,), items that are not to be found; some may not be among `items`.
+      items: that are searched.
+      total: number of rows.
+      size: rows of a batch.
+    """
+    column = np.minimum(np.searchsorted(items.rows, item), len(items.rows) - 1)
+    there = np.flatnonzero(items.rows[column] == item)
+    there = there[np.argsort(row[there], kind="stable")]
+    pairs = np.stack([row[there], column[there]], axis=1).astype(np.int32)
+    bounds = np.searchsorted(pairs[:, 0], np.arange(0, total + size, size))
+    most = int(np.diff(bounds).max(initial=0))
+    width = 1 << (most - 1).bit_length() if most else 0
+
+    def of_batch(start: int) -> jax.Array:
+        batch = start // size
+        some = pairs[bounds[batch] : bounds[batch + 1]] - np.array([start, 0], np.int32)
+        padding = (0, width - len(some)), (0, 0)
+        return jnp.asarray(np.pad(some, padding, constant_values=size))
+
+    return of_batch
 
 
 def _by_vector(

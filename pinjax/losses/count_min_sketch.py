@@ -159,7 +159,7 @@ class Accuracy(NamedTuple):
 
 
 def accuracy(
-    width: int, decay: float, batch: int, batches: int, counts: Int[np.ndarray, "ids"]
+    width: int, decay: float, batch: int, batches: int, counts: Int[np.ndarray, " ids"]
 ) -> Accuracy:
     """The accuracy of a sketch after a stream.
 

@@ -26,9 +26,23 @@ class Negatives(NamedTuple):
     """
 
     embeddings: Float[Array, "negatives dim"]
-    ids: Int[Array, "negatives"]
-    log_q: Float[Array, "negatives"]
+    ids: Int[Array, " negatives"]
+    log_q: Float[Array, " negatives"]
     positive_log_q: Float[Array, "groups pairs"]
+
+
+class HardNegatives(NamedTuple):
+    """Negatives of each pair's own.
+
+    Each stands for itself alone, so that its logit is not corrected.
+
+    Attributes:
+      embeddings: (groups, pairs, hard, dim).
+      ids: int32 (groups, pairs, hard); -1 is padding.
+    """
+
+    embeddings: Float[Array, "groups pairs hard dim"]
+    ids: Int[Array, "groups pairs hard"]
 
 
 def sampled_softmax(
@@ -38,6 +52,7 @@ def sampled_softmax(
     scale: Float[Array, ""],
     excluded_ids: Int[Array, "groups excluded"],
     *,
+    hard: HardNegatives | None = None,
     block_size: int = 1024,
 ) -> Float[Array, "groups pairs"]:
     """Sampled softmax with logQ correction (PinnerFormer, Pancha et al., KDD 2022, §3.3).
@@ -77,6 +92,7 @@ def sampled_softmax(
       negatives: shared by all pairs.
       scale: scalar, one over the temperature. Gradients flow to it.
       excluded_ids: int32 (groups, excluded), padded with -1.
+      hard: further negatives in the sum, masked as the shared ones are.
       block_size: negatives of a block.
 
     Returns:
@@ -94,7 +110,15 @@ def sampled_softmax(
         negatives.log_q,
         excluded_ids,
     )
-    return jax.nn.softplus(negative.reshape(groups, pairs) - positive)
+    negative = negative.reshape(groups, pairs)
+    if hard is not None:
+        logits = scale * jnp.einsum(
+            "gpd,gphd->gph", queries, hard.embeddings, preferred_element_type=jnp.float32
+        )
+        excluded = (hard.ids[..., None] == excluded_ids[:, None, None]).any(axis=-1)
+        logits = jnp.where(excluded | (hard.ids == -1), _MASKED, logits)
+        negative = jnp.logaddexp(negative, jax.nn.logsumexp(logits, axis=-1))
+    return jax.nn.softplus(negative - positive)
 
 
 def log_expected_count(

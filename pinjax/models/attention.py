@@ -109,7 +109,7 @@ def by_cudnn(query, key, value, mask):
 
 
 def rotate(
-    x: Float[Array, "batch length width"], by: Int[Array, "batch"], mesh: Mesh | None = None
+    x: Float[Array, "batch length width"], by: Int[Array, " batch"], mesh: Mesh | None = None
 ) -> Float[Array, "batch length width"]:
     """Rotates the positions of each row towards the front.
 

@@ -9,15 +9,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Integer, Shaped, UInt32
 
-_HOUR = 3600.0
-_DAY = 24 * _HOUR
+from pinjax.timestamps import DAY, HOUR
 
 # PinnerFormer (Pancha et al., KDD 2022), §3.1, in seconds.
 ABSOLUTE_PERIODS = (
-    *(0.25 * _HOUR, 0.5 * _HOUR, _HOUR, 2 * _HOUR, 4 * _HOUR, 8 * _HOUR, 16 * _HOUR),
-    *(_DAY, 7 * _DAY, 28 * _DAY, 365 * _DAY),
+    *(HOUR * 2.0**power for power in range(-2, 5)),  # 15 minutes to 16 hours
+    *(DAY * float(days) for days in (1, 7, 28, 365)),
 )
-RELATIVE_PERIODS = tuple(float(period) for period in np.geomspace(1, 28 * _DAY, 32))
+RELATIVE_PERIODS = tuple(float(period) for period in np.geomspace(1, 28 * DAY, 32))
 
 
 def turns(

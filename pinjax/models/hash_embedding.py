@@ -43,7 +43,7 @@ class HashEmbeddingBag(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "tokens"], segments: Int[Array, "tokens"], num_segments: int
+        self, tokens: Int[Array, " tokens"], segments: Int[Array, " tokens"], num_segments: int
     ) -> Float[Array, "{num_segments} {self.dim}"]:
         """Embeds segments; one without tokens is zero.
 

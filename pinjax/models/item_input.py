@@ -31,7 +31,7 @@ class ItemInput(nn.Module):
         content: Float[Array, "items content"] | None,
         rows: Int32[Array, "*shape"],
         times: UInt32[Array, "*shape"] | None = None,
-        popularity_times: UInt32[Array, "times"] | None = None,
+        popularity_times: UInt32[Array, " times"] | None = None,
     ) -> Float32[Array, "*shape features"]:
         """The input vectors of catalogue rows; -1 is padding and zero.
 

@@ -68,8 +68,8 @@ class ItemSage(nn.Module):
         self,
         images: Float[Array, "products images image_dim"] | None,
         image_mask: Bool[Array, "products images"] | None,
-        tokens: Int[Array, "tokens"] | None,
-        segments: Int[Array, "tokens"] | None,
+        tokens: Int[Array, " tokens"] | None,
+        segments: Int[Array, " tokens"] | None,
         num_products: int | None = None,
     ) -> Float32[Array, "products {self.embedding_dim}"]:
         """Embeds products.

@@ -121,7 +121,7 @@ class PinnerFormer(nn.Module):
         self,
         content: Float[Array, "items content"] | None,
         history: Mapping[str, Array],
-        popularity_times: UInt32[Array, "times"] | None = None,
+        popularity_times: UInt32[Array, " times"] | None = None,
     ) -> tuple[Float32[Array, "users length dim"], Float32[Array, "users length dim"]]:
         """Both towers on a history: for `init`."""
         self.scale()
@@ -134,7 +134,7 @@ class PinnerFormer(nn.Module):
         history: Mapping[str, Array],
         positions: Int32[Array, "users positions"] | None = None,
         train: bool = False,
-        popularity_times: UInt32[Array, "times"] | None = None,
+        popularity_times: UInt32[Array, " times"] | None = None,
     ) -> Float32[Array, "users positions {self.embedding_dim}"]:
         """User embeddings at positions of their histories; the one at the last is served (§3.2).
 
@@ -155,7 +155,7 @@ class PinnerFormer(nn.Module):
         content: Float[Array, "items content"] | None,
         rows: Int32[Array, "*shape"],
         times: UInt32[Array, "*shape"] | None = None,
-        popularity_times: UInt32[Array, "times"] | None = None,
+        popularity_times: UInt32[Array, " times"] | None = None,
     ) -> Float32[Array, "*shape {self.embedding_dim}"]:
         """Item embeddings (§3.2): an MLP on an item's content. A row of -1 gives any vector.
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt32
 def as_of(
     popularity: Float[Array, "*shape measured"],
     times: UInt32[Array, "*shape"] | None,
-    measured_at: UInt32[Array, "measured"],
+    measured_at: UInt32[Array, " measured"],
 ) -> Float[Array, "*shape 1"]:
     """Each item's popularity as last measured before a time; zero if there was no measurement.
 

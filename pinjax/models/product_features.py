@@ -33,7 +33,7 @@ class Ragged:
 
 def gather_images(
     images: Ragged,
-    rows: Int32[Array, "products"],
+    rows: Int32[Array, " products"],
     slots: int,
     tables: sharded_table.Layout = sharded_table.REPLICATED,
 ) -> tuple[Shaped[Array, "products {slots} dim"], Bool[Array, "products {slots}"]]:
@@ -53,10 +53,10 @@ def gather_images(
 
 def gather_tokens(
     texts: Ragged,
-    rows: Int32[Array, "products"],
+    rows: Int32[Array, " products"],
     capacity: int,
     tables: sharded_table.Layout = sharded_table.REPLICATED,
-) -> tuple[Int32[Array, "{capacity}"], Int32[Array, "{capacity}"], Bool[Array, ""]]:
+) -> tuple[Int32[Array, " {capacity}"], Int32[Array, " {capacity}"], Bool[Array, ""]]:
     """The flattened tokens of products, without padding of short texts.
 
     Args:

@@ -33,7 +33,7 @@ class BagTower(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "tokens"], segments: Int[Array, "tokens"], num_queries: int
+        self, tokens: Int[Array, " tokens"], segments: Int[Array, " tokens"], num_queries: int
     ) -> Float32[Array, "{num_queries} {self.dim}"]:
         """Embeds queries.
 

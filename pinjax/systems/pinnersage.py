@@ -29,6 +29,7 @@ from pinjax.errors import InputError
 from pinjax.evaluation import evaluator as evaluator_lib
 from pinjax.evaluation import tables, timeline_source, vector_search
 from pinjax.systems import histories, system, ward
+from pinjax.timestamps import DAY
 
 ORACLE_CLUSTERS = 5, 20  # that the oracle chooses from, in Table 1 of PinnerFormer
 
@@ -131,7 +132,7 @@ class Users:
         def embed(user: int) -> None:
             items = history["item"][user, counts[user]]
             if len(items):
-                days = seconds[user, counts[user]] / timeline_source.DAY
+                days = seconds[user, counts[user]] / DAY
                 medoids, importances = interests(
                     self.items[items], days, model.threshold, model.decay
                 )

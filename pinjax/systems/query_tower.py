@@ -26,14 +26,12 @@ class Tower(NamedTuple):
       tables: layout of these tables and of the tables among the parameters.
       init: (key) -> params.
       apply: (params, texts, rows) -> float32 (rows, dim), on each device.
-      read: (dataset) -> the texts of its queries, in memory.
     """
 
     texts: Any
     tables: sharded_table.Layout
     init: Callable[[jax.Array], Any]
     apply: Callable[..., jax.Array]
-    read: Callable[[Dataset], Any]
 
     def embed(self, mesh: Mesh, params: Any, texts: Any, rows: jax.Array) -> jax.Array:
         """The embeddings of queries, float32 (rows, dim); each device computes its share."""
@@ -45,6 +43,20 @@ def create(config: ConfigDict, mesh: Mesh, spec: Spec) -> Tower:
     make = {"bag": _bag, "bert": _bert}[config.model.encoder]
     tower = make(config, mesh, spec, sharding.table_layout(mesh, config.train))
     return _with_residual(tower, mesh, spec) if config.model.residual else tower
+
+
+def read(config: ConfigDict, dataset: Dataset) -> Any:
+    """The texts of a data set's queries, in memory, as the tower's `texts`."""
+    model, queries = config.model, dataset.queries
+    if model.encoder == "bert" and model.pretrained:
+        texts = pretrained.Tokenizer(model.pretrained, model.length)(queries.searches)
+    else:
+        texts = dataset.vocabulary.encode(queries.searches)
+        if model.encoder == "bert":
+            texts = word_ids(texts, dataset.spec.vocabulary[0], model.length)
+        else:
+            texts = product_features.Ragged.create(*texts)
+    return (texts, queries.vectors.astype(jnp.bfloat16)) if model.residual else texts
 
 
 def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layout) -> Tower:
@@ -70,15 +82,11 @@ def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layou
         )
         return on_device.apply(params, tokens, segments, len(rows))
 
-    def read(dataset: Dataset) -> product_features.Ragged:
-        encoded = dataset.vocabulary.encode(dataset.queries.searches)
-        return product_features.Ragged.create(*encoded)
-
     def table(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         return sharding.abstract_table(mesh, tables, shape, jnp.int32)
 
     texts = product_features.Ragged(table((spec.num_search_tokens,)), table((spec.num_queries, 2)))
-    return Tower(texts, tables, init, apply, read)
+    return Tower(texts, tables, init, apply)
 
 
 def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layout) -> Tower:
@@ -87,9 +95,9 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
     From scratch its tokens are [CLS] and the words of the vocabulary.
     """
     model, length, words = config.model, config.model.length, spec.vocabulary[0]
-    weights = tokenizer = None
+    weights = None
     if model.pretrained:
-        sizes, weights, tokenizer = pretrained.read(model.pretrained, length)
+        sizes, weights, _ = pretrained.read(model.pretrained, length)
     else:
         sizes = {
             **{"vocabulary": words + 1, "positions": length, "token_types": 0},
@@ -110,16 +118,10 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
         ids, mask = (tables.on_device().gather(table, rows) for table in texts)
         return tower.apply(params, ids, mask)
 
-    def read(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        searches = dataset.queries.searches
-        if tokenizer:
-            return tokenizer(searches)
-        return word_ids(dataset.vocabulary.encode(searches), words, length)
-
     def table(dtype: Any) -> jax.ShapeDtypeStruct:
         return sharding.abstract_table(mesh, tables, (spec.num_queries, length), dtype)
 
-    return Tower((table(jnp.int32), table(jnp.bool_)), tables, init, apply, read)
+    return Tower((table(jnp.int32), table(jnp.bool_)), tables, init, apply)
 
 
 def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
@@ -141,10 +143,7 @@ def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
             own + params["gain"] * tower.apply(params["tower"], texts, rows)
         )
 
-    def read(dataset: Dataset) -> Any:
-        return tower.read(dataset), dataset.queries.vectors.astype(jnp.bfloat16)
-
-    return Tower((tower.texts, vectors), tower.tables, init, apply, read)
+    return Tower((tower.texts, vectors), tower.tables, init, apply)
 
 
 def word_ids(encoded: tokens_lib.Ragged, words: int, length: int) -> tuple[np.ndarray, np.ndarray]:

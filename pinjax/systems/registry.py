@@ -4,6 +4,7 @@ A name without a dot is a module of this package. A name with a dot is any other
 `check`, `build` and `bind` (see `system`).
 """
 
+import dataclasses
 import importlib
 from types import ModuleType
 
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from pinjax import checksums
 from pinjax.data import dataset as dataset_lib
+from pinjax.data import embeddings, overlay
 from pinjax.distributed import processes
 from pinjax.errors import InputError
 from pinjax.systems import system
@@ -31,7 +33,10 @@ def build(config: ConfigDict, mesh: Mesh, items: int | None = None) -> system.Tr
     """
     module = find(config.system)
     module.check(config, mesh)
-    return module.build(config, mesh, dataset_lib.spec_of(config.data.name, config.data.dir, items))
+    spec = dataset_lib.spec_of(config.data.name, config.data.dir, items)
+    if config.data.vectors:
+        spec = overlay.spec_with(spec, _embeddings(config, verify=False))
+    return module.build(config, mesh, spec)
 
 
 def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System:
@@ -40,7 +45,7 @@ def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System
     Args:
       config: of the run.
       mesh: of `sharding.make_mesh`.
-      verify: whether the data set's checksums are compared.
+      verify: whether checksums of the data set and of `data.vectors` are compared.
 
     Raises:
       InputError: as `build`, or if the data are damaged. Checks that need no data come before a
@@ -53,7 +58,18 @@ def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System
         if verify:
             checksums.verify(directory)
     dataset = dataset_lib.open_directory(directory)
-    return module.bind(module.build(config, mesh, dataset.spec), config, mesh, dataset)
+    if not config.data.vectors:
+        return module.bind(module.build(config, mesh, dataset.spec), config, mesh, dataset)
+    with processes.first_before_others():
+        found = _embeddings(config, verify)
+    dataset = overlay.with_vectors(dataset, found)
+    made = module.bind(module.build(config, mesh, dataset.spec), config, mesh, dataset)
+    about = f"{config.data.vectors}, {dataset.spec.content_dim} numbers"
+    return dataclasses.replace(
+        made,
+        summary=made.summary | {"vectors": about},
+        identity=made.identity | {"vectors": embeddings.identity(found)},
+    )
 
 
 def check_trained(config: ConfigDict, trainable: system.Trainable | None) -> None:
@@ -63,6 +79,11 @@ def check_trained(config: ConfigDict, trainable: system.Trainable | None) -> Non
             f"system={config.system!r} is not trained, so there is nothing to compile either; "
             "evaluate it, or embed by it"
         )
+
+
+def _embeddings(config: ConfigDict, verify: bool) -> list[embeddings.Embeddings]:
+    copies = dataset_lib.copies(config.data.dir)
+    return embeddings.find(config.data.vectors, copies, verify)
 
 
 def find(name: str) -> ModuleType:

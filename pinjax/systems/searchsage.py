@@ -122,10 +122,10 @@ def bind(
     """SearchSage on a data set."""
     spec = dataset.spec
     train_batches = engagements.batches_of(config, spec, dataset.pairs("train"))
-    tower = query_tower.create(config, mesh, spec)
     items = item_features.item_vectors(dataset)
-    place = functools.partial(sharding.place_table, mesh, tower.tables)
-    constants = jax.tree.map(place, {"items": items, "texts": tower.read(dataset)})
+    layout = sharding.table_layout(mesh, config.train)
+    place = functools.partial(sharding.place_table, mesh, layout)
+    constants = jax.tree.map(place, {"items": items, "texts": query_tower.read(config, dataset)})
     findable = items.any(axis=1)
     source = pair_source.PairSource(
         "SearchSage", dataset, tuple(train_batches.tasks), findable, config.evaluate

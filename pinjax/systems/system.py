@@ -106,7 +106,7 @@ class System:
       evaluated_on: (split) -> a description of the labels, such as "1,987 users, 4,530 labels". It
         needs no model; raises InputError if the split has no labels.
       metrics: names of the metrics in the first row of `evaluate(params, "valid")`, each with the
-        better direction, "max" or "min".
+        better direction, "max" or "min"; empty if the data set has no validation split.
       embed: (params, as_of) -> the tables that serving needs, by name, each as its shards:
         functions that make (own ids (rows,), vectors float32 (rows, dim)).
       embed_as_of: the default of `as_of`, unix seconds.

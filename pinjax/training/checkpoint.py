@@ -26,9 +26,10 @@ from pinjax.training import step
 _DIRECTORY, _RUN_FILE = "checkpoints", "run.json"
 # Orbax writes these when it gives a checkpoint its name, after the checksums.
 _BY_ORBAX = ("_CHECKPOINT_METADATA", "commit_success.txt")
-# Fields that may differ between the calls of one run: they change parameters only by rounding.
+# Fields that may differ between the calls of one run: they change parameters only by rounding. What
+# is in `data.vectors` is part of a system's identity.
 _FREE = (
-    *("evaluate.", "data.dir", "data.workers", "train.log_every"),
+    *("evaluate.", "data.dir", "data.vectors", "data.workers", "train.log_every"),
     *("train.model_devices", "train.shard", "train.shard_optimizer"),
 )
 
@@ -289,15 +290,13 @@ def load_chosen(
 ) -> step.State:
     """The state to evaluate and to serve of the run in `workdir`.
 
-    The state of a system without training is empty, and its directory holds no checkpoint.
+    The state of a system without training is empty.
 
     Raises:
       InputError: if `workdir` holds no checkpoint, or a run of another config, data set or
         frozen table.
     """
     if system.trainable is None:
-        if Checkpoints(workdir).steps:
-            check_run(workdir, config, system.identity)
         return step.State(step=np.int32(0), params=None, opt_state=None, sketches=None, key=None)
     check_run(workdir, config, system.identity)
     optimizer = step.make_optimizer(config.train)
@@ -314,12 +313,13 @@ def of_run(
     """The checkpoints of a run, with the selection of its config.
 
     Raises:
-      InputError: if `train.select` is not a validation metric of the system.
+      InputError: if `train.select` is not a validation metric of the system, or there is none.
     """
     select = config.train.select
     directions = {f"valid/{name}": direction for name, direction in system.metrics.items()}
     if select and select not in directions:
-        raise InputError(f"train.select: {select!r} is none of {', '.join(directions)}")
+        known = ", ".join(directions) or "metrics, as there is no validation split"
+        raise InputError(f"train.select: {select!r} is none of {known}")
     return Checkpoints(workdir, select, directions.get(select, "max"), verify)
 
 

@@ -10,8 +10,7 @@ from pinjax.data import catalogue, item_features, popularity
 from pinjax.data import dataset as dataset_lib
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
-
-DAY = 24 * 60 * 60
+from pinjax.timestamps import DAY
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from pinjax.evaluation import (
     timeline_source,
     vector_search,
 )
+from pinjax.timestamps import DAY
 
 SYSTEM = "pinnerformer"
-DAY = timeline_source.DAY
 
 
 def make(config):

@@ -188,10 +188,32 @@ def test_ndcg_of_shared_ranks():
     np.testing.assert_allclose(metrics.ndcg(ranks, query, 5, K), expected)
 
 
+def test_ndcg_of_more_labels_than_the_type_of_ranks_counts():
+    ranks, query = np.tile(np.int16([0, 3, 51]), 15_000), np.repeat(np.arange(15_000), 3)
+    ideal = sum(1 / math.log2(place + 2) for place in range(3))
+    found = metrics.ndcg(ranks, query, 15_000, K)
+    np.testing.assert_allclose(found, (1 + 1 / math.log2(5)) / ideal)
+
+
+@pytest.mark.parametrize("subset", [False, True])
+def test_scaled_mrr(rng, subset):
+    ranks, query = rng.integers(0, 700, 60), rng.integers(0, 8, 60)
+    ranks[:4], query[:4] = [0, 99, 100, 2**31 - 1], [8, 9, 10, 11]
+    where = rng.random(60) < 0.7 if subset else np.ones(60, bool)
+    found = metrics.scaled_mrr(ranks, query, 13, where if subset else None)
+    for number, value in enumerate(found):
+        own = ranks[(query == number) & where]
+        expected = np.mean([1 / math.ceil((rank + 1) / 100) for rank in own]) if len(own) else None
+        assert value == pytest.approx(expected) if len(own) else math.isnan(value)
+    if not subset:
+        np.testing.assert_allclose(found[8:], [1, 1, 1 / 2, 0, np.nan], atol=1e-7)
+
+
 def test_no_labels_at_all():
     none = np.zeros(0, int)
     for metric in (metrics.recall, metrics.hit_rate, metrics.ndcg):
         np.testing.assert_array_equal(metric(none, none, 3, K), [np.nan] * 3)
+    np.testing.assert_array_equal(metrics.scaled_mrr(none, none, 3), [np.nan] * 3)
 
 
 def test_interest_entropy(rng):

@@ -22,7 +22,7 @@ class Dataset:
         self.oracle = None
         if task_scores is not None:
             self.oracle = types.SimpleNamespace(task_scores=task_scores)
-        self.spec = Spec("shop", ITEMS, train_end=10_000, tasks=TASKS)
+        self.spec = Spec("shop", ITEMS, train_end=10_000, tasks=TASKS, pairs={"valid": 1})
         row = np.arange(ITEMS) if order is None else np.argsort(order)
         names = np.array([f"item {i}" for i in range(ITEMS)], object)
         self.catalogue = types.SimpleNamespace(ids=names[np.argsort(row)], created=np.zeros(ITEMS))
@@ -49,10 +49,10 @@ class Dataset:
         return self._pairs[split]
 
 
-def make(dataset, tasks=(0, 1, 2), eligible=None, **config):
+def make(dataset, tasks=(0, 1, 2), eligible=None, measured=(), **config):
     config = ConfigDict({"queries": 1_000, "index_size": 1_000} | config)
     eligible = np.ones(ITEMS, bool) if eligible is None else eligible
-    source = pair_source.PairSource("ours", dataset, tasks, eligible, config)
+    source = pair_source.PairSource("ours", dataset, tasks, eligible, config, *measured)
     return evaluator.Evaluator("ours", source)
 
 
@@ -200,6 +200,40 @@ def test_a_table_says_what_it_rests_on(rng):
     shown = np.sort(np.bincount(top[rows, :10].ravel()))[::-1]
     share = (np.searchsorted(np.cumsum(shown), 0.9 * shown.sum()) + 1) / ITEMS
     assert table.rows[0].metrics["P90 cov@10"].value == pytest.approx(share)
+
+
+def test_pinsages_metrics_know_every_rank(rng):
+    """With lists of 20 results of 130 items, and a scale of 100."""
+    eligible = rng.random(ITEMS) < 0.9
+    likelihood = rng.random((3, QUERIES, ITEMS))
+    dataset = Dataset(rng, lambda queries, task: likelihood[task][queries])
+    queries, items = unit(rng, QUERIES, DIM), unit(rng, ITEMS, DIM)
+    measured = ("R@10", "HR@20", "scaled MRR"), 20
+    assert pair_source.OFFLINE_METRICS == ("R@10", "HR@500", "scaled MRR")
+    made = make(dataset, eligible=eligible, measured=measured)
+    table = made(retriever(queries, items), "test", full=True)
+    assert table.rows[0].metrics.keys() >= made.metrics.keys() >= set(measured[0])
+    found = {row.name: row.metrics for row in table.rows}
+    counts = np.bincount(dataset.pairs("train")["item"], minlength=ITEMS)
+    scores = {
+        "ours": lambda pair: items @ queries[pair["query"]],
+        "popularity, all time": lambda pair: counts.astype(float),
+        "oracle": lambda pair: likelihood[pair["task"], pair["query"]].copy(),
+    }
+    itself = dataset.queries.items
+    for name, score in scores.items():
+        hits, reciprocal = [], []
+        for pair in dataset.pairs("test"):
+            allowed = np.where(eligible, score(pair), -np.inf)
+            if itself[pair["query"]] >= 0:
+                allowed[itself[pair["query"]]] = -np.inf
+            rank = (allowed >= allowed[pair["item"]]).sum()  # 1 for the best
+            there = eligible[pair["item"]]
+            hits.append(there and rank <= 20)
+            reciprocal.append(there / -(-rank // 100))
+        assert found[name]["HR@20"].value == pytest.approx(np.mean(hits))
+        assert found[name]["scaled MRR"].value == pytest.approx(np.mean(reciprocal), abs=1e-6)
+        assert 0.5 < np.mean(reciprocal) < 0.99
 
 
 @pytest.mark.parametrize("share", [1.0, 0.6])

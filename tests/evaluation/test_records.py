@@ -36,7 +36,7 @@ def made(request, rng):
     entropy = rng.random(USERS).astype(np.float32)
     methods = {
         key: records.Ranks(
-            rank=rng.integers(0, 30, LABELS).astype(np.int16),
+            rank=rng.integers(0, 30, LABELS).astype(np.int32),
             request_time=labels["window"] + 1,
             entropy=entropy[user] if key[1] == "window" else np.full(LABELS, np.nan, np.float32),
         )

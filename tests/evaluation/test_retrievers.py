@@ -76,9 +76,10 @@ def check(retriever, queries, index, scores, rounding=0.0):
         others = np.delete(allowed[query], item)
         expected = (others >= scores[query, item] - rounding).sum()
         if (queries.excluded == [query, item]).all(axis=1).any():
-            expected = queries.listed
+            expected = queries.missed
         # A label that ends the list may have equals that are not listed.
-        assert rank == expected if expected < queries.depth else rank >= queries.depth
+        exact_rank = queries.rank_all or expected < queries.depth
+        assert rank == expected if exact_rank else rank >= queries.depth
     for query in range(len(queries)):
         rows = found.rows[query]
         best = np.sort(allowed[query])[::-1][: queries.listed]
@@ -96,6 +97,33 @@ def setting(request, rng):
         return make_queries(rng), make_index()
     excluded = np.argwhere(rng.random((USERS, ITEMS)) < 0.1)
     return make_queries(rng, excluded=excluded), make_index(rng.random(ITEMS) < 0.7)
+
+
+def test_every_rank_is_exact_where_all_of_them_count(rng, setting):
+    """Of labels behind the end of the list, too; and what is known of a list alone is missed."""
+    queries, index = dataclasses.replace(setting[0], rank_all=True, depth=5), setting[1]
+    vectors, items = unit(rng, USERS, 4), unit(rng, ITEMS, 4)
+    items[40:] = items[:40]
+    scores = vectors @ items.T
+    retriever = vector_search.of_vectors(vectors.__getitem__, items)
+    check(retriever, queries, index, scores, rounding=1e-6)
+    made, actions = make_engagements(rng)
+    counts = np.bincount(actions[1][actions[3] & (actions[2] <= TIME)], minlength=ITEMS)
+    check(baselines.Popularity(made), queries, index, np.tile(counts, (USERS, 1)))
+    engaged = np.zeros((25, ITEMS))
+    for actor, item, time, positive in zip(*actions, strict=True):
+        engaged[actor, item] += positive and time <= TIME
+    engaged = np.minimum(engaged, 1)
+    degree = np.maximum(engaged.sum(axis=0), 1)
+    cosine = engaged.T @ engaged / np.sqrt(np.outer(degree, degree))
+    overlaps = np.stack([cosine[items[items >= 0]].sum(axis=0) for items in queries.context])
+    overlaps = overlaps.round(7) + 1e-8 * counts / (1 + counts.max())
+    check(baselines.CoOccurrence(made, 7, may_repeat=True), queries, index, overlaps)
+
+    best = np.argsort(-scores, axis=1)[:, :9]
+    _, ranks = searched(retrievers.Answers(lambda *_: best), queries, index)
+    assert ((ranks < queries.listed) | (ranks == queries.missed)).all()
+    assert (ranks == queries.missed).any()
 
 
 def test_search_by_one_vector(rng, setting):

@@ -6,8 +6,8 @@ from ml_collections import ConfigDict
 
 from pinjax.data import catalogue, dataset, spec, timelines, windows
 from pinjax.evaluation import timeline_source
+from pinjax.timestamps import DAY
 
-DAY = timeline_source.DAY
 T = 40 * DAY
 POSITIVES = windows.Positives(np.array([np.inf, 0, 5], np.float32), np.array([True, False]))
 ITEMS = 30

@@ -97,6 +97,50 @@ def test_loss_and_gradients(rng, block_size):
     assert_agree(problem(rng), block_size)
 
 
+def test_hard_negatives_of_a_pair_are_in_its_sum_alone(rng):
+    args = problem(rng)
+    embeddings = rng.normal(size=(GROUPS, PAIRS, 3, DIM)).astype(np.float32)
+    ids = rng.integers(-1, 12, (GROUPS, PAIRS, 3)).astype(np.int32)
+    ids[0] = -1
+    args["excluded_ids"][2] = [*args["ids"][:1], -1, -1]
+    args["ids"][1:] = args["ids"][0]  # group 2 has hard negatives alone
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradients(differentiable):
+        a = jax.tree.map(jnp.asarray, args) | differentiable
+        loss = lib.sampled_softmax(
+            a["queries"],
+            a["positives"],
+            lib.Negatives(a["embeddings"], a["ids"], a["log_q"], a["positive_log_q"]),
+            a["scale"],
+            a["excluded_ids"],
+            hard=lib.HardNegatives(a["hard"], ids),
+            block_size=16,
+        )
+        return (loss * a["weights"]).sum(), loss
+
+    found, loss = gradients({k: args[k] for k in ARGUMENTS} | {"hard": embeddings})
+
+    # A pair at a time, its own negatives beside the shared ones with a correction of zero.
+    expected = {k: np.zeros(np.shape(args[k])) for k in ARGUMENTS}
+    expected["hard"] = np.zeros(embeddings.shape)
+    for g, p in np.ndindex(GROUPS, PAIRS):
+        own = {
+            "embeddings": np.concatenate([args["embeddings"], embeddings[g, p]]),
+            "ids": np.concatenate([args["ids"], ids[g, p]]),
+            "log_q": np.append(args["log_q"], np.zeros(3)),
+            "weights": args["weights"] * (np.indices((GROUPS, PAIRS)) == [[[g]], [[p]]]).all(0),
+        }
+        true_loss, true = oracle(**(args | own))
+        np.testing.assert_allclose(loss[g, p], true_loss[g, p], rtol=2e-5, atol=1e-6)
+        for name, gradient in zip(ARGUMENTS, true, strict=True):
+            expected[name] += gradient[:NEGATIVES] if name == "embeddings" else gradient
+        expected["hard"][g, p] = true[2][NEGATIVES:]
+    for name, true in expected.items():
+        np.testing.assert_allclose(found[name], true, rtol=2e-5, atol=2e-5, err_msg=name)
+
+
 def test_without_correction_and_masks(rng):
     args = problem(rng)
     args |= {k: np.zeros_like(args[k]) for k in ("log_q", "positive_log_q")}

@@ -44,6 +44,37 @@ def test_ties_and_validity(rng, share_valid):
     np.testing.assert_array_equal(scores, expected_scores)
 
 
+@pytest.mark.parametrize(("items", "chunk"), [(61, 16), (64, 16), (10, 64)])
+def test_excluded_pairs_are_never_results(rng, items, chunk):
+    """Nor are they counted; of rows of either chunk where the last two overlap, too."""
+    queries = rng.integers(-1, 2, (7, 3)).astype(np.float32)
+    index = rng.integers(-1, 2, (items, 3)).astype(np.float32)
+    valid, out = rng.random(items) < 0.8, rng.random((7, items)) < 0.3
+    pairs = np.argwhere(out)[rng.permutation(out.sum())]
+    padding = np.full((5, 2), len(queries))
+    excluded = np.concatenate([pairs, padding]).astype(np.int32)
+    arguments = {"valid": valid, "excluded": excluded, "chunk": chunk}
+    scores, rows = exact.search(queries, index, 6, **arguments)
+    least = rng.integers(-2, 3, 7).astype(np.float32)
+    counts = exact.count(queries, index, least, **arguments)
+    for query in range(7):
+        own = brute_force(queries[query : query + 1], index, 6, valid & ~out[query])
+        np.testing.assert_array_equal(rows[query], own[1][0])
+        np.testing.assert_array_equal(scores[query], own[0][0])
+        above = index[valid & ~out[query]] @ queries[query] >= least[query]
+        assert counts[query] == above.sum()
+
+
+def test_counts_of_nothing_and_of_nan(rng):
+    queries = rng.standard_normal((2, 4), np.float32)
+    nothing = exact.count(queries, np.zeros((0, 4), np.float32), np.zeros(2, np.float32))
+    assert np.asarray(nothing).tolist() == [0, 0]
+    index = rng.standard_normal((9, 4), np.float32)
+    index[:3] = np.nan
+    found = exact.count(queries, index, np.full(2, 99, np.float32), chunk=4)
+    assert np.asarray(found).tolist() == [3, 3]
+
+
 def test_more_results_than_items_or_than_a_chunk(rng):
     queries = rng.standard_normal((3, 4), np.float32)
     index = rng.standard_normal((9, 4), np.float32)

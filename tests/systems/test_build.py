@@ -12,10 +12,10 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.systems import registry
+from pinjax.timestamps import DAY
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SYSTEMS = ("pinnerformer", "itemsage", "searchsage")
-DAY = 24 * 60 * 60
 
 
 def get_config(system, data_dir, changes=None):

@@ -154,7 +154,12 @@ def test_pairs_that_drown_in_their_sketch_are_refused(make_config, mesh):
         registry.create(config, mesh).check_training()
     config.loss.log_q = False
     registry.create(config, mesh).check_training()
-    config.loss.update(log_q=True, sketch_width=least)
+    config.loss.update(log_q=True, sketch_decay=0.9)
+    system = registry.create(config, mesh)
+    system.check_training()
+    _, sketches = system.trainable.init(jax.random.key(0))
+    assert {sketch.decay for sketch in sketches.values()} == {0.9}
+    config.loss.update(sketch_decay=1.0, sketch_width=least)
     registry.create(config, mesh).check_training()
 
 

@@ -12,6 +12,7 @@ from pinjax.data import item_features
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 from pinjax.systems import query_tower, registry, searchsage
+from tests.data.text import test_pretrained
 
 SYSTEM = "searchsage"
 
@@ -27,7 +28,7 @@ def test_loss_is_the_formula(make_config, encoder, mesh):
 
     dataset = dataset_lib.load(config.data.name, config.data.dir)
     tower = query_tower.create(config, mesh, dataset.spec)
-    texts = jax.tree.map(jnp.asarray, tower.read(dataset))
+    texts = jax.tree.map(jnp.asarray, query_tower.read(config, dataset))
     queries = np.asarray(jax.jit(tower.apply)(params["tower"], texts, jnp.asarray(batch["query"])))
     items = item_features.item_vectors(dataset).astype(np.float64)
     answers = batch["item"].tolist()
@@ -73,11 +74,12 @@ def test_residual_is_added_to_the_queries_own_vectors(make_config, mesh, check_s
     system = registry.create(config, mesh)
     params, _ = jax.jit(system.trainable.init)(jax.random.key(1))
     dataset = dataset_lib.load(config.data.name, config.data.dir)
-    tower = query_tower.create(make_config(), mesh, dataset.spec)
+    without = make_config()
+    tower = query_tower.create(without, mesh, dataset.spec)
     with_residual = query_tower.create(config, mesh, dataset.spec)
     vectors = jnp.asarray(dataset.queries.vectors, jnp.bfloat16)
     rows = jnp.arange(0, len(vectors), 3)
-    texts = jax.tree.map(jnp.asarray, tower.read(dataset))
+    texts = jax.tree.map(jnp.asarray, query_tower.read(without, dataset))
     of_tower = np.asarray(jax.jit(tower.apply)(params["tower"]["tower"], texts, rows), np.float64)
     own = np.asarray(vectors[rows], np.float64)
     own /= np.linalg.norm(own, axis=1, keepdims=True)
@@ -146,6 +148,21 @@ def test_searches_are_needed(make_config, other_data, mesh, fields, message):
     for create in (registry.create, registry.build):
         with pytest.raises(InputError, match=message):
             create(config, mesh)
+
+
+def test_pretrained_weights_are_read_once(make_config, mesh, data_dir, rng, tmp_path):
+    tensors = test_pretrained.make_tensors(rng, "bert")
+    test_pretrained.write(tmp_path, tensors, test_pretrained.BERT_CONFIG)
+    config = make_config(model={"encoder": "bert", "pretrained": str(tmp_path), "length": 6})
+    dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
+    trainable = searchsage.build(config, mesh, dataset.spec)
+    (tmp_path / "model.safetensors").unlink()
+    system = searchsage.bind(trainable, config, mesh, dataset)
+    params, _ = trainable.init(jax.random.key(0))
+    word = params["tower"]["params"]["encoder"]["token"]["embedding"]
+    np.testing.assert_array_equal(word, tensors["embeddings.word_embeddings.weight"])
+    ids, _ = system.constants["texts"]
+    assert np.unique(ids[dataset.queries.kinds == "text"]).tolist() == [0, 1, 2, 3]
 
 
 def test_words_follow_cls_and_are_cut(data_dir):

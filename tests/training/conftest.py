@@ -101,11 +101,11 @@ def regression():
 
 @pytest.fixture(scope="session")
 def train(make_config, regression):
-    """(workdir, config, traced, **disturbances) -> the result of `loop.train`."""
+    """(workdir, config, traced, system or **disturbances) -> the result of `loop.train`."""
 
-    def run(workdir, config=None, traced=0, **kwargs):
+    def run(workdir, config=None, traced=0, system=None, **kwargs):
         config = config or make_config()
-        mesh, system = sharding.make_mesh(), regression(**kwargs)
+        mesh, system = sharding.make_mesh(), system or regression(**kwargs)
         with checkpoint.of_run(workdir, ConfigDict({"train": config}), system) as checkpoints:
             return loop.train(system, config, mesh, workdir, checkpoints, traced)
 

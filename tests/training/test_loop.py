@@ -116,6 +116,18 @@ def test_a_signal_while_a_finished_run_is_closed_is_not_swallowed(
     assert result.stopped.exit_code == 75
 
 
+def test_without_a_validation_split_nothing_is_evaluated(tmp_path, unbroken, regression, train):
+    def refuse(params, split):
+        raise AssertionError("evaluated")
+
+    system = dataclasses.replace(regression(), evaluate=refuse, metrics={})
+    state = train(tmp_path, system=system).state
+    assert_same(state, unbroken[0])
+    assert checkpoint.Checkpoints(tmp_path).steps[-1] == 12
+    with pytest.raises(InputError, match=r"^train\.select: 'valid/error' needs a validation split"):
+        checkpoint.of_run(tmp_path, ConfigDict({"train": {"select": "valid/error"}}), system)
+
+
 @pytest.mark.parametrize(("at", "signum", "code"), [(6, "SIGINT", 130), (12, "SIGHUP", 75)])
 def test_a_signal_amid_an_evaluation_breaks_it_off_and_the_next_call_makes_up_for_it(
     tmp_path, unbroken, at, signum, code, train

@@ -17,6 +17,7 @@ _IMAGES = float(shop.IMAGES @ np.arange(len(shop.IMAGES)))  # of a product
 _UNIGRAMS = 30_000  # as many as BERT's
 _LONGEST_SEARCH = 32
 _LARGEST_QUERY = 1e-4  # share of a task's pairs
+_EDGES, _GROUPS = 6, 1  # of an item, about as in PinSage's graph
 
 
 def spec(name: str, items: int | None = None) -> Spec:
@@ -61,4 +62,6 @@ def spec(name: str, items: int | None = None) -> Spec:
         largest_query=dict.fromkeys(shop.TASKS, _LARGEST_QUERY),
         num_queries=queries,
         query_dim=world.CONTENT_DIM,
+        edges={"train": _EDGES * items},
+        num_groups=_GROUPS * items,
     )

@@ -26,9 +26,8 @@ import numpy as np
 
 from pinjax.data import timelines
 from pinjax.data.simulated.leaf_table import LeafTable
+from pinjax.timestamps import DAY, HOUR
 
-HOUR = 3600
-DAY = 24 * HOUR
 START = 1_736_121_600  # Monday, 2025-01-06, 00:00 UTC
 END = START + 112 * DAY
 TRAIN_END = END - 21 * DAY  # room for windows of 14 days that start a week apart

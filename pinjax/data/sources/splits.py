@@ -12,7 +12,6 @@ from pinjax.data.sources.engine import Job
 from pinjax.data.sources.event_columns import SECOND
 from pinjax.errors import InputError
 
-_DAY = 24 * 60 * 60
 LEFT_OUT = 2  # actions of each user with leave-one-out: the last one tests, the other one validates
 
 
@@ -68,7 +67,7 @@ def train_end(job: Job, first: int, last: int) -> int:
     if split.train_end:
         end = timestamps.parse("config.split.train_end", split.train_end)
     else:
-        end = last - round(min(split.test_days * _DAY, last))
+        end = last - round(min(split.test_days * timestamps.DAY, last))
     if not first <= end < last:
         between = f"between the first and the last event, {_iso(first)} and {_iso(last)}"
         raise InputError(f"train_end is {_iso(end)}; expected a time {between}")

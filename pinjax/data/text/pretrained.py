@@ -120,7 +120,7 @@ def read(directory: epath.PathLike, length: int) -> Pretrained:
             f"{directory}: texts of {length} tokens; expected at most {sizes['positions']}, the "
             "positions in config.json"
         )
-    tokenizer = Tokenizer(directory / "tokenizer.json", length)
+    tokenizer = Tokenizer(directory, length)
     if tokenizer.vocabulary > sizes["vocabulary"]:
         raise InputError(
             f"{directory}: tokenizer.json has {tokenizer.vocabulary} tokens; expected at most "
@@ -130,21 +130,21 @@ def read(directory: epath.PathLike, length: int) -> Pretrained:
 
 
 class Tokenizer:
-    """Turns texts into ids by a tokenizer.json, with its special tokens.
+    """Turns texts into ids by the tokenizer.json in a directory, with its special tokens.
 
     Attributes:
       length: tokens of every text. Longer texts are cut, shorter ones padded with id 0.
       vocabulary: all ids are below it.
     """
 
-    def __init__(self, path: epath.PathLike, length: int):
+    def __init__(self, directory: epath.PathLike, length: int):
         """Reads a tokenizer.json.
 
         Raises:
           InputError: for a file that is missing or not readable, one that adds no special tokens,
             a length that has no room for more than these, or where tokenizers is not installed.
         """
-        path = epath.Path(path)
+        path = epath.Path(directory) / "tokenizer.json"
         tokenizers, data = _library("tokenizers"), _bytes(path)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(data)

@@ -83,6 +83,13 @@ def interleave(columns: Sequence[Ragged]) -> Ragged:
     return Ragged(tokens, offsets)
 
 
+def first(texts: Ragged, most: int) -> Ragged:
+    """The first tokens of each text, at most `most`."""
+    lengths = np.diff(texts.offsets)
+    nth = np.arange(len(texts.tokens)) - np.repeat(texts.offsets[:-1], lengths)
+    return Ragged(texts.tokens[nth < most], offsets_of(np.minimum(lengths, most)))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vocabulary:
     """The tokens that have an id.

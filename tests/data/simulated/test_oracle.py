@@ -8,9 +8,10 @@ import pytest
 from pinjax.data.simulated import pinworld, world
 from pinjax.data.simulated import shop as shop_lib
 from pinjax.data.simulated.oracle import Oracle
+from pinjax.timestamps import DAY
 
 T = world.TRAIN_END
-WINDOW = 14 * world.DAY
+WINDOW = 14 * DAY
 
 SHOP = dict(products=50, image_queries=10, text_queries=10, engagements=0)
 SMALL = pinworld.Size(train_users=40, eval_users=10, pins=300, roots=3, leaves=6, **SHOP)
@@ -133,8 +134,8 @@ def test_no_other_ranking_beats_the_oracle(future, rng):
         "topics and popularity": about * topics.popularity,
         "no popularity": scores / topics.popularity,
         "blurred": scores * np.exp(rng.standard_normal(scores.shape)),
-        "a month old": oracle.scores(users, T - 28 * world.DAY, WINDOW),
-        "for a day": oracle.scores(users, T, world.DAY),
+        "a month old": oracle.scores(users, T - 28 * DAY, WINDOW),
+        "for a day": oracle.scores(users, T, DAY),
     }
     best = recalls(scores[half:], counts[half:])
     for name, rival in rivals.items():
@@ -145,14 +146,14 @@ def test_no_other_ranking_beats_the_oracle(future, rng):
 
 def test_a_burst_matters_while_it_runs(future):
     oracle = future[1]
-    fresh = (oracle.burst_start > T - world.DAY) & (oracle.burst_start < T)
+    fresh = (oracle.burst_start > T - DAY) & (oracle.burst_start < T)
     burst = np.flatnonzero(fresh)[0]
     user = [oracle.users[oracle.burst_user[burst]].item()]
     topic = oracle.leaf == oracle.burst_leaf[burst]
     start, end = int(oracle.burst_start[burst]) + 1, int(oracle.burst_end[burst]) + 1
     shares = []
-    for time in (start - world.DAY, start, end):
-        scores = oracle.scores(user, time, world.DAY)[0]
+    for time in (start - DAY, start, end):
+        scores = oracle.scores(user, time, DAY)[0]
         shares.append(scores[topic].sum() / scores.sum())
     assert shares[1] > shares[0]
     assert shares[1] > shares[2]
@@ -162,11 +163,11 @@ def test_each_query_has_its_own_request_time(future, rng):
     topics, oracle, users, _, _ = future
     requested = rng.choice(users, 40).tolist()
     request_times = T + rng.integers(0, WINDOW, 40)
-    expected = oracle.expect(requested, request_times, world.DAY)
+    expected = oracle.expect(requested, request_times, DAY)
     items = np.arange(len(topics.leaf))
     for query, (user, time) in enumerate(zip(requested, request_times, strict=True)):
         there = topics.created <= time
-        scores = oracle.scores([user], int(time), world.DAY)[0]
+        scores = oracle.scores([user], int(time), DAY)[0]
         np.testing.assert_allclose(expected.of(query, items)[there], scores[there], rtol=1e-5)
 
     index = rng.random(len(items)) < 0.8
@@ -198,7 +199,7 @@ def test_the_next_action_is_as_likely_as_the_oracle_says(future, positives):
     index = topics.created <= T
     found, likely = {}, {}
     for name, seen in (("session", history), ("state", None)):
-        expected = oracle.expect(users, np.array(request_times), world.DAY, seen)
+        expected = oracle.expect(users, np.array(request_times), DAY, seen)
         hits, chance = np.zeros(len(users)), np.zeros(len(users))
         for queries, items, scores in expected.candidates(index, 10):
             best = np.argsort(-scores, axis=1)[:, :10]
@@ -237,7 +238,7 @@ def oracle(shop):
 
 
 def test_the_closed_form_is_the_sum(shop, oracle, rng, product_chance):
-    start = T - 28 * world.DAY  # more is created after it
+    start = T - 28 * DAY  # more is created after it
     end = start + WINDOW
     created = shop.world.created
     assert ((created[shop.pin] > start) & (created[shop.pin] < end)).sum() > 3

@@ -13,6 +13,7 @@ from pinjax.data.simulated import shop as shop_lib
 from pinjax.data.simulated.oracle import Oracle
 from pinjax.data.text import tokens
 from pinjax.errors import InputError
+from pinjax.timestamps import DAY
 
 TINY = pinworld.SIZES["tiny"]
 
@@ -106,7 +107,7 @@ def test_the_spec_is_of_what_is_there(tiny):
     assert (told.num_queries, told.query_dim) == queries.vectors.shape
     assert told.num_groups == len(tiny.groups) == len(tiny.graph.groups.offsets) - 1
     assert told.edges == {"train": len(tiny.graph.items.neighbours)}
-    assert told.train_end + 14 * world.DAY < world.END
+    assert told.train_end + 14 * DAY < world.END
 
 
 # Timelines.

@@ -10,6 +10,7 @@ from pinjax.data import pairs
 from pinjax.data.simulated import pinworld, world
 from pinjax.data.simulated import shop as shop_lib
 from pinjax.data.simulated import words as words_lib
+from pinjax.timestamps import DAY
 
 T = world.TRAIN_END
 TINY = pinworld.SIZES["tiny"]
@@ -290,7 +291,7 @@ def test_engagements_come_in_order_of_time_and_after_their_product(
     assert (time >= shop.world.created[engagements["item"]]).all()
     cold = np.flatnonzero(shop.world.created > T)
     assert np.isin(cold, engagements["item"]).any()
-    assert_drawn_from(np.bincount((time - world.START) // world.DAY), np.ones(112))
+    assert_drawn_from(np.bincount((time - world.START) // DAY), np.ones(112))
 
 
 def test_no_pin_leads_to_itself(shop, engagements):

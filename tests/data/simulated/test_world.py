@@ -7,6 +7,7 @@ import pytest
 
 from pinjax.data.simulated import pinworld, world
 from pinjax.data.simulated.world import World
+from pinjax.timestamps import DAY
 
 
 def draw_actions(topics: World, users: int):
@@ -71,7 +72,7 @@ def test_content_tells_the_topic_but_with_noise():
 
 
 def test_rhythm_has_mean_one_over_a_week():
-    times = world.START + np.arange(0, 7 * world.DAY, 60)
+    times = world.START + np.arange(0, 7 * DAY, 60)
     rhythm = world.rhythm(times)
     assert rhythm.mean() == pytest.approx(1, abs=1e-6)
     assert rhythm.max() == pytest.approx(world.RHYTHM_MAX, rel=1e-3)

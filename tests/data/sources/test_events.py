@@ -12,9 +12,9 @@ import pytest
 
 from pinjax.data.sources import column_map
 from pinjax.data.spec import SPLITS
+from pinjax.timestamps import DAY
 
 START = 1_600_000_000
-DAY = 86_400
 IDS = {
     "int": lambda codes: pa.array(codes, pa.int32()),
     "text": lambda codes: pa.array([f"0{code}" for code in codes]),

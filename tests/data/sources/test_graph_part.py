@@ -10,9 +10,9 @@ import pytest
 from pinjax.data.sources import column_map
 from pinjax.data.spec import SPLITS
 from pinjax.graph import csr
+from pinjax.timestamps import DAY
 
 START = 1_600_000_000
-DAY = 86_400
 SHARES = (0.3, 0.2)  # valid, test
 
 

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 
 from pinjax.data.sources import column_map
+from pinjax.timestamps import DAY
 
 START = 1_600_000_000
-DAY = 86_400
 TAGS = {
     "a": ["sea", "war"],
     "b": ["sea"],

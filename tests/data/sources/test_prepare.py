@@ -19,10 +19,10 @@ from pinjax.data import catalogue, dataset
 from pinjax.data.sources import column_map, reading
 from pinjax.data.sources import prepare as prepare_lib
 from pinjax.errors import InputError
+from pinjax.timestamps import DAY
 
 ROOT = pathlib.Path(__file__).parents[3]
 START = 1_600_000_000
-DAY = 86_400
 WORDS = [f"word{number}" for number in range(12)]
 
 

@@ -193,7 +193,7 @@ def test_other_floats_become_float32(rng, tmp_path, dtype):
 
 def test_tokens(tmp_path):
     make_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    tokenizer = pretrained.Tokenizer(tmp_path / "tokenizer.json", LENGTH)
+    tokenizer = pretrained.Tokenizer(tmp_path, LENGTH)
     assert (tokenizer.length, tokenizer.vocabulary) == (LENGTH, len(WORDS))
     ids, mask = tokenizer(TEXTS)
     assert (ids.dtype, mask.dtype) == (np.int32, bool)

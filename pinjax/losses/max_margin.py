@@ -1,0 +1,48 @@
+"""PinSage's loss: a positive is to score higher than every negative, by a margin."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Float32, Int
+
+
+def max_margin(
+    queries: Float[Array, "pairs dim"],
+    positives: Float[Array, "pairs dim"],
+    negatives: Float[Array, "negatives dim"],
+    hard: Float[Array, "pairs hard dim"],
+    margin: ArrayLike,
+    negative_ids: Int[Array, " negatives"],
+    hard_ids: Int[Array, "pairs hard"],
+    excluded_ids: Int[Array, "pairs excluded"],
+) -> Float32[Array, " pairs"]:
+    """Max-margin ranking loss (PinSage, Ying et al., KDD 2018, §3.3, equation 1).
+
+      loss = the mean over negatives of max(0, <q, negative> - <q, positive> + margin)
+
+    A pair's negatives are those shared by all pairs and the hard ones of its query together, but
+    for padding and the items of its `excluded_ids`: its own two items and, usually, the query's
+    other positives.
+
+    Args:
+      queries: (pairs, dim). Products of bfloat16 are summed in float32.
+      positives: (pairs, dim).
+      negatives: (negatives, dim), shared by all pairs.
+      hard: (pairs, hard, dim), each pair's own; there may be none, hard = 0.
+      margin: Δ, by which a positive has to score higher than a negative.
+      negative_ids: int32 (negatives,); -1 is padding.
+      hard_ids: int32 (pairs, hard); -1 is padding.
+      excluded_ids: int32 (pairs, excluded), padded with -1.
+
+    Returns:
+      float32 (pairs,), unreduced. Zero if every negative is masked.
+    """
+    positive = jnp.einsum("pd,pd->p", queries, positives, preferred_element_type=jnp.float32)
+    shared = jnp.dot(queries, negatives.T, preferred_element_type=jnp.float32)
+    own = jnp.einsum("pd,phd->ph", queries, hard, preferred_element_type=jnp.float32)
+    products = jnp.concatenate([shared, own], axis=1)
+    ids = jnp.concatenate([jnp.broadcast_to(negative_ids, shared.shape), hard_ids], axis=1)
+    excluded = (ids[..., None] == excluded_ids[:, None]).any(axis=-1)
+    valid = (ids != -1) & ~excluded
+    losses = jnp.where(valid, jax.nn.relu(products - positive[:, None] + margin), 0)
+    return losses.sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1)

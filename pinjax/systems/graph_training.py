@@ -1,0 +1,141 @@
+"""Training batches of a graph, and the queries that it is evaluated on."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pinjax import settings
+from pinjax.data import graph_batches, item_pairs
+from pinjax.data.dataset import Dataset
+from pinjax.data.spec import Spec
+from pinjax.distributed import sharding
+from pinjax.errors import InputError
+from pinjax.evaluation import graph_source, pair_source, source
+from pinjax.graph import neighbourhoods, pagerank, walks
+from pinjax.systems import counts
+
+_SAME = 8  # pairs with the same query, in the abstract shapes of a batch
+_PAGERANK = pagerank.PageRank(restart=0.5, epsilon=1e-6)
+_CANDIDATES = 8  # for each hard negative of a pair
+
+
+def numbers(config: ConfigDict, spec: Spec, mesh: Mesh) -> graph_batches.Numbers:
+    """What is in a batch.
+
+    Raises:
+      InputError: if it is too much.
+    """
+    found = graph_batches.Numbers(
+        pairs=config.data.pairs,
+        groups=config.data.groups,
+        group_items=config.data.group_items,
+        negatives=config.loss.num_random_negatives,
+        hard=config.loss.num_hard_negatives,
+        layers=config.model.layers,
+        neighbours=config.data.neighbours,
+        items=spec.num_items,
+        devices=mesh.shape["data"],
+    )
+    most = max([found.targets, *found.most_nodes]) * max(found.neighbours, found.group_items)
+    if most > settings.INT32:
+        raise InputError(
+            f"data.pairs={found.pairs}: a batch may have {most:,} neighbours; expected at most "
+            f"{settings.INT32:,}"
+        )
+    return found
+
+
+def abstract_batch(numbers: graph_batches.Numbers, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The abstract shapes of a global batch with the largest possible subgraphs."""
+    shapes = numbers.shapes(numbers.most_nodes, (_SAME, _SAME))
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.over_data(mesh))
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def batches_of(config: ConfigDict, mesh: Mesh, dataset: Dataset) -> graph_batches.GraphBatches:
+    """Training batches.
+
+    Raises:
+      InputError: if the data set has no pair of items.
+    """
+    data, seed, graph, spec = config.data, config.train.seed, dataset.graph, dataset.spec
+    walked = walks.Walks(data.walks, data.walk_steps, data.walk_restart, data.neighbours)
+    table = neighbourhoods.ensure(data.dir, graph, spec.digest, walked, seed)
+    pairs = _pairs(config, dataset)
+    # Random negatives are items of pairs: of others a model only learns that they are never found.
+    corpus = np.flatnonzero(pairs.counts).astype(np.int32)
+    counted = numbers(config, spec, mesh)
+    hard = np.zeros((spec.num_items, 0), np.int32)
+    if counted.hard:
+        items = np.arange(spec.num_items, dtype=np.int32)
+        hard = pagerank.ranked(
+            *(graph, items, _PAGERANK, config.loss.hard_first, config.loss.hard_last),
+            *(_CANDIDATES * counted.hard, seed),
+        )
+    return graph_batches.GraphBatches(
+        numbers=counted,
+        graph=graph,
+        table=table,
+        walks=walked,
+        pairs=pairs,
+        hard=hard,
+        hard_after=config.loss.hard_after,
+        corpus=corpus,
+        steps=config.train.steps,
+        seed=seed,
+        shard=(jax.process_index(), jax.process_count()),
+    )
+
+
+def _pairs(config: ConfigDict, dataset: Dataset) -> item_pairs.Source:
+    graph, name = dataset.graph, dataset.spec.name
+    if config.data.pairs_from == "groups":
+        if np.diff(graph.groups.offsets).max() < 2:
+            raise InputError(f"data.pairs_from: no group of {name} has two items")
+        return item_pairs.Memberships(graph, stream=1)
+    train = dataset.pairs("train")
+    query = dataset.queries.items[train["query"]]
+    known = (query >= 0) & (query != train["item"])
+    if not known.any():
+        raise InputError(f"data.pairs_from: no item of {name} led to another one; expected groups")
+    return item_pairs.Engagements(query[known], train["item"][known], graph.items)
+
+
+def source_of(config: ConfigDict, dataset: Dataset) -> source.Source:
+    """The queries of an evaluation: items and what they led to, or groups and their items."""
+    known = graph_source.known_items(dataset)
+    if config.data.pairs_from == "groups":
+        return graph_source.GraphSource("PinSage", dataset, known, config.evaluate)
+    products = pair_source.products(dataset)
+    eligible = products if products.any() else known
+    tasks = tuple(row for row, name in enumerate(dataset.spec.tasks) if name.startswith("image/"))
+    return pair_source.PairSource(
+        *("PinSage", dataset, tasks, eligible, config.evaluate),
+        main_metrics=pair_source.OFFLINE_METRICS,
+        depth=pair_source.HITS,
+    )
+
+
+def counted(config: ConfigDict, made: graph_batches.GraphBatches) -> dict[str, counts.Counted]:
+    """The streams of positives, of pairs of items and of edges of groups."""
+    width, edges = config.loss.sketch_width, item_pairs.Memberships(made.graph, stream=2)
+    streams = {"items": (made.pairs.counts, made.numbers.pairs)}
+    if made.numbers.groups:
+        streams["groups"] = edges.counts, made.numbers.groups
+    return {
+        name: counts.Counted(width, number[number > 0], batch)
+        for name, (number, batch) in streams.items()
+    }
+
+
+def summary(dataset: Dataset, made: graph_batches.GraphBatches) -> dict[str, str]:
+    """Lines to print at the start, by name."""
+    spec, n = dataset.spec, made.numbers
+    return {
+        "data set": f"{spec.name}: {spec.num_items:,} items, {spec.num_groups:,} groups, "
+        f"{spec.edges['train']:,} edges",
+        "batch": f"{n.pairs} pairs of items, {n.groups} edges of groups, {n.negatives} negatives",
+    }

@@ -1,0 +1,282 @@
+"""PinSage (Ying et al., KDD 2018): items are embedded from their features and their graph.
+
+The neighbours N(u) of an item u are the items that short random walks from it visit most, and their
+importance α is how often (§3.2). A convolution pools what neighbours send, and joins it to the
+item's own vector (Algorithm 1):
+
+    n = Σ_v α_v ReLU(Q h_v + q)        v in N(u)
+    z = ReLU(W [h_u, n] + w) / ‖·‖
+
+After some convolutions the embedding is G_2 ReLU(G_1 z + g) (Algorithm 2), here of unit length.
+Pairs of items (q, i) that belong together are trained to have similar embeddings, by a max-margin
+loss or by a sampled softmax. A group of items (a board, a basket, a user) is embedded by one more
+convolution, over its items.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pinjax.data import graph_batches
+from pinjax.data.dataset import Dataset
+from pinjax.data.spec import Spec
+from pinjax.distributed import sharding
+from pinjax.errors import InputError
+from pinjax.evaluation import evaluator as evaluator_lib
+from pinjax.evaluation import tables, vector_search
+from pinjax.graph import groups as groups_lib
+from pinjax.losses import count_min_sketch, max_margin, sampled_softmax
+from pinjax.models import importance_pooling, pinsage
+from pinjax.systems import counts, graph_training, layerwise, node_table, system
+
+
+def make_model(config: ConfigDict, spec: Spec, mesh: Mesh) -> pinsage.PinSage:
+    """The convolutions, sized for the data set."""
+    model = dict(config.model)
+    del model["texts"], model["tokens"]
+    return pinsage.PinSage(
+        num_items=spec.num_items,
+        num_tokens=sum(spec.vocabulary) if config.model.texts else 0,
+        tables=sharding.table_layout(mesh, config.train),
+        **model,
+    )
+
+
+def init(
+    model: pinsage.PinSage, config: ConfigDict, made_up: tuple[Any, ...], key: jax.Array
+) -> tuple[Any, Any]:
+    """Parameters, and the sketches that count the positives."""
+    params_key, sketch_key = jax.random.split(key)
+    params = model.init(params_key, *made_up)
+    sketches = {
+        name: counts.sketch(sketch_key, config, config.sketch_width) for name in ("items", "groups")
+    }
+    return params, sketches
+
+
+def encode(
+    model: pinsage.PinSage,
+    inputs: node_table.NodeTable,
+    mesh: Mesh,
+    params: Any,
+    constants: dict[str, Any],
+    batch: system.Batch,
+) -> dict[str, jax.Array]:
+    """The embeddings of a batch (Algorithm 2); each device computes those of its own subgraph.
+
+    Returns:
+      of pairs `query` and `item`, (pairs, dim), and `hard`, (pairs, num_hard, dim); of edges
+      `group` and `group_item`, (edges, dim); and `negatives`, (negatives, dim).
+    """
+    on_device = model.clone(tables=model.tables.on_device())
+
+    def of_device(params: Any, constants: Any, batch: system.Batch) -> dict[str, jax.Array]:
+        bound = on_device.bind(params)
+        graph = {
+            name.removeprefix(graph_batches.BY_DEVICE): field[0]
+            for name, field in batch.items()
+            if name.startswith(graph_batches.BY_DEVICE)
+        }
+        z = bound.inputs(*inputs.gather(constants, graph["nodes"]))
+        for layer in range(model.layers):
+            own, neighbours, weights = (
+                graph[f"{name}_{layer}"] for name in ("own", "neighbours", "weights")
+            )
+            messages = bound.messages(layer, z)
+            pooled = importance_pooling.pool(messages, neighbours, weights, model.pooling)
+            z = bound.combine(layer, z[own], pooled)
+        embeddings = bound.head(z)
+        ends = [len(batch[name]) for name in ("query", "item", "group_item")]
+        query, item, group_item = jnp.split(embeddings[: sum(ends)], np.cumsum(ends)[:-1])
+        return {
+            "query": query,
+            "item": item,
+            "hard": embeddings[graph["hard_at"]],
+            "negatives": embeddings[graph["negatives_at"]],
+            "group": bound.group(z, graph["group_at"], graph["group_weights"]),
+            "group_item": group_item,
+        }
+
+    tables_of = {name: constants[name] for name in node_table.NAMES}
+    return sharding.by_rows(mesh, model.tables, of_device)(params, tables_of, batch)
+
+
+def loss(
+    model: pinsage.PinSage,
+    inputs: node_table.NodeTable,
+    config: ConfigDict,
+    mesh: Mesh,
+    params: Any,
+    constants: dict[str, Any],
+    sketches: dict[str, count_min_sketch.CountMinSketch],
+    batch: system.Batch,
+    key: jax.Array,
+) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
+    """The loss of a global batch: that of pairs of items, and that of groups and their items."""
+    del key
+    everywhere = sharding.everywhere(mesh)
+    embedded = encode(model, inputs, mesh, params, constants, batch)
+    random_ids, random = everywhere((batch["negatives"], embedded["negatives"]))
+    scale = model.apply(params, method="scale")
+
+    def term(name, queries, positives, ids, excluded, hard, hard_ids) -> jax.Array:
+        if config.name == "max_margin":
+            # E[max(0, z_q · z_n - z_q · z_i + Δ)] over shared and hard negatives (§3.3).
+            return max_margin.max_margin(
+                *(queries, positives, random, hard, config.margin),
+                *(random_ids, hard_ids, excluded),
+            )
+        all_ids, all_positives = everywhere((ids, positives))
+        add = sharding.on_each(mesh, count_min_sketch.add)
+        sketches[name] = add(sketches[name], all_ids)
+        negative_ids = jnp.concatenate([all_ids, random_ids])
+
+        def log_q(ids: jax.Array) -> jax.Array:
+            log_probability = count_min_sketch.log_probability(sketches[name], ids)
+            return jnp.float32(config.log_q) * sampled_softmax.log_expected_count(
+                log_probability, len(all_ids), len(random_ids), constants["candidates"]
+            )
+
+        negatives = sampled_softmax.Negatives(
+            embeddings=jnp.concatenate([all_positives, random]),
+            ids=negative_ids,
+            log_q=log_q(negative_ids),
+            positive_log_q=log_q(all_ids)[:, None],
+        )
+        own = sampled_softmax.HardNegatives(hard[:, None], hard_ids[:, None])
+        return sampled_softmax.sampled_softmax(
+            *(queries[:, None], positives[:, None], negatives, scale, excluded),
+            hard=own if hard_ids.size else None,
+        )[:, 0]
+
+    sketches = dict(sketches)
+    # An item is no negative of its own, nor are the other positives of the same query.
+    excluded = jnp.concatenate([batch["query"][:, None], batch["excluded"]], axis=1)
+    terms = {
+        "items": term(
+            *("items", embedded["query"], embedded["item"], batch["item"], excluded),
+            *(embedded["hard"], batch["hard"]),
+        )
+    }
+    if len(batch["group_item"]):
+        none = embedded["group"][:, None][:, :0], batch["group_excluded"][:, :0]
+        terms["groups"] = term(
+            *("groups", embedded["group"], embedded["group_item"], batch["group_item"]),
+            *(batch["group_excluded"], *none),
+        )
+    metrics = {"temperature": 1 / scale}
+    metrics |= {f"loss/{name}": losses.mean() for name, losses in terms.items()}
+    return sum(losses.mean() for losses in terms.values()), (metrics, sketches)
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Rejects a config that is inconsistent or does not fit the mesh."""
+    sharding.check(mesh, config.train)
+    for section, name in (("data", "pairs"), ("data", "groups"), ("loss", "num_random_negatives")):
+        sharding.check_batch(mesh, f"{section}.{name}", config[section][name])
+    if config.loss.hard_first > config.loss.hard_last:
+        raise InputError(
+            f"loss.hard_first={config.loss.hard_first}: expected at most loss.hard_last="
+            f"{config.loss.hard_last}"
+        )
+    if config.data.pairs_from == "groups" and not config.data.groups:
+        raise InputError("data.groups=0: with data.pairs_from=groups, groups are evaluated")
+    node_table.check(config)
+
+
+def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
+    """The convolutions and their loss, for a data set with a graph."""
+    spec.need("graph")
+    if config.data.pairs_from == "engagements":
+        spec.need("pairs")
+    model = make_model(config, spec, mesh)
+    inputs = node_table.NodeTable.create(config, mesh, spec)
+    numbers = graph_training.numbers(config, spec, mesh)
+    candidates = sharding.abstract(mesh, jax.ShapeDtypeStruct((), jnp.float32))
+    return system.Trainable(
+        init=functools.partial(init, model, config.loss, inputs.made_up(spec)),
+        loss=functools.partial(loss, model, inputs, config.loss, mesh),
+        constants={**inputs.abstract(spec), "candidates": candidates},
+        batch=graph_training.abstract_batch(numbers, mesh),
+        batch_size="data.pairs",
+        embedders=layerwise.embedders(model, inputs, mesh, numbers, inputs.dim(config, spec)),
+        search=system.Search(
+            min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 500
+        ),
+    )
+
+
+def bind(
+    trainable: system.Trainable, config: ConfigDict, mesh: Mesh, dataset: Dataset
+) -> system.System:
+    """PinSage on a data set."""
+    spec, graph = dataset.spec, dataset.graph
+    train_batches = graph_training.batches_of(config, mesh, dataset)
+    constants = node_table.NodeTable.create(config, mesh, spec).place(dataset)
+    constants["candidates"] = jax.device_put(  # of random negatives
+        np.float32(len(train_batches.corpus)), sharding.replicated(mesh)
+    )
+    source = graph_training.source_of(config, dataset)
+    evaluator = evaluator_lib.Evaluator("PinSage", source)
+    rows = np.flatnonzero(source.eligible)
+
+    def embed_items(params: Any) -> np.ndarray:
+        """The vectors of all items after the last convolution, and their embeddings."""
+        return layerwise.embed_items(
+            *(trainable.embedders, params, constants, train_batches.table, config.data.dir)
+        )
+
+    def embed_groups(params: Any, states: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        vectors = states[:, : -config.model.embedding_dim]
+        most, seed = config.data.group_items, config.train.seed
+        members = groups_lib.members(graph.groups, groups, most, seed)
+        return layerwise.embed_groups(trainable.embedders, params, vectors, members)
+
+    def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
+        states = embed_items(params)
+        items = states[:, -config.model.embedding_dim :]
+
+        def queries(features: dict[str, np.ndarray]) -> np.ndarray:
+            if "group" in features:
+                return embed_groups(params, states, features["group"])
+            return items[dataset.queries.items[features["query"]]]
+
+        towers = vector_search.Towers(queries, items.__getitem__)
+        return evaluator(vector_search.VectorSearch(lambda time: towers), split, full)
+
+    def embed(params: Any, as_of: int) -> dict[str, list[system.Shard]]:
+        del as_of  # the graph is that of the end of training
+        states = embed_items(params)
+
+        def item_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return dataset.catalogue.ids[rows], states[rows, -config.model.embedding_dim :]
+
+        def group_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return dataset.groups[rows], embed_groups(params, states, rows)
+
+        found = {"items": system.shards(item_shard, rows)}
+        if config.data.groups:
+            has_items = np.flatnonzero(np.diff(graph.groups.offsets))
+            found["groups"] = system.shards(group_shard, has_items)
+        return found
+
+    counted = graph_training.counted(config, train_batches)
+
+    return system.System(
+        trainable=trainable,
+        constants=constants,
+        batches=functools.partial(train_batches.iterate, workers=config.data.workers),
+        evaluate=evaluate,
+        evaluated_on=evaluator.describe,
+        metrics=evaluator.metrics,
+        embed=embed,
+        embed_as_of=spec.train_end,
+        check_training=functools.partial(counts.check, config, counted),
+        summary=graph_training.summary(dataset, train_batches) | counts.summary(config, counted),
+        identity={"dataset": spec.digest},
+    )

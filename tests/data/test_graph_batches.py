@@ -1,0 +1,169 @@
+"""Batches of a graph: the same for any number of devices and hosts, and without leaks."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pinjax.data import graph_batches, item_pairs
+from pinjax.graph import csr, walks
+
+ITEMS, GROUPS = 60, 25
+WALKS = walks.Walks(number=30, steps=2, restart=0.5, top=5)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    directory = tmp_path_factory.mktemp("graph")
+    edges = np.argwhere(rng.random((ITEMS, GROUPS)) < 0.1)
+    csr.write(directory, np.append(edges, [[3, GROUPS - 1]], axis=0), ITEMS, GROUPS)
+    return csr.read(directory)
+
+
+def make(graph, pairs=None, devices=1, shard=(0, 1), **fields):
+    numbers = graph_batches.Numbers(
+        **{
+            **{"pairs": 8, "groups": 4, "group_items": 3, "negatives": 12, "hard": 2},
+            **{"layers": 2, "neighbours": WALKS.top, "items": ITEMS, "devices": devices},
+            **fields,
+        }
+    )
+    every = np.arange(ITEMS, dtype=np.int32)
+    hard = (every[:, None] + [1, 2, 3]) % ITEMS
+    hard[::7, 1:] = -1
+    return graph_batches.GraphBatches(
+        numbers=numbers,
+        graph=graph,
+        table=walks.neighbourhoods(graph, every, WALKS, 0),
+        walks=WALKS,
+        pairs=pairs or item_pairs.Memberships(graph, stream=1),
+        hard=hard.astype(np.int32),
+        hard_after=3,
+        corpus=every[:50],
+        steps=9,
+        seed=5,
+        shard=shard,
+    )
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_shapes_are_those_of_every_batch(graph, layers, devices):
+    made = make(graph, layers=layers, devices=devices)
+    expected = made.numbers.shapes(made.sizes, made.widths)
+    for step in range(9):
+        assert {name: (x.shape, x.dtype.type) for name, x in made[step].items()} == expected
+
+
+def test_hosts_and_devices_share_the_batch_of_one_device(graph):
+    alone, apart = make(graph)[4], make(graph, devices=4)[4]
+    for name, values in alone.items():
+        if not name.startswith(graph_batches.BY_DEVICE):
+            np.testing.assert_array_equal(values, apart[name])
+    hosts = [make(graph, devices=4, shard=(host, 2))[4] for host in range(2)]
+    for name, values in apart.items():
+        np.testing.assert_array_equal(values, np.concatenate([host[name] for host in hosts]))
+
+
+def test_places_are_those_of_what_a_device_embeds(graph):
+    made = make(graph, devices=2, layers=0)
+    for step in range(9):
+        batch = made[step]
+        for device in range(2):
+            of_device = {
+                name.removeprefix(graph_batches.BY_DEVICE): values[device]
+                for name, values in batch.items()
+                if name.startswith(graph_batches.BY_DEVICE)
+            }
+            nodes = np.append(of_device["nodes"], -1)  # the last element is for padding
+            ends = [batch[x].reshape(2, -1)[device] for x in ("query", "item", "group_item")]
+            ends = np.concatenate(ends)
+            np.testing.assert_array_equal(nodes[: len(ends)], ends)
+            for name in ("negatives", "hard"):
+                expected = batch[name].reshape(2, -1)[device]
+                np.testing.assert_array_equal(nodes[of_device[f"{name}_at"]].ravel(), expected)
+            weights = of_device["group_weights"]
+            np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+            np.testing.assert_array_equal(weights > 0, of_device["group_at"] >= 0)
+
+
+def test_pairs_of_groups_are_uniform_over_edges_and_two_items_of_a_group(graph):
+    drawn = item_pairs.Memberships(graph, stream=1)(0, 0, 40_000)
+    degrees = np.diff(graph.groups.offsets)
+    assert (drawn.query != drawn.item).all()
+    for row in range(200):
+        of_group = graph.groups.of(drawn.group[row])
+        assert {drawn.query[row], drawn.item[row]} <= set(of_group.tolist())
+    share = np.where(degrees > 1, degrees, 0)
+    expected = len(drawn.group) * share / share.sum()
+    found = np.bincount(drawn.group, minlength=GROUPS)
+    assert (np.abs(found - expected) <= 5 * np.sqrt(expected)).all()
+    biggest = degrees.argmax()
+    others = drawn.query[(drawn.group == biggest) & (drawn.item == graph.groups.of(biggest)[0])]
+    assert set(others) == set(graph.groups.of(biggest)[1:])
+
+
+def test_engagements_belong_to_a_group_of_both_items(graph):
+    rng = np.random.default_rng(1)
+    query, item = rng.integers(ITEMS, size=(2, 30)).astype(np.int32)
+    pairs = item_pairs.Engagements(query, item, graph.items)
+    visited = [pairs(0, step, 10) for step in range(3)]
+    seen = np.concatenate([np.stack(drawn[:2], axis=1) for drawn in visited])
+    assert sorted(map(tuple, seen)) == sorted(zip(query, item, strict=True))  # one epoch
+    for drawn in visited:
+        for a, b, group in zip(*drawn, strict=True):
+            both = set(graph.items.of(a).tolist()) & set(graph.items.of(b).tolist())
+            assert group in both or (group == -1 and not both)
+
+
+def test_hard_negatives_come_one_after_the_other(graph):
+    made = make(graph)
+    for step in range(9):
+        batch = made[step]
+        number = min(step // 3, 2)
+        left = np.where(batch["query"] % 7 == 0, 1, 3)  # candidates
+        np.testing.assert_array_equal((batch["hard"] >= 0).sum(axis=1), np.minimum(number, left))
+        candidates = made.hard[batch["query"]]
+        assert all(set(row) <= {*of, -1} for row, of in zip(batch["hard"], candidates, strict=True))
+
+
+def test_a_pairs_own_edge_does_not_tell_one_item_of_the_other(tmp_path):
+    """Pairs of items with one group in common, which only this group connects, are no neighbours.
+
+    The same holds of an edge of a group: its item is not among the group's items, nor finds them.
+    """
+    number = 20
+    item = np.arange(2 * number)
+    bridge, own = np.repeat(np.arange(number), 2), number + item
+    third = np.stack([2 * number + item, own], axis=1)  # another item of each item's own group
+    edges = np.concatenate([np.stack([item, bridge], 1), np.stack([item, own], 1), third])
+    csr.write(tmp_path, edges, 4 * number, 3 * number)
+    graph = csr.read(tmp_path)
+    first = np.arange(0, 2 * number, 2, dtype=np.int32)
+    pairs = item_pairs.Engagements(first, first + 1, graph.items)
+    every = np.arange(4 * number, dtype=np.int32)
+    made = dataclasses.replace(
+        make(graph, pairs, layers=1, items=4 * number),
+        table=walks.neighbourhoods(graph, every, WALKS, 0),
+        hard=np.zeros((4 * number, 3), np.int32),
+    )
+    for step in range(5):
+        batch = made[step]
+        graph_of = {
+            name.removeprefix(graph_batches.BY_DEVICE): values[0]
+            for name, values in batch.items()
+            if name.startswith(graph_batches.BY_DEVICE)
+        }
+        nodes, near = graph_of["nodes"], graph_of["neighbours_0"]
+        for row, (query, item) in enumerate(zip(batch["query"], batch["item"], strict=True)):
+            for end, other in ((row, item), (row + 8, query)):
+                found = nodes[near[end][near[end] >= 0]]
+                assert len(found)
+                assert other not in found
+        targets = nodes[graph_of["own_0"]]
+        for row, item in enumerate(batch["group_item"]):
+            members = targets[graph_of["group_at"][row]][graph_of["group_weights"][row] > 0]
+            found = nodes[near[16 + row][near[16 + row] >= 0]]
+            assert item not in members
+            assert not set(members) & set(found)
