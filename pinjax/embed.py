@@ -3,9 +3,10 @@
     python -m pinjax.embed --config=configs/pinnerformer.py --workdir=DIR --out=DIR
 
 Each table is several Parquet files, OUT/users-00000-of-00004.parquet and so on, with own ids, a
-vector each, and the time as of which it was computed. OUT/manifest.json has the checkpoint, the
-data set and the config of the embeddings, and the checksum of each file. After an interruption,
-repeat the call: it writes the files that are missing or damaged.
+vector each, and the time as of which it was computed; a user of several vectors has a row for each,
+the most important first. OUT/manifest.json has the checkpoint, the data set and the config of the
+embeddings, and the checksum of each file. After an interruption, repeat the call: it writes the
+files that are missing or damaged.
 """
 
 import contextlib

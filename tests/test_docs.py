@@ -112,6 +112,11 @@ class Call:
             kept.append(flag)
         return Call(self.name, tuple(sorted(kept)))
 
+    def is_trained(self):
+        """Whether its system is; without one, as of `prepare`, it makes no difference."""
+        system = CONFIGS.get(pathlib.Path(self.value("--config").partition(":")[0]).stem)
+        return system is None or "train" in system["get_config"]()
+
     def training(self):
         """The run that `evaluate` and `embed` work on."""
         return Call("train", tuple(f for f in self.flags if f.startswith("--config")))
@@ -248,8 +253,13 @@ def test_flags_are_those_of_the_command(run, call):
 
 @pytest.fixture(scope="module")
 def quick(home):
-    """Flags that all runs share: one data set, and no evaluation but the last."""
-    return f"--config.data.dir={home}/data", "--config.train.evaluate_every=0"
+    """(call) -> flags that all runs share: one data set, and no evaluation but the last."""
+
+    def quick(call):
+        last_alone = ["--config.train.evaluate_every=0"] * call.is_trained()
+        return f"--config.data.dir={home}/data", *last_alone
+
+    return quick
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +270,7 @@ def trained(home, run, quick):
     def trained(call):
         if call not in made:
             made[call] = home / f"run-{len(made)}"
-            run(call, f"--workdir={made[call]}", *quick)
+            run(call, f"--workdir={made[call]}", *quick(call))
         return made[call]
 
     return trained
@@ -273,9 +283,9 @@ def test_a_command_runs_in_its_test_form(run, trained, quick, tmp_path, call):
     elif call.name == "compile":
         run(call)
     else:
-        workdir = trained(call.training())
+        workdir = trained(call.training()) if call.is_trained() else tmp_path / "run"
         out = [f"--out={tmp_path}/out"] * (call.name == "embed")
-        run(call, f"--workdir={workdir}", *quick, *out)
+        run(call, f"--workdir={workdir}", *quick(call), *out)
 
 
 @pytest.mark.parametrize("words", LAUNCHES, ids=shlex.join)

@@ -190,13 +190,6 @@ def test_it_is_evaluated_without_training(command, tmp_path):
     )
     assert 0 < once["R@10"].value < few["R@10"].value < many["R@10"].value
     assert {tables.ENTROPY, tables.COVERAGE} <= few.keys()
-    # A run of another system is left alone.
-    (workdir / "checkpoints/7").mkdir(parents=True)
-    code, _, err = command("evaluate", f"--workdir={workdir}")
-    assert (code, err) == (
-        2,
-        f"error: {workdir} holds no run; train one with --workdir={workdir}\n",
-    )
 
 
 def test_a_user_is_embedded_by_several_rows(command, data_dir, tmp_path):
