@@ -56,8 +56,8 @@ def get_config(variant: str = "") -> Section:
     loss.hard_first = Int(200, at_least=1)
     loss.hard_last = Int(500, at_least=1)
 
-    config.train.update(steps=600, learning_rate=1e-3, warmup_steps=50)
-    config.train.update(checkpoint_every=300, evaluate_every=300)
+    config.train.update(steps=500, learning_rate=1e-3, warmup_steps=50)
+    config.train.update(checkpoint_every=250, evaluate_every=0)
     config.evaluate.queries = Int(4_000, at_least=1)  # at most; a seeded sample
 
     if variant:

@@ -18,7 +18,8 @@ from pinjax.evaluation.engagements import TIERS, Engagements
 from pinjax.evaluation.queries import EvalQueries, Index
 
 # Of PinSage (Ying et al., KDD 2018), §4.2, in an index of 5M: the share of pairs whose item is
-# among the best 500, and the scaled MRR.
+# among the best 500, and the scaled MRR. To the latter, what a method that knows no ranks beyond
+# its list has not found, as ScaNN, adds nothing.
 HITS = 500
 OFFLINE_METRICS = ("R@10", f"HR@{HITS}", tables.SCALED_MRR)
 
