@@ -139,11 +139,11 @@ def ensure(name: str, data_dir: str) -> epath.Path:
     """
     if files.is_remote(data_dir):
         raise InputError(f"data.dir={data_dir}: expected a directory on this machine")
-    home = epath.Path(data_dir).expanduser()
+    named = home(data_dir)
     world, _, size = name.partition("/")
     if world == pinworld.NAME:
-        return pinworld.ensure(size, home)
-    places = [files.path("data.name", name), home / name]
+        return pinworld.ensure(size, named)
+    places = [files.path("data.name", name), named / name]
     for place in places:
         if (place / spec_lib.METADATA_FILE).exists():
             return _copy(place, copies(data_dir)) if files.is_remote(place) else place
@@ -151,9 +151,14 @@ def ensure(name: str, data_dir: str) -> epath.Path:
     raise InputError(f"data.name: no prepared data set in {looked}; see pinjax.prepare")
 
 
+def home(data_dir: str) -> epath.Path:
+    """The directory that `data.dir` names."""
+    return epath.Path(data_dir).expanduser()
+
+
 def copies(data_dir: str) -> epath.Path:
     """The directory of copies of what is on gs://."""
-    return epath.Path(data_dir).expanduser() / "copies"
+    return home(data_dir) / "copies"
 
 
 def load(name: str, data_dir: str) -> Dataset:

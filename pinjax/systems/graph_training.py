@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from pinjax import settings
 from pinjax.data import graph_batches, item_pairs
+from pinjax.data import dataset as dataset_lib
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.distributed import sharding
@@ -63,7 +64,7 @@ def batches_of(config: ConfigDict, mesh: Mesh, dataset: Dataset) -> graph_batche
     """
     data, seed, graph, spec = config.data, config.train.seed, dataset.graph, dataset.spec
     walked = walks.Walks(data.walks, data.walk_steps, data.walk_restart, data.neighbours)
-    table = neighbourhoods.ensure(data.dir, graph, spec.digest, walked, seed)
+    table = neighbourhoods.ensure(dataset_lib.home(data.dir), graph, spec.digest, walked, seed)
     pairs = _pairs(config, dataset)
     # Random negatives are items of pairs: of others a model only learns that they are never found.
     corpus = np.flatnonzero(pairs.counts).astype(np.int32)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from pinjax.data import graph_batches
@@ -94,7 +95,7 @@ def embed_items(
     params: Any,
     constants: dict[str, Any],
     table: Neighbours,
-    scratch: str,
+    scratch: epath.PathLike,
 ) -> np.ndarray:
     """The states of all items after the last layer.
 

@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from pinjax.data import dataset as dataset_lib
 from pinjax.data import graph_batches
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
@@ -223,12 +224,12 @@ def bind(
     )
     source = graph_training.source_of(config, dataset)
     evaluator = evaluator_lib.Evaluator("PinSage", source)
-    rows = np.flatnonzero(source.eligible)
+    rows, scratch = np.flatnonzero(source.eligible), dataset_lib.home(config.data.dir)
 
     def embed_items(params: Any) -> np.ndarray:
         """The vectors of all items after the last convolution, and their embeddings."""
         return layerwise.embed_items(
-            *(trainable.embedders, params, constants, train_batches.table, config.data.dir)
+            *(trainable.embedders, params, constants, train_batches.table, scratch)
         )
 
     def embed_groups(params: Any, states: np.ndarray, groups: np.ndarray) -> np.ndarray:
