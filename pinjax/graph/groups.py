@@ -4,7 +4,6 @@ import numpy as np
 
 from pinjax.graph import csr
 from pinjax.graph.compiled import compiled, read_only
-from pinjax.graph.walks import mixed
 
 
 def common(items: csr.Side, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -54,6 +53,18 @@ def _common(offsets, neighbours, first, second):
     return found
 
 
+_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+
+
+@compiled
+def _mixed(x):
+    """The output function of SplitMix64, as in `walks`: Numba's cache sees one module alone."""
+    x += _INCREMENT
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 @compiled
 def _members(offsets, neighbours, rows, most, seed, leave_out):
     found = np.full((len(rows), most), -1, np.int32)
@@ -71,7 +82,7 @@ def _members(offsets, neighbours, rows, most, seed, leave_out):
             place = i
             if number > most:  # Floyd's sample without replacement (CACM 1987)
                 last = number - most + i
-                bits = mixed(mixed(mixed(seed) + np.uint64(group)) + np.uint64(i))
+                bits = _mixed(_mixed(_mixed(seed) + np.uint64(group)) + np.uint64(i))
                 place = np.int64(bits % np.uint64(last + 1))
                 for earlier in range(i):
                     if found[row, earlier] == place:

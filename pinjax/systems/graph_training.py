@@ -6,8 +6,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax import settings
-from pinjax.data import graph_batches, item_pairs
 from pinjax.data import dataset as dataset_lib
+from pinjax.data import graph_batches, item_pairs
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.distributed import sharding
