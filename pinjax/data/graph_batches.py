@@ -14,6 +14,7 @@ from pinjax.graph import csr, walks
 from pinjax.graph import groups as groups_lib
 from pinjax.graph.walks import Neighbours
 
+_ON_THE_HOST = ("pair_group", "group", "place", "group_place")  # fields that no step reads
 BY_DEVICE = "graph_"  # begins the names of fields with an axis of devices
 _PROBED = 2  # batches whose subgraphs are counted to fix the sizes of all
 _MARGIN = 1.1  # by which the sizes exceed these counts
@@ -151,12 +152,9 @@ class GraphBatches(batches.RandomAccess):
         fields = {
             name: np.concatenate([share[name] for share in shares])
             for name in shares[0]
-            if name not in ("pair_group", "group")
+            if name not in _ON_THE_HOST
         }
-        made = [
-            self._subgraph(step, device, share)
-            for device, share in zip(devices, shares, strict=True)
-        ]
+        made = [self._subgraph(step, share) for share in shares]
         return fields | {
             BY_DEVICE + name: np.stack([part[name] for part in made]) for name in made[0]
         }
@@ -171,7 +169,7 @@ class GraphBatches(batches.RandomAccess):
         for step in range(min(_PROBED, self.steps)):
             drawn = self._draw(step)
             for device in range(min(_PROBED, self.numbers.devices)):
-                targets, near, _ = self._targets(step, device, self._share(drawn, device))
+                targets, near, _ = self._targets(step, self._share(drawn, device))
                 counted.append(subgraphs.count(targets, near, self.table, self.numbers.layers))
         probed = np.max(counted, axis=0) * _MARGIN
         return [
@@ -204,6 +202,8 @@ class GraphBatches(batches.RandomAccess):
             "group_item": edges.item,
             "group_excluded": batches.of_same(edges.group, edges.item, self.widths[1]),
             "negatives": rng.choice(self.corpus, self.numbers.negatives),
+            "place": np.arange(self.numbers.pairs),
+            "group_place": np.arange(self.numbers.groups),
         }
 
     def _ends(self, step: int) -> tuple[item_pairs.Pairs, item_pairs.Pairs]:
@@ -230,7 +230,7 @@ class GraphBatches(batches.RandomAccess):
         }
 
     def _targets(
-        self, step: int, device: int, share: dict[str, np.ndarray]
+        self, step: int, share: dict[str, np.ndarray]
     ) -> tuple[np.ndarray, Neighbours, dict[str, np.ndarray]]:
         """The targets of a device, their neighbours, and the places of those that are shared."""
         ends = np.concatenate([share["query"], share["item"], share["group_item"]])
@@ -253,10 +253,12 @@ class GraphBatches(batches.RandomAccess):
         avoid = np.concatenate([share["pair_group"], share["pair_group"], share["group"]])
         walked = np.flatnonzero(avoid >= 0)
         # A stream of random numbers for each end in the run; those of the table are items.
-        first = (1 << 63) + (step * self.numbers.devices + device) * (1 << 24)
+        pairs = self.numbers.pairs
+        place = share["place"], pairs + share["place"], 2 * pairs + share["group_place"]
+        first = (1 << 63) + step * (2 * pairs + self.numbers.groups)
         near.ids[walked], near.weights[walked] = walks.neighbourhoods(
             *(self.graph, ends[walked], self.walks, self.seed, avoid[walked]),
-            streams=np.uint64(first) + walked.astype(np.uint64),
+            streams=np.uint64(first) + np.concatenate(place)[walked].astype(np.uint64),
             threads=1,
         )
         exists = group_at >= 0
@@ -272,11 +274,9 @@ class GraphBatches(batches.RandomAccess):
             },
         )
 
-    def _subgraph(
-        self, step: int, device: int, share: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def _subgraph(self, step: int, share: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The fields of a device."""
-        targets, near, places = self._targets(step, device, share)
+        targets, near, places = self._targets(step, share)
         nodes, hops = subgraphs.sample(targets, near, self.table, self.sizes)
         fields = {"nodes": nodes, **places}
         for layer, hop in enumerate(hops):

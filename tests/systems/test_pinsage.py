@@ -1,0 +1,188 @@
+"""The page against its formulas, against itself on several devices, and layer by layer."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from pinjax.data import dataset as dataset_lib
+from pinjax.data import graph_batches
+from pinjax.errors import InputError
+from pinjax.graph import groups
+from pinjax.systems import graph_training, layerwise, node_table, pinsage, registry
+
+SYSTEM = "pinsage"
+
+
+@pytest.fixture
+def parts(make_config, mesh):
+    """(changes) -> the config, data set, system, parameters, and what a batch is embedded as."""
+
+    def make(**changes):
+        config = make_config(**changes)
+        system = registry.create(config, mesh)
+        dataset = dataset_lib.load(config.data.name, config.data.dir)
+        params, sketches = jax.jit(system.trainable.init)(jax.random.key(1))
+        model = pinsage.make_model(config, dataset.spec, mesh)
+        inputs = node_table.NodeTable.create(config, mesh, dataset.spec)
+        encode = jax.jit(functools.partial(pinsage.encode, model, inputs, mesh))
+        batch = next(system.batches(25))  # with hard negatives
+        embedded = jax.device_get(encode(params, system.constants, batch))
+        return config, dataset, system, params, sketches, batch, embedded
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["softmax", "max_margin"])
+def test_loss_is_the_formula(parts, name):
+    changes = {"name": name, "sketch_width": 2**18}
+    config, dataset, system, params, sketches, batch, embedded = parts(loss=changes)
+    arguments = params, system.constants, sketches, batch, jax.random.key(2)
+    value, (metrics, _) = jax.jit(system.trainable.loss)(*arguments)
+    candidates = len(np.unique(_pairs(dataset)["item"]))
+    random = batch["negatives"].tolist()
+
+    def loss(query, item, same, ids, hard=None, hard_ids=None):
+        losses = []
+        for row, positive in enumerate(ids):
+            q, known = query[row].astype(np.float64), set(same[row])
+            negatives = [(id, z) for id, z in zip(random, embedded["negatives"], strict=True)]
+            if name == "softmax":
+                negatives += list(zip(ids.tolist(), item, strict=True))
+            own = [] if hard is None else list(zip(hard_ids[row], hard[row], strict=True))
+            own = [z for id, z in own if id >= 0 and id not in known]
+            negatives = [(id, z) for id, z in negatives if id not in known]
+            if name == "max_margin":
+                margins = [q @ z - q @ item[row] + 0.1 for z in [*own, *(z for _, z in negatives)]]
+                losses.append(np.mean(np.maximum(margins, 0)))
+                continue
+
+            def log_q(id):
+                return np.log(ids.tolist().count(id) + len(random) / candidates)
+
+            logits = [q @ item[row] / 0.07 - log_q(positive)]
+            logits += [q @ z / 0.07 - log_q(id) for id, z in negatives]
+            logits += [q @ z / 0.07 for z in own]
+            losses.append(np.logaddexp.reduce(logits) - logits[0])
+        return np.mean(losses)
+
+    assert (batch["hard"] >= 0).all()
+    same = np.column_stack([batch["query"], batch["excluded"]])
+    hard = embedded["hard"], batch["hard"]
+    of_items = loss(embedded["query"], embedded["item"], same, batch["item"], *hard)
+    of_groups = loss(
+        *(embedded["group"], embedded["group_item"]),
+        *(batch["group_excluded"], batch["group_item"]),
+    )
+    np.testing.assert_allclose(metrics["loss/items"], of_items, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss/groups"], of_groups, rtol=1e-4)
+    np.testing.assert_allclose(value, of_items + of_groups, rtol=1e-4)
+
+
+def _pairs(dataset):
+    """The training pairs whose query is another item."""
+    pairs = dataset.pairs("train")
+    query = dataset.queries.items[pairs["query"]]
+    return pairs[(query >= 0) & (query != pairs["item"])]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"layers": 0},
+        {"layers": 1, "pooling": "max"},
+        {"id_dim": 8, "id_buckets": 50, "texts": ("title", "brand"), "tokens": 5, "token_dim": 4},
+    ],
+)
+def test_layer_by_layer_is_the_same_as_a_batch(parts, mesh, model, tmp_path):
+    config, dataset, system, params, _, batch, embedded = parts(model=model)
+    table = graph_training.batches_of(config, mesh, dataset).table
+    functions = system.trainable.embedders
+    states = layerwise.embed_items(functions, params, system.constants, table, tmp_path)
+    items = states[:, -config.model.embedding_dim :]
+    assert len(items) == dataset.spec.num_items
+    np.testing.assert_allclose(embedded["negatives"], items[batch["negatives"]], atol=1e-5)
+    np.testing.assert_allclose(embedded["hard"], items[batch["hard"]], atol=1e-5)
+
+    # Groups as in the batch, without the item that they are trained to find.
+    at = batch[graph_batches.BY_DEVICE + "group_at"][0]
+    nodes = batch[graph_batches.BY_DEVICE + "nodes"][0]
+    targets = _targets(batch, config.model.layers, nodes)
+    members = np.where(at >= 0, targets[at], -1)
+    vectors = states[:, : -config.model.embedding_dim]
+    found = layerwise.embed_groups(functions, params, vectors, members)
+    np.testing.assert_allclose(embedded["group"], found, atol=1e-5)
+    assert not list(tmp_path.iterdir())
+
+
+def _targets(batch, layers, nodes):
+    """The items of a device's targets."""
+    for layer in range(layers):
+        nodes = nodes[batch[graph_batches.BY_DEVICE + f"own_{layer}"][0]]
+    return nodes
+
+
+def test_an_item_that_was_never_trained_on_is_embedded_from_its_edges(parts, mesh, tmp_path):
+    config, dataset, system, params, *_ = parts()
+    table = graph_training.batches_of(config, mesh, dataset).table
+    functions, constants = system.trainable.embedders, system.constants
+    unseen = np.setdiff1d(np.flatnonzero(table.weights[:, 0] > 0), _pairs(dataset)["item"])[0]
+    states = layerwise.embed_items(functions, params, constants, table, tmp_path)
+    ids, weights = table.ids.copy(), table.weights.copy()
+    ids[unseen], weights[unseen] = -1, 0
+    alone = type(table)(ids, weights)
+    others = layerwise.embed_items(functions, params, constants, alone, tmp_path)
+    dim = config.model.embedding_dim
+    lengths = np.linalg.norm(states[[unseen], -dim:], axis=1)
+    np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+    assert states[unseen, -dim:] @ others[unseen, -dim:] < 0.999
+
+
+def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
+    (losses, state), *others = train_on_devices(make_config(), 3)
+    for other_losses, other in others:
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-4)
+        jax.tree.map(close, other.params, state.params)
+
+
+def test_where_tables_lie_changes_nothing(make_config, check_sharded_tables):
+    model = {"id_dim": 8, "id_buckets": 64, "texts": ("title",), "tokens": 5, "token_dim": 4}
+    check_sharded_tables(make_config(model=model))
+
+
+def test_embeddings_are_of_known_items_and_of_groups(parts):
+    config, dataset, system, params, *_ = parts()
+    shards = system.embed(params, 0)
+    assert shards.keys() == {"items", "groups"}
+    ids, vectors = shards["items"][0]()
+    known = graph_training.source_of(config, dataset).eligible
+    np.testing.assert_array_equal(ids, dataset.catalogue.ids[known])
+    assert vectors.shape == (len(ids), config.model.embedding_dim)
+    ids, vectors = shards["groups"][0]()
+    has = np.diff(dataset.graph.groups.offsets) > 0
+    np.testing.assert_array_equal(ids, dataset.groups[has])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    members = groups.members(dataset.graph.groups, np.flatnonzero(has)[:3].astype(np.int32), 6, 0)
+    assert (members[:, 0] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": {"hard_first": 200}}, "loss.hard_first=200: expected at most loss.hard_last=150"),
+        (
+            {"data": {"pairs_from": "groups", "groups": 0}},
+            "data.groups=0: with data.pairs_from=groups, groups are evaluated",
+        ),
+        (
+            {"data": {"content": False}, "model": {"log_degree": False}},
+            "model.id_dim=0: items have no features",
+        ),
+        ({"model": {"texts": ("tale",)}}, "model.texts: pinworld/tiny has no 'tale', only title"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make_config, mesh, changes, message):
+    with pytest.raises(InputError, match=message):
+        registry.create(make_config(**changes), mesh)
