@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Float32, Int32
 KINDS = ("importance", "mean", "max")
 
 _UNROLL = 10  # neighbours whose messages are gathered and added by one fused loop
-# Edges whose gradients are scattered at once: on a CPU so many that they stay in its cache, else
+# Edges whose gradients are scattered at once: on a CPU so few that they stay in its L1 cache, else
 # so many that few kernels are started.
-_CPU_EDGES = 1024
+_CPU_EDGES = 128
 _EDGES = 2**16
 
 
