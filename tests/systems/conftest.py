@@ -85,6 +85,7 @@ def check_sharded_tables():
 
         like, _ = jax.eval_shape(replicated.trainable.init, jax.random.key(1))
         params = jax.tree_util.tree_map_with_path(as_replicated, jax.device_get(params), like)
+        batch = next(replicated.batches(0))
         expected = loss_and_gradient(replicated, params, jax.device_get(sketches), batch=batch)
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
         gradient = jax.tree_util.tree_map_with_path(as_replicated, found[1], like)

@@ -37,7 +37,7 @@ def parts(make_config, mesh):
 @pytest.mark.parametrize("name", ["softmax", "max_margin"])
 def test_loss_is_the_formula(parts, name):
     changes = {"name": name, "sketch_width": 2**18}
-    config, dataset, system, params, sketches, batch, embedded = parts(loss=changes)
+    _, dataset, system, params, sketches, batch, embedded = parts(loss=changes)
     arguments = params, system.constants, sketches, batch, jax.random.key(2)
     value, (metrics, _) = jax.jit(system.trainable.loss)(*arguments)
     candidates = len(np.unique(_pairs(dataset)["item"]))
