@@ -124,6 +124,7 @@ def main(argv: Sequence[str]) -> int:
     if not runs:
         raise InputError(f"--data={DATA.value}: no stage can be run on it")
     print(formatting.format_table(comparison.rows(runs)))
+    print("\ndifferences of R@10 are paired; over baseline: to the best one of the stage")
     return 0
 
 
