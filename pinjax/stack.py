@@ -76,7 +76,7 @@ OF_SYSTEM = {
 }
 config_flag.define("a config of a run", "system", declared=True, required=False)
 
-_STATE, _LOG, _EMBEDDINGS = "stage.json", "log.txt", "embeddings"
+_STATE, _EMBEDDINGS = "stage.json", "embeddings"
 _RUN, _RECORDS = "run.json", "records_test.parquet"  # which the commands write
 # Fields that change no result, or whose content counts and not their name.
 _FREE = ("data.name", "data.dir", "data.vectors", "data.workers", "train.log_every")
@@ -124,6 +124,7 @@ def main(argv: Sequence[str]) -> int:
     if not runs:
         raise InputError(f"--data={DATA.value}: no stage can be run on it")
     print(formatting.format_table(comparison.rows(runs)))
+    print("\ndifferences of R@10 are paired; over baseline: to the best one of the stage")
     return 0
 
 
@@ -269,7 +270,7 @@ class _Run:
         module = ["-m", f"pinjax.{command}", *arguments]
         print(f"  {shlex.join(['python', *module])}", flush=True)
         files.make_directory(self.directory)
-        log = pathlib.Path(self.directory / _LOG)
+        log = pathlib.Path(self.directory / f"{command}.log")
         with log.open("w") as output:
             code = _wait(
                 subprocess.Popen([sys.executable, *module], stdout=output, stderr=output),
