@@ -125,14 +125,17 @@ def _next(dataset: dataset_lib.Dataset) -> dict[str, str]:
             f"{_command('searchsage.py', _tasks(dataset, searches, 50))}\n"
             f"{'':14}# {_queries_evaluated(dataset, searches)}"
         )
-    if "graph" in spec.parts:
-        found["graph"] = "kept for PinSage, which pinjax does not have yet"
+    found["PinSage"] = _pinsage(dataset)
+    if "timelines" in spec.parts and spec.content_dim and _positives(spec):
+        found["PinnerSage"] = _pinnersage(spec)
+    else:
+        found["PinnerSage"] = "it needs timelines, and content vectors of items"
     return found
 
 
-def _command(config: str, *settings: str) -> str:
+def _command(config: str, *settings: str, module: str = "train") -> str:
     flags_ = (f"--config=configs/{config}", f"--config.data.name={_OUT.value}", *settings)
-    return shlex.join(["python", "-m", "pinjax.train", *flags_])
+    return shlex.join(["python", "-m", f"pinjax.{module}", *flags_])
 
 
 def _positives(spec: Spec) -> list[str]:
@@ -157,6 +160,34 @@ def _itemsage(dataset: dataset_lib.Dataset) -> str:
     if not spec.image_dim:
         settings.append("--config.model.image_slots=0")
     return _command("itemsage.py", *settings)
+
+
+def _pinsage(dataset: dataset_lib.Dataset) -> str:
+    """Training on pairs of items or, without these, on groups whose edges are held out."""
+    spec = dataset.spec
+    images = [task for task in spec.tasks if task.startswith("image/")]
+    if "graph" not in spec.parts:
+        return "no graph: it needs events.group or catalogue.tags"
+    content = (
+        () if spec.content_dim else ("--config.data.content=False", "--config.model.id_dim=64")
+    )
+    if images:
+        return f"{_command('pinsage.py', *content)}\n{'':14}# {_queries_evaluated(dataset, images)}"
+    if not spec.edges["test"]:
+        return "no pair of items and no held-out edge: it needs pairs.sequence or events.group"
+    content = ("--config.data.content=True",) if spec.content_dim else ()
+    groups = [len(np.unique(dataset.held_out_edges(split)[:, 0])) for split in SPLITS[1:]]
+    return (
+        f"{_command('pinsage.py:users', *content)}\n"
+        f"{'':14}# evaluated on {groups[0]:,} groups of valid, {groups[1]:,} of test"
+    )
+
+
+def _pinnersage(spec: Spec) -> str:
+    """Evaluation, as there is nothing to train."""
+    positives = f"--config.data.positives={windows.join(_positives(spec))}"
+    flags_ = (positives, "--config.data.surfaces=", "--workdir=work/pinnersage")
+    return _command("pinnersage.py", *flags_, module="evaluate")
 
 
 def _tasks(dataset: dataset_lib.Dataset, names: Sequence[str], cap: int) -> str:
