@@ -15,7 +15,7 @@ from pinjax.systems import registry
 from pinjax.timestamps import DAY
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-SYSTEMS = ("pinnerformer", "itemsage", "searchsage")
+SYSTEMS = ("pinnerformer", "itemsage", "searchsage", "pinsage")
 
 
 def get_config(system, data_dir, changes=None):
@@ -25,12 +25,16 @@ def get_config(system, data_dir, changes=None):
     return config
 
 
-def assert_same(shapes, arrays):
-    """The same shapes, types and places."""
+def assert_same(shapes, arrays, largest=False):
+    """The same shapes, types and places; or the shapes of the largest arrays that there may be."""
 
     def same(shape, array):
-        assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+        assert shape.dtype == array.dtype
         assert shape.sharding.is_equivalent_to(array.sharding, array.ndim)
+        if largest:
+            assert all(a >= b for a, b in zip(shape.shape, array.shape, strict=True))
+        else:
+            assert shape.shape == array.shape
 
     jax.tree.map(same, shapes, arrays)
 
@@ -44,6 +48,7 @@ def assert_same(shapes, arrays):
         ("itemsage", {"model": {"image_slots": 0}}),
         ("searchsage", {"model": {"residual": True}}),
         ("searchsage", {"model": {"encoder": "bert"}}),
+        ("pinsage", {"model": {"texts": ("title",), "id_dim": 8, "layers": 1}}),
         ("pinnerformer", {"data": {"pca_dim": 8, "popularity_window": 20 * DAY}}),
         ("pinnerformer", {"data": {"content": False, "users": 512}}),
         ("pinnerformer", {"objective": {"name": "sasrec"}}),
@@ -57,18 +62,22 @@ def test_what_is_built_is_what_is_bound(name, changes, shard_tables, data_dir):
     trainable = system.trainable
     assert_same(trainable.constants, system.constants)
     batch = next(system.batches(0))
-    assert_same(trainable.batch, sharding.place_batch(mesh, batch))
+    of_graph = name == "pinsage"  # whose subgraphs are smaller than they might be
+    assert_same(trainable.batch, sharding.place_batch(mesh, batch), largest=of_graph)
     params, sketches = jax.eval_shape(trainable.init, jax.random.key(0))
     arguments = trainable.constants, sketches, trainable.batch, jax.random.key(0)
     value, (_, after) = jax.eval_shape(trainable.loss, params, *arguments)
     assert value.shape == ()
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, sketches)
-    for embedder in trainable.embedders.values():
+    for part, embedder in trainable.embedders.items():
         (vectors,) = {
             jax.eval_shape(embedder, params, constants, embedder.batch)
             for constants in (trainable.constants, system.constants)
         }
-        assert vectors.shape == (len(jax.tree.leaves(embedder.batch)[0]), trainable.search.dim)
+        rows, dim = len(jax.tree.leaves(embedder.batch)[0]), trainable.search.dim
+        if part.startswith("layer"):  # whose states have more than an embedding
+            dim = vectors.shape[1]
+        assert vectors.shape == (rows, dim)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -104,7 +113,7 @@ def test_another_number_of_items(name, of_directory, data_dir):
         config.data.name = str(dataset_lib.ensure(config.data.name, config.data.dir))
     trainable = registry.build(config, mesh, 12_345)
     assert trainable.search.items == 12_345
-    table = {"pinnerformer": "content", "itemsage": "products", "searchsage": "items"}[name]
+    table = {"itemsage": "products", "searchsage": "items"}.get(name, "content")
     assert {len(x) for x in jax.tree.leaves(trainable.constants[table])} >= {12_345}
 
 
@@ -122,6 +131,7 @@ def test_data_that_is_not_there_needs_its_size(name, data_dir, mesh):
         ("pinnerformer", "data", {"users": 12}, "data.users=12 is not divisible by the 8 devices"),
         ("itemsage", "data", {"pairs": 12}, "data.pairs=12 is not divisible by the 8 devices"),
         ("searchsage", "data", {"pairs": 12}, "data.pairs=12 is not divisible by the 8 devices"),
+        ("pinsage", "data", {"groups": 12}, "data.groups=12 is not divisible by the 8 devices"),
         ("pinnerformer", "model", {"heads": 3}, "model.width=16 is not divisible by model.heads=3"),
         ("itemsage", "model", {"heads": 3}, "model.width=16 is not divisible by model.heads=3"),
         (
