@@ -72,10 +72,10 @@ def _users(config: Section) -> None:
 
 
 def _paper(config: Section) -> None:
-    """Published size: two layers, 50 neighbours, 2,048 pairs, 500 negatives and 6 hard ones."""
+    """Published size: two layers, 50 neighbours, 2,048 pairs, 512 negatives (500) and 6 hard ones."""
     config.data.update(name="pinworld/base", pairs=2_048, groups=0, neighbours=50, workers=8)
     config.model.update(width=1_024, message_width=2_048, embedding_dim=256, dtype="bfloat16")
-    config.loss.update(name="max_margin", num_random_negatives=500 // 16 * 16)
+    config.loss.update(name="max_margin", num_random_negatives=512)
     config.loss.update(num_hard_negatives=6, hard_after=10_000, hard_first=2_000, hard_last=5_000)
     config.train.update(steps=70_000, warmup_steps=2_000, shard_tables=True)
     config.train.update(checkpoint_every=5_000, evaluate_every=5_000)

@@ -29,7 +29,7 @@ from pinjax.data.spec import Spec
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.evaluation import evaluator as evaluator_lib
-from pinjax.evaluation import tables, vector_search
+from pinjax.evaluation import graph_source, tables, vector_search
 from pinjax.graph import groups as groups_lib
 from pinjax.losses import count_min_sketch, max_margin, sampled_softmax
 from pinjax.models import importance_pooling, pinsage
@@ -224,7 +224,8 @@ def bind(
     )
     source = graph_training.source_of(config, dataset)
     evaluator = evaluator_lib.Evaluator("PinSage", source)
-    rows, scratch = np.flatnonzero(source.eligible), dataset_lib.home(config.data.dir)
+    rows = np.flatnonzero(graph_source.known_items(dataset))
+    scratch = dataset_lib.home(config.data.dir)
 
     def embed_items(params: Any) -> np.ndarray:
         """The vectors of all items after the last convolution, and their embeddings."""

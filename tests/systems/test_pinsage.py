@@ -9,6 +9,7 @@ import pytest
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import graph_batches
 from pinjax.errors import InputError
+from pinjax.evaluation import graph_source
 from pinjax.graph import groups
 from pinjax.systems import graph_training, layerwise, node_table, pinsage, registry
 
@@ -157,7 +158,8 @@ def test_embeddings_are_of_known_items_and_of_groups(parts):
     shards = system.embed(params, 0)
     assert shards.keys() == {"items", "groups"}
     ids, vectors = shards["items"][0]()
-    known = graph_training.source_of(config, dataset).eligible
+    known = graph_source.known_items(dataset)
+    assert known.sum() > graph_training.source_of(config, dataset).eligible.sum()
     np.testing.assert_array_equal(ids, dataset.catalogue.ids[known])
     assert vectors.shape == (len(ids), config.model.embedding_dim)
     ids, vectors = shards["groups"][0]()
