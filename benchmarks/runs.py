@@ -14,10 +14,14 @@ def train(config: str, workdir: pathlib.Path, *flags: str) -> Rows:
     """The rows of a run's table; a run that is finished in `workdir` is not made again."""
     found = workdir / "records_test.parquet"
     if not found.exists():
-        command = [sys.executable, "-m", "pinjax.train", f"--config={config}"]
-        command += [f"--workdir={workdir}", *flags]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        call("train", config, workdir, *flags)
     return {row.name: row.metrics for row in tables.table_of(records.read(found)).rows}
+
+
+def call(command: str, config: str, workdir: pathlib.Path, *flags: str) -> None:
+    """A command of pinjax on a run."""
+    line = [sys.executable, "-m", f"pinjax.{command}", f"--config={config}"]
+    subprocess.run([*line, f"--workdir={workdir}", *flags], check=True, stdout=subprocess.DEVNULL)
 
 
 def directory(method: str, seed: int) -> str:

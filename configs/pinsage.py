@@ -72,7 +72,7 @@ def _users(config: Section) -> None:
 
 
 def _paper(config: Section) -> None:
-    """Published size: two layers, 50 neighbours, 2,048 pairs, 512 negatives (500) and 6 hard ones."""
+    """Published size: two layers, 50 neighbours, 2,048 pairs, about 500 negatives, 6 hard ones."""
     config.data.update(name="pinworld/base", pairs=2_048, groups=0, neighbours=50, workers=8)
     config.model.update(width=1_024, message_width=2_048, embedding_dim=256, dtype="bfloat16")
     config.loss.update(name="max_margin", num_random_negatives=512)
