@@ -93,9 +93,9 @@ def batches_of(config: ConfigDict, mesh: Mesh, dataset: Dataset) -> graph_batche
 
 def _pairs(config: ConfigDict, dataset: Dataset) -> item_pairs.Source:
     graph, name = dataset.graph, dataset.spec.name
+    if config.data.groups and np.diff(graph.groups.offsets).max() < 2:
+        raise InputError(f"data.groups={config.data.groups}: no group of {name} has two items")
     if config.data.pairs_from == "groups":
-        if np.diff(graph.groups.offsets).max() < 2:
-            raise InputError(f"data.pairs_from: no group of {name} has two items")
         return item_pairs.Memberships(graph, stream=1)
     train = dataset.pairs("train")
     query = dataset.queries.items[train["query"]]

@@ -124,6 +124,11 @@ def loss(
     embedded = encode(model, inputs, mesh, params, constants, batch)
     random_ids, random = everywhere((batch["negatives"], embedded["negatives"]))
     scale = model.apply(params, method="scale")
+    add = sharding.on_each(mesh, count_min_sketch.add)
+    sketches = {
+        name: add(sketches[name], everywhere(ids))
+        for name, ids in (("items", batch["item"]), ("groups", batch["group_item"]))
+    }
 
     def term(name, queries, positives, ids, excluded, hard, hard_ids) -> jax.Array:
         if config.name == "max_margin":
@@ -133,8 +138,6 @@ def loss(
                 *(random_ids, hard_ids, excluded),
             )
         all_ids, all_positives = everywhere((ids, positives))
-        add = sharding.on_each(mesh, count_min_sketch.add)
-        sketches[name] = add(sketches[name], all_ids)
         negative_ids = jnp.concatenate([all_ids, random_ids])
 
         def log_q(ids: jax.Array) -> jax.Array:
@@ -155,7 +158,6 @@ def loss(
             hard=own if hard_ids.size else None,
         )[:, 0]
 
-    sketches = dict(sketches)
     # An item is no negative of its own, nor are the other positives of the same query.
     excluded = jnp.concatenate([batch["query"][:, None], batch["excluded"]], axis=1)
     terms = {

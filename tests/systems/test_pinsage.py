@@ -140,6 +140,16 @@ def test_an_item_that_was_never_trained_on_is_embedded_from_its_edges(parts, mes
     assert states[unseen, -dim:] @ others[unseen, -dim:] < 0.999
 
 
+def test_groups_may_be_left_out(parts):
+    _, _, system, params, sketches, batch, _ = parts(data={"groups": 0})
+    arguments = params, system.constants, sketches, batch, jax.random.key(2)
+    value, (metrics, sketches) = jax.jit(system.trainable.loss)(*arguments)
+    assert value == metrics["loss/items"] > 0
+    assert "loss/groups" not in metrics
+    assert int(sketches["groups"].total) == 0
+    assert system.embed(params, 0).keys() == {"items"}
+
+
 def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
     (losses, state), *others = train_on_devices(make_config(), 3)
     for other_losses, other in others:
