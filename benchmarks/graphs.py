@@ -26,18 +26,18 @@ def public(name: str, raw: pathlib.Path, directory: pathlib.Path) -> None:
     csr.write(directory, edges[~table["is_test"].to_numpy()], items, groups)
 
 
-def random(edges: int, directory: pathlib.Path) -> None:
-    """Writes a graph whose items have `DEGREE` random groups each, half as many groups as items.
+def random(edges: int, directory: pathlib.Path, degree: int = DEGREE) -> None:
+    """Writes a graph whose items have `degree` random groups each, half as many groups as items.
 
     Its edges do not lie in memory.
     """
     directory.mkdir(parents=True)
-    items = edges // DEGREE
+    items = edges // degree
     arrays = []
     for side, nodes in zip(csr.SIDES, (items, items // 2), strict=True):
         arrays.append(_new(directory / f"{side}_offsets.npy", np.int64, nodes + 1))
-        arrays.append(_new(directory / f"{side}_neighbours.npy", np.int32, items * DEGREE))
-    _fill(*arrays, np.random.default_rng(0))
+        arrays.append(_new(directory / f"{side}_neighbours.npy", np.int32, items * degree))
+    _fill(*arrays, degree, np.random.default_rng(0))
 
 
 def _new(path: pathlib.Path, dtype: type, length: int) -> np.ndarray:
@@ -45,14 +45,14 @@ def _new(path: pathlib.Path, dtype: type, length: int) -> np.ndarray:
 
 
 @numba.njit(cache=True)
-def _fill(item_offsets, item_neighbours, group_offsets, group_neighbours, rng):
+def _fill(item_offsets, item_neighbours, group_offsets, group_neighbours, degree, rng):
     groups = len(group_offsets) - 1
     for item in range(len(item_offsets) - 1):
-        first = item * DEGREE
-        item_offsets[item + 1] = first + DEGREE
-        own = item_neighbours[first : first + DEGREE]
+        first = item * degree
+        item_offsets[item + 1] = first + degree
+        own = item_neighbours[first : first + degree]
         drawn = 0
-        while drawn < DEGREE:
+        while drawn < degree:
             group = rng.integers(0, groups)
             if not np.any(own[:drawn] == group):
                 own[drawn] = group
