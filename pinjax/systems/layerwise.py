@@ -112,22 +112,21 @@ def embed_items(
     items, below = len(table.ids), None
     for layer in range(len(functions) - 1):
         embedder = functions[f"layer {layer}"]
-        embed, above = functools.partial(embedder, params, constants), None
-        for start in range(0, items, _ROWS):
-            rows = np.arange(start, min(start + _ROWS, items), dtype=np.int32)
-            batch = rows
-            if layer:
-                own = embedder.batch["own"].shape[1]
-                batch = {
-                    "own": below[rows, :own],
-                    **read(below[:, own:], table.ids[rows], table.weights[rows]),
-                }
-            state = batching.in_batches(embed, batch, min(_ROWS, items))
-            if above is None:
-                with tempfile.TemporaryFile(dir=scratch) as file:  # the map outlives its name
-                    above = np.memmap(file, np.float32, "w+", shape=(items, state.shape[1]))
-            above[rows] = state
-        below = above
+        embed = functools.partial(embedder, params, constants)
+        with tempfile.TemporaryFile(dir=scratch) as file:  # which a map keeps open
+            for start in range(0, items, _ROWS):
+                rows = np.arange(start, min(start + _ROWS, items), dtype=np.int32)
+                batch = rows
+                if layer:
+                    own = embedder.batch["own"].shape[1]
+                    batch = {
+                        "own": below[rows, :own],
+                        **read(below[:, own:], table.ids[rows], table.weights[rows]),
+                    }
+                state = batching.in_batches(embed, batch, min(_ROWS, items))
+                file.write(np.asarray(state, np.float32, order="C"))
+            file.flush()
+            below = np.memmap(file, np.float32, "r", shape=(items, state.shape[1]))
     return below
 
 
