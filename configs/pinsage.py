@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> Section:
     model.embedding_dim = Size(256)
     # Further features of nodes.
     model.log_degree = Bool(True)  # the logarithm of an item's number of groups
-    model.id_dim = Int(0, at_least=0)  # numbers of a learned vector; 0: none
+    model.id_dim = Size(0, at_least=0)  # numbers of a learned vector; 0: none
     model.id_buckets = Int(0, at_least=0)  # rows that items are hashed to; 0: one for each item
     model.texts = Tuple((), Text(pattern=".+"), at_least=0)  # text features of the catalogue
     model.tokens = Size(32)  # of an item's texts, at most

@@ -332,7 +332,7 @@ def test_a_message_of_the_guide_is_one_of_the_source(texts, message):
 
 # Fields and files.
 
-FILES = (".py", ".parquet", ".json", ".safetensors")
+FILES = (".py", ".parquet", ".json", ".safetensors", ".log")
 
 
 def fields(config, prefix=""):

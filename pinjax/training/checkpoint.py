@@ -318,8 +318,8 @@ def of_run(
     select = config.train.select
     directions = {f"valid/{name}": direction for name, direction in system.metrics.items()}
     if select and select not in directions:
-        known = ", ".join(directions) or "metrics, as there is no validation split"
-        raise InputError(f"train.select: {select!r} is none of {known}")
+        reason = f"is none of {', '.join(directions)}" if directions else "needs a validation split"
+        raise InputError(f"train.select: {select!r} {reason}")
     return Checkpoints(workdir, select, directions.get(select, "max"), verify)
 
 
