@@ -84,6 +84,7 @@ def embeddings_of(workdir):
     }
 
 
+@pytest.mark.slow
 def test_every_stage_is_made_from_those_before_it(finished, home):
     workdir, out = finished
     first = {
@@ -115,6 +116,7 @@ def test_every_stage_is_made_from_those_before_it(finished, home):
         np.testing.assert_allclose(found[query], expected, atol=4e-3)
 
 
+@pytest.mark.slow
 def test_one_table_compares_all(finished):
     workdir, out = finished
     rows = table_of(out)
@@ -131,6 +133,7 @@ def test_one_table_compares_all(finished):
     assert "over PinnerFormer" in rows
 
 
+@pytest.mark.slow
 def test_a_finished_stack_only_prints_its_table(finished, start):
     workdir, out = finished
     before = embeddings_of(workdir)
@@ -147,6 +150,7 @@ def test_a_finished_stack_only_prints_its_table(finished, start):
     assert embeddings_of(workdir) == before
 
 
+@pytest.mark.slow
 def test_what_is_stale_is_refused(finished, start, home):
     changed = home / "changed"
     shutil.copytree(finished[0], changed)
@@ -207,6 +211,7 @@ def test_stages_that_the_data_set_cannot_carry_are_left_out(
     assert err == f"error: --data={name}: no stage can be run on it\n"
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_stage_and_the_stack(finished, start, home):
     workdir = home / "stopped"
     process = start(workdir)
