@@ -139,13 +139,15 @@ def test_a_spot_slice_that_was_taken_away_is_asked_for_again(launch):
         ],
     )
     assert done.returncode == 0
-    made = verbs(calls)
+    # A worker's call that was killed may still be noted later.
+    made = [verb for verb in verbs(calls) if verb != "tpu-vm ssh"]
     again = made.index("queued-resources delete")
-    assert made[again : again + 5] == [
+    assert made[again:] == [
         *("queued-resources delete", "queued-resources create", "queued-resources describe"),
-        *("tpu-vm scp", "tpu-vm ssh"),
+        *("tpu-vm scp", "tpu-vm describe"),
     ]
-    assert made[again + 5 :] == ["tpu-vm describe", "tpu-vm ssh", "tpu-vm ssh"]
+    last = max(row for row, call in enumerate(calls) if "networkEndpoints" in call)
+    assert verbs(calls[last + 1 :]) == ["tpu-vm ssh", "tpu-vm ssh"]
     assert any("create" in call and "--spot" in call for call in calls)
 
 
