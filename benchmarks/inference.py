@@ -55,9 +55,12 @@ def main(_):
         )
         trainable = pinsage.build(config, sharding.make_mesh(), spec)
         params, _ = jax.jit(trainable.init)(jax.random.key(0))
-        shape = trainable.constants["content"].shape
+        rng, content = np.random.default_rng(1), np.empty((items, DIM), jnp.bfloat16)
+        for start in range(0, items, 2**16):
+            part = content[start : start + 2**16]
+            part[:] = rng.standard_normal(part.shape, np.float32)
         constants = {
-            "content": jax.random.normal(jax.random.key(1), shape, jnp.bfloat16),
+            "content": jnp.asarray(content),
             "log_degree": jnp.zeros(items),
             "texts": None,
         }
