@@ -261,8 +261,6 @@ class GraphBatches(batches.RandomAccess):
             streams=np.uint64(first) + np.concatenate(place)[walked].astype(np.uint64),
             threads=1,
         )
-        exists = group_at >= 0
-        weights = exists / np.maximum(exists.sum(axis=1, keepdims=True), 1)
         return (
             targets,
             near,
@@ -270,7 +268,7 @@ class GraphBatches(batches.RandomAccess):
                 "negatives_at": negatives_at,
                 "hard_at": hard_at,
                 "group_at": group_at,
-                "group_weights": weights.astype(np.float32),
+                "group_weights": groups_lib.equal_weights(group_items),
             },
         )
 

@@ -164,6 +164,7 @@ class PairSource:
         return np.where(itself[:, None] >= 0, with_itself, led_to).astype(np.int32)
 
 
+@functools.lru_cache(maxsize=1)  # it reads every text
 def products(dataset: Dataset) -> np.ndarray:
     """Bool (items,): whether an item has a text or an image; other items are in no pair."""
     catalogue = dataset.catalogue

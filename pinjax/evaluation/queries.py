@@ -126,10 +126,7 @@ class EvalQueries:
         pairs = np.stack([parts.astype(np.int64), self.label_query])
         (part, query), label_query = np.unique(pairs, axis=1, return_inverse=True)
         order = np.argsort(query, kind="stable")
-        bounds = [np.searchsorted(query[order], self.excluded[:, 0], s) for s in ("left", "right")]
-        first, number = bounds[0], bounds[1] - bounds[0]
-        again = np.repeat(np.arange(len(number)), number)
-        nth = np.arange(len(again)) - np.repeat(np.cumsum(number) - number - first, number)
+        again, nth = runs(query[order], self.excluded[:, 0])
         excluded = np.stack([order[nth], self.excluded[again, 1]], axis=1)
         features = {name: values[query] for name, values in self.features.items()}
         return dataclasses.replace(

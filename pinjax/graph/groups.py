@@ -36,6 +36,13 @@ def members(
     return _members(*side, rows, most, np.uint64(seed), leave_out)
 
 
+def equal_weights(members: np.ndarray) -> np.ndarray:
+    """Weights of the items of groups, as `members` lists them, of sum 1: float32 (rows, most)."""
+    exists = members >= 0
+    weights = exists / np.maximum(exists.sum(axis=1, keepdims=True), 1)
+    return weights.astype(np.float32)
+
+
 @compiled
 def _common(offsets, neighbours, first, second):
     found = np.full(len(first), -1, np.int32)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from pinjax.data import graph_batches
 from pinjax.distributed import batching, sharding
+from pinjax.graph import groups
 from pinjax.graph.walks import Neighbours
 from pinjax.models import importance_pooling, pinsage
 from pinjax.systems import node_table, system
@@ -147,9 +148,7 @@ def embed_groups(
     embed, parts = functools.partial(functions["groups"], params, {}), []
     for start in range(0, len(members), _ROWS):
         ids = members[start : start + _ROWS]
-        exists = ids >= 0
-        weights = exists / np.maximum(exists.sum(axis=1, keepdims=True), 1)
-        batch = read(vectors, ids, weights.astype(np.float32))
+        batch = read(vectors, ids, groups.equal_weights(ids))
         parts.append(batching.in_batches(embed, batch, min(_ROWS, len(members))))
     return np.concatenate(parts)
 
