@@ -63,9 +63,9 @@ class Backend(Protocol):
 
 
 def steps(least: int, most: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12, 16, ... times `least`, up to `most`, which is the last one."""
-    powers = range(max(1, math.ceil(math.log2(max(1, most / least)))) + 1)
-    values = {least * 2**p for p in powers} | {least * 3 * 2**p for p in powers}
+    """Four to each doubling of `least`, as 1, 2, 3, 4, 5, 6, 7, 8, 10, 12; the last one is `most`."""
+    doublings = max(0, math.ceil(math.log2(most / least)))
+    values = {least * 2**p * quarter // 4 for p in range(doublings + 1) for quarter in (4, 5, 6, 7)}
     return [*sorted(x for x in values if x < most), most]
 
 

@@ -12,7 +12,8 @@ from pinjax.retrieval import backends
 from pinjax.retrieval.index import EXACT_QUERIES, Index
 
 _TIE = 1e-5  # scores of float32 vectors of unit length that differ by less are equal
-_GAIN = 1e-3  # where a more thorough search adds less, a ladder ends
+_GAIN = 1e-3  # where a doubling of the effort adds less, a ladder ends
+_DOUBLING = 4  # steps of a ladder
 ERRORS = 2  # standard errors by which recall has to exceed what is asked for
 _TIMINGS = 5  # of which the fastest counts
 
@@ -126,8 +127,8 @@ def _climbed(index: Index, queries: Queries, recall: float) -> list[list[Point]]
         points: list[Point] = []
         for setting in settings:
             points.append(measure(dataclasses.replace(index, setting=setting), queries))
-            gain = points[-1].recall - points[-2].recall if len(points) > 1 else 1.0
-            if _reaches(points[-1], recall) or gain < _GAIN:
+            before = points[-1 - _DOUBLING].recall if len(points) > _DOUBLING else -1.0
+            if _reaches(points[-1], recall) or points[-1].recall - before < _GAIN:
                 break
         ladders.append(points)
     return ladders

@@ -109,7 +109,7 @@ def test_every_backend_reaches_a_recall(rng, backend):
     assert tuning.measure(reached, others).recall > 0.87
 
 
-def test_steps_grow_by_a_half_or_less():
-    assert backends.steps(1, 13) == [1, 2, 3, 4, 6, 8, 12, 13]
-    assert backends.steps(10, 60) == [10, 20, 30, 40, 60]
+def test_steps():
+    assert backends.steps(1, 17) == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 17]
+    assert backends.steps(10, 30) == [10, 12, 15, 17, 20, 25, 30]
     assert backends.steps(5, 5) == [5]
