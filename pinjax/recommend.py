@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         asked = run.items(users) if TO.value else run.known(users)
     rows, writer = 0, None
-    with files.replacing(out) as file, tqdm.tqdm(desc=asked.name, unit="") as found:
+    with files.replacing(out) as file, tqdm.tqdm(desc=asked.name, unit="", delay=1) as found:
         for table in run.answer(asked, K.value, FILTER_SEEN.value, allow, deny):
             writer = writer or pq.ParquetWriter(file, table.schema)
             writer.write_table(table)

@@ -88,14 +88,14 @@ class Run:
           ids: of users; None: all.
           k: items of each.
           histories: in place of `ids`, what others did who need not be in the data set: a table
-            with the columns of the data set's column map, or names of files, with commas between.
+            with the columns of its column map, or names of files, with commas between.
           filter_seen: whether items are left out that the user acted on, or that are in the group.
           allow: ids of the only items that may be found; None: all.
           deny: ids of items that may not be found.
 
         Returns:
-          a table of user (or query, group, from_item), item, score, and rank from 1. A user for whom
-          fewer than k items are left has fewer rows.
+          a table of user (or query, group, from_item), item, score, and rank from 1. A user for
+          whom fewer than k items are left has fewer rows.
 
         Raises:
           InputError: for unknown ids or wrong histories.
@@ -215,16 +215,14 @@ class Run:
             raise InputError(f"k is {k}; expected 1 or more")
         items, own = self._items(asked.as_of), catalogue.id_array(self.dataset.catalogue.ids)
         valid = jnp.asarray(self._allowed(asked.as_of, own, allow, deny)[items.rows])
-        found = None
-        for some in asked.parts:
+        k, number = min(k, len(items.rows)), 0
+        for number, some in enumerate(asked.parts, start=1):  # noqa: B007, read below
             seen = some.seen
             if asked.name in ("user", "group") and not filter_seen:
                 seen = seen[:0]
-            k = min(k, len(items.rows))
-            scores, rows = vector_search.nearest(some.vectors, items, k, valid, seen)
-            found = _recommended(asked.name, some.ids, own, scores, rows)
-            yield found
-        if found is None:
+            found = vector_search.nearest(some.vectors, items, k, valid, seen)
+            yield _recommended(asked.name, some.ids, own, *found)
+        if not number:
             none = np.zeros((0, 1), np.int64)
             yield _recommended(asked.name, pa.nulls(0), own, none, none)
 
