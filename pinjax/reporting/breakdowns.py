@@ -1,7 +1,7 @@
 """Recall by what is known of queries and items, and by the age of embeddings."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -99,22 +99,29 @@ def tab(runs: Sequence[Run]) -> list[Block]:
         ("Popularity of the item", popularity, "engagements of training users by then"),
         ("Age of the item", age, "days since the item was created"),
     ):
-        found.append(_figure(title, told, axis, [("window",)] * len(runs), bins_of, runs))
+        found.append(_figure(runs, title, told, axis, bins_of, ["window"]))
     told = (
         "R@10 by the days from the start of the evaluation to the label: the age of the embedding, "
         "where users are embedded once."
     )
     axis = "days since the evaluation began"
-    found.append(_figure("Staleness", told, axis, [tuple(_CADENCES)] * len(runs), staleness, runs))
+    found.append(_figure(runs, "Staleness", told, axis, staleness, list(_CADENCES)))
     return [block for block in found if block is not None]
 
 
-def _figure(title, told, axis, cadences, bins_of, runs) -> Block | None:
+def _figure(
+    runs: Sequence[Run],
+    title: str,
+    told: str,
+    axis: str,
+    bins_of: Callable[[Labels], Bins | None],
+    cadences: Sequence[str],
+) -> Block | None:
     drawn = []
-    for number, (run, of_run) in enumerate(zip(runs, cadences, strict=True)):
+    for number, run in enumerate(runs):
         bins = None if run.chosen is None else bins_of(run.chosen.labels)
         if bins is not None and len(bins.names) > 1:
-            drawn += _lines(number, run, runs, bins, of_run)
+            drawn += _lines(number, run, runs, bins, cadences)
     if not drawn:
         return None
     names = {name: int(name.partition("–")[0].replace(",", "")) for x in drawn for name in x.x}
