@@ -49,11 +49,11 @@ def did(records: Records, id_: Any) -> Did:
     return Did(int(window), int(labels["label_time"][rows[0]]), rows[:LABELS])
 
 
-def ranks(of: Records, records: Records) -> dict[tuple, int | None]:
+def ranks(records: Records) -> dict[tuple, int | None]:
     """The rank, from 1, of each label by the system of an evaluation; None if it was not listed."""
-    listed, rank = of.about.listed, of.methods[of.about.system, "window"].rank
-    columns = (of.labels[name].tolist() for name in _KEY)
-    del records
+    about = records.about
+    listed, rank = about.listed, records.methods[about.system, "window"].rank
+    columns = (records.labels[name].tolist() for name in _KEY)
     return {
         key: place + 1 if place < listed else None
         for key, place in zip(zip(*columns, strict=True), rank.tolist(), strict=True)

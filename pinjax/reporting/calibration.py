@@ -100,11 +100,10 @@ def block(name: str, colour: str, found: Calibration) -> Block:
         xaxis={"title": "counted share", **logarithmic},
         yaxis={"title": "probability by the sketch", **logarithmic},
     )
-    ratio = float(found.counted @ (found.estimated / found.counted))
     told = f"{len(found.counted):,} ids"
     if len(found.counted) > DOTS:
         told += f", {DOTS:,} of them drawn"
-    told += f". Their probabilities by the sketch sum to {ratio:.3f}."
+    told += f". Their probabilities by the sketch sum to {found.estimated.sum():.3f}."
     if found.steps < found.of:
         told += (
             f" Only the last {found.steps:,} of {found.of:,} steps were counted, so rare ids lie "
