@@ -10,7 +10,6 @@ files that are missing or damaged.
 """
 
 import contextlib
-import datetime
 import hashlib
 import json
 from collections.abc import Sequence
@@ -27,8 +26,9 @@ from pinjax import app, checksums, files, timestamps
 from pinjax.data import embeddings
 from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
+from pinjax.systems import embedded as embedded_lib
 from pinjax.systems import registry
-from pinjax.training import checkpoint
+from pinjax.training import checkpoint, workdirs
 
 CONFIG, WORKDIR = app.run_flags()
 OUT = flags.DEFINE_string("out", None, "directory to write to", required=True)
@@ -43,17 +43,17 @@ def main(argv: Sequence[str]) -> int:
     config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), app.directory("--out", OUT.value)
     mesh = sharding.mesh_of(config)
     system = registry.create(config, mesh, app.verifies())
-    as_of = system.embed_as_of
+    as_of = system.as_of
     if AS_OF.value is not None:
         as_of = timestamps.parse("--as_of", AS_OF.value)
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
-    depends_on = json.dumps(checkpoint.depends_on(config), sort_keys=True)
+    depends_on = json.dumps(workdirs.depends_on(config), sort_keys=True)
     manifest = {
         "step": int(state.step),
         "checkpoint": _hash_of_arrays(state.params),
         **system.identity,
         "config": hashlib.sha256(depends_on.encode()).hexdigest(),
-        "as_of": _iso(as_of),
+        "as_of": timestamps.iso(as_of),
         "precision": PRECISION.value,
     }
     with contextlib.ExitStack() as stack:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
             if processes.is_first():
                 stack.enter_context(files.only_writer(out))
                 written = _claim(out, manifest)
-        embedded = system.embed(state.params, as_of)
+        embedded = embedded_lib.tables(config, system, state.params, as_of)
         names = {name: embeddings.file_names(name, len(x)) for name, x in embedded.items()}
         if processes.is_first():
             written = {file: written.get(file) for table in names.values() for file in table}
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
                         pq.write_table(table, file)
                     written[path.name] = checksums.of_file(path)
                     _write_manifest(out, {**manifest, "files": written})
-    print(f"{out}: {', '.join(embedded)} as of {_iso(as_of)}, step {manifest['step']:,}")
+    print(f"{out}: {', '.join(embedded)} as of {timestamps.iso(as_of)}, step {manifest['step']:,}")
     return 0
 
 
@@ -134,10 +134,6 @@ def _hash_of_arrays(tree) -> str:
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(processes.gathered(leaf).tobytes())
     return digest.hexdigest()
-
-
-def _iso(time: int) -> str:
-    return datetime.datetime.fromtimestamp(time, datetime.UTC).isoformat()
 
 
 if __name__ == "__main__":
