@@ -37,17 +37,23 @@ class Bins(NamedTuple):
 def half_decades(values: np.ndarray, known: np.ndarray) -> Bins:
     """Bins 0, 1-2, 3-9, 10-29, 30-99 and so on, without empty ones at either end.
 
+    Names are short: "1k–3k" is from 1,000 to 2,999.
+
     Args:
       values: int (labels,).
       known: bool (labels,), which of them count.
     """
     edges = [0, *(k * 10**n for n in range(10) for k in (1, 3))]
     part = np.searchsorted(edges, values, "right") - 1
-    names = [
-        f"{low:,}" if low == high - 1 else f"{low:,}–{high - 1:,}"
-        for low, high in itertools.pairwise(edges)
-    ]
+    names = [_name(low, high) for low, high in itertools.pairwise(edges)]
     return _trimmed(part, known & (values >= 0), names)
+
+
+def _name(low: int, high: int) -> str:
+    if high <= 1_000:
+        return f"{low}–{high - 1}" if high > low + 1 else f"{low}"
+    unit, sign = (1_000, "k") if high <= 1_000_000 else (1_000_000, "M")
+    return f"{low / unit:g}{sign}–{high / unit:g}{sign}"
 
 
 def history(labels: Labels) -> Bins | None:
@@ -79,7 +85,8 @@ def staleness(labels: Labels) -> Bins | None:
     days = np.maximum(seconds - 1, 0) // DAY
     width = 1 if days.max() < 31 else 7
     part = days // width
-    names = [f"{width * i}–{width * (i + 1)}" for i in range(int(part.max()) + 1)]
+    lasts = width * np.arange(1, int(part.max()) + 2)
+    names = [f"{last}" if width == 1 else f"{last - width + 1}–{last}" for last in lasts]
     return _trimmed(part, np.ones(len(days), bool), names)
 
 
@@ -91,7 +98,16 @@ def _trimmed(part: np.ndarray, known: np.ndarray, names: list[str]) -> Bins:
 
 
 def tab(runs: Sequence[Run]) -> list[Block]:
-    """Figures of R@10 by each of these."""
+    """Figures of R@10 by each of these. Runs with the same labels share them."""
+    shared: list[list[Run]] = []
+    for run in runs:
+        if run.chosen is not None:
+            same = (g for g in shared if comparison.same_labels(g[0].chosen, run.chosen))
+            group = next(same, None)
+            if group is None:
+                shared.append(group := [])
+            group.append(run)
+    colours = {run.name: figures.colour(number) for number, run in enumerate(runs)}
     found = []
     told = "R@10 over the labels of each bin, with intervals of 95 %."
     for title, bins_of, axis in (
@@ -99,65 +115,58 @@ def tab(runs: Sequence[Run]) -> list[Block]:
         ("Popularity of the item", popularity, "engagements of training users by then"),
         ("Age of the item", age, "days since the item was created"),
     ):
-        found.append(_figure(runs, title, told, axis, bins_of, ["window"]))
+        found += [_figure(group, colours, title, told, axis, bins_of) for group in shared]
     told = (
         "R@10 by the days from the start of the evaluation to the label: the age of the embedding, "
         "where users are embedded once."
     )
-    axis = "days since the evaluation began"
-    found.append(_figure(runs, "Staleness", told, axis, staleness, list(_CADENCES)))
-    return [block for block in found if block is not None]
+    for group in shared:
+        args = group, colours, "Staleness", told, "day of the evaluation", staleness
+        found.append(_figure(*args, list(_CADENCES)))
+    several = len(shared) > 1
+    return [
+        block | {"title": f"{block['title']}: {', '.join(r.name for r in group)}"}
+        if several
+        else block
+        for block, group in zip(found, shared * 4, strict=True)
+        if block is not None
+    ]
 
 
 def _figure(
     runs: Sequence[Run],
+    colours: dict[str, str],
     title: str,
     told: str,
     axis: str,
     bins_of: Callable[[Labels], Bins | None],
-    cadences: Sequence[str],
+    cadences: Sequence[str] = ("window",),
 ) -> Block | None:
-    drawn = []
-    for number, run in enumerate(runs):
-        bins = None if run.chosen is None else bins_of(run.chosen.labels)
-        if bins is not None and len(bins.names) > 1:
-            drawn += _lines(number, run, runs, bins, cadences)
-    if not drawn:
+    """A figure of runs with the same labels."""
+    bins = bins_of(runs[0].chosen.labels)
+    if bins is None or len(bins.names) < 2:
         return None
-    names = {name: int(name.partition("–")[0].replace(",", "")) for x in drawn for name in x.x}
+    counts = [f"({count:,} labels)" for count in bins.counts]
+    drawn = []
+    for run in runs:
+        records = run.chosen
+        recalls = tables.recall_by(records, bins.part, len(bins.names))
+        lines = []  # (label, method and cadence, colour, dash)
+        known = [c for c in cadences if (records.about.system, c) in recalls]
+        for cadence, dash in zip(known, figures.DASHES, strict=False):
+            label = f"{run.name}, {_CADENCES[cadence]}" if len(known) > 1 else run.name
+            lines.append((label, (records.about.system, cadence), colours[run.name], dash))
+        if run is runs[0]:
+            for other, dash in ((tables.best_baseline(records), "dash"), (tables.ORACLE, "dot")):
+                if (other, "window") in recalls:
+                    lines.append((other, (other, "window"), figures.GREY, dash))
+        drawn += [
+            figures.of_estimates(
+                *(label, bins.names, recalls[key], counts), colour=colour, dash=dash
+            )
+            for label, key, colour, dash in lines
+        ]
     figure = figures.lines(
-        *(drawn, axis, "R@10"),
-        markers=True,
-        xaxis_type="category",
-        xaxis_categoryorder="array",
-        xaxis_categoryarray=sorted(names, key=names.get),
-        yaxis_rangemode="tozero",
+        drawn, axis, "R@10", markers=True, xaxis_type="category", yaxis_rangemode="tozero"
     )
     return blocks.figure(title, told, figure)
-
-
-def _lines(
-    number: int, run: Run, runs: Sequence[Run], bins: Bins, cadences: Sequence[str]
-) -> list[figures.Line]:
-    """The system at each cadence; of the first run with these labels the best baseline and the
-    oracle."""
-    records = run.chosen
-    recalls = tables.recall_by(records, bins.part, len(bins.names))
-    told = [f"({count:,} labels)" for count in bins.counts]
-
-    def line(label: str, estimates: list[Estimate], **style: str) -> figures.Line:
-        return figures.of_estimates(label, bins.names, estimates, told, **style)
-
-    name = f"{run.name} · {records.about.system}" if len(runs) > 1 else records.about.system
-    of_system = [c for c in cadences if (records.about.system, c) in recalls]
-    found = []
-    for cadence, dash in zip(of_system, figures.DASHES, strict=False):
-        label = f"{name}, {_CADENCES[cadence]}" if len(of_system) > 1 else name
-        estimates = recalls[records.about.system, cadence]
-        found.append(line(label, estimates, colour=figures.colour(number), dash=dash))
-    with_records = (other for other in runs if other.chosen is not None)
-    if next(o for o in with_records if comparison.same_labels(o.chosen, records)) is run:
-        for other, dash in ((tables.best_baseline(records), "dash"), (tables.ORACLE, "dot")):
-            if (other, "window") in recalls:
-                found.append(line(other, recalls[other, "window"], dash=dash))
-    return found

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pinjax.evaluation import formatting, tables
 from pinjax.reporting import blocks, breakdowns, curves, figures, results, spread
 from pinjax.reporting.blocks import Block
 from pinjax.reporting.opened import Group, Opened
@@ -26,7 +27,7 @@ def content(runs: Sequence[Run], verify: bool = True) -> dict[str, Any]:
         ("training", "Training", curves.tab(runs), "There is no metrics.jsonl of these runs."),
         ("results", "Results", results.tab(runs), no_records),
         ("breakdowns", "Where it works", breakdowns.tab(runs), no_records),
-        ("spread", "What comes", _spread(opened.groups), no_records),
+        ("coverage", "Coverage", _spread(opened.groups), no_records),
         ("logq", "logQ", opened.calibrations, "Nothing is counted in sketches by these runs."),
         ("map", "Map", opened.maps, not_opened),
         ("users", "Users", [_users(group, place) for group in opened.groups if group.users], ""),
@@ -69,6 +70,10 @@ def _card(number: int, run: Run) -> Block:
         cells = results.estimates(rows[name] if name in rows else next(iter(rows.values())))
         card |= blocks.cell(cells["R@10"]) or {}
         card["label"] = f"R@10, {split}"
+        for metric, words in ((tables.DIFFERENCE, "over the best baseline"), (tables.SHARE, "")):
+            if metric in cells:
+                value, interval = formatting.cell(cells[metric])
+                card["lines"].append(f"{value} {interval} {words or metric}")
         card["lines"] += result["notes"][:1]
         if result["step"]:
             card["lines"].append(f"step {result['step']:,}")

@@ -1,7 +1,7 @@
 """Calibration of logQ: the sketches of a checkpoint beside counts of what it was trained on."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +37,7 @@ class Calibration(NamedTuple):
 
 
 def measure(system: System, sketches: Any, steps: int) -> list[Calibration]:
-    """Counts the ids of the last `STEPS` steps of a run again, exactly.
+    """Counts the ids of the last `STEPS` steps of a run again.
 
     Args:
       system: of the run.
@@ -49,20 +49,39 @@ def measure(system: System, sketches: Any, steps: int) -> list[Calibration]:
     named = jax.tree_util.tree_flatten_with_path(
         sketches, is_leaf=lambda node: isinstance(node, count_min_sketch.CountMinSketch)
     )[0]
-    streams = exact(jax.tree.leaves(system.trainable.counted(batch)) for batch in batches)
+    streams = zip(*(jax.tree.leaves(system.trainable.counted(x)) for x in batches), strict=True)
     found = []
-    for (path, sketch), (ids, counts) in zip(named, streams, strict=True):
+    for (path, sketch), stream in zip(named, streams, strict=True):
+        ids, counted = shares([np.ravel(ids) for ids in stream], complete=not first)
         if len(ids):
             estimated = np.exp(count_min_sketch.log_probability(sketch, jnp.asarray(ids)))
             name = path[0].key if path else "items"
-            found.append(Calibration(name, estimated, counts / counts.sum(), steps - first, steps))
+            found.append(Calibration(name, estimated, counted, steps - first, steps))
     return found
 
 
-def exact(batches: Iterable[list[Any]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The distinct ids of each stream, and how often each came; -1 is left out."""
-    streams = [np.concatenate([np.ravel(x) for x in ids]) for ids in zip(*batches, strict=True)]
-    return [np.unique(ids[ids != -1], return_counts=True) for ids in streams]
+def shares(stream: Sequence[np.ndarray], complete: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct ids of a stream, and the share of each.
+
+    Rare ids that come in a part of a stream come more often there than in all of it. So of a part,
+    every other batch says which ids there are, and the others how often they come.
+
+    Args:
+      stream: the ids of each batch; -1 is left out.
+      complete: whether these are all batches.
+
+    Returns:
+      (ids, shares), the latter all above zero only of a complete stream.
+    """
+    choosing, counting = stream, stream
+    if not complete and len(stream) > 1:
+        choosing, counting = stream[::2], stream[1::2]
+    ids = np.unique(np.concatenate(choosing))
+    ids = ids[ids != -1]
+    found, counts = np.unique(np.concatenate(counting), return_counts=True)
+    total = counts[found != -1].sum()
+    place = np.minimum(np.searchsorted(found, ids), len(found) - 1)
+    return ids, np.where(found[place] == ids, counts[place], 0) / max(1, total)
 
 
 def means(found: Calibration) -> tuple[np.ndarray, np.ndarray]:
@@ -78,6 +97,7 @@ def block(name: str, colour: str, found: Calibration) -> Block:
     from plotly import graph_objects
 
     rows = np.random.default_rng(0).permutation(len(found.counted))[:DOTS]
+    rows = rows[found.counted[rows] > 0]
     x, y = found.counted[rows], found.estimated[rows]
     ends = figures.known([min(x.min(), y.min()), max(x.max(), y.max())])
     pointed = "counted %{x:.2e}, by the sketch %{y:.2e}"
@@ -100,13 +120,14 @@ def block(name: str, colour: str, found: Calibration) -> Block:
         xaxis={"title": "counted share", **logarithmic},
         yaxis={"title": "probability by the sketch", **logarithmic},
     )
+    ratio = found.estimated.sum() / found.counted.sum()
     told = f"{len(found.counted):,} ids"
     if len(found.counted) > DOTS:
         told += f", {DOTS:,} of them drawn"
-    told += f". Their probabilities by the sketch sum to {found.estimated.sum():.3f}."
+    told += f". The sketch gives them {ratio:.3f} times their share."
     if found.steps < found.of:
         told += (
-            f" Only the last {found.steps:,} of {found.of:,} steps were counted, so rare ids lie "
+            f" Of {found.of:,} steps the last {found.steps:,} were counted, so single rare ids lie "
             "beside the line by chance."
         )
     return blocks.figure(f"{name}: {found.name}", told, figures.plain(figure))

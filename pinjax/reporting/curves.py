@@ -10,28 +10,38 @@ from pinjax.reporting.blocks import Block
 from pinjax.reporting.runs import Run
 
 POINTS = 1_000  # of a curve
-# The figures in their order; a metric belongs to the first whose beginning it has.
-_TITLES = (
-    ("loss/", "Parts of the loss"),
-    ("loss", "Loss"),
-    ("valid/R@", "Recall on the validation split"),
-    ("valid/", "Other metrics of the validation split"),
-    ("temperature", "Temperature of the softmax"),
-    ("gradient_norm", "Norm of the gradient"),
-    ("", "Other metrics"),
-)
-_ORDER = (1, 2, 4, 5, 0, 3, 6)
+# Metrics with a figure of their own, then the beginnings of those that share one; in this order.
+_ALONE = {
+    "loss": "Loss",
+    "valid/R@10": "Recall on the validation split",
+    "temperature": "Temperature of the softmax",
+    "gradient_norm": "Norm of the gradient",
+}
+_TOGETHER = {
+    "loss/": "Parts of the loss",
+    "valid/": "More metrics of the validation split",
+    "": "More metrics",
+}
 
 
 def tab(runs: Sequence[Run]) -> list[Block]:
     """Figures of the metrics of runs, by steps and by time."""
-    found: dict[str, list[str]] = {}
-    for name in sorted({name for run in runs for line in run.metrics for name in line}):
-        if name not in ("step", "time"):
-            start = next(start for start, _ in _TITLES if name.startswith(start))
-            found.setdefault(start, []).append(name)
-    titles = (_TITLES[place] for place in _ORDER)
-    made = [_figure(runs, title, found[start]) for start, title in titles if start in found]
+    left = sorted({name for run in runs for line in run.metrics for name in line})
+    left = [name for name in left if name not in ("step", "time")]
+    made = []
+    for name, title in _ALONE.items():
+        if name in left:
+            left.remove(name)
+            lines = [(run.name, run, name, i) for i, run in enumerate(runs)]
+            made.append(_figure(title, lines))
+    for start, title in _TOGETHER.items():
+        names = [name for name in left if name.startswith(start)]
+        left = [name for name in left if name not in names]
+        for run in runs:
+            known = [name for name in names if any(name in line for line in run.metrics)]
+            if known:
+                of_run = f"{title}: {run.name}" if len(runs) > 1 else title
+                made.append(_figure(of_run, [(n, run, n, i) for i, n in enumerate(known)]))
     longest = max((len(run.metrics) for run in runs), default=0)
     if longest > POINTS:
         told = f"Of up to {longest:,} lines a curve has at most {POINTS:,}, at even spaces."
@@ -39,23 +49,22 @@ def tab(runs: Sequence[Run]) -> list[Block]:
     return made
 
 
-def _figure(runs: Sequence[Run], title: str, names: Sequence[str]) -> Block:
+def _figure(title: str, lines: Sequence[tuple[str, Run, str, int]]) -> Block:
+    """A figure of (label, run, metric, number of the colour)."""
     choices = {}
     for by, axis in (("steps", "steps"), ("time", "minutes")):
         drawn = []
-        for number, run in enumerate(runs):
-            for place, name in enumerate(names):
-                x, y = series(run.metrics, name, by)
-                if not len(x):
-                    continue
-                label, colour, dash = name, place, 0
-                if len(runs) > 1:
-                    label = f"{run.name} · {name}" if len(names) > 1 else run.name
-                    colour, dash = number, place % len(figures.DASHES)
-                style = {"colour": figures.colour(colour), "dash": figures.DASHES[dash]}
-                drawn.append(figures.Line(label, x, y, **style))
+        for label, run, name, number in lines:
+            x, y = series(run.metrics, name, by)
+            if len(x):
+                drawn.append(figures.Line(label, x, y, figures.colour(number)))
         few = max(len(line.x) for line in drawn) < 30
-        choices[by] = figures.lines(drawn, axis, names[0] if len(names) == 1 else "", few)
+        metrics = dict.fromkeys(name for _, _, name, _ in lines)
+        choices[by] = figures.lines(
+            *(drawn, axis, next(iter(metrics)) if len(metrics) == 1 else "", few),
+            xaxis_rangemode="tozero",
+            yaxis_rangemode="tozero" if any(n.startswith("valid/") for n in metrics) else "normal",
+        )
     return blocks.figure(title, "", choices)
 
 

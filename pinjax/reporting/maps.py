@@ -7,10 +7,11 @@ import numpy as np
 from pinjax.reporting import blocks, figures
 from pinjax.reporting.blocks import Block
 
-ITEMS = 3_000  # on all maps of a page
+ITEMS = 2_000  # on all maps of a page
 _PERPLEXITY = 30
 _COMPONENTS = 50  # principal ones, of which t-SNE measures distances
-_SHADES = (*figures.COLOURS, "#b8860b", "#5f6fd0", "#4fae5a", "#c77d63")  # of topics
+_STEPS = 500  # of t-SNE
+_NAMED = 12  # topics in the legend
 
 
 def project(vectors: np.ndarray) -> np.ndarray:
@@ -18,6 +19,7 @@ def project(vectors: np.ndarray) -> np.ndarray:
 
     Vectors that are all equal, or fewer than four, are placed by their principal components.
     """
+    import threadpoolctl
     from sklearn import decomposition, manifold
 
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -29,7 +31,10 @@ def project(vectors: np.ndarray) -> np.ndarray:
         return np.pad(vectors, ((0, 0), (0, 2)))[:, :2]
     vectors = decomposition.PCA(size, random_state=0).fit_transform(vectors)
     perplexity = min(_PERPLEXITY, (len(vectors) - 1) / 3)
-    return manifold.TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
+    tsne = manifold.TSNE(perplexity=perplexity, init="pca", max_iter=_STEPS, random_state=0)
+    # Threads of OpenMP spin while they wait: beside other work two took longer than one.
+    with threadpoolctl.threadpool_limits(1):
+        return tsne.fit_transform(vectors)
 
 
 def block(
@@ -46,23 +51,28 @@ def block(
     """
     from plotly import graph_objects
 
+    topics = topics.astype(int)
     known, counts = np.unique(topics[topics >= 0], return_counts=True)
-    commonest = known[np.argsort(-counts, kind="stable")][: len(_SHADES)].tolist()
-    others = ~np.isin(topics, commonest)
-    parts = [("other topics" if commonest else "items", others, figures.GREY, 0.35)]
-    for topic, shade in zip(commonest, _SHADES, strict=False):
-        parts.append((f"topic {topic}", topics == topic, shade, 0.8))
+    commonest = np.sort(known[np.argsort(-counts, kind="stable")][:_NAMED]).tolist()
+    parts = [(f"topic {topic}", topics == topic) for topic in commonest]
+    parts.append(("other topics" if commonest else "items", ~np.isin(topics, commonest)))
     figure = graph_objects.Figure()
-    for label, where, shade, opacity in parts:
+    for label, where in parts:
         if where.any():
+            rows = np.flatnonzero(where)
+            shades = [_shade(topics[row]) for row in rows]
             figure.add_scatter(
                 x=[round(float(x), 2) for x in places[where, 0]],
                 y=[round(float(y), 2) for y in places[where, 1]],
                 mode="markers",
                 name=label,
-                text=[figures.escaped(names[row]) for row in np.flatnonzero(where)],
-                marker={"size": 5, "color": shade, "opacity": opacity},
-                hovertemplate="%{text}<extra>" + label + "</extra>",
+                text=[
+                    figures.escaped(names[row]) + f"<br>topic {topics[row]}" * int(topics[row] >= 0)
+                    for row in rows
+                ],
+                marker={"size": 5, "color": shades if label[0] == "o" else shades[0]},
+                opacity=0.75,
+                hovertemplate="%{text}<extra></extra>",
             )
     hidden = {"visible": False}
     figure.update_layout(
@@ -71,6 +81,12 @@ def block(
         yaxis={**hidden, "scaleanchor": "x"},
         dragmode="pan",
         hovermode="closest",
-        height=620,
+        height=640,
+        legend={"orientation": "v", "x": 1, "y": 1, "yanchor": "top"},
     )
     return blocks.figure(title, told, figures.plain(figure), wide=True)
+
+
+def _shade(topic: int) -> str:
+    """The colour of a topic, the one of page.js: near numbers get hues that are far apart."""
+    return figures.GREY if topic < 0 else f"hsl({topic * 137.5 % 360:g}, 52%, 55%)"

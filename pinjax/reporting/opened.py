@@ -20,6 +20,7 @@ USERS = 120  # in the browsers of a page
 ITEMS = 600  # with their neighbours
 SPREAD = 2_000  # users whose recommendations are counted
 NEIGHBOURS = 10
+_ITEM = "item"
 
 
 @dataclasses.dataclass(eq=False)
@@ -104,7 +105,11 @@ class Opened:
 
     def _look(self, number: int, run: Run, opened: serving.Run) -> None:
         embedded = opened.embed_items()
-        key = opened.dataset.spec.digest, opened.known().name
+        noun = opened.known().name
+        records = run.chosen
+        if records is not None and records.about.averaged_over == "labels" and noun != "query":
+            noun = _ITEM  # it was evaluated on items that lead to others
+        key = opened.dataset.spec.digest, noun
         if key not in self._groups:
             self._groups[key] = self._group(key, run, opened, embedded)
         group = self._groups[key]
@@ -164,7 +169,8 @@ class Opened:
 
     def _recommend(self, number: int, run: Run, opened: serving.Run, group: Group) -> None:
         users, shown = group.users, group.shown
-        table = run.attempt("recommendations", lambda: opened.recommend(users.everybody, spread.K))
+        ask = opened.similar if group.noun == _ITEM else opened.recommend
+        table = run.attempt("recommendations", lambda: ask(users.everybody, spread.K))
         if table is None:
             return
         found = browser.answers(table, users.ids, shown)

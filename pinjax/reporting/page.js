@@ -4,7 +4,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
-  const drawn = new Map(); // figures on the page, element -> layout
+  const drawn = new Map(); // figures on the page, by element
   const opened = new Map(); // tabs that were opened, id -> element
   const openers = new Map(); // items with neighbours, "items/place" -> function that shows them
 
@@ -40,12 +40,14 @@
   function setTheme(theme) {
     root.dataset.theme = theme;
     button.textContent = theme === "dark" ? "Light" : "Dark";
-    for (const [element, layout] of drawn) Plotly.relayout(element, themed(layout));
+    for (const [element, figure] of drawn) Plotly.relayout(element, themed(figure));
   }
   button.onclick = () => setTheme(root.dataset.theme === "dark" ? "light" : "dark");
   prefersDark.onchange = () => setTheme(prefersDark.matches ? "dark" : "light");
 
-  function themed(layout) {
+  const narrow = () => innerWidth < 760;
+
+  function themed({ layout, data: traces }) {
     const style = getComputedStyle(root);
     const colour = (name) => style.getPropertyValue(`--${name}`).trim();
     const axis = (own) => ({
@@ -53,11 +55,15 @@
       automargin: true, ...own,
     });
     return {
-      height: 340,
+      height: 310 + (narrow() ? 19 : 9) * traces.length, // a legend has a line for each, or for two
       margin: { l: 48, r: 12, t: 12, b: 44 },
-      dragmode: innerWidth < 760 ? false : "zoom",
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11.5 } },
+      dragmode: narrow() ? false : "zoom",
       ...layout,
+      legend: {
+        ...(layout.legend && !narrow()
+          ? layout.legend : { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }),
+        font: { size: 11.5 },
+      },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("ink") },
@@ -92,9 +98,10 @@
     figure(block) {
       const target = make("div", { className: "figure" });
       const show = (figure) => {
-        drawn.set(target, figure.layout);
-        Plotly.react(target, figure.data, themed(figure.layout), {
+        drawn.set(target, figure);
+        Plotly.react(target, figure.data, themed(figure), {
           responsive: true, displaylogo: false, scrollZoom: figure.layout.dragmode === "pan",
+          displayModeBar: narrow() ? false : "hover",
           modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
         });
       };
@@ -188,8 +195,8 @@
         ? make("img", { alt: "", loading: "lazy", referrerPolicy: "no-referrer", src: url })
         : dot(colourOfTopic(items.topics[place])),
       make("div", { className: "body" }, name,
-        badge ? make("span", { className: "badge" }, badge) : null,
-        make("div", { className: "more" }, more.filter((text) => text).join(" · "))));
+        make("div", { className: "more" }, more.filter((text) => text).join(" · "),
+          badge ? make("span", { className: "badge" }, badge) : null)));
   }
 
   function column(title, rows) {

@@ -39,13 +39,13 @@ def gini(counts: np.ndarray) -> float:
 
 
 def top_share(counts: np.ndarray, top: float = 0.01) -> float:
-    """The share of all that comes which the most frequent `top` share of items has."""
+    """The share of recommendations that the most frequent `top` share of items has."""
     most = max(1, round(top * len(counts)))
     return float(np.sort(counts)[::-1][:most].sum() / counts.sum())
 
 
 def curve(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(x, y): the most frequent share x of items has the share y of all that comes."""
+    """(x, y): the most frequent share x of items has the share y of recommendations."""
     cumulative = np.cumsum(np.sort(counts)[::-1]) / counts.sum()
     rows = np.unique(np.geomspace(1, len(counts), POINTS).round().astype(int)) - 1
     return (rows + 1) / len(counts), cumulative[rows]
@@ -66,7 +66,7 @@ def tab(counted: Sequence[Counted], popularity: np.ndarray, who: str) -> list[Bl
     told = (
         f"The best {K} items for {who}, beside what they then did. Share of the catalogue: items "
         "that come at all. Gini: 0 if all items come equally often, 1 if one comes alone. Top 1 %: "
-        "the share of all that comes which the most frequent hundredth of the items has."
+        "what share of the recommendations the most frequent hundredth of the items has."
     )
     columns = ["", "share of the catalogue", "Gini", "top 1 %"]
     bins = breakdowns.half_decades(popularity, np.ones(len(popularity), bool))
@@ -76,7 +76,7 @@ def tab(counted: Sequence[Counted], popularity: np.ndarray, who: str) -> list[Bl
 
     concentration = figures.lines(
         [line(x, curve(x.counts)) for x in counted],
-        *("share of the catalogue, most frequent items first", "share of all that comes"),
+        *("share of the catalogue, most frequent first", "share of recommendations"),
         xaxis_type="log",
         xaxis_tickformat="~%",
         yaxis_tickformat=".0%",
@@ -84,7 +84,7 @@ def tab(counted: Sequence[Counted], popularity: np.ndarray, who: str) -> list[Bl
     shares = [np.bincount(bins.part, x.counts, len(bins.names)) / x.counts.sum() for x in counted]
     by_popularity = figures.lines(
         [line(x, (bins.names, y)) for x, y in zip(counted, shares, strict=True)],
-        *("actions on the item in training", "share of all that comes"),
+        *("actions on the item in training", "share of recommendations"),
         markers=True,
         xaxis_type="category",
         yaxis_tickformat=".0%",
@@ -92,5 +92,5 @@ def tab(counted: Sequence[Counted], popularity: np.ndarray, who: str) -> list[Bl
     return [
         blocks.table("Coverage and concentration", told, columns, rows),
         blocks.figure("Concentration", "The lower a curve, the more even.", concentration),
-        blocks.figure("Popularity of what comes", "", by_popularity),
+        blocks.figure("Popularity of what is recommended", "", by_popularity),
     ]
