@@ -128,6 +128,7 @@ class GraphSource:
                 query_time=np.full(len(groups), start, np.int64),
                 features={"group": groups},
                 context=self._context(groups),
+                history=degrees[groups],
                 label_query=label_query,
                 label_item=edges[:, 1],
                 label_exists=self.eligible[edges[:, 1]],

@@ -128,6 +128,7 @@ class PairSource:
             return {}
         rows, label_query = np.unique(pairs["query"], return_inverse=True)
         itself = self.dataset.queries.items[rows]
+        trained = np.bincount(self._pairs("train")["query"], minlength=int(rows[-1]) + 1)
         is_item = np.flatnonzero(itself >= 0)
         start = self.dataset.spec.train_end
         return {
@@ -137,6 +138,7 @@ class PairSource:
                 query_time=np.full(len(rows), start, np.int64),
                 features={"query": rows},
                 context=self._context(rows, itself),
+                history=trained[rows],
                 label_query=label_query,
                 label_item=pairs["item"],
                 label_exists=self.eligible[pairs["item"]],

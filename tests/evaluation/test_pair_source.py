@@ -136,6 +136,9 @@ def test_co_occurrence_knows_what_queries_led_to(rng):
     engaged = np.zeros((QUERIES, ITEMS))
     engaged[train["query"], train["item"]] = 1
     counts = np.bincount(train["item"], minlength=ITEMS)
+    queries = queries_of(dataset)
+    history = (train["query"] == queries.features["query"][:, None]).sum(axis=1)
+    np.testing.assert_array_equal(queries.history, history)
     degree = np.maximum(engaged.sum(axis=0), 1)
     cosine = engaged.T @ engaged / np.sqrt(np.outer(degree, degree))
     hits = []
