@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 
 from pinjax.evaluation import comparison, tables
-from pinjax.evaluation.metrics import Estimate
 from pinjax.reporting import blocks, figures
 from pinjax.reporting.blocks import Block
 from pinjax.reporting.runs import Run

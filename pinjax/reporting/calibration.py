@@ -13,7 +13,10 @@ from pinjax.reporting import blocks, figures
 from pinjax.reporting.blocks import Block
 from pinjax.systems.system import System
 
-STEPS = 200  # the most that are counted again
+STEPS = 1_000  # the most that are counted again
+# Of a part of a run only ids that came so often in it are compared: rare ones of those that came at
+# all have come more often there than they do otherwise.
+_ENOUGH = 20
 DOTS = 1_000  # ids that are drawn
 _BINS = 24
 
@@ -52,7 +55,7 @@ def measure(system: System, sketches: Any, steps: int) -> list[Calibration]:
     streams = zip(*(jax.tree.leaves(system.trainable.counted(x)) for x in batches), strict=True)
     found = []
     for (path, sketch), stream in zip(named, streams, strict=True):
-        ids, counted = shares([np.ravel(ids) for ids in stream], complete=not first)
+        ids, counted = shares([np.ravel(ids) for ids in stream], _ENOUGH if first else 1)
         if len(ids):
             estimated = np.exp(count_min_sketch.log_probability(sketch, jnp.asarray(ids)))
             name = path[0].key if path else "items"
@@ -60,28 +63,17 @@ def measure(system: System, sketches: Any, steps: int) -> list[Calibration]:
     return found
 
 
-def shares(stream: Sequence[np.ndarray], complete: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct ids of a stream, and the share of each.
-
-    Rare ids that come in a part of a stream come more often there than in all of it. So of a part,
-    every other batch says which ids there are, and the others how often they come.
+def shares(stream: Sequence[np.ndarray], least: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct ids of a stream, and the share of each; -1 is left out.
 
     Args:
-      stream: the ids of each batch; -1 is left out.
-      complete: whether these are all batches.
-
-    Returns:
-      (ids, shares), the latter all above zero only of a complete stream.
+      stream: the ids of each batch.
+      least: how often an id has to come.
     """
-    choosing, counting = stream, stream
-    if not complete and len(stream) > 1:
-        choosing, counting = stream[::2], stream[1::2]
-    ids = np.unique(np.concatenate(choosing))
-    ids = ids[ids != -1]
-    found, counts = np.unique(np.concatenate(counting), return_counts=True)
-    total = counts[found != -1].sum()
-    place = np.minimum(np.searchsorted(found, ids), len(found) - 1)
-    return ids, np.where(found[place] == ids, counts[place], 0) / max(1, total)
+    ids = np.concatenate(stream)
+    ids, counts = np.unique(ids[ids != -1], return_counts=True)
+    enough = counts >= least
+    return ids[enough], counts[enough] / counts.sum()
 
 
 def means(found: Calibration) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +89,6 @@ def block(name: str, colour: str, found: Calibration) -> Block:
     from plotly import graph_objects
 
     rows = np.random.default_rng(0).permutation(len(found.counted))[:DOTS]
-    rows = rows[found.counted[rows] > 0]
     x, y = found.counted[rows], found.estimated[rows]
     ends = figures.known([min(x.min(), y.min()), max(x.max(), y.max())])
     pointed = "counted %{x:.2e}, by the sketch %{y:.2e}"
@@ -127,7 +118,7 @@ def block(name: str, colour: str, found: Calibration) -> Block:
     told += f". The sketch gives them {ratio:.3f} times their share."
     if found.steps < found.of:
         told += (
-            f" Of {found.of:,} steps the last {found.steps:,} were counted, so single rare ids lie "
-            "beside the line by chance."
+            f" They are those that came {_ENOUGH} times or more in the last {found.steps:,} of "
+            f"{found.of:,} steps."
         )
     return blocks.figure(f"{name}: {found.name}", told, figures.plain(figure))

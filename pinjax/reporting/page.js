@@ -59,10 +59,9 @@
       margin: { l: 48, r: 12, t: 12, b: 44 },
       dragmode: narrow() ? false : "zoom",
       ...layout,
+      ...(layout.legend && narrow() ? { showlegend: false, height: 400 } : {}), // of a map
       legend: {
-        ...(layout.legend && !narrow()
-          ? layout.legend : { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" }),
-        font: { size: 11.5 },
+        orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11.5 }, ...layout.legend,
       },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
@@ -102,7 +101,7 @@
         Plotly.react(target, figure.data, themed(figure), {
           responsive: true, displaylogo: false, scrollZoom: figure.layout.dragmode === "pan",
           displayModeBar: narrow() ? false : "hover",
-          modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+          modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]], // and no upload
         });
       };
       const buttons = Object.entries(block.choices).map(([name, figure]) => {

@@ -79,6 +79,7 @@ def tab(counted: Sequence[Counted], popularity: np.ndarray, who: str) -> list[Bl
         *("share of the catalogue, most frequent first", "share of recommendations"),
         xaxis_type="log",
         xaxis_tickformat="~%",
+        xaxis_dtick=1,
         yaxis_tickformat=".0%",
     )
     shares = [np.bincount(bins.part, x.counts, len(bins.names)) / x.counts.sum() for x in counted]
