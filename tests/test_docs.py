@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import types
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -92,6 +94,8 @@ class Call:
         It can't if it needs the user's files, pretrained weights, or a TPU compiler that is not
         installed. `tests/e2e/test_stack.py` runs the stack.
         """
+        if self.name == "index":
+            return self  # see `run_index`
         own_data = (self.value("--config.data.name") or "pinworld/").partition("/")[0] != "pinworld"
         if self.name in ("prepare", "stack") or self.value("--config.model.pretrained"):
             return None
@@ -156,7 +160,9 @@ def calls_of(words):
     program, *rest = words
     if program == "python" and rest[:1] == ["-m"] and rest[1].startswith("pinjax."):
         flags = [flag for flag in rest[2:] if flag != "--config=..."]
-        if rest[1] != "pinjax.stack" and not any(flag.startswith("--config=") for flag in flags):
+        if rest[1] not in ("pinjax.stack", "pinjax.index") and not any(
+            flag.startswith("--config=") for flag in flags
+        ):
             flags.append("--config=configs/pinnerformer.py")
         return [Call(rest[1].removeprefix("pinjax."), tuple(flags))]
     if program == "launch/run.sh" and rest[:1] == ["--stack"]:
@@ -278,15 +284,37 @@ def trained(home, run, quick):
 
 
 @pytest.mark.parametrize("call", sorted(TESTS), ids=str)
-def test_a_command_runs_in_its_test_form(run, trained, quick, tmp_path, call):
+def test_a_command_runs_in_its_test_form(run, trained, quick, make_embeddings, tmp_path, call):
     if call.name == "train":
         trained(call)
     elif call.name == "compile":
         run(call)
+    elif call.name == "index":
+        run_index(run, make_embeddings, tmp_path, call)
     else:
         workdir = trained(call.training()) if call.is_trained() else tmp_path / "run"
         out = [f"--out={tmp_path}/out"] * (call.name in ("embed", "recommend"))
         run(call, f"--workdir={workdir}", *quick(call), *out)
+
+
+def run_index(run, make_embeddings, tmp_path, call):
+    """Runs a command of the index on a few made-up embeddings."""
+    vectors = np.eye(50, dtype=np.float32)
+    np.save(tmp_path / "vectors.npy", vectors)
+    tables = {name: (np.arange(50), vectors) for name in ("items", "users")}
+    of = types.SimpleNamespace(spec=types.SimpleNamespace(digest=""))
+    embedded = make_embeddings("embedded", of, tables)
+    replaced = {
+        "--embeddings": embedded,
+        "--index": f"{tmp_path}/index",
+        "--vectors": f"{tmp_path}/vectors.npy",
+        **{name: f"{tmp_path}/made" for name in ("--out", "--draw")},
+    }
+    if call.flags[0] == "query":
+        made = f"--embeddings={embedded}", f"--out={tmp_path}/index"
+        run(Call("index", ("build", *made)))
+    flags = (flag.partition("=") for flag in call.flags)
+    run(Call("index", tuple(f"{x}{eq}{replaced.get(x, y)}" for x, eq, y in flags)))
 
 
 @pytest.mark.parametrize("words", LAUNCHES, ids=shlex.join)

@@ -63,7 +63,7 @@ class Backend(Protocol):
 
 
 def steps(least: int, most: int) -> list[int]:
-    """Four to each doubling of `least`, as 1, 2, 3, 4, 5, 6, 7, 8, 10, 12; the last one is `most`."""
+    """Four for each doubling of `least`, as 4, 5, 6, 7, 8, 10, 12; the last one is `most`."""
     doublings = max(0, math.ceil(math.log2(most / least)))
     values = {least * 2**p * quarter // 4 for p in range(doublings + 1) for quarter in (4, 5, 6, 7)}
     return [*sorted(x for x in values if x < most), most]
