@@ -9,13 +9,23 @@ ROOT = pathlib.Path(__file__).parents[1] / "pinjax"
 LONGEST = 350
 
 # Which rooms a room may import, besides itself and the ground, which every room may import.
-COMMANDS = {"serving", "reporting", "compiler", "training", "systems", "data", "evaluation"}
+COMMANDS = {
+    "serving",
+    "ranking",
+    "reporting",
+    "compiler",
+    "training",
+    "systems",
+    "data",
+    "evaluation",
+}
 BELOW_SYSTEMS = {"data", "evaluation", "models", "losses", "graph", "retrieval", "distributed"}
 ARROWS = {
     "commands": COMMANDS | {"distributed"},
     "serving": {"training", "systems"} | BELOW_SYSTEMS,
     "compiler": {"training", "systems", "retrieval", "distributed"},
     "training": {"systems", "distributed"},
+    "ranking": {"data", "evaluation", "models"},
     "systems": BELOW_SYSTEMS,
     "evaluation": {"data", "retrieval", "distributed"},
     "data": {"graph"},

@@ -1,0 +1,171 @@
+"""How much embeddings lift a ranking model: its rows by method, the results, and their tables."""
+
+import dataclasses
+import functools
+import json
+import math
+import textwrap
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from pinjax import timestamps
+from pinjax.data import windows
+from pinjax.data.dataset import Dataset
+from pinjax.errors import InputError
+from pinjax.evaluation import formatting
+from pinjax.evaluation.metrics import Estimate
+from pinjax.ranking import export, metrics, training, vectors
+from pinjax.ranking import rows as rows_lib
+from pinjax.ranking.metrics import Results
+
+NOTHING, AGGREGATE = "nothing", "PinnerSage's aggregate"
+_LIFT = "  over nothing"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """Rows with the features of each method.
+
+    Attributes:
+      log: of the data set.
+      rows: to train and to test on.
+      names: of the counts.
+      counts: float32 (rows, counts).
+      methods: vectors by name; counts alone are the method `NOTHING`.
+      about: a description.
+    """
+
+    log: rows_lib.Log
+    rows: rows_lib.Rows
+    names: list[str]
+    counts: np.ndarray
+    methods: dict[str, vectors.Vectors]
+    about: str
+
+    def measure(self, seeds: int) -> "Measured":
+        """Trains and tests all methods with so many seeds."""
+        logits = {}
+        for name, of_method in {NOTHING: None, **self.methods}.items():
+            features = training.Features(self.counts, of_method)
+            logits[name] = [training.train(features, self.rows, seed) for seed in range(seeds)]
+        return Measured(metrics.measure(logits, self.rows))
+
+    def export(self, path: epath.Path, dataset: Dataset) -> None:
+        """Writes the table of `ranking.export`."""
+        own = dataset.catalogue.ids
+        export.write(path, self.log, self.rows, own, self.names, self.counts, self.methods)
+
+
+def prepare(
+    config: ConfigDict, dataset: Dataset, runs: list[vectors.Run], sampled: int | None
+) -> Prepared:
+    """The rows of a data set, with the vectors of runs.
+
+    Args:
+      config: of a run, which says what its labels are.
+      dataset: of the run.
+      runs: with the vectors, at least one.
+      sampled: as in `rows.make`.
+
+    Raises:
+      InputError: if there are no such rows, or the config says nothing of labels.
+    """
+    spec, created = dataset.spec, dataset.catalogue.created
+    if "positives" not in config.data:
+        raise InputError(
+            f"system={config.system!r} does not say which actions are labels; expected the "
+            "--workdir of a system that does, as PinnerFormer, and --embeddings=DIR"
+        )
+    positives = windows.Positives.create(spec, config.data.positives, config.data.surfaces)
+    log = rows_lib.Log.read(dataset, positives)
+    # Of what is later than the training period, no run has learned.
+    start = max(spec.train_end, *(int(run.as_of[0]) for run in runs))
+    rows = rows_lib.make(log, positives, spec, created, start, sampled)
+    names, counts = rows_lib.count_features(log, rows, spec, created)
+
+    content, whose = dataset.catalogue.content, "the data set's content vectors"
+    if content is None:
+        content, whose = vectors.item_vectors(runs[0], dataset), f"the items of {runs[0].name}"
+    methods = {AGGREGATE: vectors.aggregate(content, runs[0].as_of, log, rows)}
+    for run in runs:
+        if run.name in methods:
+            raise InputError(f"--embeddings: two runs are named {run.name}")
+        methods[run.name] = vectors.of_run(run, log, rows, dataset)
+    about = [
+        f"{(~rows.test).sum():,} rows train, {rows.test.sum():,} test",
+        f"of {len(np.unique(rows.user)):,} users, from {timestamps.iso(start)}; the test begins "
+        f"{timestamps.iso(int(rows.time[rows.test].min()))}",
+        f"{rows.sampled} items sampled for each label"
+        if rows.sampled
+        else f"rows are actions, {rows.labels[:, 0].mean():.0%} of them labels",
+        f"{AGGREGATE}: of {whose}",
+        *(f"{name}: {x.known():.0%} of the rows have both vectors" for name, x in methods.items()),
+    ]
+    return Prepared(log, rows, names, counts, methods, "\n".join(about))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """The results, and how they are shown.
+
+    Attributes:
+      results: of all methods.
+    """
+
+    results: Results
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, list[tuple[str, dict[str, Estimate]]]]:
+        """By metric, (method, estimates by type), each lift after its method."""
+        found = {}
+        for metric, of_metric in self.results.values.items():
+            found[metric] = []
+            for method in of_metric:
+                found[metric].append((method, self.results.estimates(metric, method)))
+                if method != NOTHING:
+                    lifts = self.results.lifts(metric, method, NOTHING)
+                    found[metric].append((_LIFT, lifts))
+        return found
+
+    def text(self) -> str:
+        """A table for each metric, and what the seeds differ by."""
+        tables = [
+            f"{metric}\n{formatting.format_table(rows)}" for metric, rows in self._rows.items()
+        ]
+        return "\n\n".join([*tables, self._of_seeds()])
+
+    def to_json(self) -> str:
+        """[value, low, high] of each metric, method and type, null for NaN; and of each seed."""
+        content = {}
+        for metric, rows in self._rows.items():
+            content[metric], method = {}, None
+            for name, estimates in rows:
+                method = method if name == _LIFT else name
+                values = {
+                    type_: [x if math.isfinite(x) else None for x in estimate]
+                    for type_, estimate in estimates.items()
+                }
+                of_method = content[metric].setdefault(method, {})
+                of_method["lift" if name == _LIFT else "value"] = values
+                seeds = self.results.seeds[metric][method]
+                of_method["seeds"] = np.where(np.isfinite(seeds), seeds, None).tolist()
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+    def _of_seeds(self) -> str:
+        """How far the seeds' lifts of the first AUC are apart."""
+        of_metric = self.results.seeds["AUC"]
+        number = len(of_metric[NOTHING])
+        lifts = {
+            method: (seeds - of_metric[NOTHING])[:, 0]
+            for method, seeds in of_metric.items()
+            if method != NOTHING
+        }
+        apart = "; ".join(f"{x} {y.min():+.4f} to {y.max():+.4f}" for x, y in lifts.items())
+        return textwrap.fill(
+            f"Means over {number} seeds of the ranking model; intervals are over users. By seed, "
+            f"lifts of AUC, {self.results.types[0]}: {apart}",
+            100,
+            subsequent_indent="  ",
+        )

@@ -1,0 +1,109 @@
+"""A made-up log whose users want the items near them: who knows that ranks better."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pinjax.data import timelines
+from pinjax.models import ranker
+from pinjax.ranking import export, lift, metrics
+from pinjax.ranking.lift import NOTHING
+from pinjax.ranking.rows import Log, Rows
+from pinjax.ranking.vectors import Vectors
+from tests.ranking.conftest import START
+
+USERS, ITEMS, EACH, DIM = 60, 200, 100, 8
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    """Rows whose labels come from vectors, with these vectors and with noise."""
+    rng = np.random.default_rng(0)
+    users, items, noise, other = rng.normal(size=(4, 200, DIM)).astype(np.float32)
+    user = np.repeat(np.arange(USERS), EACH)
+    item = rng.integers(0, ITEMS, len(user))
+    wanted = rng.random(len(user)) < 1 / (1 + np.exp(-(users[user] * items[item]).sum(axis=1)))
+    kind = rng.random(len(user)) < 0.5
+    labels = np.stack([wanted, wanted & kind, wanted & ~kind], axis=1)
+    time = START + np.tile(np.arange(EACH) * 3600, USERS)
+    request = np.arange(len(user)) // 10
+    rows = Rows(
+        ("any", "save", "click"),
+        user,
+        item,
+        time,
+        request,
+        labels,
+        time >= START + 66 * 3600,
+        0,
+    )
+    log = Log([f"u{n}" for n in range(USERS)], 0, user, np.zeros(0, timelines.ACTION), wanted)
+    counts = rng.normal(size=(len(user), 3)).astype(np.float32)
+    rows_of = {"user_row": user.astype(np.int32), "item_row": item.astype(np.int32)}
+    methods = {
+        "signal": Vectors(users, items, **rows_of),
+        "noise": Vectors(noise, other, **rows_of),
+    }
+    return lift.Prepared(log, rows, ["a", "b", "c"], counts, methods, "")
+
+
+def test_signal_lifts_and_noise_does_not(prepared):
+    measured = prepared.measure(seeds=2)
+    results = measured.results
+    for metric, better in (("AUC", 1), ("log loss", -1), ("HIT@3", 1)):
+        for type_ in results.types:
+            gain = results.lifts(metric, "signal", NOTHING)[type_]
+            assert min(better * gain.low, better * gain.high) > 0, (metric, type_)
+            none = results.lifts(metric, "noise", NOTHING)[type_]
+            assert better * none.value < 0.2 * better * gain.value, (metric, type_)
+    none = results.lifts("AUC", "noise", NOTHING)["any"]
+    assert none.low < 0
+    # No feature but the vectors tells anything.
+    assert abs(results.estimates("AUC", NOTHING)["any"].value - 0.5) < 0.05
+    # The best that can be known.
+    rows, vectors = prepared.rows, prepared.methods["signal"]
+    best = (vectors.users[vectors.user_row] * vectors.items[vectors.item_row]).sum(axis=1)
+    found = results.estimates("AUC", "signal")["any"].value
+    most = metrics.auc_values(best[rows.test], rows.labels[rows.test, 0]).mean()
+    assert most - 0.05 < found < most + 0.01
+
+    content = json.loads(measured.to_json())
+    assert content["AUC"]["signal"]["value"]["any"][0] == found
+    assert len(content["HIT@3"]["noise"]["seeds"]) == 2
+    lines = measured.text().splitlines()
+    assert lines[0] == "AUC"
+    assert sum(line.startswith("  over nothing") for line in lines) == 6
+
+
+def test_the_exported_table_is_what_models_see(prepared, tmp_path):
+    ids = np.arange(1_000, 1_000 + ITEMS)
+    export.write(
+        tmp_path / "features.parquet",
+        prepared.log,
+        prepared.rows,
+        ids,
+        prepared.names,
+        prepared.counts,
+        prepared.methods,
+    )
+    table = pq.read_table(tmp_path / "features.parquet").to_pydict()
+    rows = prepared.rows
+    assert table["user"] == [f"u{user}" for user in rows.user]
+    assert table["item"] == list(ids[rows.item])
+    assert [time.timestamp() for time in table["time"]] == list(rows.time)
+    assert table["split"] == ["test" if test else "train" for test in rows.test]
+    assert table["request"] == list(rows.request)
+    for column, name in enumerate(rows.types):
+        assert table[f"label_{name}"] == list(rows.labels[:, column])
+    own = [name for name in table if name.startswith("signal_")]
+    found = np.stack([table[name] for name in ("a", "b", "c", *own)], axis=1)
+    vectors = prepared.methods["signal"]
+    users, items = vectors.users[rows.user], vectors.items[rows.item]
+    expected = ranker.features(*map(jnp.asarray, (prepared.counts, users, items)))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    dot = (users.astype(np.float64) * items).sum(axis=1)
+    np.testing.assert_allclose(table["signal_dot"], dot, rtol=1e-5, atol=1e-5)
+    assert table["signal_product_2"] == list(users[:, 2] * items[:, 2])
