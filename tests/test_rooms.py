@@ -21,7 +21,7 @@ COMMANDS = {
 }
 BELOW_SYSTEMS = {"data", "evaluation", "models", "losses", "graph", "retrieval", "distributed"}
 ARROWS = {
-    "commands": COMMANDS | {"distributed"},
+    "commands": COMMANDS | {"retrieval", "distributed"},
     "serving": {"training", "systems"} | BELOW_SYSTEMS,
     "compiler": {"training", "systems", "retrieval", "distributed"},
     "training": {"systems", "distributed"},

@@ -7,11 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 
 from pinjax.distributed import batching
 from pinjax.evaluation.queries import EvalQueries, Index
 from pinjax.evaluation.retrievers import Found
-from pinjax.retrieval import exact, scann_index
+from pinjax.retrieval import exact, tuning
+from pinjax.retrieval import index as index_lib
 
 _QUERIES = 1024  # the most that are searched at a time
 
@@ -194,21 +196,19 @@ class ScannSearch:
         depth = queries.searched(len(index.held))
         rows = np.flatnonzero(index.held).astype(np.int32)
         held = items.vectors[index.held[items.rows]]
-        searcher = scann_index.build(held, depth)
-        scores, columns = _by_vector(
-            lambda batch: scann_index.search(searcher, batch, depth), vectors
-        )
-        flat = vectors.reshape(-1, vectors.shape[-1])
-        compared = scann_index.recall_against_exact(searcher, held, flat, 10)
+        made = index_lib.create(pa.array(rows), held, "scann", depth)
+        scores, columns = _by_vector(lambda batch: made.search(batch, depth), vectors)
+        compared = tuning.queries(made, vectors.reshape(-1, vectors.shape[-1]), 10)
+        measured = tuning.measure(made, compared)
         label_scores = _label_scores(vectors, items, queries)
         return Found(
             np.where(columns >= 0, rows[columns], -1),
             scores,
             np.where(index.held[queries.label_item], -np.inf, label_scores),
             figures={
-                "ANN recall@10": compared.recall,
-                "queries/s": compared.queries_per_second,
-                "exact queries/s": compared.exact_queries_per_second,
+                "ANN recall@10": measured.recall,
+                "queries/s": measured.queries_per_second,
+                "exact queries/s": compared.exact_per_second,
             },
         )
 

@@ -1,4 +1,22 @@
-"""A run, opened to embed and to recommend."""
+"""A run, opened to embed and to recommend.
+
+>>> import pinjax
+>>> run = pinjax.open("work/pinnersage")
+>>> found = run.recommend(["u00000001", "u00000002"], k=3)
+>>> found.column_names, len(found)
+(['user', 'item', 'score', 'rank'], 6)
+>>> someone = {"user": ["me"], "item": [1000000001], "time": [1_743_000_000]}
+>>> someone |= {"action": ["save"], "surface": ["home"], "duration": [0.0]}
+>>> run.embed_users(someone)["user"].to_pylist()
+['me']
+>>> 1000000001 in run.recommend(histories=someone, k=5)["item"].to_pylist()
+False
+>>> run.similar([1000000001], k=2, deny=[1000000002])["rank"].to_pylist()
+[1, 2]
+>>> run.search(["red shoes"])
+Traceback (most recent call last):
+pinjax.errors.InputError: pinnersage embeds no texts of searches
+"""
 
 import functools
 from collections.abc import Iterator

@@ -254,6 +254,16 @@ def test_recommend_knows_the_run_from_its_directory(home, unbroken, recommend):
     assert out.read_bytes() == before
 
 
+def test_the_notebook_runs(unbroken, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cells = json.loads((ROOT / "docs/python.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names = {}
+    exec("\n".join(code).replace("work/pinnerformer", str(unbroken[0])), names)
+    assert len(names["found"]) == 5
+    assert {"PinnerFormer", "oracle"} < set(names["results"]["method"])
+
+
 @pytest.fixture(scope="module")
 def recommend():
     with commands.Commands("pinjax.serving.run") as command:

@@ -1,5 +1,6 @@
 """Recommendations against float64 and one query at a time, for systems of made-up vectors."""
 
+import doctest
 import types
 
 import numpy as np
@@ -271,6 +272,13 @@ def test_embeddings_of_items(dataset, items, open_run):
     table = run.embed_items(dataset.catalogue.ids[rows])
     np.testing.assert_array_equal(np.stack(table["vector"].to_numpy()), items[0][rows])
     assert run.embed_items()["item"].to_pylist() == dataset.catalogue.ids[items[1].rows].tolist()
+
+
+def test_doctest(make_config, dataset, tmp_path, monkeypatch):
+    config = make_config()
+    workdirs.write(tmp_path / "work/pinnersage", config, {"dataset": dataset.spec.digest})
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(run_lib).failed == 0
 
 
 def test_a_config_comes_back_from_a_work_directory(make_config, tmp_path):
