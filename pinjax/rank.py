@@ -75,10 +75,10 @@ def _rank(workdir: epath.Path, config: ConfigDict, dataset: Dataset, runs: list[
             prepared.export(written[-1], dataset)
     results = prepared.measure(SEEDS.value)
     print(f"{workdir}: {prepared.about}\n")
-    print(results.text())
+    print(lift.text(results))
     if processes.is_first():
         with files.replacing(workdir / RESULTS) as file:
-            file.write(results.to_json().encode())
+            file.write(lift.to_json(results).encode())
     print(f"\nmade  {', '.join(map(str, written))}")
     print(f"next  python -m pinjax.rank --workdir={workdir} --export_features=FILE.parquet")
     return 0

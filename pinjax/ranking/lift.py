@@ -1,7 +1,6 @@
 """How much embeddings lift a ranking model: its rows by method, the results, and their tables."""
 
 import dataclasses
-import functools
 import json
 import math
 import textwrap
@@ -21,7 +20,6 @@ from pinjax.ranking import rows as rows_lib
 from pinjax.ranking.metrics import Results
 
 NOTHING, AGGREGATE = "nothing", "PinnerSage's aggregate"
-_LIFT = "  over nothing"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,13 +42,13 @@ class Prepared:
     methods: dict[str, vectors.Vectors]
     about: str
 
-    def measure(self, seeds: int) -> "Measured":
+    def measure(self, seeds: int) -> Results:
         """Trains and tests all methods with so many seeds."""
         logits = {}
         for name, of_method in {NOTHING: None, **self.methods}.items():
             features = training.Features(self.counts, of_method)
             logits[name] = [training.train(features, self.rows, seed) for seed in range(seeds)]
-        return Measured(metrics.measure(logits, self.rows))
+        return metrics.measure(logits, self.rows)
 
     def export(self, path: epath.Path, dataset: Dataset) -> None:
         """Writes the table of `ranking.export`."""
@@ -106,66 +104,52 @@ def prepare(
     return Prepared(log, rows, names, counts, methods, "\n".join(about))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Measured:
-    """The results, and how they are shown.
+def text(results: Results) -> str:
+    """A table for each metric, each lift below its method, and what the seeds differ by."""
+    blocks = [
+        f"{metric}\n{formatting.format_table(_lines(results, metric))}" for metric in results.values
+    ]
+    of_metric = results.seeds["AUC"]
+    lifts = {
+        method: (seeds - of_metric[NOTHING])[:, 0]
+        for method, seeds in of_metric.items()
+        if method != NOTHING
+    }
+    apart = "; ".join(f"{x} {y.min():+.4f} to {y.max():+.4f}" for x, y in lifts.items())
+    note = (
+        f"Means over {len(of_metric[NOTHING])} seeds of the ranking model; intervals are over "
+        f"users. By seed, lifts of AUC, {results.types[0]}: {apart}"
+    )
+    return "\n\n".join([*blocks, textwrap.fill(note, 100, subsequent_indent="  ")])
 
-    Attributes:
-      results: of all methods.
-    """
 
-    results: Results
+def to_json(results: Results) -> str:
+    """By metric and method: `value` and `lift`, [value, low, high] by type; and `seeds`, of each
+    the values by type. NaN is null."""
+    content = {}
+    for metric, of_metric in results.values.items():
+        content[metric] = {}
+        for method in of_metric:
+            cells = {"value": results.estimates(metric, method)}
+            if method != NOTHING:
+                cells["lift"] = results.lifts(metric, method, NOTHING)
+            cells |= {
+                name: {type_: list(map(_finite, x)) for type_, x in by_type.items()}
+                for name, by_type in cells.items()
+            }
+            seeds = results.seeds[metric][method]
+            content[metric][method] = cells | {"seeds": [list(map(_finite, x)) for x in seeds]}
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
-    @functools.cached_property
-    def _rows(self) -> dict[str, list[tuple[str, dict[str, Estimate]]]]:
-        """By metric, (method, estimates by type), each lift after its method."""
-        found = {}
-        for metric, of_metric in self.results.values.items():
-            found[metric] = []
-            for method in of_metric:
-                found[metric].append((method, self.results.estimates(metric, method)))
-                if method != NOTHING:
-                    lifts = self.results.lifts(metric, method, NOTHING)
-                    found[metric].append((_LIFT, lifts))
-        return found
 
-    def text(self) -> str:
-        """A table for each metric, and what the seeds differ by."""
-        tables = [
-            f"{metric}\n{formatting.format_table(rows)}" for metric, rows in self._rows.items()
-        ]
-        return "\n\n".join([*tables, self._of_seeds()])
+def _lines(results: Results, metric: str) -> list[tuple[str, dict[str, Estimate]]]:
+    lines = []
+    for method in results.values[metric]:
+        lines.append((method, results.estimates(metric, method)))
+        if method != NOTHING:
+            lines.append((f"  over {NOTHING}", results.lifts(metric, method, NOTHING)))
+    return lines
 
-    def to_json(self) -> str:
-        """[value, low, high] of each metric, method and type, null for NaN; and of each seed."""
-        content = {}
-        for metric, rows in self._rows.items():
-            content[metric], method = {}, None
-            for name, estimates in rows:
-                method = method if name == _LIFT else name
-                values = {
-                    type_: [x if math.isfinite(x) else None for x in estimate]
-                    for type_, estimate in estimates.items()
-                }
-                of_method = content[metric].setdefault(method, {})
-                of_method["lift" if name == _LIFT else "value"] = values
-                seeds = self.results.seeds[metric][method]
-                of_method["seeds"] = np.where(np.isfinite(seeds), seeds, None).tolist()
-        return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
-    def _of_seeds(self) -> str:
-        """How far the seeds' lifts of the first AUC are apart."""
-        of_metric = self.results.seeds["AUC"]
-        number = len(of_metric[NOTHING])
-        lifts = {
-            method: (seeds - of_metric[NOTHING])[:, 0]
-            for method, seeds in of_metric.items()
-            if method != NOTHING
-        }
-        apart = "; ".join(f"{x} {y.min():+.4f} to {y.max():+.4f}" for x, y in lifts.items())
-        return textwrap.fill(
-            f"Means over {number} seeds of the ranking model; intervals are over users. By seed, "
-            f"lifts of AUC, {self.results.types[0]}: {apart}",
-            100,
-            subsequent_indent="  ",
-        )
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

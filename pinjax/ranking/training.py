@@ -58,7 +58,7 @@ def train(features: Features, rows: Rows, seed: int) -> np.ndarray:
     """
     training = np.flatnonzero(~rows.test)
     training = training[np.argsort(rows.time[training], kind="stable")]
-    kept = max(1, round(len(training) * (1 - HELD_OUT)))
+    kept = min(round(len(training) * (1 - HELD_OUT)), len(training) - 1)
     fitted, held_out = training[:kept], training[kept:]
     rng, key = np.random.default_rng(seed), jax.random.key(seed)
     sample = np.concatenate(list(features.blocks(rng.permutation(fitted)[:_SAMPLE])))

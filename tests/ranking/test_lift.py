@@ -51,8 +51,7 @@ def prepared():
 
 
 def test_signal_lifts_and_noise_does_not(prepared):
-    measured = prepared.measure(seeds=2)
-    results = measured.results
+    results = prepared.measure(seeds=2)
     for metric, better in (("AUC", 1), ("log loss", -1), ("HIT@3", 1)):
         for type_ in results.types:
             gain = results.lifts(metric, "signal", NOTHING)[type_]
@@ -70,10 +69,10 @@ def test_signal_lifts_and_noise_does_not(prepared):
     most = metrics.auc_values(best[rows.test], rows.labels[rows.test, 0]).mean()
     assert most - 0.05 < found < most + 0.01
 
-    content = json.loads(measured.to_json())
+    content = json.loads(lift.to_json(results))
     assert content["AUC"]["signal"]["value"]["any"][0] == found
     assert len(content["HIT@3"]["noise"]["seeds"]) == 2
-    lines = measured.text().splitlines()
+    lines = lift.text(results).splitlines()
     assert lines[0] == "AUC"
     assert sum(line.startswith("  over nothing") for line in lines) == 6
 
