@@ -288,7 +288,7 @@ def test_a_command_runs_in_its_test_form(run, trained, quick, tmp_path, call):
         run(call)
     else:
         workdir = trained(call.training()) if call.is_trained() else tmp_path / "run"
-        if call.name == "rank":
+        if call.name == "rank" and not (workdir / "embeddings").exists():
             of_run = f"--workdir={workdir}", f"--out={workdir}/embeddings"
             run(Call("embed", call.training().flags), *of_run, *quick(call))
         out = [f"--out={tmp_path}/out"] * (call.name in ("embed", "recommend", "rank"))

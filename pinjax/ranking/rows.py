@@ -101,7 +101,6 @@ def make(
     created: np.ndarray,
     start: int,
     sampled: int | None = None,
-    seed: int = 0,
 ) -> Rows:
     """The rows after a time.
 
@@ -114,7 +113,6 @@ def make(
       sampled: items that are sampled for each label, of those that existed before its time. 0:
         none; the log's other actions are the rows without a label. None: 0 if there are such
         actions, else `SAMPLED`.
-      seed: of the sample.
 
     Raises:
       InputError: if there are no labels, or nothing else.
@@ -143,7 +141,7 @@ def make(
     test = time >= np.quantile(time, 1 - TEST_SHARE, method="higher") if len(found) else kept[found]
     rows = Rows(names, user, item, time, request, labels, test, sampled)
     if sampled:
-        rows = _with_sampled(rows, created, np.random.default_rng(seed))
+        rows = _with_sampled(rows, created, np.random.default_rng(0))
     for kind, where in (("training", ~rows.test), ("test", rows.test)):
         wanted = rows.labels[where, 0]
         if wanted.all() or not wanted.any():

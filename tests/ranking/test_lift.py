@@ -6,13 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from etils import epath
+from ml_collections import ConfigDict
 
+from pinjax.data import dataset as dataset_lib
 from pinjax.data import timelines
+from pinjax.errors import InputError
 from pinjax.models import ranker
-from pinjax.ranking import export, lift, metrics
+from pinjax.ranking import export, lift, metrics, vectors
 from pinjax.ranking.lift import NOTHING
 from pinjax.ranking.rows import Log, Rows
 from pinjax.ranking.vectors import Vectors
+from pinjax.timestamps import DAY
 from tests.ranking.conftest import START
 
 USERS, ITEMS, EACH, DIM = 60, 200, 100, 8
@@ -63,8 +68,8 @@ def test_signal_lifts_and_noise_does_not(prepared):
     # No feature but the vectors tells anything.
     assert abs(results.estimates("AUC", NOTHING)["any"].value - 0.5) < 0.05
     # The best that can be known.
-    rows, vectors = prepared.rows, prepared.methods["signal"]
-    best = (vectors.users[vectors.user_row] * vectors.items[vectors.item_row]).sum(axis=1)
+    rows, known = prepared.rows, prepared.methods["signal"]
+    best = (known.users[known.user_row] * known.items[known.item_row]).sum(axis=1)
     found = results.estimates("AUC", "signal")["any"].value
     most = metrics.auc_values(best[rows.test], rows.labels[rows.test, 0]).mean()
     assert most - 0.05 < found < most + 0.01
@@ -99,10 +104,55 @@ def test_the_exported_table_is_what_models_see(prepared, tmp_path):
         assert table[f"label_{name}"] == list(rows.labels[:, column])
     own = [name for name in table if name.startswith("signal_")]
     found = np.stack([table[name] for name in ("a", "b", "c", *own)], axis=1)
-    vectors = prepared.methods["signal"]
-    users, items = vectors.users[rows.user], vectors.items[rows.item]
+    known = prepared.methods["signal"]
+    users, items = known.users[rows.user], known.items[rows.item]
     expected = ranker.features(*map(jnp.asarray, (prepared.counts, users, items)))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     dot = (users.astype(np.float64) * items).sum(axis=1)
     np.testing.assert_allclose(table["signal_dot"], dot, rtol=1e-5, atol=1e-5)
     assert table["signal_product_2"] == list(users[:, 2] * items[:, 2])
+
+
+@pytest.fixture
+def world(data_dir, make_embeddings):
+    """pinworld/tiny, and (name, as_of) -> embeddings of it."""
+    dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
+    ids = dataset.catalogue.ids
+    tables = {"items": (ids, np.ones((len(ids), 2), np.float32))}
+
+    def make(name, time):
+        as_of = f"{np.datetime64(time, 's')}+00:00"
+        return make_embeddings(name, dataset, tables, as_of=as_of)
+
+    return dataset, make
+
+
+def config_of(system="pinnerformer", **data):
+    return ConfigDict({"system": system, "data": data})
+
+
+def test_rows_begin_where_no_embedding_has_seen(world):
+    dataset, make = world
+    train_end = dataset.spec.train_end
+    config = config_of(positives="save, closeup>=10", surfaces="home")
+    for days, expected in ((-20, train_end), (5, train_end + 5 * DAY)):
+        names = [
+            make(f"one{days}", train_end + days * DAY),
+            make(f"other{days}", train_end - 30 * DAY),
+        ]
+        runs = vectors.find(names, dataset, epath.Path("/nowhere"), verify=True)
+        found = lift.prepare(config, dataset, runs, None)
+        assert expected < found.rows.time.min() < expected + DAY
+        assert list(found.methods) == [lift.AGGREGATE, *(run.name for run in runs)]
+        assert found.counts.shape == (len(found.rows), len(found.names))
+        assert "the data set's content vectors" in found.about
+
+
+def test_a_run_without_labels_or_with_the_name_of_another_is_refused(world):
+    dataset, make = world
+    name = make("run", dataset.spec.train_end)
+    runs = vectors.find([name], dataset, epath.Path("/nowhere"), verify=True)
+    with pytest.raises(InputError, match="system='itemsage' does not say which actions are labels"):
+        lift.prepare(config_of("itemsage"), dataset, runs, None)
+    with pytest.raises(InputError, match="two runs are named"):
+        lift.prepare(config_of(positives="save", surfaces=""), dataset, runs * 2, None)
