@@ -15,7 +15,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 import tqdm
@@ -50,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     depends_on = json.dumps(workdirs.depends_on(config), sort_keys=True)
     manifest = {
         "step": int(state.step),
-        "checkpoint": _hash_of_arrays(state.params),
+        "checkpoint": checkpoint.hash_of(state.params),
         **system.identity,
         "config": hashlib.sha256(depends_on.encode()).hexdigest(),
         "as_of": timestamps.iso(as_of),
@@ -126,14 +125,6 @@ def _is_there(path: epath.Path, written: dict[str, Any]) -> bool:
     except InputError:
         return False
     return True
-
-
-def _hash_of_arrays(tree) -> str:
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(processes.gathered(leaf).tobytes())
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

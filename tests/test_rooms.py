@@ -23,6 +23,7 @@ BELOW_SYSTEMS = {"data", "evaluation", "models", "losses", "graph", "retrieval",
 ARROWS = {
     "commands": COMMANDS | {"retrieval", "distributed"},
     "serving": {"training", "systems"} | BELOW_SYSTEMS,
+    "reporting": {"serving", "training", "systems"} | BELOW_SYSTEMS,
     "compiler": {"training", "systems", "retrieval", "distributed"},
     "training": {"systems", "distributed"},
     "ranking": {"data", "evaluation", "models"},
