@@ -110,8 +110,8 @@ def make(
       spec: of the data set.
       created: uint32 (items,), unix seconds from which items exist.
       start: unix seconds; rows are later.
-      sampled: items that are sampled for each label, of those that existed before its time. 0:
-        none; the log's other actions are the rows without a label. None: 0 if there are such
+      sampled: how many items are sampled for each label, of those in the log that existed before.
+        0: none; the log's other actions are the rows without a label. None: 0 if there are such
         actions, else `SAMPLED`.
 
     Raises:
@@ -141,7 +141,7 @@ def make(
     test = time >= np.quantile(time, 1 - TEST_SHARE, method="higher") if len(found) else kept[found]
     rows = Rows(names, user, item, time, request, labels, test, sampled)
     if sampled:
-        rows = _with_sampled(rows, created, np.random.default_rng(0))
+        rows = _with_sampled(rows, created, np.unique(log.records["item"]))
     for kind, where in (("training", ~rows.test), ("test", rows.test)):
         wanted = rows.labels[where, 0]
         if wanted.all() or not wanted.any():
@@ -158,9 +158,13 @@ def _requests(user: np.ndarray, time: np.ndarray) -> np.ndarray:
     return np.cumsum(begins) - 1
 
 
-def _with_sampled(rows: Rows, created: np.ndarray, rng: np.random.Generator) -> Rows:
-    """Each row followed by items that existed before its time, without what the user wants."""
-    by_age = np.argsort(created, kind="stable")
+def _with_sampled(rows: Rows, created: np.ndarray, acted_on: np.ndarray) -> Rows:
+    """Each row followed by items that existed before its time, without what the user wants.
+
+    They are of `acted_on`: an item that the log lacks would be told from labels by that alone.
+    """
+    rng = np.random.default_rng(0)
+    by_age = acted_on[np.argsort(created[acted_on], kind="stable")]
     existing = np.searchsorted(created[by_age], rows.time, "left")
     drawn = by_age[(rng.random((len(rows), rows.sampled)) * existing[:, None]).astype(np.int64)]
     item = np.c_[rows.item, drawn].ravel()

@@ -1,6 +1,7 @@
 """Rows are of evaluation users after a time, and their features know nothing later."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -61,18 +62,20 @@ def test_sampled_items_existed_and_are_not_wanted(make_log, positives, spec, cre
 
 
 def test_sampled_items_are_drawn_uniformly(make_log, positives, spec):
+    """Of the items of the log that existed before, all but what the user wants."""
     created = np.repeat([0, START + 20 * DAY], [20, 10]).astype(np.uint32)
-    rows = rows_lib.make(
-        make_log(actions=300, types=("save",)), positives, spec, created, START, 50
-    )
-    early = ~rows.labels[:, 0] & (rows.time <= START + 20 * DAY)
-    assert set(rows.item[early]) <= set(range(20))
-    late = ~rows.labels[:, 0] & (rows.time > START + 20 * DAY)
-    # Each user's draws leave out what the user wants, so the counts of the others are alike.
-    for user in range(8, 12):
-        counts = np.bincount(rows.item[late & (rows.user == user)], minlength=30)
-        seen = counts[counts > 0]
-        assert len(seen) == 0 or abs(seen - seen.mean()).max() < 6 * np.sqrt(seen.mean())
+    log = make_log(types=("save",))
+    log.records["item"][log.records["item"] == 5] = 6  # nobody ever acts on item 5
+    rows = rows_lib.make(log, positives, spec, created, START, 200)
+    late = rows.time > START + 20 * DAY
+    for user, existing in itertools.product(range(8, 12), (20, 30)):
+        mine = (rows.user == user) & (late == (existing == 30))
+        wanted = set(rows.item[(rows.user == user) & rows.labels[:, 0]])
+        counts = np.bincount(rows.item[mine & ~rows.labels[:, 0]], minlength=30)
+        possible = np.array(sorted(set(range(existing)) - {5} - wanted))
+        assert counts.sum() == counts[possible].sum() > 0
+        expected = counts[possible].mean()
+        assert abs(counts[possible] - expected).max() < 5 * np.sqrt(expected)
 
 
 def features(log, rows, spec, created):
