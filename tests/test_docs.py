@@ -99,6 +99,8 @@ class Call:
         own_data = (self.value("--config.data.name") or "pinworld/").partition("/")[0] != "pinworld"
         if self.name in ("prepare", "stack") or self.value("--config.model.pretrained"):
             return None
+        if self.name == "rank" and self.value("--items"):
+            return None
         if self.value("--topology") and importlib.util.find_spec("libtpu") is None:
             return None
         kept = []
@@ -110,6 +112,7 @@ class Call:
                 flag = "--items=5000"
             elif name in (
                 *("--users", "--histories", "--queries", "--allow", "--deny"),
+                *("--embeddings", "--export_features"),
                 *("--workdir", "--out", "--coordinator", "--processes", "--process"),
                 *("--config.data.name", "--config.data.dir", "--config.data.vectors"),
             ) or (own_data and flag.removeprefix("--config.").startswith(OF_DATA)):
@@ -293,7 +296,10 @@ def test_a_command_runs_in_its_test_form(run, trained, quick, make_embeddings, t
         run_index(run, make_embeddings, tmp_path, call)
     else:
         workdir = trained(call.training()) if call.is_trained() else tmp_path / "run"
-        out = [f"--out={tmp_path}/out"] * (call.name in ("embed", "recommend"))
+        if call.name == "rank" and not (workdir / "embeddings").exists():
+            of_run = f"--workdir={workdir}", f"--out={workdir}/embeddings"
+            run(Call("embed", call.training().flags), *of_run, *quick(call))
+        out = [f"--out={tmp_path}/out"] * (call.name in ("embed", "recommend", "rank"))
         run(call, f"--workdir={workdir}", *quick(call), *out)
 
 
