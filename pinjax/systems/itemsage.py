@@ -234,7 +234,7 @@ def bind(
     found = product_table.findable(products)
     rows = np.flatnonzero(found)
     source = pair_source.PairSource(
-        "ItemSage", dataset, tuple(train_batches.tasks), found, config.evaluate
+        "ItemSage", dataset, found, config.evaluate, tuple(train_batches.tasks)
     )
     evaluator = evaluator_lib.Evaluator("ItemSage", source)
     lengths = product_table.num_values(products["texts"])
