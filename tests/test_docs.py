@@ -92,12 +92,12 @@ class Call:
         """The same command, small, on pinworld and in its own directories; None if it can't be run.
 
         It can't if it needs the user's files, pretrained weights, or a TPU compiler that is not
-        installed. `tests/e2e/test_stack.py` runs the stack.
+        installed. `tests/e2e/test_stack.py` runs the stack, `tests/reporting` a report.
         """
         if self.name == "index":
             return self  # see `run_index`
         own_data = (self.value("--config.data.name") or "pinworld/").partition("/")[0] != "pinworld"
-        if self.name in ("prepare", "stack") or self.value("--config.model.pretrained"):
+        if self.name in ("prepare", "stack", "report") or self.value("--config.model.pretrained"):
             return None
         if self.name == "rank" and self.value("--items"):
             return None
@@ -163,7 +163,7 @@ def calls_of(words):
     program, *rest = words
     if program == "python" and rest[:1] == ["-m"] and rest[1].startswith("pinjax."):
         flags = [flag for flag in rest[2:] if flag != "--config=..."]
-        if rest[1] not in ("pinjax.stack", "pinjax.index") and not any(
+        if rest[1] not in ("pinjax.stack", "pinjax.index", "pinjax.report") and not any(
             flag.startswith("--config=") for flag in flags
         ):
             flags.append("--config=configs/pinnerformer.py")
