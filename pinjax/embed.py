@@ -11,12 +11,9 @@ files that are missing or damaged.
 
 import contextlib
 import datetime
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 import tqdm
@@ -28,7 +25,7 @@ from pinjax.data import embeddings
 from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
 from pinjax.systems import registry
-from pinjax.training import checkpoint
+from pinjax.training import checkpoint, identity
 
 CONFIG, WORKDIR = app.run_flags()
 OUT = flags.DEFINE_string("out", None, "directory to write to", required=True)
@@ -47,12 +44,8 @@ def main(argv: Sequence[str]) -> int:
     if AS_OF.value is not None:
         as_of = timestamps.parse("--as_of", AS_OF.value)
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
-    depends_on = json.dumps(checkpoint.depends_on(config), sort_keys=True)
     manifest = {
-        "step": int(state.step),
-        "checkpoint": _hash_of_arrays(state.params),
-        **system.identity,
-        "config": hashlib.sha256(depends_on.encode()).hexdigest(),
+        **identity.of_state(config, system, state),
         "as_of": _iso(as_of),
         "precision": PRECISION.value,
     }
@@ -126,14 +119,6 @@ def _is_there(path: epath.Path, written: dict[str, Any]) -> bool:
     except InputError:
         return False
     return True
-
-
-def _hash_of_arrays(tree) -> str:
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(processes.gathered(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def _iso(time: int) -> str:

@@ -14,6 +14,7 @@ BELOW_SYSTEMS = {"data", "evaluation", "models", "losses", "graph", "retrieval",
 ARROWS = {
     "commands": COMMANDS | {"distributed"},
     "compiler": {"training", "systems", "retrieval", "distributed"},
+    "serving": {"training", "systems", "data", "distributed"},
     "training": {"systems", "distributed"},
     "systems": BELOW_SYSTEMS,
     "evaluation": {"data", "retrieval", "distributed"},

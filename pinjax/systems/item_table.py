@@ -26,6 +26,7 @@ from pinjax.distributed import sharded_table, sharding
 from pinjax.errors import InputError
 
 Constants = dict[str, Any]
+ROWS = 2**14  # items embedded at a time
 
 
 def check(config: ConfigDict) -> None:
