@@ -10,7 +10,6 @@ files that are missing or damaged.
 """
 
 import contextlib
-import datetime
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from pinjax import app, checksums, files, timestamps
 from pinjax.data import embeddings
 from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
+from pinjax.systems import embedded as embedded_lib
 from pinjax.systems import registry
 from pinjax.training import checkpoint, identity
 
@@ -40,13 +40,13 @@ def main(argv: Sequence[str]) -> int:
     config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), app.directory("--out", OUT.value)
     mesh = sharding.mesh_of(config)
     system = registry.create(config, mesh, app.verifies())
-    as_of = system.embed_as_of
+    as_of = system.as_of
     if AS_OF.value is not None:
         as_of = timestamps.parse("--as_of", AS_OF.value)
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
     manifest = {
-        **identity.of_state(config, system, state),
-        "as_of": _iso(as_of),
+        **identity.of_run(config, system, state.params, int(state.step)),
+        "as_of": timestamps.iso(as_of),
         "precision": PRECISION.value,
     }
     with contextlib.ExitStack() as stack:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
             if processes.is_first():
                 stack.enter_context(files.only_writer(out))
                 written = _claim(out, manifest)
-        embedded = system.embed(state.params, as_of)
+        embedded = embedded_lib.tables(config, system, state.params, as_of)
         names = {name: embeddings.file_names(name, len(x)) for name, x in embedded.items()}
         if processes.is_first():
             written = {file: written.get(file) for table in names.values() for file in table}
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
                         pq.write_table(table, file)
                     written[path.name] = checksums.of_file(path)
                     _write_manifest(out, {**manifest, "files": written})
-    print(f"{out}: {', '.join(embedded)} as of {_iso(as_of)}, step {manifest['step']:,}")
+    print(f"{out}: {', '.join(embedded)} as of {timestamps.iso(as_of)}, step {manifest['step']:,}")
     return 0
 
 
@@ -119,10 +119,6 @@ def _is_there(path: epath.Path, written: dict[str, Any]) -> bool:
     except InputError:
         return False
     return True
-
-
-def _iso(time: int) -> str:
-    return datetime.datetime.fromtimestamp(time, datetime.UTC).isoformat()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ def main(argv: Sequence[str]) -> int:
     config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
     mesh = sharding.mesh_of(config)
     system = registry.create(config, mesh, app.verifies())
+    if system.trainable is None:
+        checkpoint.claim(workdir, config, system.identity)
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
     table = system.evaluate(state.params, SPLIT.value, full=True)
     print(f"{workdir}, step {int(state.step):,}, split {SPLIT.value}\n")

@@ -70,12 +70,13 @@ class Exported:
     two, and to 256 at most.
 
     Attributes:
+      directory: that it is in.
       manifest: as it was written.
       item_ids: own ids of the items, by row.
     """
 
     def __init__(self, directory: epath.Path, manifest: Mapping[str, Any]):
-        self.manifest, self._directory = manifest, directory
+        self.directory, self.manifest = directory, manifest
         self.item_ids = self._ids("items")
         self._rows = {item: row for row, item in enumerate(self.item_ids)}
         self._params = jax.device_put(safetensors.load_file(directory / PARAMS))
@@ -158,7 +159,7 @@ class Exported:
         """
         unknown = [item for item in ids if item not in self._rows]
         if unknown:
-            raise InputError(f"item {unknown[0]!r} is not in the catalogue of {self._directory}")
+            raise InputError(f"item {unknown[0]!r} is not in the catalogue of {self.directory}")
         rows = [self._rows[item] for item in ids]
         if "items" not in self._programs:
             return np.asarray(self._table(ITEM_VECTORS)[rows], np.float32)
@@ -301,12 +302,12 @@ class Exported:
     def _inputs(self, name: str) -> Any:
         if name not in self.manifest["inputs"]:
             known = ", ".join(self.manifest["inputs"]) or "only a lookup of items"
-            raise InputError(f"{self._directory} does not embed {name}; it has {known}")
+            raise InputError(f"{self.directory} does not embed {name}; it has {known}")
         return self.manifest["inputs"][name]
 
     def _program(self, name: str) -> tuple[Callable[..., jax.Array], export.Exported, Any]:
         """A program, what is known of it, and the tables that it reads, on the device."""
-        exported = export.deserialize((self._directory / PROGRAM.format(name)).read_bytes())
+        exported = export.deserialize((self.directory / PROGRAM.format(name)).read_bytes())
         _, tables, _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)[0]
         return jax.jit(exported.call), exported, {table: self._placed(table) for table in tables}
 
@@ -320,11 +321,11 @@ class Exported:
 
     @functools.cache  # noqa: B019
     def _table(self, name: str) -> np.ndarray:
-        table = np.load(self._directory / TABLE.format(name), mmap_mode="r")
+        table = np.load(self.directory / TABLE.format(name), mmap_mode="r")
         return table.view(jax.numpy.dtype(self.manifest["tables"][name]))
 
     def _ids(self, name: str) -> list[int | str]:
-        return parquet.read(self._directory / IDS.format(name))["id"].to_pylist()
+        return parquet.read(self.directory / IDS.format(name))["id"].to_pylist()
 
     @functools.cached_property
     def _searches(self) -> dict[str, int]:
@@ -332,8 +333,8 @@ class Exported:
 
     @functools.cached_property
     def _vocabulary(self) -> tokens.Vocabulary:
-        return tokens.Vocabulary.load(self._directory / VOCABULARY)
+        return tokens.Vocabulary.load(self.directory / VOCABULARY)
 
     @functools.cached_property
     def _tokenizer(self) -> pretrained.Tokenizer:
-        return pretrained.Tokenizer(self._directory, self._inputs("texts")["length"])
+        return pretrained.Tokenizer(self.directory, self._inputs("texts")["length"])

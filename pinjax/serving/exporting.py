@@ -38,7 +38,7 @@ def write(
 
     Args:
       out: the directory.
-      config: of the run, on one device.
+      config: of the run.
       system: of the run.
       params: of the run.
       as_of: unix seconds, of what is known of items.
@@ -53,7 +53,7 @@ def write(
         system, params = _unsharded(config, params)
     made = system.export(params, as_of)
     if "items" not in made.programs:
-        made.tables[exported.ITEM_VECTORS] = _item_vectors(system, params, made.ids["items"], as_of)
+        made.tables[exported.ITEM_VECTORS] = _item_vectors(system, params, as_of)
     flat = {_name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(params)}
     with files.unfinished(out) as directory:
         safetensors.save_file(flat, directory / exported.PARAMS)
@@ -63,7 +63,7 @@ def write(
             (directory / exported.PROGRAM.format(name)).write_bytes(serialized)
         for name, table in made.tables.items():
             np.save(directory / exported.TABLE.format(name), table)
-        for name, ids in made.ids.items():
+        for name, ids in {"items": system.dataset.catalogue.ids, **made.ids}.items():
             column = pa.table({"id": catalogue.id_array(ids)})
             pq.write_table(column, directory / exported.IDS.format(name))
         for name, source in made.files.items():
@@ -100,25 +100,21 @@ def _export(
     return made.serialize()
 
 
-def _item_vectors(
-    system: system_lib.System, params: Any, item_ids: np.ndarray, as_of: int
-) -> np.ndarray:
-    """The vectors of the items that have one, by row: float32 (items, dim), zeros for others."""
-    rows, found = {item: row for row, item in enumerate(item_ids.tolist())}, None
-    for shard in system.embed(params, as_of)["items"]:
-        ids, vectors = shard()
-        if found is None:
-            found = np.zeros((len(rows), vectors.shape[1]), np.float32)
-        found[[rows[item] for item in ids.tolist()]] = vectors
+def _item_vectors(system: system_lib.System, params: Any, as_of: int) -> np.ndarray:
+    """The vectors of all items by row: float32 (items, dim), zeros where there is none."""
+    items = system.serve(params, as_of).items
+    vectors = items.embed(items.rows)
+    found = np.zeros((len(system.dataset.catalogue), vectors.shape[1]), np.float32)
+    found[items.rows] = vectors
     return found
 
 
 def _unsharded(config: ConfigDict, params: Any) -> tuple[system_lib.System, Any]:
     """The system without `train.shard_tables`, and parameters with rows in their own order."""
-    mesh = sharding.mesh_of(config, jax.devices()[:1])
-    layout = sharding.table_layout(mesh, config.train)
+    layout = sharding.table_layout(sharding.mesh_of(config), config.train)
     config = config.copy_and_resolve_references()
-    config.train.shard_tables = False
+    config.train.update(shard_tables=False, model_devices=1)
+    mesh = sharding.make_mesh(jax.devices()[:1])
     system = registry.create(config, mesh, verify=False)
     like, _ = jax.eval_shape(system.trainable.init, jax.random.key(0))
 

@@ -50,15 +50,15 @@ class Exports:
     Attributes:
       programs: by what they embed: users, items, texts, products or groups.
       inputs: by program, JSON of what its inputs are made from; see `pinjax.serving.exported`.
-      ids: own ids of items, by row, and of what else has rows in tables, by name.
       tables: arrays that programs, or the preparation of their inputs, read, by name.
+      ids: own ids of what has rows in tables, beside items, by name.
       files: to copy, by name.
     """
 
     programs: dict[str, Program]
     inputs: dict[str, Any]
-    ids: dict[str, np.ndarray]
     tables: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    ids: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     files: dict[str, os.PathLike] = dataclasses.field(default_factory=dict)
 
 
@@ -66,7 +66,7 @@ def of_timelines(
     model: pinnerformer.PinnerFormer,
     served: Callable[..., jax.Array],
     constants: dict[str, Any],
-    dataset: Dataset,
+    spec: spec_lib.Spec,
 ) -> Exports:
     """Users from their histories, and items from their rows.
 
@@ -76,7 +76,7 @@ def of_timelines(
       model: of the run.
       served: (model, params, constants, history) -> user embeddings.
       constants: of `item_table`, with popularity as of the time of the export.
-      dataset: of the run.
+      spec: of the data set.
     """
     model = model.clone(kernels=False, mesh=None, tables=sharded_table.REPLICATED)
     none = {"content": None, "popularity_times": None}
@@ -94,7 +94,6 @@ def of_timelines(
         name: (f"rows, {model.length}", field.dtype)
         for name, field in histories.made_up(model.length).items()
     }
-    spec = dataset.spec
     about = {
         "length": model.length,
         "actions": spec.actions,
@@ -107,7 +106,6 @@ def of_timelines(
             "items": Program(items, {"item": ("rows", np.int32)}, tuple(read)),
         },
         inputs={"users": about, "items": {}},
-        ids=_items(dataset),
         tables={name: np.asarray(value) for name, value in read.items()},
     )
 
@@ -138,7 +136,6 @@ def of_products(encoder: itemsage.ItemSage, dataset: Dataset) -> Exports:
     return Exports(
         {"products": Program(products, shapes)},
         {"products": about},
-        _items(dataset),
         files=_vocabulary(dataset) if texts else {},
     )
 
@@ -152,7 +149,7 @@ def of_searches(tower: query_tower.Tower, config: ConfigDict, dataset: Dataset) 
     def texts(params: Any, tables: dict[str, jax.Array], inputs: dict[str, jax.Array]):
         return tower.of_request(params["tower"], inputs)
 
-    tables, ids, shapes, files = {}, _items(dataset), _KNOWN | _TOKENS, _vocabulary(dataset)
+    tables, ids, shapes, files = {}, {}, _KNOWN | _TOKENS, _vocabulary(dataset)
     if kind != "bag":
         shape = f"rows, {model.length}"
         shapes = {"ids": (shape, np.int32), "mask": (shape, bool)}
@@ -165,10 +162,10 @@ def of_searches(tower: query_tower.Tower, config: ConfigDict, dataset: Dataset) 
         searches = dataset.queries.kinds == "text"
         tables["query_vectors"] = dataset.queries.vectors[searches]
         ids["searches"] = dataset.queries.ids[searches]
-    return Exports({"texts": Program(texts, shapes)}, {"texts": about}, ids, tables, files)
+    return Exports({"texts": Program(texts, shapes)}, {"texts": about}, tables, ids, files)
 
 
-def of_groups(model: pinsage.PinSage, states: np.ndarray, number: int, dataset: Dataset) -> Exports:
+def of_groups(model: pinsage.PinSage, states: np.ndarray, number: int) -> Exports:
     """Groups from the items that are in them.
 
     Items are only looked up: to embed one takes its neighbours' vectors in every layer, which the
@@ -178,7 +175,6 @@ def of_groups(model: pinsage.PinSage, states: np.ndarray, number: int, dataset: 
       model: of the run.
       states: float32 (items, width), of all items after the last layer.
       number: of items that are read of a group.
-      dataset: of the run.
     """
     model = model.clone(tables=sharded_table.REPLICATED)
 
@@ -194,18 +190,8 @@ def of_groups(model: pinsage.PinSage, states: np.ndarray, number: int, dataset: 
     return Exports(
         {"groups": Program(groups, shapes, ("states",))},
         {"groups": {"length": number}},
-        _items(dataset),
         {"states": states},
     )
-
-
-def of_items(dataset: Dataset) -> Exports:
-    """Nothing but a lookup of items."""
-    return Exports({}, {}, _items(dataset))
-
-
-def _items(dataset: Dataset) -> dict[str, np.ndarray]:
-    return {"items": dataset.catalogue.ids}
 
 
 def _vocabulary(dataset: Dataset) -> dict[str, os.PathLike]:

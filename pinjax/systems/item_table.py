@@ -26,7 +26,6 @@ from pinjax.distributed import sharded_table, sharding
 from pinjax.errors import InputError
 
 Constants = dict[str, Any]
-ROWS = 2**14  # items embedded at a time
 
 
 def check(config: ConfigDict) -> None:

@@ -28,6 +28,8 @@ from pinjax.losses import count_min_sketch, label_weights, sampled_softmax
 from pinjax.models import pinnerformer
 from pinjax.systems import counts, exports, histories, item_table, system
 
+_ROWS = 2**14  # items embedded at a time
+
 
 def make_model(config: ConfigDict, spec: Spec, mesh: Mesh) -> pinnerformer.PinnerFormer:
     """The two towers, sized for the data set (§3.1, §3.2)."""
@@ -198,7 +200,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         content, times = constants["content"], constants["popularity_times"]
         return model.apply(params, content, rows, popularity_times=times, method="items")
 
-    rows = jax.ShapeDtypeStruct((min(spec.num_items, item_table.ROWS),), jnp.int32)
+    rows = jax.ShapeDtypeStruct((min(spec.num_items, _ROWS),), jnp.int32)
     history = histories.abstract_history(mesh, config.evaluate.batch, config.data.length)
     users = sharding.split_rows(mesh, functools.partial(served, model))
     read = "content", "popularity_times"
@@ -233,23 +235,15 @@ def bind(
     evaluator = evaluator_lib.Evaluator("PinnerFormer", source)
     towers = make_towers(trainable, table, dataset, constants)
 
-    def embed(params: Any, as_of: int) -> dict[str, list[system.Shard]]:
+    def serve(params: Any, as_of: int) -> system.Served:
         embed_histories, embed_rows, _ = towers(params, as_of)
-        dim = config.model.embedding_dim
-
-        def items(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return dataset.catalogue.ids[rows], embed_rows(rows)
-
-        return {
-            "users": histories.user_shards(config, dataset, embed_histories, as_of, dim),
-            "items": system.shards(items, np.arange(spec.num_items)),
-        }
+        items = system.Rows(np.arange(spec.num_items), embed_rows)
+        return system.Served(items, users=embed_histories)
 
     def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
-        search = vector_search.VectorSearch(
-            functools.partial(towers, params), config.evaluate.batch
-        )
-        return evaluator(search, split, full)
+        towers_as_of = functools.partial(towers, params)
+        retriever = vector_search.VectorSearch(towers_as_of, config.evaluate.batch)
+        return evaluator(retriever, split, full)
 
     labels = config.data.users * sampler.pairs
     acted = dataset.catalogue.counts  # of all actions; labels are distributed much alike
@@ -260,16 +254,17 @@ def bind(
         histories.check_training(config, dataset, train_batches)
 
     return system.System(
+        dataset=dataset,
         trainable=trainable,
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
         evaluated_on=evaluator.describe,
         metrics=evaluator.metrics,
-        embed=embed,
-        embed_as_of=spec.train_end,
+        serve=serve,
+        as_of=spec.train_end,
         export=lambda params, as_of: exports.of_timelines(
-            make_model(config, spec, mesh), served, table.as_of(dataset, constants, as_of), dataset
+            make_model(config, spec, mesh), served, table.as_of(dataset, constants, as_of), spec
         ),
         check_training=check_training,
         summary=histories.summary(spec, train_batches) | counts.summary(config, counted),
@@ -291,9 +286,7 @@ def make_towers(
         embed_items = functools.partial(trainable.embedders["items"], params, then)
 
         def embed_rows(rows: np.ndarray) -> np.ndarray:
-            return batching.in_batches(
-                embed_items, rows.astype(np.int32), min(len(rows), item_table.ROWS)
-            )
+            return batching.in_batches(embed_items, rows.astype(np.int32), min(len(rows), _ROWS))
 
         items_as_of = None if then["popularity_times"] is None else as_of
         return vector_search.Towers(embed_users, embed_rows, items_as_of)

@@ -9,17 +9,17 @@ from ml_collections import ConfigDict
 
 from pinjax.distributed import processes
 from pinjax.systems import system as system_lib
-from pinjax.training import checkpoint, step
+from pinjax.training import workdirs
 
 
-def of_state(
-    config: ConfigDict, system: system_lib.System, state: step.State
+def of_run(
+    config: ConfigDict, system: system_lib.System, params: Any, step: int
 ) -> dict[str, int | str]:
     """The step, and hashes of the parameters, the config and what `system.identity` has."""
-    depends_on = json.dumps(checkpoint.depends_on(config), sort_keys=True)
+    depends_on = json.dumps(workdirs.depends_on(config), sort_keys=True)
     return {
-        "step": int(state.step),
-        "checkpoint": _hash_of_arrays(state.params),
+        "step": step,
+        "checkpoint": _hash_of_arrays(params),
         **system.identity,
         "config": hashlib.sha256(depends_on.encode()).hexdigest(),
     }

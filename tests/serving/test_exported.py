@@ -2,107 +2,25 @@
 
 import functools
 import json
-import pathlib
-import runpy
 import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
-from pinjax.data import dataset as dataset_lib
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
-from pinjax.serving import exported, exporting
-from pinjax.systems import registry
+from pinjax.serving import exported
+from pinjax.systems import embedded, registry
+from tests.serving import exports
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-DAY = 86_400
 close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
-
-
-def write(out, config, system, params, as_of):
-    """Exports, with no checks of annotations: the symbolic size of a batch is no int."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        exporting.write(out, config, system, params, as_of, {})
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def random_params(system):
-    """Parameters without zeros, such as gains have at first, by which a fault would not show."""
-    like, _ = jax.eval_shape(system.trainable.init, jax.random.key(0))
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda x: jnp.asarray(0.1 * rng.standard_normal(x.shape, "f4")), like)
-
-
-class Run:
-    """A system on pinworld/tiny with random parameters, and its export."""
-
-    def __init__(self, name, data_dir, out, **model):
-        self.config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]("test")
-        self.config.data.dir = str(data_dir)
-        self.config.model.update(model)
-        if name == "pinnerformer":  # all options that are not the paper's, and 16 bits
-            self.config.data.update(pca_dim=4, popularity_window=30 * DAY)
-            self.config.model.update(history_sums=True, gated_layers=2)
-            self.config.model.features = (*self.config.model.features, "request_time")
-        mesh = sharding.make_mesh(jax.devices()[:1])
-        self.system = registry.create(self.config, mesh)
-        self.dataset = dataset_lib.load(self.config.data.name, str(data_dir))
-        self.params = random_params(self.system)
-        self.as_of = self.system.embed_as_of
-        write(out, self.config, self.system, self.params, self.as_of)
-        self.exported = exported.load(out)
-
-    def embedded(self, table):
-        """Own ids and vectors of a table, by training's code."""
-        shards = [shard() for shard in self.system.embed(self.params, self.as_of)[table]]
-        ids, vectors = (np.concatenate(x) for x in zip(*shards, strict=True))
-        return ids.tolist(), vectors
-
-
-@pytest.fixture(scope="module")
-def make(data_dir, tmp_path_factory):
-    """(name, model's fields) -> a run, which is made once."""
-
-    @functools.cache
-    def make(name, **model):
-        return Run(name, data_dir, tmp_path_factory.mktemp("exported") / name, **model)
-
-    return make
-
-
-def histories_of(dataset, as_of):
-    """(user, raw history) of all users who had acted by then, with some actions of later."""
-    spec, ids = dataset.spec, dataset.catalogue.ids
-    for split in ("train", "valid", "test"):
-        chunk = dataset.chunk(split, 0, 2**20)
-        for user, start, stop in zip(chunk.users, chunk.offsets, chunk.offsets[1:], strict=False):
-            records = chunk.records[start:stop]
-            if (records["time"] <= as_of).any():
-                yield (
-                    user,
-                    [
-                        {
-                            "item": ids[record["item"]].item(),
-                            "action": spec.actions[record["action"]],
-                            "surface": spec.surfaces[record["surface"]],
-                            "time": int(record["time"]),
-                            "duration": float(record["duration"]),
-                        }
-                        for record in records
-                    ],
-                )
 
 
 def test_users_from_raw_histories(make):
     run = make("pinnerformer")
-    users, histories = zip(*histories_of(run.dataset, run.as_of), strict=True)
+    users, histories = zip(*exports.histories_of(run.dataset, run.as_of), strict=True)
     ids, vectors = run.embedded("users")
     expected = dict(zip(ids, vectors, strict=True))
     found = run.exported.embed_users(histories[:16], run.as_of)
@@ -112,7 +30,7 @@ def test_users_from_raw_histories(make):
 
 def test_what_a_history_may_hold(make):
     run = make("pinnerformer")
-    _, history = next(histories_of(run.dataset, run.as_of))
+    _, history = next(exports.histories_of(run.dataset, run.as_of))
     history = [action for action in history if action["time"] <= run.as_of]
     embed = functools.partial(run.exported.embed_users, as_of=run.as_of)
     (expected,) = embed([history])
@@ -213,7 +131,7 @@ def test_without_groups_there_is_a_lookup(make, tmp_path):
     config = run.config.copy_and_resolve_references()
     config.data.groups = 0
     system = registry.create(config, sharding.make_mesh(jax.devices()[:1]))
-    write(tmp_path / "out", config, system, run.params, 0)
+    exports.write(tmp_path / "out", config, system, run.params, 0)
     found = exported.load(tmp_path / "out")
     close(found.items()[1], run.embedded("items")[1])
     with pytest.raises(InputError, match="does not embed groups; it has only a lookup of items"):
@@ -225,12 +143,11 @@ def test_rows_of_sharded_tables_are_put_in_order(make, data_dir, tmp_path):
     run = make("searchsage", encoder="bag")
     config = run.config.copy_and_resolve_references()
     config.train.shard_tables = True
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    system = registry.create(config, mesh)
-    params = random_params(system)
-    write(tmp_path / "out", config, system, params, 0)
-    shards = [shard() for shard in system.embed(params, 0)["queries"]]
-    close(exported.load(tmp_path / "out").embed_texts(shards[0][0].tolist()), shards[0][1])
+    system = registry.create(config, sharding.mesh_of(config))
+    params = exports.random_params(system)
+    exports.write(tmp_path / "out", config, system, params, 0)
+    texts, vectors = embedded.tables(config, system, params, 0)["queries"][0]()
+    close(exported.load(tmp_path / "out").embed_texts(texts.tolist()), vectors)
 
 
 LIGHT = """
@@ -246,8 +163,8 @@ print(json.dumps([vectors.tolist(), sorted(heavy & set(sys.modules))]))
 @pytest.mark.slow
 def test_a_service_needs_neither_the_data_set_nor_what_training_needs(make):
     run = make("pinnerformer")
-    history = next(histories_of(run.dataset, run.as_of))[1]
-    arguments = str(run.exported._directory), json.dumps([history]), str(run.as_of)
+    history = next(exports.histories_of(run.dataset, run.as_of))[1]
+    arguments = str(run.exported.directory), json.dumps([history]), str(run.as_of)
     done = subprocess.run(
         [sys.executable, "-c", LIGHT, *arguments], capture_output=True, text=True, check=True
     )
@@ -261,4 +178,4 @@ def test_damage_is_found(make, tmp_path):
     with pytest.raises(InputError, match=r"nothing exported by pinjax\.export"):
         exported.load(tmp_path)
     with pytest.raises(InputError, match="choose another --out"):
-        write(run.exported._directory, run.config, run.system, run.params, 0)
+        exports.write(run.exported.directory, run.config, run.system, run.params, 0)

@@ -106,8 +106,9 @@ def test_only_items_with_a_vector_are_found(make_config, mesh, data_dir):
     dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
     with_image = np.diff(dataset.catalogue.image_offsets) > 0
     assert 0.2 < with_image.mean() < 0.3  # the others are no products, or without images
-    ((ids, vectors),) = (shard() for shard in system.embed(params, 0)["items"])
-    assert set(ids) == set(dataset.catalogue.ids[with_image])
+    items = system.serve(params, 0).items
+    np.testing.assert_array_equal(items.rows, np.flatnonzero(with_image))
+    vectors = items.embed(items.rows)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     table = system.evaluate(params, "test", full=True)
     test = dataset.pairs("test")
@@ -126,7 +127,8 @@ def test_items_without_images_are_their_content(make_config, other_data, data_di
         make_config(data={"name": other_data(without=("images",), image_dim=0)}), mesh
     )
     params, sketch = jax.jit(system.trainable.init)(jax.random.key(0))
-    ((_, vectors),) = (shard() for shard in system.embed(params, 0)["items"])
+    items = system.serve(params, 0).items
+    vectors = items.embed(items.rows)
     np.testing.assert_allclose(vectors, content, atol=1e-3)
     batch = next(system.batches(0))
     gradient_of = jax.jit(jax.grad(system.trainable.loss, has_aux=True))

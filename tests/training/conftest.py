@@ -75,6 +75,7 @@ def regression():
 
         constants = {"factor": jnp.full((3,), 2.0)}
         return system_lib.System(
+            dataset=None,
             trainable=system_lib.Trainable(
                 init=init,
                 loss=loss,
@@ -89,8 +90,8 @@ def regression():
             evaluate=evaluate,
             evaluated_on=lambda split: "nobody",
             metrics={"error": "min"},
-            embed=None,
-            embed_as_of=0,
+            serve=None,
+            as_of=0,
             check_training=lambda: None,
             summary={},
             identity={},
