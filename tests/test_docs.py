@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import types
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -31,12 +33,18 @@ INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?:    .*\n(?:\n(?=    ))?)+")
 INLINE = re.compile(r"`([^`]+)`")
 
 
-# Guides with Python examples are run from top to bottom.
+# Guides with Python examples are run from top to bottom, beside a directory `embeddings`.
 RUN_AS_THEY_STAND = [path for path in GUIDES[1:] if "```python\n" in path.read_text()]
 
 
 @pytest.mark.parametrize("guide", RUN_AS_THEY_STAND, ids=lambda path: path.stem)
-def test_examples_run(guide, tmp_path):
+def test_examples_run(guide, tmp_path, make_embeddings, rng):
+    any_dataset = types.SimpleNamespace(spec=types.SimpleNamespace(digest=""))
+    tables = {
+        name: (np.arange(rows), rng.standard_normal((rows, 8), np.float32))
+        for name, rows in (("items", 300), ("users", 40))
+    }
+    make_embeddings("embeddings", any_dataset, tables)
     path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     for language, code in FENCE.findall(guide.read_text()):
