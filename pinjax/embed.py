@@ -25,7 +25,7 @@ from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
 from pinjax.systems import embedded as embedded_lib
 from pinjax.systems import registry
-from pinjax.training import checkpoint, identity
+from pinjax.training import checkpoint
 
 CONFIG, WORKDIR = app.run_flags()
 OUT = flags.DEFINE_string("out", None, "directory to write to", required=True)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         as_of = timestamps.parse("--as_of", AS_OF.value)
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
     manifest = {
-        **identity.of_run(config, system, state.params, int(state.step)),
+        **checkpoint.identity(config, system, state.params, int(state.step)),
         "as_of": timestamps.iso(as_of),
         "precision": PRECISION.value,
     }

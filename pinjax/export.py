@@ -17,27 +17,30 @@ from pinjax import app, config_json, timestamps
 from pinjax.errors import InputError
 from pinjax.serving import exporting
 from pinjax.serving import run as run_lib
-from pinjax.training import identity
+from pinjax.training import checkpoint
 
-WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run", required=True)
+CONFIG, WORKDIR = app.run_flags(config_required=False)
 OUT = flags.DEFINE_string("out", None, "directory to write to", required=True)
 AS_OF = flags.DEFINE_string(
     "as_of", None, "time of the items' popularity: ISO 8601, UTC; default: the end of training"
 )
-flags.DEFINE_bool("no_verify", False, "do not verify the checksums of files that are read")
 
 
 def main(argv: Sequence[str]) -> int:
     del argv
-    workdir, out = app.directory("--workdir", WORKDIR.value), app.directory("--out", OUT.value)
+    out = app.directory("--out", OUT.value)
     as_of = None if AS_OF.value is None else timestamps.parse("--as_of", AS_OF.value)
-    run = run_lib.open_run(workdir, as_of, app.verifies())
+    if CONFIG.value is None:
+        workdir = app.directory("--workdir", WORKDIR.value or "")
+        run = run_lib.open_run(workdir, as_of, app.verifies())
+    else:
+        run = run_lib.create(CONFIG.value, app.workdir_of(WORKDIR), as_of, app.verifies())
     config, system = run.config, run.system
     if system.export is None:
         raise InputError(f"system={config.system!r} has no tower to export; embed by it")
     about = {
         "system": config.system,
-        **identity.of_run(config, system, run.params, run.step),
+        **checkpoint.identity(config, system, run.params, run.step),
         "as_of": timestamps.iso(run.as_of),
         "settings": config_json.to_json(config),
     }

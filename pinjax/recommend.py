@@ -31,6 +31,7 @@ TO = flags.DEFINE_enum("to", None, ["items"], "from items to the items nearest t
 FILTER_SEEN = flags.DEFINE_bool("filter_seen", True, "leave out what users acted on already")
 ALLOW = flags.DEFINE_string("allow", None, "list of the only items that may be found")
 DENY = flags.DEFINE_string("deny", None, "list of items that may not be found")
+INDEX = flags.DEFINE_string("index", None, "directory of pinjax.index build; default: exact search")
 AS_OF = flags.DEFINE_string(
     "as_of", None, "read nothing later: ISO 8601, UTC; default: the end of training"
 )
@@ -42,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     if len(given) > 1:
         raise InputError(f"--{given[0]} and --{given[1]}: expected one of them")
     out = app.directory("--out", OUT.value)
+    index = None if INDEX.value is None else app.directory("--index", INDEX.value)
     users, texts, allow, deny = map(_list, (USERS, QUERIES, ALLOW, DENY))
     as_of = None if AS_OF.value is None else timestamps.parse("--as_of", AS_OF.value)
     if CONFIG.value is None:
@@ -56,8 +58,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         asked = run.items(users) if TO.value else run.known(users)
     rows, writer = 0, None
-    with files.replacing(out) as file, tqdm.tqdm(desc=asked.name, unit="") as found:
-        for table in run.answer(asked, K.value, FILTER_SEEN.value, allow, deny):
+    with files.replacing(out) as file, tqdm.tqdm(desc=asked.name, unit="", delay=1) as found:
+        for table in run.answer(asked, K.value, FILTER_SEEN.value, allow, deny, index):
             writer = writer or pq.ParquetWriter(file, table.schema)
             writer.write_table(table)
             rows += len(table)

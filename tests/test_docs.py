@@ -67,7 +67,7 @@ PROGRAM = re.compile(
 )
 # Other people's commands, which are not checked.
 OTHERS = (
-    *(["git"], ["cd"], ["source"], ["export"], ["tensorboard"]),
+    *(["git"], ["cd"], ["source"], ["export"], ["tensorboard"], ["curl"]),
     *(["python", "-m", "venv"], ["python", "-m", "build"]),
 )
 # Fields that depend on the user's own data set, so their values do not fit pinworld.
@@ -113,6 +113,7 @@ class Call:
             elif name == "--items":
                 flag = "--items=5000"
             elif name in (
+                *("--users", "--histories", "--queries", "--allow", "--deny"),
                 *("--workdir", "--out", "--coordinator", "--processes", "--process"),
                 *("--config.data.name", "--config.data.dir", "--config.data.vectors"),
             ) or (own_data and flag.removeprefix("--config.").startswith(OF_DATA)):
@@ -292,7 +293,7 @@ def test_a_command_runs_in_its_test_form(run, trained, quick, tmp_path, call):
         run(call)
     else:
         workdir = trained(call.training()) if call.is_trained() else tmp_path / "run"
-        out = [f"--out={tmp_path}/out"] * (call.name == "embed")
+        out = [f"--out={tmp_path}/out"] * (call.name in ("embed", "export", "recommend"))
         run(call, f"--workdir={workdir}", *quick(call), *out)
 
 

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
+from pinjax.graph import mapped
+
 SIDES = ("item", "group")
 
 
@@ -47,11 +49,8 @@ def read(directory: epath.PathLike) -> Graph:
     """Opens a graph as memory maps."""
     sides = []
     for side in SIDES:
-        arrays = (
-            np.load(epath.Path(directory) / f"{side}_{name}.npy", mmap_mode="r")
-            for name in ("offsets", "neighbours")
-        )
-        sides.append(Side(*arrays))
+        paths = (epath.Path(directory) / f"{side}_{name}.npy" for name in ("offsets", "neighbours"))
+        sides.append(Side(*map(mapped.load, paths)))
     return Graph(*sides)
 
 

@@ -1,11 +1,28 @@
-"""A run, opened to embed and to recommend."""
+"""A run, opened to embed and to recommend.
+
+>>> import pinjax
+>>> run = pinjax.open("work/pinnersage")
+>>> found = run.recommend(["u00000001", "u00000002"], k=3)
+>>> found.column_names, len(found)
+(['user', 'item', 'score', 'rank'], 6)
+>>> someone = {"user": ["me"], "item": [1000000001], "time": [1_743_000_000]}
+>>> someone |= {"action": ["save"], "surface": ["home"], "duration": [0.0]}
+>>> run.embed_users(someone)["user"].to_pylist()
+['me']
+>>> 1000000001 in run.recommend(histories=someone, k=5)["item"].to_pylist()
+False
+>>> run.similar([1000000001], k=2, deny=[1000000002])["rank"].to_pylist()
+[1, 2]
+>>> run.search(["red shoes"])
+Traceback (most recent call last):
+pinjax.errors.InputError: pinnersage embeds no texts of searches
+"""
 
 import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from etils import epath
@@ -18,6 +35,7 @@ from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.evaluation import vector_search
 from pinjax.serving import asked as asked_lib
+from pinjax.serving import found as found_lib
 from pinjax.systems import registry, system
 from pinjax.training import checkpoint, step, workdirs
 
@@ -81,6 +99,7 @@ class Run:
         filter_seen: bool = True,
         allow: Any = None,
         deny: Any = None,
+        index: epath.PathLike | None = None,
     ) -> pa.Table:
         """The best items for users; if the system has no users, for queries, groups or items.
 
@@ -88,20 +107,21 @@ class Run:
           ids: of users; None: all.
           k: items of each.
           histories: in place of `ids`, what others did who need not be in the data set: a table
-            with the columns of the data set's column map, or names of files, with commas between.
+            with the columns of its column map, or names of files, with commas between.
           filter_seen: whether items are left out that the user acted on, or that are in the group.
           allow: ids of the only items that may be found; None: all.
           deny: ids of items that may not be found.
+          index: directory of `pinjax.index build`, of this run's embeddings; None: exact search.
 
         Returns:
-          a table of user (or query, group, from_item), item, score, and rank from 1. A user for whom
-          fewer than k items are left has fewer rows.
+          a table of user (or query, group, from_item), item, score, and rank from 1. A user for
+          whom fewer than k items are left has fewer rows.
 
         Raises:
           InputError: for unknown ids or wrong histories.
         """
         asked = self.known(ids) if histories is None else self.histories(histories)
-        return pa.concat_tables(self.answer(asked, k, filter_seen, allow, deny))
+        return pa.concat_tables(self.answer(asked, k, filter_seen, allow, deny, index))
 
     def similar(self, ids: Any, k: int = 10, *, allow: Any = None, deny: Any = None) -> pa.Table:
         """The items nearest to items. Arguments and result as `recommend`."""
@@ -203,30 +223,37 @@ class Run:
         return self._asked("query", asked_lib.of_rows(table, queries.ids, "texts", wanted, seen))
 
     def answer(
-        self, asked: Asked, k: int, filter_seen: bool = True, allow: Any = None, deny: Any = None
+        self,
+        asked: Asked,
+        k: int,
+        filter_seen: bool = True,
+        allow: Any = None,
+        deny: Any = None,
+        index: epath.PathLike | None = None,
     ) -> Iterator[pa.Table]:
         """The table of `recommend`, some of those who are asked for at a time.
 
         Args:
           asked: of `known`, `histories`, `items` or `texts`.
-          k, filter_seen, allow, deny: as in `recommend`.
+          k, filter_seen, allow, deny, index: as in `recommend`.
         """
         if k < 1:
             raise InputError(f"k is {k}; expected 1 or more")
-        items, own = self._items(asked.as_of), catalogue.id_array(self.dataset.catalogue.ids)
-        valid = jnp.asarray(self._allowed(asked.as_of, own, allow, deny)[items.rows])
-        found = None
-        for some in asked.parts:
+        own = catalogue.id_array(self.dataset.catalogue.ids)
+        allowed, k, number = self._allowed(asked.as_of, own, allow, deny), min(k, len(own)), 0
+        if index is None:
+            find = found_lib.exactly(self._items(asked.as_of), k, allowed)
+        else:
+            checked = found_lib.open_index(index, checkpoint.hash_of(self.params))
+            find = found_lib.by_index(checked, own, k, allowed)
+        for number, some in enumerate(asked.parts, start=1):  # noqa: B007, read below
             seen = some.seen
             if asked.name in ("user", "group") and not filter_seen:
                 seen = seen[:0]
-            k = min(k, len(items.rows))
-            scores, rows = vector_search.nearest(some.vectors, items, k, valid, seen)
-            found = _recommended(asked.name, some.ids, own, scores, rows)
-            yield found
-        if found is None:
+            yield found_lib.table(asked.name, some.ids, own, *find(some.vectors, seen))
+        if not number:
             none = np.zeros((0, 1), np.int64)
-            yield _recommended(asked.name, pa.nulls(0), own, none, none)
+            yield found_lib.table(asked.name, pa.nulls(0), own, none, none)
 
     def _asked(self, name: str, parts: Iterator[asked_lib.Some]) -> Asked:
         return Asked(name, self.as_of, parts)
@@ -278,20 +305,6 @@ def create(
     made = registry.create(config, mesh, verify)
     state = checkpoint.load_chosen(epath.Path(workdir), config, made, mesh, verify)
     return Run(config, made, state, as_of)
-
-
-def _recommended(
-    name: str, ids: pa.Array, own: pa.Array, scores: np.ndarray, rows: np.ndarray
-) -> pa.Table:
-    query, place = np.nonzero(rows >= 0)
-    return pa.table(
-        {
-            name: ids.take(pa.array(query)),
-            "item": own.take(pa.array(rows[query, place])),
-            "score": scores[query, place].astype(np.float32),
-            "rank": (place + 1).astype(np.int32),
-        }
-    )
 
 
 def _vectors(name: str, ids: pa.Array, vectors: np.ndarray) -> pa.Table:

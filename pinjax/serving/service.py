@@ -2,8 +2,9 @@
 
     EXPORT=exports/pinnerformer uvicorn pinjax.serving.service:app
 
-The user tower of `pinjax.export` embeds the history, and exact search finds the items with the
-largest dot products. docs/serve.md says how to ask it. Copy this file and change it.
+The user tower of `pinjax.export` embeds the history, and the items with the largest dot products
+are found exactly, or by the index of `pinjax.index` that INDEX names. docs/serve.md says how to ask
+it. Copy this file and change it.
 """
 
 import contextlib
@@ -12,12 +13,13 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 import fastapi
-import jax
 import numpy as np
+import pyarrow as pa
 import pydantic
 from fastapi import exceptions, responses
 
-from pinjax.retrieval import exact
+from pinjax.errors import InputError
+from pinjax.retrieval import index as index_lib
 from pinjax.serving import exported as exported_lib
 
 MOST = 100  # items of an answer
@@ -56,30 +58,44 @@ class Answer(pydantic.BaseModel):
     unknown_items: int  # actions of the history that were ignored
 
 
-def create(directory: str) -> fastapi.FastAPI:
-    """The service of an exported run."""
-    exported = exported_lib.load(directory)
-    made_from = {name: exported.manifest[name] for name in ("step", "as_of")}
-    ids, vectors = exported.items()
-    place, index = {item: n for n, item in enumerate(ids)}, jax.device_put(vectors)
+def create(export: str, index: str | None = None) -> fastapi.FastAPI:
+    """The service of an exported run.
+
+    Args:
+      export: directory of `pinjax.export`.
+      index: directory of `pinjax.index`, of the run's items; None: exact search.
+
+    Raises:
+      InputError: if a directory is damaged, or the index is not of the run.
+    """
+    exported = exported_lib.load(export)
+    manifest = exported.manifest
+    if index is None:
+        ids, vectors = exported.items()
+        items = index_lib.create(pa.array(ids), vectors, index_lib.EXACT)
+    else:
+        items = index_lib.open_index(index)
+        if items.manifest["embeddings"]["checkpoint"] != manifest["checkpoint"]:
+            raise InputError(f"{index} is not of the run that {export} is of")
+    own = items.ids.to_pylist()
+    place = {item: row for row, item in enumerate(own)}
 
     def search(history: list[Action], k: int, as_of: int | None, filter_seen: bool) -> list[Item]:
         user = exported.embed_users([[action.model_dump() for action in history]], as_of)
         if not user.any():  # nothing is known of the user
             return []
         seen = {place[x.item] for x in history if filter_seen and x.item in place}
-        # Numbers of results and of pairs that recur, since a search is compiled for each.
-        excluded = np.ones((1 << len(seen).bit_length(), 2), np.int32)  # query 1 is padding
-        excluded[: len(seen)] = [(0, row) for row in seen] or np.zeros((0, 2))
-        found = exact.search(user, index, MOST, excluded=excluded)
-        scores, rows = (x[0, :k].tolist() for x in map(np.asarray, found))
+        excluded = np.array([(0, row) for row in seen], np.int64).reshape(-1, 2)
+        most = 1 << (k - 1).bit_length()  # exact search is compiled for each number of results
+        found = items.search(user, most, excluded=excluded)
+        scores, rows = (x[0, :k].tolist() for x in found)
         best = zip(rows, scores, strict=True)
-        return [Item(item=ids[row], score=score) for row, score in best if row >= 0]
+        return [Item(item=own[row], score=score) for row, score in best if row >= 0]
 
     @contextlib.asynccontextmanager
     async def compiled(app: fastapi.FastAPI) -> AsyncIterator[None]:
         """Compiles before the first request."""
-        first = Action(item=ids[0], time=0)
+        first = Action(item=own[0], time=0)
         search([first], 10, None, filter_seen=True)
         yield
 
@@ -91,9 +107,11 @@ def create(directory: str) -> fastapi.FastAPI:
         wrong = [{"loc": x["loc"], "msg": x["msg"]} for x in error.errors()]
         return responses.JSONResponse({"detail": wrong}, status_code=422)
 
+    made_from = {name: manifest[name] for name in ("step", "as_of")}
+
     @app.get("/health")
     def health() -> dict[str, str | int]:
-        return {"status": "ok", "items": len(ids)} | made_from
+        return {"status": "ok", "items": len(own)} | made_from
 
     @app.post("/recommend")
     def recommend(request: Request) -> Answer:
@@ -106,5 +124,5 @@ def create(directory: str) -> fastapi.FastAPI:
 
 def __getattr__(name: str) -> fastapi.FastAPI:
     if name == "app":  # for uvicorn
-        return create(os.environ["EXPORT"])
+        return create(os.environ["EXPORT"], os.environ.get("INDEX"))
     raise AttributeError(name)

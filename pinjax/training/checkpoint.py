@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import re
@@ -294,3 +295,25 @@ def of_run(
         reason = f"is none of {', '.join(directions)}" if directions else "needs a validation split"
         raise InputError(f"train.select: {select!r} {reason}")
     return Checkpoints(workdir, select, directions.get(select, "max"), verify)
+
+
+def identity(
+    config: ConfigDict, system: system_lib.System, params: Any, step: int
+) -> dict[str, int | str]:
+    """What a manifest says of the run: hashes of its parameters, its data and its config."""
+    depends_on = json.dumps(workdirs.depends_on(config), sort_keys=True)
+    return {
+        "step": step,
+        "checkpoint": hash_of(params),
+        **system.identity,
+        "config": hashlib.sha256(depends_on.encode()).hexdigest(),
+    }
+
+
+def hash_of(params: Any) -> str:
+    """Hash of parameters; the same in all processes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(processes.gathered(leaf).tobytes())
+    return digest.hexdigest()

@@ -1,5 +1,6 @@
 """Recommendations against float64 and one query at a time, for systems of made-up vectors."""
 
+import doctest
 import types
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 from pinjax import config_json
 from pinjax.data import dataset as dataset_lib
 from pinjax.errors import InputError
+from pinjax.retrieval import index as index_lib
 from pinjax.serving import run as run_lib
 from pinjax.systems import system
-from pinjax.training import workdirs
+from pinjax.training import checkpoint, workdirs
 
 SYSTEM = "pinnersage"
 DIM = 8
@@ -225,6 +227,31 @@ def test_allowed_and_denied_items(dataset, items, open_run):
         run.recommend("nobody")
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_an_index_finds_what_exact_search_finds(dataset, items, open_run, rng, tmp_path, several):
+    users = rng.standard_normal((2, DIM)).astype(np.float32)
+    mean = mean_of_items(items[0])
+
+    def embed(history):
+        return mean(history)[:, None] + users if several else mean(history)
+
+    run = open_run(users=embed)
+    held = items[1].rows[::-2]  # an index of some items, in another order
+    ids, vectors = pa.array(dataset.catalogue.ids[held]), items[0][held]
+    about = {"embeddings": {"checkpoint": checkpoint.hash_of(None)}}
+    index = index_lib.create(ids, vectors, "exact")
+    index.save(tmp_path / "index", about)
+    index.save(tmp_path / "other", {"embeddings": {"checkpoint": "x"}})
+    some = list(histories_of(dataset, run.as_of))[::60]
+    filters = {"deny": dataset.catalogue.ids[held[:9]]}
+    found = run.recommend(some, 6, index=tmp_path / "index", **filters)
+    expected = run.recommend(some, 6, allow=ids, **filters)
+    assert found.drop(["score"]).equals(expected.drop(["score"]))
+    np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-5)
+    with pytest.raises(InputError, match=r"is no index of embeddings of this run's checkpoint"):
+        run.recommend(some, index=tmp_path / "other")
+
+
 def test_groups_are_recommended_what_is_not_in_them(dataset, items, open_run, rng):
     vectors, _ = items
     groups = rng.standard_normal((dataset.spec.num_groups, DIM)).astype(np.float32)
@@ -271,6 +298,13 @@ def test_embeddings_of_items(dataset, items, open_run):
     table = run.embed_items(dataset.catalogue.ids[rows])
     np.testing.assert_array_equal(np.stack(table["vector"].to_numpy()), items[0][rows])
     assert run.embed_items()["item"].to_pylist() == dataset.catalogue.ids[items[1].rows].tolist()
+
+
+def test_doctest(make_config, dataset, tmp_path, monkeypatch):
+    config = make_config()
+    workdirs.write(tmp_path / "work/pinnersage", config, {"dataset": dataset.spec.digest})
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(run_lib).failed == 0
 
 
 def test_a_config_comes_back_from_a_work_directory(make_config, tmp_path):
