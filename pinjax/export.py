@@ -2,19 +2,19 @@
 
     python -m pinjax.export --workdir=work/pinnerformer --out=exports/pinnerformer
 
-The directory holds the towers, compiled by JAX for CPUs, NVIDIA's GPUs and TPUs alike and for any
+The directory holds the towers as programs of jax.export, for CPUs, NVIDIA's GPUs and TPUs and any
 number of rows; the parameters as safetensors; the features, vocabularies and ids that turn what a
 service knows into their inputs; a manifest and checksums. `pinjax.serving.exported.load` reads it.
-Of PinnerFormer users and items can be embedded, of ItemSage products, of SearchSage searches, of
-PinSage groups of items. docs/serve.md has a service.
+PinnerFormer embeds users and items, ItemSage products, SearchSage searches, PinSage groups of
+items. docs/serve.md has a service.
 """
 
+import shlex
 from collections.abc import Sequence
 
 from absl import flags
 
 from pinjax import app, config_json, timestamps
-from pinjax.errors import InputError
 from pinjax.serving import exporting
 from pinjax.serving import run as run_lib
 from pinjax.training import checkpoint
@@ -36,8 +36,6 @@ def main(argv: Sequence[str]) -> int:
     else:
         run = run_lib.create(CONFIG.value, app.workdir_of(WORKDIR), as_of, app.verifies())
     config, system = run.config, run.system
-    if system.export is None:
-        raise InputError(f"system={config.system!r} has no tower to export; embed by it")
     about = {
         "system": config.system,
         **checkpoint.identity(config, system, run.params, run.step),
@@ -47,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
     made = exporting.write(out, config, system, run.params, run.as_of, about)
     embeds = ", ".join(made.programs) or "nothing, but has vectors of items"
     print(f"{out}: embeds {embeds}, as of {about['as_of']}, step {run.step:,}")
-    print(f"serve it:  EXPORT={out} uvicorn pinjax.serving.service:app")
+    if "users" in made.programs:
+        print(f"EXPORT={shlex.quote(str(out))} uvicorn pinjax.serving.service:app")
     return 0
 
 

@@ -45,8 +45,10 @@ def write(
       identity: of the run, for the manifest.
 
     Raises:
-      InputError: if the directory exists.
+      InputError: if the directory exists, or the system has nothing to export.
     """
+    if system.export is None:
+        raise InputError(f"system={config.system!r} has nothing to export; embed by it")
     if out.exists():
         raise InputError(f"{out} exists; choose another --out")
     if config.train.shard_tables:
@@ -56,7 +58,7 @@ def write(
         made.tables[exported.ITEM_VECTORS] = _item_vectors(system, params, as_of)
     flat = {_name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(params)}
     with files.unfinished(out) as directory:
-        safetensors.save_file(flat, directory / exported.PARAMS)
+        (directory / exported.PARAMS).write_bytes(safetensors.save(flat))
         for name, program in made.programs.items():
             tables = {table: made.tables[table] for table in program.tables}
             serialized = _export(program, flat, tables)

@@ -20,7 +20,9 @@ def write(out, config, system, params, as_of):
     """Exports, with no checks of annotations: the symbolic size of a batch is no int."""
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        exporting.write(out, config, system, params, as_of, {"step": 0, "as_of": "now"})
+        exporting.write(
+            out, config, system, params, as_of, {"step": 0, "as_of": "now", "checkpoint": "this"}
+        )
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
 

@@ -1,7 +1,9 @@
 """What a service embeds is what training's own code embeds."""
 
+import dataclasses
 import functools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -173,9 +175,25 @@ def test_a_service_needs_neither_the_data_set_nor_what_training_needs(make):
     close(vectors, run.exported.embed_users([history], run.as_of))
 
 
+def test_a_system_without_training_has_nothing_to_export(make, tmp_path):
+    run = make("searchsage", encoder="bag")
+    untrained = dataclasses.replace(run.system, export=None)
+    with pytest.raises(InputError, match="system='searchsage' has nothing to export; embed by it"):
+        exports.write(tmp_path / "out", run.config, untrained, run.params, 0)
+
+
 def test_damage_is_found(make, tmp_path):
     run = make("searchsage", encoder="bag")
     with pytest.raises(InputError, match=r"nothing exported by pinjax\.export"):
         exported.load(tmp_path)
     with pytest.raises(InputError, match="choose another --out"):
         exports.write(run.exported.directory, run.config, run.system, run.params, 0)
+    shutil.copytree(run.exported.directory, tmp_path / "copy")
+    damaged = tmp_path / "copy/params.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-3] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(InputError, match=r"params\.safetensors: damaged: its checksum"):
+        exported.load(tmp_path / "copy")
+    found = exported.load(tmp_path / "copy", verify=False)
+    assert np.isfinite(found.embed_texts(["x"])).all()

@@ -7,9 +7,12 @@ import urllib.error
 import urllib.request
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import uvicorn
 
+from pinjax.errors import InputError
+from pinjax.retrieval import index as index_lib
 from pinjax.serving import service
 from tests.serving import exports
 
@@ -40,6 +43,17 @@ def ask(make):
     yield ask
     server.should_exit = True
     thread.join()
+
+
+def test_an_index_of_another_run_is_refused(make, tmp_path):
+    run = make("pinnerformer").exported
+    ids, vectors = run.items()
+    made = index_lib.create(pa.array(ids), vectors, index_lib.EXACT)
+    for name in (run.manifest["checkpoint"], "another"):
+        made.save(tmp_path / name, {"embeddings": {"checkpoint": name}})
+    service.create(run.directory, tmp_path / run.manifest["checkpoint"])
+    with pytest.raises(InputError, match=r"another is not of the run that .* is of"):
+        service.create(run.directory, tmp_path / "another")
 
 
 @pytest.fixture(scope="module")
