@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 
@@ -125,6 +126,19 @@ def test_groups_and_a_lookup_of_items(make):
     members = [[own[item] for item in side.of(rows[i])] for i in few]
     close(run.exported.embed_groups(members), expected[few])
     assert not run.exported.embed_groups([[], [-1]]).any()
+
+
+@pytest.mark.slow
+def test_programs_are_for_all_platforms_where_these_have_kernels_too(make, tmp_path):
+    config = make("pinnerformer").config.copy_and_resolve_references()
+    config.data.length = 128  # for which a TPU has a kernel
+    config.model.dtype = "bfloat16"
+    system = registry.create(config, sharding.make_mesh(jax.devices()[:1]))
+    exports.write(tmp_path / "out", config, system, exports.random_params(system), 0)
+    for name in ("users", "items"):
+        program = jax.export.deserialize((tmp_path / f"out/{name}.jax").read_bytes())
+        assert program.platforms == ("cpu", "cuda", "tpu")
+    assert exported.load(tmp_path / "out").embed_users([[]]).shape == (1, 8)
 
 
 @pytest.mark.slow
