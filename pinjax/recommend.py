@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import tqdm
 from absl import flags
 
-from pinjax import app, files, timestamps
+from pinjax import app, files, results, timestamps
 from pinjax.data import parquet
 from pinjax.errors import InputError
 from pinjax.serving import run as run_lib
@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
         workdir = app.directory("--workdir", WORKDIR.value or "")
         run = run_lib.open_run(workdir, as_of, app.verifies())
     else:
-        run = run_lib.create(CONFIG.value, app.workdir_of(WORKDIR), as_of, app.verifies())
+        workdir = app.workdir_of(WORKDIR)
+        run = run_lib.create(CONFIG.value, workdir, as_of, app.verifies())
     if HISTORIES.value is not None:
         asked = run.histories(HISTORIES.value)
     elif texts is not None:
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
             found.update(int((table["rank"].to_numpy() == 1).sum()))
         writer.close()
     about = f"{asked.name} {found.n:,}, as of {timestamps.iso(asked.as_of)}"
-    print(f"{out}: {rows:,} items, {about}")
+    print(f"{out}: {rows:,} items, {about}\nnext  {results.report(workdir)}")
     return 0
 
 

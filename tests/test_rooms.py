@@ -14,6 +14,7 @@ BELOW_SYSTEMS = {"data", "evaluation", "models", "losses", "graph", "retrieval",
 ARROWS = {
     "commands": COMMANDS | {"retrieval", "distributed"},
     "serving": {"training", "systems"} | BELOW_SYSTEMS,
+    "reporting": {"serving", "training", "systems"} | BELOW_SYSTEMS,
     "compiler": {"training", "systems", "retrieval", "distributed"},
     "training": {"systems", "distributed"},
     "systems": BELOW_SYSTEMS,

@@ -36,6 +36,13 @@ class Side:
         """The neighbours of a node, int32 (degree,), ascending."""
         return self.neighbours[self.offsets[node] : self.offsets[node + 1]]
 
+    def pairs(self, nodes: np.ndarray) -> np.ndarray:
+        """Int64 (n, 2): pairs of a place among some nodes and a neighbour of the node there."""
+        first, degree = self.offsets[nodes], np.diff(self.offsets)[nodes]
+        place = np.repeat(np.arange(len(nodes)), degree)
+        at = np.arange(len(place)) - np.repeat(np.cumsum(degree) - degree - first, degree)
+        return np.stack([place, self.neighbours[at]], axis=1)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:

@@ -186,8 +186,7 @@ class Run:
             table, own = served.queries, dataset.queries.ids
             return self._asked("query", asked_lib.of_rows(table, own, "queries", wanted, seen))
         if served.groups:
-            seen = functools.partial(asked_lib.in_groups, dataset.graph.groups)
-            table, own = served.groups, dataset.groups
+            seen, table, own = dataset.graph.groups.pairs, served.groups, dataset.groups
             return self._asked("group", asked_lib.of_rows(table, own, "groups", wanted, seen))
         return self.items(ids)
 

@@ -120,7 +120,7 @@ def source_of(config: ConfigDict, dataset: Dataset) -> source.Source:
     eligible = products if products.any() else known
     tasks = tuple(row for row, name in enumerate(dataset.spec.tasks) if name.startswith("image/"))
     return pair_source.PairSource(
-        *("PinSage", dataset, tasks, eligible, config.evaluate),
+        *("PinSage", dataset, eligible, config.evaluate, tasks),
         main_metrics=pair_source.OFFLINE_METRICS,
         depth=pair_source.HITS,
     )

@@ -217,6 +217,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         search=system.Search(
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 50
         ),
+        counted=lambda batch: batch["label_item"],
     )
 
 

@@ -112,6 +112,8 @@ class Trainable:
       batch_size: the config's field with the batch size, such as "data.users".
       embedders: by name of the embedded table.
       search: sizes of the search for items.
+      counted: (batch) -> the ids of a host batch that the sketches count, in a tree of the same
+        structure; -1 is not counted. None without sketches.
     """
 
     init: Callable[[jax.Array], tuple[Any, Any]]
@@ -121,6 +123,7 @@ class Trainable:
     batch_size: str
     embedders: dict[str, Embedder]
     search: Search
+    counted: Callable[[Batch], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ def make_queries(rng, order=None, excluded=None, depth=50):
         query_time=np.full(USERS, TIME),
         features={"query": np.arange(USERS)},
         context=context,
+        history=(context >= 0).sum(axis=1),
         label_query=label_query,
         label_item=row[label_item].astype(np.int32),
         label_exists=np.ones(len(label_item), bool),

@@ -1,10 +1,14 @@
 """Recommendations against float64 and one query at a time, for systems of made-up vectors."""
 
 import doctest
+import pathlib
+import subprocess
+import sys
 import types
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 
@@ -18,6 +22,7 @@ from pinjax.training import checkpoint, workdirs
 
 SYSTEM = "pinnersage"
 DIM = 8
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -138,13 +143,14 @@ def test_histories_are_those_of_the_log(dataset, items, open_run, tmp_path):
     )
     unknown = pd.DataFrame([{**frame.iloc[0], "item": 10**15, "time": as_of - 1}])
     frame = pd.concat([frame.sample(frac=1, random_state=0), unknown])
-    known = lists(run.recommend(some), "user")
+    known = lists(run.recommend(pl.Series(some)), "user")
     expected = {f"new {user}": known[user] for user in some}
     paths = [tmp_path / name for name in ("h.parquet", "h.csv", "h.jsonl")]
     frame.to_parquet(paths[0])
     frame.to_csv(paths[1], index=False)
     frame.to_json(paths[2], orient="records", lines=True)
-    for source in (frame, pa.Table.from_pandas(frame), frame.to_dict("list"), *map(str, paths)):
+    tables = frame, pl.from_pandas(frame), pa.Table.from_pandas(frame), frame.to_dict("list")
+    for source in (*tables, frame.to_records(index=False), *map(str, paths)):
         assert lists(run.recommend(histories=source), "user") == expected
     embedded = run.embed_users(frame)
     assert embedded["user"].to_pylist() == sorted(expected)
@@ -298,6 +304,11 @@ def test_embeddings_of_items(dataset, items, open_run):
     table = run.embed_items(dataset.catalogue.ids[rows])
     np.testing.assert_array_equal(np.stack(table["vector"].to_numpy()), items[0][rows])
     assert run.embed_items()["item"].to_pylist() == dataset.catalogue.ids[items[1].rows].tolist()
+
+
+def test_importing_costs_nothing():
+    code = "import sys, pinjax; assert not {'jax', 'numpy', 'pyarrow'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_doctest(make_config, dataset, tmp_path, monkeypatch):
