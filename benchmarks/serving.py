@@ -8,13 +8,15 @@ First the user tower in this process: as exported, and as `pinjax.open` runs it,
 batch that is padded to `evaluate.batch`. Then the service, in a process of its own on the cores of
 its clients, who each send one request after the other: as it is, where each request is computed
 alone, and with the users of requests that arrive meanwhile embedded together. Requests have full
-histories, of random items.
+histories, of random items. Processor time is that of the service alone, not of its clients.
 """
 
 import concurrent.futures
 import http.client
 import json
 import multiprocessing
+import os
+import pathlib
 import queue
 import threading
 import time
@@ -94,30 +96,36 @@ def client(port, bodies, until):
     return seconds
 
 
-def clients(number, port, bodies, seconds):
-    """The seconds of the requests of several clients, and requests a second."""
-    until = time.perf_counter() + seconds
+def processor_seconds(process):
+    """The processor time of another process, in seconds."""
+    fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def clients(number, process, port, bodies, seconds):
+    """The seconds of each request of several clients, requests a second, processor time of one."""
+    until, before = time.perf_counter() + seconds, processor_seconds(process)
     with concurrent.futures.ThreadPoolExecutor(number) as pool:
         parts = [pool.submit(client, port, bodies[n:], until) for n in range(number)]
         taken = [second for part in parts for second in part.result()]
-    return taken, len(taken) / seconds
+    return taken, len(taken) / seconds, (processor_seconds(process) - before) / len(taken)
 
 
-def line(name, taken, rate):
+def line(name, taken, rate, processor):
     p50, p99 = 1000 * np.percentile(taken, [50, 99])
-    print(f"{name:<44}{p50:>9.2f}{p99:>9.2f}{rate:>9.0f}", flush=True)
+    print(f"{name:<36}{p50:>9.2f}{p99:>9.2f}{rate:>9.1f}{1000 * processor:>15.2f}", flush=True)
 
 
 def alone(embed, histories, seconds):
-    """The seconds of calls, one after the other, and calls a second; the first few not counted."""
+    """As `clients`, of calls one after the other in this process; the first few not counted."""
     for history in histories[:3]:
         embed(history)
-    taken, until = [], time.perf_counter() + seconds
+    taken, until, before = [], time.perf_counter() + seconds, time.process_time()
     while time.perf_counter() < until:
         started = time.perf_counter()
         embed(histories[len(taken) % len(histories)])
         taken.append(time.perf_counter() - started)
-    return taken, len(taken) / sum(taken)
+    return taken, len(taken) / sum(taken), (time.process_time() - before) / len(taken)
 
 
 def histories_of(exported, number, actions):
@@ -169,7 +177,7 @@ def main(_):
     found = exported.embed_users([histories[0]], now)[0]
     print(f"largest difference between the two towers: {np.abs(found - expected).max():.1e}")
     print(f"{len(exported.item_ids):,} items, histories of {length} actions\n")
-    print(f"{'':<44}{'p50, ms':>9}{'p99, ms':>9}{'a second':>9}")
+    print(f"{'':<36}{'p50, ms':>9}{'p99, ms':>9}{'a second':>9}{'processor, ms':>15}")
     seconds = _SECONDS.value
     line("tower as exported", *alone(lambda x: exported.embed_users([x]), histories, seconds))
     line(f"tower by jit, padded to {run.config.evaluate.batch}", *alone(by_jit, histories, seconds))
@@ -180,11 +188,11 @@ def main(_):
         process = context.Process(target=serve, args=(_EXPORT.value, together, port), daemon=True)
         process.start()
         found = port.get()
-        clients(max(CLIENTS), found, bodies, 5)  # which warms it up
+        clients(max(CLIENTS), process, found, bodies, 5)  # which warms it up
         for number in CLIENTS:
             kind = "together" if together else "one by one"
             name = f"service, {kind}, {number} client{'s' * (number > 1)}"
-            line(name, *clients(number, found, bodies, seconds))
+            line(name, *clients(number, process, found, bodies, seconds))
         process.terminate()
         process.join()
 
