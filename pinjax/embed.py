@@ -10,8 +10,6 @@ files that are missing or damaged.
 """
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +25,7 @@ from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
 from pinjax.systems import embedded as embedded_lib
 from pinjax.systems import registry
-from pinjax.training import checkpoint, workdirs
+from pinjax.training import checkpoint
 
 CONFIG, WORKDIR = app.run_flags()
 OUT = flags.DEFINE_string("out", None, "directory to write to", required=True)
@@ -46,12 +44,8 @@ def main(argv: Sequence[str]) -> int:
     if AS_OF.value is not None:
         as_of = timestamps.parse("--as_of", AS_OF.value)
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
-    depends_on = json.dumps(workdirs.depends_on(config), sort_keys=True)
     manifest = {
-        "step": int(state.step),
-        "checkpoint": checkpoint.hash_of(state.params),
-        **system.identity,
-        "config": hashlib.sha256(depends_on.encode()).hexdigest(),
+        **checkpoint.identity(config, system, state.params, int(state.step)),
         "as_of": timestamps.iso(as_of),
         "precision": PRECISION.value,
     }

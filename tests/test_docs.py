@@ -33,12 +33,18 @@ INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?:    .*\n(?:\n(?=    ))?)+")
 INLINE = re.compile(r"`([^`]+)`")
 
 
-# Guides with Python examples are run from top to bottom.
+# Guides with Python examples are run from top to bottom, beside a directory `embeddings`.
 RUN_AS_THEY_STAND = [path for path in GUIDES[1:] if "```python\n" in path.read_text()]
 
 
 @pytest.mark.parametrize("guide", RUN_AS_THEY_STAND, ids=lambda path: path.stem)
-def test_examples_run(guide, tmp_path):
+def test_examples_run(guide, tmp_path, make_embeddings, rng):
+    any_dataset = types.SimpleNamespace(spec=types.SimpleNamespace(digest=""))
+    tables = {
+        name: (np.arange(rows), rng.standard_normal((rows, 8), np.float32))
+        for name, rows in (("items", 300), ("users", 40))
+    }
+    make_embeddings("embeddings", any_dataset, tables)
     path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     for language, code in FENCE.findall(guide.read_text()):
@@ -61,7 +67,7 @@ PROGRAM = re.compile(
 )
 # Other people's commands, which are not checked.
 OTHERS = (
-    *(["git"], ["cd"], ["source"], ["export"], ["tensorboard"]),
+    *(["git"], ["cd"], ["source"], ["export"], ["tensorboard"], ["curl"]),
     *(["python", "-m", "venv"], ["python", "-m", "build"]),
 )
 # Fields that depend on the user's own data set, so their values do not fit pinworld.
@@ -299,7 +305,8 @@ def test_a_command_runs_in_its_test_form(run, trained, quick, make_embeddings, t
         if call.name == "rank" and not (workdir / "embeddings").exists():
             of_run = f"--workdir={workdir}", f"--out={workdir}/embeddings"
             run(Call("embed", call.training().flags), *of_run, *quick(call))
-        out = [f"--out={tmp_path}/out"] * (call.name in ("embed", "recommend", "rank"))
+        writes = ("embed", "export", "rank", "recommend")
+        out = [f"--out={tmp_path}/out"] * (call.name in writes)
         run(call, f"--workdir={workdir}", *quick(call), *out)
 
 

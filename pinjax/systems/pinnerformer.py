@@ -26,7 +26,7 @@ from pinjax.evaluation import evaluator as evaluator_lib
 from pinjax.evaluation import tables, timeline_source, vector_search
 from pinjax.losses import count_min_sketch, label_weights, sampled_softmax
 from pinjax.models import pinnerformer
-from pinjax.systems import counts, histories, item_table, system
+from pinjax.systems import counts, exports, histories, item_table, system
 
 _ROWS = 2**14  # items embedded at a time
 
@@ -264,6 +264,9 @@ def bind(
         metrics=evaluator.metrics,
         serve=serve,
         as_of=spec.train_end,
+        export=lambda params, as_of: exports.of_timelines(
+            make_model(config, spec, mesh), served, table.as_of(dataset, constants, as_of), spec
+        ),
         check_training=check_training,
         summary=histories.summary(spec, train_batches) | counts.summary(config, counted),
         identity={"dataset": spec.digest},

@@ -146,6 +146,8 @@ class System:
         narrow; it reads some batches.
       summary: lines to print at the start, by name.
       identity: by name, hashes of the data set and frozen tables that a checkpoint belongs to.
+      export: (params, as_of) -> what a service needs, `exports.Exports`; None if there is nothing
+        to export.
     """
 
     dataset: Dataset
@@ -160,6 +162,7 @@ class System:
     check_training: Callable[[], None]
     summary: dict[str, str]
     identity: dict[str, str]
+    export: Callable[[Any, int], Any] | None = None
 
 
 def check_heads(model: ConfigDict) -> None:

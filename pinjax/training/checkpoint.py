@@ -297,6 +297,19 @@ def of_run(
     return Checkpoints(workdir, select, directions.get(select, "max"), verify)
 
 
+def identity(
+    config: ConfigDict, system: system_lib.System, params: Any, step: int
+) -> dict[str, int | str]:
+    """What a manifest says of the run: hashes of its parameters, its data and its config."""
+    depends_on = json.dumps(workdirs.depends_on(config), sort_keys=True)
+    return {
+        "step": step,
+        "checkpoint": hash_of(params),
+        **system.identity,
+        "config": hashlib.sha256(depends_on.encode()).hexdigest(),
+    }
+
+
 def hash_of(params: Any) -> str:
     """Hash of parameters; the same in all processes."""
     digest = hashlib.sha256()
