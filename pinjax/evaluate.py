@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pinjax import app, results
+from pinjax import app, former, results
 from pinjax.distributed import sharding
 from pinjax.systems import registry
 from pinjax.training import checkpoint
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     del argv
     config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
     mesh = sharding.mesh_of(config)
-    system = registry.create(config, mesh, app.verifies())
+    system = registry.create(config, mesh, app.verifies(), former.fitted_of(workdir))
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
     table = system.evaluate(state.params, SPLIT.value, full=True)
     print(f"{workdir}, step {int(state.step):,}, split {SPLIT.value}\n")

@@ -208,6 +208,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
             "products": system.Embedder(sharding.split_rows(mesh, products), ("products",), rows)
         },
         search=system.Search(spec.num_items, config.model.embedding_dim, 100),
+        rows=system.TEXTS,
     )
 
 
@@ -272,6 +273,7 @@ def bind(
         engagements.check_training(train_batches, in_batch=config.loss.terms == "in_batch")
 
     return system.System(
+        dataset=dataset,
         trainable=trainable,
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),

@@ -217,6 +217,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         search=system.Search(
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 50
         ),
+        rows=system.IDS | {f"/{name}/embedding$": f"{name}s" for name in ("action", "surface")},
     )
 
 
@@ -262,6 +263,7 @@ def bind(
         histories.check_training(config, dataset, train_batches)
 
     return system.System(
+        dataset=dataset,
         trainable=trainable,
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),

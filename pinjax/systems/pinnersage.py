@@ -191,6 +191,7 @@ def bind(trainable: None, config: ConfigDict, mesh: Mesh, dataset: Dataset) -> s
         }
 
     return system.System(
+        dataset=dataset,
         trainable=trainable,
         constants={},
         batches=None,

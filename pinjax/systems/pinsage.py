@@ -211,6 +211,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         search=system.Search(
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 500
         ),
+        rows=system.IDS | system.TEXTS,
     )
 
 
@@ -272,6 +273,7 @@ def bind(
     counted = graph_training.counted(config, train_batches)
 
     return system.System(
+        dataset=dataset,
         trainable=trainable,
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),

@@ -1,6 +1,6 @@
 """Towers that embed the texts of searches, and the tables of texts that they read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from pinjax.data.text import pretrained
 from pinjax.data.text import tokens as tokens_lib
 from pinjax.distributed import sharded_table, sharding
 from pinjax.models import bert, features, product_features, searchsage
+from pinjax.systems import system
 
 
 class Tower(NamedTuple):
@@ -26,12 +27,14 @@ class Tower(NamedTuple):
       tables: layout of these tables and of the tables among the parameters.
       init: (key) -> params.
       apply: (params, texts, rows) -> float32 (rows, dim), on each device.
+      rows: of `system.Trainable`.
     """
 
     texts: Any
     tables: sharded_table.Layout
     init: Callable[[jax.Array], Any]
     apply: Callable[..., jax.Array]
+    rows: Mapping[str, str]
 
     def embed(self, mesh: Mesh, params: Any, texts: Any, rows: jax.Array) -> jax.Array:
         """The embeddings of queries, float32 (rows, dim); each device computes its share."""
@@ -48,14 +51,13 @@ def create(config: ConfigDict, mesh: Mesh, spec: Spec) -> Tower:
 def read(config: ConfigDict, dataset: Dataset) -> Any:
     """The texts of a data set's queries, in memory, as the tower's `texts`."""
     model, queries = config.model, dataset.queries
-    if model.encoder == "bert" and model.pretrained:
+    if model.encoder == "bag":
+        texts = product_features.Ragged.create(*dataset.encode(queries.searches))
+    elif model.pretrained:
         texts = pretrained.Tokenizer(model.pretrained, model.length)(queries.searches)
     else:
-        texts = dataset.vocabulary.encode(queries.searches)
-        if model.encoder == "bert":
-            texts = word_ids(texts, dataset.spec.vocabulary[0], model.length)
-        else:
-            texts = product_features.Ragged.create(*texts)
+        words = dataset.vocabulary.encode(queries.searches)
+        texts = word_ids(words, dataset.vocabulary.sizes[0], model.length)
     return (texts, queries.vectors.astype(jnp.bfloat16)) if model.residual else texts
 
 
@@ -86,7 +88,7 @@ def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layou
         return sharding.abstract_table(mesh, tables, shape, jnp.int32)
 
     texts = product_features.Ragged(table((spec.num_search_tokens,)), table((spec.num_queries, 2)))
-    return Tower(texts, tables, init, apply)
+    return Tower(texts, tables, init, apply, system.TEXTS)
 
 
 def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layout) -> Tower:
@@ -121,7 +123,9 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
     def table(dtype: Any) -> jax.ShapeDtypeStruct:
         return sharding.abstract_table(mesh, tables, (spec.num_queries, length), dtype)
 
-    return Tower((table(jnp.int32), table(jnp.bool_)), tables, init, apply)
+    # Pretrained weights have a vocabulary of their own.
+    rows = {} if model.pretrained else {"/token/embedding$": "words"}
+    return Tower((table(jnp.int32), table(jnp.bool_)), tables, init, apply, rows)
 
 
 def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
@@ -143,7 +147,7 @@ def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
             own + params["gain"] * tower.apply(params["tower"], texts, rows)
         )
 
-    return Tower((tower.texts, vectors), tower.tables, init, apply)
+    return Tower((tower.texts, vectors), tower.tables, init, apply, tower.rows)
 
 
 def word_ids(encoded: tokens_lib.Ragged, words: int, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -113,6 +113,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch_size="data.pairs",
         embedders={"queries": embedder},
         search=system.Search(spec.num_items, dim, 100),
+        rows=tower.rows,
     )
 
 
@@ -163,6 +164,7 @@ def bind(
         engagements.check_training(train_batches, in_batch=True)
 
     return system.System(
+        dataset=dataset,
         trainable=trainable,
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),

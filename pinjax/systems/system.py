@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
 from pinjax.evaluation.tables import Table
 
@@ -67,6 +68,11 @@ class Search(NamedTuple):
     results: int
 
 
+# `Trainable.rows` of learned ids of items, and of bags of tokens.
+IDS = {"/id/(embedding|importance)$": "items"}
+TEXTS = {"/text/(embedding|importance)$": "tokens"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Trainable:
     """The trainable part of a system: pure functions and the abstract shapes of their arguments.
@@ -83,6 +89,8 @@ class Trainable:
       batch_size: the config's field with the batch size, such as "data.users".
       embedders: by name of the embedded table.
       search: sizes of the search for items.
+      rows: which parameters are tables with a row for each item, token and so on, and of what: by
+        pattern of the parameter's path, a name of `Dataset.names`.
     """
 
     init: Callable[[jax.Array], tuple[Any, Any]]
@@ -92,6 +100,7 @@ class Trainable:
     batch_size: str
     embedders: dict[str, Embedder]
     search: Search
+    rows: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +108,7 @@ class System:
     """A recommender system on a data set.
 
     Attributes:
+      dataset: that it is bound to.
       trainable: of `build`; None for a system without training, whose `params` are None.
       constants: by name, pytrees of device arrays with the shapes of `trainable`.
       batches: (first step) -> iterator of this process's share of the host batches.
@@ -116,6 +126,7 @@ class System:
       identity: by name, hashes of the data set and frozen tables that a checkpoint belongs to.
     """
 
+    dataset: Dataset
     trainable: Trainable | None
     constants: dict[str, Any]
     batches: Callable[[int], Iterator[Batch]]

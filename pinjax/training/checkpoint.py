@@ -85,8 +85,8 @@ class Checkpoints:
         a checkpoint meanwhile, another one is read.
 
         Args:
-          like: pytree of arrays, or of shapes with shardings; the state gets these shardings, which
-            may differ from those it was saved with.
+          like: pytree of arrays, or of shapes with shardings, which may differ from those it was
+            saved with; or a function that makes it of the pytree of the saved shapes.
 
         Returns:
           The state, or None if there is no checkpoint.
@@ -192,6 +192,8 @@ class Checkpoints:
             path = self._directory / str(step) / "state"
             try:
                 with ocp.StandardCheckpointer() as checkpointer:
+                    if callable(like):
+                        like = like(checkpointer.metadata(path).item_metadata.tree)
                     return checkpointer.restore(path, like)
             except (jax.errors.JaxRuntimeError, MemoryError):  # not caused by the checkpoint
                 raise

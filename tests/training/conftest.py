@@ -75,6 +75,7 @@ def regression():
 
         constants = {"factor": jnp.full((3,), 2.0)}
         return system_lib.System(
+            dataset=None,
             trainable=system_lib.Trainable(
                 init=init,
                 loss=loss,

@@ -69,6 +69,7 @@ def bind(trainable, config, mesh, dataset):
         return {n: system.shards(functools.partial(shard, n), np.arange(len(ids[n]))) for n in ids}
 
     return system.System(
+        dataset=dataset,
         trainable=trainable,
         constants={},
         batches=functools.partial(batches.iterate, workers=config.data.workers),

@@ -36,6 +36,7 @@ def bind(trainable, config, mesh, dataset):
         return {"items": system.shards(shard, np.flatnonzero(findable))}
 
     return system.System(
+        dataset=dataset,
         trainable=trainable,
         constants={},
         batches=None,
