@@ -32,14 +32,17 @@ _PROCESSES = flags.DEFINE_integer(
 _PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0", lower_bound=0)
 
 
-def run_config() -> flags.FlagHolder:
+def run_config(required: bool = True) -> flags.FlagHolder:
     """Defines --config for a run."""
-    return config_flag.define("a config of a run", "system", declared=True)
+    return config_flag.define("a config of a run", "system", declared=True, required=required)
 
 
-def run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
-    """Defines --config and --workdir, the flags of the commands that work on a run."""
-    config = run_config()
+def run_flags(config_required: bool = True) -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Defines --config and --workdir, the flags of the commands that work on a run.
+
+    Commands that need a trained run know its config from its directory.
+    """
+    config = run_config(config_required)
     workdir = flags.DEFINE_string(
         "workdir", None, "directory of the run; if not given, work/ and the config's name"
     )

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from pinjax import app, former, results
+from pinjax import app, results
 from pinjax.distributed import sharding
+from pinjax.serving import former
 from pinjax.systems import registry
 from pinjax.training import checkpoint
 
@@ -21,6 +22,8 @@ def main(argv: Sequence[str]) -> int:
     config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
     mesh = sharding.mesh_of(config)
     system = registry.create(config, mesh, app.verifies(), former.fitted_of(workdir))
+    if system.trainable is None:
+        checkpoint.claim(workdir, config, system.identity)
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
     table = system.evaluate(state.params, SPLIT.value, full=True)
     print(f"{workdir}, step {int(state.step):,}, split {SPLIT.value}\n")

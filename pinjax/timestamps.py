@@ -10,6 +10,11 @@ DAY = 24 * HOUR
 _UINT32 = 2**32 - 1
 
 
+def iso(time: int) -> str:
+    """Unix seconds as ISO 8601 text."""
+    return datetime.datetime.fromtimestamp(time, datetime.UTC).isoformat()
+
+
 def parse(name: str, iso: str) -> int:
     """ISO 8601 text (without a zone: UTC) as unix seconds.
 

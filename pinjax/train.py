@@ -18,9 +18,10 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pinjax import app, files, former, results
+from pinjax import app, files, results
 from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
+from pinjax.serving import former
 from pinjax.systems import registry
 from pinjax.systems import system as system_lib
 from pinjax.training import checkpoint, loop, step

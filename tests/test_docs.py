@@ -105,6 +105,7 @@ class Call:
             elif name == "--items":
                 flag = "--items=5000"
             elif name in (
+                *("--users", "--histories", "--queries", "--allow", "--deny"),
                 *("--workdir", "--out", "--coordinator", "--processes", "--process"),
                 *("--config.data.name", "--config.data.dir", "--config.data.vectors"),
             ) or (own_data and flag.removeprefix("--config.").startswith(OF_DATA)):
@@ -284,7 +285,7 @@ def test_a_command_runs_in_its_test_form(run, trained, quick, tmp_path, call):
         run(call)
     else:
         workdir = trained(call.training()) if call.is_trained() else tmp_path / "run"
-        out = [f"--out={tmp_path}/out"] * (call.name == "embed")
+        out = [f"--out={tmp_path}/out"] * (call.name in ("embed", "recommend"))
         run(call, f"--workdir={workdir}", *quick(call), *out)
 
 

@@ -13,6 +13,7 @@ COMMANDS = {"serving", "reporting", "compiler", "training", "systems", "data", "
 BELOW_SYSTEMS = {"data", "evaluation", "models", "losses", "graph", "retrieval", "distributed"}
 ARROWS = {
     "commands": COMMANDS | {"distributed"},
+    "serving": {"training", "systems"} | BELOW_SYSTEMS,
     "compiler": {"training", "systems", "retrieval", "distributed"},
     "training": {"systems", "distributed"},
     "systems": BELOW_SYSTEMS,
@@ -32,7 +33,7 @@ MODULES = {
     "training": {"systems": {"system"}},
     "compiler": {"systems": {"system", "registry"}},
 }
-GROUND = {"checksums", "errors", "files", "settings", "signals", "timestamps"}
+GROUND = {"checksums", "config_json", "errors", "files", "settings", "signals", "timestamps"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -100,9 +100,7 @@ class Dataset:
         if any(vocabulary):
             *first, _ = vocabulary
             vocabulary = (*first, len(made.token_names) - sum(first))
-        return dataclasses.replace(
-            made, spec=dataclasses.replace(self.spec, vocabulary=vocabulary)
-        )
+        return dataclasses.replace(made, spec=dataclasses.replace(self.spec, vocabulary=vocabulary))
 
     @functools.cached_property
     def oracle(self) -> oracle.Oracle | None:
@@ -128,11 +126,14 @@ class Dataset:
 
     def chunk(self, split: str, start: int, stop: int) -> "timelines.Chunk":
         """The timelines of rows `start` to `stop` of a split, or to its end if that is smaller."""
-        source = self.timelines(split)
-        rows = source.__getitems__(list(range(start, min(stop, len(source)))))
-        records, offsets = timelines.unpack(row["actions"] for row in rows)
+        return self.chunk_of(split, range(start, min(stop, len(self.timelines(split)))))
+
+    def chunk_of(self, split: str, rows: Iterable[int]) -> "timelines.Chunk":
+        """The timelines of some rows of a split."""
+        found = self.timelines(split).__getitems__(list(rows))
+        records, offsets = timelines.unpack(row["actions"] for row in found)
         kind = int if self.spec.integer_users else str
-        return timelines.Chunk([kind(row["user"].decode()) for row in rows], records, offsets)
+        return timelines.Chunk([kind(row["user"].decode()) for row in found], records, offsets)
 
     def chunks(self, split: str, users: int = 4096) -> Iterator["timelines.Chunk"]:
         """The timelines of a split in order, `users` at a time."""

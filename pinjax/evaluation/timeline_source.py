@@ -220,7 +220,7 @@ class TimelineSource:
             label_exists=self.index(start).eligible[records["item"][label]],
             label_task=np.zeros(len(label), np.uint8),
             label_time=actions.time[label],
-            excluded=_seen(records, starts, ends) if self.config.filter_seen else nothing,
+            excluded=seen(records, starts, ends) if self.config.filter_seen else nothing,
             depth=self.depth,
         )
 
@@ -249,7 +249,7 @@ class TimelineSource:
         return label, np.stack([last, request])
 
 
-def _seen(records: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def seen(records: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Int64 (n, 2): pairs of a query and an item that its user had acted on."""
     lengths = ends + 1 - starts
     query = np.repeat(np.arange(len(ends)), lengths)

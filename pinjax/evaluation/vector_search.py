@@ -48,9 +48,9 @@ class Items(NamedTuple):
     def create(cls, rows: np.ndarray, vectors: jax.Array | np.ndarray) -> "Items":
         return cls(rows, np.asarray(vectors, np.float32), jnp.asarray(vectors))
 
-    def of_labels(self, queries: EvalQueries) -> np.ndarray:
-        """Float32 (labels, dim): the vectors of the queries' labels."""
-        return self.vectors[np.searchsorted(self.rows, queries.label_item)]
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """Float32 (rows, dim): the vectors of some of the rows of the catalogue."""
+        return self.vectors[np.searchsorted(self.rows, rows)]
 
 
 class VectorSearch:
@@ -110,30 +110,46 @@ def of_vectors(
 def search(vectors: np.ndarray, items: Items, queries: EvalQueries, index: Index) -> Found:
     """The items nearest to the vectors of queries, as `Towers.queries` gives them."""
     valid = jnp.asarray(index.held[items.rows])
+    scores, rows = nearest(vectors, items, queries.listed, valid, queries.excluded)
+    found = Found(rows, scores, _label_scores(vectors, items, queries))
+    if queries.rank_all and vectors.ndim == 2:
+        return found._replace(label_ranks=_label_ranks(vectors, items, queries, found, valid))
+    return found
+
+
+def nearest(
+    vectors: np.ndarray, items: Items, k: int, valid: jax.Array, excluded: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k items nearest to vectors.
+
+    Args:
+      vectors: float32 (queries, dim), or (queries, vectors, dim) as in `Towers.queries`.
+      items: that are searched.
+      k: number of results.
+      valid: bool (items,), of `items`, those that may be found.
+      excluded: int (pairs, 2), queries and rows of the catalogue that are not their results.
+
+    Returns:
+      (scores, rows of the catalogue), each (queries, k), best first; -inf and -1 where there are
+      fewer.
+    """
     several = vectors.shape[1] if vectors.ndim == 3 else 1
-    query, item = np.repeat(queries.excluded, several, axis=0).T
+    query, item = np.repeat(excluded, several, axis=0).T
     query = query * several + np.arange(len(query)) % several
 
-    def nearest(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def search_all(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = min(_QUERIES, 1 << max(len(batch) - 1, 0).bit_length())
-        excluded = _batches_of_pairs(query, item, items, len(batch), size)
+        pairs_of = _batches_of_pairs(query, item, items, len(batch), size)
 
         def search_some(some: tuple[np.ndarray, np.ndarray]) -> tuple[jax.Array, jax.Array]:
             vectors, row = some
-            pairs = excluded(row[0])
-            return exact.search(
-                vectors, items.on_device, queries.listed, valid=valid, excluded=pairs
-            )
+            pairs = pairs_of(row[0])
+            return exact.search(vectors, items.on_device, k, valid=valid, excluded=pairs)
 
         return batching.in_batches(search_some, (batch, np.arange(len(batch))), size)
 
-    scores, columns = _by_vector(nearest, vectors)
-    rows = np.where(columns >= 0, items.rows[columns], -1)
-    label_scores = _label_scores(vectors, items, queries)
-    found = Found(rows, scores, label_scores)
-    if queries.rank_all and several == 1:
-        return found._replace(label_ranks=_label_ranks(vectors, items, queries, found, valid))
-    return found
+    scores, columns = _by_vector(search_all, vectors)
+    return scores, np.where(columns >= 0, items.rows[columns], -1)
 
 
 class NearestVector:
@@ -202,13 +218,13 @@ def _label_scores(vectors: np.ndarray, items: Items, queries: EvalQueries) -> np
     if vectors.ndim == 3:
         return _scores_of_vectors(vectors, items, queries).max(axis=1)
     own = np.asarray(vectors[queries.label_query], np.float32)
-    return np.einsum("ld,ld->l", own, items.of_labels(queries))
+    return np.einsum("ld,ld->l", own, items.of(queries.label_item))
 
 
 def _scores_of_vectors(vectors: np.ndarray, items: Items, queries: EvalQueries) -> np.ndarray:
     """Float32 (labels, vectors): the labels' scores for each vector of their queries."""
     own = np.asarray(vectors[queries.label_query], np.float32)
-    scores = np.einsum("lvd,ld->lv", own, items.of_labels(queries))
+    scores = np.einsum("lvd,ld->lv", own, items.of(queries.label_item))
     return np.where(own.any(axis=2), scores, -np.inf)
 
 

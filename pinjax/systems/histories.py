@@ -1,9 +1,7 @@
-"""Shared by the systems that learn from timelines: batches, and embeddings of users."""
+"""Shared by the systems that learn from timelines: batches, and histories of users."""
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -14,7 +12,7 @@ from pinjax import settings
 from pinjax.data import batches, timelines, windows
 from pinjax.data import spec as spec_lib
 from pinjax.data.dataset import Dataset
-from pinjax.distributed import batching, sharding
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.systems import system
 
@@ -107,50 +105,23 @@ def summary(spec: spec_lib.Spec, made: batches.Batches) -> dict[str, str]:
     }
 
 
-def user_shards(
-    config: ConfigDict,
-    dataset: Dataset,
-    embed: Callable[[system.Batch], jax.Array | np.ndarray],
-    as_of: int,
-    dim: int,
-) -> list[system.Shard]:
-    """Embeddings as of a time, of the users of all splits who had acted by then.
-
-    A user of several vectors has a row for each, in their order.
+def until(
+    chunk: timelines.Chunk, as_of: int, length: int
+) -> tuple[np.ndarray, np.ndarray, system.Batch]:
+    """The users of a chunk who had acted by a time, and their histories until then.
 
     Args:
-      config: of the run.
-      dataset: of the users.
-      embed: from a batch of `evaluate.batch` histories to embeddings (users, dim), or
-        (users, vectors, dim), where zeros are padding.
-      as_of: unix seconds; what users did later is not read.
-      dim: of an embedding.
+      chunk: timelines.
+      as_of: unix seconds, when embeddings are requested; what users did later is not read.
+      length: actions of a history, M.
+
+    Returns:
+      (rows of the chunk's users (n,), the last action of each (n,), `windows.history`).
     """
-
-    def shard(split: str, start: int) -> tuple[np.ndarray, np.ndarray]:
-        chunk = dataset.chunk(split, start, start + system.SHARD)
-        users = np.arange(len(chunk.users))
-        keys = windows.time_keys(chunk.records, chunk.offsets)
-        last = windows.last_action_before(keys, users, np.full(len(users), as_of))
-        users = users[last >= chunk.offsets[:-1]]
-        history = windows.history(
-            *(chunk.records, chunk.offsets[users], last[users], config.data.length),
-            request_times=np.full((len(users), 1), as_of),
-        )
-        # As objects: fixed-width text would be as wide as the longest id.
-        kind = np.int64 if dataset.spec.integer_users else object
-        ids = np.array(chunk.users, kind)[users]
-        if not len(ids):
-            return ids, np.zeros((0, dim), np.float32)
-        vectors = batching.in_batches(embed, history, config.evaluate.batch)
-        if vectors.ndim == 2:
-            return ids, vectors
-        exists = vectors.any(axis=2)
-        return np.repeat(ids, exists.sum(axis=1)), vectors[exists]
-
-    splits = spec_lib.SPLITS[:1] if dataset.spec.leave_one_out else spec_lib.SPLITS
-    return [
-        functools.partial(shard, split, start)
-        for split in splits
-        for start in range(0, len(dataset.timelines(split)), system.SHARD)
-    ]
+    users = np.arange(len(chunk.users))
+    keys = windows.time_keys(chunk.records, chunk.offsets)
+    last = windows.last_action_before(keys, users, np.full(len(users), as_of))
+    users = users[last >= chunk.offsets[:-1]]
+    window = chunk.records, chunk.offsets[users], last[users], length
+    times = np.full((len(users), 1), as_of)
+    return users, last[users], windows.history(*window, request_times=times)

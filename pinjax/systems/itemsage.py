@@ -251,19 +251,11 @@ def bind(
         retriever = vector_search.of_vectors(embed_queries, items)
         return evaluator(retriever, split, full)
 
-    def embed(params: Any, as_of: int) -> dict[str, list[system.Shard]]:
+    def serve(params: Any, as_of: int) -> system.Served:
         del as_of  # embeddings do not depend on time
-
-        def item_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return dataset.catalogue.ids[rows], embed_items(params, rows)
-
-        def query_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return dataset.queries.ids[rows], embed_queries(rows)
-
-        return {
-            "items": system.shards(item_shard, rows),
-            "queries": system.shards(query_shard, np.arange(spec.num_queries)),
-        }
+        items = system.Rows(rows, functools.partial(embed_items, params))
+        queries = system.Rows(np.arange(spec.num_queries), embed_queries)
+        return system.Served(items, queries=queries)
 
     widths = counts.widths_of_pairs(config.loss, spec)
     counted = counts.count_pairs(train_batches.pairs, widths, config.data.pairs)
@@ -280,8 +272,8 @@ def bind(
         evaluate=evaluate,
         evaluated_on=evaluator.describe,
         metrics=evaluator.metrics,
-        embed=embed,
-        embed_as_of=spec.train_end,
+        serve=serve,
+        as_of=spec.train_end,
         check_training=check_training,
         summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
         identity={"dataset": spec.digest, **dataset.frozen},

@@ -236,18 +236,10 @@ def bind(
     evaluator = evaluator_lib.Evaluator("PinnerFormer", source)
     towers = make_towers(trainable, table, dataset, constants)
 
-    def embed(params: Any, as_of: int) -> dict[str, list[system.Shard]]:
+    def serve(params: Any, as_of: int) -> system.Served:
         embed_histories, embed_rows, _ = towers(params, as_of)
-
-        def items(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return dataset.catalogue.ids[rows], embed_rows(rows)
-
-        return {
-            "users": histories.user_shards(
-                config, dataset, embed_histories, as_of, config.model.embedding_dim
-            ),
-            "items": system.shards(items, np.arange(spec.num_items)),
-        }
+        items = system.Rows(np.arange(spec.num_items), embed_rows)
+        return system.Served(items, users=embed_histories)
 
     def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
         towers_as_of = functools.partial(towers, params)
@@ -270,8 +262,8 @@ def bind(
         evaluate=evaluate,
         evaluated_on=evaluator.describe,
         metrics=evaluator.metrics,
-        embed=embed,
-        embed_as_of=spec.train_end,
+        serve=serve,
+        as_of=spec.train_end,
         check_training=check_training,
         summary=histories.summary(spec, train_batches) | counts.summary(config, counted),
         identity={"dataset": spec.digest},

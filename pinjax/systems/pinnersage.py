@@ -28,7 +28,7 @@ from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 from pinjax.evaluation import evaluator as evaluator_lib
 from pinjax.evaluation import tables, timeline_source, vector_search
-from pinjax.systems import histories, system, ward
+from pinjax.systems import system, ward
 from pinjax.timestamps import DAY
 
 ORACLE_CLUSTERS = 5, 20  # that the oracle chooses from, in Table 1 of PinnerFormer
@@ -180,15 +180,9 @@ def bind(trainable: None, config: ConfigDict, mesh: Mesh, dataset: Dataset) -> s
         }
         return evaluator(search(users.drawn), split, full, oracles)
 
-    def embed(params: None, as_of: int) -> dict[str, list[system.Shard]]:
-        def embed_items(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return dataset.catalogue.ids[rows], items[rows]
-
-        dim = items.shape[1]
-        return {
-            "users": histories.user_shards(config, dataset, users.drawn, as_of, dim),
-            "items": system.shards(embed_items, np.flatnonzero(items.any(axis=1))),
-        }
+    def serve(params: None, as_of: int) -> system.Served:
+        rows = system.Rows(np.flatnonzero(users.known), items.__getitem__)
+        return system.Served(rows, users=users.drawn)
 
     return system.System(
         dataset=dataset,
@@ -198,8 +192,8 @@ def bind(trainable: None, config: ConfigDict, mesh: Mesh, dataset: Dataset) -> s
         evaluate=evaluate,
         evaluated_on=evaluator.describe,
         metrics=evaluator.metrics,
-        embed=embed,
-        embed_as_of=spec.train_end,
+        serve=serve,
+        as_of=spec.train_end,
         check_training=None,
         summary={},
         identity={"dataset": spec.digest},

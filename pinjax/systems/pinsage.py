@@ -254,21 +254,15 @@ def bind(
         towers = vector_search.Towers(queries, items.__getitem__)
         return evaluator(vector_search.VectorSearch(lambda time: towers), split, full)
 
-    def embed(params: Any, as_of: int) -> dict[str, list[system.Shard]]:
+    def serve(params: Any, as_of: int) -> system.Served:
         del as_of  # the graph is that of the end of training
         states = embed_items(params)
-
-        def item_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return dataset.catalogue.ids[rows], states[rows, -config.model.embedding_dim :]
-
-        def group_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return dataset.groups[rows], embed_groups(params, states, rows)
-
-        found = {"items": system.shards(item_shard, rows)}
-        if config.data.groups:
-            has_items = np.flatnonzero(np.diff(graph.groups.offsets))
-            found["groups"] = system.shards(group_shard, has_items)
-        return found
+        items = system.Rows(rows, states[:, -config.model.embedding_dim :].__getitem__)
+        if not config.data.groups:
+            return system.Served(items)
+        has_items = np.flatnonzero(np.diff(graph.groups.offsets))
+        groups = system.Rows(has_items, functools.partial(embed_groups, params, states))
+        return system.Served(items, groups=groups)
 
     counted = graph_training.counted(config, train_batches)
 
@@ -280,8 +274,8 @@ def bind(
         evaluate=evaluate,
         evaluated_on=evaluator.describe,
         metrics=evaluator.metrics,
-        embed=embed,
-        embed_as_of=spec.train_end,
+        serve=serve,
+        as_of=spec.train_end,
         check_training=functools.partial(counts.check, config, counted),
         summary=graph_training.summary(dataset, train_batches) | counts.summary(config, counted),
         identity={"dataset": spec.digest},

@@ -50,15 +50,44 @@ def create(config: ConfigDict, mesh: Mesh, spec: Spec) -> Tower:
 
 def read(config: ConfigDict, dataset: Dataset) -> Any:
     """The texts of a data set's queries, in memory, as the tower's `texts`."""
-    model, queries = config.model, dataset.queries
+    return _encode(config, dataset, dataset.queries.searches, dataset.queries.vectors)
+
+
+def encode(config: ConfigDict, dataset: Dataset, searches: list[str]) -> Any:
+    """Any texts as the tower's `texts`; the shapes of its arrays depend on their number alone.
+
+    Of a text with more tokens than the data set's longest search the last ones are left out. A text
+    that is not among the data set's queries has no vector of its own.
+    """
+    queries, longest = dataset.queries, dataset.spec.longest_search
+    row_of = {text: row for row, text in enumerate(queries.searches) if text}
+    rows = np.array([row_of.get(text, -1) for text in searches])
+    vectors = np.where(rows[:, None] >= 0, queries.vectors[rows], 0)
+
+    def fixed(texts: Any) -> Any:
+        if not isinstance(texts, product_features.Ragged):
+            return texts
+        kept = np.minimum(np.diff(texts.offsets)[:, 0], longest)
+        values = np.zeros(longest * len(searches), np.int32)
+        for row, (start, number) in enumerate(zip(texts.offsets[:, 0], kept, strict=True)):
+            values[row * longest :][:number] = texts.values[start : start + number]
+        starts = np.arange(len(searches)) * longest
+        return product_features.Ragged(values, np.c_[starts, starts + kept].astype(np.int32))
+
+    encoded = _encode(config, dataset, searches, vectors)
+    return jax.tree.map(fixed, encoded, is_leaf=lambda x: isinstance(x, product_features.Ragged))
+
+
+def _encode(config: ConfigDict, dataset: Dataset, searches: list[str], vectors: np.ndarray) -> Any:
+    model = config.model
     if model.encoder == "bag":
-        texts = product_features.Ragged.create(*dataset.encode(queries.searches))
+        texts = product_features.Ragged.create(*dataset.encode(searches))
     elif model.pretrained:
-        texts = pretrained.Tokenizer(model.pretrained, model.length)(queries.searches)
+        texts = pretrained.Tokenizer(model.pretrained, model.length)(searches)
     else:
-        words = dataset.vocabulary.encode(queries.searches)
+        words = dataset.vocabulary.encode(searches)
         texts = word_ids(words, dataset.vocabulary.sizes[0], model.length)
-    return (texts, queries.vectors.astype(jnp.bfloat16)) if model.residual else texts
+    return (texts, vectors.astype(jnp.bfloat16)) if model.residual else texts
 
 
 def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layout) -> Tower:

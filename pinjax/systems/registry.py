@@ -73,7 +73,7 @@ def create(
 def open_dataset(
     config: ConfigDict, verify: bool = True
 ) -> tuple[dataset_lib.Dataset, list[embeddings.Embeddings]]:
-    """The data set of a config, and the embeddings that `data.vectors` names; raises as `create`."""
+    """The data set of a config, and the embeddings of `data.vectors`; raises as `create`."""
     with processes.first_before_others():
         directory = dataset_lib.ensure(config.data.name, config.data.dir)
         if verify:

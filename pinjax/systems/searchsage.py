@@ -141,20 +141,23 @@ def bind(
         retriever = vector_search.of_vectors(functools.partial(embed_queries, params), items)
         return evaluator(retriever, split, full)
 
-    def embed(params: Any, as_of: int) -> dict[str, list[system.Shard]]:
+    def embed_texts(params: Any, texts: list[str]) -> np.ndarray:
+        rows, parts = np.arange(ENCODED, dtype=np.int32), []
+        for start in range(0, len(texts), ENCODED):
+            some = texts[start : start + ENCODED]
+            encoded = query_tower.encode(config, dataset, some + [""] * (ENCODED - len(some)))
+            tables = {"texts": jax.tree.map(place, encoded)}
+            parts.append(trainable.embedders["queries"](params, tables, rows)[: len(some)])
+        return np.concatenate(parts)
+
+    def serve(params: Any, as_of: int) -> system.Served:
         del as_of  # embeddings do not depend on time
-
-        def query_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return dataset.queries.ids[rows], embed_queries(params, rows)
-
-        def item_shard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return dataset.catalogue.ids[rows], items[rows]
-
         searches = np.flatnonzero(dataset.queries.kinds == "text")
-        return {
-            "queries": system.shards(query_shard, searches),
-            "items": system.shards(item_shard, np.flatnonzero(findable)),
-        }
+        return system.Served(
+            items=system.Rows(np.flatnonzero(findable), items.__getitem__),
+            queries=system.Rows(searches, functools.partial(embed_queries, params)),
+            texts=functools.partial(embed_texts, params),
+        )
 
     _, engaged = np.unique(train_batches.pairs["item"], return_counts=True)
     counted = {"items": counts.Counted(config.loss.sketch_width, engaged, config.data.pairs)}
@@ -171,8 +174,8 @@ def bind(
         evaluate=evaluate,
         evaluated_on=evaluator.describe,
         metrics=evaluator.metrics,
-        embed=embed,
-        embed_as_of=spec.train_end,
+        serve=serve,
+        as_of=spec.train_end,
         check_training=check_training,
         summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
         identity={"dataset": spec.digest, **dataset.frozen},

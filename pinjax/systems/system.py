@@ -11,7 +11,6 @@ result of `build` to the data set, so they run what `compile` compiles.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -24,10 +23,8 @@ from pinjax.errors import InputError
 from pinjax.evaluation.tables import Table
 
 Batch = dict[str, np.ndarray]
-Shard = Callable[[], tuple[np.ndarray, np.ndarray]]
 Metrics = dict[str, jax.Array]
 
-SHARD = 2**16  # embeddings of a file
 TRIED = 8  # the most batches that are checked before training
 
 
@@ -52,6 +49,37 @@ class Embedder:
 
     def __call__(self, params: Any, constants: Mapping[str, Any], batch: Any) -> jax.Array:
         return self.function(params, self.reads(constants), batch)
+
+
+class Rows(NamedTuple):
+    """A table of the data set with embeddings.
+
+    Attributes:
+      rows: int (n,), ascending, those that have an embedding.
+      embed: from some of these rows to their embeddings, float32 (rows, dim).
+    """
+
+    rows: np.ndarray
+    embed: Callable[[np.ndarray], np.ndarray]
+
+
+class Served(NamedTuple):
+    """What a system embeds as of a time. Where a field is None, it embeds no such thing.
+
+    Attributes:
+      items: of the catalogue.
+      users: from `evaluate.batch` histories of `windows.history` to embeddings (users, dim); or
+        (users, vectors, dim) where a user has several, the most important first, zeros padding.
+      queries: of the data set's queries.
+      groups: of the groups of its graph.
+      texts: from any texts of searches to embeddings (texts, dim).
+    """
+
+    items: Rows
+    users: Callable[[Batch], jax.Array | np.ndarray] | None = None
+    queries: Rows | None = None
+    groups: Rows | None = None
+    texts: Callable[[list[str]], np.ndarray] | None = None
 
 
 class Search(NamedTuple):
@@ -117,9 +145,8 @@ class System:
         needs no model; raises InputError if the split has no labels.
       metrics: names of the metrics in the first row of `evaluate(params, "valid")`, each with the
         better direction, "max" or "min"; empty if the data set has no validation split.
-      embed: (params, as_of) -> the tables that serving needs, by name, each as its shards:
-        functions that make (own ids (rows,), vectors float32 (rows, dim)).
-      embed_as_of: the default of `as_of`, unix seconds.
+      serve: (params, as_of) -> the embedding functions as of a time, unix seconds.
+      as_of: the default of that time, the end of training.
       check_training: raises an InputError if training would learn nothing, or if sketches are too
         narrow; it reads some batches.
       summary: lines to print at the start, by name.
@@ -133,8 +160,8 @@ class System:
     evaluate: Callable[..., Table]
     evaluated_on: Callable[[str], str]
     metrics: Mapping[str, str]
-    embed: Callable[[Any, int], dict[str, list[Shard]]]
-    embed_as_of: int
+    serve: Callable[[Any, int], Served]
+    as_of: int
     check_training: Callable[[], None]
     summary: dict[str, str]
     identity: dict[str, str]
@@ -144,11 +171,3 @@ def check_heads(model: ConfigDict) -> None:
     """Rejects attention heads that do not divide the width."""
     if model.width % model.heads:
         raise InputError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
-
-
-def shards(
-    embed: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], rows: np.ndarray
-) -> list[Shard]:
-    """The shards of a table, of `SHARD` rows each; `embed` maps rows to ids and vectors."""
-    starts = range(0, len(rows), SHARD)
-    return [functools.partial(embed, rows[start : start + SHARD]) for start in starts]

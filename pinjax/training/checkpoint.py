@@ -1,4 +1,4 @@
-"""Checkpoints of a run, and the rule that a work directory belongs to one run."""
+"""Checkpoints of a run."""
 
 import contextlib
 import functools
@@ -21,17 +21,11 @@ from pinjax import checksums, files
 from pinjax.distributed import processes
 from pinjax.errors import InputError
 from pinjax.systems import system as system_lib
-from pinjax.training import step
+from pinjax.training import step, workdirs
 
-_DIRECTORY, _RUN_FILE = "checkpoints", "run.json"
+_DIRECTORY = "checkpoints"
 # Orbax writes these when it gives a checkpoint its name, after the checksums.
 _BY_ORBAX = ("_CHECKPOINT_METADATA", "commit_success.txt")
-# Fields that may differ between the calls of one run: they change parameters only by rounding. What
-# is in `data.vectors` is part of a system's identity.
-_FREE = (
-    *("evaluate.", "data.dir", "data.vectors", "data.workers", "train.log_every"),
-    *("train.model_devices", "train.shard", "train.shard_optimizer"),
-)
 
 
 class Checkpoints:
@@ -254,33 +248,12 @@ def claim(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, st
     """Records in `workdir` which run it belongs to. Without a checkpoint it belongs to none.
 
     Raises:
-      InputError: as `check_run`.
+      InputError: as `workdirs.check`.
     """
     if Checkpoints(workdir).steps:
-        check_run(workdir, config, identity)
-        return
-    files.make_directory(workdir)
-    with files.replacing(epath.Path(workdir) / _RUN_FILE) as file:
-        file.write(checksums.dump(_run(config, identity)).encode())
-
-
-def check_run(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, str]) -> None:
-    """Checks that `workdir` belongs to a run.
-
-    Raises:
-      InputError: if it holds no run, or a run of another config, data set or frozen table.
-    """
-    path = epath.Path(workdir) / _RUN_FILE
-    if not path.exists():
-        raise InputError(f"{workdir} holds no run; train one with --workdir={workdir}")
-    old, new = _flatten(checksums.read(path)), _flatten(_run(config, identity))
-    for name in sorted(old.keys() | new.keys()):
-        short = name.removeprefix("config.")
-        if old.get(name) != new.get(name) and not _is_free(short):
-            raise InputError(
-                f"{workdir} holds a run with {short}={old.get(name)}, this one has "
-                f"{short}={new.get(name)}; choose another --workdir"
-            )
+        workdirs.check(workdir, config, identity)
+    else:
+        workdirs.write(workdir, config, identity)
 
 
 def load_chosen(
@@ -300,7 +273,7 @@ def load_chosen(
     """
     if system.trainable is None:
         return step.State(step=np.int32(0), params=None, opt_state=None, sketches=None, key=None)
-    check_run(workdir, config, system.identity)
+    workdirs.check(workdir, config, system.identity)
     optimizer = step.make_optimizer(config.train)
     like = step.abstract_state(system.trainable, optimizer, config.train, mesh)
     state = of_run(workdir, config, system, verify).load_chosen(like)
@@ -323,30 +296,3 @@ def of_run(
         reason = f"is none of {', '.join(directions)}" if directions else "needs a validation split"
         raise InputError(f"train.select: {select!r} {reason}")
     return Checkpoints(workdir, select, directions.get(select, "max"), verify)
-
-
-def depends_on(config: ConfigDict) -> dict[str, Any]:
-    """The config fields that the parameters depend on, by name."""
-    return {
-        name: value
-        for name, value in _flatten(json.loads(config.to_json())).items()
-        if not _is_free(name)
-    }
-
-
-def _run(config: ConfigDict, identity: Mapping[str, str]) -> dict[str, Any]:
-    return {"config": json.loads(config.to_json()), **identity}
-
-
-def _is_free(field: str) -> bool:
-    return any(field == free or (free.endswith(".") and field.startswith(free)) for free in _FREE)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

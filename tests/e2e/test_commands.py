@@ -221,6 +221,45 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
     assert not any(len(pq.read_table(path)) for path in (home / "early").glob("users-*"))
 
 
+def test_recommend_knows_the_run_from_its_directory(home, unbroken, recommend):
+    workdir, out = unbroken[0], home / "recommended.parquet"
+    flags = f"--workdir={workdir}", f"--out={out}"
+    code, printed, err = recommend("recommend", *flags, "--k=3")
+    assert (code, printed.count("\n")) == (0, 1), err
+    found = pq.read_table(out)
+    assert found.column_names == ["user", "item", "score", "rank"]
+    known = dataset.load("pinworld/tiny", f"{home}/data")
+    assert len(found) == 3 * len(set(found["user"].to_pylist())) > 1_000
+
+    (home / "users.txt").write_text("u00000003\nu00000001\n")
+    (home / "items.txt").write_text("\n".join(map(str, known.catalogue.ids[:50])))
+    lists = f"--users={home}/users.txt", f"--allow={home}/items.txt", "--nofilter_seen"
+    code, printed, err = recommend("recommend", *flags, "--k=3", *lists)
+    assert code == 0, err
+    some = pq.read_table(out)
+    assert set(some["user"].to_pylist()) == {"u00000001", "u00000003"}
+    assert set(some["item"].to_pylist()) <= set(known.catalogue.ids[:50].tolist())
+    before = out.read_bytes()
+    for wrong, message in (
+        (["--workdir=."], "holds no run"),
+        (["--to=items", "--queries=x"], "--queries and --to: expected one of them"),
+        ([f"--queries={home}/users.txt"], "pinnerformer embeds no texts of searches"),
+        ([f"--deny={home}/users.txt"], "deny: ids such as u00000003 are string; expected int64"),
+        ([f"--users={home}/nobody.txt"], "nobody.txt: No such file or directory"),
+        (["--as_of=noon"], "--as_of is 'noon'; expected ISO 8601, from 1970 to 2106"),
+    ):
+        code, _, err = recommend("recommend", *flags, *wrong)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+    assert out.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def recommend():
+    with commands.Commands("pinjax.serving.run") as command:
+        yield command
+
+
 def test_a_second_run_on_a_directory_hears_of_the_first(home, unbroken):
     del unbroken  # the data set is there
     workdir = home / "two"

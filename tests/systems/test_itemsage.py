@@ -14,7 +14,7 @@ from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.models import product_features
 from pinjax.systems import counts, engagements, itemsage, product_table, registry
-from pinjax.training import checkpoint
+from pinjax.training import checkpoint, workdirs
 
 SYSTEM = "itemsage"
 SIZE, RANDOM = 32, 24
@@ -192,7 +192,7 @@ def test_other_frozen_tables_are_refused(make_config, tmp_path, mesh):
     checkpoint.claim(tmp_path, config, identity)
     for name in ("query vectors", "image vectors", "vocabulary"):
         with pytest.raises(InputError, match=f"holds a run with {name}=.*, this one has {name}=x"):
-            checkpoint.check_run(tmp_path, config, {**identity, name: "x"})
+            workdirs.check(tmp_path, config, {**identity, name: "x"})
 
 
 @pytest.mark.parametrize(
@@ -244,8 +244,9 @@ def test_what_the_tower_sees_nothing_of_is_not_found(make_config, mesh, data_dir
         assert 0.1 < findable.mean() < 0.4
         system = registry.create(make_config(model=model), mesh)
         params, _ = jax.jit(system.trainable.init)(jax.random.key(0))
-        ((ids, vectors),) = (shard() for shard in system.embed(params, 0)["items"])
-        np.testing.assert_array_equal(ids, dataset.catalogue.ids[findable])
+        items = system.serve(params, 0).items
+        np.testing.assert_array_equal(items.rows, np.flatnonzero(findable))
+        vectors = items.embed(items.rows)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert (images[findable] > 0).all()
 

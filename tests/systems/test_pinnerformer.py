@@ -14,7 +14,7 @@ from pinjax.data import spec as spec_lib
 from pinjax.data.spec import Spec
 from pinjax.distributed import sharded_table, sharding
 from pinjax.errors import InputError
-from pinjax.systems import histories, item_table, pinnerformer, registry
+from pinjax.systems import embedded, histories, item_table, pinnerformer, registry
 
 SYSTEM = "pinnerformer"
 
@@ -257,8 +257,8 @@ def test_integer_user_ids_come_back_as_integers(make_config, other_data, data_di
         config.data.name = name
         system = registry.create(config, mesh)
         params, _ = jax.jit(system.trainable.init)(jax.random.key(0))
-        for as_of in (0, system.embed_as_of):  # at first nobody has acted
-            parts = [shard() for shard in system.embed(params, as_of)["users"]]
+        for as_of in (0, system.as_of):  # at first nobody has acted
+            parts = [shard() for shard in embedded.tables(config, system, params, as_of)["users"]]
             ends.append([np.concatenate(part) for part in zip(*parts, strict=True)])
     nobody, (text, vectors), _, (ids, same) = ends
     assert len(nobody[0]) == 0
@@ -356,7 +356,7 @@ def test_towers_know_the_popularity_as_of_their_time(make_config, mesh):
         found = table.as_of(dataset, page.constants, as_of)
         jax.tree.map(np.testing.assert_array_equal, found, then)
         close(page.trainable.embedders["users"](params, found, batch), served(params, then, batch))
-        close(page.embed(params, as_of)["items"][0]()[1], items)
+        close(page.serve(params, as_of).items.embed(np.arange(len(items))), items)
         assert np.abs(items - last).max() > 0.1
         last = items
 

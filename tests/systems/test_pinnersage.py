@@ -12,7 +12,7 @@ from pinjax.data import catalogue, timelines, windows
 from pinjax.data import dataset as dataset_lib
 from pinjax.errors import InputError
 from pinjax.evaluation import records, tables
-from pinjax.systems import pinnersage, registry, ward
+from pinjax.systems import embedded, pinnersage, registry, ward
 from tests import commands
 
 SYSTEM = "pinnersage"
@@ -137,7 +137,9 @@ def test_nobody_knows_what_is_done_later(make_config, mesh):
     systems = [pinnersage.bind(None, config, mesh, data) for data in (dataset, changed)]
     alike = []
     for as_of in (changed.after, changed.after + 10 * DAY):
-        parts = [[shard() for shard in s.embed(None, as_of)["users"]] for s in systems]
+        parts = [
+            [shard() for shard in embedded.tables(config, s, None, as_of)["users"]] for s in systems
+        ]
         alike.append(
             all(
                 np.array_equal(a, b)

@@ -11,7 +11,7 @@ from pinjax.data import graph_batches
 from pinjax.errors import InputError
 from pinjax.evaluation import graph_source
 from pinjax.graph import groups
-from pinjax.systems import graph_training, layerwise, node_table, pinsage, registry
+from pinjax.systems import embedded, graph_training, layerwise, node_table, pinsage, registry
 
 SYSTEM = "pinsage"
 
@@ -141,13 +141,13 @@ def test_an_item_that_was_never_trained_on_is_embedded_from_its_edges(parts, mes
 
 
 def test_groups_may_be_left_out(parts):
-    _, _, system, params, sketches, batch, _ = parts(data={"groups": 0})
+    config, _, system, params, sketches, batch, _ = parts(data={"groups": 0})
     arguments = params, system.constants, sketches, batch, jax.random.key(2)
     value, (metrics, sketches) = jax.jit(system.trainable.loss)(*arguments)
     assert value == metrics["loss/items"] > 0
     assert "loss/groups" not in metrics
     assert int(sketches["groups"].total) == 0
-    assert system.embed(params, 0).keys() == {"items"}
+    assert embedded.tables(config, system, params, 0).keys() == {"items"}
 
 
 def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
@@ -165,7 +165,7 @@ def test_where_tables_lie_changes_nothing(make_config, check_sharded_tables):
 
 def test_embeddings_are_of_known_items_and_of_groups(parts):
     config, dataset, system, params, *_ = parts()
-    shards = system.embed(params, 0)
+    shards = embedded.tables(config, system, params, 0)
     assert shards.keys() == {"items", "groups"}
     ids, vectors = shards["items"][0]()
     known = graph_source.known_items(dataset)

@@ -105,9 +105,11 @@ def test_only_items_with_a_vector_are_found(make_config, mesh, data_dir):
     dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
     with_image = np.diff(dataset.catalogue.image_offsets) > 0
     assert 0.2 < with_image.mean() < 0.3  # the others are no products, or without images
-    ((ids, vectors),) = (shard() for shard in system.embed(params, 0)["items"])
-    assert set(ids) == set(dataset.catalogue.ids[with_image])
+    items = system.serve(params, 0).items
+    np.testing.assert_array_equal(items.rows, np.flatnonzero(with_image))
+    vectors = items.embed(items.rows)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    check_texts(dataset, system.serve(params, 0))
     table = system.evaluate(params, "test", full=True)
     test = dataset.pairs("test")
     for task in ("text/click", "text/save"):
@@ -119,13 +121,41 @@ def test_only_items_with_a_vector_are_found(make_config, mesh, data_dir):
         assert all(row.metrics["R@100"].value <= most for row in rows)
 
 
+def check_texts(dataset, served):
+    """Any texts are embedded as searches are, and of a long one the first tokens."""
+    rows = np.resize(served.queries.rows, 300)  # more than are embedded at a time
+    texts = dataset.queries.ids[rows].tolist()
+    expected = served.queries.embed(rows)
+    np.testing.assert_allclose(served.texts(texts), expected, atol=1e-5)
+    longest = dataset.spec.longest_search * " ".join(texts[:3]).split()
+    long = " ".join(longest), " ".join(longest[:-1])
+    known, unknown, *long = served.texts([texts[0], "zzz", *long])
+    np.testing.assert_allclose(known, expected[0], atol=1e-5)
+    assert not np.allclose(unknown, known, atol=0.1)
+    np.testing.assert_allclose(np.linalg.norm(long, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_words_of_a_text_are_those_of_a_search(make_config, data_dir, residual):
+    config = make_config(model={"encoder": "bert", "residual": residual})
+    dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
+    rows = np.flatnonzero(dataset.queries.kinds == "text")[[5, 2, 9]]
+    found = query_tower.encode(config, dataset, [*dataset.queries.ids[rows], "zzz"])
+    for of_text, table in zip(
+        jax.tree.leaves(found), jax.tree.leaves(query_tower.read(config, dataset)), strict=True
+    ):
+        np.testing.assert_array_equal(of_text[:3], table[rows])
+        assert not np.any(np.asarray(of_text[3], np.float32).ravel()[1:])  # [CLS] alone
+
+
 def test_items_without_images_are_their_content(make_config, other_data, data_dir, mesh):
     content = dataset_lib.load("pinworld/tiny", data_dir).catalogue.content
     system = registry.create(
         make_config(data={"name": other_data(without=("images",), image_dim=0)}), mesh
     )
     params, sketch = jax.jit(system.trainable.init)(jax.random.key(0))
-    ((_, vectors),) = (shard() for shard in system.embed(params, 0)["items"])
+    items = system.serve(params, 0).items
+    vectors = items.embed(items.rows)
     np.testing.assert_allclose(vectors, content, atol=1e-3)
     batch = next(system.batches(0))
     gradient_of = jax.jit(jax.grad(system.trainable.loss, has_aux=True))

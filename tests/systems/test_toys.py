@@ -11,7 +11,7 @@ from pinjax.compiler import programs
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.settings import Choice, Section, Size
-from pinjax.systems import registry
+from pinjax.systems import embedded, registry
 from pinjax.training import checkpoint, loop
 
 HERE = pathlib.Path(__file__).parent
@@ -45,7 +45,7 @@ def test_a_matrix_factorisation_trains_evaluates_embeds_and_compiles(config, tmp
         system.evaluate(p, "valid").rows[0].metrics["R@100"].value for p in (params, untrained)
     )
     assert found > before + 0.1
-    for name, shards in system.embed(params, 0).items():
+    for name, shards in embedded.tables(config, system, params, 0).items():
         ((_, vectors),) = (shard() for shard in shards)
         np.testing.assert_array_equal(vectors, params[name])
 
@@ -68,7 +68,7 @@ def test_a_system_that_is_not_trained_is_evaluated_and_embedded(config, tmp_path
     table = system.evaluate(state.params, "test", full=True)
     recall = {row.method: row.metrics["R@100"].value for row in table.rows}
     assert recall["own vectors"] > recall["popularity, all time"]
-    ((ids, vectors),) = (shard() for shard in system.embed(state.params, 0)["items"])
-    assert len(ids) == len(vectors) > 200
+    items = system.serve(state.params, 0).items
+    assert len(items.embed(items.rows)) == len(items.rows) > 200
     with pytest.raises(InputError, match=r"system='toys.own_vectors' is not trained"):
         registry.check_trained(config, system.trainable)

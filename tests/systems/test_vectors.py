@@ -11,7 +11,7 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.errors import InputError
 from pinjax.settings import Choice
 from pinjax.systems import registry
-from pinjax.training import checkpoint
+from pinjax.training import checkpoint, workdirs
 
 HERE = pathlib.Path(__file__).parent
 DIM = 6
@@ -65,11 +65,11 @@ def test_a_run_on_other_vectors_is_refused(make_config, vectors, mesh, tmp_path)
     checkpoint.claim(run, config, identity)
     pathlib.Path(one).rename(f"{one}-moved")  # where they are is no matter
     moved = make_config("searchsage", f"{one}-moved")
-    checkpoint.check_run(run, moved, registry.create(moved, mesh).identity)
+    workdirs.check(run, moved, registry.create(moved, mesh).identity)
     for vectors_ in (other, f"{one}-moved, {other}", ""):
         config = make_config("searchsage", vectors_)
         with pytest.raises(InputError, match=r"holds a run with .*vectors=.*, this one has"):
-            checkpoint.check_run(run, config, registry.create(config, mesh).identity)
+            workdirs.check(run, config, registry.create(config, mesh).identity)
 
 
 def test_a_system_of_the_users_own_takes_them(make_config, vectors, mesh, monkeypatch):
@@ -77,7 +77,8 @@ def test_a_system_of_the_users_own_takes_them(make_config, vectors, mesh, monkey
     config = make_config("searchsage", vectors("x"))
     config.system = Choice("toys.own_vectors")
     system = registry.create(config, mesh)
-    ((_, found),) = (shard() for shard in system.embed(None, 0)["items"])
+    items = system.serve(None, 0).items
+    found = items.embed(items.rows)
     assert found.shape[1] == DIM
     assert "vectors" in system.identity
     assert system.evaluate(None, "test").rows[0].metrics["R@10"].value < 0.2  # they are random

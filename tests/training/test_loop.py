@@ -17,7 +17,7 @@ from pinjax import checksums, signals
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.evaluation.metrics import Estimate
-from pinjax.training import checkpoint, loop, step
+from pinjax.training import checkpoint, loop, step, workdirs
 
 COMMIT = "commit_success.txt"
 NOT_FINITE = r"step 6 has the loss {loss} and a gradient of norm {norm}; its batch is in .*_6_of_pr"
@@ -375,7 +375,7 @@ def test_a_work_directory_is_claimed_by_its_first_checkpoint(tmp_path):
     other = ConfigDict({"train": {"steps": 4, "log_every": 1}})
     identity = {"dataset": "digest"}
     with pytest.raises(InputError, match="holds no run; train one with"):
-        checkpoint.check_run(tmp_path, config, identity)
+        workdirs.check(tmp_path, config, identity)
     checkpoint.claim(tmp_path, other, identity)
     checkpoint.claim(tmp_path, config, identity)
     (tmp_path / "checkpoints/2").mkdir(parents=True)

@@ -5,11 +5,13 @@ times, pairs if it names searches or sequences, a graph if it names groups or, w
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import Stemmer
 from ml_collections import ConfigDict
 
+from pinjax import config_json
 from pinjax.errors import InputError
 from pinjax.settings import UINT32, Bool, Choice, Field, Float, Int, Row, Section, Size, Text, Tuple
 
@@ -140,6 +142,24 @@ def default() -> Section:
     split.cold = Float(0.0, at_least=0, below=1)
     split.seed = Int(0, at_least=0, at_most=UINT32)  # of the hashes
     split.column = Text()  # of the events: true or 1 where the row tests
+    return config
+
+
+def of_histories(source: Mapping[str, Any] | None) -> ConfigDict:
+    """The columns of the histories of users, as the log of a data set had them.
+
+    Args:
+      source: the column map of the data set, as JSON; None: columns user, item, time (unix
+        seconds), action, surface and duration.
+    """
+    if source is None:
+        config = default()
+        config.events.update(user="user", time="time", action="action", duration="duration")
+        config.events.update(time_unit="s", surface=("surface",))
+    else:
+        config = config_json.from_json(source)
+    config.events.update(query="", group="", position="")
+    config.pairs.sequence = config.split.column = ""
     return config
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from pinjax import checksums, files
+from pinjax import checksums, config_json, files
 from pinjax.data import spec as spec_lib
 from pinjax.data.sources import (
     column_map,
@@ -136,6 +136,7 @@ def prepare(
                 spec, remarks = _make(job, inputs)
             shutil.rmtree(staging)
             source = {"identity": identity, "report": report, "remarks": remarks}
+            source["columns"] = config_json.to_json(config)
             (made / spec_lib.SOURCE_FILE).write_text(checksums.dump(source))
             spec = spec_lib.finish(made, out, spec)
     except OSError as error:

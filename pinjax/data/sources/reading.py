@@ -154,9 +154,14 @@ def _npz(database: Database, path: str, columns: Sequence[str]) -> File:
         if not types.keys() >= set(columns):
             return File(path, types, "", 1)  # which has no such column
         table = pa.table({name: _lists(arrays[name]) for name in dict.fromkeys(columns)})
-    view = f"npz {path}"
+    return of_table(database, path, table)
+
+
+def of_table(database: Database, name: str, table: pa.Table) -> File:
+    """A table in memory as a file of that name."""
+    view = f"table {name}"
     database.connection.register(view, table)
-    return File(path, _types(database, name_of(view)), _numbered(name_of(view)), len(table))
+    return File(name, _types(database, name_of(view)), _numbered(name_of(view)), len(table))
 
 
 def _lists(array: np.ndarray) -> pa.Array:

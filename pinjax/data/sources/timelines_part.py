@@ -98,12 +98,12 @@ def _shard(database: Database, shard: int) -> tuple[list[int | str], np.ndarray,
     if table["time"].null_count < len(table):
         time = table["time"].to_numpy()
         records["time"] = time // SECOND
-        repeats = _repeats(user, time, records)
+        repeats = repeated(user, time, records)
     starts = np.searchsorted(user[~repeats], first + np.arange(len(users) + 1))
     return users, records[~repeats], starts, int(repeats.sum())
 
 
-def _repeats(user: np.ndarray, time: np.ndarray, records: np.ndarray) -> np.ndarray:
+def repeated(user: np.ndarray, time: np.ndarray, records: np.ndarray) -> np.ndarray:
     """Bool (n,): rows with the user, item, time and action of an earlier row.
 
     Args:

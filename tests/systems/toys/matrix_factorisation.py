@@ -62,11 +62,12 @@ def bind(trainable, config, mesh, dataset):
         queries = functools.partial(embed_rows, "queries", params)
         return evaluator(vector_search.of_vectors(queries, items), split, full)
 
-    def embed(params, as_of):
-        def shard(name, rows):
-            return ids[name][rows], embed_rows(name, params, rows)
-
-        return {n: system.shards(functools.partial(shard, n), np.arange(len(ids[n]))) for n in ids}
+    def serve(params, as_of):
+        tables = {
+            name: system.Rows(np.arange(len(own)), functools.partial(embed_rows, name, params))
+            for name, own in ids.items()
+        }
+        return system.Served(**tables)
 
     return system.System(
         dataset=dataset,
@@ -76,8 +77,8 @@ def bind(trainable, config, mesh, dataset):
         evaluate=evaluate,
         evaluated_on=evaluator.describe,
         metrics=evaluator.metrics,
-        embed=embed,
-        embed_as_of=dataset.spec.train_end,
+        serve=serve,
+        as_of=dataset.spec.train_end,
         check_training=functools.partial(engagements.check_training, batches, in_batch=True),
         summary=engagements.summary(dataset, batches),
         identity={"dataset": dataset.spec.digest},

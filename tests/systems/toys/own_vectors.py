@@ -29,11 +29,8 @@ def bind(trainable, config, mesh, dataset):
 
         return evaluator(vector_search.of_vectors(embed, items), split, full)
 
-    def embed(params, as_of):
-        def shard(rows):
-            return dataset.catalogue.ids[rows], items[rows]
-
-        return {"items": system.shards(shard, np.flatnonzero(findable))}
+    def serve(params, as_of):
+        return system.Served(system.Rows(np.flatnonzero(findable), items.__getitem__))
 
     return system.System(
         dataset=dataset,
@@ -43,8 +40,8 @@ def bind(trainable, config, mesh, dataset):
         evaluate=evaluate,
         evaluated_on=evaluator.describe,
         metrics=evaluator.metrics,
-        embed=embed,
-        embed_as_of=0,
+        serve=serve,
+        as_of=0,
         check_training=None,
         summary={},
         identity={"dataset": dataset.spec.digest},

@@ -1,7 +1,6 @@
 """A former run, on an earlier state of the log, from which training or embedding goes on."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,33 +9,44 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from pinjax import checksums
-from pinjax.data import item_features
+from pinjax.data import embeddings, item_features
 from pinjax.data.dataset import Dataset
 from pinjax.data.fitted import Fitted
 from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
 from pinjax.systems import registry, system
-from pinjax.training import checkpoint, step, warm_start
+from pinjax.training import checkpoint, step, warm_start, workdirs
 
 _ALIKE = 0.5  # cosine of an item's vectors in two data sets, at most, if the spaces are others
-
-
-def read(workdir: epath.Path) -> dict[str, Any]:
-    """The config and the identity of the run in a work directory.
-
-    Raises:
-      InputError: if there is none.
-    """
-    path = workdir / "run.json"
-    if not path.exists():
-        raise InputError(f"{workdir} holds no run; train one with --workdir={workdir}")
-    return checksums.read(path)
 
 
 def fitted_of(workdir: epath.Path) -> Fitted | None:
     """What the features of the run in a work directory were fitted to, if it began from another."""
     return Fitted.load(workdir) if checkpoint.Checkpoints(workdir).steps else None
+
+
+def bind(
+    workdir: epath.Path, config: ConfigDict, mesh: Mesh, verify: bool
+) -> tuple[system.System, step.State, Any]:
+    """The model of a run, on the data set of a config: the run's own, or a later state of its log.
+
+    Args:
+      workdir: of the run.
+      config: of the run, but for `data.name`.
+      mesh: of the devices.
+      verify: whether checksums are compared.
+
+    Returns:
+      the system, its state, and the parameters as they are on the run's own data set.
+
+    Raises:
+      InputError: as `checkpoint.load_chosen` or `Former.serve`.
+    """
+    if "train" in config and workdirs.config_of(workdir).data.name != config.data.name:
+        return Former.open(workdir, config, mesh, verify).serve(config)
+    made = registry.create(config, mesh, verify, fitted_of(workdir))
+    state = checkpoint.load_chosen(workdir, config, made, mesh, verify)
+    return made, state, state.params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,15 +55,17 @@ class Former:
 
     Attributes:
       workdir: of the run.
-      run: its config and identity, as recorded.
+      config: of the run.
       dataset: what it was trained on.
+      spaces: of `data.vectors`, by `embeddings.spaces`.
       mesh: of the devices.
       verify: whether checksums are compared.
     """
 
     workdir: epath.Path
-    run: Mapping[str, Any]
+    config: ConfigDict
     dataset: Dataset
+    spaces: str
     mesh: Mesh
     verify: bool
 
@@ -70,20 +82,21 @@ class Former:
         Raises:
           InputError: if there is no run, or one of another system, or its data set is gone.
         """
-        run = read(workdir)
-        name = run["config"]["system"]
-        if name != config.system:
-            raise InputError(f"{workdir} holds a run of system={name!r}, not {config.system!r}")
-        data = run["config"]["data"] | {"dir": config.data.dir}
-        dataset, _ = registry.open_dataset(ConfigDict({"data": data}), verify)
-        if dataset.spec.digest != run["dataset"]:
+        of_run, identity = workdirs.config_of(workdir), workdirs.identity_of(workdir)
+        if of_run.system != config.system:
             raise InputError(
-                f"{workdir} holds a run on data set {run['dataset']}, and {data['name']} is now "
-                f"{dataset.spec.digest}; keep the data set of a run for as long as it is used"
+                f"{workdir} holds a run with system={of_run.system}, not {config.system}"
+            )
+        of_run.data.dir = config.data.dir
+        dataset, found = registry.open_dataset(of_run, verify)
+        if dataset.spec.digest != identity["dataset"]:
+            raise InputError(
+                f"{workdir} holds a run on data set {identity['dataset']}, and {of_run.data.name} "
+                f"is now {dataset.spec.digest}; keep a run's data set for as long as the run"
             )
         if fitted := fitted_of(workdir):
             dataset = dataset.with_fitted(fitted)
-        return cls(workdir, run, dataset, mesh, verify)
+        return cls(workdir, of_run, dataset, embeddings.spaces(found), mesh, verify)
 
     def begin(self, config: ConfigDict) -> tuple[system.System, step.State]:
         """A system on the data set of a config, and its state before the first step.
@@ -95,10 +108,10 @@ class Former:
         Raises:
           InputError: as `load` and `carry`.
         """
-        made = registry.create(config, self.mesh, self.verify, self.fit(""))
+        made = self._create(config)
         registry.check_trained(config, made.trainable)
-        params = self.load(made).params
-        fitted = self.fit(warm_start.digest(params))
+        params = self._load(made).params
+        fitted = self._fit(warm_start.digest(params))
         made = dataclasses.replace(
             made,
             dataset=dataclasses.replace(made.dataset, fitted=fitted),
@@ -106,50 +119,61 @@ class Former:
         )
         state = step.begin(made.trainable, config.train, self.mesh)
         fresh = jax.tree.map(processes.gathered, state.params)
-        carried = self.carry(params, fresh, made, config)
+        carried = self._carry(params, fresh, made, config)
         return made, state.replace(params=warm_start.place(carried, state.params))
 
-    def fit(self, params: str) -> Fitted:
-        """What features were fitted to, for a run that begins from parameters of this digest."""
-        arrays = item_features.fit(self.dataset, self.run["config"]["data"].get("pca_dim", 0))
-        return Fitted(arrays, params)
+    def serve(self, config: ConfigDict) -> tuple[system.System, step.State, Any]:
+        """As the function `bind`, for a later state of the log.
 
-    def load(self, made: system.System) -> step.State:
-        """The step and the parameters that it would serve.
-
-        Args:
-          made: the system, on any data set.
+        What training had not seen is unknown to the model: learned rows of new items, tokens or
+        action types are zero.
 
         Raises:
-          InputError: if it holds no checkpoint.
+          InputError: if the config is not the run's, `data.vectors` are of another system, or as
+            `begin`.
         """
-        config = ConfigDict(self.run["config"])
-        checkpoints = checkpoint.of_run(self.workdir, config, made, self.verify)
+        old, new = workdirs.depends_on(self.config), workdirs.depends_on(config)
+        differ = [x for x in old.keys() | new.keys() if old.get(x) != new.get(x)]
+        for name in sorted({*differ} - {"data.name"}):
+            raise InputError(
+                f"{self.workdir} holds a run with {name}={old.get(name)}, not {new.get(name)}"
+            )
+        made = self._create(config)
+        state = self._load(made)
+        optimizer = step.make_optimizer(config.train)
+        like = step.abstract_state(made.trainable, optimizer, config.train, self.mesh).params
+        nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+        carried = self._carry(state.params, nothing, made, config)
+        return made, state.replace(params=warm_start.place(carried, like)), state.params
+
+    def _create(self, config: ConfigDict) -> system.System:
+        """The system on a later data set.
+
+        Raises:
+          InputError: if vectors of items lie in another space.
+        """
+        made = registry.create(config, self.mesh, self.verify, self._fit(""))
+        _check_space(self.dataset, made.dataset, str(self.workdir))
+        return made
+
+    def _fit(self, params: str) -> Fitted:
+        """What features were fitted to, for a run that begins from parameters of this digest."""
+        components = self.config.data.get("pca_dim", 0)
+        return Fitted(item_features.fit(self.dataset, components), params)
+
+    def _load(self, made: system.System) -> step.State:
+        """The step and the parameters that it would serve; `made` is of any data set."""
+        checkpoints = checkpoint.of_run(self.workdir, self.config, made, self.verify)
         saved = checkpoints.load_chosen(lambda shapes: jax.tree.map(self._by_rows, shapes))
         if saved is None:
             raise InputError(f"{self.workdir} holds no checkpoint yet")
         return step.State(**saved)
 
-    def carry(self, params: Any, like: Any, made: system.System, config: ConfigDict) -> Any:
-        """Its parameters for a later state of the log, as `warm_start.carry`.
-
-        Args:
-          params: of the run.
-          like: values of new rows.
-          made: the system on the later data set.
-          config: of `made`.
-
-        Raises:
-          InputError: as `warm_start.carry`, or if the vectors of items lie in another space.
-        """
-        later = made.dataset
-        _check_space(self.dataset, later, str(self.workdir))
+    def _carry(self, params: Any, like: Any, made: system.System, config: ConfigDict) -> Any:
+        """Its parameters for a later data set; `like` has the values of new rows."""
         ends = [
-            warm_start.End(dataset.names, sharding.table_layout(self.mesh, train))
-            for dataset, train in (
-                (self.dataset, ConfigDict(self.run["config"]["train"])),
-                (later, config.train),
-            )
+            warm_start.End(dataset.names, sharding.table_layout(self.mesh, of_run.train))
+            for dataset, of_run in ((self.dataset, self.config), (made.dataset, config))
         ]
         return warm_start.carry(params, like, made.trainable.rows, *ends, str(self.workdir))
 

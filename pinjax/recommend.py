@@ -1,0 +1,87 @@
+"""Recommends items: a table of user, item, score and rank, with the user's own ids.
+
+    python -m pinjax.recommend --workdir=DIR --out=FILE.parquet
+
+For users of the data set, or of --histories=FILE; for queries, groups or items where a system has
+no users; --to=items for the items nearest to items, --queries=FILE for texts of searches. Lists of
+ids or texts are Parquet with one column, or text with one a line.
+"""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tqdm
+from absl import flags
+
+from pinjax import app, files, timestamps
+from pinjax.data import parquet
+from pinjax.errors import InputError
+from pinjax.serving import run as run_lib
+
+CONFIG, WORKDIR = app.run_flags(config_required=False)
+OUT = flags.DEFINE_string("out", None, "the Parquet file to write", required=True)
+K = flags.DEFINE_integer("k", 10, "items of each", lower_bound=1)
+USERS = flags.DEFINE_string("users", "all", "list of ids: of users, or of what there is instead")
+HISTORIES = flags.DEFINE_string(
+    "histories", None, "what users did: files with the columns of the data set's log"
+)
+QUERIES = flags.DEFINE_string("queries", None, "list of texts of searches")
+TO = flags.DEFINE_enum("to", None, ["items"], "from items to the items nearest to them")
+FILTER_SEEN = flags.DEFINE_bool("filter_seen", True, "leave out what users acted on already")
+ALLOW = flags.DEFINE_string("allow", None, "list of the only items that may be found")
+DENY = flags.DEFINE_string("deny", None, "list of items that may not be found")
+AS_OF = flags.DEFINE_string(
+    "as_of", None, "read nothing later: ISO 8601, UTC; default: the end of training"
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    del argv
+    given = [flag.name for flag in (HISTORIES, QUERIES, TO) if flag.value is not None]
+    if len(given) > 1:
+        raise InputError(f"--{given[0]} and --{given[1]}: expected one of them")
+    out = app.directory("--out", OUT.value)
+    users, texts, allow, deny = map(_list, (USERS, QUERIES, ALLOW, DENY))
+    as_of = None if AS_OF.value is None else timestamps.parse("--as_of", AS_OF.value)
+    if CONFIG.value is None:
+        workdir = app.directory("--workdir", WORKDIR.value or "")
+        run = run_lib.open_run(workdir, as_of, app.verifies())
+    else:
+        run = run_lib.create(CONFIG.value, app.workdir_of(WORKDIR), as_of, app.verifies())
+    if HISTORIES.value is not None:
+        asked = run.histories(HISTORIES.value)
+    elif texts is not None:
+        asked = run.texts(texts)
+    else:
+        asked = run.items(users) if TO.value else run.known(users)
+    rows, writer = 0, None
+    with files.replacing(out) as file, tqdm.tqdm(desc=asked.name, unit="", delay=1) as found:
+        for table in run.answer(asked, K.value, FILTER_SEEN.value, allow, deny):
+            writer = writer or pq.ParquetWriter(file, table.schema)
+            writer.write_table(table)
+            rows += len(table)
+            found.update(int((table["rank"].to_numpy() == 1).sum()))
+        writer.close()
+    about = f"{asked.name} {found.n:,}, as of {timestamps.iso(asked.as_of)}"
+    print(f"{out}: {rows:,} items, {about}")
+    return 0
+
+
+def _list(flag: flags.FlagHolder) -> pa.Array | None:
+    """The ids or texts in a flag's file."""
+    path = flag.value
+    if path is None or (flag is USERS and path == "all"):
+        return None
+    if path.endswith(".parquet"):
+        table = parquet.read(path)
+        if table.num_columns != 1:
+            names = ", ".join(table.column_names)
+            raise InputError(f"--{flag.name}={path}: has columns {names}; expected one")
+        return table[0].combine_chunks()
+    with open(path, encoding="utf-8") as lines:
+        return pa.array([line.strip("\r\n") for line in lines if line.strip()], pa.string())
+
+
+if __name__ == "__main__":
+    app.run(main)

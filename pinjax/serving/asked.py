@@ -1,0 +1,181 @@
+"""What is asked for, users, queries, groups or items, as vectors, some at a time."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from ml_collections import ConfigDict
+
+from pinjax.data import catalogue, timelines
+from pinjax.data import spec as spec_lib
+from pinjax.data.dataset import Dataset
+from pinjax.distributed import batching
+from pinjax.errors import InputError
+from pinjax.evaluation import timeline_source
+from pinjax.graph import csr
+from pinjax.systems import histories, system
+
+_SOME = 4096  # that are embedded and searched for at a time
+
+Embed = Callable[[system.Batch], jax.Array | np.ndarray]
+
+
+class Some(NamedTuple):
+    """Some of what is asked for.
+
+    Attributes:
+      ids: own ids (n,).
+      vectors: float32 (n, dim), or (n, vectors, dim) where zeros are padding.
+      seen: int64 (pairs, 2), one of these and an item that it has already.
+    """
+
+    ids: pa.Array
+    vectors: np.ndarray
+    seen: np.ndarray
+
+
+class Users:
+    """The users of a data set, and others by their histories."""
+
+    def __init__(self, config: ConfigDict, dataset: Dataset):
+        self._config, self._dataset = config, dataset
+        self._known: tuple[pa.Array, np.ndarray] | None = None
+        one_out = dataset.spec.leave_one_out  # then all splits have all users
+        self._splits = spec_lib.SPLITS[:1] if one_out else spec_lib.SPLITS
+
+    def known(self, embed: Embed, as_of: int, wanted: pa.Array | None) -> Iterator[Some]:
+        """Users by their ids, or all; those who had not acted by then are left out.
+
+        Raises:
+          InputError: if an id is unknown.
+        """
+        if wanted is None:
+            for split in self._splits:
+                for chunk in self._dataset.chunks(split, _SOME):
+                    yield from self.of_chunk(embed, as_of, chunk)
+            return
+        ids, rows = self._all
+        place = places(wanted, ids, "users")
+        for number, split in enumerate(self._splits):
+            of_split = rows[place[rows[place, 0] == number], 1].tolist()
+            for start in range(0, len(of_split), _SOME):
+                chunk = self._dataset.chunk_of(split, of_split[start : start + _SOME])
+                yield from self.of_chunk(embed, as_of, chunk)
+
+    def of_chunk(self, embed: Embed, as_of: int, chunk: timelines.Chunk) -> Iterator[Some]:
+        """The users of timelines, without those who had not acted by then."""
+        users, last, history = histories.until(chunk, as_of, self._config.data.length)
+        if len(users):
+            vectors = batching.in_batches(embed, history, self._config.evaluate.batch)
+            seen = timeline_source.seen(chunk.records, chunk.offsets[users], last)
+            ids = pa.array([chunk.users[user] for user in users])
+            yield Some(ids, vectors, np.unique(seen, axis=0))
+
+    @property
+    def _all(self) -> tuple[pa.Array, np.ndarray]:
+        """The ids of all users, and int64 (users, 2): the split and the row of each."""
+        if self._known is None:
+            ids, rows = [], [np.zeros((0, 2), np.int64)]
+            for number, split in enumerate(self._splits):
+                of_split = [id for x in self._dataset.chunks(split, _SOME) for id in x.users]
+                row = np.arange(len(of_split))
+                rows.append(np.stack([np.full_like(row, number), row], axis=1))
+                ids += of_split
+            kind = pa.int64() if self._dataset.spec.integer_users else pa.large_string()
+            self._known = pa.array(ids, kind), np.concatenate(rows)
+        return self._known
+
+
+def of_rows(
+    table: system.Rows,
+    ids: np.ndarray,
+    name: str,
+    wanted: pa.Array | None,
+    seen: Callable[[np.ndarray], np.ndarray],
+) -> Iterator[Some]:
+    """Rows of a table of the data set.
+
+    Args:
+      table: with embeddings.
+      ids: own ids of all rows, also those without an embedding.
+      name: of what they are, for messages.
+      wanted: some ids; None: all that have an embedding.
+      seen: from rows (n,) to the pairs of `Some`.
+
+    Raises:
+      InputError: if an id has no row, or its row no embedding.
+    """
+    rows = table.rows
+    if wanted is not None:
+        rows = rows[places(wanted, catalogue.id_array(ids[rows]), name)]
+    for start in range(0, len(rows), _SOME):
+        some = rows[start : start + _SOME]
+        vectors = np.asarray(table.embed(some), np.float32)
+        yield Some(catalogue.id_array(ids[some]), vectors, seen(some))
+
+
+def of_texts(embed: Callable[[list[str]], np.ndarray], texts: pa.Array) -> Iterator[Some]:
+    """Any texts of searches."""
+    for start in range(0, len(texts), _SOME):
+        some = texts.slice(start, _SOME)
+        yield Some(some, embed(some.to_pylist()), np.zeros((0, 2), np.int64))
+
+
+def themselves(items: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The pairs of rows that are items.
+
+    Args:
+      items: int (table,), the item that each row of a table is, or -1.
+      rows: of the table.
+    """
+    place = np.flatnonzero(items[rows] >= 0)
+    return np.stack([place, items[rows][place]], axis=1)
+
+
+def in_groups(groups: csr.Side, rows: np.ndarray) -> np.ndarray:
+    """The pairs of groups and their items."""
+    found = [groups.of(group) for group in rows]
+    group = np.repeat(np.arange(len(rows)), [len(items) for items in found])
+    return np.stack([group, np.concatenate([np.zeros(0, np.int32), *found])], axis=1)
+
+
+def as_array(ids: Any) -> pa.Array | None:
+    """Ids or texts of any sequence, array or column of a frame; None stays."""
+    if ids is None:
+        return None
+    if isinstance(ids, str):
+        raise InputError(f"{ids!r} is one text; expected a list of them")
+    found = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+
+
+def as_table(columns: Any) -> pa.Table:
+    """A table of an Arrow, pandas or polars frame, a dict of columns, or a structured array."""
+    if isinstance(columns, np.ndarray):
+        return pa.table({name: columns[name] for name in columns.dtype.names})
+    return pa.table(columns)
+
+
+def places(wanted: pa.Array, ids: pa.Array, name: str) -> np.ndarray:
+    """The place of each wanted id.
+
+    Raises:
+      InputError: if one is not there, or is of another type.
+    """
+    try:
+        wanted = wanted.cast(ids.type)
+    except pa.ArrowInvalid:
+        raise InputError(
+            f"{name}: ids such as {wanted[0]} are {wanted.type}; expected {ids.type}"
+        ) from None
+    found = pc.index_in(wanted, value_set=ids)
+    if found.null_count:
+        first = wanted.filter(pc.is_null(found))[0].as_py()
+        raise InputError(
+            f"{name}: {found.null_count:,} of {len(wanted):,} ids are unknown or have no "
+            f"embedding, {first!r} first"
+        )
+    return found.to_numpy()

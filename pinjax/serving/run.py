@@ -1,0 +1,296 @@
+"""A run, opened to embed and to recommend."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+from etils import epath
+from ml_collections import ConfigDict
+
+from pinjax.data import catalogue
+from pinjax.data.dataset import Dataset
+from pinjax.data.sources import histories as histories_lib
+from pinjax.distributed import sharding
+from pinjax.errors import InputError
+from pinjax.evaluation import vector_search
+from pinjax.serving import asked as asked_lib
+from pinjax.serving import former
+from pinjax.systems import system
+from pinjax.training import step, workdirs
+
+
+class Asked(NamedTuple):
+    """What items are searched for.
+
+    Attributes:
+      name: "user", "query", "group" or "from_item": the column of its ids.
+      as_of: unix seconds, of the items that are searched.
+      parts: some at a time.
+    """
+
+    name: str
+    as_of: int
+    parts: Iterator[asked_lib.Some]
+
+
+class Run:
+    """A system with the parameters that a run would serve.
+
+    Ids are the user's own, integers or text. They go in as any sequence, array or column; tables as
+    Arrow, pandas or polars frames, dicts of columns, or structured arrays. Arrow tables come out.
+
+    Attributes:
+      config: of the run.
+      system: on its data set.
+      params: of the checkpoint.
+      step: steps done in the checkpoint.
+      as_of: unix seconds: what happened later is not read, and items made later are not found.
+    """
+
+    def __init__(
+        self, config: ConfigDict, made: system.System, state: step.State, as_of: int | None = None
+    ):
+        """Opens a run.
+
+        Args:
+          config: of the run.
+          made: its system.
+          state: of its checkpoint.
+          as_of: unix seconds; None: the end of training, and for histories their latest action.
+        """
+        self.config, self.system = config, made
+        self.params, self.step = state.params, int(state.step)
+        self.as_of = made.as_of if as_of is None else as_of
+        self._given_as_of = as_of
+        self._users = asked_lib.Users(config, made.dataset)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set of the system."""
+        return self.system.dataset
+
+    def recommend(
+        self,
+        ids: Any = None,
+        k: int = 10,
+        *,
+        histories: Any = None,
+        filter_seen: bool = True,
+        allow: Any = None,
+        deny: Any = None,
+    ) -> pa.Table:
+        """The best items for users; if the system has no users, for queries, groups or items.
+
+        Args:
+          ids: of users; None: all.
+          k: items of each.
+          histories: in place of `ids`, what others did who need not be in the data set: a table
+            with the columns of its column map, or names of files, with commas between.
+          filter_seen: whether items are left out that the user acted on, or that are in the group.
+          allow: ids of the only items that may be found; None: all.
+          deny: ids of items that may not be found.
+
+        Returns:
+          a table of user (or query, group, from_item), item, score, and rank from 1. A user for
+          whom fewer than k items are left has fewer rows.
+
+        Raises:
+          InputError: for unknown ids or wrong histories.
+        """
+        asked = self.known(ids) if histories is None else self.histories(histories)
+        return pa.concat_tables(self.answer(asked, k, filter_seen, allow, deny))
+
+    def similar(self, ids: Any, k: int = 10, *, allow: Any = None, deny: Any = None) -> pa.Table:
+        """The items nearest to items. Arguments and result as `recommend`."""
+        return pa.concat_tables(self.answer(self.items(ids), k, True, allow, deny))
+
+    def search(self, texts: Any, k: int = 10, *, allow: Any = None, deny: Any = None) -> pa.Table:
+        """The best items for texts of searches. Arguments and result as `recommend`.
+
+        A system with frozen vectors of searches knows only the texts of its data set.
+        """
+        return pa.concat_tables(self.answer(self.texts(texts), k, True, allow, deny))
+
+    def embed_users(self, histories: Any) -> pa.Table:
+        """Embeddings of users by their histories, which are as in `recommend`.
+
+        Returns:
+          a table of user and vector; a user of several vectors has a row for each, the most
+          important first. A user of whom no item is known has none.
+        """
+        tables = []
+        for some in self.histories(histories).parts:
+            vectors = some.vectors.reshape(len(some.ids), -1, some.vectors.shape[-1])
+            user, place = np.nonzero(vectors.any(axis=2))
+            tables.append(_vectors("user", some.ids.take(pa.array(user)), vectors[user, place]))
+        none = self._items(self.as_of).vectors[:0]
+        return pa.concat_tables(tables or [_vectors("user", pa.nulls(0), none)])
+
+    def embed_items(self, ids: Any = None) -> pa.Table:
+        """Embeddings of items: a table of item and vector, in the order of the ids.
+
+        Args:
+          ids: of items; None: all that have an embedding.
+        """
+        items = self._items(self.as_of)
+        own = catalogue.id_array(self.dataset.catalogue.ids[items.rows])
+        if ids is None:
+            return _vectors("item", own, items.vectors)
+        place = asked_lib.places(asked_lib.as_array(ids), own, "items")
+        return _vectors("item", own.take(pa.array(place)), items.vectors[place])
+
+    def evaluate(self, split: str = "test") -> pa.Table:
+        """The results of a split: method, task, metric, value, and its interval, low and high.
+
+        Args:
+          split: "valid" or "test".
+        """
+        rows = self.system.evaluate(self.params, split, full=True).rows
+        cells = [
+            {"method": row.method, "task": row.task, "metric": name, **x._asdict()}
+            for row in rows
+            for name, x in row.metrics.items()
+        ]
+        return pa.Table.from_pylist(cells)
+
+    def known(self, ids: Any = None) -> Asked:
+        """Users of the data set by their ids, or all; or else queries, groups or items."""
+        served, dataset, wanted = self._served(self.as_of), self.dataset, asked_lib.as_array(ids)
+        if served.users:
+            return self._asked("user", self._users.known(served.users, self.as_of, wanted))
+        if served.queries:
+            seen = functools.partial(asked_lib.themselves, dataset.queries.items)
+            table, own = served.queries, dataset.queries.ids
+            return self._asked("query", asked_lib.of_rows(table, own, "queries", wanted, seen))
+        if served.groups:
+            seen = functools.partial(asked_lib.in_groups, dataset.graph.groups)
+            table, own = served.groups, dataset.groups
+            return self._asked("group", asked_lib.of_rows(table, own, "groups", wanted, seen))
+        return self.items(ids)
+
+    def histories(self, histories: Any) -> Asked:
+        """Users by what they did."""
+        if not self._served(self.as_of).users:
+            raise InputError(f"{self.config.system} embeds no users, so it reads no histories")
+        if not isinstance(histories, str):
+            histories = asked_lib.as_table(histories)
+        chunk = histories_lib.read(self.dataset, histories)
+        as_of = self._given_as_of
+        if as_of is None:
+            as_of = int(chunk.records["time"].max(initial=0))
+        return Asked("user", as_of, self._users.of_chunk(self._served(as_of).users, as_of, chunk))
+
+    def items(self, ids: Any = None) -> Asked:
+        """Items by their embeddings; none is found for itself."""
+        items, own = self._items(self.as_of), self.dataset.catalogue.ids
+        table, wanted = system.Rows(items.rows, items.of), asked_lib.as_array(ids)
+        seen = functools.partial(asked_lib.themselves, np.arange(len(own)))
+        return self._asked("from_item", asked_lib.of_rows(table, own, "items", wanted, seen))
+
+    def texts(self, texts: Any) -> Asked:
+        """Texts of searches."""
+        served, wanted = self._served(self.as_of), asked_lib.as_array(texts)
+        if served.texts:
+            return self._asked("query", asked_lib.of_texts(served.texts, wanted))
+        if not served.queries:
+            raise InputError(f"{self.config.system} embeds no texts of searches")
+        queries, rows = self.dataset.queries, served.queries.rows
+        table = served.queries._replace(rows=rows[queries.kinds[rows] == "text"])
+        seen = functools.partial(asked_lib.themselves, queries.items)
+        return self._asked("query", asked_lib.of_rows(table, queries.ids, "texts", wanted, seen))
+
+    def answer(
+        self, asked: Asked, k: int, filter_seen: bool = True, allow: Any = None, deny: Any = None
+    ) -> Iterator[pa.Table]:
+        """The table of `recommend`, some of those who are asked for at a time.
+
+        Args:
+          asked: of `known`, `histories`, `items` or `texts`.
+          k, filter_seen, allow, deny: as in `recommend`.
+        """
+        if k < 1:
+            raise InputError(f"k is {k}; expected 1 or more")
+        items, own = self._items(asked.as_of), catalogue.id_array(self.dataset.catalogue.ids)
+        valid = jnp.asarray(self._allowed(asked.as_of, own, allow, deny)[items.rows])
+        k, number = min(k, len(items.rows)), 0
+        for number, some in enumerate(asked.parts, start=1):  # noqa: B007, read below
+            seen = some.seen
+            if asked.name in ("user", "group") and not filter_seen:
+                seen = seen[:0]
+            found = vector_search.nearest(some.vectors, items, k, valid, seen)
+            yield _recommended(asked.name, some.ids, own, *found)
+        if not number:
+            none = np.zeros((0, 1), np.int64)
+            yield _recommended(asked.name, pa.nulls(0), own, none, none)
+
+    def _asked(self, name: str, parts: Iterator[asked_lib.Some]) -> Asked:
+        return Asked(name, self.as_of, parts)
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019, runs are few
+    def _served(self, as_of: int) -> system.Served:
+        return self.system.serve(self.params, as_of)
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019, runs are few
+    def _items(self, as_of: int) -> vector_search.Items:
+        items = self._served(as_of).items
+        return vector_search.Items.create(items.rows, items.embed(items.rows))
+
+    def _allowed(self, as_of: int, own: pa.Array, allow: Any, deny: Any) -> np.ndarray:
+        """Bool (items,): whether an item of the catalogue may be found."""
+        allowed = np.ones(len(own), bool)
+        if not self.dataset.spec.leave_one_out:
+            allowed = self.dataset.catalogue.created <= as_of
+        if allow is not None:
+            listed = np.zeros(len(own), bool)
+            listed[asked_lib.places(asked_lib.as_array(allow), own, "allow")] = True
+            allowed &= listed
+        if deny is not None:
+            allowed[asked_lib.places(asked_lib.as_array(deny), own, "deny")] = False
+        return allowed
+
+
+def open_run(workdir: epath.PathLike, as_of: int | None = None, verify: bool = True) -> Run:
+    """Opens the run in a work directory.
+
+    Args:
+      workdir: of `pinjax.train`, or of `pinjax.evaluate` for a system without training.
+      as_of: as in `Run`.
+      verify: whether checksums of the checkpoint and the data set are compared.
+
+    Raises:
+      InputError: if it holds no run, or its data set is not there.
+    """
+    return create(workdirs.config_of(workdir), workdir, as_of, verify)
+
+
+def create(
+    config: ConfigDict, workdir: epath.PathLike, as_of: int | None = None, verify: bool = True
+) -> Run:
+    """Opens a run by its config. Other arguments and errors as `open_run`."""
+    if "train" in config and jax.device_count() % config.train.model_devices:
+        config.train.model_devices = 1  # opened on other devices than those it was trained on
+    mesh = sharding.mesh_of(config)
+    made, state, _ = former.bind(epath.Path(workdir), config, mesh, verify)
+    return Run(config, made, state, as_of)
+
+
+def _recommended(
+    name: str, ids: pa.Array, own: pa.Array, scores: np.ndarray, rows: np.ndarray
+) -> pa.Table:
+    query, place = np.nonzero(rows >= 0)
+    return pa.table(
+        {
+            name: ids.take(pa.array(query)),
+            "item": own.take(pa.array(rows[query, place])),
+            "score": scores[query, place].astype(np.float32),
+            "rank": (place + 1).astype(np.int32),
+        }
+    )
+
+
+def _vectors(name: str, ids: pa.Array, vectors: np.ndarray) -> pa.Table:
+    return pa.table({name: ids, "vector": catalogue.vector_array(vectors, "float32")})

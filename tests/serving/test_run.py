@@ -1,0 +1,284 @@
+"""Recommendations against float64 and one query at a time, for systems of made-up vectors."""
+
+import types
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from pinjax import config_json
+from pinjax.data import dataset as dataset_lib
+from pinjax.errors import InputError
+from pinjax.serving import run as run_lib
+from pinjax.systems import system
+from pinjax.training import workdirs
+
+SYSTEM = "pinnersage"
+DIM = 8
+
+
+@pytest.fixture
+def dataset(data_dir):
+    return dataset_lib.load("pinworld/tiny", str(data_dir))
+
+
+@pytest.fixture
+def items(dataset, rng):
+    """Of all items but every third one."""
+    vectors = rng.standard_normal((dataset.spec.num_items, DIM)).astype(np.float32)
+    rows = np.flatnonzero(np.arange(len(vectors)) % 3)
+    return vectors, system.Rows(rows, vectors.__getitem__)
+
+
+@pytest.fixture
+def open_run(make_config, dataset, items):
+    """(fields of Served) -> a run."""
+
+    def make(as_of=None, **served):
+        made = system.System(
+            **{name: None for name in system.System.__dataclass_fields__},
+        )
+        made.__dict__.update(
+            dataset=dataset,
+            as_of=dataset.spec.train_end,
+            serve=lambda params, as_of: system.Served(items[1], **served),
+        )
+        state = types.SimpleNamespace(params=None, step=0)
+        return run_lib.Run(make_config(), made, state, as_of)
+
+    return make
+
+
+def best(scores, k, allowed):
+    """The rows with the largest scores."""
+    rows = [row for row in np.argsort(-scores) if allowed[row]]
+    return rows[:k]
+
+
+def findable(dataset, items, as_of):
+    allowed = dataset.catalogue.created <= as_of
+    allowed[np.setdiff1d(np.arange(len(allowed)), items[1].rows)] = False
+    return allowed
+
+
+def lists(table, name):
+    """The items of each id, best first."""
+    frame = table.to_pandas()
+    ranks = frame.groupby(name)["rank"].apply(list)
+    assert (ranks.map(lambda x: x == [*range(1, len(x) + 1)])).all()
+    assert frame.groupby(name)["score"].apply(lambda x: x.is_monotonic_decreasing).all()
+    return frame.groupby(name)["item"].apply(list).to_dict()
+
+
+def mean_of_items(vectors):
+    """Users as the mean of their items, in order that weights depend on time, too."""
+
+    def embed(history):
+        known = (history["item"] >= 0)[..., None]
+        age = history["request_time"][:, -1:] - history["time"].astype(np.int64)
+        weight = np.exp(-age / 1e6)[..., None] * known
+        return (vectors[history["item"]] * weight).sum(axis=1).astype(np.float32)
+
+    return embed
+
+
+def histories_of(dataset, as_of):
+    """[user, items, seconds before as_of, records] of all users who had acted by then."""
+    found = {}
+    for split in ("train", "valid", "test"):
+        for chunk in dataset.chunks(split):
+            for i, user in enumerate(chunk.users):
+                records = chunk.records[chunk.offsets[i] : chunk.offsets[i + 1]]
+                records = records[records["time"] <= as_of]
+                if len(records):
+                    found[user] = records
+    return found
+
+
+@pytest.mark.parametrize("filter_seen", [True, False])
+def test_users_are_recommended_what_they_have_not_seen(dataset, items, open_run, filter_seen):
+    vectors, _ = items
+    as_of = dataset.spec.train_end - 5 * 86_400
+    run = open_run(as_of, users=mean_of_items(vectors))
+    found = lists(run.recommend(k=7, filter_seen=filter_seen), "user")
+    histories = histories_of(dataset, as_of)
+    assert found.keys() == histories.keys()
+    for user, records in histories.items():
+        records_read = records[-run.config.data.length :]
+        weight = np.exp(-(as_of - records_read["time"].astype(np.int64)) / 1e6)
+        query = weight @ vectors[records_read["item"]].astype(np.float64)
+        allowed = findable(dataset, items, as_of)
+        if filter_seen:
+            allowed[records["item"]] = False
+        expected = best(vectors @ query, 7, allowed)
+        assert found[user] == dataset.catalogue.ids[expected].tolist()
+    some = list(histories)[3::40]
+    again = lists(run.recommend(some[::-1], k=7, filter_seen=filter_seen), "user")
+    assert again == {user: found[user] for user in some}
+
+
+def test_histories_are_those_of_the_log(dataset, items, open_run, tmp_path):
+    as_of = dataset.spec.train_end
+    run = open_run(as_of, users=mean_of_items(items[0]))
+    histories = histories_of(dataset, as_of)
+    some = list(histories)[::50]
+    rows = [(user, record) for user in some for record in histories[user]]
+    frame = pd.DataFrame(
+        {
+            "user": [f"new {user}" for user, _ in rows],
+            "item": [dataset.catalogue.ids[record["item"]] for _, record in rows],
+            "time": [int(record["time"]) for _, record in rows],
+            "action": [dataset.spec.actions[record["action"]] for _, record in rows],
+            "surface": [dataset.spec.surfaces[record["surface"]] for _, record in rows],
+            "duration": [float(record["duration"]) for _, record in rows],
+        }
+    )
+    unknown = pd.DataFrame([{**frame.iloc[0], "item": 10**15, "time": as_of - 1}])
+    frame = pd.concat([frame.sample(frac=1, random_state=0), unknown])
+    known = lists(run.recommend(some), "user")
+    expected = {f"new {user}": known[user] for user in some}
+    paths = [tmp_path / name for name in ("h.parquet", "h.csv", "h.jsonl")]
+    frame.to_parquet(paths[0])
+    frame.to_csv(paths[1], index=False)
+    frame.to_json(paths[2], orient="records", lines=True)
+    for source in (frame, pa.Table.from_pandas(frame), frame.to_dict("list"), *map(str, paths)):
+        assert lists(run.recommend(histories=source), "user") == expected
+    embedded = run.embed_users(frame)
+    assert embedded["user"].to_pylist() == sorted(expected)
+    later = pd.DataFrame([{**frame.iloc[0], "time": as_of + 1}])
+    np.testing.assert_array_equal(
+        np.stack(run.embed_users(pd.concat([frame, later]))["vector"].to_numpy()),
+        np.stack(embedded["vector"].to_numpy()),
+    )
+    assert len(run.embed_users(unknown)) == len(run.recommend(histories=unknown)) == 0
+    with pytest.raises(InputError, match=r"histories: no column 'item'"):
+        run.embed_users(frame.drop(columns="item"))
+
+
+def test_histories_alone_are_as_of_their_latest_action(dataset, items, open_run):
+    run = open_run(users=mean_of_items(items[0]))
+    at = dataset.spec.train_end + 10 * 86_400
+    rows = {"user": [1, 2], "item": [int(dataset.catalogue.ids[1])] * 2, "time": [at - 10**6, at]}
+    rows |= {"action": ["x", "x"], "surface": ["", ""], "duration": [0, 0]}
+    first, second = np.stack(run.embed_users(rows)["vector"].to_numpy())
+    np.testing.assert_allclose(first, np.exp(-1) * items[0][1], rtol=1e-5)
+    np.testing.assert_allclose(second, items[0][1], rtol=1e-5)
+
+
+def test_of_several_vectors_the_best_counts(dataset, items, open_run, rng):
+    vectors, _ = items
+    users = rng.standard_normal((3, DIM)).astype(np.float32)
+
+    def embed(history):  # the first user has one vector, others three
+        found = np.tile(users, (len(history["item"]), 1, 1))
+        found[0, 1:] = 0
+        return found
+
+    run = open_run(users=embed)
+    some = list(histories_of(dataset, run.as_of))[:2]
+    found = run.recommend(some, k=5, filter_seen=False).to_pandas()
+    allowed = findable(dataset, items, run.as_of)
+    for user, own in zip(some, (users[:1], users), strict=True):
+        scores = (own @ vectors.T).max(axis=0)
+        rows = found[found["user"] == user]
+        expected = best(scores, 5, allowed)
+        assert rows["item"].tolist() == dataset.catalogue.ids[expected].tolist()
+        np.testing.assert_allclose(rows["score"], scores[expected], rtol=1e-5)
+    table = {"user": [7], "item": dataset.catalogue.ids[:1], "time": [run.as_of]}
+    table |= {"action": ["x"], "surface": [""], "duration": [0.0]}
+    assert run.embed_users(table)["user"].to_pylist() == [7]
+
+
+def test_items_are_not_similar_to_themselves(dataset, items, open_run):
+    vectors, rows = items
+    run = open_run()
+    ids = dataset.catalogue.ids[rows.rows[5:9]]
+    found = run.similar(ids, 4).to_pandas()
+    allowed = findable(dataset, items, run.as_of)
+    for number, row in enumerate(rows.rows[5:9]):
+        others = allowed.copy()
+        others[row] = False
+        expected = dataset.catalogue.ids[best(vectors @ vectors[row], 4, others)]
+        of_item = found.iloc[4 * number : 4 * number + 4]
+        assert of_item["item"].tolist() == expected.tolist()
+    with pytest.raises(InputError, match=r"items: 1 of 2 ids are unknown"):
+        run.similar([*ids[:1], dataset.catalogue.ids[0]])
+
+
+def test_allowed_and_denied_items(dataset, items, open_run):
+    run = open_run(users=mean_of_items(items[0]))
+    user = list(histories_of(dataset, run.as_of))[:1]
+    everything = run.recommend(user, 10**6)["item"].to_pylist()
+    assert len(everything) > 50
+    allow, deny = everything[5:50:3], everything[8:20]
+    found = run.recommend(user, 10**6, allow=allow, deny=np.array(deny))["item"].to_pylist()
+    assert found == [item for item in everything if item in allow and item not in deny]
+    assert run.recommend(user, 3, allow=[]).num_rows == 0
+    with pytest.raises(InputError, match=r"deny: 1 of 1 ids are unknown"):
+        run.recommend(user, deny=[-5])
+    with pytest.raises(InputError, match=r"k is 0"):
+        run.recommend(user, 0)
+    with pytest.raises(InputError, match=r"users: 1 of 1 ids are unknown.*'nobody'"):
+        run.recommend(["nobody"])
+    with pytest.raises(InputError, match=r"'nobody' is one text"):
+        run.recommend("nobody")
+
+
+def test_groups_are_recommended_what_is_not_in_them(dataset, items, open_run, rng):
+    vectors, _ = items
+    groups = rng.standard_normal((dataset.spec.num_groups, DIM)).astype(np.float32)
+    run = open_run(groups=system.Rows(np.arange(len(groups)), groups.__getitem__))
+    some = np.arange(0, len(groups), 7)
+    found = lists(run.recommend(dataset.groups[some], 6), "group")
+    for group in some:
+        allowed = findable(dataset, items, run.as_of)
+        allowed[dataset.graph.groups.of(group)] = False
+        expected = dataset.catalogue.ids[best(vectors @ groups[group], 6, allowed)]
+        assert found[dataset.groups[group]] == expected.tolist()
+    with pytest.raises(InputError, match=r"pinnersage embeds no texts"):
+        run.search(["a"])
+    with pytest.raises(InputError, match=r"embeds no users"):
+        run.embed_users({"user": [], "item": []})
+
+
+def test_queries_and_texts(dataset, items, open_run, rng):
+    vectors, _ = items
+    queries = rng.standard_normal((dataset.spec.num_queries, DIM)).astype(np.float32)
+    of_rows = system.Rows(np.arange(len(queries)), queries.__getitem__)
+    run = open_run(queries=of_rows)
+    kinds, of_item = dataset.queries.kinds, dataset.queries.items
+    some = [np.flatnonzero(kinds == "image")[3], np.flatnonzero(kinds == "text")[2]]
+    found = lists(run.recommend(dataset.queries.ids[some], 6), "query")
+    for row in some:
+        allowed = findable(dataset, items, run.as_of)
+        if of_item[row] >= 0:
+            allowed[of_item[row]] = False
+        expected = dataset.catalogue.ids[best(vectors @ queries[row], 6, allowed)]
+        assert found[dataset.queries.ids[row]] == expected.tolist()
+    text = dataset.queries.ids[some[1]]
+    assert lists(run.search([text], 6), "query")[text] == found[text]
+    with pytest.raises(InputError, match=r"texts: 1 of 1 ids are unknown"):
+        run.search(["never searched for"])
+    run = open_run(queries=of_rows, texts=lambda texts: queries[[len(text) for text in texts]])
+    found = run.search(["abc", "ab"], 2)
+    assert found["query"].to_pylist() == ["abc", "abc", "ab", "ab"]
+
+
+def test_embeddings_of_items(dataset, items, open_run):
+    run = open_run()
+    rows = items[1].rows[[4, 2]]
+    table = run.embed_items(dataset.catalogue.ids[rows])
+    np.testing.assert_array_equal(np.stack(table["vector"].to_numpy()), items[0][rows])
+    assert run.embed_items()["item"].to_pylist() == dataset.catalogue.ids[items[1].rows].tolist()
+
+
+def test_a_config_comes_back_from_a_work_directory(make_config, tmp_path):
+    config = make_config()
+    workdirs.write(tmp_path, config, {})
+    found = workdirs.config_of(tmp_path)
+    assert found == config_json.from_json(config_json.to_json(config))
+    assert found.to_dict() == config.to_dict()  # also with its tuples
+    workdirs.check(tmp_path, found, {})
+    with pytest.raises(InputError, match="holds no run"):
+        run_lib.open_run(tmp_path / "x")
