@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
             former = embeddings.open_directory(
                 since, dataset.copies(config.data.dir), app.verifies()
             )
-        _check_former(former, manifest)
+        kept_lib.check(former, manifest)
         manifest["since"], kept = former.identity, kept_lib.Kept(former)
     with contextlib.ExitStack() as stack:
         with processes.first_before_others():
@@ -158,22 +158,6 @@ def _is_there(path: epath.Path, written: dict[str, Any]) -> bool:
     except InputError:
         return False
     return True
-
-
-def _check_former(former: embeddings.Embeddings, manifest: dict[str, Any]) -> None:
-    """Rejects vectors that may not stand beside those that will be computed."""
-    about = f"--since={former.directory}"
-    for name in ("system", "checkpoint", "config", "spaces", "precision"):
-        if former.manifest.get(name) != manifest.get(name):
-            raise InputError(
-                f"{about} holds embeddings of {name} {former.manifest.get(name)}, not "
-                f"{manifest.get(name)}; without --since all are computed"
-            )
-    if former.manifest["as_of"] > manifest["as_of"]:
-        raise InputError(
-            f"{about} holds embeddings as of {former.manifest['as_of']}, which is later than "
-            f"{manifest['as_of']}"
-        )
 
 
 if __name__ == "__main__":

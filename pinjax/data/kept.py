@@ -1,7 +1,8 @@
 """The vectors of users in a directory of embeddings, to be kept where users did nothing since."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -84,8 +85,29 @@ class Kept:
     @functools.lru_cache(maxsize=4)  # noqa: B019, it lives as long as its command
     def _read(self, file: int) -> tuple[np.ndarray, np.ndarray]:
         table = parquet.read(self._paths[file], ["vector", "as_of"])
-        times = table["as_of"].cast(pa.int64()).to_numpy()
-        return catalogue.vectors(table["vector"]), times
+        # Parquet has no seconds; it keeps milliseconds.
+        times = table["as_of"].cast(pa.timestamp("s", "UTC")).cast(pa.int64())
+        return catalogue.vectors(table["vector"]), times.to_numpy()
+
+
+def check(former: Embeddings, manifest: Mapping[str, Any]) -> None:
+    """Checks that former vectors may stand beside those of embeddings with this manifest.
+
+    Raises:
+      InputError: if they are by other parameters, of another precision, or as of a later time.
+    """
+    about = f"--since={former.directory}"
+    for name in ("system", "checkpoint", "config", "spaces", "precision"):
+        old, new = former.manifest.get(name), manifest.get(name)
+        if old != new:
+            raise InputError(
+                f"{about} holds embeddings of {name} {old}, not {new}; without it all are computed"
+            )
+    if former.manifest["as_of"] > manifest["as_of"]:
+        raise InputError(
+            f"{about} holds embeddings as of {former.manifest['as_of']}, which is later than "
+            f"{manifest['as_of']}"
+        )
 
 
 def _keys(ids: np.ndarray) -> np.ndarray:

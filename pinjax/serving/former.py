@@ -175,6 +175,7 @@ class Former:
             warm_start.End(dataset.names, sharding.table_layout(self.mesh, of_run.train))
             for dataset, of_run in ((self.dataset, self.config), (made.dataset, config))
         ]
+        params = jax.tree.map(processes.gathered, params)
         return warm_start.carry(params, like, made.trainable.rows, *ends, str(self.workdir))
 
     def _by_rows(self, saved: Any) -> jax.ShapeDtypeStruct:

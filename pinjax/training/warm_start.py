@@ -42,7 +42,7 @@ def carry(
     """Parameters for the later data set.
 
     Args:
-      params: on the former data set, a pytree of arrays.
+      params: on the former data set, a pytree of NumPy arrays.
       like: for the later one, a pytree of NumPy arrays: the values of rows that are new.
       rows: of `Trainable`.
       former: data set of `params`.
@@ -63,7 +63,7 @@ def carry(
 
     def of_leaf(path: Any, fresh: np.ndarray) -> np.ndarray:
         about = _path(path)
-        old = processes.gathered(given[about])
+        old = given[about]
         kind = next((kind for pattern, kind in rows.items() if re.search(pattern, about)), None)
         if kind is None or _is_hashed(about, given):
             _check_shape(name, about, old.shape, fresh.shape)
