@@ -9,6 +9,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from pinjax.data import dataset as dataset_lib
 from pinjax.data import embeddings, item_features
 from pinjax.data.dataset import Dataset
 from pinjax.data.fitted import Fitted
@@ -137,6 +138,13 @@ class Former:
         for name in sorted({*differ} - {"data.name"}):
             raise InputError(
                 f"{self.workdir} holds a run with {name}={old.get(name)}, not {new.get(name)}"
+            )
+        names, copies = config.data.vectors, dataset_lib.copies(config.data.dir)
+        found = embeddings.find(names, copies, verify=False) if names else []
+        if embeddings.spaces(found) != self.spaces:
+            raise InputError(
+                f"{self.workdir} holds a run on vectors by other parameters than those of "
+                f"data.vectors={names!r}; expected embeddings by the same, of {config.data.name}"
             )
         made = self._create(config)
         state = self._load(made)
