@@ -57,8 +57,12 @@ def main(argv: Sequence[str]) -> int:
     as_of = system.as_of
     if AS_OF.value is not None:
         as_of = timestamps.parse("--as_of", AS_OF.value)
-    fields = workdirs.depends_on(config)
-    del fields["data.name"]  # the data set counts, by its digest
+    # Of the data set its digest counts, of training the parameters.
+    fields = {
+        name: value
+        for name, value in workdirs.depends_on(config).items()
+        if name != "data.name" and not name.startswith("train.")
+    }
     manifest = {
         "step": int(state.step),
         "system": config.system,

@@ -33,7 +33,7 @@ def bind(
 
     Args:
       workdir: of the run.
-      config: of the run, but for `data.name`.
+      config: of the run; `data.name` may differ, and how it was trained then makes no difference.
       mesh: of the devices.
       verify: whether checksums are compared.
 
@@ -134,11 +134,12 @@ class Former:
             `begin`.
         """
         old, new = workdirs.depends_on(self.config), workdirs.depends_on(config)
-        differ = [x for x in old.keys() | new.keys() if old.get(x) != new.get(x)]
-        for name in sorted({*differ} - {"data.name"}):
-            raise InputError(
-                f"{self.workdir} holds a run with {name}={old.get(name)}, not {new.get(name)}"
-            )
+        for name in sorted(old.keys() | new.keys()):
+            matters = name != "data.name" and not name.startswith("train.")
+            if matters and old.get(name) != new.get(name):
+                raise InputError(
+                    f"{self.workdir} holds a run with {name}={old.get(name)}, not {new.get(name)}"
+                )
         names, copies = config.data.vectors, dataset_lib.copies(config.data.dir)
         found = embeddings.find(names, copies, verify=False) if names else []
         if embeddings.spaces(found) != self.spaces:
