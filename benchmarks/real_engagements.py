@@ -224,9 +224,9 @@ def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
     pairs = pair_source.PairSource(
         NAMES[source.system],
         dataset,
-        trained_tasks(dataset),
         findable(source, dataset, fields),
         _config(source.system).evaluate,
+        trained_tasks(dataset),
     )
     rows = {"vectors alone": untrained(pairs)}
     print(f"\n{name}: {pairs.describe('test')}, {dataset.spec.num_items:,} items")

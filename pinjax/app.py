@@ -46,8 +46,13 @@ def run_flags(config_required: bool = True) -> tuple[flags.FlagHolder, flags.Fla
     workdir = flags.DEFINE_string(
         "workdir", None, "directory of the run; if not given, work/ and the config's name"
     )
-    flags.DEFINE_bool("no_verify", False, "do not verify the checksums of files that are read")
+    verify_flag()
     return config, workdir
+
+
+def verify_flag() -> None:
+    """Defines --no_verify, for `verifies`."""
+    flags.DEFINE_bool("no_verify", False, "do not verify the checksums of files that are read")
 
 
 def verifies() -> bool:
@@ -91,7 +96,10 @@ def flags_of_run() -> str:
 
 
 def run(
-    main: Callable[[Sequence[str]], int | None], trains: bool = False, uses_devices: bool = True
+    main: Callable[[Sequence[str]], int | None],
+    trains: bool = False,
+    uses_devices: bool = True,
+    verbs: Sequence[str] = (),
 ) -> None:
     """Parses the flags, runs `main` and exits with its return value.
 
@@ -103,6 +111,7 @@ def run(
       trains: whether JAX handles SIGTERM of several processes for the training loop, which stops
         all of them after the same step. Otherwise SIGTERM ends each process at once.
       uses_devices: False for a command that leaves all devices to the processes that it starts.
+      verbs: one of which stands before the flags, and is the second of `main`'s arguments.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     jax.config.update("jax_enable_preemption_service", trains)
@@ -115,14 +124,19 @@ def run(
     sys.unraisablehook = _tell_of_main_thread
 
     def parse(argv: Sequence[str]) -> list[str]:
+        first = 1 + (len(argv) > 1 and argv[1] in verbs)  # absl reads no flag after another word
         try:
-            return flags.FLAGS(config_flag.take_overrides(argv))
+            flags_alone = [argv[0], *config_flag.take_overrides(argv[first:])]
+            rest = flags.FLAGS(flags_alone)
+            return [*argv[:first], *rest[1:]]
         except (flags.Error, InputError, OSError) as error:
             raise SystemExit(_complain(error)) from None
 
     def guarded(argv: Sequence[str]) -> int | None:
-        if len(argv) > 1:
-            return _complain(f"unexpected argument {argv[1]!r}; every argument is a --flag=value")
+        if verbs and (len(argv) < 2 or argv[1] not in verbs):
+            return _complain(f"expected {', '.join(verbs)} before the flags")
+        if stray := argv[1 + bool(verbs) :]:
+            return _complain(f"unexpected argument {stray[0]!r}; every argument is a --flag=value")
         try:
             if uses_devices:
                 processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)

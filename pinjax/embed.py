@@ -33,7 +33,7 @@ from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
 from pinjax.serving import former as former_lib
 from pinjax.systems import embedded as embedded_lib
-from pinjax.training import warm_start, workdirs
+from pinjax.training import checkpoint, workdirs
 
 CONFIG, WORKDIR = app.run_flags()
 OUT = flags.DEFINE_string("out", None, "directory to write to", required=True)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     manifest = {
         "step": int(state.step),
         "system": config.system,
-        "checkpoint": warm_start.digest(params),
+        "checkpoint": checkpoint.hash_of(params),
         **system.identity,
         "config": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest(),
         "as_of": timestamps.iso(as_of),

@@ -1,6 +1,8 @@
 """Evaluates the checkpoint that a run would serve: the best, or else the latest.
 
 python -m pinjax.evaluate --config=configs/pinnerformer.py --workdir=DIR --split=test
+
+The config may be left out: the directory knows it.
 """
 
 from collections.abc import Sequence
@@ -11,15 +13,20 @@ from pinjax import app, results
 from pinjax.distributed import sharding
 from pinjax.serving import former
 from pinjax.systems import registry
-from pinjax.training import checkpoint
+from pinjax.training import checkpoint, workdirs
 
-CONFIG, WORKDIR = app.run_flags()
+CONFIG, WORKDIR = app.run_flags(config_required=False)
 SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "whose labels are looked for")
 
 
 def main(argv: Sequence[str]) -> int:
     del argv
-    config, workdir = CONFIG.value, app.workdir_of(WORKDIR)
+    config = CONFIG.value
+    if config is None:
+        workdir = app.directory("--workdir", WORKDIR.value or "")
+        config = workdirs.config_of(workdir)
+    else:
+        workdir = app.workdir_of(WORKDIR)
     mesh = sharding.mesh_of(config)
     system = registry.create(config, mesh, app.verifies(), former.fitted_of(workdir))
     if system.trainable is None:
@@ -28,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     table = system.evaluate(state.params, SPLIT.value, full=True)
     print(f"{workdir}, step {int(state.step):,}, split {SPLIT.value}\n")
     print(results.table(table))
+    print(f"\nnext  {results.report(workdir)}")
     results.write(workdir, SPLIT.value, int(state.step), table)
     return 0
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import tqdm
 from absl import flags
 
-from pinjax import app, files, timestamps
+from pinjax import app, files, results, timestamps
 from pinjax.data import parquet
 from pinjax.errors import InputError
 from pinjax.serving import run as run_lib
@@ -31,6 +31,7 @@ TO = flags.DEFINE_enum("to", None, ["items"], "from items to the items nearest t
 FILTER_SEEN = flags.DEFINE_bool("filter_seen", True, "leave out what users acted on already")
 ALLOW = flags.DEFINE_string("allow", None, "list of the only items that may be found")
 DENY = flags.DEFINE_string("deny", None, "list of items that may not be found")
+INDEX = flags.DEFINE_string("index", None, "directory of pinjax.index build; default: exact search")
 AS_OF = flags.DEFINE_string(
     "as_of", None, "read nothing later: ISO 8601, UTC; default: the end of training"
 )
@@ -42,13 +43,15 @@ def main(argv: Sequence[str]) -> int:
     if len(given) > 1:
         raise InputError(f"--{given[0]} and --{given[1]}: expected one of them")
     out = app.directory("--out", OUT.value)
+    index = None if INDEX.value is None else app.directory("--index", INDEX.value)
     users, texts, allow, deny = map(_list, (USERS, QUERIES, ALLOW, DENY))
     as_of = None if AS_OF.value is None else timestamps.parse("--as_of", AS_OF.value)
     if CONFIG.value is None:
         workdir = app.directory("--workdir", WORKDIR.value or "")
         run = run_lib.open_run(workdir, as_of, app.verifies())
     else:
-        run = run_lib.create(CONFIG.value, app.workdir_of(WORKDIR), as_of, app.verifies())
+        workdir = app.workdir_of(WORKDIR)
+        run = run_lib.create(CONFIG.value, workdir, as_of, app.verifies())
     if HISTORIES.value is not None:
         asked = run.histories(HISTORIES.value)
     elif texts is not None:
@@ -57,14 +60,14 @@ def main(argv: Sequence[str]) -> int:
         asked = run.items(users) if TO.value else run.known(users)
     rows, writer = 0, None
     with files.replacing(out) as file, tqdm.tqdm(desc=asked.name, unit="", delay=1) as found:
-        for table in run.answer(asked, K.value, FILTER_SEEN.value, allow, deny):
+        for table in run.answer(asked, K.value, FILTER_SEEN.value, allow, deny, index):
             writer = writer or pq.ParquetWriter(file, table.schema)
             writer.write_table(table)
             rows += len(table)
             found.update(int((table["rank"].to_numpy() == 1).sum()))
         writer.close()
     about = f"{asked.name} {found.n:,}, as of {timestamps.iso(asked.as_of)}"
-    print(f"{out}: {rows:,} items, {about}")
+    print(f"{out}: {rows:,} items, {about}\nnext  {results.report(workdir)}")
     return 0
 
 

@@ -3,6 +3,7 @@
 import collections
 import json
 import math
+import shlex
 import textwrap
 
 import jax
@@ -79,7 +80,19 @@ def next_commands(workdir: epath.Path, flags: str) -> str:
         [
             f"checkpoints   {workdir}/checkpoints",
             f"metrics       {workdir}/metrics.jsonl, and for TensorBoard: --logdir={workdir}",
-            f"next          python -m pinjax.embed {flags} --out={workdir}/embeddings",
-            f"              python -m pinjax.evaluate {flags}",
+            f"next          {recommend(workdir)}",
+            f"              python -m pinjax.embed {flags} --out={workdir}/embeddings",
+            f"              {report(workdir)}",
         ]
     )
+
+
+def recommend(workdir: epath.Path) -> str:
+    """The command that recommends items by a run."""
+    out = shlex.quote(f"{workdir}/recommended.parquet")
+    return f"python -m pinjax.recommend --workdir={shlex.quote(str(workdir))} --out={out}"
+
+
+def report(workdir: epath.Path) -> str:
+    """The command that shows a run."""
+    return f"python -m pinjax.report --workdir={shlex.quote(str(workdir))}"

@@ -30,7 +30,7 @@ for line in sys.stdin:
             if parse_alone:
                 processes.join = lambda *job: None
                 command.main = lambda argv: os._exit(0)
-            app.run(command.main)
+            app.run(command.main, verbs=tuple(getattr(command, "VERBS", ())))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         texts = [os.pread(file.fileno(), 2**20, 0).decode() for file in (out, err)]
     print(json.dumps([code, *texts]), flush=True)

@@ -56,7 +56,9 @@ def modules(directory):
 
 def test_a_wheel_holds_pinjax_and_the_configs(wheel):
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert names == modules("pinjax") | {f"pinjax/{name}" for name in modules("configs")}
+    others = {f"pinjax/reporting/page.{suffix}" for suffix in ("html", "css", "js")}
+    others |= {f"pinjax/{name}" for name in modules("configs")} | {"pinjax/py.typed"}
+    assert names == modules("pinjax") | others
 
 
 LOAD = """

@@ -12,8 +12,9 @@ LONGEST = 350
 COMMANDS = {"serving", "reporting", "compiler", "training", "systems", "data", "evaluation"}
 BELOW_SYSTEMS = {"data", "evaluation", "models", "losses", "graph", "retrieval", "distributed"}
 ARROWS = {
-    "commands": COMMANDS | {"distributed"},
+    "commands": COMMANDS | {"retrieval", "distributed"},
     "serving": {"training", "systems"} | BELOW_SYSTEMS,
+    "reporting": {"serving", "training", "systems"} | BELOW_SYSTEMS,
     "compiler": {"training", "systems", "retrieval", "distributed"},
     "training": {"systems", "distributed"},
     "systems": BELOW_SYSTEMS,

@@ -32,6 +32,7 @@ def get_config() -> Section:
     config.pairs.sequence = "user"
     config.catalogue.id = "gameid"
     config.catalogue.tags = "tag"  # one tag a row
+    config.catalogue.name = "game_docs_retrieval.title"
     config.catalogue.texts = tuple(
         (name, f"game_docs_retrieval.{column}")
         for name, column in (

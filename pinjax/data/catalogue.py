@@ -6,6 +6,8 @@ Everywhere else items are identified by their row, from 0. The columns are:
     topic     int32, the item's main topic as a number, -1 where unknown
     count     int64, actions of training users on the item up to the end of training
     created   uint32, unix seconds from which the item exists
+    name      text, what people call the item, null where unknown; the column may be missing
+    image_url text, where its picture is, null where unknown; the column may be missing
     content   a content vector, float16, zeros where unknown; the column may be missing
     images    float16 vectors of the item's images, any number of them; the column may be missing
     tokens: F token ids of the text feature F, int32, of the data set's vocabulary; any number of F
@@ -15,7 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +30,7 @@ from pinjax.errors import InputError
 
 FILE = "items.parquet"
 TOKENS = "tokens: "
+SHOWN = ("name", "image_url")  # columns for people; nothing is trained on them
 ROWS_A_GROUP = 2**16
 
 
@@ -44,6 +47,7 @@ class Items:
       images: float16 (images, dim), item by item, or None.
       image_offsets: int64 (n + 1,), offsets of each item's images; None without images.
       texts: by name of the feature, each item's tokens.
+      shown: by name of `SHOWN`, text (n,), None where unknown.
     """
 
     ids: np.ndarray
@@ -54,6 +58,7 @@ class Items:
     images: np.ndarray | None = None
     image_offsets: np.ndarray | None = None
     texts: Mapping[str, tokens.Ragged] = dataclasses.field(default_factory=dict)
+    shown: Mapping[str, Sequence[str | None]] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,6 +70,7 @@ class Items:
             "count": pa.array(self.counts, pa.int64()),
             "created": pa.array(self.created, pa.uint32()),
         }
+        columns |= {name: pa.array(texts, pa.large_string()) for name, texts in self.shown.items()}
         if self.content is not None:
             columns["content"] = vector_array(self.content)
         if self.images is not None:
@@ -123,6 +129,11 @@ class Catalogue:
     @functools.cached_property
     def created(self) -> np.ndarray:
         return self._column("created").to_numpy()
+
+    @functools.cached_property
+    def shown(self) -> dict[str, list[str | None]]:
+        names = (name for name in SHOWN if name in self._schema.names)
+        return {name: self._column(name).to_pylist() for name in names}
 
     @functools.cached_property
     def content(self) -> np.ndarray | None:

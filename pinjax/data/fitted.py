@@ -28,7 +28,7 @@ class Fitted:
 
     Attributes:
       arrays: by name.
-      former: the parameters from which training began, their `warm_start.digest`.
+      former: the parameters from which training began, their `checkpoint.hash_of`.
     """
 
     arrays: Mapping[str, np.ndarray]

@@ -6,6 +6,7 @@ the pairs, edges and negatives, and a subgraph of these alone.
 
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -108,7 +109,7 @@ class GraphBatches(batches.RandomAccess):
       walks: from the ends of pairs and edges. They do not take the step from one end to the other
         that makes them a pair.
       pairs: draws the pairs of items.
-      hard: int32 (items, n), candidates for the hard negatives of a query, padded with -1.
+      find_hard: makes `hard`, which only training reads.
       hard_after: steps after which a pair has one more hard negative.
       corpus: int32 (n,), items that may be negatives.
       steps: number of batches.
@@ -121,7 +122,7 @@ class GraphBatches(batches.RandomAccess):
     table: Neighbours
     walks: walks.Walks
     pairs: item_pairs.Source
-    hard: np.ndarray
+    find_hard: Callable[[], np.ndarray]
     hard_after: int
     corpus: np.ndarray
     steps: int
@@ -158,6 +159,16 @@ class GraphBatches(batches.RandomAccess):
         return fields | {
             BY_DEVICE + name: np.stack([part[name] for part in made]) for name in made[0]
         }
+
+    def iterate(self, first_step: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
+        for name in ("hard", "sizes", "widths"):  # once, before worker processes copy them
+            getattr(self, name)
+        return super().iterate(first_step, workers)
+
+    @functools.cached_property
+    def hard(self) -> np.ndarray:
+        """Int32 (items, n), candidates for the hard negatives of a query, padded with -1."""
+        return self.find_hard()
 
     @functools.cached_property
     def sizes(self) -> list[int]:

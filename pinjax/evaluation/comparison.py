@@ -23,7 +23,7 @@ def rows(runs: Mapping[str, Records]) -> list[tuple[str, dict[str, Estimate]]]:
     """
     found, groups = [], []
     for name, records in runs.items():
-        if groups and _same_labels(next(iter(groups[-1].values())), records):
+        if groups and same_labels(next(iter(groups[-1].values())), records):
             groups[-1][name] = records
         else:
             groups.append({name: records})
@@ -46,7 +46,8 @@ def rows(runs: Mapping[str, Records]) -> list[tuple[str, dict[str, Estimate]]]:
     return found
 
 
-def _same_labels(one: Records, other: Records) -> bool:
+def same_labels(one: Records, other: Records) -> bool:
+    """Whether two evaluations have the same queries and labels."""
     columns = ("user", "window", "label", "label_time", "task")
     return all(np.array_equal(one.labels[name], other.labels[name]) for name in columns)
 

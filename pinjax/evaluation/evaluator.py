@@ -173,6 +173,7 @@ class _Gathered:
             "label_time": queries.label_time,
             "label_age": queries.label_time - catalogue.created[item].astype(np.int64),
             "label_popularity": popularity.astype(np.int32),
+            "history": queries.history[queries.label_query],
             "task": task,
             "tier": tier,
         }

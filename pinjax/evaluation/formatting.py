@@ -50,6 +50,11 @@ def _block(rows: Sequence[tuple[str, dict[str, Estimate]]], names: Sequence[str]
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
+def cell(estimate: Estimate) -> tuple[str, str]:
+    """An estimate and its interval as text, the latter "" if there is none."""
+    return _number(estimate.value), _interval(estimate).strip()
+
+
 def _column(name: str, cells: list[Estimate]) -> list[str]:
     """The lines of a column: values flush right, then their intervals."""
     values = _pad([_number(cell.value) for cell in cells], str.rjust)

@@ -9,13 +9,11 @@ import dataclasses
 import functools
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from pinjax.data.dataset import Dataset
-from pinjax.errors import InputError
-from pinjax.evaluation import baselines, oracles, tables
-from pinjax.evaluation.engagements import TIERS, Engagements
-from pinjax.evaluation.queries import EvalQueries, Index
+from pinjax.evaluation import baselines, one_window, oracles, tables
+from pinjax.evaluation.engagements import Engagements
+from pinjax.evaluation.queries import EvalQueries
 
 # Of PinSage (Ying et al., KDD 2018), §4.2, in an index of 5M: the share of pairs whose item is
 # among the best 500, and the scaled MRR. To the latter, what a method that knows no ranks beyond
@@ -25,40 +23,25 @@ OFFLINE_METRICS = ("R@10", f"HR@{HITS}", tables.SCALED_MRR)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PairSource:
-    """The evaluation queries of a data set's pairs. There is one evaluation window, all of a split.
+class PairSource(one_window.OneWindow):
+    """The evaluation queries of a data set's pairs.
 
     Attributes:
-      name: of the system, for messages.
-      dataset: where queries, items and engagements come from.
       task_rows: rows of `Spec.tasks` that count.
-      eligible: bool (items,), the items that may be in an index, for any method.
-      config: the `evaluate` section of a run's config.
       main_metrics: names of the main metrics.
       depth: the number of results of a query that count.
     """
 
-    name: str
-    dataset: Dataset
     task_rows: tuple[int, ...]
-    eligible: np.ndarray
-    config: ConfigDict
     main_metrics: tuple[str, ...] = ("R@1", "R@10", "R@100")
     depth: int = 100
 
     averaged_over = "labels"
-    tiers = TIERS
-    always_tiers = True
-    cadences = ("window",)
     may_repeat = True  # a query may lead to the same item again
     few_excluded = True
     context_lengths = baselines.LENGTHS
-    topics = None
-
-    def __post_init__(self):
-        if not self.eligible.any():
-            name = self.dataset.spec.name
-            raise InputError(f"data.name: no item of {name} has features that {self.name} uses")
+    described = ("queries", "engagements")
+    lacking = "no engagement of the tasks that count"
 
     @property
     def validates(self) -> bool:
@@ -70,10 +53,6 @@ class PairSource:
         names = self.dataset.spec.tasks
         return tuple(name if i in self.task_rows else "" for i, name in enumerate(names))
 
-    @functools.cache  # noqa: B019, it lives as long as its command
-    def index(self, start: int) -> Index:
-        return Index.create(start, self.eligible, self.config.index_size)
-
     @functools.cached_property
     def engagements(self) -> Engagements:
         """The engagements of the training queries."""
@@ -82,71 +61,40 @@ class PairSource:
         every = np.ones(len(pairs), bool)
         return Engagements(pairs["query"], pairs["item"], time, every, len(self.eligible))
 
-    def item_tiers(self, start: int) -> np.ndarray:
-        """Int (items,), row of `tiers`."""
-        return self.engagements.tiers(start)
-
     def oracle(self, cadence: str) -> oracles.PairOracle | None:
         """The best answers that a simulated world allows."""
         del cadence
         return self.dataset.oracle and oracles.PairOracle(self.dataset.oracle)
 
-    def describe(self, split: str) -> str:
-        """A description of a split's labels.
-
-        Raises:
-          InputError: if no engagement counts.
-        """
-        if not (parts := self.queries(split)):
-            name = self.dataset.spec.name
-            raise InputError(f"{name}, split {split}: no engagement of the tasks that count")
-        (queries,) = parts.values()
-        return f"{len(queries):,} queries, {len(queries.label_item):,} engagements"
-
-    def notes(self, split: str) -> list[str]:
-        """The description, and a note if there are few queries."""
-        description = self.describe(split)
-        (queries,) = self.queries(split).values()
-        more = f"split.{split} or split.test_days of pinjax.prepare"
-        if len(queries) == self.config.queries:
-            more = "evaluate.queries"
-        return [description, *tables.too_few(len(queries), "queries", more)]
-
-    def queries(self, split: str, cadence: str = "window") -> dict[int, EvalQueries]:
-        """The queries of a split, ascending, or a seeded sample; by the start of the window."""
-        del cadence
-        return self._queries(split)
-
-    @functools.cache  # noqa: B019, it lives as long as its command
-    def _queries(self, split: str) -> dict[int, EvalQueries]:
+    def _queries(self, split: str) -> EvalQueries | None:
         pairs = self._pairs(split)
         rows = np.unique(pairs["query"])
         if len(rows) > self.config.queries:
             rows = np.random.default_rng(0).choice(rows, self.config.queries, replace=False)
             pairs = pairs[np.isin(pairs["query"], rows)]
         if not len(pairs):
-            return {}
+            return None
         rows, label_query = np.unique(pairs["query"], return_inverse=True)
         itself = self.dataset.queries.items[rows]
+        trained = np.bincount(self._pairs("train")["query"], minlength=int(rows[-1]) + 1)
         is_item = np.flatnonzero(itself >= 0)
         start = self.dataset.spec.train_end
-        return {
-            start: EvalQueries(
-                users=self.dataset.queries.ids[rows].tolist(),
-                query_user=np.arange(len(rows)),
-                query_time=np.full(len(rows), start, np.int64),
-                features={"query": rows},
-                context=self._context(rows, itself),
-                label_query=label_query,
-                label_item=pairs["item"],
-                label_exists=self.eligible[pairs["item"]],
-                label_task=pairs["task"],
-                label_time=pairs["time"].astype(np.int64),
-                excluded=np.stack([is_item, itself[is_item]], axis=1).astype(np.int64),
-                depth=self.depth,
-                rank_all=tables.SCALED_MRR in self.main_metrics,
-            )
-        }
+        return EvalQueries(
+            users=self.dataset.queries.ids[rows].tolist(),
+            query_user=np.arange(len(rows)),
+            query_time=np.full(len(rows), start, np.int64),
+            features={"query": rows},
+            context=self._context(rows, itself),
+            history=trained[rows],
+            label_query=label_query,
+            label_item=pairs["item"],
+            label_exists=self.eligible[pairs["item"]],
+            label_task=pairs["task"],
+            label_time=pairs["time"].astype(np.int64),
+            excluded=np.stack([is_item, itself[is_item]], axis=1).astype(np.int64),
+            depth=self.depth,
+            rank_all=tables.SCALED_MRR in self.main_metrics,
+        )
 
     def _pairs(self, split: str) -> np.ndarray:
         pairs = self.dataset.pairs(split)

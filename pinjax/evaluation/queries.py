@@ -52,6 +52,8 @@ class EvalQueries:
       features: inputs of a model, by name, each (queries, ...).
       context: int32 (queries, n), the items that describe a query, oldest first, after padding
         of -1.
+      history: int64 (queries,), all that is known of a query: actions of a user, training
+        engagements of a query of pairs, training items of a group.
       label_query: int64 (labels,), row of the query.
       label_item: int32 (labels,).
       label_exists: bool (labels,), whether the item is eligible for the index.
@@ -67,6 +69,7 @@ class EvalQueries:
     query_time: np.ndarray
     features: dict[str, np.ndarray]
     context: np.ndarray
+    history: np.ndarray
     label_query: np.ndarray
     label_item: np.ndarray
     label_exists: np.ndarray
@@ -135,6 +138,7 @@ class EvalQueries:
             query_time=self.query_time[query],
             features=features | {name: part},
             context=self.context[query],
+            history=self.history[query],
             label_query=label_query,
             excluded=excluded,
         )
@@ -165,6 +169,7 @@ def concatenate(parts: Sequence[EvalQueries]) -> EvalQueries:
             for name in parts[0].features
         },
         context=joined("context"),
+        history=joined("history"),
         label_query=np.concatenate([p.label_query + n for p, n in zip(parts, rows, strict=True)]),
         label_item=joined("label_item"),
         label_exists=joined("label_exists"),

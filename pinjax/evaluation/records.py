@@ -11,6 +11,8 @@ They are a Parquet file with a row for each method and label:
     label_time     of the engagement, unix seconds
     label_age      seconds from the item's creation to its engagement
     label_popularity   engagements of training users with the item up to the window's start
+    history        all that is known of the query at the window's start: a user's actions, training
+                   engagements of a query of pairs, training items of a group
     task           kind of query and kind of engagement; "" for timelines
     tier           of the item's popularity; "" if tiers were not computed
     rank           0 for the best; `listed` (in the metadata) or more: not found

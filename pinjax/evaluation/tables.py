@@ -68,7 +68,7 @@ class Table:
 def table_of(records: Records) -> Table:
     """The table of records: a row for each method and cadence, then one for each task of each."""
     about, measured = records.about, _Measured(records)
-    best = max(about.baselines, key=measured.recall, default=None)
+    best = measured.best_baseline
     tasks = [None, *(task for task in about.tasks if task)]
     figures = {(method, cadence): cells for method, cadence, cells in about.figures}
     rows = []
@@ -99,6 +99,28 @@ def difference(records: Records, method: str, other: str) -> Estimate:
     return _Measured(records).difference(*keys, None)
 
 
+def best_baseline(records: Records) -> str | None:
+    """The baseline with the best R@10; None without baselines."""
+    return _Measured(records).best_baseline
+
+
+def recall_by(
+    records: Records, parts: np.ndarray, number: int
+) -> dict[tuple[str, str], list[Estimate]]:
+    """R@10 of each method and cadence over the labels of each part.
+
+    Args:
+      records: of an evaluation.
+      parts: int (labels,), the part of each label; -1: of none.
+      number: of parts.
+    """
+    measured = _Measured(records)
+    return {
+        key: [measured.recall_where(key, parts == part) for part in range(number)]
+        for key in records.methods
+    }
+
+
 def is_of(method: str, system: str) -> bool:
     """Whether a method is the system, or a variant of it."""
     return method == system or method.startswith(f"{system}, ")
@@ -127,8 +149,15 @@ class _Measured:
     def _where(self, task: str | None) -> np.ndarray | None:
         return None if task is None else self._records.labels["task"] == task
 
-    def recall(self, method: str) -> float:
-        return float(np.nanmean(self._values((method, "window"), "R@10", None)))
+    @property
+    def best_baseline(self) -> str | None:
+        def mean(method: str) -> float:
+            return float(np.nanmean(self._values((method, "window"), "R@10", None)))
+
+        return max(self._records.about.baselines, key=mean, default=None)
+
+    def recall_where(self, key: tuple[str, str], where: np.ndarray) -> Estimate:
+        return metrics.estimate(self._values(key, "R@10", where), self._cluster)
 
     def main(self, method: str, cadence: str, task: str | None) -> dict[str, Estimate]:
         return {

@@ -215,6 +215,7 @@ class TimelineSource:
             query_time=histories["request_time"][:, -1].astype(np.int64),
             features=histories,
             context=histories["item"],
+            history=ends + 1 - starts,
             label_query=label_query,
             label_item=records["item"][label],
             label_exists=self.index(start).eligible[records["item"][label]],

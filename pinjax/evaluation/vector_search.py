@@ -7,11 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 
 from pinjax.distributed import batching
 from pinjax.evaluation.queries import EvalQueries, Index
 from pinjax.evaluation.retrievers import Found
-from pinjax.retrieval import exact, scann_index
+from pinjax.retrieval import exact, tuning
+from pinjax.retrieval import index as index_lib
 
 _QUERIES = 1024  # the most that are searched at a time
 
@@ -120,7 +122,7 @@ def search(vectors: np.ndarray, items: Items, queries: EvalQueries, index: Index
 def nearest(
     vectors: np.ndarray, items: Items, k: int, valid: jax.Array, excluded: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k items nearest to vectors.
+    """The k items nearest to vectors, by exact search.
 
     Args:
       vectors: float32 (queries, dim), or (queries, vectors, dim) as in `Towers.queries`.
@@ -133,23 +135,51 @@ def nearest(
       (scores, rows of the catalogue), each (queries, k), best first; -inf and -1 where there are
       fewer.
     """
-    several = vectors.shape[1] if vectors.ndim == 3 else 1
-    query, item = np.repeat(excluded, several, axis=0).T
-    query = query * several + np.arange(len(query)) % several
 
-    def search_all(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        size = min(_QUERIES, 1 << max(len(batch) - 1, 0).bit_length())
-        pairs_of = _batches_of_pairs(query, item, items, len(batch), size)
+    def search_all(flat: np.ndarray, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        size = min(_QUERIES, 1 << max(len(flat) - 1, 0).bit_length())
+        pairs_of = _batches_of_pairs(*excluded.T, items, len(flat), size)
 
         def search_some(some: tuple[np.ndarray, np.ndarray]) -> tuple[jax.Array, jax.Array]:
             vectors, row = some
             pairs = pairs_of(row[0])
             return exact.search(vectors, items.on_device, k, valid=valid, excluded=pairs)
 
-        return batching.in_batches(search_some, (batch, np.arange(len(batch))), size)
+        return batching.in_batches(search_some, (flat, np.arange(len(flat))), size)
 
-    scores, columns = _by_vector(search_all, vectors)
+    scores, columns = by_vector(search_all, vectors, excluded)
     return scores, np.where(columns >= 0, items.rows[columns], -1)
+
+
+def by_vector(
+    search: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    vectors: np.ndarray,
+    excluded: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(scores, rows) of a search with one or several vectors a query, of which the best counts.
+
+    Args:
+      search: from vectors (n, dim) and `excluded` for these to (scores, rows), each (n, k).
+      vectors: (queries, dim) or (queries, vectors, dim).
+      excluded: int (pairs, 2), queries and what they may not find.
+    """
+    if vectors.ndim == 2:
+        return search(vectors, excluded)
+    queries, several, dim = vectors.shape
+    query, item = np.repeat(excluded, several, axis=0).T
+    query = query * several + np.arange(len(query)) % several
+    scores, rows = search(vectors.reshape(-1, dim), np.stack([query, item], axis=1))
+    depth = rows.shape[1]
+    missing = ~vectors.reshape(-1, dim).any(axis=1)[:, None] | (rows < 0)
+    scores = np.where(missing, -np.inf, scores).reshape(queries, several * depth)
+    rows = np.where(missing, -1, rows).reshape(queries, several * depth)
+    order = np.lexsort((-scores, rows))  # the best score of each item first
+    rows, scores = (np.take_along_axis(x, order, axis=1) for x in (rows, scores))
+    again = np.zeros(rows.shape, bool)
+    again[:, 1:] = rows[:, 1:] == rows[:, :-1]
+    scores[again], rows[again] = -np.inf, -1
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
 class NearestVector:
@@ -194,21 +224,20 @@ class ScannSearch:
         depth = queries.searched(len(index.held))
         rows = np.flatnonzero(index.held).astype(np.int32)
         held = items.vectors[index.held[items.rows]]
-        searcher = scann_index.build(held, depth)
-        scores, columns = _by_vector(
-            lambda batch: scann_index.search(searcher, batch, depth), vectors
-        )
-        flat = vectors.reshape(-1, vectors.shape[-1])
-        compared = scann_index.recall_against_exact(searcher, held, flat, 10)
+        made = index_lib.create(pa.array(rows), held, "scann", depth)
+        nothing = np.zeros((0, 2), np.int64)
+        scores, columns = by_vector(lambda flat, _: made.search(flat, depth), vectors, nothing)
+        compared = tuning.queries(made, vectors.reshape(-1, vectors.shape[-1]), 10)
+        measured = tuning.measure(made, compared)
         label_scores = _label_scores(vectors, items, queries)
         return Found(
             np.where(columns >= 0, rows[columns], -1),
             scores,
             np.where(index.held[queries.label_item], -np.inf, label_scores),
             figures={
-                "ANN recall@10": compared.recall,
-                "queries/s": compared.queries_per_second,
-                "exact queries/s": compared.exact_queries_per_second,
+                "ANN recall@10": measured.recall,
+                "queries/s": measured.queries_per_second,
+                "exact queries/s": compared.exact_per_second,
             },
         )
 
@@ -276,24 +305,3 @@ def _batches_of_pairs(
         return jnp.asarray(np.pad(some, padding, constant_values=size))
 
     return of_batch
-
-
-def _by_vector(
-    search: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], vectors: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(scores, rows) of queries with one or several vectors, of which the best one counts."""
-    if vectors.ndim == 2:
-        return search(vectors)
-    queries, several, dim = vectors.shape
-    scores, rows = search(vectors.reshape(-1, dim))
-    depth = rows.shape[1]
-    missing = ~vectors.reshape(-1, dim).any(axis=1)[:, None] | (rows < 0)
-    scores = np.where(missing, -np.inf, scores).reshape(queries, several * depth)
-    rows = np.where(missing, -1, rows).reshape(queries, several * depth)
-    order = np.lexsort((-scores, rows))  # the best score of each item first
-    rows, scores = (np.take_along_axis(x, order, axis=1) for x in (rows, scores))
-    again = np.zeros(rows.shape, bool)
-    again[:, 1:] = rows[:, 1:] == rows[:, :-1]
-    scores[again], rows[again] = -np.inf, -1
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
+from pinjax.graph import mapped
+
 SIDES = ("item", "group")
 
 
@@ -34,6 +36,13 @@ class Side:
         """The neighbours of a node, int32 (degree,), ascending."""
         return self.neighbours[self.offsets[node] : self.offsets[node + 1]]
 
+    def pairs(self, nodes: np.ndarray) -> np.ndarray:
+        """Int64 (n, 2): pairs of a place among some nodes and a neighbour of the node there."""
+        first, degree = self.offsets[nodes], np.diff(self.offsets)[nodes]
+        place = np.repeat(np.arange(len(nodes)), degree)
+        at = np.arange(len(place)) - np.repeat(np.cumsum(degree) - degree - first, degree)
+        return np.stack([place, self.neighbours[at]], axis=1)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
@@ -47,11 +56,8 @@ def read(directory: epath.PathLike) -> Graph:
     """Opens a graph as memory maps."""
     sides = []
     for side in SIDES:
-        arrays = (
-            np.load(epath.Path(directory) / f"{side}_{name}.npy", mmap_mode="r")
-            for name in ("offsets", "neighbours")
-        )
-        sides.append(Side(*arrays))
+        paths = (epath.Path(directory) / f"{side}_{name}.npy" for name in ("offsets", "neighbours"))
+        sides.append(Side(*map(mapped.load, paths)))
     return Graph(*sides)
 
 

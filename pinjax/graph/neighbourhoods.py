@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from pinjax import checksums, files, signals
-from pinjax.graph import csr
+from pinjax.graph import csr, mapped
 from pinjax.graph.walks import Neighbours, Walks, neighbourhoods
 
 ROWS_AT_A_TIME = 2**16
@@ -89,6 +89,4 @@ def write(
 def open(directory: epath.PathLike) -> Neighbours:
     """The memory maps of what `write` wrote."""
     directory = epath.Path(directory)
-    return Neighbours(
-        *(np.load(directory / f"{name}.npy", mmap_mode="r") for name in Neighbours._fields)
-    )
+    return Neighbours(*(mapped.load(directory / f"{name}.npy") for name in Neighbours._fields))

@@ -15,7 +15,6 @@ from pinjax.data.dataset import Dataset
 from pinjax.distributed import batching
 from pinjax.errors import InputError
 from pinjax.evaluation import timeline_source
-from pinjax.graph import csr
 from pinjax.systems import histories, system
 
 _SOME = 4096  # that are embedded and searched for at a time
@@ -133,13 +132,6 @@ def themselves(items: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """
     place = np.flatnonzero(items[rows] >= 0)
     return np.stack([place, items[rows][place]], axis=1)
-
-
-def in_groups(groups: csr.Side, rows: np.ndarray) -> np.ndarray:
-    """The pairs of groups and their items."""
-    found = [groups.of(group) for group in rows]
-    group = np.repeat(np.arange(len(rows)), [len(items) for items in found])
-    return np.stack([group, np.concatenate([np.zeros(0, np.int32), *found])], axis=1)
 
 
 def as_array(ids: Any) -> pa.Array | None:

@@ -112,7 +112,7 @@ class Former:
         made = self._create(config)
         registry.check_trained(config, made.trainable)
         params = self._load(made).params
-        fitted = self._fit(warm_start.digest(params))
+        fitted = self._fit(checkpoint.hash_of(params))
         made = dataclasses.replace(
             made,
             dataset=dataclasses.replace(made.dataset, fitted=fitted),

@@ -1,11 +1,28 @@
-"""A run, opened to embed and to recommend."""
+"""A run, opened to embed and to recommend.
+
+>>> import pinjax
+>>> run = pinjax.open("work/pinnersage")
+>>> found = run.recommend(["u00000001", "u00000002"], k=3)
+>>> found.column_names, len(found)
+(['user', 'item', 'score', 'rank'], 6)
+>>> someone = {"user": ["me"], "item": [1000000001], "time": [1_743_000_000]}
+>>> someone |= {"action": ["save"], "surface": ["home"], "duration": [0.0]}
+>>> run.embed_users(someone)["user"].to_pylist()
+['me']
+>>> 1000000001 in run.recommend(histories=someone, k=5)["item"].to_pylist()
+False
+>>> run.similar([1000000001], k=2, deny=[1000000002])["rank"].to_pylist()
+[1, 2]
+>>> run.search(["red shoes"])
+Traceback (most recent call last):
+pinjax.errors.InputError: pinnersage embeds no texts of searches
+"""
 
 import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from etils import epath
@@ -19,8 +36,9 @@ from pinjax.errors import InputError
 from pinjax.evaluation import vector_search
 from pinjax.serving import asked as asked_lib
 from pinjax.serving import former
+from pinjax.serving import found as found_lib
 from pinjax.systems import system
-from pinjax.training import step, workdirs
+from pinjax.training import checkpoint, step, workdirs
 
 
 class Asked(NamedTuple):
@@ -52,7 +70,12 @@ class Run:
     """
 
     def __init__(
-        self, config: ConfigDict, made: system.System, state: step.State, as_of: int | None = None
+        self,
+        config: ConfigDict,
+        made: system.System,
+        state: step.State,
+        trained: Any,
+        as_of: int | None = None,
     ):
         """Opens a run.
 
@@ -60,12 +83,13 @@ class Run:
           config: of the run.
           made: its system.
           state: of its checkpoint.
+          trained: the parameters as they are on the run's own data set.
           as_of: unix seconds; None: the end of training, and for histories their latest action.
         """
         self.config, self.system = config, made
         self.params, self.step = state.params, int(state.step)
         self.as_of = made.as_of if as_of is None else as_of
-        self._given_as_of = as_of
+        self._given_as_of, self._trained = as_of, trained
         self._users = asked_lib.Users(config, made.dataset)
 
     @property
@@ -82,6 +106,7 @@ class Run:
         filter_seen: bool = True,
         allow: Any = None,
         deny: Any = None,
+        index: epath.PathLike | None = None,
     ) -> pa.Table:
         """The best items for users; if the system has no users, for queries, groups or items.
 
@@ -93,6 +118,7 @@ class Run:
           filter_seen: whether items are left out that the user acted on, or that are in the group.
           allow: ids of the only items that may be found; None: all.
           deny: ids of items that may not be found.
+          index: directory of `pinjax.index build`, of this run's embeddings; None: exact search.
 
         Returns:
           a table of user (or query, group, from_item), item, score, and rank from 1. A user for
@@ -102,7 +128,7 @@ class Run:
           InputError: for unknown ids or wrong histories.
         """
         asked = self.known(ids) if histories is None else self.histories(histories)
-        return pa.concat_tables(self.answer(asked, k, filter_seen, allow, deny))
+        return pa.concat_tables(self.answer(asked, k, filter_seen, allow, deny, index))
 
     def similar(self, ids: Any, k: int = 10, *, allow: Any = None, deny: Any = None) -> pa.Table:
         """The items nearest to items. Arguments and result as `recommend`."""
@@ -167,8 +193,7 @@ class Run:
             table, own = served.queries, dataset.queries.ids
             return self._asked("query", asked_lib.of_rows(table, own, "queries", wanted, seen))
         if served.groups:
-            seen = functools.partial(asked_lib.in_groups, dataset.graph.groups)
-            table, own = served.groups, dataset.groups
+            seen, table, own = dataset.graph.groups.pairs, served.groups, dataset.groups
             return self._asked("group", asked_lib.of_rows(table, own, "groups", wanted, seen))
         return self.items(ids)
 
@@ -204,28 +229,37 @@ class Run:
         return self._asked("query", asked_lib.of_rows(table, queries.ids, "texts", wanted, seen))
 
     def answer(
-        self, asked: Asked, k: int, filter_seen: bool = True, allow: Any = None, deny: Any = None
+        self,
+        asked: Asked,
+        k: int,
+        filter_seen: bool = True,
+        allow: Any = None,
+        deny: Any = None,
+        index: epath.PathLike | None = None,
     ) -> Iterator[pa.Table]:
         """The table of `recommend`, some of those who are asked for at a time.
 
         Args:
           asked: of `known`, `histories`, `items` or `texts`.
-          k, filter_seen, allow, deny: as in `recommend`.
+          k, filter_seen, allow, deny, index: as in `recommend`.
         """
         if k < 1:
             raise InputError(f"k is {k}; expected 1 or more")
-        items, own = self._items(asked.as_of), catalogue.id_array(self.dataset.catalogue.ids)
-        valid = jnp.asarray(self._allowed(asked.as_of, own, allow, deny)[items.rows])
-        k, number = min(k, len(items.rows)), 0
+        own = catalogue.id_array(self.dataset.catalogue.ids)
+        allowed, k, number = self._allowed(asked.as_of, own, allow, deny), min(k, len(own)), 0
+        if index is None:
+            find = found_lib.exactly(self._items(asked.as_of), k, allowed)
+        else:
+            checked = found_lib.open_index(index, checkpoint.hash_of(self._trained))
+            find = found_lib.by_index(checked, own, k, allowed)
         for number, some in enumerate(asked.parts, start=1):  # noqa: B007, read below
             seen = some.seen
             if asked.name in ("user", "group") and not filter_seen:
                 seen = seen[:0]
-            found = vector_search.nearest(some.vectors, items, k, valid, seen)
-            yield _recommended(asked.name, some.ids, own, *found)
+            yield found_lib.table(asked.name, some.ids, own, *find(some.vectors, seen))
         if not number:
             none = np.zeros((0, 1), np.int64)
-            yield _recommended(asked.name, pa.nulls(0), own, none, none)
+            yield found_lib.table(asked.name, pa.nulls(0), own, none, none)
 
     def _asked(self, name: str, parts: Iterator[asked_lib.Some]) -> Asked:
         return Asked(name, self.as_of, parts)
@@ -274,22 +308,8 @@ def create(
     if "train" in config and jax.device_count() % config.train.model_devices:
         config.train.model_devices = 1  # opened on other devices than those it was trained on
     mesh = sharding.mesh_of(config)
-    made, state, _ = former.bind(epath.Path(workdir), config, mesh, verify)
-    return Run(config, made, state, as_of)
-
-
-def _recommended(
-    name: str, ids: pa.Array, own: pa.Array, scores: np.ndarray, rows: np.ndarray
-) -> pa.Table:
-    query, place = np.nonzero(rows >= 0)
-    return pa.table(
-        {
-            name: ids.take(pa.array(query)),
-            "item": own.take(pa.array(rows[query, place])),
-            "score": scores[query, place].astype(np.float32),
-            "rank": (place + 1).astype(np.int32),
-        }
-    )
+    made, state, trained = former.bind(epath.Path(workdir), config, mesh, verify)
+    return Run(config, made, state, trained, as_of)
 
 
 def _vectors(name: str, ids: pa.Array, vectors: np.ndarray) -> pa.Table:

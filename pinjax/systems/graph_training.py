@@ -1,5 +1,7 @@
 """Training batches of a graph, and the queries that it is evaluated on."""
 
+import functools
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -13,7 +15,7 @@ from pinjax.data.spec import Spec
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.evaluation import graph_source, pair_source, source
-from pinjax.graph import neighbourhoods, pagerank, walks
+from pinjax.graph import csr, neighbourhoods, pagerank, walks
 from pinjax.systems import counts
 
 _SAME = 8  # pairs with the same query, in the abstract shapes of a batch
@@ -69,25 +71,29 @@ def batches_of(config: ConfigDict, mesh: Mesh, dataset: Dataset) -> graph_batche
     # Random negatives are items of pairs: of others a model only learns that they are never found.
     corpus = np.flatnonzero(pairs.counts).astype(np.int32)
     counted = numbers(config, spec, mesh)
-    hard = np.zeros((spec.num_items, 0), np.int32)
-    if counted.hard:
-        items = np.arange(spec.num_items, dtype=np.int32)
-        hard = pagerank.ranked(
-            *(graph, items, _PAGERANK, config.loss.hard_first, config.loss.hard_last),
-            *(_CANDIDATES * counted.hard, seed),
-        )
     return graph_batches.GraphBatches(
         numbers=counted,
         graph=graph,
         table=table,
         walks=walked,
         pairs=pairs,
-        hard=hard,
+        find_hard=functools.partial(_hard, graph, config.loss, seed),
         hard_after=config.loss.hard_after,
         corpus=corpus,
         steps=config.train.steps,
         seed=seed,
         shard=(jax.process_index(), jax.process_count()),
+    )
+
+
+def _hard(graph: csr.Graph, config: ConfigDict, seed: int) -> np.ndarray:
+    """Candidates for hard negatives, as the section `loss` says."""
+    items = np.arange(len(graph.items.offsets) - 1, dtype=np.int32)
+    if not config.num_hard_negatives:
+        return np.zeros((len(items), 0), np.int32)
+    return pagerank.ranked(
+        *(graph, items, _PAGERANK, config.hard_first, config.hard_last),
+        *(_CANDIDATES * config.num_hard_negatives, seed),
     )
 
 
@@ -114,7 +120,7 @@ def source_of(config: ConfigDict, dataset: Dataset) -> source.Source:
     eligible = products if products.any() else known
     tasks = tuple(row for row, name in enumerate(dataset.spec.tasks) if name.startswith("image/"))
     return pair_source.PairSource(
-        *("PinSage", dataset, tasks, eligible, config.evaluate),
+        *("PinSage", dataset, eligible, config.evaluate, tasks),
         main_metrics=pair_source.OFFLINE_METRICS,
         depth=pair_source.HITS,
     )

@@ -114,11 +114,7 @@ def loss(
 
     # Count products, queries and their pairs, over all devices.
     all_queries, all_products = everywhere((batch["query"], batch["item"]))
-    seen = {
-        "products": all_products,
-        "queries": all_queries,
-        "pairs": count_min_sketch.pair_ids(all_queries, all_products),
-    }
+    seen = counted({"query": all_queries, "item": all_products})
     add = sharding.on_each(mesh, count_min_sketch.add)
     sketches = {name: add(sketches[name], ids) for name, ids in seen.items()}
     # log P(p | q) of each pair. The estimated count of a pair may exceed the count of its query.
@@ -161,6 +157,12 @@ def loss(
         where = batch["task"] == row
         metrics[f"loss/{name}"] = jnp.mean(losses, where=where)
     return losses.mean(), (metrics, sketches)
+
+
+def counted(batch: system.Batch) -> dict[str, jax.Array]:
+    """The ids of a batch that are counted: of products, queries and their pairs."""
+    pairs = count_min_sketch.pair_ids(batch["query"], batch["item"])
+    return {"products": batch["item"], "queries": batch["query"], "pairs": pairs}
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
@@ -209,6 +211,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         },
         search=system.Search(spec.num_items, config.model.embedding_dim, 100),
         rows=system.TEXTS,
+        counted=counted,
     )
 
 
@@ -232,7 +235,7 @@ def bind(
     found = product_table.findable(products)
     rows = np.flatnonzero(found)
     source = pair_source.PairSource(
-        "ItemSage", dataset, tuple(train_batches.tasks), found, config.evaluate
+        "ItemSage", dataset, found, config.evaluate, tuple(train_batches.tasks)
     )
     evaluator = evaluator_lib.Evaluator("ItemSage", source)
     lengths = product_table.num_values(products["texts"])

@@ -218,6 +218,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 50
         ),
         rows=system.IDS | {f"/{name}/embedding$": f"{name}s" for name in ("action", "surface")},
+        counted=lambda batch: batch["label_item"],
     )
 
 

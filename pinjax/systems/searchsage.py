@@ -114,6 +114,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         embedders={"queries": embedder},
         search=system.Search(spec.num_items, dim, 100),
         rows=tower.rows,
+        counted=lambda batch: batch["item"],
     )
 
 
@@ -129,7 +130,7 @@ def bind(
     constants = jax.tree.map(place, {"items": items, "texts": query_tower.read(config, dataset)})
     findable = items.any(axis=1)
     source = pair_source.PairSource(
-        "SearchSage", dataset, tuple(train_batches.tasks), findable, config.evaluate
+        "SearchSage", dataset, findable, config.evaluate, tuple(train_batches.tasks)
     )
     evaluator = evaluator_lib.Evaluator("SearchSage", source)
 

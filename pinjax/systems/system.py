@@ -119,6 +119,8 @@ class Trainable:
       search: sizes of the search for items.
       rows: which parameters are tables with a row for each item, token and so on, and of what: by
         pattern of the parameter's path, a name of `Dataset.names`.
+      counted: (batch) -> the ids of a host batch that the sketches count, in a tree of the same
+        structure; -1 is not counted. None without sketches.
     """
 
     init: Callable[[jax.Array], tuple[Any, Any]]
@@ -129,6 +131,7 @@ class Trainable:
     embedders: dict[str, Embedder]
     search: Search
     rows: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    counted: Callable[[Batch], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

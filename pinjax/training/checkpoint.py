@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import re
@@ -296,3 +297,12 @@ def of_run(
         reason = f"is none of {', '.join(directions)}" if directions else "needs a validation split"
         raise InputError(f"train.select: {select!r} {reason}")
     return Checkpoints(workdir, select, directions.get(select, "max"), verify)
+
+
+def hash_of(params: Any) -> str:
+    """Hash of parameters; the same in all processes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(processes.gathered(leaf).tobytes())
+    return digest.hexdigest()

@@ -7,7 +7,6 @@ schedule that has ended cannot go on, and sketches count rows, which now stand f
 """
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pinjax.distributed import processes, sharded_table
+from pinjax.distributed import sharded_table
 from pinjax.errors import InputError
 
 Names = Callable[[str], Sequence[Any]]
@@ -94,15 +93,6 @@ def match(former: Sequence[Any], later: Sequence[Any], about: str) -> np.ndarray
         raise InputError(f"{about} were {before.type}, now they are {after.type}")
     found = pc.index_in(after, value_set=before.cast(after.type))
     return found.fill_null(-1).to_numpy().astype(np.int64)
-
-
-def digest(params: Any) -> str:
-    """SHA-256 of parameters, the same for all shardings."""
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        found.update(jax.tree_util.keystr(path).encode())
-        found.update(processes.gathered(leaf).tobytes())
-    return found.hexdigest()
 
 
 def place(params: Any, like: Any) -> Any:

@@ -38,7 +38,7 @@ def make(graph, pairs=None, devices=1, shard=(0, 1), **fields):
         table=walks.neighbourhoods(graph, every, WALKS, 0),
         walks=WALKS,
         pairs=pairs or item_pairs.Memberships(graph, stream=1),
-        hard=hard.astype(np.int32),
+        find_hard=lambda: hard.astype(np.int32),
         hard_after=3,
         corpus=every[:50],
         steps=9,
@@ -146,7 +146,7 @@ def test_a_pairs_own_edge_does_not_tell_one_item_of_the_other(tmp_path):
     made = dataclasses.replace(
         make(graph, pairs, layers=1, items=4 * number),
         table=walks.neighbourhoods(graph, every, WALKS, 0),
-        hard=np.zeros((4 * number, 3), np.int32),
+        find_hard=lambda: np.zeros((4 * number, 3), np.int32),
     )
     for step in range(5):
         batch = made[step]

@@ -12,7 +12,7 @@ from etils import epath
 
 from pinjax import timestamps
 from pinjax.data import catalogue
-from pinjax.training import checkpoint, warm_start
+from pinjax.training import checkpoint
 from tests import commands, days
 
 pytestmark = pytest.mark.slow
@@ -139,4 +139,4 @@ def digest(workdir):
 
     state = checkpoint.Checkpoints(epath.Path(workdir)).load_latest(like)
     assert int(state["step"]) == 8
-    return warm_start.digest(state["params"])
+    return checkpoint.hash_of(state["params"])

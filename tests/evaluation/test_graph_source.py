@@ -144,6 +144,7 @@ def test_items_of_a_group_are_its_context_and_no_answers(rng, boards, monkeypatc
     for group, context in zip(queries.features["group"], queries.context, strict=True):
         np.testing.assert_array_equal(context[context >= 0], np.flatnonzero(trained[group]))
         assert (context[: -trained[group].sum()] == -1).all()
+    np.testing.assert_array_equal(queries.history, trained[queries.features["group"]].sum(axis=1))
     pairs = np.argwhere(trained[queries.features["group"]])
     np.testing.assert_array_equal(queries.excluded, pairs)
     assert not queries.label_exists[queries.label_item >= ITEMS - 10].any()

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from pinjax.data import pairs
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
-from pinjax.evaluation import evaluator, pair_source, retrievers, vector_search
+from pinjax.evaluation import engagements, evaluator, pair_source, retrievers, vector_search
 
 QUERIES, ITEMS, DIM = 12, 130, 4
 TASKS = ("image/click", "text/save", "text/checkout")
@@ -52,7 +52,7 @@ class Dataset:
 def make(dataset, tasks=(0, 1, 2), eligible=None, measured=(), **config):
     config = ConfigDict({"queries": 1_000, "index_size": 1_000} | config)
     eligible = np.ones(ITEMS, bool) if eligible is None else eligible
-    source = pair_source.PairSource("ours", dataset, tasks, eligible, config, *measured)
+    source = pair_source.PairSource("ours", dataset, eligible, config, tasks, *measured)
     return evaluator.Evaluator("ours", source)
 
 
@@ -136,6 +136,9 @@ def test_co_occurrence_knows_what_queries_led_to(rng):
     engaged = np.zeros((QUERIES, ITEMS))
     engaged[train["query"], train["item"]] = 1
     counts = np.bincount(train["item"], minlength=ITEMS)
+    queries = queries_of(dataset)
+    history = (train["query"] == queries.features["query"][:, None]).sum(axis=1)
+    np.testing.assert_array_equal(queries.history, history)
     degree = np.maximum(engaged.sum(axis=0), 1)
     cosine = engaged.T @ engaged / np.sqrt(np.outer(degree, degree))
     hits = []
@@ -271,7 +274,7 @@ def test_tiers_have_a_third_of_training_each(rng):
     dataset = Dataset(rng)
     tiers = make(dataset).source.item_tiers(10_000)
     counts = np.bincount(dataset.pairs("train")["item"], minlength=ITEMS)
-    assert (tiers[counts == 0] == pair_source.TIERS.index("cold")).all()
+    assert (tiers[counts == 0] == engagements.TIERS.index("cold")).all()
     largest = np.bincount(counts, counts).max() / counts.sum()  # all items of one popularity
     for tier in range(3):
         share = counts[tiers == tier].sum() / counts.sum()

@@ -9,6 +9,7 @@ import pytest
 from pinjax.evaluation import baselines, engagements, retrievers, vector_search
 from pinjax.evaluation import queries as queries_lib
 from pinjax.retrieval import exact
+from pinjax.retrieval import index as index_lib
 
 USERS, ITEMS, TIME = 30, 80, 1_000
 HAS_SCANN = importlib.util.find_spec("scann") is not None
@@ -33,6 +34,7 @@ def make_queries(rng, order=None, excluded=None, depth=50):
         query_time=np.full(USERS, TIME),
         features={"query": np.arange(USERS)},
         context=context,
+        history=(context >= 0).sum(axis=1),
         label_query=label_query,
         label_item=row[label_item].astype(np.int32),
         label_exists=np.ones(len(label_item), bool),
@@ -288,18 +290,18 @@ def test_what_an_approximate_search_loses_is_missed(rng, monkeypatch):
         label_exists=np.ones(3, bool),
     )
 
-    def search(searcher, queries, depth):
-        del searcher
+    def search(self, queries, depth, excluded=None):
+        del excluded
         scores = queries @ items[held].T
-        scores[:, 2] = -np.inf
+        if self.setting:
+            scores[:, 2] = -np.inf
         return exact.best(scores, np.ones(ITEMS - 1, bool), depth)
 
-    class Comparison:
-        recall = queries_per_second = exact_queries_per_second = 1.0
+    def create(ids, vectors, *_):
+        return index_lib.Index(ids, vectors, setting={"misses": 2})
 
-    monkeypatch.setattr(vector_search.scann_index, "build", lambda *_: None)
-    monkeypatch.setattr(vector_search.scann_index, "search", search)
-    monkeypatch.setattr(vector_search.scann_index, "recall_against_exact", lambda *_: Comparison)
+    monkeypatch.setattr(vector_search.index_lib, "create", create)
+    monkeypatch.setattr(index_lib.Index, "search", search)
     retriever = vector_search.of_vectors(users.__getitem__, items)
     _, exactly = searched(retriever, queries, make_index(held))
     _, found = searched(vector_search.ScannSearch(retriever), queries, make_index(held))

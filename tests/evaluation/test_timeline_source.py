@@ -110,6 +110,7 @@ def test_queries_are_the_enumerated_ones(rows, cadence):
             np.testing.assert_array_equal(history[6 - len(last) :], last[name])
         assert (queries.features["item"][query][: 6 - len(last)] == -1).all()
         np.testing.assert_array_equal(queries.context[query], queries.features["item"][query])
+        assert queries.history[query] == len(known)
         seen = queries.excluded[queries.excluded[:, 0] == query, 1]
         np.testing.assert_array_equal(seen, known["item"])
     # Items appear every other day, the last of them after T.

@@ -17,7 +17,7 @@ from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.serving import former
 from pinjax.systems import embedded, registry
-from pinjax.training import checkpoint, step, warm_start
+from pinjax.training import checkpoint, step
 from tests import days
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -101,7 +101,7 @@ def test_embeddings_stay_what_they_were(data_dir, data, tmp_path, name):
     before = by_id(earlier, made, params, days.EARLIER)
     served, state, own = former.bind(workdir, later, mesh, verify=True)
     assert int(state.step) == 7
-    assert warm_start.digest(own) == warm_start.digest(params)
+    assert checkpoint.hash_of(own) == checkpoint.hash_of(params)
     after = by_id(later, served, state.params, days.EARLIER)
     assert before.keys() < after.keys()
     if name == "itemsage":  # whose queries have vectors of the data set's own
@@ -111,7 +111,7 @@ def test_embeddings_stay_what_they_were(data_dir, data, tmp_path, name):
     # Training begins with the same parameters.
     begins, begun = former.Former.open(workdir, later, mesh, verify=True).begin(later)
     assert int(begun.step) == 0
-    assert begins.identity["warm_start"] == warm_start.digest(params)
+    assert begins.identity["warm_start"] == checkpoint.hash_of(params)
     check_same(by_id(later, begins, begun.params, days.EARLIER), before)
     if name not in ("pinnerformer", "searchsage"):
         return

@@ -1,21 +1,28 @@
 """Recommendations against float64 and one query at a time, for systems of made-up vectors."""
 
+import doctest
+import pathlib
+import subprocess
+import sys
 import types
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 
 from pinjax import config_json
 from pinjax.data import dataset as dataset_lib
 from pinjax.errors import InputError
+from pinjax.retrieval import index as index_lib
 from pinjax.serving import run as run_lib
 from pinjax.systems import system
-from pinjax.training import workdirs
+from pinjax.training import checkpoint, workdirs
 
 SYSTEM = "pinnersage"
 DIM = 8
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -136,13 +143,14 @@ def test_histories_are_those_of_the_log(dataset, items, open_run, tmp_path):
     )
     unknown = pd.DataFrame([{**frame.iloc[0], "item": 10**15, "time": as_of - 1}])
     frame = pd.concat([frame.sample(frac=1, random_state=0), unknown])
-    known = lists(run.recommend(some), "user")
+    known = lists(run.recommend(pl.Series(some)), "user")
     expected = {f"new {user}": known[user] for user in some}
     paths = [tmp_path / name for name in ("h.parquet", "h.csv", "h.jsonl")]
     frame.to_parquet(paths[0])
     frame.to_csv(paths[1], index=False)
     frame.to_json(paths[2], orient="records", lines=True)
-    for source in (frame, pa.Table.from_pandas(frame), frame.to_dict("list"), *map(str, paths)):
+    tables = frame, pl.from_pandas(frame), pa.Table.from_pandas(frame), frame.to_dict("list")
+    for source in (*tables, frame.to_records(index=False), *map(str, paths)):
         assert lists(run.recommend(histories=source), "user") == expected
     embedded = run.embed_users(frame)
     assert embedded["user"].to_pylist() == sorted(expected)
@@ -225,6 +233,31 @@ def test_allowed_and_denied_items(dataset, items, open_run):
         run.recommend("nobody")
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_an_index_finds_what_exact_search_finds(dataset, items, open_run, rng, tmp_path, several):
+    users = rng.standard_normal((2, DIM)).astype(np.float32)
+    mean = mean_of_items(items[0])
+
+    def embed(history):
+        return mean(history)[:, None] + users if several else mean(history)
+
+    run = open_run(users=embed)
+    held = items[1].rows[::-2]  # an index of some items, in another order
+    ids, vectors = pa.array(dataset.catalogue.ids[held]), items[0][held]
+    about = {"embeddings": {"checkpoint": checkpoint.hash_of(None)}}
+    index = index_lib.create(ids, vectors, "exact")
+    index.save(tmp_path / "index", about)
+    index.save(tmp_path / "other", {"embeddings": {"checkpoint": "x"}})
+    some = list(histories_of(dataset, run.as_of))[::60]
+    filters = {"deny": dataset.catalogue.ids[held[:9]]}
+    found = run.recommend(some, 6, index=tmp_path / "index", **filters)
+    expected = run.recommend(some, 6, allow=ids, **filters)
+    assert found.drop(["score"]).equals(expected.drop(["score"]))
+    np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-5)
+    with pytest.raises(InputError, match=r"is no index of embeddings of this run's checkpoint"):
+        run.recommend(some, index=tmp_path / "other")
+
+
 def test_groups_are_recommended_what_is_not_in_them(dataset, items, open_run, rng):
     vectors, _ = items
     groups = rng.standard_normal((dataset.spec.num_groups, DIM)).astype(np.float32)
@@ -271,6 +304,18 @@ def test_embeddings_of_items(dataset, items, open_run):
     table = run.embed_items(dataset.catalogue.ids[rows])
     np.testing.assert_array_equal(np.stack(table["vector"].to_numpy()), items[0][rows])
     assert run.embed_items()["item"].to_pylist() == dataset.catalogue.ids[items[1].rows].tolist()
+
+
+def test_importing_costs_nothing():
+    code = "import sys, pinjax; assert not {'jax', 'numpy', 'pyarrow'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_doctest(make_config, dataset, tmp_path, monkeypatch):
+    config = make_config()
+    workdirs.write(tmp_path / "work/pinnersage", config, {"dataset": dataset.spec.digest})
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(run_lib).failed == 0
 
 
 def test_a_config_comes_back_from_a_work_directory(make_config, tmp_path):

@@ -1,6 +1,5 @@
 """Rows go where the later data set has what they stand for; all else has to fit."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -93,14 +92,3 @@ def test_what_does_not_fit_is_named(params, message):
 def test_integers_are_no_text():
     with pytest.raises(InputError, match="ids were int64, now they are string"):
         warm_start.match(np.arange(3), np.array(["0", "1"], object), "ids")
-
-
-def test_a_digest_does_not_depend_on_the_sharding(rng):
-    params = {"kernel": rng.normal(size=(16, 3)).astype(np.float32)}
-    mesh = sharding.make_mesh()
-    placed = [
-        warm_start.digest(jax.device_put(params, place(mesh)))
-        for place in (sharding.replicated, sharding.over_data)
-    ]
-    assert placed[0] == placed[1]
-    assert warm_start.digest({"kernel": jax.numpy.asarray(params["kernel"]) + 1}) != placed[0]

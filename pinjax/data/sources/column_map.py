@@ -100,6 +100,10 @@ def default() -> Section:
     catalogue.content = Text()
     # A column of tags, from which content vectors are made where there is no column of them.
     catalogue.tags = Text()
+    # Columns that reports show, and nothing trains on: what people call an item, and where its
+    # picture is, a URL.
+    catalogue.name = Text()
+    catalogue.image_url = Text()
     # Between the tags of one row; "": one tag a row, so ids may repeat, or a column of lists.
     catalogue.tag_separator = Text()
     catalogue.tag_dim = Size(64)  # numbers in a vector made from tags
@@ -269,7 +273,7 @@ def check(config: ConfigDict, items: bool, queries: bool) -> None:
     known = all(name in features for name in config.vectors.texts)
     expect(known, "vectors.texts", f"some of {', '.join(features) or 'catalogue.texts'}")
     if not items:
-        named = ("content", "tags", "texts", "images", "created", "topic")
+        named = ("content", "tags", "texts", "images", "created", "topic", "name", "image_url")
         for name in named:
             expect(not catalogue[name], f"catalogue.{name}", "nothing without --items")
         expect("pairs" not in made or queries, "catalogue.id", "--items, or --queries, for pairs")

@@ -105,7 +105,8 @@ def write(
     if named.topic:
         topics = _topics(database, len(counts))
     features = [feature for feature, _ in named.texts]
-    columns = [name for name in ("content", "images") if named[name]]
+    shown = [name for name in catalogue.SHOWN if named[name]]
+    columns = [name for name in (*shown, "content", "images") if named[name]]
     columns = ", ".join(["i.row", "i.id", *map(name_of, [*columns, *map(_column, features)])])
     # An item exists from its date or its first event; 0 if both are unknown.
     created = f"least(i.first, {'g.created' if named.created else 'NULL'})"
@@ -129,8 +130,8 @@ def write(
             elif content is not None:
                 of_piece["content"] = content[some]
             if named.images:
-                shown, offsets = _flat_vectors(piece["images"], dims["images"])
-                of_piece |= {"images": shown, "image_offsets": offsets}
+                pictures, offsets = _flat_vectors(piece["images"], dims["images"])
+                of_piece |= {"images": pictures, "image_offsets": offsets}
             elif made.images is not None:
                 has = made.images[some].any(axis=1)
                 offsets = np.concatenate([[0], np.cumsum(has)])
@@ -146,6 +147,7 @@ def write(
                     topics=np.full(len(rows), -1, np.int32) if topics is None else topics[some],
                     counts=counts[some],
                     created=piece["created"].to_numpy(),
+                    shown={name: piece[name].to_pylist() for name in shown},
                     texts={
                         feature: vocabulary.encode(piece[_column(feature)].to_pylist())
                         for feature in features

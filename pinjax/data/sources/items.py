@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from pinjax.data.catalogue import SHOWN
 from pinjax.data.sources import reading, rows
 from pinjax.data.sources.columns import LATEST, TIMESTAMP, Column, are_integers
 from pinjax.data.sources.engine import Database, Job, name_of, numbered
@@ -14,7 +15,7 @@ from pinjax.errors import InputError
 _EXAMPLES = 3
 VECTORS = ("content", "images")
 # SQL of the nonzero images of an item of `given`.
-SHOWN = f"list_filter(coalesce(g.images, []), {rows.NOT_ZERO})"
+IMAGES = f"list_filter(coalesce(g.images, []), {rows.NOT_ZERO})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class _Field:
 
 def _fields(config: ConfigDict) -> list[_Field]:
     catalogue = config.catalogue
-    named = [(name, catalogue[name]) for name in ("created", "topic", *VECTORS, "tags")]
+    named = [(name, catalogue[name]) for name in ("created", "topic", *SHOWN, *VECTORS, "tags")]
     named += [(f"text {feature}", column) for feature, column in catalogue.texts]
     fields = []
     for name, column in named:
@@ -75,7 +76,7 @@ def _fields(config: ConfigDict) -> list[_Field]:
 def _described(config: ConfigDict) -> str:
     """SQL of whether an item of `given` has a text or an image; true if the map names neither."""
     has = [f"coalesce(g.{name_of(f'text {name}')}, '') <> ''" for name, _ in config.catalogue.texts]
-    has += [f"len({SHOWN}) > 0"] if config.catalogue.images else []
+    has += [f"len({IMAGES}) > 0"] if config.catalogue.images else []
     return " OR ".join(has) or "true"
 
 

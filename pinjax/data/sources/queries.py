@@ -53,7 +53,7 @@ def check(job: Job, log_files: Sequence[File], given: str) -> None:
     if given:
         lacking, where = "query NOT IN (SELECT id FROM own_vectors)", given
     elif config.catalogue.images:
-        shown = f"len({items.SHOWN}) > 0"
+        shown = f"len({items.IMAGES}) > 0"
         with_image = f"SELECT i.row FROM items i JOIN given g ON i.id = g.id WHERE {shown}"
         lacking = f"source IS NOT NULL AND source NOT IN ({with_image})"
         where = f"column {config.catalogue.images}"
@@ -98,7 +98,7 @@ def write(job: Job, given: bool, made: content.WordVectors) -> dict[str, int]:
     if given:
         vector, join = "v.vector", "LEFT JOIN own_vectors v ON q.id = v.id"
     elif job.config.catalogue.images:
-        vector = f"CASE WHEN q.item IS NOT NULL THEN [{items.SHOWN}[1]] END"
+        vector = f"CASE WHEN q.item IS NOT NULL THEN [{items.IMAGES}[1]] END"
         join = "LEFT JOIN items i ON q.item = i.row LEFT JOIN given g ON i.id = g.id"
     found = f"SELECT q.*, {vector} AS vector FROM queries q {join} ORDER BY q.row"
     dim = _dim(job, given, made)

@@ -131,6 +131,18 @@ def test_content_and_topics_are_read_as_they_stand(prepare, kind):
     assert prepared.report["items without content"] == 1
 
 
+def test_names_and_urls_are_kept_as_they_stand(prepare):
+    names = ["</script>", None, "Ünï  Code"]
+    table = {"item": [5, 3, 9], "is": names, "at": ["https://x/5.png", "", None]}
+    made, _ = prepare(make_config(name="is", image_url="at"), make_log([3, 5, 9, 11]), table)
+    assert made.catalogue.shown == {
+        "name": [None, "</script>", "Ünï  Code", None],
+        "image_url": ["", "https://x/5.png", None, None],
+    }
+    made, _ = prepare(make_config(), make_log([3, 5, 9]), table, out="other")
+    assert made.catalogue.shown == {}
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "npz"])
 def test_vectors_of_every_kind_of_file(rng, write, prepare, kind):
     content = np.round(rng.normal(size=(4, 3)), 3)

@@ -49,7 +49,7 @@ def bind(trainable, config, mesh, dataset):
     ids = {"queries": dataset.queries.ids, "items": dataset.catalogue.ids}
     everything = np.ones(dataset.spec.num_items, bool)
     source = pair_source.PairSource(
-        "MF", dataset, tuple(batches.tasks), everything, config.evaluate
+        "MF", dataset, everything, config.evaluate, tuple(batches.tasks)
     )
     evaluator = evaluator_lib.Evaluator("MF", source)
 

@@ -20,7 +20,7 @@ def bind(trainable, config, mesh, dataset):
     items, queries = item_features.item_vectors(dataset), dataset.queries.vectors
     tasks = tuple(range(len(dataset.spec.tasks)))
     findable = items.any(axis=1)
-    source = pair_source.PairSource("own vectors", dataset, tasks, findable, config.evaluate)
+    source = pair_source.PairSource("own vectors", dataset, findable, config.evaluate, tasks)
     evaluator = evaluator_lib.Evaluator("own vectors", source)
 
     def evaluate(params, split, full=False):

@@ -1,0 +1,121 @@
+"""`python -m pinjax.index`: from embeddings to neighbours."""
+
+import re
+import types
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pinjax.data import embeddings
+from pinjax.retrieval import index as index_lib
+from tests import commands
+
+ITEMS, USERS, DIM = 2_500, 300, 8
+OF = types.SimpleNamespace(spec=types.SimpleNamespace(digest="0"))
+
+
+@pytest.fixture(scope="module")
+def command():
+    pytest.importorskip("faiss")
+    with commands.Command("index", JAX_DISABLE_MOST_OPTIMIZATIONS="1") as command:
+        yield command
+
+
+@pytest.fixture
+def embedded(rng, make_embeddings):
+    """(directory of embeddings, vectors of items, vectors of users)."""
+    items, users = (rng.standard_normal((n, DIM)).astype(np.float32) for n in (ITEMS, USERS))
+    ids = np.arange(ITEMS) * 3 + 1
+    names = np.array([f"user {i}" for i in range(USERS)], object)
+    return (
+        make_embeddings("made", OF, {"items": (ids, items), "users": (names, users)}),
+        items,
+        users,
+    )
+
+
+def run(command, *arguments, code=0):
+    found, out, err = command(*arguments)
+    assert found == code, err
+    assert code == 0 or re.fullmatch("error: .+\n", err), err
+    return out if code == 0 else err
+
+
+def test_an_index_reaches_its_recall_and_finds_neighbours(command, embedded, rng, tmp_path):
+    directory, items, users = embedded
+    made = tmp_path / "index"
+    build = "build", f"--embeddings={directory}", f"--out={made}"
+    out = run(command, *build, "--backend=faiss_ivf", "--recall=0.8", "--k=5")
+    recall, within, number = re.search(r"recall@5 (\S+) ± (\S+) on (\d+) other", out).groups()
+    assert float(recall) + 2 * float(within) > 0.8
+    assert int(number) == USERS // 2
+    assert out.splitlines()[-1] == f"  python -m pinjax.index query --index={made} --ids=1"
+    manifest = index_lib.open_index(made).manifest
+    assert (manifest["embeddings"]["checkpoint"], manifest["k"]) == ("made", 5)
+    assert manifest["setting"]["lists"] > 0
+    assert "is there already" in run(command, *build, code=2)
+
+    found = run(command, "query", f"--index={made}", "--ids=7,1", "--k=3")
+    cells = [line.split("\t") for line in found.splitlines()]
+    assert [(cell[0], cell[3]) for cell in cells] == [(i, r) for i in "71" for r in "123"]
+    assert all(cell[0] != cell[1] for cell in cells)
+
+    np.save(tmp_path / "users.npy", users)
+    table = embeddings.to_arrow(np.array(["a", "b"], object), users[:2], 0, "float32")
+    pq.write_table(table, tmp_path / "users.parquet")
+    for name, number, first in (("users.npy", USERS, 0), ("users.parquet", 2, "a")):
+        flags = f"--vectors={tmp_path / name}", "--k=5", f"--out={tmp_path}/found.parquet"
+        run(command, "query", f"--index={made}", *flags)
+        found = pq.read_table(tmp_path / "found.parquet")
+        assert found.column_names == ["query", "item", "score", "rank"]
+        assert (len(found), found["query"][0].as_py()) == (5 * number, first)
+        rows = found["item"].to_numpy().reshape(-1, 5) // 3
+        expected = np.argsort(-users[:number].astype(np.float64) @ items.T, axis=1)[:, :5]
+        assert (rows[:, :, None] == expected[:, None]).any(axis=2).mean() > 0.7
+
+
+def test_the_curve_of_several_backends_is_printed_and_drawn(command, embedded, tmp_path):
+    page = tmp_path / "curve.html"
+    flags = f"--embeddings={embedded[0]}", "--backend=faiss_ivf,exact", f"--draw={page}"
+    out = run(command, "tune", *flags)
+    assert re.search(r"^faiss_ivf, 2,500 items, built in \S+ s\n +recall@10 +queries/s", out)
+    assert re.search(r"^ +1\.0000 .* lists \d+$", out, re.MULTILINE)
+    assert "python -m pinjax.index build" in out.splitlines()[-1]
+    assert "faiss_ivf" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected build, tune, query before the flags"),
+        (["--k=3"], "expected build, tune, query before the flags"),
+        (["query", "stray"], "unexpected argument 'stray'"),
+        (["query", "--recall=0.9"], "query takes no --recall"),
+        (["query"], "flag --index must be given"),
+        (["build", "--embeddings=.", "--out="], "--out is empty"),
+        (["build", "--embeddings=.", "--out=new"], "no embeddings by pinjax.embed"),
+        (["tune", "--embeddings={}", "--backend=flat"], "expected one of scann, faiss_hnsw"),
+        (["tune", "--embeddings={}", "--table=groups"], "no table groups among ['items', 'users']"),
+        (["build", "--embeddings={}", "--out=new", "--backend=exact,scann"], "expected one of"),
+    ],
+)
+def test_wrong_flags_end_in_one_line(command, embedded, arguments, message):
+    arguments = [argument.format(embedded[0]) for argument in arguments]
+    assert message in run(command, *arguments, code=2)
+
+
+def test_wrong_queries_end_in_one_line(command, embedded, tmp_path):
+    made = tmp_path / "index"
+    build = "build", f"--embeddings={embedded[0]}", f"--out={made}", "--backend=exact"
+    assert "nothing to choose" in run(command, *build)
+    query = "query", f"--index={made}"
+    assert "expected --ids or --vectors" in run(command, *query, code=2)
+    assert "--ids: 5 is not in" in run(command, *query, "--ids=4,5", code=2)
+    assert "ids such as x are string" in run(command, *query, "--ids=x", code=2)
+    np.save(tmp_path / "flat.npy", np.zeros(3))
+    assert "expected floats (queries, dim)" in run(
+        command, *query, f"--vectors={tmp_path}/flat.npy", code=2
+    )
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
+    assert "cut.npy: not readable" in run(command, *query, f"--vectors={tmp_path}/cut.npy", code=2)
