@@ -116,12 +116,18 @@ class Call:
                 flag = f"{flag.partition(':')[0]}:test"
             elif name == "--items":
                 flag = "--items=5000"
-            elif name in (
-                *("--users", "--histories", "--queries", "--allow", "--deny"),
-                *("--embeddings", "--export_features"),
-                *("--workdir", "--out", "--coordinator", "--processes", "--process"),
-                *("--config.data.name", "--config.data.dir", "--config.data.vectors"),
-            ) or (own_data and flag.removeprefix("--config.").startswith(OF_DATA)):
+            elif (
+                name
+                in (
+                    *("--users", "--histories", "--queries", "--allow", "--deny"),
+                    *("--embeddings", "--export_features"),
+                    *("--workdir", "--out", "--coordinator", "--processes", "--process"),
+                    *("--warm_start", "--since"),  # tests/e2e/test_every_day.py
+                    *("--config.data.name", "--config.data.dir", "--config.data.vectors"),
+                )
+                or ("$" in flag)
+                or (own_data and flag.removeprefix("--config.").startswith(OF_DATA))
+            ):
                 continue
             kept.append(flag)
         return Call(self.name, tuple(sorted(kept)))

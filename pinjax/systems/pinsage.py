@@ -211,6 +211,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         search=system.Search(
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 500
         ),
+        rows=system.IDS | system.TEXTS,
         counted=lambda batch: {"items": batch["item"], "groups": batch["group_item"]},
     )
 

@@ -1,6 +1,6 @@
 """Towers that embed the texts of searches, and the tables of texts that they read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from pinjax.data.spec import Spec
 from pinjax.data.text import pretrained, word_ids
 from pinjax.distributed import sharded_table, sharding
 from pinjax.models import bert, features, product_features, searchsage
+from pinjax.systems import system
 
 
 class Tower(NamedTuple):
@@ -27,6 +28,7 @@ class Tower(NamedTuple):
       apply: (params, texts, rows) -> float32 (rows, dim), on each device.
       of_request: (params, inputs) -> the same, of texts that are in no table; see
         `exports.of_searches`.
+      rows: of `system.Trainable`.
     """
 
     texts: Any
@@ -34,6 +36,7 @@ class Tower(NamedTuple):
     init: Callable[[jax.Array], Any]
     apply: Callable[..., jax.Array]
     of_request: Callable[[Any, dict[str, jax.Array]], jax.Array]
+    rows: Mapping[str, str]
 
     def embed(self, mesh: Mesh, params: Any, texts: Any, rows: jax.Array) -> jax.Array:
         """The embeddings of queries, float32 (rows, dim); each device computes its share."""
@@ -79,14 +82,13 @@ def encode(config: ConfigDict, dataset: Dataset, searches: list[str]) -> Any:
 
 def _encode(config: ConfigDict, dataset: Dataset, searches: list[str], vectors: np.ndarray) -> Any:
     model = config.model
-    if model.encoder == "bert" and model.pretrained:
+    if model.encoder == "bag":
+        texts = product_features.Ragged.create(*dataset.encode(searches))
+    elif model.pretrained:
         texts = pretrained.Tokenizer(model.pretrained, model.length)(searches)
     else:
-        texts = dataset.vocabulary.encode(searches)
-        if model.encoder == "bert":
-            texts = word_ids.of_texts(texts, dataset.spec.vocabulary[0], model.length)
-        else:
-            texts = product_features.Ragged.create(*texts)
+        words = dataset.vocabulary.encode(searches)
+        texts = word_ids.of_texts(words, dataset.vocabulary.sizes[0], model.length)
     return (texts, vectors.astype(jnp.bfloat16)) if model.residual else texts
 
 
@@ -121,7 +123,7 @@ def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layou
         return sharding.abstract_table(mesh, tables, shape, jnp.int32)
 
     texts = product_features.Ragged(table((spec.num_search_tokens,)), table((spec.num_queries, 2)))
-    return Tower(texts, tables, init, apply, of_request)
+    return Tower(texts, tables, init, apply, of_request, system.TEXTS)
 
 
 def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layout) -> Tower:
@@ -159,7 +161,9 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
     def table(dtype: Any) -> jax.ShapeDtypeStruct:
         return sharding.abstract_table(mesh, tables, (spec.num_queries, length), dtype)
 
-    return Tower((table(jnp.int32), table(jnp.bool_)), tables, init, apply, of_request)
+    # Pretrained weights have a vocabulary of their own.
+    rows = {} if model.pretrained else {"/token/embedding$": "words"}
+    return Tower((table(jnp.int32), table(jnp.bool_)), tables, init, apply, of_request, rows)
 
 
 def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
@@ -186,4 +190,4 @@ def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
         own = inputs["vectors"].astype(jnp.bfloat16)  # as in the table
         return added(params, own, tower.of_request(params["tower"], inputs))
 
-    return Tower((tower.texts, vectors), tower.tables, init, apply, of_request)
+    return Tower((tower.texts, vectors), tower.tables, init, apply, of_request, tower.rows)

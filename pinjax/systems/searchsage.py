@@ -113,6 +113,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch_size="data.pairs",
         embedders={"queries": embedder},
         search=system.Search(spec.num_items, dim, 100),
+        rows=tower.rows,
         counted=lambda batch: batch["item"],
     )
 
