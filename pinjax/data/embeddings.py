@@ -138,17 +138,27 @@ def check(found: list[Embeddings], spec: Spec) -> None:
     """
     for embeddings in found:
         about, manifest = f"data.vectors: {embeddings.directory}", embeddings.manifest
-        if manifest.get("dataset") != spec.digest:
-            raise InputError(
-                f"{about} holds embeddings of data set {manifest.get('dataset')}; expected those "
-                f"of {spec.name}, {spec.digest}"
-            )
+        check_dataset(embeddings, spec)
         if timestamps.parse(f"{about}: as_of", manifest["as_of"]) > spec.train_end:
             raise InputError(
                 f"{about} holds embeddings as of {manifest['as_of']}, after the training period "
                 "ends; training must not know what comes later"
             )
     dim(found)
+
+
+def check_dataset(embeddings: Embeddings, spec: Spec) -> None:
+    """Checks that embeddings are of a data set.
+
+    Raises:
+      InputError: otherwise.
+    """
+    digest = embeddings.manifest.get("dataset")
+    if digest != spec.digest:
+        raise InputError(
+            f"{embeddings.directory} holds embeddings of data set {digest}; expected those of "
+            f"{spec.name}, {spec.digest}"
+        )
 
 
 def dim(found: list[Embeddings]) -> int:

@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from pinjax import checksums
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import embeddings, overlay
+from pinjax.data.dataset import Dataset
+from pinjax.data.embeddings import Embeddings
 from pinjax.distributed import processes
 from pinjax.errors import InputError
 from pinjax.systems import system
@@ -53,23 +55,33 @@ def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System
     """
     module = find(config.system)
     module.check(config, mesh)
-    with processes.first_before_others():
-        directory = dataset_lib.ensure(config.data.name, config.data.dir)
-        if verify:
-            checksums.verify(directory)
-    dataset = dataset_lib.open_directory(directory)
-    if not config.data.vectors:
-        return module.bind(module.build(config, mesh, dataset.spec), config, mesh, dataset)
-    with processes.first_before_others():
-        found = _embeddings(config, verify)
-    dataset = overlay.with_vectors(dataset, found)
+    dataset, found = open_dataset(config, verify)
     made = module.bind(module.build(config, mesh, dataset.spec), config, mesh, dataset)
+    if not found:
+        return made
     about = f"{config.data.vectors}, {dataset.spec.content_dim} numbers"
     return dataclasses.replace(
         made,
         summary=made.summary | {"vectors": about},
         identity=made.identity | {"vectors": embeddings.identity(found)},
     )
+
+
+def open_dataset(config: ConfigDict, verify: bool = True) -> tuple[Dataset, list[Embeddings]]:
+    """The data set of a config, and the embeddings in place of its vectors, if any.
+
+    Other arguments and errors as `create`.
+    """
+    with processes.first_before_others():
+        directory = dataset_lib.ensure(config.data.name, config.data.dir)
+        if verify:
+            checksums.verify(directory)
+    dataset = dataset_lib.open_directory(directory)
+    if not config.data.vectors:
+        return dataset, []
+    with processes.first_before_others():
+        found = _embeddings(config, verify)
+    return overlay.with_vectors(dataset, found), found
 
 
 def check_trained(config: ConfigDict, trainable: system.Trainable | None) -> None:
@@ -81,7 +93,7 @@ def check_trained(config: ConfigDict, trainable: system.Trainable | None) -> Non
         )
 
 
-def _embeddings(config: ConfigDict, verify: bool) -> list[embeddings.Embeddings]:
+def _embeddings(config: ConfigDict, verify: bool) -> list[Embeddings]:
     copies = dataset_lib.copies(config.data.dir)
     return embeddings.find(config.data.vectors, copies, verify)
 
