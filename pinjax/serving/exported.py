@@ -206,7 +206,7 @@ class Exported:
                 known |= mask.any(axis=1)
             if names:
                 texts = [p.get("texts", {}).get(name, "") for p in products for name in names]
-                found, has_tokens = self._tokens(texts, about["block"])
+                found, has_tokens = _padded(self._vocabulary.encode(texts), about["block"])
                 inputs |= found
                 known |= has_tokens.reshape(-1, len(names)).any(axis=1)
             return {**inputs, "known": known}, known
@@ -214,7 +214,7 @@ class Exported:
         return self._embed("products", products, prepare, empty={})
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeds texts of searches.
+        """Embeds texts of searches; of one that is longer than all in training only the beginning.
 
         Returns:
           float32 (texts, dim).
@@ -227,7 +227,8 @@ class Exported:
         def prepare(texts: Sequence[str]) -> tuple[dict[str, np.ndarray], Any]:
             known = np.array([bool(text.strip()) for text in texts])
             if about["kind"] == "bag":
-                inputs, _ = self._tokens(texts, about["block"])
+                encoded = tokens.first(self._vocabulary.encode(texts), about["longest"])
+                inputs, _ = _padded(encoded, about["block"])
                 inputs["known"] = known
             elif about["kind"] == "words":
                 encoded = self._vocabulary.encode(texts)
@@ -287,18 +288,6 @@ class Exported:
             parts.append(vectors[: len(some)])
         return np.concatenate(parts)
 
-    def _tokens(self, texts: Sequence[str], block: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The tokens of all texts, padded to a number of blocks, and which texts have any."""
-        encoded, offsets = self._vocabulary.encode(texts)
-        blocks = 1 << max(-(-len(encoded) // block) - 1, 0).bit_length()
-        padding = 0, blocks * block - len(encoded)
-        lengths = np.diff(offsets)
-        segments = np.repeat(np.arange(len(texts), dtype=np.int32), lengths)
-        return {
-            "tokens": np.pad(encoded, padding),
-            "segments": np.pad(segments, padding, constant_values=len(texts)),
-        }, lengths > 0
-
     def _inputs(self, name: str) -> Any:
         if name not in self.manifest["inputs"]:
             known = ", ".join(self.manifest["inputs"]) or "only a lookup of items"
@@ -338,3 +327,15 @@ class Exported:
     @functools.cached_property
     def _tokenizer(self) -> pretrained.Tokenizer:
         return pretrained.Tokenizer(self.directory, self._inputs("texts")["length"])
+
+
+def _padded(texts: tokens.Ragged, block: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The tokens of all texts, padded to a number of blocks, and which texts have any."""
+    lengths = np.diff(texts.offsets)
+    segments = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    blocks = 1 << max(-(-len(segments) // block) - 1, 0).bit_length()
+    padding = 0, blocks * block - len(segments)
+    return {
+        "tokens": np.pad(texts.tokens, padding),
+        "segments": np.pad(segments, padding, constant_values=len(lengths)),
+    }, lengths > 0

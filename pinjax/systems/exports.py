@@ -155,8 +155,8 @@ def of_searches(tower: query_tower.Tower, config: ConfigDict, dataset: Dataset) 
         shapes = {"ids": (shape, np.int32), "mask": (shape, bool)}
     if kind == "pretrained":
         files = {"tokenizer.json": os.path.join(model.pretrained, "tokenizer.json")}
-    words = dataset.spec.vocabulary[0]
-    about = {"kind": kind, "words": words, "length": model.length, "block": _BLOCK}
+    about = {"kind": kind, "block": _BLOCK, "longest": dataset.spec.longest_search}
+    about |= {"words": dataset.spec.vocabulary[0], "length": model.length}
     if model.residual:
         shapes["vectors"] = f"rows, {dim}", np.float32
         searches = dataset.queries.kinds == "text"

@@ -16,6 +16,7 @@ from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.serving import exported
 from pinjax.systems import embedded, registry
+from tests.data.text import test_pretrained
 from tests.serving import exports
 
 close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
@@ -105,9 +106,23 @@ def test_texts(make, model):
     texts, vectors = run.embedded("queries")
     close(run.exported.embed_texts(texts[:300]), vectors[:300])
     assert not run.exported.embed_texts([" ", ""]).any()
-    assert np.isfinite(run.exported.embed_texts(["unheard-of"])).all()
+    others = ["unheard-of", f"{texts[0]} {texts[1]}"]
+    close(run.exported.embed_texts(others), run.system.serve(run.params, 0).texts(others))
     ids, items = run.embedded("items")
     close(run.exported.embed_items(ids), items)
+
+
+@pytest.mark.slow
+def test_texts_by_the_tokens_of_pretrained_weights(make, rng, tmp_path):
+    tensors = test_pretrained.make_tensors(rng, "bert")
+    test_pretrained.write(tmp_path, tensors, test_pretrained.BERT_CONFIG)
+    run = make("searchsage", encoder="bert", pretrained=str(tmp_path), length=6)
+    (tmp_path / "tokenizer.json").unlink()
+    texts = test_pretrained.TEXTS[:2]
+    found = run.exported.embed_texts(texts)
+    test_pretrained.make_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    close(found, run.system.serve(run.params, 0).texts(texts))
+    assert not np.array_equal(*found)
 
 
 def test_groups_and_a_lookup_of_items(make):
