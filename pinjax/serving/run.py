@@ -74,8 +74,8 @@ class Run:
         config: ConfigDict,
         made: system.System,
         state: step.State,
-        trained: Any,
         as_of: int | None = None,
+        trained: Any = None,
     ):
         """Opens a run.
 
@@ -83,13 +83,14 @@ class Run:
           config: of the run.
           made: its system.
           state: of its checkpoint.
-          trained: the parameters as they are on the run's own data set.
           as_of: unix seconds; None: the end of training, and for histories their latest action.
+          trained: parameters as they are on the run's own data set; None: `state` is of that.
         """
         self.config, self.system = config, made
         self.params, self.step = state.params, int(state.step)
         self.as_of = made.as_of if as_of is None else as_of
-        self._given_as_of, self._trained = as_of, trained
+        self._given_as_of = as_of
+        self._trained = state.params if trained is None else trained
         self._users = asked_lib.Users(config, made.dataset)
 
     @property
@@ -309,7 +310,7 @@ def create(
         config.train.model_devices = 1  # opened on other devices than those it was trained on
     mesh = sharding.mesh_of(config)
     made, state, trained = former.bind(epath.Path(workdir), config, mesh, verify)
-    return Run(config, made, state, trained, as_of)
+    return Run(config, made, state, as_of, trained)
 
 
 def _vectors(name: str, ids: pa.Array, vectors: np.ndarray) -> pa.Table:
