@@ -73,10 +73,10 @@ class Dataset:
         return self._with_ids(self.vocabulary.encode(texts))
 
     def _with_ids(self, texts: tokens.Ragged) -> tokens.Ragged:
-        return texts if self.fitted is None else texts._replace(tokens=self._ids[texts.tokens])
+        return texts if self.fitted is None else texts._replace(tokens=self.token_ids[texts.tokens])
 
     @functools.cached_property
-    def _ids(self) -> np.ndarray:
+    def token_ids(self) -> np.ndarray:
         """Int32 (tokens,): the id of each row of the vocabulary."""
         own = dataclasses.replace(self, fitted=None).token_names
         ids = {name: place for place, name in enumerate(self.token_names)}

@@ -206,7 +206,7 @@ class Exported:
                 known |= mask.any(axis=1)
             if names:
                 texts = [p.get("texts", {}).get(name, "") for p in products for name in names]
-                found, has_tokens = _padded(self._vocabulary.encode(texts), about["block"])
+                found, has_tokens = _padded(self._encode(texts), about["block"])
                 inputs |= found
                 known |= has_tokens.reshape(-1, len(names)).any(axis=1)
             return {**inputs, "known": known}, known
@@ -227,7 +227,7 @@ class Exported:
         def prepare(texts: Sequence[str]) -> tuple[dict[str, np.ndarray], Any]:
             known = np.array([bool(text.strip()) for text in texts])
             if about["kind"] == "bag":
-                encoded = tokens.first(self._vocabulary.encode(texts), about["longest"])
+                encoded = tokens.first(self._encode(texts), about["longest"])
                 inputs, _ = _padded(encoded, about["block"])
                 inputs["known"] = known
             elif about["kind"] == "words":
@@ -319,6 +319,13 @@ class Exported:
     @functools.cached_property
     def _searches(self) -> dict[str, int]:
         return {text: row for row, text in enumerate(self._ids("searches"))}
+
+    def _encode(self, texts: Sequence[str]) -> tokens.Ragged:
+        """The token ids of texts."""
+        encoded = self._vocabulary.encode(texts)
+        if "token_ids" not in self.manifest["tables"]:
+            return encoded
+        return encoded._replace(tokens=self._table("token_ids")[encoded.tokens])
 
     @functools.cached_property
     def _vocabulary(self) -> tokens.Vocabulary:

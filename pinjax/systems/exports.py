@@ -136,6 +136,7 @@ def of_products(encoder: itemsage.ItemSage, dataset: Dataset) -> Exports:
     return Exports(
         {"products": Program(products, shapes)},
         {"products": about},
+        tables=_token_ids(dataset) if texts else {},
         files=_vocabulary(dataset) if texts else {},
     )
 
@@ -149,8 +150,10 @@ def of_searches(tower: query_tower.Tower, config: ConfigDict, dataset: Dataset) 
     def texts(params: Any, tables: dict[str, jax.Array], inputs: dict[str, jax.Array]):
         return tower.of_request(params["tower"], inputs)
 
-    tables, ids, shapes, files = {}, {}, _KNOWN | _TOKENS, _vocabulary(dataset)
+    tables, ids, files = _token_ids(dataset), {}, _vocabulary(dataset)
+    shapes = _KNOWN | _TOKENS
     if kind != "bag":
+        tables = {}
         shape = f"rows, {model.length}"
         shapes = {"ids": (shape, np.int32), "mask": (shape, bool)}
     if kind == "pretrained":
@@ -196,3 +199,8 @@ def of_groups(model: pinsage.PinSage, states: np.ndarray, number: int) -> Export
 
 def _vocabulary(dataset: Dataset) -> dict[str, os.PathLike]:
     return {spec_lib.VOCABULARY_FILE: dataset.directory / spec_lib.VOCABULARY_FILE}
+
+
+def _token_ids(dataset: Dataset) -> dict[str, np.ndarray]:
+    """The ids of the vocabulary's tokens, if a model of an earlier vocabulary went on from it."""
+    return {} if dataset.fitted is None else {"token_ids": dataset.token_ids}
