@@ -1,12 +1,13 @@
 """Recall by what is known of queries and items, and by the age of embeddings."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from pinjax.evaluation import comparison, tables
+from pinjax.evaluation.metrics import Estimate
 from pinjax.reporting import blocks, figures
 from pinjax.reporting.blocks import Block
 from pinjax.reporting.runs import Run
@@ -96,8 +97,28 @@ def _trimmed(part: np.ndarray, known: np.ndarray, names: list[str]) -> Bins:
     return Bins(np.where(part >= 0, part - first, -1), names[first : last + 1])
 
 
+_BINS = "R@10 over the labels of each bin, with intervals of 95 %."
+_FIGURES = (  # title, what it shows, its axis, bins, cadences
+    *(
+        (title, _BINS, axis, bins_of, ("window",))
+        for title, axis, bins_of in (
+            ("Length of the history", "actions or engagements that are known before", history),
+            ("Popularity of the item", "engagements of training users by then", popularity),
+            ("Age of the item", "days since the item was created", age),
+        )
+    ),
+    (
+        "Staleness",
+        "R@10 by the days from the start of the evaluation to the label: the age of the embedding, "
+        "where users are embedded once.",
+        *("day of the evaluation", staleness, tuple(_CADENCES)),
+    ),
+)
+
+
 def tab(runs: Sequence[Run]) -> list[Block]:
     """Figures of R@10 by each of these. Runs with the same labels share them."""
+    colours = {run.name: figures.colour(number) for number, run in enumerate(runs)}
     shared: list[list[Run]] = []
     for run in runs:
         if run.chosen is not None:
@@ -106,66 +127,54 @@ def tab(runs: Sequence[Run]) -> list[Block]:
             if group is None:
                 shared.append(group := [])
             group.append(run)
-    colours = {run.name: figures.colour(number) for number, run in enumerate(runs)}
     found = []
-    told = "R@10 over the labels of each bin, with intervals of 95 %."
-    for title, bins_of, axis in (
-        ("Length of the history", history, "actions or engagements that are known before"),
-        ("Popularity of the item", popularity, "engagements of training users by then"),
-        ("Age of the item", age, "days since the item was created"),
-    ):
-        found += [_figure(group, colours, title, told, axis, bins_of) for group in shared]
-    told = (
-        "R@10 by the days from the start of the evaluation to the label: the age of the embedding, "
-        "where users are embedded once."
-    )
-    for group in shared:
-        args = group, colours, "Staleness", told, "day of the evaluation", staleness
-        found.append(_figure(*args, list(_CADENCES)))
-    several = len(shared) > 1
-    return [
-        block | {"title": f"{block['title']}: {', '.join(r.name for r in group)}"}
-        if several
-        else block
-        for block, group in zip(found, shared * 4, strict=True)
-        if block is not None
-    ]
+    for title, told, axis, bins_of, cadences in _FIGURES:
+        for group in shared:
+            bins = bins_of(group[0].chosen.labels)
+            if bins is not None and len(bins.names) > 1:
+                names = f": {', '.join(run.name for run in group)}" if len(shared) > 1 else ""
+                drawn = _lines(group, colours, bins, cadences)
+                figure = figures.lines(
+                    *(drawn, axis, "R@10"),
+                    markers=True,
+                    xaxis_type="category",
+                    yaxis_rangemode="tozero",
+                )
+                found.append(blocks.figure(title + names, told, figure))
+    return found
 
 
-def _figure(
-    runs: Sequence[Run],
-    colours: dict[str, str],
-    title: str,
-    told: str,
-    axis: str,
-    bins_of: Callable[[Labels], Bins | None],
-    cadences: Sequence[str] = ("window",),
-) -> Block | None:
-    """A figure of runs with the same labels."""
-    bins = bins_of(runs[0].chosen.labels)
-    if bins is None or len(bins.names) < 2:
-        return None
+def _lines(
+    runs: Sequence[Run], colours: dict[str, str], bins: Bins, cadences: Sequence[str]
+) -> list[figures.Line]:
+    """The system of each run at each cadence, the best baseline, and the oracle if there is one.
+
+    Args:
+      runs: with the same labels.
+      colours: by name of the run.
+      bins: of the labels.
+      cadences: of embeddings.
+    """
     counts = [f"({count:,} labels)" for count in bins.counts]
-    drawn = []
+
+    def line(label: str, estimates: list[Estimate], colour: str, dash: str) -> figures.Line:
+        return figures.of_estimates(
+            *(label, bins.names, estimates, counts), colour=colour, dash=dash
+        )
+
+    drawn, others = [], []
     for run in runs:
         records = run.chosen
         recalls = tables.recall_by(records, bins.part, len(bins.names))
-        lines = []  # (label, method and cadence, colour, dash)
         known = [c for c in cadences if (records.about.system, c) in recalls]
         for cadence, dash in zip(known, figures.DASHES, strict=False):
             label = f"{run.name}, {_CADENCES[cadence]}" if len(known) > 1 else run.name
-            lines.append((label, (records.about.system, cadence), colours[run.name], dash))
+            recall = recalls[records.about.system, cadence]
+            drawn.append(line(label, recall, colours[run.name], dash))
         if run is runs[0]:
-            for other, dash in ((tables.best_baseline(records), "dash"), (tables.ORACLE, "dot")):
-                if (other, "window") in recalls:
-                    lines.append((other, (other, "window"), figures.GREY, dash))
-        drawn += [
-            figures.of_estimates(
-                *(label, bins.names, recalls[key], counts), colour=colour, dash=dash
-            )
-            for label, key, colour, dash in lines
-        ]
-    figure = figures.lines(
-        drawn, axis, "R@10", markers=True, xaxis_type="category", yaxis_rangemode="tozero"
-    )
-    return blocks.figure(title, told, figure)
+            others = [
+                line(name, recalls[name, "window"], figures.GREY, dash)
+                for name, dash in ((tables.best_baseline(records), "dash"), (tables.ORACLE, "dot"))
+                if (name, "window") in recalls
+            ]
+    return drawn + others

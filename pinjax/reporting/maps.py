@@ -71,7 +71,7 @@ def block(
                     for row in rows
                 ],
                 marker={"size": 5, "color": shades if label[0] == "o" else shades[0]},
-                opacity=0.75,
+                opacity=0.9,
                 hovertemplate="%{text}<extra></extra>",
             )
     hidden = {"visible": False}
@@ -89,4 +89,4 @@ def block(
 
 def _shade(topic: int) -> str:
     """The colour of a topic, the one of page.js: near numbers get hues that are far apart."""
-    return figures.GREY if topic < 0 else f"hsl({topic * 137.5 % 360:g}, 52%, 55%)"
+    return figures.GREY if topic < 0 else f"hsl({topic * 137.5 % 360:g}, 55%, 56%)"

@@ -27,7 +27,7 @@
   const told = (text) => (text ? make("p", { className: "told" }, text) : null);
   const titleOf = (number) => [dot(data.runs[number].colour), data.runs[number].name];
   const colourOfTopic = (topic) =>
-    topic < 0 ? "var(--line)" : `hsl(${(topic * 137.5) % 360} 52% 55%)`;
+    topic < 0 ? "var(--line)" : `hsl(${(topic * 137.5) % 360} 55% 56%)`;
   // With leave-one-out times are ranks, and unknown ones are 0.
   const when = (time) =>
     time < 1e7 ? "" : new Date(time * 1000).toISOString().slice(0, 16).replace("T", " ");

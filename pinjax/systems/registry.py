@@ -16,6 +16,7 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data import embeddings, overlay
 from pinjax.data.dataset import Dataset
 from pinjax.data.embeddings import Embeddings
+from pinjax.data.fitted import Fitted
 from pinjax.distributed import processes
 from pinjax.errors import InputError
 from pinjax.systems import system
@@ -41,13 +42,16 @@ def build(config: ConfigDict, mesh: Mesh, items: int | None = None) -> system.Tr
     return module.build(config, mesh, spec)
 
 
-def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System:
+def create(
+    config: ConfigDict, mesh: Mesh, verify: bool = True, fitted: Fitted | None = None
+) -> system.System:
     """The system that `config.system` names, on its data set.
 
     Args:
       config: of the run.
       mesh: of `sharding.make_mesh`.
       verify: whether checksums of the data set and of `data.vectors` are compared.
+      fitted: of the model, if it was first trained on an earlier state of the log.
 
     Raises:
       InputError: as `build`, or if the data are damaged. Checks that need no data come before a
@@ -56,15 +60,16 @@ def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System
     module = find(config.system)
     module.check(config, mesh)
     dataset, found = open_dataset(config, verify)
+    if fitted:
+        dataset = dataset.with_fitted(fitted)
     made = module.bind(module.build(config, mesh, dataset.spec), config, mesh, dataset)
-    if not found:
-        return made
-    about = f"{config.data.vectors}, {dataset.spec.content_dim} numbers"
-    return dataclasses.replace(
-        made,
-        summary=made.summary | {"vectors": about},
-        identity=made.identity | {"vectors": embeddings.identity(found)},
-    )
+    identity, summary = dict(made.identity), dict(made.summary)
+    if found:
+        identity["vectors"] = embeddings.identity(found)
+        summary["vectors"] = f"{config.data.vectors}, {dataset.spec.content_dim} numbers"
+    if fitted:
+        identity |= fitted.identity
+    return dataclasses.replace(made, summary=summary, identity=identity)
 
 
 def open_dataset(config: ConfigDict, verify: bool = True) -> tuple[Dataset, list[Embeddings]]:
