@@ -7,32 +7,42 @@ vector each, and the time as of which it was computed; a user of several vectors
 the most important first. OUT/manifest.json has the checkpoint, the data set and the config of the
 embeddings, and the checksum of each file. After an interruption, repeat the call: it writes the
 files that are missing or damaged.
+
+Every day, on the longer log, users who did nothing since the day before keep their vectors:
+
+    python -m pinjax.embed --config=configs/pinnerformer.py --config.data.name=TODAY \
+        --workdir=DIR --out=NEW --since=YESTERDAYS --as_of=2026-01-31
 """
 
+import concurrent.futures
 import contextlib
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import tqdm
 from absl import flags
 from etils import epath
 
 from pinjax import app, checksums, files, timestamps
-from pinjax.data import embeddings
+from pinjax.data import dataset, embeddings
+from pinjax.data import kept as kept_lib
 from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
+from pinjax.serving import former as former_lib
 from pinjax.systems import embedded as embedded_lib
-from pinjax.systems import registry
-from pinjax.training import checkpoint, workdirs
+from pinjax.training import checkpoint
 
 CONFIG, WORKDIR = app.run_flags()
 OUT = flags.DEFINE_string("out", None, "directory to write to", required=True)
 AS_OF = flags.DEFINE_string(
     "as_of", None, "embed users as of this time: ISO 8601, UTC; default: the end of training"
+)
+SINCE = flags.DEFINE_string(
+    "since",
+    None,
+    "directory of former embeddings by the same parameters: compute only users who acted since, "
+    "and keep the others' vectors and their times",
 )
 PRECISION = flags.DEFINE_enum("precision", "float16", ["float16", "float32"], "of the vectors")
 
@@ -41,47 +51,62 @@ def main(argv: Sequence[str]) -> int:
     del argv
     config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), app.directory("--out", OUT.value)
     mesh = sharding.mesh_of(config)
-    system = registry.create(config, mesh, app.verifies())
+    system, state, params = former_lib.bind(workdir, config, mesh, app.verifies())
     as_of = system.as_of
     if AS_OF.value is not None:
         as_of = timestamps.parse("--as_of", AS_OF.value)
-    state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
-    depends_on = json.dumps(workdirs.depends_on(config), sort_keys=True)
     manifest = {
-        "step": int(state.step),
-        "checkpoint": checkpoint.hash_of(state.params),
-        **system.identity,
-        "config": hashlib.sha256(depends_on.encode()).hexdigest(),
+        **checkpoint.identity(config, system, params, int(state.step)),
         "as_of": timestamps.iso(as_of),
         "precision": PRECISION.value,
     }
+    if config.data.vectors:
+        found = embeddings.find(config.data.vectors, dataset.copies(config.data.dir), verify=False)
+        manifest["spaces"] = embeddings.spaces(found)
+    kept = None
+    if SINCE.value is not None:
+        with processes.first_before_others():
+            since = app.directory("--since", SINCE.value)
+            former = embeddings.open_directory(
+                since, dataset.copies(config.data.dir), app.verifies()
+            )
+        kept_lib.check(former, manifest)
+        manifest["since"], kept = former.identity, kept_lib.Kept(former)
     with contextlib.ExitStack() as stack:
         with processes.first_before_others():
             if processes.is_first():
                 stack.enter_context(files.only_writer(out))
                 written = _claim(out, manifest)
-        embedded = embedded_lib.tables(config, system, state.params, as_of)
+        embedded = embedded_lib.tables(config, system, state.params, as_of, kept)
         names = {name: embeddings.file_names(name, len(x)) for name, x in embedded.items()}
         if processes.is_first():
             written = {file: written.get(file) for table in names.values() for file in table}
             _write_manifest(out, {**manifest, "files": written})
+
+        def write(path: epath.Path, part: embedded_lib.Part) -> None:
+            table = embeddings.to_arrow(*part, PRECISION.value)
+            with files.replacing(path) as file:
+                embeddings.write(table, file)
+            written[path.name] = checksums.of_file(path)
+            _write_manifest(out, {**manifest, "files": written})
+
+        thread = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        writing = thread.submit(lambda: None)
         for name, shards in embedded.items():
             paths = [out / file for file in names[name]]
             missing = [False] * len(paths)
             if processes.is_first():
+                writing.result()
                 missing = [not _is_there(path, written) for path in paths]
             missing = processes.as_first(np.array(missing))
             progress = tqdm.tqdm(shards, name, unit="file", disable=not processes.is_first())
             for path, shard, wanted in zip(paths, progress, missing, strict=True):
-                if not wanted:
-                    continue
-                ids, vectors = shard()
-                if processes.is_first():
-                    with files.replacing(path) as file:
-                        table = embeddings.to_arrow(ids, vectors, as_of, PRECISION.value)
-                        pq.write_table(table, file)
-                    written[path.name] = checksums.of_file(path)
-                    _write_manifest(out, {**manifest, "files": written})
+                if wanted:
+                    part = shard()
+                    writing.result()  # of the file before, while this one was computed
+                    if processes.is_first():
+                        writing = thread.submit(write, path, part)
+        writing.result()
     print(f"{out}: {', '.join(embedded)} as of {timestamps.iso(as_of)}, step {manifest['step']:,}")
     return 0
 

@@ -11,6 +11,7 @@ from absl import flags
 
 from pinjax import app, results
 from pinjax.distributed import sharding
+from pinjax.serving import former
 from pinjax.systems import registry
 from pinjax.training import checkpoint, workdirs
 
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         workdir = app.workdir_of(WORKDIR)
     mesh = sharding.mesh_of(config)
-    system = registry.create(config, mesh, app.verifies())
+    system = registry.create(config, mesh, app.verifies(), former.fitted_of(workdir))
     if system.trainable is None:
         checkpoint.claim(workdir, config, system.identity)
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())

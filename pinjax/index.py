@@ -181,7 +181,13 @@ def _items() -> tuple[embeddings.Embeddings, pa.Array, np.ndarray]:
 
 
 def _vectors(found: embeddings.Embeddings, table: str) -> np.ndarray:
-    return np.concatenate([part.astype(np.float32) for part in found.vectors(table)])
+    vectors, start = None, 0
+    for part in found.vectors(table):  # not concatenated, which would hold all of them twice
+        if vectors is None:
+            vectors = np.empty((len(found.ids(table)), part.shape[1]), np.float32)
+        vectors[start : start + len(part)] = part
+        start += len(part)
+    return vectors
 
 
 def _queries(found: embeddings.Embeddings, index: index_lib.Index) -> Iterator[tuning.Queries]:

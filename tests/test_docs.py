@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import types
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -31,12 +33,18 @@ INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?:    .*\n(?:\n(?=    ))?)+")
 INLINE = re.compile(r"`([^`]+)`")
 
 
-# Guides with Python examples are run from top to bottom.
+# Guides with Python examples are run from top to bottom, beside a directory `embeddings`.
 RUN_AS_THEY_STAND = [path for path in GUIDES[1:] if "```python\n" in path.read_text()]
 
 
 @pytest.mark.parametrize("guide", RUN_AS_THEY_STAND, ids=lambda path: path.stem)
-def test_examples_run(guide, tmp_path):
+def test_examples_run(guide, tmp_path, make_embeddings, rng):
+    any_dataset = types.SimpleNamespace(spec=types.SimpleNamespace(digest=""))
+    tables = {
+        name: (np.arange(rows), rng.standard_normal((rows, 8), np.float32))
+        for name, rows in (("items", 300), ("users", 40))
+    }
+    make_embeddings("embeddings", any_dataset, tables)
     path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     for language, code in FENCE.findall(guide.read_text()):
@@ -59,7 +67,7 @@ PROGRAM = re.compile(
 )
 # Other people's commands, which are not checked.
 OTHERS = (
-    *(["git"], ["cd"], ["source"], ["export"], ["tensorboard"]),
+    *(["git"], ["cd"], ["source"], ["export"], ["tensorboard"], ["curl"]),
     *(["python", "-m", "venv"], ["python", "-m", "build"]),
 )
 # Fields that depend on the user's own data set, so their values do not fit pinworld.
@@ -92,8 +100,12 @@ class Call:
         It can't if it needs the user's files, pretrained weights, or a TPU compiler that is not
         installed. `tests/e2e/test_stack.py` runs the stack, `tests/reporting` a report.
         """
+        if self.name == "index":
+            return self  # see `run_index`
         own_data = (self.value("--config.data.name") or "pinworld/").partition("/")[0] != "pinworld"
         if self.name in ("prepare", "stack", "report") or self.value("--config.model.pretrained"):
+            return None
+        if self.name == "rank" and self.value("--items"):
             return None
         if self.value("--topology") and importlib.util.find_spec("libtpu") is None:
             return None
@@ -104,11 +116,18 @@ class Call:
                 flag = f"{flag.partition(':')[0]}:test"
             elif name == "--items":
                 flag = "--items=5000"
-            elif name in (
-                *("--users", "--histories", "--queries", "--allow", "--deny"),
-                *("--workdir", "--out", "--coordinator", "--processes", "--process"),
-                *("--config.data.name", "--config.data.dir", "--config.data.vectors"),
-            ) or (own_data and flag.removeprefix("--config.").startswith(OF_DATA)):
+            elif (
+                name
+                in (
+                    *("--users", "--histories", "--queries", "--allow", "--deny"),
+                    *("--embeddings", "--export_features"),
+                    *("--workdir", "--out", "--coordinator", "--processes", "--process"),
+                    *("--warm_start", "--since"),  # tests/e2e/test_every_day.py
+                    *("--config.data.name", "--config.data.dir", "--config.data.vectors"),
+                )
+                or ("$" in flag)
+                or (own_data and flag.removeprefix("--config.").startswith(OF_DATA))
+            ):
                 continue
             kept.append(flag)
         return Call(self.name, tuple(sorted(kept)))
@@ -156,7 +175,7 @@ def calls_of(words):
     program, *rest = words
     if program == "python" and rest[:1] == ["-m"] and rest[1].startswith("pinjax."):
         flags = [flag for flag in rest[2:] if flag != "--config=..."]
-        if rest[1] not in ("pinjax.stack", "pinjax.report") and not any(
+        if rest[1] not in ("pinjax.stack", "pinjax.index", "pinjax.report") and not any(
             flag.startswith("--config=") for flag in flags
         ):
             flags.append("--config=configs/pinnerformer.py")
@@ -280,15 +299,41 @@ def trained(home, run, quick):
 
 
 @pytest.mark.parametrize("call", sorted(TESTS), ids=str)
-def test_a_command_runs_in_its_test_form(run, trained, quick, tmp_path, call):
+def test_a_command_runs_in_its_test_form(run, trained, quick, make_embeddings, tmp_path, call):
     if call.name == "train":
         trained(call)
     elif call.name == "compile":
         run(call)
+    elif call.name == "index":
+        run_index(run, make_embeddings, tmp_path, call)
     else:
         workdir = trained(call.training()) if call.is_trained() else tmp_path / "run"
-        out = [f"--out={tmp_path}/out"] * (call.name in ("embed", "recommend"))
+        if call.name == "rank" and not (workdir / "embeddings").exists():
+            of_run = f"--workdir={workdir}", f"--out={workdir}/embeddings"
+            run(Call("embed", call.training().flags), *of_run, *quick(call))
+        writes = ("embed", "export", "rank", "recommend")
+        out = [f"--out={tmp_path}/out"] * (call.name in writes)
         run(call, f"--workdir={workdir}", *quick(call), *out)
+
+
+def run_index(run, make_embeddings, tmp_path, call):
+    """Runs a command of the index on a few made-up embeddings."""
+    vectors = np.eye(50, dtype=np.float32)
+    np.save(tmp_path / "vectors.npy", vectors)
+    tables = {name: (np.arange(50), vectors) for name in ("items", "users")}
+    of = types.SimpleNamespace(spec=types.SimpleNamespace(digest=""))
+    embedded = make_embeddings("embedded", of, tables)
+    replaced = {
+        "--embeddings": embedded,
+        "--index": f"{tmp_path}/index",
+        "--vectors": f"{tmp_path}/vectors.npy",
+        **{name: f"{tmp_path}/made" for name in ("--out", "--draw")},
+    }
+    if call.flags[0] == "query":
+        made = f"--embeddings={embedded}", f"--out={tmp_path}/index"
+        run(Call("index", ("build", *made)))
+    flags = (flag.partition("=") for flag in call.flags)
+    run(Call("index", tuple(f"{x}{eq}{replaced.get(x, y)}" for x, eq, y in flags)))
 
 
 @pytest.mark.parametrize("words", LAUNCHES, ids=shlex.join)

@@ -26,7 +26,9 @@ def pinned(file):
     return parsed(line for line in lines if line and not line.startswith("-r "))
 
 
-@pytest.mark.parametrize("extra", [None, "bert", "gcp", "compile", "test"])
+@pytest.mark.parametrize(
+    "extra", [None, "bert", "gcp", "compile", "faiss", "serve", "stores", "test"]
+)
 def test_what_is_pinned_is_what_the_package_needs(extra):
     pins = pinned(f"requirements-{extra}.txt" if extra else "requirements.txt")
     optional = PROJECT["optional-dependencies"]

@@ -9,7 +9,16 @@ ROOT = pathlib.Path(__file__).parents[1] / "pinjax"
 LONGEST = 350
 
 # Which rooms a room may import, besides itself and the ground, which every room may import.
-COMMANDS = {"serving", "reporting", "compiler", "training", "systems", "data", "evaluation"}
+COMMANDS = {
+    "serving",
+    "ranking",
+    "reporting",
+    "compiler",
+    "training",
+    "systems",
+    "data",
+    "evaluation",
+}
 BELOW_SYSTEMS = {"data", "evaluation", "models", "losses", "graph", "retrieval", "distributed"}
 ARROWS = {
     "commands": COMMANDS | {"retrieval", "distributed"},
@@ -17,6 +26,7 @@ ARROWS = {
     "reporting": {"serving", "training", "systems"} | BELOW_SYSTEMS,
     "compiler": {"training", "systems", "retrieval", "distributed"},
     "training": {"systems", "distributed"},
+    "ranking": {"data", "evaluation", "models"},
     "systems": BELOW_SYSTEMS,
     "evaluation": {"data", "retrieval", "distributed"},
     "data": {"graph"},

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from etils import epath
 
 from pinjax import checksums, files
 from pinjax.data import catalogue, pairs, parquet, timelines
+from pinjax.data import fitted as fitted_lib
 from pinjax.data import spec as spec_lib
 from pinjax.data.simulated import made_up, oracle, pinworld
 from pinjax.data.text import tokens
@@ -40,10 +41,12 @@ class Dataset:
     Attributes:
       directory: of the data set.
       spec: its sizes and vocabularies.
+      fitted: of the model, if it was first trained on an earlier state of the log.
     """
 
     directory: epath.Path
     spec: spec_lib.Spec
+    fitted: fitted_lib.Fitted | None = dataclasses.field(default=None, kw_only=True)
 
     @functools.cached_property
     def catalogue(self) -> catalogue.Catalogue:
@@ -52,6 +55,52 @@ class Dataset:
     @functools.cached_property
     def vocabulary(self) -> tokens.Vocabulary:
         return tokens.Vocabulary.load(self.directory / spec_lib.VOCABULARY_FILE)
+
+    @functools.cached_property
+    def token_names(self) -> list[str]:
+        """Names of all token ids, kind and token: those that the model knows, then new ones."""
+        kinds, rows = (self.vocabulary.rows[name].to_pylist() for name in ("kind", "token"))
+        own = [f"{kind} {token}" for kind, token in zip(kinds, rows, strict=True)]
+        known = self.fitted.arrays.get("tokens") if self.fitted else None
+        return own if known is None else list(dict.fromkeys([*fitted_lib.unpack(known), *own]))
+
+    def text(self, feature: str) -> tokens.Ragged:
+        """The token ids of a text feature of all items."""
+        return self._with_ids(self.catalogue.text(feature))
+
+    def encode(self, texts: Iterable[str | None]) -> tokens.Ragged:
+        """The token ids of texts."""
+        return self._with_ids(self.vocabulary.encode(texts))
+
+    def _with_ids(self, texts: tokens.Ragged) -> tokens.Ragged:
+        return texts if self.fitted is None else texts._replace(tokens=self._ids[texts.tokens])
+
+    @functools.cached_property
+    def _ids(self) -> np.ndarray:
+        """Int32 (tokens,): the id of each row of the vocabulary."""
+        own = dataclasses.replace(self, fitted=None).token_names
+        ids = {name: place for place, name in enumerate(self.token_names)}
+        return np.array([ids[name] for name in own], np.int32)
+
+    def names(self, rows: str) -> Sequence[Any]:
+        """What rows of a learned table stand for, a name of `Trainable.rows`."""
+        match rows:
+            case "items":
+                return self.catalogue.ids
+            case "tokens":
+                return self.token_names
+            case "words":  # and [CLS]
+                words = self.vocabulary.sizes[0]
+                return [*self.vocabulary.rows["token"][:words].to_pylist(), "[CLS]"]
+        return {"actions": self.spec.actions, "surfaces": self.spec.surfaces}[rows]
+
+    def with_fitted(self, fitted: fitted_lib.Fitted) -> "Dataset":
+        """The data set with what the features of a former model were fitted to."""
+        made, vocabulary = dataclasses.replace(self, fitted=fitted), self.spec.vocabulary
+        if any(vocabulary):
+            *first, _ = vocabulary
+            vocabulary = (*first, len(made.token_names) - sum(first))
+        return dataclasses.replace(made, spec=dataclasses.replace(self.spec, vocabulary=vocabulary))
 
     @functools.cached_property
     def oracle(self) -> oracle.Oracle | None:

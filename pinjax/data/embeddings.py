@@ -10,10 +10,11 @@ The manifest names all files from the start, and those that are not yet written 
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import xxhash
 from etils import epath
 
@@ -31,22 +32,30 @@ def file_names(table: str, number: int) -> list[str]:
     return [f"{table}-{i:05d}-of-{number:05d}.parquet" for i in range(number)]
 
 
-def to_arrow(ids: np.ndarray, vectors: np.ndarray, as_of: int, precision: str) -> pa.Table:
+def to_arrow(
+    ids: np.ndarray, vectors: np.ndarray, as_of: int | np.ndarray, precision: str
+) -> pa.Table:
     """The content of a file.
 
     Args:
       ids: own ids, int64 (rows,) or text as objects.
       vectors: float32 (rows, dim).
-      as_of: unix seconds.
+      as_of: unix seconds, of all or int64 (rows,).
       precision: float16 or float32.
     """
+    as_of = np.broadcast_to(np.int64(as_of), len(ids))
     return pa.table(
         {
             "id": catalogue.id_array(ids),
             "vector": catalogue.vector_array(vectors, precision),
-            "as_of": pa.array(np.full(len(ids), as_of), pa.timestamp("s", tz="UTC")),
+            "as_of": pa.array(as_of, pa.timestamp("s", tz="UTC")),
         }
     )
+
+
+def write(table: pa.Table, file: BinaryIO) -> None:
+    """Writes a table as Parquet: plain, since vectors hardly repeat and do not compress."""
+    pq.write_table(table, file, use_dictionary=False, compression="none", write_statistics=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,20 +78,21 @@ class Embeddings:
 
     def dims(self) -> set[int]:
         """The dimensions of the vectors of items and queries."""
-        paths = [path for table in (ITEMS, QUERIES) for path in self._paths(table)]
+        paths = [path for table in (ITEMS, QUERIES) for path in self.paths(table)]
         return {parquet.schema(path).field("vector").type.list_size for path in paths}
 
     def ids(self, table: str) -> pa.ChunkedArray | None:
         """The ids of a table in the order of `vectors`; None if there is no such table."""
-        found = [parquet.read(path, ["id"]) for path in self._paths(table)]
+        found = [parquet.read(path, ["id"]) for path in self.paths(table)]
         return pa.concat_tables(found)["id"] if found else None
 
     def vectors(self, table: str) -> Iterator[np.ndarray]:
         """The vectors of a table, file by file: float16 or float32 (rows, dim)."""
-        for path in self._paths(table):
+        for path in self.paths(table):
             yield catalogue.vectors(parquet.read(path, ["vector"])["vector"])
 
-    def _paths(self, table: str) -> list[epath.Path]:
+    def paths(self, table: str) -> list[epath.Path]:
+        """The files of a table, in order; none if there is no such table."""
         names = [name for name in self.manifest["files"] if name.startswith(f"{table}-")]
         return [self.directory / name for name in sorted(names)]
 
@@ -138,17 +148,27 @@ def check(found: list[Embeddings], spec: Spec) -> None:
     """
     for embeddings in found:
         about, manifest = f"data.vectors: {embeddings.directory}", embeddings.manifest
-        if manifest.get("dataset") != spec.digest:
-            raise InputError(
-                f"{about} holds embeddings of data set {manifest.get('dataset')}; expected those "
-                f"of {spec.name}, {spec.digest}"
-            )
+        check_dataset(embeddings, spec)
         if timestamps.parse(f"{about}: as_of", manifest["as_of"]) > spec.train_end:
             raise InputError(
                 f"{about} holds embeddings as of {manifest['as_of']}, after the training period "
                 "ends; training must not know what comes later"
             )
     dim(found)
+
+
+def check_dataset(embeddings: Embeddings, spec: Spec) -> None:
+    """Checks that embeddings are of a data set.
+
+    Raises:
+      InputError: otherwise.
+    """
+    digest = embeddings.manifest.get("dataset")
+    if digest != spec.digest:
+        raise InputError(
+            f"{embeddings.directory} holds embeddings of data set {digest}; expected those of "
+            f"{spec.name}, {spec.digest}"
+        )
 
 
 def dim(found: list[Embeddings]) -> int:
@@ -169,6 +189,11 @@ def dim(found: list[Embeddings]) -> int:
 def identity(found: list[Embeddings]) -> str:
     """Hash of what the embeddings of several directories were made from."""
     return ", ".join(embeddings.identity for embeddings in found)
+
+
+def spaces(found: list[Embeddings]) -> str:
+    """Hashes of the parameters by which embeddings were made: equal if their spaces are."""
+    return ", ".join(embeddings.manifest["checkpoint"] for embeddings in found)
 
 
 def _copy(source: Embeddings, copies: epath.Path) -> Embeddings:

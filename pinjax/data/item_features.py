@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from pinjax.data import fitted as fitted_lib
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
@@ -38,26 +39,63 @@ def content(dataset: Dataset, components: int) -> np.ndarray:
     Returns:
       float32 (items, dim); zeros for items without content.
     """
-    catalogue = dataset.catalogue
-    vectors = np.asarray(catalogue.content, np.float32)
+    vectors = np.asarray(dataset.catalogue.content, np.float32)
     if not components:
         return vectors
-    known = vectors.any(axis=1)
-    existed = np.flatnonzero(known & (catalogue.created <= dataset.spec.train_end))
-    some = existed[:: 1 + len(existed) // _PRINCIPAL]
-    found = principal_components(vectors, vectors[some], components)
-    found[~known] = 0
+    axes, origin = _principal_axes(dataset, vectors, components)
+    found = vectors @ axes - origin
+    found[~vectors.any(axis=1)] = 0
     return found
 
 
-def log_degree(graph: csr.Graph) -> np.ndarray:
+def log_degree(dataset: Dataset) -> np.ndarray:
     """The logarithm of an item's number of groups (PinSage, §4.1), standardised over the items.
 
     Returns:
-      float32 (items,), with mean 0 and variance 1.
+      float32 (items,), with mean 0 and variance 1 over the items that it was fitted on.
     """
-    degree = np.log1p(np.diff(graph.items.offsets))
-    return ((degree - degree.mean()) / max(degree.std(), 0.1)).astype(np.float32)
+    mean, deviation = _mean_log_degree(dataset)
+    return ((_log1p_degree(dataset.graph) - mean) / deviation).astype(np.float32)
+
+
+def fit(dataset: Dataset, components: int) -> dict[str, np.ndarray]:
+    """The arrays of `fitted.Fitted` for models that go on from one of this data set.
+
+    Args:
+      dataset: what the model was trained on.
+      components: of its content vectors; 0: all numbers.
+    """
+    arrays = {}
+    if components:
+        vectors = np.asarray(dataset.catalogue.content, np.float32)
+        arrays["axes"], arrays["origin"] = _principal_axes(dataset, vectors, components)
+    if "graph" in dataset.spec.parts:
+        arrays["log_degree"] = _mean_log_degree(dataset)
+    if any(dataset.spec.vocabulary):
+        arrays["tokens"] = fitted_lib.pack(dataset.token_names)
+    return arrays
+
+
+def _principal_axes(
+    dataset: Dataset, vectors: np.ndarray, components: int
+) -> tuple[np.ndarray, np.ndarray]:
+    if dataset.fitted and "axes" in dataset.fitted.arrays:
+        return dataset.fitted.arrays["axes"], dataset.fitted.arrays["origin"]
+    known = vectors.any(axis=1)
+    existed = np.flatnonzero(known & (dataset.catalogue.created <= dataset.spec.train_end))
+    return principal_axes(vectors[existed[:: 1 + len(existed) // _PRINCIPAL]], components)
+
+
+def _mean_log_degree(dataset: Dataset) -> np.ndarray:
+    """Float64 (2,): mean and standard deviation."""
+    if dataset.fitted and "log_degree" in dataset.fitted.arrays:
+        return dataset.fitted.arrays["log_degree"]
+    degree = _log1p_degree(dataset.graph)
+    return np.array([degree.mean(), max(degree.std(), 0.1)])
+
+
+def _log1p_degree(graph: csr.Graph) -> np.ndarray:
+    return np.log1p(np.diff(graph.items.offsets))
 
 
 def item_vector_dim(spec: Spec) -> int:
@@ -97,21 +135,19 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(norms > 0, norms, 1)
 
 
-def principal_components(vectors: np.ndarray, sample: np.ndarray, count: int) -> np.ndarray:
-    """Coordinates of vectors (n, dim) along the principal axes of a sample.
-
-    The origin is the mean of the sample. The largest component of an axis is positive.
+def principal_axes(sample: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The principal axes of a sample. The largest component of an axis is positive.
 
     Args:
-      vectors: (n, dim).
-      sample: (m, dim).
+      sample: float32 (m, dim).
       count: number of axes, at most dim.
 
     Returns:
-      (n, count), the axis of the largest variance last.
+      axes (dim, count), that of the largest variance last, and the coordinates of the sample's
+      mean (count,), which is the origin: coordinates of vectors are `vectors @ axes - origin`.
     """
     _, axes = np.linalg.eigh(np.cov(sample, rowvar=False))  # in float64
     axes = axes[:, axes.shape[1] - count :]
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
-    axes = (axes * np.sign(largest)).astype(vectors.dtype)
-    return vectors @ axes - sample.mean(axis=0) @ axes
+    axes = (axes * np.sign(largest)).astype(sample.dtype)
+    return axes, sample.mean(axis=0) @ axes

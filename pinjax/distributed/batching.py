@@ -1,6 +1,8 @@
 """Applies compiled functions to more rows than fit in one call."""
 
-from collections.abc import Callable
+import collections
+import concurrent.futures
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -8,6 +10,8 @@ import numpy as np
 
 from pinjax import signals
 from pinjax.errors import InputError
+
+_IN_FLIGHT = 2  # batches of which a device computes one while the host makes the other
 
 
 def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
@@ -25,14 +29,52 @@ def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
       InputError: if a result is NaN.
       Stopped: after a signal.
     """
-    total = len(jax.tree.leaves(arrays)[0])
-    results = []
-    for start in range(0, total, size):
+    return over_parts(function, [arrays], size)
+
+
+def over_parts(function: Callable[[Any], Any], parts: Iterable[Any], size: int) -> Any | None:
+    """`in_batches` of the rows of all parts, which are read one after the other; None for none."""
+    waiting, results = collections.deque(), []
+
+    def fetch() -> None:
+        result, rows = waiting.popleft()
+        results.append(jax.tree.map(lambda x: np.asarray(x)[:rows], result))
+
+    for batch, rows in _batches(parts, size):
         signals.check()
-        rows = np.minimum(np.arange(start, start + size), total - 1)
-        result = function(jax.tree.map(lambda x, rows=rows: x[rows], arrays))
-        results.append(jax.tree.map(lambda x, n=total - start: np.asarray(x)[:n], result))
+        waiting.append((function(batch), rows))
+        if len(waiting) == _IN_FLIGHT:
+            fetch()
+    while waiting:
+        fetch()
+    if not results:
+        return None
     joined = jax.tree.map(lambda *x: np.concatenate(x), *results)
     if any(np.isnan(x).any() for x in jax.tree.leaves(joined)):
         raise InputError("an embedding is NaN, so some parameters are, too")
     return joined
+
+
+def ahead(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, of which a thread makes the next one while one is used."""
+    values, end = iter(values), object()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, values, end)
+        while (value := following.result()) is not end:
+            following = thread.submit(next, values, end)
+            yield value
+
+
+def _batches(parts: Iterable[Any], size: int) -> Iterator[tuple[Any, int]]:
+    """Batches of `size` rows, and how many of them are no padding."""
+    left, rows = None, 0
+    for part in parts:
+        left = part if not rows else jax.tree.map(lambda *x: np.concatenate(x), left, part)
+        rows, start = len(jax.tree.leaves(left)[0]), 0
+        while rows >= size:
+            yield jax.tree.map(lambda x, start=start: x[start : start + size], left), size
+            start, rows = start + size, rows - size
+        left = jax.tree.map(lambda x, start=start: x[start:], left)
+    if rows:
+        padded = np.minimum(np.arange(size), rows - 1)
+        yield jax.tree.map(lambda x: x[padded], left), rows

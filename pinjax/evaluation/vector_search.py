@@ -16,6 +16,7 @@ from pinjax.retrieval import exact, tuning
 from pinjax.retrieval import index as index_lib
 
 _QUERIES = 1024  # the most that are searched at a time
+_COMPARED = 2048  # by which an approximate search is measured
 
 
 class Towers(NamedTuple):
@@ -227,7 +228,9 @@ class ScannSearch:
         made = index_lib.create(pa.array(rows), held, "scann", depth)
         nothing = np.zeros((0, 2), np.int64)
         scores, columns = by_vector(lambda flat, _: made.search(flat, depth), vectors, nothing)
-        compared = tuning.queries(made, vectors.reshape(-1, vectors.shape[-1]), 10)
+        flat = vectors.reshape(-1, vectors.shape[-1])
+        some = np.random.default_rng(0).permutation(len(flat))[:_COMPARED]
+        compared = tuning.queries(made, flat[some], 10)
         measured = tuning.measure(made, compared)
         label_scores = _label_scores(vectors, items, queries)
         return Found(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from pinjax.distributed import sharded_table
 
 # Tokens that are looked up at once, so that their rows stay in a CPU's cache.
-_BLOCK_SIZE = 1024
+BLOCK_SIZE = 1024
 _STDDEV = 0.02  # initial standard deviation of a shared table
 
 
@@ -122,8 +122,8 @@ _weighted_sums.defvjp(_weighted_sums_fwd, _weighted_sums_bwd)
 
 def _blocks(num_segments, rows, weights, segments):
     """The arrays with an axis of blocks of tokens; the last block is padded."""
-    block_size = max(1, min(_BLOCK_SIZE, len(segments)))
-    padding = (0, -len(segments) % block_size)
+    block_size = max(1, min(BLOCK_SIZE, segments.shape[0]))
+    padding = (0, -segments.shape[0] % block_size)
     padded = (
         jnp.pad(rows, (padding, (0, 0))),
         jnp.pad(weights, (padding, (0, 0))),

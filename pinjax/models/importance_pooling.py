@@ -53,7 +53,7 @@ def _weighted_sum(messages, neighbours, weights):
         rows, weights = column
         return total + weights[:, None] * messages[jnp.maximum(rows, 0)], None
 
-    start = jnp.zeros((len(neighbours), messages.shape[1]), jnp.float32)
+    start = jnp.zeros((neighbours.shape[0], messages.shape[1]), jnp.float32)
     total, _ = lax.scan(step, start, (neighbours.T, weights.T), unroll=_UNROLL)
     return total.astype(messages.dtype)
 
@@ -79,7 +79,7 @@ def _maximum(messages, neighbours):
     def step(highest, rows):
         return jnp.maximum(highest, _of_neighbours(messages, rows)), None
 
-    start = jnp.full((len(neighbours), messages.shape[1]), -jnp.inf, messages.dtype)
+    start = jnp.full((neighbours.shape[0], messages.shape[1]), -jnp.inf, messages.dtype)
     highest, _ = lax.scan(step, start, neighbours.T, unroll=_UNROLL)
     return jnp.where((neighbours >= 0).any(axis=1, keepdims=True), highest, 0)
 

@@ -89,7 +89,7 @@ class ItemSage(nn.Module):
         self._check(images, image_mask, tokens, segments)
         slots, masks = [], []  # a feature each: (name of its map, vectors), and which of them exist
         if images is not None:
-            num_products = len(images)
+            num_products = images.shape[0]
             # Before anything is computed, since not even a NaN may come through.
             vectors = features.unit_length(jnp.where(image_mask[..., None], images, 0))
             image_sum = vectors.sum(axis=1, dtype=jnp.float32)
@@ -178,7 +178,7 @@ class ItemSage(nn.Module):
     def _transformer(self, x, mask):
         """The output at [CLS]: (products, width)."""
         cls = self.param("cls", nn.initializers.normal(0.02), (self.width,)).astype(self.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, self.width)), x], axis=1)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1)
         mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
         batch, length = mask.shape
         visible = jnp.broadcast_to(mask[:, None, None], (batch, 1, length, length))

@@ -182,4 +182,4 @@ class Block(nn.Module):
 def _of_matrices(x, kernel, dimensions, **options):
     """`lax.dot_general` of rows and the first axis of a kernel, whose others are made one."""
     y = lax.dot_general(x, kernel.reshape(len(kernel), -1), dimensions, **options)
-    return y.reshape(len(x), *kernel.shape[1:])
+    return y.reshape(x.shape[0], *kernel.shape[1:])

@@ -117,6 +117,8 @@ class Index:
         scores = np.full((len(vectors), k), -np.inf, np.float32)
         rows = np.full((len(vectors), k), -1, np.int32)
         excluded = np.zeros((0, 2), np.int64) if excluded is None else excluded
+        if allowed is not None and allowed.all():
+            allowed = None
         eligible = None if allowed is None else np.flatnonzero(allowed)
         number = len(self) if eligible is None else len(eligible)
         # The share of the allowed, and as many more as are excluded.
@@ -129,11 +131,10 @@ class Index:
             scores[pending], rows[pending] = found
             pending = pending[rows[pending, -1] < 0]
             depth *= _DEEPER
-        for start in range(0, len(pending), EXACT_QUERIES):
-            batch = pending[start : start + EXACT_QUERIES]
-            scores[batch], rows[batch] = self._search_exactly(
-                vectors[batch], k, eligible, _of(batch, excluded, len(vectors))
-            )
+        if len(pending):
+            excluded = _of(pending, excluded, len(vectors))
+            found = self._search_exactly(vectors[pending], k, eligible, excluded)
+            scores[pending], rows[pending] = found
         return scores, rows
 
     def save(self, directory: epath.PathLike, manifest: Mapping[str, Any]) -> "Index":
@@ -166,16 +167,21 @@ class Index:
         items, valid = self._on_device, None
         if eligible is not None:
             size = _size(len(eligible))
-            items = _resized(self.vectors[eligible], size)
+            items = jnp.asarray(_resized(self.vectors[eligible], size))
             valid = np.arange(size) < len(eligible)
             place = np.searchsorted(eligible, excluded[:, 1])
             there = np.append(eligible, -1)[place] == excluded[:, 1]
             excluded = np.stack([excluded[:, 0], place], axis=1)[there]
-        queries = _size(len(vectors))
-        width = (0, _size(len(excluded)) - len(excluded)), (0, 0)
-        pairs = np.pad(excluded.astype(np.int32), width, constant_values=queries)
-        found = exact.search(_resized(vectors, queries), items, k, valid=valid, excluded=pairs)
-        scores, rows = (np.asarray(x)[: len(vectors)] for x in found)
+        found = []
+        for start in range(0, len(vectors), EXACT_QUERIES):
+            batch = np.arange(start, min(start + EXACT_QUERIES, len(vectors)))
+            size, own = _size(len(batch)), _of(batch, excluded, len(vectors)).astype(np.int32)
+            width = (0, _size(len(own)) - len(own)), (0, 0)
+            pairs = np.pad(own, width, constant_values=size)
+            queries = _resized(vectors[batch], size)
+            best = exact.search(queries, items, k, valid=valid, excluded=pairs)
+            found.append([np.asarray(x)[: len(batch)] for x in best])
+        scores, rows = (np.concatenate(x) for x in zip(*found, strict=True))
         if eligible is not None and len(eligible):
             rows = np.where(rows < 0, -1, eligible[rows]).astype(np.int32)
         return scores, rows

@@ -12,9 +12,10 @@ from pinjax.retrieval import backends
 from pinjax.retrieval.index import EXACT_QUERIES, Index
 
 _TIE = 1e-5  # scores of float32 vectors of unit length that differ by less are equal
-_GAIN = 1e-3  # where a more thorough search adds less, a ladder ends
+_GAIN = 1e-3  # where a doubling of the effort adds less, a ladder ends
+_DOUBLING = 4  # steps of a ladder
 ERRORS = 2  # standard errors by which recall has to exceed what is asked for
-_TIMINGS = 5  # of which the fastest counts
+_ROUNDS = 10  # of timing, of which the fastest counts, since other programs may be running
 
 
 class Queries(NamedTuple):
@@ -42,7 +43,7 @@ class Point(NamedTuple):
       setting: of the backend; None: exact search.
       recall: the mean share of a query's results that score no less than the exact k-th.
       error: standard error of `recall`.
-      queries_per_second: in one batch, on all cores of the host.
+      queries_per_second: in one batch, on all cores of the host; 0 if not timed.
     """
 
     setting: backends.Setting | None
@@ -68,17 +69,18 @@ def queries(
     k = max(1, min(k, len(index) - (own is not None)))
     excluded = None if own is None else np.stack([np.arange(len(own)), own], axis=1)
     exactly = dataclasses.replace(index, backend=None)
-    (scores, _), seconds = _timed(exactly, vectors, k, excluded, timings=1)
+    exactly.search(vectors[:EXACT_QUERIES], k)  # compiles
+    start = time.perf_counter()
+    scores, _ = exactly.search(vectors, k, excluded=excluded)
+    seconds = time.perf_counter() - start
     return Queries(vectors, k, excluded, scores[:, -1], len(vectors) / seconds)
 
 
 def measure(index: Index, queries: Queries) -> Point:
     """Recall and speed of an index with its setting."""
-    (scores, _), seconds = _timed(index, queries.vectors, queries.k, queries.excluded, _TIMINGS)
-    # Any of equal scores may be returned, as in ann-benchmarks.
-    shares = np.mean(scores >= queries.kth[:, None] - _TIE, axis=1)
-    error = float(shares.std() / max(1, len(shares)) ** 0.5)
-    return Point(index.setting, float(shares.mean()), error, len(queries.vectors) / seconds)
+    if index.backend is None:
+        return Point(None, 1.0, 0.0, queries.exact_per_second)
+    return _timed(index, queries, [_tried(index, queries)])[0]
 
 
 def curve(index: Index, queries: Queries) -> list[Point]:
@@ -89,11 +91,14 @@ def curve(index: Index, queries: Queries) -> list[Point]:
       queries: that it is tried on.
     """
     if index.backend is None:
-        return [Point(None, 1.0, 0.0, queries.exact_per_second)]
-    best: list[Point] = []
-    points = (point for ladder in _climbed(index, queries, 1.0) for point in ladder)
-    for point in sorted(points, key=lambda point: -point.queries_per_second):
-        if not best or point.recall > best[-1].recall:
+        return [measure(index, queries)]
+    points = []
+    for ladder in index.backend.ladders(queries.k):
+        points += _climb(index, queries, ladder, 1.0)
+    points = sorted(_timed(index, queries, points), key=lambda point: -point.queries_per_second)
+    best = points[:1]
+    for point in points:
+        if point.recall > best[-1].recall:
             best.append(point)
     return best
 
@@ -106,45 +111,57 @@ def tune(index: Index, queries: Queries, recall: float) -> Index:
     """
     if index.backend is None:
         return index
-    tops = [ladder[-1] for ladder in _climbed(index, queries, recall)]
-    enough = [point for point in tops if _reaches(point, recall)]
+    enough, start = [], 0
+    for ladder in index.backend.ladders(queries.k):
+        points = _climb(index, queries, ladder[start:], recall)
+        best = points[-1]
+        if not _reaches(best, recall):
+            break
+        enough.append(best)
+        start += len(points) - 1  # a ladder of less effort needs no lower step
     if not enough:
-        best = max(tops, key=lambda point: point.recall)
         raise InputError(
             f"{index.backend.name} reaches recall@{queries.k} {best.recall:.4f}, with two standard "
             f"errors of {best.error:.4f}, on {len(queries.vectors):,} queries; expected {recall}: "
             "ask for less, or choose another backend"
         )
-    fastest = max(enough, key=lambda point: point.queries_per_second)
+    fastest = max(_timed(index, queries, enough), key=lambda point: point.queries_per_second)
     return dataclasses.replace(index, setting=fastest.setting)
 
 
-def _climbed(index: Index, queries: Queries, recall: float) -> list[list[Point]]:
-    """What each ladder of settings reaches, up to a recall."""
-    ladders = []
-    for settings in index.backend.ladders(queries.k):
-        points: list[Point] = []
-        for setting in settings:
-            points.append(measure(dataclasses.replace(index, setting=setting), queries))
-            gain = points[-1].recall - points[-2].recall if len(points) > 1 else 1.0
-            if _reaches(points[-1], recall) or gain < _GAIN:
-                break
-        ladders.append(points)
-    return ladders
+def _climb(
+    index: Index, queries: Queries, ladder: list[backends.Setting], recall: float
+) -> list[Point]:
+    """What the settings of a ladder reach, up to a recall, not timed."""
+    points: list[Point] = []
+    for setting in ladder:
+        points.append(_tried(dataclasses.replace(index, setting=setting), queries))
+        before = points[-1 - _DOUBLING].recall if len(points) > _DOUBLING else -1.0
+        if _reaches(points[-1], recall) or points[-1].recall - before < _GAIN:
+            break
+    return points
 
 
 def _reaches(point: Point, recall: float) -> bool:
     return point.recall - ERRORS * point.error >= recall
 
 
-def _timed(
-    index: Index, vectors: np.ndarray, k: int, excluded: np.ndarray | None, timings: int
-) -> tuple[tuple[np.ndarray, np.ndarray], float]:
-    """Results, and the seconds of the fastest of some searches."""
-    index.search(vectors[:EXACT_QUERIES], k, excluded=None)  # compiles, and starts threads
-    seconds = []
-    for _ in range(timings):
-        start = time.perf_counter()
-        found = index.search(vectors, k, excluded=excluded)
-        seconds.append(time.perf_counter() - start)
-    return found, min(seconds)
+def _tried(index: Index, queries: Queries) -> Point:
+    """What an index reaches, not timed."""
+    scores, _ = index.search(queries.vectors, queries.k, excluded=queries.excluded)
+    # Any of equal scores may be returned, as in ann-benchmarks.
+    shares = np.mean(scores >= queries.kth[:, None] - _TIE, axis=1)
+    return Point(index.setting, float(shares.mean()), float(shares.std() / len(shares) ** 0.5), 0.0)
+
+
+def _timed(index: Index, queries: Queries, points: list[Point]) -> list[Point]:
+    """Points with their speeds, timed in turn, so that what else is running slows all of them."""
+    seconds = np.full(len(points), np.inf)
+    for _ in range(_ROUNDS):
+        for place, point in enumerate(points):
+            tried = dataclasses.replace(index, setting=point.setting)
+            start = time.perf_counter()
+            tried.search(queries.vectors, queries.k, excluded=queries.excluded)
+            seconds[place] = min(seconds[place], time.perf_counter() - start)
+    rates = len(queries.vectors) / seconds
+    return [x._replace(queries_per_second=float(y)) for x, y in zip(points, rates, strict=True)]

@@ -35,8 +35,9 @@ from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.evaluation import vector_search
 from pinjax.serving import asked as asked_lib
+from pinjax.serving import former
 from pinjax.serving import found as found_lib
-from pinjax.systems import registry, system
+from pinjax.systems import system
 from pinjax.training import checkpoint, step, workdirs
 
 
@@ -69,7 +70,12 @@ class Run:
     """
 
     def __init__(
-        self, config: ConfigDict, made: system.System, state: step.State, as_of: int | None = None
+        self,
+        config: ConfigDict,
+        made: system.System,
+        state: step.State,
+        trained: Any,
+        as_of: int | None = None,
     ):
         """Opens a run.
 
@@ -77,12 +83,13 @@ class Run:
           config: of the run.
           made: its system.
           state: of its checkpoint.
+          trained: the parameters as they are on the run's own data set.
           as_of: unix seconds; None: the end of training, and for histories their latest action.
         """
         self.config, self.system = config, made
         self.params, self.step = state.params, int(state.step)
         self.as_of = made.as_of if as_of is None else as_of
-        self._given_as_of = as_of
+        self._given_as_of, self._trained = as_of, trained
         self._users = asked_lib.Users(config, made.dataset)
 
     @property
@@ -243,7 +250,7 @@ class Run:
         if index is None:
             find = found_lib.exactly(self._items(asked.as_of), k, allowed)
         else:
-            checked = found_lib.open_index(index, checkpoint.hash_of(self.params))
+            checked = found_lib.open_index(index, checkpoint.hash_of(self._trained))
             find = found_lib.by_index(checked, own, k, allowed)
         for number, some in enumerate(asked.parts, start=1):  # noqa: B007, read below
             seen = some.seen
@@ -301,9 +308,8 @@ def create(
     if "train" in config and jax.device_count() % config.train.model_devices:
         config.train.model_devices = 1  # opened on other devices than those it was trained on
     mesh = sharding.mesh_of(config)
-    made = registry.create(config, mesh, verify)
-    state = checkpoint.load_chosen(epath.Path(workdir), config, made, mesh, verify)
-    return Run(config, made, state, as_of)
+    made, state, trained = former.bind(epath.Path(workdir), config, mesh, verify)
+    return Run(config, made, state, trained, as_of)
 
 
 def _vectors(name: str, ids: pa.Array, vectors: np.ndarray) -> pa.Table:

@@ -24,7 +24,7 @@ from pinjax.evaluation import evaluator as evaluator_lib
 from pinjax.evaluation import pair_source, tables, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import features, itemsage, product_features, temperature
-from pinjax.systems import counts, engagements, product_table, system
+from pinjax.systems import counts, engagements, exports, product_table, system
 
 
 def make_encoder(config: ConfigDict, num_tokens: int, mesh: Mesh) -> itemsage.ItemSage:
@@ -210,6 +210,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
             "products": system.Embedder(sharding.split_rows(mesh, products), ("products",), rows)
         },
         search=system.Search(spec.num_items, config.model.embedding_dim, 100),
+        rows=system.TEXTS,
         counted=counted,
     )
 
@@ -276,6 +277,9 @@ def bind(
         metrics=evaluator.metrics,
         serve=serve,
         as_of=spec.train_end,
+        export=lambda params, as_of: exports.of_products(
+            make_encoder(config, sum(spec.vocabulary), mesh), dataset
+        ),
         check_training=check_training,
         summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
         identity={"dataset": spec.digest, **dataset.frozen},

@@ -101,9 +101,9 @@ class NodeTable:
         if self.content:
             content = item_features.content(dataset, 0).astype(jnp.bfloat16)
         if self.log_degree:
-            log_degree = item_features.log_degree(dataset.graph)
+            log_degree = item_features.log_degree(dataset)
         if self.texts:
-            joined = tokens_lib.interleave([dataset.catalogue.text(x) for x in self.texts])
+            joined = tokens_lib.interleave([dataset.text(x) for x in self.texts])
             joined = tokens_lib.Ragged(joined.tokens, joined.offsets[:: len(self.texts)])
             values, offsets = tokens_lib.first(joined, self.tokens)
             more = self._most_tokens(dataset.spec) - len(values)

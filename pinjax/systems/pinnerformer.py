@@ -26,7 +26,7 @@ from pinjax.evaluation import evaluator as evaluator_lib
 from pinjax.evaluation import tables, timeline_source, vector_search
 from pinjax.losses import count_min_sketch, label_weights, sampled_softmax
 from pinjax.models import pinnerformer
-from pinjax.systems import counts, histories, item_table, system
+from pinjax.systems import counts, exports, histories, item_table, system
 
 _ROWS = 2**14  # items embedded at a time
 
@@ -217,6 +217,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         search=system.Search(
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 50
         ),
+        rows=system.IDS | {f"/{name}/embedding$": f"{name}s" for name in ("action", "surface")},
         counted=lambda batch: batch["label_item"],
     )
 
@@ -264,6 +265,9 @@ def bind(
         metrics=evaluator.metrics,
         serve=serve,
         as_of=spec.train_end,
+        export=lambda params, as_of: exports.of_timelines(
+            make_model(config, spec, mesh), served, table.as_of(dataset, constants, as_of), spec
+        ),
         check_training=check_training,
         summary=histories.summary(spec, train_batches) | counts.summary(config, counted),
         identity={"dataset": spec.digest},

@@ -33,7 +33,7 @@ from pinjax.evaluation import graph_source, tables, vector_search
 from pinjax.graph import groups as groups_lib
 from pinjax.losses import count_min_sketch, max_margin, sampled_softmax
 from pinjax.models import importance_pooling, pinsage
-from pinjax.systems import counts, graph_training, layerwise, node_table, system
+from pinjax.systems import counts, exports, graph_training, layerwise, node_table, system
 
 
 def make_model(config: ConfigDict, spec: Spec, mesh: Mesh) -> pinsage.PinSage:
@@ -211,6 +211,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         search=system.Search(
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 500
         ),
+        rows=system.IDS | system.TEXTS,
         counted=lambda batch: {"items": batch["item"], "groups": batch["group_item"]},
     )
 
@@ -264,6 +265,13 @@ def bind(
         groups = system.Rows(has_items, functools.partial(embed_groups, params, states))
         return system.Served(items, groups=groups)
 
+    def export(params: Any, as_of: int) -> exports.Exports:
+        if not config.data.groups:
+            return exports.Exports({}, {})  # items are looked up
+        vectors = embed_items(params)[:, : -config.model.embedding_dim]
+        model, number = make_model(config, spec, mesh), config.data.group_items
+        return exports.of_groups(model, vectors, number)
+
     counted = graph_training.counted(config, train_batches)
 
     return system.System(
@@ -276,6 +284,7 @@ def bind(
         metrics=evaluator.metrics,
         serve=serve,
         as_of=spec.train_end,
+        export=export,
         check_training=functools.partial(counts.check, config, counted),
         summary=graph_training.summary(dataset, train_batches) | counts.summary(config, counted),
         identity={"dataset": spec.digest},

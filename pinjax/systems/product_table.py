@@ -73,7 +73,7 @@ def read(config: ConfigDict, dataset: Dataset) -> Products:
     """The texts of all items that the config names, and their images if the tower uses images."""
     catalogue = dataset.catalogue
     none = tokens_lib.Ragged(np.zeros(0, np.int32), np.zeros(len(catalogue) + 1, np.int64))
-    texts = [catalogue.text(name) for name in _features(config)] or [none]
+    texts = [dataset.text(name) for name in _features(config)] or [none]
     made = {"texts": product_features.Ragged.create(*tokens_lib.interleave(texts), len(texts))}
     if config.model.image_slots:
         images = catalogue.images.astype(jnp.bfloat16)

@@ -1,6 +1,6 @@
 """Towers that embed the texts of searches, and the tables of texts that they read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from pinjax.data import item_features
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
-from pinjax.data.text import pretrained
-from pinjax.data.text import tokens as tokens_lib
+from pinjax.data.text import pretrained, word_ids
 from pinjax.distributed import sharded_table, sharding
 from pinjax.models import bert, features, product_features, searchsage
+from pinjax.systems import system
 
 
 class Tower(NamedTuple):
@@ -26,12 +26,17 @@ class Tower(NamedTuple):
       tables: layout of these tables and of the tables among the parameters.
       init: (key) -> params.
       apply: (params, texts, rows) -> float32 (rows, dim), on each device.
+      of_request: (params, inputs) -> the same, of texts that are in no table; see
+        `exports.of_searches`.
+      rows: of `system.Trainable`.
     """
 
     texts: Any
     tables: sharded_table.Layout
     init: Callable[[jax.Array], Any]
     apply: Callable[..., jax.Array]
+    of_request: Callable[[Any, dict[str, jax.Array]], jax.Array]
+    rows: Mapping[str, str]
 
     def embed(self, mesh: Mesh, params: Any, texts: Any, rows: jax.Array) -> jax.Array:
         """The embeddings of queries, float32 (rows, dim); each device computes its share."""
@@ -77,14 +82,13 @@ def encode(config: ConfigDict, dataset: Dataset, searches: list[str]) -> Any:
 
 def _encode(config: ConfigDict, dataset: Dataset, searches: list[str], vectors: np.ndarray) -> Any:
     model = config.model
-    if model.encoder == "bert" and model.pretrained:
+    if model.encoder == "bag":
+        texts = product_features.Ragged.create(*dataset.encode(searches))
+    elif model.pretrained:
         texts = pretrained.Tokenizer(model.pretrained, model.length)(searches)
     else:
-        texts = dataset.vocabulary.encode(searches)
-        if model.encoder == "bert":
-            texts = word_ids(texts, dataset.spec.vocabulary[0], model.length)
-        else:
-            texts = product_features.Ragged.create(*texts)
+        words = dataset.vocabulary.encode(searches)
+        texts = word_ids.of_texts(words, dataset.vocabulary.sizes[0], model.length)
     return (texts, vectors.astype(jnp.bfloat16)) if model.residual else texts
 
 
@@ -111,11 +115,15 @@ def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layou
         )
         return on_device.apply(params, tokens, segments, len(rows))
 
+    def of_request(params: Any, inputs: dict[str, jax.Array]) -> jax.Array:
+        rows = inputs["known"].shape[0]
+        return model.apply(params, inputs["tokens"], inputs["segments"], rows)
+
     def table(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         return sharding.abstract_table(mesh, tables, shape, jnp.int32)
 
     texts = product_features.Ragged(table((spec.num_search_tokens,)), table((spec.num_queries, 2)))
-    return Tower(texts, tables, init, apply)
+    return Tower(texts, tables, init, apply, of_request, system.TEXTS)
 
 
 def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layout) -> Tower:
@@ -147,10 +155,15 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
         ids, mask = (tables.on_device().gather(table, rows) for table in texts)
         return tower.apply(params, ids, mask)
 
+    def of_request(params: Any, inputs: dict[str, jax.Array]) -> jax.Array:
+        return tower.apply(params, inputs["ids"], inputs["mask"])
+
     def table(dtype: Any) -> jax.ShapeDtypeStruct:
         return sharding.abstract_table(mesh, tables, (spec.num_queries, length), dtype)
 
-    return Tower((table(jnp.int32), table(jnp.bool_)), tables, init, apply)
+    # Pretrained weights have a vocabulary of their own.
+    rows = {} if model.pretrained else {"/token/embedding$": "words"}
+    return Tower((table(jnp.int32), table(jnp.bool_)), tables, init, apply, of_request, rows)
 
 
 def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
@@ -165,31 +178,16 @@ def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
     def init(key: jax.Array) -> Any:
         return {"tower": tower.init(key), "gain": jnp.zeros(())}
 
+    def added(params: Any, vectors: jax.Array, embedded: jax.Array) -> jax.Array:
+        return features.unit_length(features.unit_length(vectors) + params["gain"] * embedded)
+
     def apply(params: Any, tables: Any, rows: jax.Array) -> jax.Array:
         texts, vectors = tables
-        own = features.unit_length(tower.tables.on_device().gather(vectors, rows))
-        return features.unit_length(
-            own + params["gain"] * tower.apply(params["tower"], texts, rows)
-        )
+        own = tower.tables.on_device().gather(vectors, rows)
+        return added(params, own, tower.apply(params["tower"], texts, rows))
 
-    return Tower((tower.texts, vectors), tower.tables, init, apply)
+    def of_request(params: Any, inputs: dict[str, jax.Array]) -> jax.Array:
+        own = inputs["vectors"].astype(jnp.bfloat16)  # as in the table
+        return added(params, own, tower.of_request(params["tower"], inputs))
 
-
-def word_ids(encoded: tokens_lib.Ragged, words: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """[CLS] and the first words of each text: int32 (texts, length), and their mask.
-
-    Args:
-      encoded: tokens of the texts; those below `words` are words.
-      words: number of words; also the id of [CLS].
-      length: words that are kept of a text, with [CLS].
-    """
-    tokens, offsets = encoded
-    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    row, word = row[tokens < words], tokens[tokens < words]
-    place = 1 + np.arange(len(row)) - np.searchsorted(row, row)
-    ids = np.zeros((len(offsets) - 1, length), np.int32)
-    mask = np.zeros(ids.shape, bool)
-    ids[:, 0], mask[:, 0] = words, True
-    fits = place < length
-    ids[row[fits], place[fits]], mask[row[fits], place[fits]] = word[fits], True
-    return ids, mask
+    return Tower((tower.texts, vectors), tower.tables, init, apply, of_request, tower.rows)

@@ -14,6 +14,9 @@ from ml_collections import ConfigDict
 from pinjax import checksums
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import embeddings, overlay
+from pinjax.data.dataset import Dataset
+from pinjax.data.embeddings import Embeddings
+from pinjax.data.fitted import Fitted
 from pinjax.distributed import processes
 from pinjax.errors import InputError
 from pinjax.systems import system
@@ -39,13 +42,16 @@ def build(config: ConfigDict, mesh: Mesh, items: int | None = None) -> system.Tr
     return module.build(config, mesh, spec)
 
 
-def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System:
+def create(
+    config: ConfigDict, mesh: Mesh, verify: bool = True, fitted: Fitted | None = None
+) -> system.System:
     """The system that `config.system` names, on its data set.
 
     Args:
       config: of the run.
       mesh: of `sharding.make_mesh`.
       verify: whether checksums of the data set and of `data.vectors` are compared.
+      fitted: of the model, if it was first trained on an earlier state of the log.
 
     Raises:
       InputError: as `build`, or if the data are damaged. Checks that need no data come before a
@@ -53,23 +59,34 @@ def create(config: ConfigDict, mesh: Mesh, verify: bool = True) -> system.System
     """
     module = find(config.system)
     module.check(config, mesh)
+    dataset, found = open_dataset(config, verify)
+    if fitted:
+        dataset = dataset.with_fitted(fitted)
+    made = module.bind(module.build(config, mesh, dataset.spec), config, mesh, dataset)
+    identity, summary = dict(made.identity), dict(made.summary)
+    if found:
+        identity["vectors"] = embeddings.identity(found)
+        summary["vectors"] = f"{config.data.vectors}, {dataset.spec.content_dim} numbers"
+    if fitted:
+        identity |= fitted.identity
+    return dataclasses.replace(made, summary=summary, identity=identity)
+
+
+def open_dataset(config: ConfigDict, verify: bool = True) -> tuple[Dataset, list[Embeddings]]:
+    """The data set of a config, and the embeddings in place of its vectors, if any.
+
+    Other arguments and errors as `create`.
+    """
     with processes.first_before_others():
         directory = dataset_lib.ensure(config.data.name, config.data.dir)
         if verify:
             checksums.verify(directory)
     dataset = dataset_lib.open_directory(directory)
     if not config.data.vectors:
-        return module.bind(module.build(config, mesh, dataset.spec), config, mesh, dataset)
+        return dataset, []
     with processes.first_before_others():
         found = _embeddings(config, verify)
-    dataset = overlay.with_vectors(dataset, found)
-    made = module.bind(module.build(config, mesh, dataset.spec), config, mesh, dataset)
-    about = f"{config.data.vectors}, {dataset.spec.content_dim} numbers"
-    return dataclasses.replace(
-        made,
-        summary=made.summary | {"vectors": about},
-        identity=made.identity | {"vectors": embeddings.identity(found)},
-    )
+    return overlay.with_vectors(dataset, found), found
 
 
 def check_trained(config: ConfigDict, trainable: system.Trainable | None) -> None:
@@ -81,7 +98,7 @@ def check_trained(config: ConfigDict, trainable: system.Trainable | None) -> Non
         )
 
 
-def _embeddings(config: ConfigDict, verify: bool) -> list[embeddings.Embeddings]:
+def _embeddings(config: ConfigDict, verify: bool) -> list[Embeddings]:
     copies = dataset_lib.copies(config.data.dir)
     return embeddings.find(config.data.vectors, copies, verify)
 

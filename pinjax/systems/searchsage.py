@@ -23,7 +23,7 @@ from pinjax.evaluation import evaluator as evaluator_lib
 from pinjax.evaluation import pair_source, tables, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import temperature
-from pinjax.systems import counts, engagements, query_tower, system
+from pinjax.systems import counts, engagements, exports, query_tower, system
 
 ENCODED = 256  # queries encoded at a time when all queries are embedded
 
@@ -113,6 +113,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch_size="data.pairs",
         embedders={"queries": embedder},
         search=system.Search(spec.num_items, dim, 100),
+        rows=tower.rows,
         counted=lambda batch: batch["item"],
     )
 
@@ -176,6 +177,9 @@ def bind(
         metrics=evaluator.metrics,
         serve=serve,
         as_of=spec.train_end,
+        export=lambda params, as_of: exports.of_searches(
+            query_tower.create(config, mesh, spec), config, dataset
+        ),
         check_training=check_training,
         summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
         identity={"dataset": spec.digest, **dataset.frozen},

@@ -96,6 +96,11 @@ class Search(NamedTuple):
     results: int
 
 
+# `Trainable.rows` of learned ids of items, and of bags of tokens.
+IDS = {"/id/(embedding|importance)$": "items"}
+TEXTS = {"/text/(embedding|importance)$": "tokens"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Trainable:
     """The trainable part of a system: pure functions and the abstract shapes of their arguments.
@@ -112,6 +117,8 @@ class Trainable:
       batch_size: the config's field with the batch size, such as "data.users".
       embedders: by name of the embedded table.
       search: sizes of the search for items.
+      rows: which parameters are tables with a row for each item, token and so on, and of what: by
+        pattern of the parameter's path, a name of `Dataset.names`.
       counted: (batch) -> the ids of a host batch that the sketches count, in a tree of the same
         structure; -1 is not counted. None without sketches.
     """
@@ -123,6 +130,7 @@ class Trainable:
     batch_size: str
     embedders: dict[str, Embedder]
     search: Search
+    rows: Mapping[str, str] = dataclasses.field(default_factory=dict)
     counted: Callable[[Batch], Any] | None = None
 
 
@@ -146,6 +154,8 @@ class System:
         narrow; it reads some batches.
       summary: lines to print at the start, by name.
       identity: by name, hashes of the data set and frozen tables that a checkpoint belongs to.
+      export: (params, as_of) -> what a service needs, `exports.Exports`; None if there is nothing
+        to export.
     """
 
     dataset: Dataset
@@ -160,6 +170,7 @@ class System:
     check_training: Callable[[], None]
     summary: dict[str, str]
     identity: dict[str, str]
+    export: Callable[[Any, int], Any] | None = None
 
 
 def check_heads(model: ConfigDict) -> None:

@@ -80,8 +80,8 @@ class Checkpoints:
         a checkpoint meanwhile, another one is read.
 
         Args:
-          like: pytree of arrays, or of shapes with shardings; the state gets these shardings, which
-            may differ from those it was saved with.
+          like: pytree of arrays, or of shapes with shardings, which may differ from those it was
+            saved with; or a function that makes it of the pytree of the saved shapes.
 
         Returns:
           The state, or None if there is no checkpoint.
@@ -187,6 +187,8 @@ class Checkpoints:
             path = self._directory / str(step) / "state"
             try:
                 with ocp.StandardCheckpointer() as checkpointer:
+                    if callable(like):
+                        like = like(checkpointer.metadata(path).item_metadata.tree)
                     return checkpointer.restore(path, like)
             except (jax.errors.JaxRuntimeError, MemoryError):  # not caused by the checkpoint
                 raise
@@ -295,6 +297,27 @@ def of_run(
         reason = f"is none of {', '.join(directions)}" if directions else "needs a validation split"
         raise InputError(f"train.select: {select!r} {reason}")
     return Checkpoints(workdir, select, directions.get(select, "max"), verify)
+
+
+def identity(
+    config: ConfigDict, system: system_lib.System, params: Any, step: int
+) -> dict[str, int | str]:
+    """What a manifest says of the run: hashes of its parameters, its data and its config.
+
+    Of the data set its digest counts, of training the parameters.
+    """
+    fields = {
+        name: value
+        for name, value in workdirs.depends_on(config).items()
+        if name != "data.name" and not name.startswith("train.")
+    }
+    return {
+        "step": step,
+        "system": config.system,
+        "checkpoint": hash_of(params),
+        **system.identity,
+        "config": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest(),
+    }
 
 
 def hash_of(params: Any) -> str:

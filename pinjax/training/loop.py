@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -67,8 +66,7 @@ def train(
     checkpoints.remove_damaged()
     state = checkpoints.load_latest(like)
     if state is None:
-        init = functools.partial(step.init_state, system.trainable, optimizer, config.seed)
-        state = jax.jit(init, out_shardings=places)()
+        state = step.begin(system.trainable, config, mesh)
     first = int(state.step)
     tracing = range(first + _UNTRACED, first + _UNTRACED + traced)
     if tracing and tracing.stop > config.steps:

@@ -1,5 +1,6 @@
 """Train state, and the train step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -93,6 +94,14 @@ def abstract_state(
         shapes,
         sharding.of_state(mesh, config, shapes),
     )
+
+
+def begin(trainable: system_lib.Trainable, config: ConfigDict, mesh: Mesh) -> State:
+    """The state before the first step, sharded as the `train` section says; raises as above."""
+    optimizer = make_optimizer(config)
+    like = abstract_state(trainable, optimizer, config, mesh)
+    init = functools.partial(init_state, trainable, optimizer, config.seed)
+    return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))()
 
 
 def make_step(

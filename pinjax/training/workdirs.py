@@ -50,6 +50,16 @@ def config_of(workdir: epath.PathLike) -> ConfigDict:
     return config_json.from_json(_read(workdir)["config"])
 
 
+def identity_of(workdir: epath.PathLike) -> dict[str, str]:
+    """The identity of the run in a work directory, as of `System.identity`.
+
+    Raises:
+      InputError: if it holds no run.
+    """
+    content = _read(workdir)
+    return {name: value for name, value in content.items() if name != "config"}
+
+
 def depends_on(config: ConfigDict) -> dict[str, Any]:
     """The config fields that the parameters depend on, by name."""
     return {

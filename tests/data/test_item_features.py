@@ -90,7 +90,7 @@ def in_memory(content=None, images=None, offsets=None):
     count = len(content) if images is None else len(offsets) - 1
     nothing = np.zeros(count)
     items = catalogue.Items(nothing, nothing, nothing, nothing, content, images, offsets)
-    return types.SimpleNamespace(catalogue=items, spec=Spec("log", count))
+    return types.SimpleNamespace(catalogue=items, spec=Spec("log", count), fitted=None)
 
 
 @pytest.mark.parametrize("chunk", [2, 2**16])

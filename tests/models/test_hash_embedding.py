@@ -47,7 +47,7 @@ def test_regular_ids_collide_as_rarely_as_random_ones(stride):
 
 @pytest.mark.parametrize("num_buckets", [0, 10, 50])
 def test_bag_against_a_dense_computation(rng, num_buckets, monkeypatch):
-    monkeypatch.setattr(hash_embedding, "_BLOCK_SIZE", 4)  # three blocks, the last not full
+    monkeypatch.setattr(hash_embedding, "BLOCK_SIZE", 4)  # three blocks, the last not full
     segments = np.array([0, 0, 2, 2, 2, 2, 2, 3, 5, 6, 6], np.int32)  # of 6, so that 6 is padding
     tokens = rng.integers(0, 50, len(segments)).astype(np.int32)
     tokens[:3] = tokens[3]

@@ -167,12 +167,12 @@ def test_embeddings_are_of_known_items_and_of_groups(parts):
     config, dataset, system, params, *_ = parts()
     shards = embedded.tables(config, system, params, 0)
     assert shards.keys() == {"items", "groups"}
-    ids, vectors = shards["items"][0]()
+    ids, vectors, _ = shards["items"][0]()
     known = graph_source.known_items(dataset)
     assert known.sum() > graph_training.source_of(config, dataset).eligible.sum()
     np.testing.assert_array_equal(ids, dataset.catalogue.ids[known])
     assert vectors.shape == (len(ids), config.model.embedding_dim)
-    ids, vectors = shards["groups"][0]()
+    ids, vectors, _ = shards["groups"][0]()
     has = np.diff(dataset.graph.groups.offsets) > 0
     np.testing.assert_array_equal(ids, dataset.groups[has])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)

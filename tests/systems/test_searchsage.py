@@ -10,6 +10,7 @@ import pytest
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import item_features
 from pinjax.data.spec import Spec
+from pinjax.data.text import word_ids
 from pinjax.errors import InputError
 from pinjax.systems import query_tower, registry, searchsage
 from tests.data.text import test_pretrained
@@ -200,7 +201,7 @@ def test_words_follow_cls_and_are_cut(data_dir):
     words = dataset.vocabulary.sizes[0]
     tokens = dataset.vocabulary.rows["token"].to_pylist()
     texts = ["", f"{tokens[3]} unheard-of {tokens[1]}", " ".join(tokens[:9])]
-    ids, mask = query_tower.word_ids(dataset.vocabulary.encode(texts), words, 4)
+    ids, mask = word_ids.of_texts(dataset.vocabulary.encode(texts), words, 4)
     assert ids[:, 0].tolist() == [words] * 3
     assert mask.sum(axis=1).tolist() == [1, 3, 4]
     assert ids[1, :3].tolist() == [words, 3, 1]

@@ -46,7 +46,7 @@ def test_a_matrix_factorisation_trains_evaluates_embeds_and_compiles(config, tmp
     )
     assert found > before + 0.1
     for name, shards in embedded.tables(config, system, params, 0).items():
-        ((_, vectors),) = (shard() for shard in shards)
+        ((_, vectors, _),) = (shard() for shard in shards)
         np.testing.assert_array_equal(vectors, params[name])
 
     trainable = registry.build(config, mesh)

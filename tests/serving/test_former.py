@@ -1,0 +1,172 @@
+"""A model on a later state of the log is the same model, and training may go on from there."""
+
+import json
+import pathlib
+import runpy
+import shutil
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from etils import epath
+
+from pinjax import checksums
+from pinjax.data import catalogue, spec
+from pinjax.distributed import sharding
+from pinjax.errors import InputError
+from pinjax.serving import former
+from pinjax.systems import embedded, registry
+from pinjax.training import checkpoint, step
+from tests import days
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+TIMELINES = {"data": {"positives": "buy, click", "surfaces": ""}}
+TASKS = (("text/buy", 1.0, 0), ("image/click", 1.0, 0))
+# Everything that is fitted, and every table; but nothing that changes as a graph or a log grows.
+FIELDS = {
+    "pinnerformer": {
+        "data": TIMELINES["data"] | {"pca_dim": 4},
+        "model": {"id_dim": 8},
+        "train": {"shard_tables": True},
+    },
+    "itemsage": {
+        "data": {"pairs": 16},
+        "model": {"embedding_dim": 8, "texts": (("title", "title"),), "image_slots": 1},
+        "tasks": TASKS,
+    },
+    "searchsage": {"data": {"pairs": 16}, "tasks": TASKS[:1]},
+    "searchsage bert": {
+        "data": {"pairs": 16},
+        "tasks": TASKS[:1],
+        "model": {"encoder": "bert", "layers": 1, "length": 4},
+    },
+    "pinsage": {
+        "model": {"layers": 0, "log_degree": False, "id_dim": 4, "texts": ("title",)},
+        "data": {"groups": 0},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return days.prepare_both(tmp_path_factory.mktemp("days"), text_ids=True)
+
+
+def make_config(name, data_dir, data):
+    config = runpy.run_path(str(CONFIGS / f"{name.split()[0]}.py"))["get_config"]("test")
+    for section, fields in FIELDS[name].items():
+        if isinstance(fields, dict):
+            config[section].update(fields)
+        else:
+            config[section] = fields
+    config.data.update(dir=str(data_dir), name=data)
+    return config
+
+
+def write_run(workdir, config, mesh):
+    """A run with random parameters, also where they are zero at first."""
+    made = registry.create(config, mesh)
+    state = step.begin(made.trainable, config.train, mesh)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jax.device_put(rng.normal(size=x.shape).astype(np.float32) / 2, x.sharding),
+        state.params,
+    )
+    checkpoint.claim(workdir, config, made.identity)
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        checkpoints.save(7, state.replace(step=state.step + 7, params=params))
+    return made, params
+
+
+def by_id(config, made, params, as_of):
+    """(table, own id) -> the vectors."""
+    found = {}
+    for name, shards in embedded.tables(config, made, params, as_of).items():
+        for shard in shards:
+            part = shard()
+            found |= {(name, own): x for own, x in zip(part.ids, part.vectors, strict=True)}
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "searchsage")) for name in FIELDS],
+)
+def test_embeddings_stay_what_they_were(data_dir, data, tmp_path, name):
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    workdir = epath.Path(tmp_path / "run")
+    earlier, later = (make_config(name, data_dir, directory) for directory in data)
+    made, params = write_run(workdir, earlier, mesh)
+    before = by_id(earlier, made, params, days.EARLIER)
+    served, state, own = former.bind(workdir, later, mesh, verify=True)
+    assert int(state.step) == 7
+    assert checkpoint.hash_of(own) == checkpoint.hash_of(params)
+    after = by_id(later, served, state.params, days.EARLIER)
+    assert before.keys() < after.keys()
+    if name == "itemsage":  # whose queries have vectors of the data set's own
+        before = {key: vector for key, vector in before.items() if key[0] == "items"}
+    check_same(after, before)
+
+    # Training begins with the same parameters.
+    begins, begun = former.Former.open(workdir, later, mesh, verify=True).begin(later)
+    assert int(begun.step) == 0
+    assert begins.identity["warm_start"] == checkpoint.hash_of(params)
+    check_same(by_id(later, begins, begun.params, days.EARLIER), before)
+    if name not in ("pinnerformer", "searchsage"):
+        return
+    # Its features are still fitted to the first data set where it goes on.
+    later.train.update(steps=3, learning_rate=0.5)
+    workdir = epath.Path(tmp_path / "went on")
+    checkpoint.claim(workdir, later, begins.identity)
+    begins.dataset.fitted.save(workdir)
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        checkpoints.save(0, begun)
+    opened, state, _ = former.bind(workdir, later, mesh, verify=True)
+    assert opened.identity == begins.identity
+    check_same(by_id(later, opened, state.params, days.EARLIER), before)
+
+
+def check_same(found, expected):
+    for key, vector in expected.items():
+        np.testing.assert_allclose(found[key], vector, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def test_refusals(data_dir, data, tmp_path):
+    mesh, workdir = sharding.make_mesh(jax.devices()[:1]), epath.Path(tmp_path / "run")
+    earlier, later = (make_config("searchsage", data_dir, directory) for directory in data)
+    with pytest.raises(InputError, match="holds no run"):
+        former.bind(workdir, later, mesh, verify=True)
+    write_run(workdir, earlier, mesh)
+    later.model.width *= 2
+    with pytest.raises(InputError, match=r"holds a run with model\.width=16, not 32"):
+        former.bind(workdir, later, mesh, verify=True)
+    opened = former.Former.open(workdir, later, mesh, verify=True)
+    with pytest.raises(InputError, match=r"run: .* has the shape \[.*\], this run's has \["):
+        opened.begin(later)
+    users = make_config("pinnerformer", data_dir, data[1])
+    with pytest.raises(InputError, match="a run with system=searchsage, not pinnerformer"):
+        former.Former.open(workdir, users, mesh, verify=True)
+
+    # Every item has the vector of another one.
+    later.model.width //= 2
+    later.data.name = str(tmp_path / "turned")
+    shutil.copytree(data[1], later.data.name)
+    path = tmp_path / "turned" / catalogue.FILE
+    table, content = pq.read_table(path), catalogue.Catalogue(path).content
+    place = table.schema.get_field_index("content")
+    turned = catalogue.vector_array(np.roll(content, 1, axis=0))
+    pq.write_table(table.set_column(place, "content", turned), path)
+    checksums.record(tmp_path / "turned")
+    with pytest.raises(InputError, match="other content vectors of the same items, with a median"):
+        former.bind(workdir, later, mesh, verify=True)
+
+    # The run's data set is not there any more.
+    earlier.data.name = later.data.name
+    write_run(epath.Path(tmp_path / "other"), earlier, mesh)
+    metadata = tmp_path / "turned" / spec.METADATA_FILE
+    changed = json.loads(metadata.read_text()) | {"digest": "prepared anew"}
+    metadata.write_text(json.dumps(changed))
+    checksums.record(tmp_path / "turned")
+    with pytest.raises(InputError, match="is now prepared anew; keep a run's data set for as long"):
+        former.Former.open(epath.Path(tmp_path / "other"), later, mesh, verify=True)
