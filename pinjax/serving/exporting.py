@@ -52,7 +52,7 @@ def write(
     if out.exists():
         raise InputError(f"{out} exists; choose another --out")
     if config.train.shard_tables:
-        system, params = _unsharded(config, params)
+        system, params = _unsharded(config, system, params)
     made = system.export(params, as_of)
     if "items" not in made.programs:
         made.tables[exported.ITEM_VECTORS] = _item_vectors(system, params, as_of)
@@ -111,13 +111,15 @@ def _item_vectors(system: system_lib.System, params: Any, as_of: int) -> np.ndar
     return found
 
 
-def _unsharded(config: ConfigDict, params: Any) -> tuple[system_lib.System, Any]:
+def _unsharded(
+    config: ConfigDict, system: system_lib.System, params: Any
+) -> tuple[system_lib.System, Any]:
     """The system without `train.shard_tables`, and parameters with rows in their own order."""
     layout = sharding.table_layout(sharding.mesh_of(config), config.train)
     config = config.copy_and_resolve_references()
     config.train.update(shard_tables=False, model_devices=1)
     mesh = sharding.make_mesh(jax.devices()[:1])
-    system = registry.create(config, mesh, verify=False)
+    system = registry.create(config, mesh, verify=False, fitted=system.dataset.fitted)
     like, _ = jax.eval_shape(system.trainable.init, jax.random.key(0))
 
     def in_order(path: Any, leaf: jax.Array, like: jax.ShapeDtypeStruct) -> np.ndarray:
