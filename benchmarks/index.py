@@ -38,7 +38,7 @@ _GRAPHS = flags.DEFINE_bool("graphs", False, "whether HNSW is measured, too")
 _CURVES = flags.DEFINE_bool("curves", False, "whether whole curves are printed, too")
 
 _K, _RECALL, _QUERIES, _ROUNDS = 10, 0.95, 1_000, 15
-_A_CLUSTER = 200  # items in one, on average
+_CLUSTERS_PER_ROOT = 5  # for each root of the number of items
 _WIDTH = 0.7  # of a cluster, where its centre has length 1 in each dimension
 _A_FILE = 2**16
 
@@ -64,7 +64,7 @@ class Tried(NamedTuple):
 def simulate(directory: pathlib.Path) -> None:
     """Writes clustered vectors as pinjax.embed does, with 4 x _QUERIES users."""
     rng = np.random.default_rng(0)
-    clusters = _ITEMS.value // _A_CLUSTER
+    clusters = round(_CLUSTERS_PER_ROOT * _ITEMS.value**0.5)
     centres = rng.standard_normal((clusters, _DIM.value), np.float32)
     popularity = np.arange(1, clusters + 1) ** -0.5
     written = {}
@@ -114,8 +114,8 @@ def timed_build(build: Callable[[], None]) -> tuple[float, float]:
 
 
 def faiss_ivf(items: np.ndarray, kind: str, factors: tuple[int, ...]) -> Tried:
-    """FAISS with 2 sqrt(n) lists of vectors, or of codes after which `factor` x k are rescored."""
-    lists = round(2 * len(items) ** 0.5)
+    """FAISS with 4 sqrt(n) lists of vectors, or of codes after which `factor` x k are rescored."""
+    lists = round(4 * len(items) ** 0.5)
     index = faiss.index_factory(items.shape[1], f"IVF{lists},{kind}", faiss.METRIC_INNER_PRODUCT)
     ivf = faiss.extract_index_ivf(index)
     ivf.cp.max_points_per_centroid = 50

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         for line in run.missing:
             print(f"{run.name} lacks {line}")
     print(f"{out}: {len(made) / 1e6:.1f} MB, of {', '.join(run.name for run in found)}")
-    print("next          open it in any browser; it needs no other file and no network")
+    print("next  open it in any browser; it needs no other file and no network")
     return 0
 
 

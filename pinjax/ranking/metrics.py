@@ -1,7 +1,8 @@
 """Metrics of a ranking model, as values whose mean is the metric.
 
 So each has the interval of `evaluation.metrics.estimate`, over draws of users, and a difference of
-two methods has that of their values' differences. Everything here sums in float64.
+two methods has that of their values' differences; HIT@3 has those of shares. Everything here sums
+in float64.
 """
 
 import dataclasses
@@ -99,16 +100,18 @@ class Results:
 
     def estimates(self, metric: str, method: str) -> dict[str, Estimate]:
         """The metric by type, with its 95 % interval over draws of users."""
-        return self._estimates(metric, self.values[metric][method])
+        users, share = self.users[metric], METRICS[metric] is hits
+        found = (metrics.estimate(x, users, share=share) for x in self.values[metric][method])
+        return dict(zip(self.types, found, strict=True))
 
     def lifts(self, metric: str, method: str, over: str) -> dict[str, Estimate]:
         """The metric of a method less that of another one, with its paired interval."""
-        of_metric = self.values[metric]
-        return self._estimates(metric, of_metric[method] - of_metric[over])
-
-    def _estimates(self, metric: str, values: np.ndarray) -> dict[str, Estimate]:
-        users = self.users[metric]
-        found = (metrics.estimate(x, users, share=False) for x in values)
+        users, of_metric = self.users[metric], self.values[metric]
+        pairs = zip(of_metric[method], of_metric[over], strict=True)
+        if METRICS[metric] is hits:
+            found = (metrics.paired_difference(x, y, users) for x, y in pairs)
+        else:
+            found = (metrics.estimate(x - y, users, share=False) for x, y in pairs)
         return dict(zip(self.types, found, strict=True))
 
 

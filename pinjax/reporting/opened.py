@@ -25,7 +25,7 @@ _ITEM = "item"
 
 @dataclasses.dataclass(eq=False)
 class Users:
-    """Some users, or queries or groups, of the records of a group's first run.
+    """Some users, or queries or groups, of the first records of a group's runs.
 
     Attributes:
       records: with their labels.
@@ -111,9 +111,11 @@ class Opened:
             noun = _ITEM  # it was evaluated on items that lead to others
         key = opened.dataset.spec.digest, noun
         if key not in self._groups:
-            self._groups[key] = self._group(key, run, opened, embedded)
+            self._groups[key] = self._group(key, opened, embedded)
         group = self._groups[key]
         group.runs.append(number)
+        if group.users is None and records is not None:
+            group.users = self._users(group, records, run.split)
         self._map(run, group, embedded)
         there = set(embedded["item"].to_pylist())
         near = opened.similar([id_ for id_ in group.items if id_ in there], NEIGHBOURS)
@@ -123,9 +125,7 @@ class Opened:
         if opened.system.trainable is not None and opened.system.trainable.counted is not None:
             self._calibrate(number, run, opened)
 
-    def _group(
-        self, key: tuple[str, str], run: Run, opened: serving.Run, embedded: pa.Table
-    ) -> Group:
+    def _group(self, key: tuple[str, str], opened: serving.Run, embedded: pa.Table) -> Group:
         dataset, parts = opened.dataset, len(self._runs)
         others = (g.shown for (digest, _), g in self._groups.items() if digest == key[0])
         shown = next(others, None) or Shown(dataset)
@@ -135,21 +135,24 @@ class Opened:
         popular = np.argsort(-counts, kind="stable")[: ITEMS // parts // 2]
         chosen = list(dict.fromkeys([*popular.tolist(), *drawn.tolist()]))[: ITEMS // parts]
         mapped = ids[drawn[: maps.ITEMS // parts]].tolist()
-        group = Group(key[1], shown, mapped, ids[chosen].tolist())
-        if (records := run.chosen) is not None:
-            everybody = browser.sample(records, SPREAD)
-            some = browser.sample(records, USERS // parts)
-            did = [browser.did(records, id_) for id_ in some]
-            known = browser.Histories(dataset, records, group.noun, run.split, some)
-            entries = [
-                browser.entry(id_, records, then, known, shown)
-                for id_, then in zip(some, did, strict=True)
-            ]
-            labels = [shown.row_of[id_] for id_ in records.labels["label"].tolist()]
-            done = np.bincount(labels, minlength=len(dataset.catalogue))
-            counted = [spread.Counted("what they did", done)]
-            group.users = Users(records, everybody, some, did, known.kinds, entries, counted)
-        return group
+        return Group(key[1], shown, mapped, ids[chosen].tolist())
+
+    def _users(self, group: Group, records: Records, split: str) -> Users:
+        shown, dataset = group.shown, group.shown.dataset
+        everybody = browser.sample(records, SPREAD)
+        some = browser.sample(records, USERS // len(self._runs))
+        did = [browser.did(records, id_) for id_ in some]
+        known = browser.Histories(dataset, records, group.noun, split, some)
+        entries = [
+            browser.entry(id_, records, then, known, shown)
+            for id_, then in zip(some, did, strict=True)
+        ]
+        counts, asked = np.zeros(len(dataset.catalogue), np.int64), set(everybody)
+        labels = records.labels["user"].tolist(), records.labels["label"].tolist()
+        for user, label in zip(*labels, strict=True):
+            counts[shown.row_of[label]] += user in asked
+        counted = [spread.Counted("what they did", counts)]
+        return Users(records, everybody, some, did, known.kinds, entries, counted)
 
     def _map(self, run: Run, group: Group, embedded: pa.Table) -> None:
         place = {id_: row for row, id_ in enumerate(embedded["item"].to_pylist())}

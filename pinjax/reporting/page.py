@@ -14,12 +14,12 @@ def render(content: dict[str, Any]) -> str:
 
     parts = {  # in the order of the template, so that no part is searched for a later one's place
         "title": html.escape(content["title"]),
-        "css": (_HERE / "page.css").read_text(),
+        "css": (_HERE / "page.css").read_text("utf-8"),
         "data": embedded(content),
         "plotly": offline.get_plotlyjs(),
-        "js": (_HERE / "page.js").read_text(),
+        "js": (_HERE / "page.js").read_text("utf-8"),
     }
-    page, rest = "", (_HERE / "page.html").read_text()
+    page, rest = "", (_HERE / "page.html").read_text("utf-8")
     for name, part in parts.items():
         before, rest = rest.split("{{" + name + "}}", 1)
         page += before + part
@@ -28,7 +28,8 @@ def render(content: dict[str, Any]) -> str:
 
 def embedded(content: Any) -> str:
     """JSON that may stand within a script element, whatever its text holds."""
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)  # in ASCII
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    text = text.encode("utf-8", "backslashreplace").decode()  # lone surrogates, as JSON has them
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text

@@ -10,7 +10,8 @@ from pinjax.data.dataset import Dataset
 from pinjax.data.text import tokens
 
 WORDS = 8  # of a text, for an item without a name
-LONGEST = 90  # characters of a name
+LONGEST = 60  # characters of a name: 16,000 names fit a page in any script
+LONGEST_URL = 500
 
 
 class Shown:
@@ -82,5 +83,6 @@ def clipped(text: str) -> str:
 
 
 def _url(url: str | None) -> str:
-    """A URL that a page may show: of http or https alone."""
-    return url if url and url.startswith(("https://", "http://")) else ""
+    """A URL that a page may show: of http or https alone, and no picture in itself."""
+    shown = url and url.startswith(("https://", "http://")) and len(url) <= LONGEST_URL
+    return url if shown else ""

@@ -19,8 +19,8 @@ from pinjax.retrieval import backends
 _FILE = "index.faiss"
 _NEIGHBOURS = 16  # of a vector in HNSW's graph; 32 take 1.5 times as long to build
 _CONSTRUCTION = 100  # candidates for them
-_LISTS_PER_ROOT = 2  # IVF's lists for each root of the number of items
-_SAMPLES_PER_LIST = 100
+_LISTS_PER_ROOT = 4  # IVF's lists for each root of the number of items
+_SAMPLES_PER_LIST = 50
 
 
 class _Faiss(backends.Backend):

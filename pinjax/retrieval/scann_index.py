@@ -19,8 +19,9 @@ from jaxtyping import Float, Int32
 from pinjax.errors import InputError
 from pinjax.retrieval import backends
 
-# Leaves for each root of the number of items. Twice as many search no faster, and train for longer.
-_LEAVES_PER_ROOT = 2
+# Leaves for each root of the number of items. With half as many, of 30,000 items in 870 clusters 64
+# had to be searched for a recall of 0.96, in place of 2.
+_LEAVES_PER_ROOT = 4
 _SAMPLES_PER_LEAF = 50  # more found no more in 100,000 vectors, and neither did more codes' samples
 _CODE_SAMPLES = 30_000
 # ScaNN merges smaller leaves away; by its own default, 50, most of those of a small sample.

@@ -19,7 +19,7 @@ from pinjax.systems import registry
 from pinjax.training import checkpoint, loop, workdirs
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-HOSTILE = "</script><script>throw Error(1)</script><img src=x onerror='throw 1'> <b>{{js}}"
+HOSTILE = "</script><script>throw 1</script><img src=x onerror=f()><b>"
 CHROMIUM = shutil.which("chromium")
 TABS = [
     *("overview", "training", "results", "breakdowns", "coverage"),
@@ -80,7 +80,7 @@ def report(tmp_path_factory):
             content = build.content(found)
         content["made"] = "Made."
         path = tmp_path_factory.mktemp("page") / "report.html"
-        path.write_text(page.render(content))
+        path.write_bytes(page.render(content).encode())
         return found, content, path
 
     return make

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 
+from pinjax.data import dataset as dataset_lib
+from pinjax.data import fitted
 from pinjax.distributed import sharding
 from pinjax.serving import exported, exporting
 from pinjax.systems import embedded, registry
@@ -45,8 +47,13 @@ class Run:
             self.config.data.update(pca_dim=4, popularity_window=30 * DAY)
             self.config.model.update(history_sums=True, gated_layers=2)
             self.config.model.features = (*self.config.model.features, "request_time")
+        earlier = None
+        if model == {"encoder": "bag"}:  # it went on from a run with another vocabulary
+            names = dataset_lib.load(self.config.data.name, data_dir).token_names
+            arrays = {"tokens": fitted.pack(["unigram xyz", *names[::-2]])}
+            earlier = fitted.Fitted(arrays, former="x")
         mesh = sharding.make_mesh(jax.devices()[:1])
-        self.system = registry.create(self.config, mesh)
+        self.system = registry.create(self.config, mesh, fitted=earlier)
         self.dataset = self.system.dataset
         self.params = random_params(self.system)
         self.as_of = self.system.as_of
@@ -56,7 +63,7 @@ class Run:
     def embedded(self, table):
         """Own ids and vectors of a table, by training's code."""
         tables = embedded.tables(self.config, self.system, self.params, self.as_of)
-        shards = [shard() for shard in tables[table]]
+        shards = [shard()[:2] for shard in tables[table]]
         ids, vectors = (np.concatenate(x) for x in zip(*shards, strict=True))
         return ids.tolist(), vectors
 
