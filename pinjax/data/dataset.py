@@ -130,10 +130,11 @@ class Dataset:
 
     def chunk_of(self, split: str, rows: Iterable[int]) -> "timelines.Chunk":
         """The timelines of some rows of a split."""
-        found = self.timelines(split).__getitems__(list(rows))
-        records, offsets = timelines.unpack(row["actions"] for row in found)
+        found = self.timelines(split).data_source.__getitems__(list(rows))
+        users, actions = zip(*map(timelines.decode, found), strict=True)
+        records, offsets = timelines.unpack(actions)
         kind = int if self.spec.integer_users else str
-        return timelines.Chunk([kind(row["user"].decode()) for row in found], records, offsets)
+        return timelines.Chunk(list(map(kind, users)), records, offsets)
 
     def chunks(self, split: str, users: int = 4096) -> Iterator["timelines.Chunk"]:
         """The timelines of a split in order, `users` at a time."""
