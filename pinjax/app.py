@@ -11,10 +11,12 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 from etils import epath
+from ml_collections import ConfigDict
 
 from pinjax import config_flag, files, signals
 from pinjax.distributed import processes
 from pinjax.errors import InputError
+from pinjax.training import workdirs
 
 EXIT_INPUT = 2  # wrong flags, config or data; the message says what was expected
 # Another process of the job died: start the same command again on all hosts. If JAX's own thread
@@ -48,6 +50,20 @@ def run_flags(config_required: bool = True) -> tuple[flags.FlagHolder, flags.Fla
     )
     verify_flag()
     return config, workdir
+
+
+def run_of(config: flags.FlagHolder, workdir: flags.FlagHolder) -> tuple[ConfigDict, epath.Path]:
+    """The config and the directory of a run, whose config need not be given.
+
+    Raises:
+      InputError: if neither is given, or the directory holds no run.
+    """
+    if config.value is not None:
+        return config.value, workdir_of(workdir)
+    if overrides := config_flag.overrides():
+        raise InputError(f"--config.{overrides[0][0]} is given without --config")
+    path = directory("--workdir", workdir.value or "")
+    return workdirs.config_of(path), path
 
 
 def verify_flag() -> None:

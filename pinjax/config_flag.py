@@ -69,6 +69,11 @@ def source() -> str:
     return flags.FLAGS["config"].source
 
 
+def overrides() -> list[tuple[str, str]]:
+    """The (field, text) of the overrides, as given."""
+    return flags.FLAGS["config"].overrides
+
+
 def take_overrides(argv: Sequence[str]) -> list[str]:
     """Moves the overrides of a command line to the flag; returns the other arguments.
 

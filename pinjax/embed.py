@@ -1,6 +1,6 @@
 """Writes the embeddings of a run, for an index, a ranker or a notebook.
 
-    python -m pinjax.embed --config=configs/pinnerformer.py --workdir=DIR --out=DIR
+    python -m pinjax.embed --workdir=DIR --out=DIR
 
 Each table is several Parquet files, OUT/users-00000-of-00004.parquet and so on, with own ids, a
 vector each, and the time as of which it was computed; a user of several vectors has a row for each,
@@ -16,6 +16,7 @@ Every day, on the longer log, users who did nothing since the day before keep th
 
 import concurrent.futures
 import contextlib
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ from pinjax.serving import former as former_lib
 from pinjax.systems import embedded as embedded_lib
 from pinjax.training import checkpoint
 
-CONFIG, WORKDIR = app.run_flags()
+CONFIG, WORKDIR = app.run_flags(config_required=False)
 OUT = flags.DEFINE_string("out", None, "directory to write to", required=True)
 AS_OF = flags.DEFINE_string(
     "as_of", None, "embed users as of this time: ISO 8601, UTC; default: the end of training"
@@ -49,7 +50,8 @@ PRECISION = flags.DEFINE_enum("precision", "float16", ["float16", "float32"], "o
 
 def main(argv: Sequence[str]) -> int:
     del argv
-    config, workdir, out = CONFIG.value, app.workdir_of(WORKDIR), app.directory("--out", OUT.value)
+    out = app.directory("--out", OUT.value)
+    config, workdir = app.run_of(CONFIG, WORKDIR)
     mesh = sharding.mesh_of(config)
     system, state, params = former_lib.bind(workdir, config, mesh, app.verifies())
     as_of = system.as_of
@@ -108,6 +110,8 @@ def main(argv: Sequence[str]) -> int:
                         writing = thread.submit(write, path, part)
         writing.result()
     print(f"{out}: {', '.join(embedded)} as of {timestamps.iso(as_of)}, step {manifest['step']:,}")
+    flags_of_index = f"--embeddings={shlex.quote(str(out))} --out={shlex.quote(f'{workdir}/index')}"
+    print(f"next  python -m pinjax.index build {flags_of_index}")
     return 0
 
 

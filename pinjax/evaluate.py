@@ -13,7 +13,7 @@ from pinjax import app, results
 from pinjax.distributed import sharding
 from pinjax.serving import former
 from pinjax.systems import registry
-from pinjax.training import checkpoint, workdirs
+from pinjax.training import checkpoint
 
 CONFIG, WORKDIR = app.run_flags(config_required=False)
 SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "whose labels are looked for")
@@ -21,12 +21,7 @@ SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "whose labels are 
 
 def main(argv: Sequence[str]) -> int:
     del argv
-    config = CONFIG.value
-    if config is None:
-        workdir = app.directory("--workdir", WORKDIR.value or "")
-        config = workdirs.config_of(workdir)
-    else:
-        workdir = app.workdir_of(WORKDIR)
+    config, workdir = app.run_of(CONFIG, WORKDIR)
     mesh = sharding.mesh_of(config)
     system = registry.create(config, mesh, app.verifies(), former.fitted_of(workdir))
     if system.trainable is None:

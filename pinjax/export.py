@@ -30,12 +30,9 @@ def main(argv: Sequence[str]) -> int:
     del argv
     out = app.directory("--out", OUT.value)
     as_of = None if AS_OF.value is None else timestamps.parse("--as_of", AS_OF.value)
-    if CONFIG.value is None:
-        workdir = app.directory("--workdir", WORKDIR.value or "")
-        run = run_lib.open_run(workdir, as_of, app.verifies())
-    else:
-        run = run_lib.create(CONFIG.value, app.workdir_of(WORKDIR), as_of, app.verifies())
-    config, system = run.config, run.system
+    config, workdir = app.run_of(CONFIG, WORKDIR)
+    run = run_lib.create(config, workdir, as_of, app.verifies())
+    system = run.system
     about = {
         "system": config.system,
         **checkpoint.identity(config, system, run.params, run.step),

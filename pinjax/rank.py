@@ -27,7 +27,6 @@ from pinjax.errors import InputError
 from pinjax.evaluation import formatting
 from pinjax.ranking import lift, probe, rows, vectors
 from pinjax.systems import registry
-from pinjax.training import workdirs
 
 CONFIG, WORKDIR = app.run_flags(config_required=False)
 EMBEDDINGS = flags.DEFINE_list(
@@ -54,11 +53,7 @@ RESULTS = "rank.json"  # in the work directory
 
 def main(argv: Sequence[str]) -> int:
     del argv
-    if CONFIG.value is None:
-        workdir = app.directory("--workdir", WORKDIR.value or "")
-        config = workdirs.config_of(workdir)
-    else:
-        workdir, config = app.workdir_of(WORKDIR), CONFIG.value
+    config, workdir = app.run_of(CONFIG, WORKDIR)
     dataset, _ = registry.open_dataset(config, app.verifies())
     names = EMBEDDINGS.value or [os.fspath(workdir / "embeddings")]
     copies = dataset_lib.copies(config.data.dir)

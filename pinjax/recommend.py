@@ -46,12 +46,8 @@ def main(argv: Sequence[str]) -> int:
     index = None if INDEX.value is None else app.directory("--index", INDEX.value)
     users, texts, allow, deny = map(_list, (USERS, QUERIES, ALLOW, DENY))
     as_of = None if AS_OF.value is None else timestamps.parse("--as_of", AS_OF.value)
-    if CONFIG.value is None:
-        workdir = app.directory("--workdir", WORKDIR.value or "")
-        run = run_lib.open_run(workdir, as_of, app.verifies())
-    else:
-        workdir = app.workdir_of(WORKDIR)
-        run = run_lib.create(CONFIG.value, workdir, as_of, app.verifies())
+    config, workdir = app.run_of(CONFIG, WORKDIR)
+    run = run_lib.create(config, workdir, as_of, app.verifies())
     if HISTORIES.value is not None:
         asked = run.histories(HISTORIES.value)
     elif texts is not None:
