@@ -196,6 +196,7 @@ def test_wrong_input_is_one_line(command, home, flags, message):
     assert not (home / "wrong").exists()
 
 
+@pytest.mark.slow
 def test_stages_that_the_data_set_cannot_carry_are_left_out(
     finished, start, home, other_data, tmp_path
 ):

@@ -68,12 +68,12 @@ def test_what_does_not_fit_is_told(rng):
 @pytest.mark.parametrize("chance", [1e-3, 1e-18])
 def test_capacity_is_exceeded_as_seldom_as_said(rng, longest, chance):
     lengths, weights = rng.integers(0, 10, 500), rng.random(500)
-    lengths[7], number = longest, 256
+    lengths[7], number = longest, 64
     capacity = product_features.token_capacity(lengths, weights, number, chance)
     assert capacity % 128 == 0
     # The distribution of the sum, by doubling.
     of_sum = np.bincount(lengths, weights) / weights.sum()
-    for _ in range(8):
+    for _ in range(6):
         of_sum = np.convolve(of_sum, of_sum)
     above = np.cumsum(of_sum[::-1])[::-1]  # above[c]: so many or more
     assert above[capacity + 1 :].max(initial=0) <= chance
