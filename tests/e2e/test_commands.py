@@ -258,6 +258,7 @@ def test_recommend_knows_the_run_from_its_directory(home, unbroken, recommend):
     assert out.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(unbroken, monkeypatch):
     monkeypatch.chdir(ROOT)
     cells = json.loads((ROOT / "docs/python.ipynb").read_text())["cells"]

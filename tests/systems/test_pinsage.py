@@ -150,6 +150,7 @@ def test_groups_may_be_left_out(parts):
     assert embedded.tables(config, system, params, 0).keys() == {"items"}
 
 
+@pytest.mark.slow
 def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
     (losses, state), *others = train_on_devices(make_config(), 3)
     for other_losses, other in others:

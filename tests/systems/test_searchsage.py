@@ -57,6 +57,7 @@ def test_what_trains_on_nothing_is_refused(make_config, mesh):
         registry.create(make_config(loss={"sketch_width": 64}), mesh).check_training()
 
 
+@pytest.mark.slow
 def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
     (losses, state), *others = train_on_devices(make_config(), 3)
     for other_losses, other in others:
