@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from absl import app, flags
 
-from benchmarks import lightgcn, real_sets, runs
+from benchmarks import real_sets, runs
 from pinjax import results
 from pinjax.data import dataset as dataset_lib
 from pinjax.evaluation import evaluator, vector_search
@@ -36,7 +36,7 @@ def main(_):
         runs.train(CONFIG, run, *arguments)
         out = run / "embeddings"
         runs.call("embed", CONFIG, run, *arguments, f"--out={out}", "--precision=float32")
-        evaluate = evaluator.Evaluator("PinSage", lightgcn.source_of(dataset))
+        evaluate = evaluator.Evaluator("PinSage", real_sets.all_groups("PinSage", dataset))
         table = evaluate(_search(dataset, out), "test", full=True)
         print(f"\n{name}\n{results.table(table)}", flush=True)
 

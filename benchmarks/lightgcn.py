@@ -14,12 +14,11 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 from absl import app, flags
-from ml_collections import ConfigDict
 
 from benchmarks import real_sets
 from pinjax import results
 from pinjax.data import dataset as dataset_lib
-from pinjax.evaluation import evaluator, graph_source, retrievers
+from pinjax.evaluation import evaluator, retrievers
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw sets", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", "work/real_sets", "where data sets and lists are kept")
@@ -43,18 +42,12 @@ def read_answers(path: pathlib.Path) -> retrievers.Answers:
     return retrievers.Answers(lambda queries, index: lists[queries.features["group"]])
 
 
-def source_of(dataset: dataset_lib.Dataset) -> graph_source.GraphSource:
-    """All groups and all items, as in published tables."""
-    config = ConfigDict({"queries": dataset.spec.num_groups, "index_size": dataset.spec.num_items})
-    return graph_source.GraphSource("LightGCN", dataset, graph_source.known_items(dataset), config)
-
-
 def main(_):
     workdir = pathlib.Path(_WORKDIR.value).absolute()
     for name in _SETS.value:
         raw = pathlib.Path(_DATA.value).absolute()
         dataset = real_sets.published(name, raw, workdir)
-        evaluate = evaluator.Evaluator("LightGCN", source_of(dataset))
+        evaluate = evaluator.Evaluator("LightGCN", real_sets.all_groups("LightGCN", dataset))
         retriever, seconds = answers(dataset, workdir / f"lightgcn-{name}.parquet")
         table = evaluate(retriever, "test", full=True)
         print(f"\n{name}, LightGCN's lists after {seconds:,.0f} s\n{results.table(table)}")

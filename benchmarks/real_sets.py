@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from ml_collections import ConfigDict
 
 from pinjax.data import dataset as dataset_lib
+from pinjax.evaluation import graph_source
 
 ROOT = pathlib.Path(__file__).parents[1]
 GLOBO_USERS = 40_000
@@ -110,3 +112,9 @@ def prepare_log(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> dataset_
     part = workdir / "clicks.parquet"
     pq.write_table(clicks.filter(pc.is_in(clicks["user_id"], pa.array(some))), part)
     return prepare(name, raw, workdir, "--config.split.test=0.3", part=str(part))
+
+
+def all_groups(name: str, dataset: dataset_lib.Dataset) -> graph_source.GraphSource:
+    """The queries of a method: all groups, and all items, as in published tables."""
+    config = ConfigDict({"queries": dataset.spec.num_groups, "index_size": dataset.spec.num_items})
+    return graph_source.GraphSource(name, dataset, graph_source.known_items(dataset), config)
