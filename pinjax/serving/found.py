@@ -34,7 +34,7 @@ def open_index(directory: os.PathLike, checkpoint: str) -> index_lib.Index:
       InputError: if it is of others, or as `index.open_index`.
     """
     index = index_lib.open_index(directory)
-    if index.manifest.get("embeddings", {}).get("checkpoint") != checkpoint:
+    if index.checkpoint != checkpoint:
         raise InputError(f"{directory} is no index of embeddings of this run's checkpoint")
     return index
 

@@ -75,7 +75,7 @@ def create(export: str, index: str | None = None) -> fastapi.FastAPI:
         items = index_lib.create(pa.array(ids), vectors, index_lib.EXACT)
     else:
         items = index_lib.open_index(index)
-        if items.manifest["embeddings"]["checkpoint"] != manifest["checkpoint"]:
+        if items.checkpoint != manifest["checkpoint"]:
             raise InputError(f"{index} is not of the run that {export} is of")
     own = items.ids.to_pylist()
     place = {item: row for row, item in enumerate(own)}

@@ -254,8 +254,10 @@ def test_an_index_finds_what_exact_search_finds(dataset, items, open_run, rng, t
     expected = run.recommend(some, 6, allow=ids, **filters)
     assert found.drop(["score"]).equals(expected.drop(["score"]))
     np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-5)
-    with pytest.raises(InputError, match=r"is no index of embeddings of this run's checkpoint"):
-        run.recommend(some, index=tmp_path / "other")
+    index.save(tmp_path / "bare", {})
+    for other in ("other", "bare"):
+        with pytest.raises(InputError, match=r"is no index of embeddings of this run's checkpoint"):
+            run.recommend(some, index=tmp_path / other)
 
 
 def test_groups_are_recommended_what_is_not_in_them(dataset, items, open_run, rng):
