@@ -15,8 +15,8 @@ import grain
 import numpy as np
 
 from pinjax import signals
+from pinjax.data import packing, windows
 from pinjax.data import timelines as timelines_lib
-from pinjax.data import windows
 
 
 class RandomAccess:
@@ -40,47 +40,99 @@ class RandomAccess:
             yield from batches
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Batches(RandomAccess):
-    """Batches of users' timelines.
+    """Batches of users' timelines, packed.
+
+    Every batch has users with short and long histories in the same proportions, so that they take
+    about equally many rows: an epoch divides its users by the length of their timelines into
+    as many strata as a batch has users, and a batch has a user of each. Each epoch visits a user at
+    most once, in a new order, and leaves out fewer than a batch, drawn anew. If a batch has more
+    users than there are, each is visited as often as needed.
 
     Attributes:
       timelines: random access to packed timelines, see `Dataset.timelines`.
+      lengths: int (users,), the actions of each until the end of training.
       sampler: draws windows and labels.
-      users: rows of the global batch; each epoch visits every user once, in a new order.
+      layout: of the global batch.
       steps: number of batches.
       seed: of the order and the draws.
       shard: (index, count), the share of each batch that this host reads.
     """
 
     timelines: Any
+    lengths: np.ndarray
     sampler: windows.Sampler
-    users: int
+    layout: packing.Layout
     steps: int
     seed: int
     shard: tuple[int, int] = (0, 1)
+    _epochs: dict[int, np.ndarray] = dataclasses.field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        """The fields of the sampler, and `same_user`, int32 (users, n).
+        """The fields of `packing.pack`, and `same_user`, int32 (users, copies).
 
-        `same_user` has the rows of the global batch with the same user, padded with -1. Usually n
-        is 1. At the end of an epoch a user may have several rows; then n is larger, and the step is
-        compiled once more.
+        `same_user` has the places in the global batch of the same user, padded with -1.
         """
-        share = share_of(self.users, self.shard)
+        users = self.layout.users
+        share = share_of(users, self.shard)
         # Drawn for the global batch, so that a user's draw does not depend on the host's share.
         rng = np.random.default_rng([self.seed, step])
-        uniforms = self.sampler.uniforms(rng, self.users)[share]
-        visits = range(step * self.users, (step + 1) * self.users)
-        rows = np.array(visited(len(self.timelines), self.seed, visits))
+        uniforms = self.sampler.uniforms(rng, users)[share]
+        rows = self.users_of(step)
         drawn = (row["actions"] for row in self.timelines.__getitems__(rows[share].tolist()))
-        return {
+        made = {
             **self.sampler(*timelines_lib.unpack(drawn), uniforms),
-            "same_user": of_same(rows, np.arange(self.users), 1)[share],
+            "same_user": of_same(rows, np.arange(users), self._copies)[share],
         }
+        return packing.pack(made, self.layout.share(self.shard[1]))
+
+    def users_of(self, step: int) -> np.ndarray:
+        """The rows of the users of the global batch, in order: int64 (users,)."""
+        epoch, place = divmod(step, self.steps_of_epoch)
+        return self._epoch(epoch)[:, place]
+
+    @property
+    def steps_of_epoch(self) -> int:
+        return self._copies * len(self.lengths) // self.layout.users
+
+    @property
+    def _copies(self) -> int:
+        """Places of a user in a batch, at most."""
+        return -(-self.layout.users // len(self.lengths))
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """The rows of users: int64 (users of a batch, steps)."""
+        if (found := self._epochs.get(epoch)) is None:
+            users, steps = self.layout.users, self.steps_of_epoch
+            rng = np.random.default_rng([self.seed, epoch, 1])
+            kept = rng.permutation(self._copies * len(self.lengths))[: users * steps]
+            kept %= len(self.lengths)
+            kept = kept[np.argsort(self.lengths[kept], kind="stable")]
+            found = rng.permuted(kept.reshape(users, steps), axis=1)[spread(users)]
+            for old in [old for old in self._epochs if abs(old - epoch) > 1]:
+                self._epochs.pop(old, None)
+            self._epochs[epoch] = found
+        return found
+
+
+def spread(number: int) -> np.ndarray:
+    """The numbers from 0 in an order whose equal parts have about the same sum: int64 (number,).
+
+    They are dealt to two halves by the sequence of Thue and Morse, and so on within each half. So
+    the devices' users have about equally many actions, whatever the number of devices.
+    """
+
+    def deal(numbers: np.ndarray) -> np.ndarray:
+        if len(numbers) < 2:
+            return numbers
+        second = np.bitwise_count(np.arange(len(numbers))) % 2 == 1
+        return np.concatenate([deal(numbers[~second]), deal(numbers[second])])
+
+    return deal(np.arange(number))
 
 
 @dataclasses.dataclass(frozen=True)

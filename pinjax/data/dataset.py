@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from pinjax import checksums, files
-from pinjax.data import catalogue, pairs, parquet, timelines
+from pinjax.data import catalogue, pairs, parquet, statistics, timelines
 from pinjax.data import fitted as fitted_lib
 from pinjax.data import spec as spec_lib
 from pinjax.data.simulated import made_up, oracle, pinworld
@@ -118,6 +118,11 @@ class Dataset:
         self.spec.need("timelines")
         split = "train" if self.spec.leave_one_out else split
         return self._sources(split) if self.spec.users.get(split) else []
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """Int32 (users,): the actions of each training user until the end of training."""
+        return np.load(self.directory / "timelines" / statistics.LENGTHS_FILE)
 
     @functools.cached_property
     def _sources(self) -> Callable[[str], Any]:

@@ -13,7 +13,7 @@ from pinjax import checksums, files
 from pinjax.data import statistics
 from pinjax.errors import InputError
 
-FORMAT = 3  # of a data set's directory; others are rejected
+FORMAT = 4  # of a data set's directory; others are rejected
 
 SPLITS = ("train", "valid", "test")
 PARTS = ("timelines", "pairs", "graph")
@@ -46,6 +46,8 @@ class Spec:
       num_search_tokens, longest_search: tokens of all searches, and of the longest one.
       vocabulary: numbers of unigrams, bigrams and trigrams.
       users: number of timelines of each split; empty without timelines.
+      length_quantiles: the actions of a training user until the end of training, at each of
+        `statistics.LENGTH_SHARES`.
       integer_users: whether the users' own ids are integers.
       actions, surfaces: the vocabularies of timelines; row 0 is "unknown".
       pairs: number of pairs of each split; empty without pairs.
@@ -75,6 +77,7 @@ class Spec:
     longest_search: int = 0
     vocabulary: tuple[int, int, int] = (0, 0, 0)
     users: dict[str, int] = dataclasses.field(default_factory=dict)
+    length_quantiles: tuple[int, ...] = ()
     integer_users: bool = False
     actions: tuple[str, ...] = ()
     surfaces: tuple[str, ...] = ()

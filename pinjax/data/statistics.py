@@ -15,6 +15,10 @@ LEVELS = np.append(1 - 2.0 ** (-np.arange(1, 33) / 2), 1.0)
 # The share of items between each level and the one before it.
 MASSES = np.diff(LEVELS, prepend=0.0)
 
+LENGTHS_FILE = "lengths.npy"  # of timelines
+# The shares of users at which `length_quantiles` are given: the middles of equal parts.
+LENGTH_SHARES = (np.arange(128) + 0.5) / 128
+
 
 def measure(
     directory: epath.Path, vocabulary: epath.Path, train_end: int, tasks: tuple[str, ...]
@@ -22,7 +26,8 @@ def measure(
     """The counted fields of a `Spec`, by name.
 
     Args:
-      directory: with the catalogue, and the pairs if there are tasks.
+      directory: with the catalogue, the timelines if there are any, and the pairs if there are
+        tasks.
       vocabulary: its file, if there are tasks.
       train_end: of the spec.
       tasks: of the spec.
@@ -30,7 +35,13 @@ def measure(
     items = catalogue.Catalogue(directory / catalogue.FILE)
     lengths = {name: _lengths(items, catalogue.TOKENS + name) for name in items.text_features}
     lengths[""] = sum(lengths.values(), np.zeros(len(items), np.int64))
-    found = {
+    found: dict[str, Any] = {}
+    if (lengths_file := directory / "timelines" / LENGTHS_FILE).exists():
+        trained = np.load(lengths_file)
+        found["length_quantiles"] = tuple(
+            np.quantile(trained, LENGTH_SHARES, method="inverted_cdf").tolist()
+        )
+    found |= {
         "num_existing": int((items.created <= train_end).sum()),
         "num_images": int(_lengths(items, "images").sum()) if items.has_images else 0,
         "num_tokens": {name: int(lengths[name].sum()) for name in items.text_features},

@@ -3,10 +3,13 @@
     timelines/
       timelines-train.array_record-00000-of-00016    `timeline_features`, one record a user
       dataset_info.json, features.json               metadata of TFDS
+      lengths.npy                                    int32, the actions of each training user until
+                                                     the end of training
 
 `tfds.builder_from_directory` opens the directory.
 """
 
+import array
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator
@@ -17,6 +20,7 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
+from pinjax.data import statistics
 from pinjax.data.spec import SPLITS
 
 UNKNOWN = "unknown"  # row 0 of the vocabularies of action types and surfaces
@@ -134,10 +138,20 @@ class Writer:
         self._directory = directory
         self._files: dict[str, array_record_module.ArrayRecordWriter] = {}
         self.counts = dict.fromkeys(SPLITS, 0)
+        self._lengths = array.array("i")
         self._bytes = dict.fromkeys(SPLITS, 0)
 
-    def add(self, split: str, user: int | str, actions: np.ndarray) -> None:
-        """Adds the `ACTION` records (n,) of a user, in order of time."""
+    def add(self, split: str, user: int | str, actions: np.ndarray, trained: int) -> None:
+        """Adds a user.
+
+        Args:
+          split: of the user.
+          user: own id.
+          actions: `ACTION` (n,), in order of time.
+          trained: how many of them are not after the end of training.
+        """
+        if split == SPLITS[0]:
+            self._lengths.append(trained)
         number, place = divmod(self.counts[split], ROWS_A_FILE)
         if not place:
             if split in self._files:
@@ -158,8 +172,10 @@ class Writer:
             self._files.popitem()[1].close()
 
     def finish(self) -> None:
-        """Renames the files by their total number, and writes the metadata of TFDS."""
+        """Renames the files by their total number; writes the lengths and the metadata of TFDS."""
         self.close()
+        with (self._directory / statistics.LENGTHS_FILE).open("wb") as file:
+            np.save(file, np.array(self._lengths, np.int32))
         template = tfds.core.ShardedFileTemplate(
             data_dir=self._directory, dataset_name="timelines", filetype_suffix="array_record"
         )

@@ -16,6 +16,7 @@ from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 
 OBJECTIVES = ("next_action", "sasrec", "all_action", "dense_all_action")
+HISTORY = (*timelines.ACTION.names, "request_time")  # the fields of `history`
 
 _PLAIN = r'[^\s,">](?:[^,">]*[^\s,">])?'
 _ENTRY = re.compile(rf'\s*(?:"((?:[^"]|"")*)"|({_PLAIN})?)\s*(?:>=\s*([^,]*?))?\s*(?:,|$)')
@@ -157,6 +158,18 @@ class Sampler:
     def uniforms(self, rng: np.random.Generator, users: int) -> np.ndarray:
         """The random numbers in [0, 1) for a batch, a row for each of `users`."""
         return rng.random((users, 1 + 2 * self.length + max(self.labels, self.pairs)))
+
+    def lengths(self, actions: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+        """About how many actions the windows of users have, at least 1: int64, as `actions`.
+
+        Args:
+          actions: of each user until the end of training.
+          uniforms: random numbers in [0, 1).
+        """
+        if self.last_action_share:
+            uniforms = last_action.favour(uniforms, self.last_action_share)
+        end = np.ceil(actions * (1 + uniforms) / 2).astype(np.int64)
+        return np.clip(end, 1, self.length)
 
     def __call__(
         self, records: np.ndarray, offsets: np.ndarray, uniforms: np.ndarray

@@ -34,13 +34,30 @@ def in_batches(function: Callable[[Any], Any], arrays: Any, size: int) -> Any:
 
 def over_parts(function: Callable[[Any], Any], parts: Iterable[Any], size: int) -> Any | None:
     """`in_batches` of the rows of all parts, which are read one after the other; None for none."""
+    return of_batches(function, _batches(parts, size))
+
+
+def of_batches(function: Callable[[Any], Any], batches: Iterable[tuple[Any, Any]]) -> Any | None:
+    """Applies a compiled function to batches; None for none.
+
+    Args:
+      function: from a batch to a pytree of arrays.
+      batches: and the rows of their results that count, a slice or int (rows,).
+
+    Returns:
+      NumPy arrays with these rows of all results.
+
+    Raises:
+      InputError: if a result is NaN.
+      Stopped: after a signal.
+    """
     waiting, results = collections.deque(), []
 
     def fetch() -> None:
         result, rows = waiting.popleft()
-        results.append(jax.tree.map(lambda x: np.asarray(x)[:rows], result))
+        results.append(jax.tree.map(lambda x: np.asarray(x)[rows], result))
 
-    for batch, rows in _batches(parts, size):
+    for batch, rows in batches:
         signals.check()
         waiting.append((function(batch), rows))
         if len(waiting) == _IN_FLIGHT:
@@ -65,16 +82,16 @@ def ahead(values: Iterable[Any]) -> Iterator[Any]:
             yield value
 
 
-def _batches(parts: Iterable[Any], size: int) -> Iterator[tuple[Any, int]]:
-    """Batches of `size` rows, and how many of them are no padding."""
+def _batches(parts: Iterable[Any], size: int) -> Iterator[tuple[Any, slice]]:
+    """Batches of `size` rows, and those of them that are no padding."""
     left, rows = None, 0
     for part in parts:
         left = part if not rows else jax.tree.map(lambda *x: np.concatenate(x), left, part)
         rows, start = len(jax.tree.leaves(left)[0]), 0
         while rows >= size:
-            yield jax.tree.map(lambda x, start=start: x[start : start + size], left), size
+            yield jax.tree.map(lambda x, start=start: x[start : start + size], left), slice(None)
             start, rows = start + size, rows - size
         left = jax.tree.map(lambda x, start=start: x[start:], left)
     if rows:
         padded = np.minimum(np.arange(size), rows - 1)
-        yield jax.tree.map(lambda x: x[padded], left), rows
+        yield jax.tree.map(lambda x: x[padded], left), slice(rows)

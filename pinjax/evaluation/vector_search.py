@@ -59,14 +59,13 @@ class Items(NamedTuple):
 class VectorSearch:
     """Exact maximum-inner-product search with the embeddings of a model."""
 
-    def __init__(self, towers: Callable[[int], Towers], batch: int | None = None):
+    def __init__(self, towers: Callable[[int], Towers]):
         """A retriever.
 
         Args:
           towers: from the time of an index to the embedding functions.
-          batch: queries that are embedded at a time; all if None.
         """
-        self._towers, self._batch = functools.lru_cache(maxsize=1)(towers), batch
+        self._towers = functools.lru_cache(maxsize=1)(towers)
         self._items: tuple[int | None, Items] | None = None
         self._embedded: tuple[EvalQueries, tuple[np.ndarray, Items]] | None = None
 
@@ -80,10 +79,7 @@ class VectorSearch:
         """
         if self._embedded is None or self._embedded[0] is not queries:
             towers = self._towers(index.time)
-            if self._batch is None:
-                vectors = np.asarray(towers.queries(queries.features))
-            else:
-                vectors = batching.in_batches(towers.queries, queries.features, self._batch)
+            vectors = np.asarray(towers.queries(queries.features))
             self._embedded = queries, (vectors, self._embed_items(towers, queries, index))
         return self._embedded[1]
 

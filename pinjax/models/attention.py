@@ -1,4 +1,9 @@
-"""Causal attention over padded sequences: by a platform's kernel if it has one, else by XLA."""
+"""Causal attention within windows: by a platform's kernel if it has one, else by XLA.
+
+Windows lie in the rows of a batch, several to a row, each in neighbouring cells. `end` int32 (rows,
+length) has for each cell the column of its window's last cell, and -1 for padding. A cell attends
+to itself and to earlier cells of its window.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +15,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask,
 )
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int32
 
 _BLOCKS = (512, 256, 128)  # positions processed at once, so that scores stay on the chip
 
@@ -51,24 +56,25 @@ def by_xla(
     query: Float[Array, "batch length heads dim"],
     key: Float[Array, "batch length heads dim"],
     value: Float[Array, "batch length heads dim"],
-    mask: Bool[Array, "batch length"],
+    end: Int32[Array, "batch length"],
 ) -> Float[Array, "batch length heads dim"]:
-    """softmax(Q Kᵀ / √dim) V, where a position attends to itself and to earlier ones.
+    """softmax(Q Kᵀ / √dim) V over the visible cells; the output of padding is arbitrary.
 
     Args:
       query: Q.
       key: K.
       value: V.
-      mask: False for padding, to which no other position attends; its output is arbitrary.
+      end: see the module.
     """
-    length = query.shape[1]
-    # Padding attends to itself: a fully masked softmax would be uniform over all positions.
-    visible = mask[:, None, :] | jnp.eye(length, dtype=bool)
-    visible &= jnp.tri(length, dtype=bool)
-    return masked(query, key, value, visible[:, None])
+    return masked(query, key, value, _visible(end))
 
 
-def splash(query, key, value, mask, interpret=False):
+def _visible(end):
+    same = end[:, :, None] == end[:, None, :]  # padding attends to padding
+    return (same & jnp.tri(end.shape[1], dtype=bool))[:, None]
+
+
+def splash(query, key, value, end, interpret=False):
     """`by_xla` by JAX's splash attention, a form of flash attention (Dao et al., NeurIPS 2022).
 
     Scores never reach main memory. The length is a multiple of 128.
@@ -91,47 +97,23 @@ def splash(query, key, value, mask, interpret=False):
         q_seq_shards=1,
         interpret=interpret,
     )
-    segments = mask.astype(jnp.int32)  # padding is one of its own
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (query * dim**-0.5, key, value))
-    attended = jax.vmap(attend)(
-        *heads_first, splash_attention_kernel.SegmentIds(segments, segments)
-    )
+    attended = jax.vmap(attend)(*heads_first, splash_attention_kernel.SegmentIds(end, end))
     return jnp.swapaxes(attended, 1, 2)
 
 
-def by_cudnn(query, key, value, mask):
-    """`by_xla` by cuDNN's fused kernel, for padding at the end: see `rotate`.
+def by_cudnn(query, key, value, end):
+    """`by_xla` by cuDNN's fused kernel."""
+    visible = _visible(end)
+    return jax.nn.dot_product_attention(query, key, value, mask=visible, implementation="cudnn")
 
-    Causality hides the padding, so the mask is not used: a kernel with a mask and causality takes
-    50 % longer.
+
+def by_cudnn_alone(query, key, value, end):
+    """`by_cudnn` for rows of one window each, before padding.
+
+    Causality hides the padding, so `end` is not used: with a mask the kernel takes 50 % longer.
     """
     return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
-
-
-def rotate(
-    x: Float[Array, "batch length width"], by: Int[Array, " batch"], mesh: Mesh | None = None
-) -> Float[Array, "batch length width"]:
-    """Rotates the positions of each row towards the front.
-
-    Args:
-      x: rows.
-      by: positions.
-      mesh: see `over_data`.
-    """
-    return over_data(_rotate, mesh)(x, by)
-
-
-@jax.custom_vjp
-def _rotate(x, by):
-    batch, length, width = x.shape
-    rows = jnp.arange(batch)[:, None] * length + (jnp.arange(length) + by[:, None]) % length
-    return x.reshape(-1, width)[rows.ravel()].reshape(x.shape)
-
-
-# The gradient is a rotation, too. Autodiff would add at indices that it cannot know are distinct.
-_rotate.defvjp(
-    lambda x, by: (_rotate(x, by), by), lambda by, gradient: (_rotate(gradient, -by), None)
-)
 
 
 def over_data(function: Callable[..., Array], mesh: Mesh | None) -> Callable[..., Array]:

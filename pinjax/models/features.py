@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Float32, Integer, Shaped, UInt32
+from jaxtyping import Array, Float, Float32, Int32, Integer, Shaped, UInt32
 
 from pinjax.timestamps import DAY, HOUR
 
@@ -84,12 +84,18 @@ def log_seconds(seconds: Shaped[Array, "*shape"]) -> Float32[Array, "*shape 1"]:
 
 
 def relative_times(
-    time: UInt32[Array, "users length"], mask: Bool[Array, "users length"]
-) -> tuple[UInt32[Array, "users length"], UInt32[Array, "users length"]]:
-    """Seconds to the user's last action, and from the previous action (0 for the first)."""
+    time: UInt32[Array, "rows length"], end: Int32[Array, "rows length"]
+) -> tuple[UInt32[Array, "rows length"], UInt32[Array, "rows length"]]:
+    """Seconds to the last action of the window, and from the previous one (0 for the first).
+
+    Args:
+      time: unix seconds.
+      end: the windows in the rows, see `attention`.
+    """
+    last = jnp.take_along_axis(time, jnp.maximum(end, 0), axis=1)
     previous = jnp.roll(time, 1, axis=1)
-    has_previous = jnp.roll(mask, 1, axis=1).at[:, 0].set(False)
-    return time[:, -1:] - time, jnp.where(has_previous, time - previous, 0)
+    has_previous = (jnp.roll(end, 1, axis=1) == end).at[:, 0].set(False)
+    return last - time, jnp.where(has_previous, time - previous, 0)
 
 
 class CategoryEmbedding(nn.Module):

@@ -2,19 +2,21 @@
 
 Attention learns averages, and learns slowly to count. Dot products are logits, so in the best user
 embedding topics have weights by logarithms: a topic should count by the logarithm of its visits
-(`Liked`). Preferences across topics show in a sum over all actions (`running_sum`). The head has
+(`Liked`). Preferences across topics show in a sum over all actions (`sums_until`). The head has
 both as inputs, besides the transformer's output. It has a second layer, whose output is added to
 `Liked`.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int32, UInt32
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from pinjax.models import features, residual_mlp
+from pinjax.models import attention, features, residual_mlp
 
 
 class Head(nn.Module):
@@ -24,21 +26,22 @@ class Head(nn.Module):
       width: of the transformer.
       embedding_dim: embedding dimension.
       dtype: of the arithmetic. Parameters and outputs are float32.
+      mesh: see `pinnerformer.PinnerFormer`.
     """
 
     width: int
     embedding_dim: int
     dtype: Any
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
         self,
         outputs: Float[Array, "users positions width"],
-        actions: Float[Array, "users length features"],
-        items: Float[Array, "users length item"],
-        embeddings: Float32[Array, "users length {self.embedding_dim}"],
-        mask: Bool[Array, "users length"],
-        time: UInt32[Array, "users length"],
+        actions: Float[Array, "rows length features"],
+        items: Float[Array, "rows length item"],
+        embeddings: Float32[Array, "rows length {self.embedding_dim}"],
+        history: Mapping[str, Array],
         positions: Int32[Array, "users positions"],
     ) -> Float32[Array, "users positions {self.embedding_dim}"]:
         """Embeds users, not yet of unit length.
@@ -48,15 +51,14 @@ class Head(nn.Module):
           actions: features of each action, for its weight.
           items: input vectors of their items.
           embeddings: of their items by the pin tower, of unit length.
-          mask: False for padding.
-          time: unix seconds, ascending but for padding.
-          positions: indices into the history.
+          history: see `pinnerformer.PinnerFormer`.
+          positions: see `pinnerformer.PinnerFormer`.
         """
         gate = nn.Dense(1, bias_init=nn.initializers.ones, dtype=self.dtype, name="gate")
-        weights = jnp.where(mask, nn.sigmoid(gate(actions)[..., 0]), 0)
-        liked = Liked(name="liked")(embeddings, weights, time, positions)
-        sums = jnp.take_along_axis(running_sum(items, weights), positions[..., None], axis=1)
-        parts = [outputs, liked * math.sqrt(self.embedding_dim), 2 * sums]
+        weights = jnp.where(history["item"] >= 0, nn.sigmoid(gate(actions)[..., 0]), 0)
+        liked = Liked(mesh=self.mesh, name="liked")(embeddings, weights, history, positions)
+        rows = of_users((items, weights, history["end"]), positions, self.mesh)
+        parts = [outputs, liked * math.sqrt(self.embedding_dim), 2 * sums_until(*rows, positions)]
         # The target is not linear in these inputs, hence the second layer.
         mlp = residual_mlp.ResidualMLP(
             2 * self.width, self.embedding_dim, self.dtype, layers=2, gated=False, name="mlp"
@@ -76,14 +78,19 @@ class Liked(nn.Module):
 
     So n visits to items that are all alike add log(1 + gain n) times their embedding. Gain,
     sharpness, visit (hours) and the matrix K, at first the identity, are learned.
+
+    Attributes:
+      mesh: see `pinnerformer.PinnerFormer`.
     """
+
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
         self,
-        embeddings: Float32[Array, "users length dim"],
-        weights: Float[Array, "users length"],
-        time: UInt32[Array, "users length"],
+        embeddings: Float32[Array, "rows length dim"],
+        weights: Float[Array, "rows length"],
+        history: Mapping[str, Array],
         positions: Int32[Array, "users positions"],
     ) -> Float32[Array, "users positions dim"]:
         """Vectors of unit length at positions; zero where all weights are.
@@ -91,8 +98,8 @@ class Liked(nn.Module):
         Args:
           embeddings: of unit length.
           weights: at least 0; 0 for padding.
-          time: unix seconds, ascending but for padding.
-          positions: indices into the history; each reads itself and earlier actions.
+          history: see `pinnerformer.PinnerFormer`; its `time` and `end` are read.
+          positions: see `pinnerformer.PinnerFormer`; each reads itself and earlier actions.
         """
 
         def positive(name, value):
@@ -102,17 +109,20 @@ class Liked(nn.Module):
         sharpness, gain = positive("sharpness", 6.0), positive("gain", 1.3)
         seconds = 3600 * positive("visit", 6.0)
 
-        length, dim = embeddings.shape[1:]
+        time, end = history["time"], history["end"]
+        dim = embeddings.shape[-1]
         keys = nn.Dense(dim, use_bias=False, kernel_init=_identity, name="key")(embeddings)
         keys = features.unit_length(keys)
         alike = jnp.exp(sharpness * (jnp.einsum("usd,utd->ust", keys, keys) - 1))
-        before = jnp.arange(length)[:, None] < jnp.arange(length)
+        before = jnp.tri(time.shape[1], k=-1, dtype=bool).T & (end[:, :, None] == end[:, None, :])
         since = jnp.where(before, time[:, None, :] - time[:, :, None], 0).astype(jnp.float32)
         recent = jnp.where(before, jnp.exp(-since / seconds), 0)
         visits = weights / (1 + jnp.einsum("us,ust->ut", weights, alike * recent))
 
-        seen = jnp.arange(length)[:, None] <= positions[:, None, :]
-        visits = jnp.where(seen, visits[..., None], 0)  # (users, length, positions)
+        # Of the users' rows; visits are (users, length, positions).
+        rows = of_users((embeddings, alike, visits, end), positions, self.mesh)
+        embeddings, alike, visits, end = rows
+        visits = jnp.where(until(end, positions), visits[..., None], 0)
         counts = jnp.einsum("ust,utp->usp", alike, visits)
         visits *= jnp.log1p(gain * counts) / jnp.maximum(counts, 1e-6)
         return features.unit_length(jnp.einsum("usp,usd->upd", visits, embeddings))
@@ -123,14 +133,43 @@ def _identity(key, shape, dtype):
     return jnp.eye(*shape, dtype=dtype)
 
 
-def running_sum(
-    x: Float[Array, "users length dim"], weights: Float[Array, "users length"]
-) -> Float32[Array, "users length dim"]:
-    """The weighted sum up to each position, over the square root of the sum of the weights.
+def of_users(arrays: Any, positions: Int32[Array, "users positions"], mesh: Mesh | None) -> Any:
+    """The rows with the users' windows: from (rows, length, ...) each to (users, length, ...)."""
+
+    def on_device(positions, *arrays):
+        row = positions[:, 0] // arrays[0].shape[1]
+        return tuple(x[row] for x in arrays)
+
+    return attention.over_data(on_device, mesh)(positions, *arrays)
+
+
+def until(
+    end: Int32[Array, "users length"], positions: Int32[Array, "users positions"]
+) -> Bool[Array, "users length positions"]:
+    """Which cells of its row a position reads: those of its window up to itself."""
+    length = end.shape[1]
+    column = positions % length
+    window = jnp.take_along_axis(end, column, axis=1)
+    return (end[..., None] == window[:, None]) & (jnp.arange(length)[:, None] <= column[:, None, :])
+
+
+def sums_until(
+    x: Float[Array, "users length dim"],
+    weights: Float[Array, "users length"],
+    end: Int32[Array, "users length"],
+    positions: Int32[Array, "users positions"],
+) -> Float32[Array, "users positions dim"]:
+    """The weighted sum of a window up to positions, over the square root of its weights' sum.
 
     The common part of actions grows with the square root of their number, and their noise does not.
     It is 0 if no weight is above 0.
+
+    Args:
+      x: rows of the users, see `of_users`.
+      weights: of their cells.
+      end: of their cells.
+      positions: see `pinnerformer.PinnerFormer`.
     """
-    total = jnp.cumsum(weights[..., None] * x, axis=1, dtype=jnp.float32)
-    weight = jnp.cumsum(weights, axis=1, dtype=jnp.float32)[..., None]
-    return total / jnp.sqrt(jnp.maximum(weight, 1e-6))
+    seen = jnp.where(until(end, positions), weights[..., None], 0).astype(jnp.float32)
+    total = jnp.einsum("usp,usd->upd", seen, x, preferred_element_type=jnp.float32)
+    return total / jnp.sqrt(jnp.maximum(seen.sum(axis=1), 1e-6))[..., None]

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Float32, Int32, Shaped, UInt32
 
 from pinjax.distributed import sharded_table
 from pinjax.models import (
+    attention,
     features,
     history_sums,
     initial_scales,
@@ -38,8 +39,11 @@ class PinnerFormer(nn.Module):
     A history is a mapping with the fields `item` int32, catalogue rows, -1 for padding; `action`
     and `surface`, vocabulary rows, integers of any type; `duration` float32, seconds; `time`
     uint32, unix seconds; and, for the feature `request_time`, `request_time` uint32, unix seconds,
-    when the embedding at an action is requested, not before that action. Each is (users, length),
-    oldest first. Padding comes first: the last action is always in the last column.
+    when the embedding at an action is requested, not before that action; and `end` int32, the
+    windows, see `attention`. Each is (rows, length): the windows of several users may share a row,
+    each in neighbouring cells, oldest action first. A user without actions has one cell, whose item
+    is -1. `packing` makes such batches. `positions` are cells (row * length + column) of the rows
+    that lie on the same device.
 
     Attributes:
       num_items: rows of the catalogue.
@@ -63,7 +67,7 @@ class PinnerFormer(nn.Module):
       remat: recompute blocks in the backward pass: less memory, more time.
       tables: layout of content and learned vectors.
       kernels: see `transformer.Transformer`; False to export for several platforms at once.
-      mesh: users are sharded over its axis `data`; None: one device.
+      mesh: rows and users are sharded over its axis `data`; None: one device.
     """
 
     num_items: int
@@ -122,7 +126,7 @@ class PinnerFormer(nn.Module):
         content: Float[Array, "items content"] | None,
         history: Mapping[str, Array],
         popularity_times: UInt32[Array, " times"] | None = None,
-    ) -> tuple[Float32[Array, "users length dim"], Float32[Array, "users length dim"]]:
+    ) -> tuple[Float32[Array, "rows length dim"], Float32[Array, "rows length dim"]]:
         """Both towers on a history: for `init`."""
         self.scale()
         items = self.items(content, history["item"], popularity_times=popularity_times)
@@ -135,20 +139,22 @@ class PinnerFormer(nn.Module):
         positions: Int32[Array, "users positions"] | None = None,
         train: bool = False,
         popularity_times: UInt32[Array, " times"] | None = None,
+        alone: bool = False,
     ) -> Float32[Array, "users positions {self.embedding_dim}"]:
         """User embeddings at positions of their histories; the one at the last is served (§3.2).
 
         Args:
           content: the catalogue's content vectors, with the layout `tables`, or None if items
             have only learned vectors.
-          history: see the class; it may be shorter than `length`.
-          positions: indices into the history; None: all of it.
+          history: see the class; its rows may be shorter than `length`.
+          positions: cells, all of a user in the same window; None, on one device: all cells.
           train: apply dropout, from the rng stream "dropout".
           popularity_times: see `item_input.ItemInput`. Popularity is as of the time of the action.
+          alone: see `transformer.Transformer`.
         """
         items = self.item_input(content, history["item"], history["time"], popularity_times)
         embeddings = self._embed(items) if self.history_sums else None
-        return self.user_tower(items, embeddings, history, positions, train)
+        return self.user_tower(items, embeddings, history, positions, train, alone)
 
     def items(
         self,
@@ -199,11 +205,12 @@ class UserTower(nn.Module):
     @nn.compact
     def __call__(
         self,
-        items: Float[Array, "users length features"],
-        embeddings: Float32[Array, "users length {self.embedding_dim}"] | None,
+        items: Float[Array, "rows length features"],
+        embeddings: Float32[Array, "rows length {self.embedding_dim}"] | None,
         history: Mapping[str, Array],
         positions: Int32[Array, "users positions"] | None,
         train: bool,
+        alone: bool,
     ) -> Float32[Array, "users positions {self.embedding_dim}"]:
         """Embeds a user at positions, from the action there and those before it.
 
@@ -214,8 +221,9 @@ class UserTower(nn.Module):
           items: the input vectors of the history's items.
           embeddings: the pin tower's embeddings of these items, for `history_sums`; else None.
           history: see `PinnerFormer`.
-          positions: indices into the history; None: all of it.
+          positions: see `PinnerFormer.users`.
           train: apply dropout.
+          alone: see `transformer.Transformer`.
 
         Raises:
           ValueError: a feature does not exist, or the history is longer than `length`.
@@ -223,23 +231,25 @@ class UserTower(nn.Module):
         unknown = set(self.features) - set(FEATURES)
         if unknown:
             raise ValueError(f"unknown features {sorted(unknown)}, expected some of {FEATURES}")
-        length = items.shape[1]
+        rows, length, _ = items.shape
         if length > self.length:
             raise ValueError(f"a history of {length} actions, expected at most {self.length}")
-        mask = history["item"] >= 0
+        end = history["end"]
         if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(length), mask.shape)
+            positions = jnp.arange(rows * length).reshape(rows, length)
 
         # Features of an action, concatenated (§3.1).
-        actions = jnp.concatenate(self._actions(items, history, mask), axis=-1)
+        actions = jnp.concatenate(self._actions(items, history), axis=-1)
 
         # A causal PreNorm transformer over projected actions and learned positions (§3.2).
         x = nn.Dense(self.width, dtype=self.dtype, name="projection")(actions)
         if self.positions:
             init = nn.initializers.normal(0.02)
             table = self.param("positions", init, (self.length, self.width))
-            # Counted from the last action, whatever the length of the history.
-            x += table[self.length - length :].astype(self.dtype)
+            # Counted from the last action, whatever the length of the history. A product, since
+            # the gradient of a lookup would be added row by row.
+            place = self.length - 1 - (end - jnp.arange(length))
+            x += jax.nn.one_hot(place, self.length, dtype=self.dtype) @ table.astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = transformer.Transformer(
             layers=self.layers,
@@ -251,24 +261,25 @@ class UserTower(nn.Module):
             kernels=self.kernels,
             mesh=self.mesh,
             name="transformer",
-        )(x, mask, train)
+        )(x, end, train, alone)
 
         # A two-layer MLP at each position, normalised (§3.2).
-        out = at(x, positions)
+        out = at(x, positions, self.mesh)
         if "request_time" in self.features:
-            times = (at(history[name], positions) for name in ("request_time", "time"))
+            times = (at(history[name], positions, self.mesh) for name in ("request_time", "time"))
             encoded = request_time.RequestTime(name="request_time")(*times)
             out = jnp.concatenate([out, encoded], axis=-1)
         if self.history_sums:
             known = jnp.concatenate([actions, x], axis=-1)
-            head = history_sums.Head(self.width, self.embedding_dim, self.dtype, name="head")
-            out = head(out, known, items, embeddings, mask, history["time"], positions)
+            sizes = self.width, self.embedding_dim, self.dtype
+            head = history_sums.Head(*sizes, mesh=self.mesh, name="head")
+            out = head(out, known, items, embeddings, history, positions)
         else:
             out = mlp.MLP(self.width, self.embedding_dim, self.dtype, name="head")(out)
         return features.unit_length(out)
 
-    def _actions(self, items, history, mask):
-        """The features of each action, (users, length, ...) each (§3.1)."""
+    def _actions(self, items, history):
+        """The features of each action, (rows, length, ...) each (§3.1)."""
         parts = []
         if "item" in self.features:
             parts.append(items)
@@ -279,7 +290,7 @@ class UserTower(nn.Module):
         if "duration" in self.features:
             parts.append(features.log_seconds(history["duration"]))
         if "time" in self.features:
-            age, gap = features.relative_times(history["time"], mask)
+            age, gap = features.relative_times(history["time"], history["end"])
             absolute, relative = features.ABSOLUTE_PERIODS, features.RELATIVE_PERIODS
             times = [
                 features.TimeEncoding(absolute, name="time")(history["time"]),
@@ -293,7 +304,13 @@ class UserTower(nn.Module):
 
 
 def at(
-    x: Shaped[Array, "users length *dim"], positions: Int32[Array, "users positions"]
+    x: Shaped[Array, "rows length *dim"],
+    positions: Int32[Array, "users positions"],
+    mesh: Mesh | None,
 ) -> Shaped[Array, "users positions *dim"]:
-    """The values at each user's positions."""
-    return jax.vmap(lambda row, places: row[places])(x, positions)
+    """The values at each user's positions, see `PinnerFormer`."""
+
+    def on_device(x, positions):
+        return x.reshape(-1, *x.shape[2:])[positions]
+
+    return attention.over_data(on_device, mesh)(x, positions)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int32, Shaped
 
 from pinjax.models import attention, initial_scales
 
@@ -45,15 +45,17 @@ class Transformer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch length width"],
-        mask: Bool[Array, "batch length"],
+        end: Int32[Array, "batch length"],
         train: bool = False,
+        alone: bool = False,
     ) -> Float[Array, "batch length width"]:
         """Runs the blocks, in the best form for the platform of the program.
 
         Args:
           x: inputs at positions.
-          mask: False for padding, which comes first and to which no other position attends.
+          end: the windows in the rows, see `attention`.
           train: apply dropout, from the rng stream "dropout".
+          alone: whether each row has one window, before padding, which some kernels need not mask.
 
         Raises:
           ValueError: the heads do not divide the width.
@@ -63,37 +65,31 @@ class Transformer(nn.Module):
             raise ValueError(f"width {width} is not divisible by {self.heads} heads")
         x = x.astype(self.dtype)
         if self.is_initializing():
-            x, _ = self._blocks(attention.by_xla, train, parent=self)(x, mask)
+            x, _ = self._blocks(attention.by_xla, train, parent=self)(x, end)
         else:
-            x = self._by_platform(self.variables["params"]["blocks"], x, mask, train)
+            x = self._by_platform(self.variables["params"]["blocks"], x, end, train, alone)
         return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
 
-    def _by_platform(self, params, x, mask, train):
+    def _by_platform(self, params, x, end, train, alone):
         """The blocks, in the best form for the platform of the program."""
         rngs = {"dropout": self.make_rng("dropout")} if train and self.dropout else {}
 
-        def run(attend, params, x, mask, rngs, on_cuda=False):
+        def run(attend, params, x, end, rngs, on_cuda=False):
             blocks = self._blocks(attend, train, on_cuda)
-            x, _ = blocks.apply({"params": params}, x, mask, rngs=rngs)
+            x, _ = blocks.apply({"params": params}, x, end, rngs=rngs)
             return x
 
-        def cudnn(params, x, mask, rngs):
-            padding = jnp.argmax(mask, axis=1)
-            attend = attention.over_data(attention.by_cudnn, self.mesh)
-            x = attention.rotate(x, padding, self.mesh)
-            x = run(attend, params, x, mask, rngs, on_cuda=True)
-            return attention.rotate(x, -padding, self.mesh)
-
+        # The compiler cannot split a kernel over devices by itself.
         forms = {"default": functools.partial(run, attention.by_xla)}
         if self.kernels and attention.has_splash(x.shape[1]):
-            # The compiler cannot split a kernel over devices by itself.
             attend = attention.over_data(attention.splash, self.mesh)
             forms["tpu"] = functools.partial(run, attend)
+        attend = attention.by_xla
         if self.kernels and attention.has_cudnn(self.dtype, x.shape[-1] // self.heads):
-            forms["cuda"] = cudnn
-        else:
-            forms["cuda"] = functools.partial(run, attention.by_xla, on_cuda=True)
-        return lax.platform_dependent(params, x, mask, rngs, **forms)
+            kernel = attention.by_cudnn_alone if alone else attention.by_cudnn
+            attend = attention.over_data(kernel, self.mesh)
+        forms["cuda"] = functools.partial(run, attend, on_cuda=True)
+        return lax.platform_dependent(params, x, end, rngs, **forms)
 
     def _blocks(self, attend, train, on_cuda=False, parent=None):
         """All blocks as one module; without a parent it is applied to parameters by itself."""
@@ -125,7 +121,8 @@ class Block(nn.Module):
     Attributes:
       heads, dropout, dtype: see `Transformer`.
       deterministic: no dropout.
-      attend: (query, key, value, mask) -> attended, each (batch, length, heads, dim).
+      attend: (query, key, value, mask) -> attended, each (batch, length, heads, dim); the mask in
+        whatever form the function expects.
       scaled_attention: see `Transformer`.
       as_matrix: see the tokens of all sequences as the rows of a matrix, whose last axis XLA keeps
         in one piece. Of three axes it chooses others, and on a GPU a fifth of a step goes into
@@ -144,7 +141,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "batch length width"],
-        mask: Bool[Array, "..."],
+        mask: Shaped[Array, "..."],
     ) -> tuple[Float[Array, "batch length width"], None]:
         shape, width = x.shape, x.shape[-1]
         heads = (self.heads, width // self.heads)

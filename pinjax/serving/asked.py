@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,14 +11,11 @@ from ml_collections import ConfigDict
 from pinjax.data import catalogue, timelines
 from pinjax.data import spec as spec_lib
 from pinjax.data.dataset import Dataset
-from pinjax.distributed import batching
 from pinjax.errors import InputError
 from pinjax.evaluation import timeline_source
 from pinjax.systems import histories, system
 
 _SOME = 4096  # that are embedded and searched for at a time
-
-Embed = Callable[[system.Batch], jax.Array | np.ndarray]
 
 
 class Some(NamedTuple):
@@ -45,7 +41,7 @@ class Users:
         one_out = dataset.spec.leave_one_out  # then all splits have all users
         self._splits = spec_lib.SPLITS[:1] if one_out else spec_lib.SPLITS
 
-    def known(self, embed: Embed, as_of: int, wanted: pa.Array | None) -> Iterator[Some]:
+    def known(self, embed: system.Users, as_of: int, wanted: pa.Array | None) -> Iterator[Some]:
         """Users by their ids, or all; those who had not acted by then are left out.
 
         Raises:
@@ -64,11 +60,11 @@ class Users:
                 chunk = self._dataset.chunk_of(split, of_split[start : start + _SOME])
                 yield from self.of_chunk(embed, as_of, chunk)
 
-    def of_chunk(self, embed: Embed, as_of: int, chunk: timelines.Chunk) -> Iterator[Some]:
+    def of_chunk(self, embed: system.Users, as_of: int, chunk: timelines.Chunk) -> Iterator[Some]:
         """The users of timelines, without those who had not acted by then."""
         users, last, history = histories.until(chunk, as_of, self._config.data.length)
         if len(users):
-            vectors = batching.in_batches(embed, history, self._config.evaluate.batch)
+            vectors = embed([history])
             seen = timeline_source.seen(chunk.records, chunk.offsets[users], last)
             ids = pa.array([chunk.users[user] for user in users])
             yield Some(ids, vectors, np.unique(seen, axis=0))

@@ -119,9 +119,7 @@ class _Users:
                 computed.append(is_computed)
                 yield history
 
-        vectors = batching.over_parts(
-            self._served.users, histories_of_some(), self._config.evaluate.batch
-        )
+        vectors = self._served.users(histories_of_some())
         ids, computed = np.concatenate(ids), np.concatenate(computed)
         if vectors is None:
             vectors = np.zeros((0, self._dim), np.float32)

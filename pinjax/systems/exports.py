@@ -74,7 +74,7 @@ def of_timelines(
 
     Args:
       model: of the run.
-      served: (model, params, constants, history) -> user embeddings.
+      served: (model, alone, params, constants, packed histories) -> user embeddings.
       constants: of `item_table`, with popularity as of the time of the export.
       spec: of the data set.
     """
@@ -83,7 +83,7 @@ def of_timelines(
     read = {name: constants[name] for name in none if constants[name] is not None}
 
     def users(params: Any, tables: dict[str, jax.Array], history: dict[str, jax.Array]):
-        return served(model, params, none | tables, history)
+        return served(model, False, params, none | tables, histories.unpacked(history))
 
     def items(params: Any, tables: dict[str, jax.Array], inputs: dict[str, jax.Array]):
         content, times = (none | tables).values()

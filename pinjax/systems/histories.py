@@ -2,19 +2,23 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pinjax import settings
-from pinjax.data import batches, timelines, windows
+from pinjax.data import batches, packing, statistics, timelines, windows
 from pinjax.data import spec as spec_lib
 from pinjax.data.dataset import Dataset
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.systems import system
+
+_DRAWN = 32  # batches that have to fit
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
@@ -31,12 +35,43 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def batches_of(config: ConfigDict, sampler: windows.Sampler, dataset: Dataset) -> batches.Batches:
+def layout_of(
+    sampler: windows.Sampler, spec: spec_lib.Spec, users: int, mesh: Mesh
+) -> packing.Layout:
+    """The layout of training batches, in which several drawn ones fit."""
+    rng = np.random.default_rng(0)
+    uniforms = rng.random((_DRAWN, users))
+    return _layout(sampler.lengths(_actions(spec, users), uniforms), mesh, sampler.length)
+
+
+def served_layout(config: ConfigDict, spec: spec_lib.Spec, mesh: Mesh) -> packing.Layout:
+    """The layout of batches of histories that are embedded, for about `evaluate.batch` users."""
+    devices = mesh.shape["data"]
+    users = -(-config.evaluate.batch // devices) * devices
+    lengths = np.clip(_actions(spec, users), 1, config.data.length)
+    return _layout(lengths[None], mesh, config.data.length)
+
+
+def _actions(spec: spec_lib.Spec, users: int) -> np.ndarray:
+    """The actions of the users of a batch, as `Batches` draws it: float (users,)."""
+    shares = (np.arange(users) + 0.5) / users
+    actions = np.interp(shares, statistics.LENGTH_SHARES, spec.length_quantiles)
+    return actions[batches.spread(users)]
+
+
+def _layout(lengths: np.ndarray, mesh: Mesh, length: int) -> packing.Layout:
+    return packing.layout_for(lengths.astype(np.int64), mesh.shape["data"], length)
+
+
+def batches_of(
+    config: ConfigDict, sampler: windows.Sampler, layout: packing.Layout, dataset: Dataset
+) -> batches.Batches:
     """Batches of the training users."""
     return batches.Batches(
         timelines=dataset.timelines("train"),
+        lengths=dataset.lengths,
         sampler=sampler,
-        users=config.data.users,
+        layout=layout,
         steps=config.train.steps,
         seed=config.train.seed,
         shard=(jax.process_index(), jax.process_count()),
@@ -44,15 +79,14 @@ def batches_of(config: ConfigDict, sampler: windows.Sampler, dataset: Dataset) -
 
 
 def abstract_batch(
-    config: ConfigDict, sampler: windows.Sampler, spec: spec_lib.Spec, mesh: Mesh
+    sampler: windows.Sampler, layout: packing.Layout, spec: spec_lib.Spec, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The abstract shapes of a global batch, from a batch of made-up timelines."""
-    users = config.data.users
-    fields = batches.Batches(timelines.MadeUp(1), sampler, users=1, steps=1, seed=0)[0]
-    # A user has more rows only in a batch at the end of an epoch.
-    rows_of_user = math.ceil(users / spec.users["train"])
-    fields["same_user"] = np.zeros((1, 2 ** math.ceil(math.log2(rows_of_user))), np.int32)
-    return sharding.abstract_batch(mesh, fields, users)
+    one, users = packing.Layout(1, 1, 1, layout.length), timelines.MadeUp(1)
+    fields = batches.Batches(users, np.ones(1, np.int64), sampler, one, steps=1, seed=0)[0]
+    copies = math.ceil(layout.users / spec.users["train"])  # of a user in a batch
+    fields["same_user"] = np.zeros((1, copies), np.int32)
+    return _abstract(fields, layout, mesh)
 
 
 def made_up(length: int) -> system.Batch:
@@ -61,15 +95,37 @@ def made_up(length: int) -> system.Batch:
     return windows.history(np.zeros(1, timelines.ACTION), first, first, length, first[:, None])
 
 
-def abstract_history(mesh: Mesh, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The abstract shapes of `windows.history` for `rows` windows, sharded over `data`."""
-    return sharding.abstract_batch(mesh, made_up(length), rows)
+def abstract_histories(layout: packing.Layout, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The abstract shapes of packed histories, see `packing.batches`."""
+    one = packing.Layout(1, 1, 1, layout.length)
+    ((fields, _),) = packing.batches([made_up(layout.length)], one)
+    return _abstract(fields, layout, mesh)
+
+
+def _abstract(
+    fields: system.Batch, layout: packing.Layout, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    of_rows = {name: fields[name] for name in (*windows.HISTORY, "end")}
+    of_users = {name: field for name, field in fields.items() if name not in of_rows}
+    return {
+        **sharding.abstract_batch(mesh, of_rows, layout.rows),
+        **sharding.abstract_batch(mesh, of_users, layout.users),
+    }
+
+
+def unpacked(history: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Histories of `windows.history` as a batch of `packing.batches`, one a row."""
+    users, length = history["item"].shape
+    last = length - 1
+    exists = (history["item"] >= 0).at[:, last].set(True)
+    position = length * jnp.arange(users, dtype=jnp.int32)[:, None] + last
+    return {**history, "end": jnp.where(exists, last, -1), "position": position}
 
 
 def check_training(config: ConfigDict, dataset: Dataset, made: batches.Batches) -> None:
     """Rejects data whose first batches have no labels, or no negatives."""
     global_batches = dataclasses.replace(made, shard=(0, 1))  # the same on every host
-    tried = min(system.TRIED, global_batches.steps) if len(global_batches.timelines) else 0
+    tried = min(system.TRIED, global_batches.steps)
     least = 1 if config.loss.num_random_negatives else 2  # users with a label
     most = 0
     for step in range(tried):
@@ -98,10 +154,10 @@ def check_training(config: ConfigDict, dataset: Dataset, made: batches.Batches) 
 
 def summary(spec: spec_lib.Spec, made: batches.Batches) -> dict[str, str]:
     """Lines to print at the start, by name."""
-    sampler = made.sampler
+    layout = made.layout
     return {
         "data set": f"{spec.name}: {spec.users['train']:,} users, {spec.num_items:,} items",
-        "batch": f"{made.users} users x {sampler.length} actions, {sampler.pairs} labels each",
+        "batch": f"{layout.describe()}, {made.sampler.pairs} labels each",
     }
 
 

@@ -7,7 +7,7 @@ softmax with logQ correction.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pinjax.data import windows
+from pinjax.data import packing, windows
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.distributed import batching, sharding
@@ -49,7 +49,7 @@ def init(
 ) -> tuple[Any, Any]:
     """Parameters, and the sketch that counts the labels."""
     params_key, sketch_key = jax.random.split(key)
-    history = jax.tree.map(jnp.asarray, histories.made_up(model.length))
+    history = histories.unpacked(jax.tree.map(jnp.asarray, histories.made_up(model.length)))
     content, times = constants["content"], constants["popularity_times"]
     if content is not None:
         content = jnp.zeros((model.tables.num_rows(1), content.shape[1]), content.dtype)
@@ -63,17 +63,21 @@ def loss(
     model: pinnerformer.PinnerFormer,
     config: ConfigDict,
     mesh: Mesh,
+    alone: bool,
     params: Any,
     constants: dict[str, Any],
     sketch: count_min_sketch.CountMinSketch,
     batch: system.Batch,
     key: jax.Array,
 ) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
-    """The loss of a global batch (§3.3), with labels as the objective drew them (§3.4)."""
+    """The loss of a global batch (§3.3), with labels as the objective drew them (§3.4).
+
+    `alone`: see `packing.Layout`.
+    """
     everywhere = sharding.everywhere(mesh)
     choice_key, random_key, dropout_key = jax.random.split(key, 3)
     content, times = constants["content"], constants["popularity_times"]
-    corpus = constants["corpus"]
+    corpus, labels = constants["corpus"], batch["label_item"]
     embed_items = functools.partial(
         model.apply, params, content, popularity_times=times, method="items"
     )
@@ -83,12 +87,12 @@ def loss(
         *(params, content, batch, batch["label_position"]),
         train=True,
         popularity_times=times,
+        alone=alone,
         rngs={"dropout": dropout_key},
         method="users",
     )
-    labels = batch["label_item"]
     exists = labels >= 0
-    request_times = pinnerformer.at(batch["request_time"], batch["label_position"])
+    request_times = pinnerformer.at(batch["request_time"], batch["label_position"], mesh)
     positives = embed_items(labels, request_times)
 
     # Negatives (§3.3.1) are labels of the global batch and random items. Only ids are gathered
@@ -166,14 +170,16 @@ def make_sampler(config: ConfigDict, spec: Spec) -> windows.Sampler:
 
 
 def served(
-    model: pinnerformer.PinnerFormer, params: Any, constants: dict[str, Any], history: system.Batch
+    model: pinnerformer.PinnerFormer,
+    alone: bool,
+    params: Any,
+    constants: dict[str, Any],
+    history: system.Batch,
 ) -> jax.Array:
-    """The user embeddings (users, dim) of histories: the output at the last action (§3.6)."""
-    users, length = history["item"].shape
-    last = jnp.full((users, 1), length - 1, jnp.int32)
+    """User embeddings (users, dim) of packed histories: the output at the last action (§3.6)."""
     content, times = constants["content"], constants["popularity_times"]
-    apply = functools.partial(model.apply, params, popularity_times=times, method="users")
-    return apply(content, history, last)[:, 0]
+    embed = functools.partial(model.apply, params, content, history, history["position"])
+    return embed(popularity_times=times, alone=alone, method="users")[:, 0]
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
@@ -201,14 +207,18 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         return model.apply(params, content, rows, popularity_times=times, method="items")
 
     rows = jax.ShapeDtypeStruct((min(spec.num_items, _ROWS),), jnp.int32)
-    history = histories.abstract_history(mesh, config.evaluate.batch, config.data.length)
-    users = sharding.split_rows(mesh, functools.partial(served, model))
+    sampler = make_sampler(config, spec)
+    layout = histories.layout_of(sampler, spec, config.data.users, mesh)
+    served_layout = histories.served_layout(config, spec, mesh)
+    history = histories.abstract_histories(served_layout, mesh)
+    users = functools.partial(served, model, served_layout.alone)
+    users = jax.jit(users, out_shardings=sharding.replicated(mesh))
     read = "content", "popularity_times"
     return system.Trainable(
         init=functools.partial(init, model, config.loss, constants),
-        loss=functools.partial(loss, model, config.loss, mesh),
+        loss=functools.partial(loss, model, config.loss, mesh, layout.alone),
         constants=constants,
-        batch=histories.abstract_batch(config, make_sampler(config, spec), spec, mesh),
+        batch=histories.abstract_batch(sampler, layout, spec, mesh),
         batch_size="data.users",
         embedders={
             "users": system.Embedder(users, read, history),
@@ -228,23 +238,22 @@ def bind(
     """PinnerFormer on a data set."""
     spec = dataset.spec
     sampler = make_sampler(config, spec)
-    train_batches = histories.batches_of(config, sampler, dataset)
+    layout = histories.layout_of(sampler, spec, config.data.users, mesh)
+    train_batches = histories.batches_of(config, sampler, layout, dataset)
     table = item_table.ItemTable.create(config, mesh, spec)
     constants = table.place(dataset)
     source = timeline_source.TimelineSource(
         dataset, sampler.positives, config.data.length, config.evaluate
     )
     evaluator = evaluator_lib.Evaluator("PinnerFormer", source)
-    towers = make_towers(trainable, table, dataset, constants)
+    make = make_towers(config, mesh, trainable, table, dataset, constants)
 
     def serve(params: Any, as_of: int) -> system.Served:
-        embed_histories, embed_rows, _ = towers(params, as_of)
-        items = system.Rows(np.arange(spec.num_items), embed_rows)
-        return system.Served(items, users=embed_histories)
+        users, towers = make(params, as_of)
+        return system.Served(system.Rows(np.arange(spec.num_items), towers.items), users=users)
 
     def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
-        towers_as_of = functools.partial(towers, params)
-        retriever = vector_search.VectorSearch(towers_as_of, config.evaluate.batch)
+        retriever = vector_search.VectorSearch(lambda as_of: make(params, as_of)[1])
         return evaluator(retriever, split, full)
 
     labels = config.data.users * sampler.pairs
@@ -275,22 +284,28 @@ def bind(
 
 
 def make_towers(
+    config: ConfigDict,
+    mesh: Mesh,
     trainable: system.Trainable,
     table: item_table.ItemTable,
     dataset: Dataset,
     constants: item_table.Constants,
-) -> Callable[[Any, int], vector_search.Towers]:
-    """(params, as_of) -> towers; popularity is as of that time, when an index is built."""
+) -> Callable[[Any, int], tuple[system.Users, vector_search.Towers]]:
+    """(params, as_of) -> embedding functions; popularity is as of that time."""
+    layout = histories.served_layout(config, dataset.spec, mesh)
 
-    def towers(params: Any, as_of: int) -> vector_search.Towers:
+    def make(params: Any, as_of: int) -> tuple[system.Users, vector_search.Towers]:
         then = table.as_of(dataset, constants, as_of)
-        embed_users = functools.partial(trainable.embedders["users"], params, then)
+        embed_packed = functools.partial(trainable.embedders["users"], params, then)
         embed_items = functools.partial(trainable.embedders["items"], params, then)
 
-        def embed_rows(rows: np.ndarray) -> np.ndarray:
+        def users(parts: Iterable[system.Batch]) -> np.ndarray | None:
+            return batching.of_batches(embed_packed, packing.batches(parts, layout))
+
+        def items(rows: np.ndarray) -> np.ndarray:
             return batching.in_batches(embed_items, rows.astype(np.int32), min(len(rows), _ROWS))
 
         items_as_of = None if then["popularity_times"] is None else as_of
-        return vector_search.Towers(embed_users, embed_rows, items_as_of)
+        return users, vector_search.Towers(lambda one: users([one]), items, items_as_of)
 
-    return towers
+    return make

@@ -15,7 +15,7 @@ medoids of the user's most important clusters.
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from pinjax.data import item_features, windows
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
+from pinjax.distributed import batching
 from pinjax.errors import InputError
 from pinjax.evaluation import evaluator as evaluator_lib
 from pinjax.evaluation import tables, timeline_source, vector_search
@@ -161,16 +162,23 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
 
 def bind(trainable: None, config: ConfigDict, mesh: Mesh, dataset: Dataset) -> system.System:
     """PinnerSage on a data set."""
-    spec, batch = dataset.spec, config.evaluate.batch
+    spec = dataset.spec
     positives = windows.Positives.create(spec, config.data.positives, config.data.surfaces)
     source = timeline_source.TimelineSource(dataset, positives, config.data.length, config.evaluate)
     evaluator = evaluator_lib.Evaluator("PinnerSage", source)
     items = item_features.unit_length(dataset.catalogue.content)
     users = Users(items, positives, config)
 
+    def in_parts(embed: Callable[[system.Batch], np.ndarray]) -> system.Users:
+        def of_parts(parts: Iterable[system.Batch]) -> np.ndarray | None:
+            return batching.over_parts(embed, parts, config.evaluate.batch)
+
+        return of_parts
+
     def search(embed: Callable[[system.Batch], np.ndarray]) -> vector_search.VectorSearch:
-        towers = vector_search.Towers(embed, items.__getitem__)
-        return vector_search.VectorSearch(lambda time: towers, batch)
+        of_parts = in_parts(embed)
+        towers = vector_search.Towers(lambda one: of_parts([one]), items.__getitem__)
+        return vector_search.VectorSearch(lambda time: towers)
 
     def evaluate(params: None, split: str, full: bool = False) -> tables.Table:
         several = search(functools.partial(users.most_important, max(ORACLE_CLUSTERS)))
@@ -182,7 +190,7 @@ def bind(trainable: None, config: ConfigDict, mesh: Mesh, dataset: Dataset) -> s
 
     def serve(params: None, as_of: int) -> system.Served:
         rows = system.Rows(np.flatnonzero(users.known), items.__getitem__)
-        return system.Served(rows, users=users.drawn)
+        return system.Served(rows, users=in_parts(users.drawn))
 
     return system.System(
         dataset=dataset,

@@ -11,7 +11,7 @@ result of `build` to the data set, so they run what `compile` compiles.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -63,20 +63,24 @@ class Rows(NamedTuple):
     embed: Callable[[np.ndarray], np.ndarray]
 
 
+Users = Callable[[Iterable[Batch]], np.ndarray | None]
+
+
 class Served(NamedTuple):
     """What a system embeds as of a time. Where a field is None, it embeds no such thing.
 
     Attributes:
       items: of the catalogue.
-      users: from `evaluate.batch` histories of `windows.history` to embeddings (users, dim); or
+      users: from histories of `windows.history`, some at a time, to embeddings (users, dim); or
         (users, vectors, dim) where a user has several, the most important first, zeros padding.
+        None for no users.
       queries: of the data set's queries.
       groups: of the groups of its graph.
       texts: from any texts of searches to embeddings (texts, dim).
     """
 
     items: Rows
-    users: Callable[[Batch], jax.Array | np.ndarray] | None = None
+    users: Users | None = None
     queries: Rows | None = None
     groups: Rows | None = None
     texts: Callable[[list[str]], np.ndarray] | None = None

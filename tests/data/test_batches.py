@@ -1,12 +1,13 @@
 """Batches are a function of (seed, step), for any start, hosts and workers."""
 
 import collections
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
-from pinjax.data import batches, pairs, timelines, windows
+from pinjax.data import batches, packing, pairs, timelines, windows
 
 EVERYTHING = windows.Positives(np.zeros(1, np.float32), np.ones(1, bool))
 
@@ -30,7 +31,7 @@ class Timelines:
         return [self[row] for row in rows]
 
 
-def make(**fields):
+def make(users=4, groups=1, rows=None, source=10, **fields):
     sampler = windows.Sampler(
         length=4,
         objective="dense_all_action",
@@ -40,10 +41,11 @@ def make(**fields):
         train_end=10_000,
     )
     return batches.Batches(
-        **(
-            {"timelines": Timelines(10), "sampler": sampler, "users": 4, "steps": 9, "seed": 3}
-            | fields
-        )
+        timelines=Timelines(source),
+        lengths=5 + np.arange(source) % 3,
+        sampler=sampler,
+        layout=packing.Layout(groups, users, rows or users, 4),
+        **({"steps": 9, "seed": 3} | fields),
     )
 
 
@@ -62,33 +64,72 @@ def test_iteration_from_any_step_gives_the_batches_of_those_steps(first):
         assert_equal(batch, source[step])
 
 
-def test_each_epoch_visits_every_user_once():
-    source = make(users=5)
-    for epoch in range(3):
-        items = np.concatenate([source[2 * epoch + i]["item"][:, -1] for i in range(2)])
-        assert sorted(items // 100) == list(range(10))
-    orders = [tuple(source[2 * epoch]["item"][:, -1] // 100) for epoch in range(3)]
-    assert len(set(orders)) == 3
+def test_each_epoch_visits_users_once_and_leaves_out_less_than_a_batch():
+    source = make(users=4, source=11, steps=2_000)
+    visits, orders = np.zeros(11, int), set()
+    for epoch in range(500):
+        seen = np.concatenate([source.users_of(2 * epoch + step) for step in range(2)])
+        assert len(set(seen.tolist())) == 8
+        visits += np.bincount(seen, minlength=11)
+        orders.add(tuple(seen))
+    assert len(orders) > 450
+    # 8 / 11 of 500 each, within four standard deviations.
+    np.testing.assert_allclose(visits, 500 * 8 / 11, atol=4 * (500 * 8 / 11 * 3 / 11) ** 0.5)
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_short_and_long_histories_are_in_every_batch_and_on_every_device(groups):
+    lengths = np.minimum(np.random.default_rng(0).lognormal(4, 1, 6_400), 256).astype(int)
+    source = dataclasses.replace(make(users=64, groups=groups, source=6_400), lengths=lengths)
+    sums = [lengths[source.users_of(step)].reshape(groups, -1).sum(axis=1) for step in range(100)]
+    # Drawn at random, the sums would have twice the spread and more.
+    expected = lengths.mean() * 64 / groups
+    random = lengths.std() * (64 / groups) ** 0.5 / expected
+    assert np.std(sums) / expected < random / 2
 
 
 @pytest.mark.parametrize(("users", "hosts"), [(4, 2), (4, 4), (16, 2)])
 def test_hosts_share_the_batch_of_one_host(users, hosts):
-    full = make(users=users)[7]
-    shares = [make(users=users, shard=(host, hosts))[7] for host in range(hosts)]
+    full = make(users=users, groups=4)[7]
+    shares = [make(users=users, groups=4, shard=(host, hosts))[7] for host in range(hosts)]
     joined = {name: np.concatenate([share[name] for share in shares]) for name in full}
     assert_equal(joined, full)
 
 
+@pytest.mark.parametrize("rows", [8, 7])
+def test_windows_are_those_of_the_sampler(rows):
+    """With fewer rows than windows they share rows; here the timelines are short."""
+    source = make(users=8, rows=rows)
+    rows_of_users = source.users_of(3)
+    uniforms = source.sampler.uniforms(np.random.default_rng([3, 3]), 8)
+    actions = source.timelines.__getitems__(rows_of_users.tolist())
+    records, offsets = timelines.unpack(row["actions"] for row in actions)
+    expected = source.sampler(records, offsets, uniforms)
+    batch = source[3]
+    item = batch["item"].ravel()
+    for user in range(8):
+        own = expected["item"][user]
+        for place, label, packed, packed_label in zip(
+            expected["label_position"][user],
+            expected["label_item"][user],
+            batch["label_position"][user],
+            batch["label_item"][user],
+            strict=True,
+        ):
+            assert label == packed_label
+            if label >= 0:
+                assert item[packed] == own[place]
+    assert sorted(item[item >= 0]) == sorted(expected["item"][expected["item"] >= 0])
+
+
 @pytest.mark.parametrize("users", [4, 7, 10, 16, 25])  # of 10
-def test_rows_of_the_same_user_are_known(users):
-    widths = []
+def test_places_of_the_same_user_are_known(users):
     for step in range(9):
-        batch = make(users=users)[step]
-        user = batch["item"].max(axis=1) // 100
-        widths.append(batch["same_user"].shape[1])
-        for own, same in zip(user, batch["same_user"], strict=True):
-            assert sorted(same[same >= 0]) == np.flatnonzero(user == own).tolist()
-    assert set(widths) == {4: {1, 2}, 7: {1, 2}, 10: {1}, 16: {2, 4}, 25: {4}}[users]
+        source = make(users=users)
+        user, same = source.users_of(step), source[step]["same_user"]
+        assert same.shape[1] == -(-users // 10)
+        for own, places in zip(user, same, strict=True):
+            assert sorted(places[places >= 0]) == np.flatnonzero(user == own).tolist()
 
 
 def test_seed_changes_order_and_draws():

@@ -70,7 +70,7 @@ def write(directory, items, queries, **fields):
         with timelines.writer(made / "timelines") as writer:
             for split, users in USERS.items():
                 for user in users:
-                    writer.add(split, user, actions_of(user))
+                    writer.add(split, user, actions_of(user), 1)
         (made / "pairs").mkdir()
         for split, drawn in splits.items():
             pairs.write(made / f"pairs/{split}.parquet", drawn)
@@ -208,9 +208,9 @@ def test_ids_keep_their_type(ids):
     [
         ("", "not the metadata of a data set"),
         ("[]", "not the metadata of a data set"),
-        ('{"format": 3, "num_actions": 3}', "not the metadata of a data set"),
-        ('{"name": "log", "num_items": 3}', "its format is of an older version; expected 3"),
-        ('{"format": 4, "name": "log"}', "its format is 4; expected 3: prepare it anew"),
+        ('{"format": 4, "num_actions": 3}', "not the metadata of a data set"),
+        ('{"name": "log", "num_items": 3}', "its format is of an older version; expected 4"),
+        ('{"format": 5, "name": "log"}', "its format is 5; expected 4: prepare it anew"),
     ],
 )
 def test_other_metadata_are_refused(tmp_path, content, message):

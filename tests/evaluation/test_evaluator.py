@@ -30,7 +30,7 @@ def make(config):
 def search(users, items, as_of=None):
     """From histories to vectors, and items (items, dim), at every time."""
     towers = vector_search.Towers(users, items.__getitem__, as_of)
-    return vector_search.VectorSearch(lambda time: towers, batch=32)
+    return vector_search.VectorSearch(lambda time: towers)
 
 
 def same_for_all(items):

@@ -16,20 +16,23 @@ def arrays():
     rng = np.random.default_rng(0)
     shape = (BATCH, LENGTH, HEADS, DIM)
     query, key, value, weights = rng.standard_normal((4, *shape)).astype(np.float32)
-    mask = np.arange(LENGTH) >= np.array([[0], [130]])
-    return query, key, value, mask, weights
+    # Windows of 256, and of 1, 129, none, 9 and 112 cells.
+    end = np.full((BATCH, LENGTH), LENGTH - 1, np.int32)
+    end[1] = np.repeat([0, 129, -1, 143, 255], [1, 129, 5, 9, 112])
+    return query, key, value, end, weights
 
 
-def numpy_attention(query, key, value, mask):
-    """In float64, a user and a head at a time."""
+def numpy_attention(query, key, value, end):
+    """In float64, a window and a head at a time."""
     outputs = np.zeros(query.shape)
-    for user, head in np.ndindex(BATCH, HEADS):
-        q, k, v = (np.asarray(x[user, :, head], np.float64) for x in (query, key, value))
-        scores = np.where(mask[user] & np.tri(LENGTH, dtype=bool), q @ k.T / np.sqrt(DIM), -np.inf)
-        scores[~mask[user]] = 0
-        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        outputs[user, :, head] = weights / weights.sum(axis=1, keepdims=True) @ v
-    return outputs * mask[..., None, None]
+    for row, head in np.ndindex(BATCH, HEADS):
+        for last in set(end[row].tolist()) - {-1}:
+            own = end[row] == last
+            q, k, v = (np.asarray(x[row, own, head], np.float64) for x in (query, key, value))
+            scores = np.where(np.tri(len(q), dtype=bool), q @ k.T / np.sqrt(DIM), -np.inf)
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            outputs[row, own, head] = weights / weights.sum(axis=1, keepdims=True) @ v
+    return outputs
 
 
 def relative_error(a, b):
@@ -37,13 +40,14 @@ def relative_error(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-def value_and_gradients(function, query, key, value, mask, weights):
-    """The outputs at real positions, and the gradients of their weighted sum."""
+def value_and_gradients(function, query, key, value, end, weights):
+    """The outputs in windows, and the gradients of their weighted sum."""
+    inside = (end >= 0)[..., None, None]
 
     @jax.jit
     def value_and_gradients(query, key, value):
         def weighted_sum(query, key, value):
-            outputs = function(query, key, value, jnp.asarray(mask)) * mask[..., None, None]
+            outputs = function(query, key, value, jnp.asarray(end)) * inside
             return (outputs * weights).sum(), outputs
 
         return jax.grad(weighted_sum, (0, 1, 2), has_aux=True)(query, key, value)
@@ -84,28 +88,22 @@ def test_what_cudnn_needs(monkeypatch, capabilities, dtype, dim, expected):
     assert attention.has_cudnn(dtype, dim) == expected
 
 
-def test_rotation_against_numpy(rng):
-    x = jnp.asarray(rng.standard_normal((3, 5, 4)), jnp.float32)
-    by = jnp.array([0, 2, 5])
-    rotated, pull_back = jax.vjp(lambda x: attention.rotate(x, by), x)
-    expected = [np.roll(row, -n, axis=0) for row, n in zip(x, by, strict=True)]
-    np.testing.assert_array_equal(rotated, expected)
-    np.testing.assert_array_equal(pull_back(rotated)[0], x)
-
-
 @pytest.mark.skipif(
     not attention.has_cudnn(jnp.bfloat16, DIM),
     reason="needs an NVIDIA GPU: TEST_PLATFORM=cuda launch/test.sh tests/models/test_attention.py",
 )
 @pytest.mark.parametrize("over_mesh", [False, True])
-def test_cudnn_against_xla(arrays, over_mesh):
-    """In bfloat16 against float32, with the padding behind."""
+@pytest.mark.parametrize("alone", [False, True])
+def test_cudnn_against_xla(arrays, over_mesh, alone):
+    """In bfloat16 against float32."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",)) if over_mesh else None
-    *inputs, mask, weights = arrays
-    inputs, mask = [x.astype(jnp.bfloat16) for x in inputs], mask[:, ::-1]
+    *inputs, end, weights = arrays
+    if alone:
+        end = np.array([[255] * 256, [129] * 130 + [-1] * 126], np.int32)
+    inputs = [x.astype(jnp.bfloat16) for x in inputs]
     inputs32 = [x.astype(np.float32) for x in inputs]
-    expected = value_and_gradients(attention.by_xla, *inputs32, mask, weights)
-    by_cudnn = attention.over_data(attention.by_cudnn, mesh)
-    found = value_and_gradients(by_cudnn, *inputs, mask, weights)
+    expected = value_and_gradients(attention.by_xla, *inputs32, end, weights)
+    kernel = attention.by_cudnn_alone if alone else attention.by_cudnn
+    found = value_and_gradients(attention.over_data(kernel, mesh), *inputs, end, weights)
     for ours, theirs in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         assert relative_error(ours, theirs) < 1e-2

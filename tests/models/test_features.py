@@ -121,9 +121,12 @@ def test_unit_length_of_almost_nothing_is_linear(x):
 def test_relative_times():
     last = 2**32 - 1  # differences must not pass through signed or floating numbers
     time = np.array([[0, 0, last - 10, last - 7, last], [1, 2, 4, 8, 2**31 + 9]], np.uint32)
-    mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], bool)
-    age, gap = features.relative_times(jnp.asarray(time), jnp.asarray(mask))
+    time = np.concatenate([time, time[1:]])
+    end = np.array([[-1, -1, 4, 4, 4], [4, 4, 4, 4, 4], [0, 2, 2, 4, 4]])  # windows
+    age, gap = features.relative_times(jnp.asarray(time), jnp.asarray(end, jnp.int32))
     np.testing.assert_array_equal(age[0, 2:], [10, 7, 0])
     np.testing.assert_array_equal(gap[0, 2:], [0, 3, 7])
     np.testing.assert_array_equal(age[1], time[1, -1] - time[1])
     np.testing.assert_array_equal(gap[1], [0, 1, 2, 4, 2**31 + 1])
+    np.testing.assert_array_equal(age[2], [0, 2, 0, 2**31 + 1, 0])
+    np.testing.assert_array_equal(gap[2], [0, 0, 2, 0, 2**31 + 1])

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pinjax.data import packing
 from pinjax.models import history_sums, pinnerformer, residual_mlp
 
 LENGTH, NUM_ITEMS = 6, 20
@@ -38,7 +39,15 @@ def history():
     history["item"][1, :2] = -1
     for name in ("action", "surface", "duration", "time"):
         history[name][1, :2] = 0
-    return history
+    return alone(history)
+
+
+def alone(history):
+    """Histories with one row each, before which there may be padding."""
+    last = history["item"].shape[1] - 1
+    end = np.where(history["item"] >= 0, last, -1)
+    end[:, -1] = last  # also without actions
+    return {**history, "end": end.astype(np.int32)}
 
 
 @functools.cache
@@ -46,7 +55,7 @@ def params_of(model):
     """Random parameters, drawn here, since compiling an `init` takes longer than the tests."""
     rng = np.random.default_rng(2)
     fields = {"item": "i4", "action": "u1", "surface": "u2", "duration": "f4"}
-    fields |= {"time": "u4", "request_time": "u4"}
+    fields |= {"time": "u4", "request_time": "u4", "end": "i4"}
     history = {name: jax.ShapeDtypeStruct((1, LENGTH), dtype) for name, dtype in fields.items()}
     content = jax.ShapeDtypeStruct((NUM_ITEMS, 5), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), content, history)
@@ -93,9 +102,44 @@ def test_only_the_embedding_at_an_action_depends_on_its_request_time(content, hi
 def test_positions_are_those_of_the_full_history(content, history):
     model = make(features=pinnerformer.FEATURES, history_sums=True)
     outputs = users(model, content, history)
-    positions = jnp.array([[4, 0], [LENGTH - 1, 4]])
+    positions = jnp.array([[4, 0], [2 * LENGTH - 1, LENGTH + 4]])
     some = users_of(model)(params_of(model), content, history, positions)
     np.testing.assert_allclose(some, np.stack([outputs[0, [4, 0]], outputs[1, [-1, 4]]]), atol=1e-6)
+
+
+@pytest.mark.parametrize("history_sums", [False, True])
+def test_users_who_share_a_row_are_embedded_as_alone(content, history, rng, history_sums):
+    """Windows of 1 to all cells and of no action, in any order, with gradients."""
+    number = 12
+    length = rng.integers(0, LENGTH + 1, number)
+    length[:4] = 0, 1, LENGTH, LENGTH - 1
+    inside = np.arange(LENGTH) >= LENGTH - length[:, None]
+    windows = {
+        name: np.where(inside, values[rng.integers(0, 1, number)], 0).astype(values.dtype)
+        for name, values in history.items()
+        if name != "end"
+    }
+    windows["item"] = np.where(inside, rng.integers(0, NUM_ITEMS, inside.shape), -1)
+    windows["item"] = windows["item"].astype(np.int32)
+    layout = packing.layout_for(np.maximum(length, 1)[None], 1, LENGTH)
+    assert layout.rows < number - 2
+    ((packed, places),) = packing.batches([windows], layout)
+    assert places.tolist() == list(range(number))
+    model = make(features=pinnerformer.FEATURES, history_sums=history_sums)
+    back = rng.standard_normal((number, 1, 8)).astype(np.float32)
+
+    @jax.jit
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient(params, history, positions):
+        outputs = model.apply(params, content, history, positions, method="users")
+        return (outputs * back).sum(), outputs
+
+    padded = alone(windows)
+    last = LENGTH * np.arange(1, number + 1)[:, None] - 1
+    expected = gradient(params_of(model), padded, last)
+    found = gradient(params_of(model), packed, packed["position"])
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("history_sums", [False, True])
@@ -109,7 +153,7 @@ def test_padding_has_no_influence(content, history, history_sums):
     np.testing.assert_array_equal(users(model, content, padding)[1, 2:], outputs[1, 2:])
 
     # Positions are counted from the last action, so a shorter array is the same history.
-    short = {field: values[1:, 2:] for field, values in history.items()}
+    short = alone({field: values[1:, 2:] for field, values in history.items()})
     np.testing.assert_allclose(users(model, content, short)[0], outputs[1, 2:], atol=1e-5)
 
 
@@ -117,7 +161,7 @@ def test_user_without_actions_has_an_embedding_of_no_one_else(content, history):
     nobody = {field: np.zeros_like(values) for field, values in history.items()}
     nobody["item"][:] = -1
     nobody["item"][1, -1] = 3
-    outputs = users(make(), content, nobody)
+    outputs = users(make(), content, alone(nobody))
     np.testing.assert_allclose(np.linalg.norm(outputs, axis=-1), 1, rtol=1e-5)
     assert np.abs(outputs[0, -1] - outputs[1, -1]).max() > 1e-3
 
@@ -233,9 +277,13 @@ def test_user_embedding_is_what_was_liked_and_what_the_head_makes_of_sums(conten
     inputs = model.apply(params, content, rows, method=lambda model, *x: model.item_input(*x))
     halves = jnp.where(rows >= 0, 0.5, 0)
     time = jnp.asarray(history["time"])
-    everywhere = jnp.broadcast_to(jnp.arange(LENGTH), time.shape)
-    liked = history_sums.Liked().apply({"params": head["liked"]}, items, halves, time, everywhere)
-    seen = jnp.pad(2 * history_sums.running_sum(inputs, halves), [(0, 0), (0, 0), (other, 0)])
+    everywhere = jnp.arange(2 * LENGTH).reshape(2, LENGTH)
+    windows = {"time": time, "end": jnp.asarray(history["end"])}
+    liked = history_sums.Liked().apply(
+        {"params": head["liked"]}, items, halves, windows, everywhere
+    )
+    sums = history_sums.sums_until(inputs, halves, windows["end"], everywhere)
+    seen = jnp.pad(2 * sums, [(0, 0), (0, 0), (other, 0)])
     sizes = hidden.shape[1], model.embedding_dim, jnp.float32
     mlp = residual_mlp.ResidualMLP(*sizes, layers=2, gated=False)
     expected = liked + mlp.apply({"params": head["mlp"]}, seen) / 10

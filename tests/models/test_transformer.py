@@ -15,8 +15,8 @@ BATCH, LENGTH, WIDTH, HEADS, LAYERS = 3, 5, 8, 2, 3
 def inputs():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((BATCH, LENGTH, WIDTH)).astype(np.float32)
-    mask = np.array([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
-    return x, mask
+    end = np.array([[4, 4, 4, 4, 4], [-1, -1, 4, 4, 4], [0, 2, 2, -1, 4]], np.int32)
+    return x, end
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,12 @@ def make(**kwargs):
 
 @functools.cache
 def value_and_gradient(model):
-    """(params, x, mask) -> outputs, and the gradients of a sum of their sines."""
+    """(params, x, end) -> outputs, and the gradients of a sum of their sines."""
 
     @jax.jit
     @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
-    def function(params, x, mask):
-        outputs = model.apply(params, x, mask)
+    def function(params, x, end):
+        outputs = model.apply(params, x, end)
         return jnp.sin(outputs).sum(), outputs
 
     return function
@@ -60,8 +60,8 @@ def gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def numpy_transformer(params, x, mask):
-    """In float64, a user and a position at a time."""
+def numpy_transformer(params, x, end):
+    """In float64, a row and a position at a time."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["params"])
     outputs = np.array(x, np.float64)
     for user, layer in np.ndindex(len(x), LAYERS):
@@ -73,7 +73,7 @@ def numpy_transformer(params, x, mask):
         projected = np.einsum("tw,wkhd->kthd", normed, projection["kernel"])
         query, key, value = projected + projection["bias"][:, None]
         for position in range(LENGTH):
-            seen = [j for j in range(position + 1) if mask[user, j] or j == position]
+            seen = [j for j in range(position + 1) if end[user, j] == end[user, position]]
             for head in range(HEADS):
                 logits = key[seen, head] @ query[position, head] / np.sqrt(WIDTH // HEADS)
                 weights = np.exp(logits) / np.exp(logits).sum()
@@ -105,10 +105,10 @@ def test_scan_is_a_loop_over_the_same_parameters(params, inputs):
 
     @jax.jit
     @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
-    def loop(params, x, mask):
+    def loop(params, x, end):
         for layer in range(LAYERS):
             of_layer = jax.tree.map(lambda leaf: leaf[layer], params["params"]["blocks"])  # noqa: B023
-            x, _ = block.apply({"params": of_layer}, x, mask)
+            x, _ = block.apply({"params": of_layer}, x, end)
         norm = params["params"]["norm"]
         centred = x - x.mean(-1, keepdims=True)
         x = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
@@ -123,21 +123,19 @@ def test_scan_is_a_loop_over_the_same_parameters(params, inputs):
     )
 
 
-def test_positions_see_neither_later_ones_nor_padding(params, inputs):
-    x, mask = inputs
+def test_positions_see_neither_later_ones_nor_other_windows(params, inputs):
+    x, end = inputs
     apply = forward(make())
-    before = np.asarray(apply(params, x, mask))
-
+    before = np.asarray(apply(params, x, end))
+    changed = np.array([[3], [3], [2]])  # of each row; in the last one, of its second window
     later = x.copy()
-    later[:, 3] *= -1
-    after = np.asarray(apply(params, later, mask))
-    np.testing.assert_array_equal(before[:, :3], after[:, :3])
-    assert (np.abs(before - after)[:2, 3:] > 1e-6).any(axis=-1).all()
-
-    padding = x.copy()
-    padding[~mask] *= -1
-    after = np.asarray(apply(params, padding, mask))
-    np.testing.assert_array_equal(before[mask], after[mask])
+    np.put_along_axis(later, changed[..., None], -np.take_along_axis(x, changed[..., None], 1), 1)
+    after = np.asarray(apply(params, later, end))
+    differ = (np.abs(before - after) > 1e-6).any(axis=-1)
+    np.testing.assert_array_equal(differ, [[0, 0, 0, 1, 1], [0, 0, 0, 1, 1], [0, 0, 1, 0, 0]])
+    padding = np.where((end < 0)[..., None], -x, x)
+    after = np.asarray(apply(params, padding, end))
+    np.testing.assert_array_equal(before[end >= 0], after[end >= 0])
 
 
 def test_bfloat16_is_close_and_keeps_float32_parameters(params, inputs):
@@ -155,8 +153,8 @@ def test_dropout_only_while_training(params, inputs):
     model = make(dropout=0.5)
 
     @jax.jit
-    def train(params, x, mask, key):
-        return model.apply(params, x, mask, train=True, rngs={"dropout": key})
+    def train(params, x, end, key):
+        return model.apply(params, x, end, train=True, rngs={"dropout": key})
 
     exact = forward(make())(params, *inputs)
     np.testing.assert_array_equal(forward(model)(params, *inputs), exact)
@@ -168,7 +166,7 @@ def test_dropout_only_while_training(params, inputs):
 def test_published_size_has_43_million_parameters():
     model = transformer.Transformer(layers=6, heads=8)
     shapes = jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, 4, 768)), jnp.ones((1, 4), bool)
+        model.init, jax.random.key(0), jnp.zeros((1, 4, 768)), jnp.full((1, 4), 3)
     )
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == pytest.approx(42.5e6, rel=0.01)
 
@@ -179,56 +177,62 @@ def test_heads_must_divide_the_width(inputs):
         jax.eval_shape(model.init, jax.random.key(0), *inputs)
 
 
-@pytest.mark.parametrize("cudnn", [False, True])
-def test_on_gpus_it_is_the_same_model(params, inputs, monkeypatch, cudnn):
-    """Padding last, tokens as a matrix, layers without a loop; by XLA, since there is no GPU."""
-    x, mask = map(jnp.asarray, inputs)
-    weights = np.random.default_rng(2).standard_normal(x.shape) * mask[..., None]
+@pytest.mark.parametrize("alone", [False, True])
+def test_on_gpus_it_is_the_same_model(params, inputs, monkeypatch, alone):
+    """Tokens as a matrix, layers without a loop; attention by XLA, since there is no GPU."""
+    x, end = map(jnp.asarray, inputs)
+    if alone:
+        end = jnp.array([[4, 4, 4, 4, 4], [2, 2, 2, -1, -1], [0, -1, -1, -1, -1]])
+    inside = (end >= 0)[..., None]
+    weights = np.random.default_rng(2).standard_normal(x.shape) * inside
 
     def value_and_gradient():
         def function(params, x):
-            outputs = make().apply(params, x, mask) * mask[..., None]
+            outputs = make().apply(params, x, end, alone=alone) * inside
             return (outputs * weights).sum(), outputs
 
         return jax.jit(jax.grad(function, argnums=(0, 1), has_aux=True))(params, x)
 
     expected = value_and_gradient()
 
-    def by_cudnn(query, key, value, mask):
+    def by_cudnn_alone(query, key, value, end):
         return jax.nn.dot_product_attention(query, key, value, is_causal=True)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cuda, **_: cuda(*args))
-    monkeypatch.setattr(attention, "has_cudnn", lambda *_: cudnn)
-    monkeypatch.setattr(attention, "by_cudnn", by_cudnn)
+    monkeypatch.setattr(attention, "has_cudnn", lambda *_: True)
+    monkeypatch.setattr(attention, "by_cudnn", attention.by_xla)
+    monkeypatch.setattr(attention, "by_cudnn_alone", by_cudnn_alone)
     found = value_and_gradient()
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected
     )
 
 
-def lowered(dtype, platforms, **kwargs):
+def lowered(dtype, platforms, alone=False, **kwargs):
     """A training step's program text for platforms that need not be present."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
     model = make(dtype=dtype, mesh=mesh, **kwargs)
-    x, mask = jnp.zeros((2, 128, 16)), jnp.ones((2, 128), bool)
-    params = jax.eval_shape(model.init, jax.random.key(0), x, mask)
+    x, end = jnp.zeros((2, 128, 16)), jnp.full((2, 128), 127)
+    params = jax.eval_shape(model.init, jax.random.key(0), x, end)
 
     def function(params, x):
-        outputs = model.apply(params, x, mask, train=True, rngs={"dropout": jax.random.key(0)})
+        rngs = {"dropout": jax.random.key(0)}
+        outputs = model.apply(params, x, end, train=True, alone=alone, rngs=rngs)
         return outputs.sum().astype(jnp.float32)
 
     traced = jax.jit(jax.grad(function)).trace(params, x)
     return traced.lower(lowering_platforms=platforms).as_text()
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_each_platform_gets_its_attention(monkeypatch, remat):
+@pytest.mark.parametrize(("remat", "alone"), [(False, False), (True, False), (False, True)])
+def test_each_platform_gets_its_attention(monkeypatch, remat, alone):
     # As on a machine with GPUs.
     monkeypatch.setattr(attention, "has_cudnn", lambda *_: True)
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
-    kernels = {"tpu": "tpu_custom_call", "cuda": "__cudnn$fmhaSoftmaxBackward"}
+    cudnn = "__cudnn$fmha" + ("" if alone else "ScaleBias") + "SoftmaxBackward"
+    kernels = {"tpu": "tpu_custom_call", "cuda": cudnn}
     for platform in ("cpu", "tpu", "cuda"):
-        text = lowered(jnp.bfloat16, (platform,), remat=remat, dropout=0.1)
+        text = lowered(jnp.bfloat16, (platform,), alone, remat=remat, dropout=0.1)
         found = {name for name, call in kernels.items() if call in text}
         assert found == {platform} & kernels.keys()
 
@@ -247,9 +251,9 @@ def test_gpus_that_are_not_there_are_served_by_xla():
 
 
 def test_attention_may_start_with_larger_outputs():
-    x, mask = jnp.zeros((1, 64, 32)), jnp.ones((1, 64), bool)
+    x, end = jnp.zeros((1, 64, 32)), jnp.full((1, 64), 63)
     plain, scaled = (
-        jax.jit(make(scaled_attention=scaled).init)(jax.random.key(0), x, mask)["params"]["blocks"]
+        jax.jit(make(scaled_attention=scaled).init)(jax.random.key(0), x, end)["params"]["blocks"]
         for scaled in (False, True)
     )
     kernels = [blocks.pop("attention_out")["kernel"] for blocks in (plain, scaled)]

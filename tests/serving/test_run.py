@@ -42,14 +42,17 @@ def items(dataset, rng):
 def open_run(make_config, dataset, items):
     """(fields of Served) -> a run."""
 
-    def make(as_of=None, **served):
+    def make(as_of=None, users=None, **served):
+        def embed(parts):
+            return np.concatenate([users(histories) for histories in parts])
+
         made = system.System(
             **{name: None for name in system.System.__dataclass_fields__},
         )
         made.__dict__.update(
             dataset=dataset,
             as_of=dataset.spec.train_end,
-            serve=lambda params, as_of: system.Served(items[1], **served),
+            serve=lambda params, as_of: system.Served(items[1], users and embed, **served),
         )
         state = types.SimpleNamespace(params=None, step=0)
         return run_lib.Run(make_config(), made, state, as_of)

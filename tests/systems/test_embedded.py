@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from pinjax import checksums
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import embeddings, kept
+from pinjax.distributed import batching
 from pinjax.errors import InputError
 from pinjax.systems import embedded, system
 from tests import days
@@ -35,7 +36,10 @@ class Histories:
         rows = np.arange(3)
         return system.Served(system.Rows(rows, lambda rows: np.ones((len(rows), 4))), self._users)
 
-    def _users(self, history):
+    def _users(self, parts):
+        return batching.over_parts(self._embed, parts, BATCH)
+
+    def _embed(self, history):
         assert len(history["item"]) == BATCH
         self.embedded += BATCH
         seconds = history["time"].astype(np.float32) % 1000

@@ -1,5 +1,6 @@
 """The page against the paper's formula in NumPy, and against itself on several devices."""
 
+import dataclasses
 import functools
 import shutil
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from pinjax.data import dataset as dataset_lib
-from pinjax.data import popularity, timelines
+from pinjax.data import packing, popularity, timelines
 from pinjax.data import spec as spec_lib
 from pinjax.data.spec import Spec
 from pinjax.distributed import sharded_table, sharding
@@ -48,10 +49,10 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
     system = registry.create(config, mesh)
     params, sketch = jax.jit(system.trainable.init)(jax.random.key(1))
     batch = dict(next(system.batches(0)))
-    few = np.arange(4) >= 1 + np.arange(len(batch["item"]))[:, None] % 4
+    few = np.arange(4) >= 1 + np.arange(len(batch["label_item"]))[:, None] % 4
     batch["label_item"] = np.where(few, -1, batch["label_item"])  # else all weights are the same
     # User 0 stands in three rows, user 1 in two.
-    user = np.arange(len(batch["item"]))
+    user = np.arange(len(batch["label_item"]))
     user[[5, 9]], user[7] = 0, 1
     rows = [np.flatnonzero(user == own) for own in user]
     batch["same_user"] = np.stack([np.pad(r, (0, 3 - len(r)), constant_values=-1) for r in rows])
@@ -70,6 +71,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
         popularity_times=times,
     )
     outputs = np.asarray(apply(batch, method="users"), np.float64)
+    outputs = outputs.reshape(-1, outputs.shape[-1])
     everything = jnp.arange(model.num_items, dtype=jnp.int32)
     # Items before popularity was counted, and after each time at which it was counted.
     times = np.zeros(0, np.uint32) if times is None else np.asarray(times)
@@ -85,9 +87,8 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
     corpus = np.flatnonzero(dataset.catalogue.created <= dataset.spec.train_end)
     assert len(corpus) < model.num_items
     random = corpus[np.asarray(jax.random.randint(random_key, (30,), 0, len(corpus)))]
-    request_times = np.take_along_axis(
-        *map(np.asarray, (batch["request_time"], batch["label_position"])), 1
-    )
+    positions = np.asarray(batch["label_position"])
+    request_times = np.asarray(batch["request_time"]).ravel()[positions]
     some = jax.random.choice(
         jax.random.fold_in(random_key, 1), flat.size, (50,), p=(flat >= 0) / (flat >= 0).sum()
     )
@@ -113,7 +114,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
         for u in users:
             pairs = [j for j in range(labels.shape[1]) if labels[u, j] >= 0]
             for j in pairs:
-                query = outputs[u, batch["label_position"][u, j]]
+                query = outputs[positions[u, j]]
                 positive = labels[u, j], request_times[u, j]
                 if terms == "joined":
                     of_pair = pair_loss(u, query, positive, [*in_batch, *random], 20, 30, scale)
@@ -131,6 +132,29 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
     np.testing.assert_allclose(found, -slope * scale**2 * (1 / scale - 0.01), rtol=1e-3)
     assert int(sketch.total) == (flat >= 0).sum()
     np.testing.assert_allclose(metrics["temperature"], 0.07, rtol=1e-5)
+
+
+def test_users_who_share_rows_learn_what_they_learn_alone(make_config, mesh):
+    config = make_config(data={"length": 64}, model={"history_sums": True})
+    data = dataset_lib.load(config.data.name, config.data.dir)
+    of_full_rows = dataclasses.replace(data.spec, length_quantiles=(10**6,) * 128)
+    found, rows, params = [], [], None
+    for spec in (of_full_rows, data.spec):
+        trainable = pinnerformer.build(config, mesh, spec)
+        dataset = dataclasses.replace(data, spec=spec)
+        system = pinnerformer.bind(trainable, config, mesh, dataset)
+        if params is None:
+            params, sketch = jax.jit(trainable.init)(jax.random.key(1))
+        batch = next(system.batches(0))
+        rows.append(len(batch["item"]))
+        step = jax.jit(jax.value_and_grad(trainable.loss, has_aux=True))
+        (value, _), gradient = step(
+            params, system.constants, sketch, jax.device_put(batch), jax.random.key(2)
+        )
+        found.append((value, gradient))
+    assert rows[1] < rows[0]
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_a_user_is_not_their_own_negative(make_config, mesh):
@@ -249,7 +273,8 @@ def test_integer_user_ids_come_back_as_integers(make_config, other_data, data_di
                 for chunk in source.chunks(split):
                     parts = np.split(chunk.records, chunk.offsets[1:-1])
                     for user, records in zip(chunk.users, parts, strict=True):
-                        writer.add(split, -int(user[1:]), records)
+                        trained = (records["time"] <= source.spec.train_end).sum()
+                        writer.add(split, -int(user[1:]), records, int(trained))
 
     config = make_config(data={"name": other_data(renumber, integer_users=True)})
     ends = []
@@ -298,7 +323,7 @@ def test_nobody_knows_what_is_done_later(make_config, mesh):
     unlike = 0
     for step in range(3):
         batch = jax.device_put(system.batches(step).__next__())
-        request_times = pinnerformer.pinnerformer.at(batch["request_time"], batch["label_position"])
+        request_times = batch["request_time"].ravel()[batch["label_position"]]
         users, items = (
             [np.asarray(embed(content, *arguments)) for content in contents]
             for embed, arguments in (
@@ -333,11 +358,12 @@ def test_towers_know_the_popularity_as_of_their_time(make_config, mesh):
     params, _ = jax.jit(page.trainable.init)(jax.random.key(1))
     model = pinnerformer.make_model(config, dataset.spec, mesh)
     table = item_table.ItemTable.create(config, mesh, dataset.spec)
-    history = histories.abstract_history(mesh, 1, config.data.length)
-    batch = next(page.batches(0))
-    batch = jax.device_put({name: batch[name] for name in history})
+    layout = histories.served_layout(config, dataset.spec, mesh)
+    (chunk,) = dataset.chunks("valid")
+    _, _, history = histories.until(chunk, dataset.spec.train_end, config.data.length)
+    batch, _ = next(packing.batches([history], layout))
     rows = np.arange(len(dataset.catalogue))
-    served = jax.jit(functools.partial(pinnerformer.served, model))
+    served = jax.jit(functools.partial(pinnerformer.served, model, layout.alone))
     close = functools.partial(np.testing.assert_allclose, atol=1e-5)
 
     @jax.jit

@@ -17,14 +17,18 @@ _IMAGES = float(shop.IMAGES @ np.arange(len(shop.IMAGES)))  # of a product
 _UNIGRAMS = 30_000  # as many as BERT's
 _LONGEST_SEARCH = 32
 _LARGEST_QUERY = 1e-4  # share of a task's pairs
+# Actions of a training user until the end of training, at equal shares of users: as in
+# pinworld/small, and so many for a log of which nothing is known that every history is full.
+_ACTIONS = (10, 20, 28, 35, 42, 49, 57, 64, 73, 82, 93, 107, 124, 145, 181, 248)
+_ENOUGH = (10**6,)
 _EDGES, _GROUPS = 6, 1  # of an item, about as in PinSage's graph
 
 
 def spec(name: str, items: int | None = None) -> Spec:
     """The spec of a world by its name, with another number of items if one is given.
 
-    For another name all items are products with equally many engagements, and there are as many
-    queries and users as items.
+    For another name all items are products with equally many engagements, there are as many queries
+    and users as items, and the users have long histories.
 
     Raises:
       InputError: if there is no pinworld of that size.
@@ -36,6 +40,9 @@ def spec(name: str, items: int | None = None) -> Spec:
         queries, users = known.image_queries + known.text_queries, known.train_users
     else:
         products = queries = users = items
+    known_actions = _ACTIONS if kind == pinworld.NAME else _ENOUGH
+    shares = (np.arange(len(known_actions)) + 0.5) / len(known_actions)
+    actions = np.interp(statistics.LENGTH_SHARES, shares, known_actions)
     total = sum(_TOKENS.values())
     quantiles = np.where(statistics.LEVELS <= 0.5, total - _DEVIATION, total + _DEVIATION).tolist()
     features = tuple(shop.FEATURES)
@@ -54,6 +61,7 @@ def spec(name: str, items: int | None = None) -> Spec:
         longest_search=_LONGEST_SEARCH,
         vocabulary=(_UNIGRAMS, pinworld.VOCABULARY["bigrams"], pinworld.VOCABULARY["trigrams"]),
         users={"train": users},
+        length_quantiles=tuple(actions.astype(int).tolist()),
         actions=world.ACTIONS,
         surfaces=world.SURFACES,
         pairs={"train": queries},

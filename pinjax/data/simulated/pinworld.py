@@ -29,7 +29,7 @@ from pinjax.errors import InputError
 from pinjax.graph import csr
 
 NAME = "pinworld"
-VERSION = "3.0.0"
+VERSION = "4.0.0"
 CHUNK = 1024  # users drawn at a time
 
 # As published (ItemSage, §4.2); pinworld has far fewer tokens.
@@ -245,7 +245,9 @@ def _write_timelines(
                 bounds = itertools.pairwise(chunk.offsets.tolist())
                 for number, (start, end) in zip(chunk.users, bounds, strict=True):
                     if start < end:
-                        writer.add(split, user_id(number), chunk.actions[start:end])
+                        own = chunk.actions[start:end]
+                        trained = int((own["time"] <= TRAIN_END).sum())
+                        writer.add(split, user_id(number), own, trained)
                 if split == "train":
                     seen = chunk.actions["time"] <= TRAIN_END
                     np.add.at(counts, chunk.actions["item"][seen], 1)

@@ -58,9 +58,12 @@ def write(job: Job, shards: int, items: int, train_end: int) -> tuple[dict[str, 
             counts += np.bincount(records["item"][trained], minlength=items)
             report["users with too few actions"] += int((~enough).sum())
             report["actions"] += int(lengths[enough].sum())
-            for user in np.flatnonzero(enough).tolist():
+            until = np.concatenate([[0], np.cumsum(trained)])[starts]
+            for user, own_trained in zip(
+                np.flatnonzero(enough).tolist(), np.diff(until)[enough].tolist(), strict=True
+            ):
                 own = records[starts[user] : starts[user + 1]]
-                writer.add(SPLITS[splits[user]], users[user], own)
+                writer.add(SPLITS[splits[user]], users[user], own, own_trained)
         found = dict(writer.counts)
         if not any(found.values()):
             raise InputError(f"timelines.min_actions is {least}; the most of any user is {most}")
