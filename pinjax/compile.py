@@ -70,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
         "mesh": dict(mesh.shape),
         "batch": f"{field}={size}, {size // mesh.shape['data']} on each chip",
     }
+    if trainable.batch_form:
+        about["packed"] = trainable.batch_form
     if JSON.value:
         about |= {"largest batch": found, "programs": report.as_json(reports)}
         print(json.dumps(about, indent=2))

@@ -108,6 +108,15 @@ def split_rows(mesh: Mesh, function: Callable[[Any, Any, Any], jax.Array]) -> Ca
     return jax.jit(padded, out_shardings=replicated(mesh))
 
 
+def split_groups(mesh: Mesh, function: Callable[[Any, Any, Any], jax.Array]) -> Callable[..., Any]:
+    """`split_rows` for a batch of groups, whose arrays all have as many for each device."""
+
+    def split(a, b, batch):
+        return function(a, b, lax.with_sharding_constraint(batch, over_data(mesh)))
+
+    return jax.jit(split, out_shardings=replicated(mesh))
+
+
 def on_each(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function of replicated arguments, which every device computes in full.
 

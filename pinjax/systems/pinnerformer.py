@@ -211,8 +211,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     layout = histories.layout_of(sampler, spec, config.data.users, mesh)
     served_layout = histories.served_layout(config, spec, mesh)
     history = histories.abstract_histories(served_layout, mesh)
-    users = functools.partial(served, model, served_layout.alone)
-    users = jax.jit(users, out_shardings=sharding.replicated(mesh))
+    users = sharding.split_groups(mesh, functools.partial(served, model, served_layout.alone))
     read = "content", "popularity_times"
     return system.Trainable(
         init=functools.partial(init, model, config.loss, constants),
@@ -220,6 +219,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         constants=constants,
         batch=histories.abstract_batch(sampler, layout, spec, mesh),
         batch_size="data.users",
+        batch_form=layout.describe(),
         embedders={
             "users": system.Embedder(users, read, history),
             "items": system.Embedder(sharding.split_rows(mesh, items), read, rows),

@@ -119,6 +119,7 @@ class Trainable:
       constants: by name, pytrees of abstract shapes with shardings.
       batch: by name, abstract shapes of the global batch, sharded over `data`.
       batch_size: the config's field with the batch size, such as "data.users".
+      batch_form: how a batch is packed, in words; "" if it is not.
       embedders: by name of the embedded table.
       search: sizes of the search for items.
       rows: which parameters are tables with a row for each item, token and so on, and of what: by
@@ -134,6 +135,7 @@ class Trainable:
     batch_size: str
     embedders: dict[str, Embedder]
     search: Search
+    batch_form: str = ""
     rows: Mapping[str, str] = dataclasses.field(default_factory=dict)
     counted: Callable[[Batch], Any] | None = None
 
