@@ -119,6 +119,7 @@ def test_training_ends_with_a_table_and_the_next_commands(unbroken):
     assert any(path.name.startswith("events.") for path in workdir.iterdir())
 
 
+@pytest.mark.slow
 def test_killed_at_three_random_steps_a_run_ends_the_same(home, unbroken, rng):
     workdir = home / "killed"
     for step in sorted(rng.choice(np.arange(2, 27), 3, replace=False)):

@@ -159,6 +159,7 @@ def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
         jax.tree.map(close, other.params, state.params)
 
 
+@pytest.mark.slow
 def test_where_tables_lie_changes_nothing(make_config, check_sharded_tables):
     model = {"id_dim": 8, "id_buckets": 64, "texts": ("title",), "tokens": 5, "token_dim": 4}
     check_sharded_tables(make_config(model=model))
