@@ -20,7 +20,7 @@ install() {  # install REQUIREMENTS: does nothing where it is already installed
 }
 
 find_python() {  # prints one that fits: $PYTHON, the system's, or the one that uv downloads
-  local candidate uv=.venv-uv/uv needs="pinjax needs Python 3.11 or newer with venv"
+  local candidate uv=$PWD/.venv-uv/uv needs="pinjax needs Python 3.11 or newer with venv"
   if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3 python3.1{1,2,3}; fi
   for candidate; do
     # Debian and Ubuntu have ensurepip, without which venv fails, in a package of its own.
