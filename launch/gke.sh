@@ -2,7 +2,8 @@
 # A TPU slice on Google Kubernetes Engine: a job on all of its hosts, by a JobSet (launch/gke.yaml).
 #
 #   launch/gke.sh apply  NAME --type=v6e --topology=4x4 --image=IMAGE [--spot] \
-#       [--service-account=NAME] -- --config=configs/pinnerformer.py:paper --workdir=gs://BUCKET/run
+#       [--service-account=NAME] [--placement-policy=NAME] -- \
+#       --config=configs/pinnerformer.py:paper --workdir=gs://BUCKET/run
 #   launch/gke.sh render NAME ...      # prints the manifest, with the arguments of `apply`
 #   launch/gke.sh logs   NAME          # of all hosts, as they grow
 #   launch/gke.sh status NAME
@@ -11,8 +12,9 @@
 # --dry-run prints every kubectl command instead. Types are v5e, v5p, v6e and tpu7x. IMAGE is made
 # by `git archive HEAD | docker build --tag=IMAGE -`, and pushed to a registry. The cluster is
 # kubectl's own; it has JobSet, and either is of Autopilot or has a node pool of the type and
-# topology. A job that was stopped or lost a host starts again by itself; one that fails otherwise
-# does not.
+# topology. For several hosts of TPU7x, Autopilot makes that pool by a workload policy, which
+# --placement-policy names. A job that was stopped or lost a host starts again by itself; one that
+# fails otherwise does not.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,13 +25,14 @@ command=$1 name=$2
 shift 2
 [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
   fail "'$name' is no name: expected up to 40 small letters, digits and -, a letter first"
-type='' topology='' image='' service_account=default spot='' dry=''
+type='' topology='' image='' service_account=default placement_policy='' spot='' dry=''
 while [ $# -gt 0 ]; do
   case $1 in
     --type=*) type=${1#*=} ;;
     --topology=*) topology=${1#*=} ;;
     --image=*) image=${1#*=} ;;
     --service-account=*) service_account=${1#*=} ;;
+    --placement-policy=*) placement_policy=${1#*=} ;;
     --spot) spot=yes ;;
     --dry-run) dry=yes ;;
     --) shift; break ;;
@@ -90,13 +93,17 @@ render() {  # render ARGUMENT ...
     fail "--image=$image: expected an image in a registry that the cluster reads"
   [[ $service_account =~ ^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$ ]] ||
     fail "--service-account=$service_account: expected the name of one of the cluster"
+  [[ $placement_policy =~ ^([a-z]([-a-z0-9]*[a-z0-9])?)?$ ]] ||
+    fail "--placement-policy=$placement_policy: expected the name of a workload policy"
   [[ " $*" == *" --workdir=gs://"* ]] ||
     fail "expected --workdir=gs://... after --, since what is on a pod's disk ends with it"
   manifest=$(grep -v '^#' launch/gke.yaml)
-  if [ -z "$spot" ]; then manifest=$(grep -v '# spot$' <<<"$manifest"); fi
   if [ "$hosts" -eq 1 ]; then manifest=$(grep -v '# hosts$' <<<"$manifest"); fi
+  if [ -z "$placement_policy" ]; then manifest=$(grep -v '# policy$' <<<"$manifest"); fi
+  if [ -z "$spot" ]; then manifest=$(grep -v '# spot$' <<<"$manifest"); fi
   for argument; do arguments+=", $(quoted "$argument")"; done
-  for key in name hosts service_account accelerator topology image chips arguments; do
+  for key in name hosts service_account accelerator topology placement_policy image chips \
+    arguments; do  # these last: what is in them stays as it is
     manifest=${manifest//"\$${key^^}"/"${!key}"}
   done
   echo "$manifest"

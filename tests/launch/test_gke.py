@@ -33,6 +33,8 @@ POD = {
         # cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus
         "cloud.google.com/gke-tpu-accelerator": str,
         "cloud.google.com/gke-tpu-topology": str,
+        # For TPU7x, as Google's xpk does: AI-Hypercomputer/xpk, src/xpk/core/scheduling.py
+        "cloud.google.com/placement-policy-name": str,
         # cloud.google.com/kubernetes-engine/docs/concepts/spot-vms
         "cloud.google.com/gke-spot": {"true"},
     },
@@ -174,11 +176,13 @@ def test_a_pod_on_each_host_of_the_slice(kind, topology, accelerator, hosts, chi
     )
 
 
-def test_spot_and_the_service_account():
-    manifest = render(*V6E, "--spot", "--service-account=trainer", *RUN)
+def test_spot_the_placement_and_the_service_account():
+    options = "--spot", "--placement-policy=cube", "--service-account=trainer"
+    manifest = render(*V6E, *options, *RUN)
     assert unknown(manifest, JOBSET) == []
     pod = pod_of(manifest)
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    assert pod["nodeSelector"]["cloud.google.com/placement-policy-name"] == "cube"
     assert pod["tolerations"] == [
         {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true"}
     ]
@@ -325,6 +329,7 @@ def test_a_call_that_fails_is_the_last(kubectl, command):
         (["run", "--type=v5p", "--topology=4x4x08", *RUN], "multiples of four"),
         (["run", *V6E, "--image=a b", *RUN[1:]], "--image=a b: expected an image"),
         (["run", *V6E, "--service-account=A", *RUN], "--service-account=A: expected"),
+        (["run", *V6E, "--placement-policy=a b", *RUN], "--placement-policy=a b: expected"),
         (["run", *V6E, *RUN[:-1], "--workdir=run"], "expected --workdir=gs://... after --"),
         (["run", *V6E, "--config=a.py"], "--config=a.py is no option"),
         (["Run", *V6E, *RUN], "'Run' is no name"),
