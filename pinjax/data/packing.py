@@ -49,17 +49,17 @@ class Layout(NamedTuple):
 
 
 def layout_for(lengths: np.ndarray, groups: int, length: int) -> Layout:
-    """A layout with enough rows for each of several batches.
+    """A layout with enough rows for 99 of 100 groups.
 
     Args:
-      lengths: int (batches, users), cells of each window, at most `length`.
+      lengths: int (batches, users), cells of each window in some batches, at most `length`.
       groups: that divide the users.
       length: M.
     """
     users = lengths.shape[1]
     of_groups = lengths.reshape(-1, users // groups)
-    rows = max(_rows_of(of_group, length) for of_group in of_groups)
-    rows *= groups
+    needed = [_rows_of(of_group, length) for of_group in of_groups]
+    rows = groups * int(np.quantile(needed, 0.99, method="inverted_cdf"))
     return Layout(groups, users, rows, length, float(lengths.sum(axis=1).mean()) / (rows * length))
 
 

@@ -77,8 +77,9 @@ def test_few_rows_are_enough(rng):
     rows = packing.layout_for(lengths[None], 1, 256).rows
     assert rows <= 11 / 9 * -(-lengths.sum() // 256) + 1
     assert packing.layout_for(np.full((1, 9), 5), 1, 8).alone  # no two fit in a row
-    # Each group has the rows of the one that needs most.
+    # Each group has the rows of the one that needs most, or of nearly all.
     assert packing.layout_for(np.array([[1, 1, 8, 8]]), 2, 8).rows == 4
+    assert packing.layout_for(np.array([[8, 8]] + [[1, 1]] * 200), 1, 8).rows == 1
 
 
 def test_windows_that_do_not_fit_lose_their_oldest_actions(rng):
