@@ -22,7 +22,6 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pyarrow as pa
 from etils import epath
@@ -306,8 +305,6 @@ def create(
     config: ConfigDict, workdir: epath.PathLike, as_of: int | None = None, verify: bool = True
 ) -> Run:
     """Opens a run by its config. Other arguments and errors as `open_run`."""
-    if "train" in config and jax.device_count() % config.train.model_devices:
-        config.train.model_devices = 1  # opened on other devices than those it was trained on
     mesh = sharding.mesh_of(config)
     made, state, trained = former.bind(epath.Path(workdir), config, mesh, verify)
     return Run(config, made, state, as_of, trained)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from pinjax import settings
 from pinjax.data import batches, packing, statistics, timelines, windows
 from pinjax.data import spec as spec_lib
 from pinjax.data.dataset import Dataset
-from pinjax.distributed import sharding
+from pinjax.distributed import batching, sharding
 from pinjax.errors import InputError
 from pinjax.systems import system
 
@@ -64,14 +64,14 @@ def _layout(lengths: np.ndarray, mesh: Mesh, length: int) -> packing.Layout:
 
 
 def batches_of(
-    config: ConfigDict, sampler: windows.Sampler, layout: packing.Layout, dataset: Dataset
+    config: ConfigDict, mesh: Mesh, sampler: windows.Sampler, dataset: Dataset
 ) -> batches.Batches:
     """Batches of the training users."""
     return batches.Batches(
         timelines=dataset.timelines("train"),
         lengths=dataset.lengths,
         sampler=sampler,
-        layout=layout,
+        layout=layout_of(sampler, dataset.spec, config.data.users, mesh),
         steps=config.train.steps,
         seed=config.train.seed,
         shard=(jax.process_index(), jax.process_count()),
@@ -111,6 +111,11 @@ def _abstract(
         **sharding.abstract_batch(mesh, of_rows, layout.rows),
         **sharding.abstract_batch(mesh, of_users, layout.users),
     }
+
+
+def users_of(embed: Callable[[system.Batch], jax.Array], layout: packing.Layout) -> system.Users:
+    """The embeddings of histories by a function of packed ones."""
+    return lambda parts: batching.of_batches(embed, packing.batches(parts, layout))
 
 
 def unpacked(history: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

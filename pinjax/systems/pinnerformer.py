@@ -7,7 +7,7 @@ softmax with logQ correction.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -70,10 +70,7 @@ def loss(
     batch: system.Batch,
     key: jax.Array,
 ) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
-    """The loss of a global batch (§3.3), with labels as the objective drew them (§3.4).
-
-    `alone`: see `packing.Layout`.
-    """
+    """The loss of a global batch (§3.3), with labels as the objective drew them (§3.4)."""
     everywhere = sharding.everywhere(mesh)
     choice_key, random_key, dropout_key = jax.random.split(key, 3)
     content, times = constants["content"], constants["popularity_times"]
@@ -169,13 +166,7 @@ def make_sampler(config: ConfigDict, spec: Spec) -> windows.Sampler:
     )
 
 
-def served(
-    model: pinnerformer.PinnerFormer,
-    alone: bool,
-    params: Any,
-    constants: dict[str, Any],
-    history: system.Batch,
-) -> jax.Array:
+def served(model: pinnerformer.PinnerFormer, alone: bool, params, constants, history) -> jax.Array:
     """User embeddings (users, dim) of packed histories: the output at the last action (§3.6)."""
     content, times = constants["content"], constants["popularity_times"]
     embed = functools.partial(model.apply, params, content, history, history["position"])
@@ -238,15 +229,15 @@ def bind(
     """PinnerFormer on a data set."""
     spec = dataset.spec
     sampler = make_sampler(config, spec)
-    layout = histories.layout_of(sampler, spec, config.data.users, mesh)
-    train_batches = histories.batches_of(config, sampler, layout, dataset)
+    train_batches = histories.batches_of(config, mesh, sampler, dataset)
     table = item_table.ItemTable.create(config, mesh, spec)
     constants = table.place(dataset)
     source = timeline_source.TimelineSource(
         dataset, sampler.positives, config.data.length, config.evaluate
     )
     evaluator = evaluator_lib.Evaluator("PinnerFormer", source)
-    make = make_towers(config, mesh, trainable, table, dataset, constants)
+    served_layout = histories.served_layout(config, spec, mesh)
+    make = make_towers(trainable, served_layout, table, dataset, constants)
 
     def serve(params: Any, as_of: int) -> system.Served:
         users, towers = make(params, as_of)
@@ -284,23 +275,21 @@ def bind(
 
 
 def make_towers(
-    config: ConfigDict,
-    mesh: Mesh,
     trainable: system.Trainable,
+    layout: packing.Layout,
     table: item_table.ItemTable,
     dataset: Dataset,
     constants: item_table.Constants,
 ) -> Callable[[Any, int], tuple[system.Users, vector_search.Towers]]:
     """(params, as_of) -> embedding functions; popularity is as of that time."""
-    layout = histories.served_layout(config, dataset.spec, mesh)
 
     def make(params: Any, as_of: int) -> tuple[system.Users, vector_search.Towers]:
         then = table.as_of(dataset, constants, as_of)
-        embed_packed = functools.partial(trainable.embedders["users"], params, then)
-        embed_items = functools.partial(trainable.embedders["items"], params, then)
-
-        def users(parts: Iterable[system.Batch]) -> np.ndarray | None:
-            return batching.of_batches(embed_packed, packing.batches(parts, layout))
+        embed_users, embed_items = (
+            functools.partial(trainable.embedders[name], params, then)
+            for name in ("users", "items")
+        )
+        users = histories.users_of(embed_users, layout)
 
         def items(rows: np.ndarray) -> np.ndarray:
             return batching.in_batches(embed_items, rows.astype(np.int32), min(len(rows), _ROWS))

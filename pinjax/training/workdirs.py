@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -42,12 +43,18 @@ def check(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, st
 
 
 def config_of(workdir: epath.PathLike) -> ConfigDict:
-    """The config of the run in a work directory.
+    """The config of the run in a work directory, for the devices at hand.
+
+    A run may have been trained on more of them: `train.model_devices` is 1 if it does not divide
+    their number.
 
     Raises:
       InputError: if it holds no run.
     """
-    return config_json.from_json(_read(workdir)["config"])
+    config = config_json.from_json(_read(workdir)["config"])
+    if "train" in config and jax.device_count() % config.train.model_devices:
+        config.train.model_devices = 1
+    return config
 
 
 def identity_of(workdir: epath.PathLike) -> dict[str, str]:
