@@ -284,12 +284,9 @@ def make_towers(
     """(params, as_of) -> embedding functions; popularity is as of that time."""
 
     def make(params: Any, as_of: int) -> tuple[system.Users, vector_search.Towers]:
-        then = table.as_of(dataset, constants, as_of)
-        embed_users, embed_items = (
-            functools.partial(trainable.embedders[name], params, then)
-            for name in ("users", "items")
-        )
-        users = histories.users_of(embed_users, layout)
+        then, embed = table.as_of(dataset, constants, as_of), trainable.embedders
+        users = histories.users_of(functools.partial(embed["users"], params, then), layout)
+        embed_items = functools.partial(embed["items"], params, then)
 
         def items(rows: np.ndarray) -> np.ndarray:
             return batching.in_batches(embed_items, rows.astype(np.int32), min(len(rows), _ROWS))
