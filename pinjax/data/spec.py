@@ -44,6 +44,8 @@ class Spec:
         each pair's and each item's, and for "" those of the items with any training pair.
       longest: tokens of the longest item, by text feature and for "".
       num_search_tokens, longest_search: tokens of all searches, and of the longest one.
+      search_quantiles: words of a query's text at each of `statistics.LEVELS`, by task, for its
+        training pairs: the more of each pair's and each query's.
       vocabulary: numbers of unigrams, bigrams and trigrams.
       users: number of timelines of each split; empty without timelines.
       length_quantiles: the actions of a training user until the end of training, at each of
@@ -75,6 +77,7 @@ class Spec:
     longest: dict[str, int] = dataclasses.field(default_factory=dict)
     num_search_tokens: int = 0
     longest_search: int = 0
+    search_quantiles: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     vocabulary: tuple[int, int, int] = (0, 0, 0)
     users: dict[str, int] = dataclasses.field(default_factory=dict)
     length_quantiles: tuple[int, ...] = ()

@@ -58,13 +58,19 @@ def measure(
     found["largest_query"] = {
         name: float(np.bincount(of["query"]).max() / len(of)) for name, of in of_tasks.items()
     }
-    searches = _search_tokens(directory, vocabulary)
+    searches, words = _search_tokens(directory, vocabulary)
     found["num_search_tokens"] = int(searches.sum())
     found["longest_search"] = int(searches.max(initial=1))
+    of_queries = {
+        name: np.bincount(of["query"], minlength=len(words)) for name, of in of_tasks.items()
+    }
+    found["search_quantiles"] = {
+        name: quantiles(words, [count, count > 0]) for name, count in of_queries.items()
+    }
     weights = {"": [engaged]}
     weights |= {name: [x, x > 0] for name, x in zip(of_tasks, counts, strict=True)}
     found["token_quantiles"] = {
-        kind: {name: _quantiles(x, either) for name, x in lengths.items()}
+        kind: {name: quantiles(x, either) for name, x in lengths.items()}
         for kind, either in weights.items()
         if either[0].any()
     }
@@ -78,11 +84,11 @@ def _lengths(items: catalogue.Catalogue, column: str) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *lengths])
 
 
-def _quantiles(lengths: np.ndarray, weights: list[np.ndarray]) -> list[int]:
+def quantiles(lengths: np.ndarray, weights: list[np.ndarray]) -> list[int]:
     """The weighted quantiles of lengths at `LEVELS`.
 
     Args:
-      lengths: int64 (items,).
+      lengths: int64 (items,), or of queries.
       weights: of items, (items,) each; the result is the maximum over these weightings.
     """
     cumulative = [np.cumsum(np.bincount(lengths, weight)) for weight in weights]
@@ -90,7 +96,10 @@ def _quantiles(lengths: np.ndarray, weights: list[np.ndarray]) -> list[int]:
     return np.max(found, axis=0).tolist()
 
 
-def _search_tokens(directory: epath.Path, vocabulary: epath.Path) -> np.ndarray:
-    """The number of tokens of each search: int64 (queries,)."""
+def _search_tokens(directory: epath.Path, vocabulary: epath.Path) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of tokens, and of words among them, of each search: int64 (queries,)."""
     searches = pairs.Queries.read(directory / pairs.QUERIES_FILE).searches
-    return np.diff(tokens.Vocabulary.load(vocabulary).encode(searches).offsets)
+    known = tokens.Vocabulary.load(vocabulary)
+    values, offsets = known.encode(searches)
+    words = np.concatenate([[0], np.cumsum(values < known.sizes[0])])
+    return np.diff(offsets), np.diff(words[offsets])

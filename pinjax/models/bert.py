@@ -1,11 +1,11 @@
 """BERT's encoder, and the query tower of SearchSage on top of it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
 
 from pinjax.models import features
 
@@ -52,14 +52,20 @@ class Bert(nn.Module):
         ids: Int[Array, "texts length"],
         mask: Bool[Array, "texts length"],
         train: bool = False,
+        capacity: int | None = None,
     ) -> Float[Array, "texts length {self.width}"]:
         """Encodes texts.
+
+        With a capacity, everything but attention itself is computed for that many tokens and for
+        no padding; texts are short, so attention is the least part.
 
         Args:
           ids: tokens, the first of each text at position 0. A token outside the
             vocabulary makes its text NaN.
           mask: False for padding, which no position attends to. Its output is arbitrary.
           train: apply dropout, from the rng stream "dropout".
+          capacity: the most tokens of all texts, without padding. If there are more, the result
+            is NaN. None: unknown.
 
         Raises:
           ValueError: the texts are longer than `positions`, or the heads do not divide the width.
@@ -69,8 +75,13 @@ class Bert(nn.Module):
             raise ValueError(f"texts of {length} tokens, expected at most {self.positions}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        place = jnp.broadcast_to(jnp.arange(length), mask.shape)
+        cells = None
+        if capacity is not None and capacity < mask.size:
+            cells = _Cells.create(mask, capacity)
+            ids, place = cells.take(ids), cells.take(place)
         x = nn.Embed(self.vocabulary, self.width, embedding_init=_INIT, name="token")(ids)
-        x += self.param("position", _INIT, (self.positions, self.width))[:length]
+        x += self.param("position", _INIT, (self.positions, self.width))[place]
         if self.token_types:
             x += self.param("token_type", _INIT, (self.token_types, self.width))[0]
         x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm")(x)
@@ -87,12 +98,41 @@ class Bert(nn.Module):
             deterministic=not train,
             name="blocks",
         )
-        x, _ = blocks(x, mask[:, None, None])
+        x, _ = blocks(x, mask[:, None, None], cells)
+        if cells is not None:
+            x = jnp.where(mask.sum() <= capacity, cells.put(x), jnp.nan)
         return x
 
 
+class _Cells(NamedTuple):
+    """Which cells of texts have a token.
+
+    Attributes:
+      token: int32 (tokens,), the cell of each token; behind the last cell where there are fewer.
+      cell: int32 (texts, length), the token in each cell; behind the last token for padding.
+    """
+
+    token: Array
+    cell: Array
+
+    @classmethod
+    def create(cls, mask: Bool[Array, "texts length"], tokens: int) -> "_Cells":
+        token = jnp.flatnonzero(mask, size=tokens, fill_value=mask.size)
+        number = jnp.cumsum(mask).reshape(mask.shape) - 1
+        return cls(token, jnp.where(mask, number, tokens))
+
+    def take(self, x: Shaped[Array, "texts length *dim"]) -> Shaped[Array, " tokens *dim"]:
+        """The values at tokens, 0 where there are fewer."""
+        flat = x.reshape(-1, *x.shape[2:])
+        return flat.at[self.token].get(mode="fill", fill_value=0)
+
+    def put(self, x: Shaped[Array, " tokens *dim"]) -> Shaped[Array, "texts length *dim"]:
+        """The values of tokens in their cells, 0 in others."""
+        return x.at[self.cell].get(mode="fill", fill_value=0)
+
+
 class Block(nn.Module):
-    """One block as a scan body: (carry, input) -> (carry, output)."""
+    """One block as a scan body: (carry, input) -> (carry, output); of texts or of their tokens."""
 
     heads: int
     ffn_width: int
@@ -104,9 +144,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "texts length width"],
+        x: Float[Array, "*tokens width"],
         visible: Bool[Array, "texts 1 1 length"],
-    ) -> tuple[Float[Array, "texts length width"], None]:
+        cells: _Cells | None,
+    ) -> tuple[Float[Array, "*tokens width"], None]:
         width = x.shape[-1]
 
         def added(y, name):
@@ -117,8 +158,9 @@ class Block(nn.Module):
             return nn.DenseGeneral(shape, axis=axis, dtype=self.dtype, kernel_init=_INIT, name=name)
 
         y = linear((3, self.heads, width // self.heads), "query_key_value")(x)
-        query, key, value = jnp.moveaxis(y, 2, 0)
+        query, key, value = jnp.moveaxis(y if cells is None else cells.put(y), -3, 0)
         y = jax.nn.dot_product_attention(query, key, value, mask=visible)
+        y = y if cells is None else cells.take(y)
         x = added(linear(width, "attention_out", (-2, -1))(y), "attention_norm")
 
         y = nn.gelu(linear(self.ffn_width, "ffn_in")(x), approximate=False)
@@ -143,8 +185,9 @@ class QueryTower(nn.Module):
         ids: Int[Array, "queries length"],
         mask: Bool[Array, "queries length"],
         train: bool = False,
+        capacity: int | None = None,
     ) -> Float32[Array, "queries {self.dim}"]:
         """Embeds queries: a linear map of the output at position 0, [CLS]. See `Bert`."""
-        x = self.encoder(ids, mask, train)[:, 0]
+        x = self.encoder(ids, mask, train, capacity)[:, 0]
         x = nn.Dense(self.dim, dtype=self.encoder.dtype, name="out")(x)
         return features.unit_length(x)

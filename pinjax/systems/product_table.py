@@ -19,7 +19,7 @@ from pinjax.errors import InputError
 from pinjax.models import itemsage, product_features
 
 ENCODED = 512  # products encoded at a time when a catalogue is embedded
-_OVERFLOW = 1e-12  # probability that a run fails because tokens exceed the capacity
+OVERFLOW = 1e-12  # probability that a run fails because tokens exceed the capacity
 
 Products = dict[str, product_features.Ragged]
 
@@ -117,13 +117,13 @@ def token_capacities(
 ) -> dict[str, int]:
     """The capacities for tokens of the products that a device encodes at once.
 
-    A batch of a run exceeds them with a probability below `_OVERFLOW`. A device's share of a batch
+    A batch of a run exceeds them with a probability below `OVERFLOW`. A device's share of a batch
     is drawn without replacement from the pairs of the tasks, in proportion to their shares. When a
     catalogue is embedded, its products are packed into the capacity (`embed_rows`).
     """
     names, devices = _features(config), mesh.shape["data"]
     # For the tokens of one device in one step.
-    chance = _OVERFLOW / (2 * config.train.steps * devices)
+    chance = OVERFLOW / (2 * config.train.steps * devices)
 
     def capacity(shares: dict[str, float], products: int) -> int:
         lengths = [spec.tokens_of_items(task, names) for task in shares]

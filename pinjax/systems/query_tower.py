@@ -1,5 +1,6 @@
 """Towers that embed the texts of searches, and the tables of texts that they read."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,13 +10,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pinjax.data import item_features
+from pinjax import settings
+from pinjax.data import item_features, statistics
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.data.text import pretrained, word_ids
 from pinjax.distributed import sharded_table, sharding
 from pinjax.models import bert, features, product_features, searchsage
-from pinjax.systems import system
+from pinjax.systems import product_table, system
 
 
 class Tower(NamedTuple):
@@ -48,6 +50,58 @@ def create(config: ConfigDict, mesh: Mesh, spec: Spec) -> Tower:
     make = {"bag": _bag, "bert": _bert}[config.model.encoder]
     tower = make(config, mesh, spec, sharding.table_layout(mesh, config.train))
     return _with_residual(tower, mesh, spec) if config.model.residual else tower
+
+
+def capacity(config: ConfigDict, mesh: Mesh, spec: Spec, queries: int) -> int:
+    """The most tokens that a tower takes of the queries of a device; it gives NaN for more.
+
+    A device's share of a batch exceeds it with a probability below `product_table.OVERFLOW` in a
+    run.
+    """
+    length = config.model.length
+    if config.model.encoder != "bert":
+        return settings.INT32
+    weights = {task: weight for task, weight, _ in config.tasks}
+    lengths = [np.minimum(1 + np.array(spec.search_quantiles[task]), length) for task in weights]
+    shares = [weight * statistics.MASSES for weight in weights.values()]
+    chance = product_table.OVERFLOW / (config.train.steps * mesh.shape["data"])
+    drawn = np.concatenate(lengths), np.concatenate(shares)
+    return max(length, product_features.token_capacity(*drawn, queries, chance))
+
+
+def describe(config: ConfigDict, mesh: Mesh, spec: Spec) -> str:
+    """How a batch's texts are packed, in words; "" if they are not."""
+    if config.model.encoder != "bert":
+        return ""
+    queries = config.data.pairs // mesh.shape["data"]
+    cells = queries * config.model.length
+    tokens = min(cells, capacity(config, mesh, spec, queries))
+    return f"{queries:,} queries on each device in {tokens:,} tokens, with padding {cells:,}"
+
+
+def num_tokens(config: ConfigDict, texts: Any) -> np.ndarray:
+    """The tokens of each query that count towards the capacity: int64 (queries,)."""
+    texts = texts[0] if config.model.residual else texts
+    if config.model.encoder != "bert":
+        return np.zeros(len(texts.offsets), np.int64)
+    return texts[1].sum(axis=1)
+
+
+def with_lengths(config: ConfigDict, spec: Spec, texts: Any, pairs: np.ndarray) -> Spec:
+    """A spec with the lengths of texts by a pretrained tokenizer.
+
+    Args:
+      config: of the run.
+      spec: of the data set, whose lengths are in words.
+      texts: of `read`.
+      pairs: `pairs.PAIR` (n,), the training pairs.
+    """
+    words, found = num_tokens(config, texts) - 1, {}  # [CLS] is no word
+    for row, task in enumerate(spec.tasks):
+        count = np.bincount(pairs["query"][pairs["task"] == row], minlength=len(words))
+        if count.any():
+            found[task] = statistics.quantiles(words, [count, count > 0])
+    return dataclasses.replace(spec, search_quantiles=found)
 
 
 def read(config: ConfigDict, dataset: Dataset) -> Any:
@@ -153,7 +207,8 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
 
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
         ids, mask = (tables.on_device().gather(table, rows) for table in texts)
-        return tower.apply(params, ids, mask)
+        mask &= rows[:, None] >= 0  # of no query nothing is computed
+        return tower.apply(params, ids, mask, capacity=capacity(config, mesh, spec, len(rows)))
 
     def of_request(params: Any, inputs: dict[str, jax.Array]) -> jax.Array:
         return tower.apply(params, inputs["ids"], inputs["mask"])
@@ -163,7 +218,8 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
 
     # Pretrained weights have a vocabulary of their own.
     rows = {} if model.pretrained else {"/token/embedding$": "words"}
-    return Tower((table(jnp.int32), table(jnp.bool_)), tables, init, apply, of_request, rows)
+    texts = table(jnp.int32), table(jnp.bool_)
+    return Tower(texts, tables, init, apply, of_request, rows)
 
 
 def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
@@ -190,4 +246,6 @@ def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
         own = inputs["vectors"].astype(jnp.bfloat16)  # as in the table
         return added(params, own, tower.of_request(params["tower"], inputs))
 
-    return Tower((tower.texts, vectors), tower.tables, init, apply, of_request, tower.rows)
+    return tower._replace(
+        texts=(tower.texts, vectors), init=init, apply=apply, of_request=of_request
+    )

@@ -17,15 +17,13 @@ from ml_collections import ConfigDict
 from pinjax.data import item_features
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
-from pinjax.distributed import batching, sharding
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.evaluation import evaluator as evaluator_lib
 from pinjax.evaluation import pair_source, tables, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import temperature
-from pinjax.systems import counts, engagements, exports, query_tower, system
-
-ENCODED = 256  # queries encoded at a time when all queries are embedded
+from pinjax.systems import counts, engagements, exports, product_table, query_tower, system
 
 
 def init(tower: query_tower.Tower, config: ConfigDict, key: jax.Array) -> tuple[Any, Any]:
@@ -95,15 +93,15 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     """The query tower and its loss, for a data set with searches."""
     spec.need("pairs")
     check_spec(config, spec)
-    tower = query_tower.create(config, mesh, spec)
     made_up = engagements.without_data(config, spec)
+    tower = query_tower.create(config, mesh, spec)
     dim = item_features.item_vector_dim(spec)
     items = sharding.abstract_table(mesh, tower.tables, (spec.num_items, dim), jnp.float32)
 
     def queries(params: Any, constants: dict[str, Any], rows: jax.Array) -> jax.Array:
         return tower.embed(mesh, params["tower"], constants["texts"], rows)
 
-    rows = jax.ShapeDtypeStruct((ENCODED,), jnp.int32)
+    rows = jax.ShapeDtypeStruct((product_table.rows_at_once(mesh),), jnp.int32)
     embedder = system.Embedder(sharding.split_rows(mesh, queries), ("texts",), rows)
     return system.Trainable(
         init=functools.partial(init, tower, config.loss),
@@ -111,6 +109,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         constants={"items": items, "texts": tower.texts},
         batch=engagements.abstract_batch(mesh, made_up),
         batch_size="data.pairs",
+        batch_form=query_tower.describe(config, mesh, spec),
         embedders={"queries": embedder},
         search=system.Search(spec.num_items, dim, 100),
         rows=tower.rows,
@@ -124,31 +123,42 @@ def bind(
     """SearchSage on a data set."""
     spec = dataset.spec
     train_batches = engagements.batches_of(config, spec, dataset.pairs("train"))
+    texts = query_tower.read(config, dataset)
+    if config.model.encoder == "bert" and config.model.pretrained:
+        spec = query_tower.with_lengths(config, spec, texts, dataset.pairs("train"))
+        trainable = build(config, mesh, spec)
     items = item_features.item_vectors(dataset)
     layout = sharding.table_layout(mesh, config.train)
     place = functools.partial(sharding.place_table, mesh, layout)
-    constants = jax.tree.map(place, {"items": items, "texts": query_tower.read(config, dataset)})
+    constants = jax.tree.map(place, {"items": items, "texts": texts})
     findable = items.any(axis=1)
     source = pair_source.PairSource(
         "SearchSage", dataset, findable, config.evaluate, tuple(train_batches.tasks)
     )
     evaluator = evaluator_lib.Evaluator("SearchSage", source)
 
+    at_once = product_table.rows_at_once(mesh)
+    capacity = query_tower.capacity(config, mesh, spec, at_once // mesh.shape["data"])
+
+    def embed_rows(params: Any, texts: Any, tables: Any, rows: np.ndarray) -> np.ndarray:
+        embed = functools.partial(trainable.embedders["queries"], params, tables)
+        tokens = query_tower.num_tokens(config, texts)
+        return product_table.embed_rows(embed, rows, tokens, mesh, capacity)
+
     def embed_queries(params: Any, rows: np.ndarray) -> np.ndarray:
-        embed = functools.partial(trainable.embedders["queries"], params, constants)
-        return batching.in_batches(embed, rows.astype(np.int32), ENCODED)
+        return embed_rows(params, texts, constants, rows)
 
     def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
         retriever = vector_search.of_vectors(functools.partial(embed_queries, params), items)
         return evaluator(retriever, split, full)
 
     def embed_texts(params: Any, texts: list[str]) -> np.ndarray:
-        rows, parts = np.arange(ENCODED, dtype=np.int32), []
-        for start in range(0, len(texts), ENCODED):
-            some = texts[start : start + ENCODED]
-            encoded = query_tower.encode(config, dataset, some + [""] * (ENCODED - len(some)))
+        parts = []
+        for start in range(0, len(texts), at_once):
+            some = texts[start : start + at_once]
+            encoded = query_tower.encode(config, dataset, some + [""] * (at_once - len(some)))
             tables = {"texts": jax.tree.map(place, encoded)}
-            parts.append(trainable.embedders["queries"](params, tables, rows)[: len(some)])
+            parts.append(embed_rows(params, encoded, tables, np.arange(len(some))))
         return np.concatenate(parts)
 
     def serve(params: Any, as_of: int) -> system.Served:
@@ -181,6 +191,8 @@ def bind(
             query_tower.create(config, mesh, spec), config, dataset
         ),
         check_training=check_training,
-        summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
+        summary=engagements.summary(dataset, train_batches)
+        | ({"texts": trainable.batch_form} if trainable.batch_form else {})
+        | counts.summary(config, counted),
         identity={"dataset": spec.digest, **dataset.frozen},
     )

@@ -140,6 +140,32 @@ def test_padding_has_no_influence(rng):
     np.testing.assert_allclose(after[MASK], np.asarray(before)[MASK], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("capacity", [9, 12, 15])  # all tokens, more, and cells of padding, too
+def test_without_padding_it_is_the_same(rng, capacity):
+    """Also for a text without a token, and its gradient."""
+    params, mask = params_of(make()), np.concatenate([MASK[:2], np.zeros((1, 5), bool), MASK[2:]])
+    ids = rng.integers(0, VOCABULARY, mask.shape).astype(np.int32)
+    back = np.where(mask[..., None], rng.standard_normal((*mask.shape, WIDTH)), 0)
+
+    def gradient(capacity):
+        def function(params):
+            outputs = make().apply(params, *map(jnp.asarray, (ids, mask)), capacity=capacity)
+            return (outputs * back).sum(), outputs
+
+        return jax.jit(jax.grad(function, has_aux=True))(params)
+
+    (expected, padded), (found, outputs) = gradient(None), gradient(capacity)
+    np.testing.assert_allclose(outputs[mask], padded[mask], rtol=1e-5, atol=1e-5)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, found, expected)
+
+
+def test_more_tokens_than_its_capacity_are_nan():
+    texts = map(jnp.asarray, (IDS, MASK))
+    outputs = make().apply(params_of(make()), *texts, capacity=int(MASK.sum()) - 1)
+    assert np.isnan(outputs).all()
+
+
 def test_a_text_of_padding_alone_is_finite():
     nothing = np.zeros_like(MASK)
     gradient, outputs = value_and_gradient(make())(params_of(make()), IDS, nothing)

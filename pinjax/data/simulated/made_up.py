@@ -18,9 +18,11 @@ _UNIGRAMS = 30_000  # as many as BERT's
 _LONGEST_SEARCH = 32
 _LARGEST_QUERY = 1e-4  # share of a task's pairs
 # Actions of a training user until the end of training, at equal shares of users: as in
-# pinworld/small, and so many for a log of which nothing is known that every history is full.
+# pinworld/small, and so many for a log of which nothing is known that every history is full, and
+# every search.
 _ACTIONS = (10, 20, 28, 35, 42, 49, 57, 64, 73, 82, 93, 107, 124, 145, 181, 248)
-_ENOUGH = (10**6,)
+_ENOUGH = 10**6
+_WORDS = 3  # of most searches of a pinworld
 _EDGES, _GROUPS = 6, 1  # of an item, about as in PinSage's graph
 
 
@@ -40,7 +42,8 @@ def spec(name: str, items: int | None = None) -> Spec:
         queries, users = known.image_queries + known.text_queries, known.train_users
     else:
         products = queries = users = items
-    known_actions = _ACTIONS if kind == pinworld.NAME else _ENOUGH
+    simulated = kind == pinworld.NAME
+    known_actions = _ACTIONS if simulated else (_ENOUGH,)
     shares = (np.arange(len(known_actions)) + 0.5) / len(known_actions)
     actions = np.interp(statistics.LENGTH_SHARES, shares, known_actions)
     total = sum(_TOKENS.values())
@@ -59,6 +62,9 @@ def spec(name: str, items: int | None = None) -> Spec:
         longest=dict.fromkeys(("", *features), quantiles[-1]),
         num_search_tokens=queries * _LONGEST_SEARCH,
         longest_search=_LONGEST_SEARCH,
+        search_quantiles=dict.fromkeys(
+            shop.TASKS, [_WORDS if simulated else _ENOUGH] * len(statistics.LEVELS)
+        ),
         vocabulary=(_UNIGRAMS, pinworld.VOCABULARY["bigrams"], pinworld.VOCABULARY["trigrams"]),
         users={"train": users},
         length_quantiles=tuple(actions.astype(int).tolist()),
