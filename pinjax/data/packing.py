@@ -6,6 +6,7 @@ has for each cell the column of its window's last cell, -1 for padding. A user w
 one cell, whose item is -1.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -133,19 +134,16 @@ def batches(
       each window; the places in the batch of the users that it has, in order).
     """
     left: dict[str, np.ndarray] = {}
-    for part in parts:
-        left = {
-            name: np.concatenate([left[name], part[name]]) if left else part[name]
-            for name in windows.HISTORY
-        }
-        while len(left["item"]) >= layout.users:
+    for part in itertools.chain(parts, [None]):  # None: the last batch may have fewer users
+        if part is not None:
+            left = {
+                name: np.concatenate([left[name], part[name]]) if left else part[name]
+                for name in windows.HISTORY
+            }
+        while left and len(left["item"]) >= (1 if part is None else layout.users):
             batch, places = _next(left, layout)
             left = {name: values[len(places) :] for name, values in left.items()}
             yield batch, places
-    while left and len(left["item"]):
-        batch, places = _next(left, layout)
-        left = {name: values[len(places) :] for name, values in left.items()}
-        yield batch, places
 
 
 def _next(
@@ -159,7 +157,7 @@ def _next(
         of_group = lengths[first : first + slots]
         number = int(np.searchsorted(np.cumsum(of_group), rows * layout.length, "right"))
         while number > rows and not _fit(of_group[:number], rows, layout.length):
-            number -= 1
+            number -= max(1, number // 32)
         groups.append(np.arange(first, first + number))
         first += number
     packed, present, start = _pack(histories, groups, layout)
