@@ -66,8 +66,10 @@ def layout_for(lengths: np.ndarray, groups: int, length: int) -> Layout:
 
 def _rows_of(lengths: np.ndarray, length: int) -> int:
     """The rows that a group takes."""
-    least = -(-int(lengths.sum()) // length)
-    return next(rows for rows in range(least, len(lengths) + 1) if _fit(lengths, rows, length))
+    rows = -(-int(lengths.sum()) // length)
+    while not _fit(lengths, rows, length):
+        rows = min(rows + max(1, rows // 100), len(lengths))  # there, each has a row
+    return rows
 
 
 def _fit(lengths: np.ndarray, rows: int, length: int) -> list[tuple[int, int]] | None:

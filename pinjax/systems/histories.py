@@ -18,7 +18,7 @@ from pinjax.distributed import batching, sharding
 from pinjax.errors import InputError
 from pinjax.systems import system
 
-_DRAWN = 32  # batches that have to fit
+_DRAWN = 2**12  # users of a device, in batches that have to fit
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
@@ -39,9 +39,13 @@ def layout_of(
     sampler: windows.Sampler, spec: spec_lib.Spec, users: int, mesh: Mesh
 ) -> packing.Layout:
     """The layout of training batches, in which several drawn ones fit."""
-    rng = np.random.default_rng(0)
-    uniforms = rng.random((_DRAWN, users))
-    return _layout(sampler.lengths(_actions(spec, users), uniforms), mesh, sampler.length)
+    devices = mesh.shape["data"]
+    drawn = min(users, devices * _DRAWN)
+    number = min(32, devices * _DRAWN // drawn)
+    uniforms = np.random.default_rng(0).random((number, drawn))
+    layout = _layout(sampler.lengths(_actions(spec, drawn), uniforms), mesh, sampler.length)
+    rows = math.ceil(layout.rows / devices * users / drawn)
+    return layout._replace(users=users, rows=devices * rows)
 
 
 def served_layout(config: ConfigDict, spec: spec_lib.Spec, mesh: Mesh) -> packing.Layout:
