@@ -77,7 +77,8 @@ class Bert(nn.Module):
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         place = jnp.broadcast_to(jnp.arange(length), mask.shape)
         cells = None
-        if capacity is not None and capacity < mask.size:
+        # Cells are numbered by an int32.
+        if capacity is not None and capacity < mask.size <= jnp.iinfo(jnp.int32).max:
             cells = _Cells.create(mask, capacity)
             ids, place = cells.take(ids), cells.take(place)
         x = nn.Embed(self.vocabulary, self.width, embedding_init=_INIT, name="token")(ids)
