@@ -4,7 +4,7 @@
 
 Batches have the published size: 128 users, 256 actions, 32 labels each, packed. Timelines are
 random. They are so long that every window has 256 actions, or as long that windows have 64 in the
-mean (`quarter`) or the lengths of globo, see window_lengths.py. The alternative draws the same
+mean (`quarter`) or the lengths of globo, see short_windows.py. The alternative draws the same
 windows and labels in plain Python, an action at a time, from timelines that are in memory already,
 and does not pack them. Both run pinned to the same core, in turn; seconds are of its CPU time, so
 that other programs on it count little.
@@ -27,7 +27,7 @@ import tensorflow_datasets as tfds
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from benchmarks import window_lengths
+from benchmarks import short_windows
 from pinjax.compiler import programs, rates
 from pinjax.data import batches, timelines
 from pinjax.data import statistics as statistics_lib
@@ -37,7 +37,7 @@ from pinjax.distributed import sharding
 from pinjax.systems import histories, pinnerformer
 
 _BATCHES = flags.DEFINE_integer("batches", 20, "batches to a measurement")
-_TIMELINES = flags.DEFINE_integer("timelines", 4_096, "of which windows are drawn", 128)
+_TIMELINES = flags.DEFINE_integer("timelines", 4_096, "of which windows are drawn", lower_bound=640)
 
 USERS, REPEATS, CHIP = 128, 5, "NVIDIA H200"
 KINDS = ("full", "quarter", "globo")
@@ -58,7 +58,7 @@ def measure(kind: str, config: ConfigDict, directory: pathlib.Path) -> None:
     """Prints the rates for a kind of lengths."""
     mesh, spec = sharding.make_mesh(), made_up.spec(config.data.name)
     rng = np.random.default_rng(0)
-    (lengths,) = window_lengths.draw(kind, 1, _TIMELINES.value, config.data.length, rng)
+    (lengths,) = short_windows.draw(kind, _TIMELINES.value, config.data.length, rng, count=1)
     # A window ends in the last half of its timeline.
     lengths = 2 * lengths if kind == "full" else -(-4 * lengths // 3)
     rows = [_timeline(length, spec, rng) for length in rng.permutation(lengths)]

@@ -3,7 +3,7 @@
     python -m benchmarks.step --config=configs/pinnerformer.py:own --lengths=quarter [--peer=PYTHON]
     python -m benchmarks.step --config=configs/pinnerformer.py:paper --config.data.users=128
 
---lengths says how long the windows of the data.users users are, see window_lengths.py. pinjax takes
+--lengths says how long the windows of the data.users users are, see short_windows.py. pinjax takes
 them packed, several to a row, and for comparison alone, each in a row of its own. So does the peer,
 pytorch_peer.py.
 
@@ -26,7 +26,6 @@ imports and compiling. The matrix rate is the rate of one large product in the c
 """
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import os
@@ -45,25 +44,23 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from benchmarks import peers, window_lengths
+from benchmarks import peers, short_windows
 from pinjax import app, config_flag
 from pinjax.compiler import programs, rates
-from pinjax.data import dataset as dataset_lib
 from pinjax.data import packing
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
-from pinjax.systems import histories, pinnerformer, registry, system
+from pinjax.systems import pinnerformer
 from pinjax.training import step as step_lib
 
 CONFIG = app.run_config()
-LENGTHS = flags.DEFINE_enum("lengths", "full", window_lengths.KINDS, "of windows")
+LENGTHS = flags.DEFINE_enum("lengths", "full", short_windows.KINDS, "of windows")
 PEER = flags.DEFINE_string("peer", ".venv-peers/bin/python", "a Python that has PyTorch")
 ROUNDS = flags.DEFINE_integer("rounds", 11, "rounds of measurements", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 5, "steps to a measurement", lower_bound=1)
 
 LOSSES = ("plain", "chunked")
 BATCHES = 4
-DRAWN = 32  # batches that have to fit into the rows
 CHECKED = 16  # users
 TOLERANCE = 1e-3
 # The config's values that the peer implements.
@@ -90,8 +87,8 @@ def main(argv):
     if shutil.which(PEER.value) is None:
         raise InputError(f"--peer={PEER.value}: no such program; see requirements-peers.txt")
     users, length = config.data.users, config.data.length
-    lengths = window_lengths.draw(LENGTHS.value, DRAWN, users, length, np.random.default_rng(0))
-    layouts = layouts_of(lengths, length)
+    lengths = short_windows.draw(LENGTHS.value, users, length, np.random.default_rng(0))
+    layouts = short_windows.layouts_of(lengths, 1, length)
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         them = {}
         # While memory is still empty: a process's peak begins with its parent's.
@@ -103,27 +100,6 @@ def main(argv):
         compare(config, lengths, layouts, them, pathlib.Path(directory))
 
 
-def layouts_of(lengths: np.ndarray, length: int) -> dict[str, packing.Layout]:
-    """The layouts of batches with windows of these lengths (batches, users), by name."""
-    packed = packing.layout_for(lengths, 1, length)
-    users, fill = packed.users, float(lengths.mean()) / length
-    alone = {"alone": packing.Layout(1, users, users, length, fill)}
-    return alone if packed.alone else {"packed": packed, **alone}
-
-
-def trainable_of(
-    config: ConfigDict, mesh: jax.sharding.Mesh, layout: packing.Layout
-) -> system.Trainable:
-    """PinnerFormer's trainable part, with a layout in place of that of the data set's windows."""
-    trainable = registry.build(config, mesh)
-    spec = dataset_lib.spec_of(config.data.name, config.data.dir, None)
-    model = pinnerformer.make_model(config, spec, mesh)
-    loss = functools.partial(pinnerformer.loss, model, config.loss, mesh, layout.alone)
-    sampler = pinnerformer.make_sampler(config, spec)
-    batch = histories.abstract_batch(sampler, layout, spec, mesh)
-    return dataclasses.replace(trainable, loss=loss, batch=batch)
-
-
 def compare(
     config: ConfigDict,
     lengths: np.ndarray,
@@ -132,7 +108,9 @@ def compare(
     directory: pathlib.Path,
 ) -> None:
     mesh, rng = sharding.make_mesh(jax.devices()[:1]), np.random.default_rng(0)
-    trainables = {name: trainable_of(config, mesh, layout) for name, layout in layouts.items()}
+    trainables = {
+        name: short_windows.trainable_of(config, mesh, layout) for name, layout in layouts.items()
+    }
     trainable = trainables["alone"]
     optimizer = step_lib.make_optimizer(config.train)
     state = jax.jit(functools.partial(step_lib.init_state, trainable, optimizer, 0))()
@@ -144,7 +122,7 @@ def compare(
     constants = simulate_constants(trainable, rng)
     drawn = [simulate_windows(trainable, state.params, some, rng) for some in lengths[:BATCHES]]
     some = {name: x[:CHECKED] for name, x in drawn[0].items()}
-    small = layouts_of(lengths[:1, :CHECKED], config.data.length)
+    small = short_windows.layouts_of(lengths[:1, :CHECKED], 1, config.data.length)
 
     gradients, batches = {}, {}
     for name, layout in layouts.items():
@@ -240,7 +218,7 @@ def check_step(config, mesh, state, constants, layout, batch):
     """Loss and gradients under PyTorch's names, and the batch and negatives they are taken on."""
     config = config.copy_and_resolve_references()
     config.model.update(dtype="float32", dropout=0.0)
-    trainable = trainable_of(config, mesh, layout)
+    trainable = short_windows.trainable_of(config, mesh, layout)
     key = jax.random.key(1)
     with jax.default_matmul_precision("highest"):
         step = jax.jit(jax.value_and_grad(trainable.loss, has_aux=True))
