@@ -4,12 +4,14 @@
 
 Every table of the system is embedded as by the command, from timelines on disk to Parquet files
 with their checksums; in turn with it, the forward pass embeds one batch that is in the device's
-memory, as often as the table has batches. Parameters are as initialised. Prints rows a second of
+memory, as often as the table took batches. Parameters are as initialised. Prints rows a second of
 both and their ratio, by wall time and by the process's CPU time, which counts where other programs
 share the machine; medians over the repeats.
 """
 
+import collections
 import concurrent.futures
+import dataclasses
 import functools
 import pathlib
 import statistics
@@ -38,29 +40,40 @@ def main(_):
     mesh = sharding.mesh_of(config)
     system = registry.create(config, mesh, verify=False)
     params, _ = jax.jit(system.trainable.init)(jax.random.key(config.train.seed))
+    embedders, batches = dict(system.trainable.embedders), collections.Counter()
+
+    def counted(name: str, *arguments: Any) -> jax.Array:
+        batches[name] += 1
+        return embedders[name].function(*arguments)
+
+    for name, embedder in embedders.items():
+        function = functools.partial(counted, name)
+        system.trainable.embedders[name] = dataclasses.replace(embedder, function=function)
     tables = embedded.tables(config, system, params, system.as_of)
-    for name, embedder in system.trainable.embedders.items():
+    for name, embedder in embedders.items():
         if name not in tables:
             continue
         batch = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), embedder.batch)
-        size = len(jax.tree.leaves(batch)[0])
         forward = functools.partial(embedder, params, system.constants, batch)
         jax.block_until_ready(forward())  # compiles
         found = []
         for _ in range(_REPEATS.value):
+            batches.clear()
             rows, *made = measure(lambda name=name: embed(tables[name]))
-            batches = -(-rows // size)
-            _, *passed = measure(lambda forward=forward, n=batches: run(forward, n))
+            number = batches[name]
+            _, *passed = measure(lambda forward=forward, n=number: run(forward, n))
             found.append((passed, made))
         for kind, label in enumerate(("wall", "CPU")):
-            alone = statistics.median(batches * size / passed[kind] for passed, _ in found)
-            whole = statistics.median(rows / made[kind] for _, made in found)
-            ratio = statistics.median(
-                rows / made[kind] / (batches * size / passed[kind]) for passed, made in found
+            alone, whole, ratio = (
+                statistics.median(values)
+                for values in zip(
+                    *((rows / a[kind], rows / b[kind], a[kind] / b[kind]) for a, b in found),
+                    strict=True,
+                )
             )
             print(
-                f"{name:<10}{label:<6}{rows:>9,} rows  forward {alone:>11,.0f} a second  "
-                f"embed {whole:>11,.0f}  {ratio:.3f} of it"
+                f"{name:<10}{label:<6}{rows:>9,} rows, {number:,} batches  "
+                f"forward {alone:>11,.0f} a second  embed {whole:>11,.0f}  {ratio:.3f} of it"
             )
 
 

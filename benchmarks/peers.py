@@ -3,10 +3,12 @@
 import pathlib
 import subprocess
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+Measured = TypeVar("Measured")
 
 
 class Peer:
@@ -46,13 +48,13 @@ class Peer:
         return self.hear()
 
 
-def in_turn(timers: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """The seconds of each timer; each is called once a round, so that all see the same machine."""
-    seconds = {name: [] for name in timers}
+def in_turn(timers: dict[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
+    """What each timer measured, once a round, so that all see the same machine."""
+    measured = {name: [] for name in timers}
     for _ in range(rounds):
         for name, timer in timers.items():
-            seconds[name].append(timer())
-    return seconds
+            measured[name].append(timer())
+    return measured
 
 
 def relative_differences(a: Arrays, b: Arrays) -> dict[str, float]:

@@ -1,11 +1,17 @@
 """PinnerFormer's train step in PyTorch, on weights and batches of benchmarks/step.py.
 
-    .venv-peers/bin/python benchmarks/pytorch_peer.py IN.npz OUT.npz plain|chunked
+    .venv-peers/bin/python benchmarks/pytorch_peer.py IN.npz OUT.npz plain|chunked packed|alone
 
-step.py starts it, once for each form of the loss, and writes lines to its standard input. After the
-first one gradients of the batch "check" are written to OUT.npz, and the answer says how the step
-was compiled. Then each line is a number of steps, and the answer the seconds of a step and the peak
-memory so far, in bytes: CUDA's where there is a GPU, else the process's.
+step.py starts it, once for each form of the loss and each layout of the windows, and writes lines
+to its standard input. After the first one gradients of the batch "check" are written to OUT.npz,
+and the answer says how the step was compiled. Then each line is a number of steps, and the answer
+the seconds of a step, those of all threads, and the peak memory so far, in bytes: CUDA's where
+there is a GPU, else the process's.
+
+Windows alone begin in the first cell of a row, so that causal attention does not see the padding.
+In packed rows attention is PyTorch's flex_attention, which leaves out blocks that a mask hides. On
+a CPU that has no backward pass, and nested tensors have no attention: there it is
+scaled_dot_product_attention with a mask.
 """
 
 import json
@@ -18,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1024  # negatives at once, in the chunked form
@@ -53,6 +60,28 @@ class MLP(nn.Module):
         return self.out(F.gelu(self.hidden(x), approximate="tanh"))
 
 
+def visible_cells(end):
+    """What `attend` needs: a cell sees itself and earlier cells of its window."""
+    rows, length = end.shape
+    if end.is_cuda:
+
+        def visible(row, head, query, key):
+            return (end[row, query] == end[row, key]) & (key <= query)
+
+        return flex_attention.create_block_mask(visible, rows, None, length, length)
+    ones = torch.ones(length, length, dtype=torch.bool)
+    return ((end[:, :, None] == end[:, None]) & ones.tril())[:, None]
+
+
+def attend(query, key, value, visible):
+    """Attention to the visible cells; None: to all cells before."""
+    if visible is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    if query.is_cuda:
+        return flex_attention.flex_attention(query, key, value, block_mask=visible)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+
+
 class Block(nn.Module):
     def __init__(self, width, heads, dropout):
         super().__init__()
@@ -66,10 +95,10 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, visible):
-        users, length, width = x.shape
+        rows, length, width = x.shape
         y = self.query_key_value(self.attention_norm(x))
-        y = y.view(users, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(*y.unbind(), attn_mask=visible)
+        y = y.view(rows, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        y = attend(*y.unbind(), visible)
         x = x + self.dropout(self.attention_out(y.transpose(1, 2).reshape(x.shape)))
         y = F.gelu(self.ffn_in(self.ffn_norm(x)), approximate="tanh")
         return x + self.dropout(self.ffn_out(y))
@@ -103,9 +132,10 @@ class CountMinSketch(nn.Module):
 class PinnerFormer(nn.Module):
     """Both towers and the loss."""
 
-    def __init__(self, config, form, items, content, sketch, actions, surfaces):
+    def __init__(self, config, loss, layout, items, content, sketch, actions, surfaces):
         super().__init__()
-        model, self.negatives, self.chunked = config["model"], config["loss"], form == "chunked"
+        model, self.negatives = config["model"], config["loss"]
+        self.chunked, self.packed = loss == "chunked", layout == "packed"
         self.items, self.content, self.sketch, self.remat = items, content, sketch, model["remat"]
         width, item_dim = model["width"], model["id_dim"]
         if content is not None:
@@ -143,27 +173,28 @@ class PinnerFormer(nn.Module):
 
     def embed_users(self, batch):
         """User embeddings at the positions that have a label."""
-        item, time = batch["item"], batch["time"]
-        exists = item >= 0
-        gap = F.pad(torch.where(exists[:, :-1], time.diff(dim=1), 0), (1, 0))
+        time, end = batch["time"], batch["end"]
+        length = end.shape[1]
+        last = time.gather(1, end.clamp(min=0))
+        same = end[:, 1:] == end[:, :-1]
+        gap = F.pad(torch.where(same, time.diff(dim=1), 0), (1, 0))
         features = [
-            *(self.item_input(item), self.action(batch["action"]), self.surface(batch["surface"])),
+            self.item_input(batch["item"]),
+            *(self.action(batch["action"]), self.surface(batch["surface"])),
             *(log_seconds(batch["duration"]), self.time(time)),
-            *(self.age(time[:, -1:] - time), self.gap(gap)),
+            *(self.age(last - time), self.gap(gap)),
         ]
         x = self.projection(torch.cat(features, dim=-1))
-        x = self.dropout(x + self.positions.to(x.dtype))
-        # Padding comes first, so causal attention alone would see it.
-        length = item.shape[1]
-        ones = torch.ones(length, length, dtype=torch.bool, device=item.device)
-        itself = torch.eye(length, dtype=torch.bool, device=item.device)
-        visible = ((exists[:, None] | itself) & ones.tril())[:, None]
+        place = length - 1 - (end - torch.arange(length, device=end.device))
+        # Padding has none, and its place is beyond the last one.
+        x = self.dropout(x + F.embedding(place.clamp(max=length - 1), self.positions).to(x.dtype))
+        visible = visible_cells(end) if self.packed else None
         for block in self.blocks:
             if self.remat:
                 x = checkpoint(block, x, visible, use_reentrant=False)
             else:
                 x = block(x, visible)
-        x = torch.take_along_dim(self.norm(x), batch["label_position"][..., None], dim=1)
+        x = F.embedding(batch["label_position"], self.norm(x).flatten(0, 1))
         return F.normalize(self.head(x).float(), dim=-1)
 
     def draw(self, labels):
@@ -173,7 +204,7 @@ class PinnerFormer(nn.Module):
         chosen = labels[
             priority.topk(min(self.negatives["num_in_batch_negatives"], len(labels))).indices
         ]
-        count = (self.negatives["random"],)
+        count = (self.negatives["num_random_negatives"],)
         return chosen, torch.randint(self.items, count, device=labels.device)
 
     def log_sum_exp(self, queries, scale, labels, embeddings, ids, log_q):
@@ -234,7 +265,7 @@ def make_optimizer(model, train):
     )
 
 
-def main(source: str, target: str, form: str) -> None:
+def main(source: str, target: str, loss: str, layout: str) -> None:
     sys.stdin.readline()  # before the first line there is no file to read
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with np.load(source) as file:
@@ -250,14 +281,15 @@ def main(source: str, target: str, form: str) -> None:
     sizes = [len(weights[f"{name}.weight"]) for name in ("action", "surface")]
     width = config["loss"]["sketch_width"]
     sketch = CountMinSketch(arrays["multipliers"], arrays["offsets"], width)
-    model = PinnerFormer(config, form, int(arrays["items"]), content, sketch, *sizes).to(device)
+    items = int(arrays["items"])
+    model = PinnerFormer(config, loss, layout, items, content, sketch, *sizes).to(device)
     model.load_state_dict(weights)
 
     model.eval()  # dropout is random
-    loss = model(named("check."), arrays["chosen"], arrays["random"])
-    loss.backward()
+    value = model(named("check."), arrays["chosen"], arrays["random"])
+    value.backward()
     gradients = {name: x.grad.cpu().numpy() for name, x in model.named_parameters()}
-    np.savez(target, loss=loss.item(), **gradients)
+    np.savez(target, loss=value.item(), **gradients)
 
     model.train()
     if device == "cuda":
@@ -288,14 +320,14 @@ def main(source: str, target: str, form: str) -> None:
         torch.cuda.reset_peak_memory_stats()
     for line in sys.stdin:
         steps = int(line)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         run(function, steps)
-        seconds = (time.perf_counter() - start) / steps
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         if device == "cuda":
             peak = torch.cuda.max_memory_allocated()
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
-        print(seconds, peak, flush=True)
+        print(seconds / steps, cpu / steps, peak, flush=True)
 
 
 if __name__ == "__main__":

@@ -76,10 +76,11 @@ def trained_towers(
     system = registry.create(config, mesh)
     params = checkpoint.load_chosen(workdir, config, system, mesh).params
     table = item_table.ItemTable.create(config, mesh, dataset.spec)
-    towers_at = pinnerformer.make_towers(system.trainable, table, dataset, system.constants)
+    known = system.trainable, table, dataset, system.constants
+    make = pinnerformer.make_towers(config, mesh, *known)
     model = pinnerformer.make_model(config, dataset.spec, mesh)
     scale = float(model.apply(params, method="scale"))
-    return lambda as_of: towers_at(params, as_of), scale
+    return lambda as_of: make(params, as_of)[1], scale
 
 
 def with_popularity(
@@ -159,12 +160,12 @@ def measure(log: str, raw: pathlib.Path, out: pathlib.Path) -> None:
 
     def search(weight: float) -> vector_search.VectorSearch:
         beside = with_popularity(towers, recent, weight / scale)
-        return vector_search.VectorSearch(beside, config.evaluate.batch)
+        return vector_search.VectorSearch(beside)
 
     weight = max(WEIGHTS, key=lambda weight: baselines.recall(source, search(weight)))
     peer, seconds["SASRec"] = sasrec(source, out)
     table = evaluate(
-        vector_search.VectorSearch(towers, config.evaluate.batch),
+        vector_search.VectorSearch(towers),
         "test",
         full=True,
         others={"SASRec": peer, "PinnerFormer and recent": search(weight)},

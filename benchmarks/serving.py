@@ -160,8 +160,7 @@ def padded(run, exported, length):
             "surface": np.array([spec.surfaces.index(x["surface"]) for x in history], np.uint16),
             "request_time": np.full(length, int(time.time()), np.uint32),
         }
-        size = run.config.evaluate.batch
-        return np.asarray(embed({name: np.tile(x, (size, 1)) for name, x in batch.items()}))[0]
+        return embed([{name: x[None] for name, x in batch.items()}])[0]
 
     return of_history
 

@@ -1,10 +1,14 @@
 """PinnerFormer's train step against the same model and loss in PyTorch: time, memory, FLOPs.
 
-    python -m benchmarks.step --config=configs/pinnerformer.py:own [--peer=PYTHON]
+    python -m benchmarks.step --config=configs/pinnerformer.py:own --lengths=quarter [--peer=PYTHON]
     python -m benchmarks.step --config=configs/pinnerformer.py:paper --config.data.users=128
 
-PYTHON has PyTorch; the default is .venv-peers/bin/python, see requirements-peers.txt. The peer,
-pytorch_peer.py, uses torch.compile, scaled_dot_product_attention and fused AdamW, autocast if the
+--lengths says how long the windows of the data.users users are, see short_windows.py. pinjax takes
+them packed, several to a row, and for comparison alone, each in a row of its own. So does the peer,
+pytorch_peer.py.
+
+PYTHON has PyTorch; the default is .venv-peers/bin/python, see requirements-peers.txt. The peer uses
+torch.compile, scaled_dot_product_attention or flex_attention, and fused AdamW, autocast if the
 config says bfloat16, and recomputes blocks if it says model.remat. Its loss has two forms: plain,
 with the full matrix of logits, and chunked, with 1,024 negatives at a time, whose logits are
 recomputed in the backward pass. Both sides run on one device, a GPU if there is one.
@@ -15,9 +19,10 @@ in the device's memory. They are random and have the config's shapes, which are 
 of arithmetic depends on, so no data set is needed.
 
 First, gradients of a smaller batch in float32 without dropout are compared, from the same weights
-and negatives; then all take turns, so that they see the same machine. Peak memory is the allocated
-memory on a GPU, and on a CPU the process's resident set, with imports and compiling. The matrix
-rate is the rate of one large product in the config's type.
+and negatives; then all take turns, so that they see the same machine. CPU time is that of all
+threads of a process: on a CPU it says more than a step's time where other programs share the
+machine. Peak memory is the allocated memory on a GPU, and on a CPU the process's resident set, with
+imports and compiling. The matrix rate is the rate of one large product in the config's type.
 """
 
 import contextlib
@@ -31,6 +36,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,20 +44,22 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from benchmarks import peers
+from benchmarks import peers, short_windows
 from pinjax import app, config_flag
 from pinjax.compiler import programs, rates
+from pinjax.data import packing
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
-from pinjax.systems import pinnerformer, registry
+from pinjax.systems import pinnerformer
 from pinjax.training import step as step_lib
 
 CONFIG = app.run_config()
+LENGTHS = flags.DEFINE_enum("lengths", "full", short_windows.KINDS, "of windows")
 PEER = flags.DEFINE_string("peer", ".venv-peers/bin/python", "a Python that has PyTorch")
 ROUNDS = flags.DEFINE_integer("rounds", 11, "rounds of measurements", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 5, "steps to a measurement", lower_bound=1)
 
-FORMS = ("plain", "chunked")
+LOSSES = ("plain", "chunked")
 BATCHES = 4
 CHECKED = 16  # users
 TOLERANCE = 1e-3
@@ -78,20 +86,32 @@ def main(argv):
             raise InputError(f"{name}={found!r}: the peer in PyTorch knows only {value!r}")
     if shutil.which(PEER.value) is None:
         raise InputError(f"--peer={PEER.value}: no such program; see requirements-peers.txt")
+    users, length = config.data.users, config.data.length
+    lengths = short_windows.draw(LENGTHS.value, users, length, np.random.default_rng(0))
+    layouts = short_windows.layouts_of(lengths, 1, length)
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
-        source = pathlib.Path(directory, "in.npz")
-        targets = {form: pathlib.Path(directory, f"{form}.npz") for form in FORMS}
         them = {}
         # While memory is still empty: a process's peak begins with its parent's.
-        for form, target in targets.items():
-            peer = peers.Peer(PEER.value, "pytorch_peer.py", source, target, form)
-            them[form] = stack.enter_context(peer)
-        compare(config, them, source, targets)
+        for name, loss in itertools.product(layouts, LOSSES):
+            source = pathlib.Path(directory, f"{name}.npz")
+            target = pathlib.Path(directory, f"{name}, {loss}.npz")
+            peer = peers.Peer(PEER.value, "pytorch_peer.py", source, target, loss, name)
+            them[name, loss] = stack.enter_context(peer)
+        compare(config, lengths, layouts, them, pathlib.Path(directory))
 
 
-def compare(config: ConfigDict, them: dict, source: pathlib.Path, targets: dict) -> None:
+def compare(
+    config: ConfigDict,
+    lengths: np.ndarray,
+    layouts: dict[str, packing.Layout],
+    them: dict[tuple[str, str], peers.Peer],
+    directory: pathlib.Path,
+) -> None:
     mesh, rng = sharding.make_mesh(jax.devices()[:1]), np.random.default_rng(0)
-    trainable = registry.build(config, mesh)
+    trainables = {
+        name: short_windows.trainable_of(config, mesh, layout) for name, layout in layouts.items()
+    }
+    trainable = trainables["alone"]
     optimizer = step_lib.make_optimizer(config.train)
     state = jax.jit(functools.partial(step_lib.init_state, trainable, optimizer, 0))()
 
@@ -100,35 +120,51 @@ def compare(config: ConfigDict, them: dict, source: pathlib.Path, targets: dict)
 
     state = state.replace(params=jax.tree.map(noisy, state.params))
     constants = simulate_constants(trainable, rng)
-    batches = [simulate_batch(trainable, state.params, rng) for _ in range(BATCHES)]
+    drawn = [simulate_windows(trainable, state.params, some, rng) for some in lengths[:BATCHES]]
+    some = {name: x[:CHECKED] for name, x in drawn[0].items()}
+    small = short_windows.layouts_of(lengths[:1, :CHECKED], 1, config.data.length)
 
-    gradients, inputs = check_step(config, mesh, state, constants, batches[0])
-    save(source, config, state, constants, batches, inputs)
+    gradients, batches = {}, {}
+    for name, layout in layouts.items():
+        batches[name] = [pack(trainables[name], windows, layout) for windows in drawn]
+        few = small.get(name, small["alone"])
+        checked = pack(trainables[name], some, few)
+        gradients[name], inputs = check_step(config, mesh, state, constants, few, checked)
+        source = directory / f"{name}.npz"
+        save(source, config, state, constants, batches[name], inputs)
+    expected = gradients.pop("alone")
+    for name, found in gradients.items():
+        check(f"pinjax, {name}", expected, found)
     device = {"gpu": "cuda"}.get(jax.default_backend(), "cpu")
     for peer in them.values():
         peer.tell()  # so that all compile at once
-    for form, peer in them.items():
+    for (name, loss), peer in them.items():
         if not (how := peer.hear()).endswith(device):
             raise InputError(f"--peer={PEER.value}: {how}, while JAX has a {jax.default_backend()}")
-        with np.load(targets[form]) as file:
-            differences = peers.relative_differences(gradients, file)
-        worst = max(differences, key=differences.get)
-        assert differences[worst] < TOLERANCE, f"PyTorch, {form}, differs by {differences}"
-        most = f"{differences[worst]:.1e} at most ({worst})"
-        print(f"PyTorch, {form}: {how}; loss and gradients differ by {most}")
+        with np.load(directory / f"{name}, {loss}.npz") as file:
+            check(f"PyTorch, {name}, {loss}, {how}", expected, file)
 
-    timers, peaks = {"pinjax": make_timer(trainable, optimizer, state, constants, batches)}, {}
+    timers = make_timers(trainables, optimizer, state, constants, batches)
 
-    def timer(form):
-        seconds, peaks[f"PyTorch, {form}"] = map(float, them[form].ask(str(STEPS.value)).split())
-        return seconds
+    def timer(key):
+        return Taken(*map(float, them[key].ask(str(STEPS.value)).split()))
 
-    timers |= {f"PyTorch, {form}": functools.partial(timer, form) for form in FORMS}
-    peers.in_turn(timers, 1)
-    times = peers.in_turn(timers, ROUNDS.value)
-    peaks["pinjax"] = peak_memory()
-    flops = programs.train_step(trainable, config.train, mesh).flops
-    report(config, trainable, times, peaks, flops, matrix_rate(config.model.dtype))
+    timers |= {f"PyTorch, {', '.join(key)}": functools.partial(timer, key) for key in them}
+    peaks = {name: first.peak for name, (first,) in peers.in_turn(timers, 1).items()}
+    taken = peers.in_turn(timers, ROUNDS.value)
+    flops = {
+        name: programs.train_step(made, config.train, mesh).flops
+        for name, made in trainables.items()
+    }
+    report(config, layouts, trainable.batch, lengths[:BATCHES], taken, peaks, flops)
+
+
+def check(name, expected, found):
+    """Prints how far gradients and loss are from pinjax's with windows alone."""
+    differences = peers.relative_differences(expected, found)
+    worst = max(differences, key=differences.get)
+    assert differences[worst] < TOLERANCE, f"{name} differs by {differences}"
+    print(f"{name}: loss and gradients differ by {differences[worst]:.1e} at most ({worst})")
 
 
 def simulate_constants(trainable, rng):
@@ -140,19 +176,26 @@ def simulate_constants(trainable, rng):
     return {"content": content, "corpus": corpus, "popularity_times": None}
 
 
-def simulate_batch(trainable, params, rng):
-    """Users of 1 to M actions, and labels; one in sixteen is missing, and some are popular."""
-    shape, pairs = trainable.batch["item"].shape, trainable.batch["label_item"].shape
+def simulate_windows(trainable, params, lengths, rng):
+    """Windows of these lengths, and their labels.
+
+    A window has at most one label an action; one in sixteen is missing, and some are popular.
+    """
+    shape, pairs = (
+        (len(lengths), trainable.batch["item"].shape[1]),
+        trainable.batch["label_item"].shape,
+    )
     (items,) = trainable.constants["corpus"].shape
     tower = params["params"]["user_tower"]
 
     def item(shape):
         return (items * rng.random(shape) ** 3).astype(np.int32)
 
-    first = rng.integers(0, shape[1], (shape[0], 1))
+    first = shape[1] - lengths[:, None]
     exists = np.arange(shape[1]) >= first
     time = 1_600_000_000 + np.cumsum(rng.exponential(6 * 3600, shape), axis=1)
-    batch = {
+    has_label = (np.arange(pairs[1]) < lengths[:, None]) & (rng.random(pairs) >= 1 / 16)
+    return {
         "item": np.where(exists, item(shape), -1),
         "time": time * exists,
         "duration": rng.exponential(10, shape) * exists,
@@ -160,19 +203,22 @@ def simulate_batch(trainable, params, rng):
         "action": rng.integers(len(tower["action"]["embedding"]), size=shape) * exists,
         "request_time": time * exists,
         "label_position": rng.integers(first, shape[1], pairs),
-        "label_item": np.where(rng.random(pairs) < 1 / 16, -1, item(pairs)),
+        "label_item": np.where(has_label, item(pairs), -1),
         "same_user": np.arange(shape[0])[:, None],
     }
+
+
+def pack(trainable, windows, layout):
+    """The batch of some windows."""
+    batch = packing.pack(windows, layout)
     return {name: x.astype(trainable.batch[name].dtype) for name, x in batch.items()}
 
 
-def check_step(config, mesh, state, constants, batch):
+def check_step(config, mesh, state, constants, layout, batch):
     """Loss and gradients under PyTorch's names, and the batch and negatives they are taken on."""
     config = config.copy_and_resolve_references()
-    config.data.users = min(CHECKED, config.data.users)
     config.model.update(dtype="float32", dropout=0.0)
-    trainable = registry.build(config, mesh)
-    batch = {name: x[: config.data.users] for name, x in batch.items()}
+    trainable = short_windows.trainable_of(config, mesh, layout)
     key = jax.random.key(1)
     with jax.default_matmul_precision("highest"):
         step = jax.jit(jax.value_and_grad(trainable.loss, has_aux=True))
@@ -231,22 +277,40 @@ def save(path, config, state, constants, batches, inputs):
     np.savez(path, config=config.to_json(), **arrays)
 
 
-def make_timer(trainable, optimizer, state, constants, batches):
-    """() -> the seconds of a step."""
-    train_step = jax.jit(step_lib.make_step(trainable, optimizer), donate_argnums=0)
-    batches = itertools.cycle(jax.device_put(batches))
+class Taken(NamedTuple):
+    """What a step took.
 
-    def timer():
+    Attributes:
+      seconds: by the clock.
+      cpu: seconds of all threads.
+      peak: bytes of memory, at most so far.
+    """
+
+    seconds: float
+    cpu: float
+    peak: float
+
+
+def make_timers(trainables, optimizer, state, constants, batches):
+    """() -> `Taken` by name, of steps that all continue the same state."""
+    batches = {name: itertools.cycle(jax.device_put(some)) for name, some in batches.items()}
+
+    def timer(train_step, batches):
         nonlocal state
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         for _ in range(STEPS.value):
             state, metrics = train_step(state, constants, next(batches))
         loss = float(metrics["loss"])  # waits for all steps
-        seconds = (time.perf_counter() - start) / STEPS.value
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         assert np.isfinite(loss), loss
-        return seconds
+        return Taken(seconds / STEPS.value, cpu / STEPS.value, peak_memory())
 
-    return timer
+    return {
+        f"pinjax, {name}": functools.partial(
+            timer, jax.jit(step_lib.make_step(made, optimizer), donate_argnums=0), batches[name]
+        )
+        for name, made in trainables.items()
+    }
 
 
 def peak_memory():
@@ -269,25 +333,36 @@ def matrix_rate(dtype):
     return 2 * size**3 / min(seconds)
 
 
-def report(config, trainable, times, peaks, flops, rate):
-    (users, length), (_, pairs) = (trainable.batch[x].shape for x in ("item", "label_item"))
+def report(config, layouts, shapes, lengths, taken, peaks, flops):
+    (users, pairs), actions = shapes["label_item"].shape, lengths.sum(axis=1).mean()
     negatives = (
         min(config.loss.num_in_batch_negatives, users * pairs) + config.loss.num_random_negatives
     )
-    print(f"{config_flag.source()}: {users:,} users x {length} actions, ", end="")
-    print(f"{pairs} labels each, {negatives:,} negatives")
-    print(f"{config.model.dtype}, {flops / 1e9:,.4g} model GFLOPs a step, median of ", end="")
-    print(f"{ROUNDS.value} x {STEPS.value} steps; {jax.devices()[0].device_kind}, ", end="")
-    print(f"matrix products at {rate / 1e9:,.0f} GFLOP/s")
-    print(f"{'':17}{'step ms':>9}{'least to most':>20}{'users/s':>10}{'peak memory':>13}", end="")
-    print(f"{'GFLOP/s':>9}{'of rate':>9}{'ratio':>7}")
-    ours = statistics.median(times["pinjax"])
-    for name, seconds in times.items():
-        median = statistics.median(seconds)
-        spread = f"{1e3 * min(seconds):,.1f} to {1e3 * max(seconds):,.1f}"
-        print(f"{name:17}{1e3 * median:9,.1f}{spread:>20}{users / median:10,.0f}", end="")
-        print(f"{rates.size(peaks[name]):>13}{flops / median / 1e9:9,.0f}", end="")
-        print(f"{flops / median / rate:9.1%}{median / ours:7.2f}")
+    rate = matrix_rate(config.model.dtype)
+    print(
+        f"{config_flag.source()}, --lengths={LENGTHS.value}: {actions:,.0f} actions a step, ",
+        end="",
+    )
+    print(f"{pairs} labels a user, {negatives:,} negatives")
+    for name, layout in layouts.items():
+        print(f"{name}: {layout.describe()}, {flops[name] / 1e9:,.4g} model GFLOPs a step")
+    print(f"{config.model.dtype}, median of {ROUNDS.value} x {STEPS.value} steps; ", end="")
+    print(f"{jax.devices()[0].device_kind}, matrix products at {rate / 1e9:,.0f} GFLOP/s")
+    print(f"{'':24}{'step ms':>9}{'least to most':>20}{'CPU ms':>9}{'users/s':>10}", end="")
+    print(f"{'actions/s':>11}{'peak memory':>13}{'of rate':>9}{'ratio':>7}{'of CPU':>8}")
+    medians = {
+        name: Taken(*map(statistics.median, zip(*of_rounds, strict=True)))
+        for name, of_rounds in taken.items()
+    }
+    ours = next(iter(medians.values()))
+    for name, (seconds, cpu, _) in medians.items():
+        layout = name.split(", ")[1]
+        times = [1e3 * of_round.seconds for of_round in taken[name]]
+        spread = f"{min(times):,.1f} to {max(times):,.1f}"
+        print(f"{name:24}{1e3 * seconds:9,.1f}{spread:>20}{1e3 * cpu:9,.1f}", end="")
+        print(f"{users / seconds:10,.0f}{actions / seconds:11,.0f}", end="")
+        print(f"{rates.size(peaks[name]):>13}{flops[layout] / seconds / rate:9.1%}", end="")
+        print(f"{seconds / ours.seconds:7.2f}{cpu / ours.cpu:8.2f}")
 
 
 if __name__ == "__main__":
