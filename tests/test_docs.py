@@ -180,8 +180,8 @@ def calls_of(words):
         ):
             flags.append("--config=configs/pinnerformer.py")
         return [Call(rest[1].removeprefix("pinjax."), tuple(flags))]
-    if program == "launch/run.sh" and rest[:1] == ["--stack"]:
-        return calls_of(["python", "-m", "pinjax.stack", *rest[1:]])
+    if program == "launch/run.sh" and rest[:1] in (["--stack"], ["--evaluate"], ["--embed"]):
+        return calls_of(["python", "-m", f"pinjax.{rest[0].removeprefix('--')}", *rest[1:]])
     if program == "launch/run.sh":
         return calls_of(["python", "-m", "pinjax.train", *rest])
     if program in ("launch/tpu_vm.sh", "launch/gpu_box.sh"):  # see `test_launch`
