@@ -1,200 +1,182 @@
-"""launch/tpu_vm.sh against a gcloud that records its calls and fails where it is told to."""
+"""launch/tpu_vm.sh against a gcloud that refuses what is not documented; see fake_gcloud.py."""
 
 import json
+import math
 import os
 import pathlib
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-GCLOUD = f"""#!{sys.executable}
-import json, os, pathlib, sys, time
-home = pathlib.Path(os.environ["FAKE_GCLOUD"])
-line = " ".join(sys.argv[1:])
-with (home / "calls").open("a") as calls:
-    calls.write(line.replace("\\n", " ") + "\\n")
-for number, answer in enumerate(json.loads((home / "answers").read_text())):
-    used = home / f"used-{{number}}"
-    if answer["match"] in line and not used.exists():
-        if answer.get("once"):
-            used.touch()
-        print(answer.get("stdout", ""), flush=True)
-        while answer.get("until", "") not in (home / "calls").read_text():
-            time.sleep(0.01)
-        sys.exit(answer.get("code", 0))
-"""
-USUAL = [
-    {"match": "queued-resources describe", "stdout": "ACTIVE"},
-    {"match": "networkEndpoints", "stdout": "2"},
-    {"match": "value(state)", "stdout": "READY"},
-]
+FAKE = pathlib.Path(__file__).with_name("fake_gcloud.py")
+V5E = ("--zone=us-west4-a", "--type=v5litepod-16")  # by the Cloud TPU API
+ONE = ("--zone=us-east5-b", "--type=v6e-8")  # by Compute Engine: an instance
+MANY = ("--zone=us-east5-b", "--type=v6e-16")  # a group of four instances
+ALL_OF_MANY = {"group x", "policy x", "template x"}
+
+
+class Launch:
+    """(arguments, answers) -> the finished script and the calls that it made.
+
+    Attributes:
+      code: directory of the repository that is launched.
+      refusals: whether gcloud may refuse a call.
+    """
+
+    def __init__(self, home):
+        self.code, self.home = home / "code", home / "cloud"
+        self.refusals = False
+        (self.home / "made").mkdir(parents=True)
+        (self.home / "answers").write_text("[]")
+        gcloud = self.home / "gcloud"
+        gcloud.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {FAKE} "$@"\n')
+        gcloud.chmod(0o755)
+        shutil.copytree(ROOT / "launch", self.code / "launch")
+        git = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-C", str(self.code)]
+        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+            subprocess.run([*git, *command], check=True)
+
+    def start(self, *arguments, answers=()):
+        (self.home / "answers").write_text(json.dumps(answers))
+        for old in ("calls", *(used.name for used in self.home.glob("used-*"))):
+            (self.home / old).unlink(missing_ok=True)
+        env = {**os.environ, "PATH": f"{self.home}:{os.environ['PATH']}"}
+        env |= {"FAKE_GCLOUD": str(self.home), "POLL_SECONDS": "0"}
+        return subprocess.Popen(
+            ["launch/tpu_vm.sh", *arguments],
+            cwd=self.code,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, process):
+        out, error = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+    def __call__(self, *arguments, answers=()):
+        done = self.finish(self.start(*arguments, answers=answers))
+        refused = self.home / "refused"
+        assert self.refusals or not refused.exists(), refused.read_text()
+        return done, self.calls()
+
+    def calls(self):
+        calls = self.home / "calls"
+        return calls.read_text().splitlines() if calls.exists() else []
+
+    def made(self):
+        """What is there, and costs money."""
+        return {path.name for path in (self.home / "made").iterdir()}
 
 
 @pytest.fixture
 def launch(tmp_path):
-    """(arguments, answers) -> the finished script and the calls that it made."""
-    code = tmp_path / "code"
-    shutil.copytree(ROOT / "launch", code / "launch")
-    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-C", str(code)]
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
-        subprocess.run([*git, *command], check=True)
-    fake = tmp_path / "bin"
-    fake.mkdir()
-    (fake / "gcloud").write_text(GCLOUD)
-    (fake / "gcloud").chmod(0o755)
-
-    def run(*arguments, answers=()):
-        (fake / "answers").write_text(json.dumps([*answers, *USUAL]))
-        env = {**os.environ, "PATH": f"{fake}:{os.environ['PATH']}"}
-        env |= {"FAKE_GCLOUD": str(fake), "POLL_SECONDS": "0"}
-        done = subprocess.run(
-            ["launch/tpu_vm.sh", *arguments],
-            cwd=code,
-            env=env,
-            capture_output=True,
-            text=True,
-        )
-        calls = fake / "calls"
-        made = calls.read_text().splitlines() if calls.exists() else []
-        calls.unlink(missing_ok=True)
-        return done, made
-
-    run.code = code
-    return run
+    return Launch(tmp_path)
 
 
 def verbs(calls):
-    """What was done, without its flags: 'tpu-vm ssh', and so on."""
-    return [" ".join(call.split()[2:4]) for call in calls]
-
-
-def test_create_waits_until_the_slice_is_there(launch):
-    waiting = {"match": "queued-resources describe", "stdout": "PROVISIONING", "once": True}
-    done, calls = launch("create", "x", "--zone=z", "--type=v5litepod-16", answers=[waiting])
-    assert done.returncode == 0
-    assert calls[0] == (
-        "compute tpus queued-resources create x --node-id=x --accelerator-type=v5litepod-16 "
-        "--runtime-version=v2-alpha-tpuv5-lite --zone=z"
-    )
-    assert verbs(calls)[1:] == ["queued-resources describe"] * 2
-    assert done.stderr == "x is PROVISIONING ...\n"
-
-
-def test_setup_copies_the_code_to_all_workers_and_installs(launch):
-    done, calls = launch("setup", "x", "--zone=z")
-    assert done.returncode == 0
-    assert verbs(calls) == ["tpu-vm scp", "tpu-vm ssh"]
-    assert all("--worker=all" in call for call in calls)
-    assert "install requirements.txt && install requirements-gcp.txt" in calls[1]
-
-
-def test_run_has_a_log_for_each_worker_and_deletes_at_the_end(launch):
-    done, calls = launch(
-        *("run", "x", "--zone=z", "--delete", "--", "--config=a.py", "--name=b c"),
-        answers=[
-            {"match": f"--worker={i}", "stdout": f"hello of {i}\nended with 0"} for i in (0, 1)
-        ],
-    )
-    assert done.returncode == 0
-    assert sorted(verbs(calls)) == [
-        *("queued-resources delete", "tpu-vm describe", "tpu-vm ssh", "tpu-vm ssh")
+    """What was done: 'tpu-vm ssh', 'instances create' and so on."""
+    return [
+        " ".join(word for word in call.split(" x")[0].split() if word not in ("compute", "tpus"))
+        for call in (call.partition(" --")[0] for call in calls)
     ]
-    assert verbs(calls)[-1] == "queued-resources delete"
-    assert "launch/run.sh --config=a.py --name=b\\ c;" in next(c for c in calls if "ssh" in c)
-    for worker in (0, 1):
-        log = launch.code / f"work/logs/x/worker-{worker}.log"
-        assert log.read_text() == f"hello of {worker}\nended with 0\n"
 
 
-def test_run_without_arguments_passes_none_on(launch):
-    answers = [{"match": f"--worker={i}", "stdout": "ended with 0"} for i in (0, 1)]
-    done, calls = launch("run", "x", "--zone=z", answers=answers)
-    assert done.returncode == 0
-    assert sum("{ launch/run.sh; code=" in call for call in calls) == 2
+def flags(call):
+    return dict(word.split("=", 1) for word in call.split() if "=" in word)
 
 
-def test_run_ends_with_the_first_worker_that_fails(launch):
-    done, calls = launch(
-        *("run", "x", "--zone=z", "--", "--config=a.py"),
-        answers=[
-            {"match": "--worker=0", "until": "pkill"},
-            {"match": "--worker=1", "stdout": "error: no such file\nended with 2", "code": 2},
-        ],
-    )
-    assert done.returncode == 2
-    assert "error: no such file" in done.stderr
-    assert "all of it is in work/logs/x" in done.stderr
-    assert any("--worker=all" in call and "pkill" in call for call in calls)
-
-
-def test_a_spot_slice_that_was_taken_away_is_asked_for_again(launch):
-    done, calls = launch(
-        *("run", "x", "--zone=z", "--type=v5litepod-16", "--spot", "--", "--config=a.py"),
-        answers=[
-            {"match": "--worker=1", "code": 255, "once": True},
-            {"match": "value(state)", "stdout": "PREEMPTED", "once": True},
-        ],
-    )
-    assert done.returncode == 0
-    # The call to a single worker that was killed may be noted later.
-    to_one = ["--worker=0" in call or "--worker=1" in call for call in calls]
-    made = verbs([call for call, one in zip(calls, to_one, strict=True) if not one])
-    again = made.index("queued-resources delete")
-    assert made[again:] == [
-        *("queued-resources delete", "queued-resources create", "queued-resources describe"),
-        *("tpu-vm scp", "tpu-vm ssh", "tpu-vm describe"),
-    ]
-    assert to_one[-2:] == [True, True]
-    assert any("create" in call and "--spot" in call for call in calls)
-
-
-@pytest.mark.parametrize("code", [75, 76, 134])
-def test_a_run_that_was_stopped_is_started_again(launch, code):
-    stopped = {"match": "--worker=0", "stdout": f"ended with {code}", "code": 1, "once": True}
-    done, calls = launch("run", "x", "--zone=z", "--", "--config=a.py", answers=[stopped])
-    assert done.returncode == 0
-    assert sum("--worker=0" in call for call in calls) == 2
+# What each type is.
 
 
 @pytest.mark.parametrize(
-    ("command", "failing", "before"),
+    ("type", "runtime"),
     [
-        ("create", "queued-resources create", 1),
-        ("create", "queued-resources describe", 2),
-        ("setup", "tpu-vm scp", 1),
-        ("setup", "tpu-vm ssh", 2),
-        ("run", "networkEndpoints", 2),  # and what the slice's state is
-        ("status", "queued-resources describe", 1),
-        ("status", "value(state,health)", 2),
-        ("delete", "queued-resources delete", 1),
+        ("v2-8", "tpu-ubuntu2204-base"),
+        ("v3-32", "tpu-ubuntu2204-base"),
+        ("v4-8", "tpu-ubuntu2204-base"),
+        ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+        ("v5p-32", "v2-alpha-tpuv5"),
+        ("v6e-4", "v2-alpha-tpuv6e"),
     ],
 )
-def test_a_command_that_fails_is_the_last(launch, command, failing, before):
-    answers = [{"match": failing, "code": 1}]
-    done, calls = launch(command, "x", "--zone=z", "--type=v5litepod-16", answers=answers)
-    assert done.returncode != 0
-    assert len(calls) == before
-
-
-def test_a_slice_that_is_refused_is_said_so(launch):
-    refused = {"match": "queued-resources describe", "stdout": "FAILED"}
-    done, _ = launch("create", "x", "--zone=z", "--type=v5litepod-16", answers=[refused])
-    assert done.returncode == 1
-    assert done.stderr == "error: x is FAILED\n"
-
-
-@pytest.mark.parametrize("command", ["create", "setup", "run", "status", "delete"])
-def test_a_dry_run_prints_commands_and_calls_nothing(launch, command):
-    done, calls = launch(
-        *(command, "x", "--zone=z", "--type=v5litepod-16", "--dry-run", "--", "--config=a.py")
-    )
+def test_the_software_fits_the_type(launch, type, runtime):
+    done, calls = launch("create", "x", "--zone=z", f"--type={type}", "--api=tpu")
     assert done.returncode == 0
-    assert calls == []
-    assert all(line.startswith("gcloud compute tpus ") for line in done.stdout.splitlines())
-    assert done.stdout.count("\n") == {"delete": 1}.get(command, 2)
+    assert flags(calls[0]) == {
+        "--zone": "z",
+        "--node-id": "x",
+        "--accelerator-type": type,
+        "--runtime-version": runtime,
+    }
+    assert verbs(calls) == ["queued-resources create", "queued-resources describe"]
+    assert launch.made() == {"queued resource x"}
+
+
+def test_another_version_can_be_chosen(launch):
+    launch.refusals = True  # of a version that the reference does not have for the type
+    for where in (V5E, ONE):
+        _, calls = launch("create", "x", *where, "--version=other")
+        assert "other" in flags(calls[0]).values()
+
+
+@pytest.mark.parametrize(
+    ("type", "machine"),
+    [
+        ("v5p-8", "ct5p-hightpu-4t"),
+        ("v6e-1", "ct6e-standard-1t"),
+        ("v6e-4", "ct6e-standard-4t"),
+        ("v6e-8", "ct6e-standard-8t"),
+        ("tpu7x-1x1x1", "tpu7x-standard-1t"),
+        ("tpu7x-2x2x1", "tpu7x-standard-4t"),
+    ],
+)
+def test_one_host_is_an_instance(launch, type, machine):
+    done, calls = launch("create", "x", "--zone=us-east5-a", f"--type={type}")
+    assert done.returncode == 0
+    assert verbs(calls) == ["instances create", "instances describe"]
+    assert flags(calls[0])["--machine-type"] == machine
+    assert launch.made() == {"instance x"}
+
+
+@pytest.mark.parametrize(
+    ("type", "machine", "chips"),
+    [
+        ("v5p-16", "ct5p-hightpu-4t", 8),
+        ("v5p-12288", "ct5p-hightpu-4t", 6144),
+        ("v6e-16", "ct6e-standard-4t", 16),
+        ("v6e-256", "ct6e-standard-4t", 256),
+        ("tpu7x-2x2x2", "tpu7x-standard-4t", 8),
+        ("tpu7x-4x4x8", "tpu7x-standard-4t", 128),
+    ],
+)
+def test_several_hosts_are_a_group(launch, type, machine, chips):
+    done, calls = launch("create", "x", "--zone=us-east5-a", f"--type={type}")
+    assert done.returncode == 0
+    policy, template, group = map(flags, calls[:3])
+    assert policy["--type"] == "HIGH_THROUGHPUT"
+    topology = policy["--accelerator-topology"]
+    assert math.prod(map(int, topology.split("x"))) == chips
+    assert not type.startswith("tpu7x") or type == f"tpu7x-{topology}"
+    assert template["--machine-type"] == machine
+    assert int(group["--size"]) * 4 == chips
+    assert launch.made() == ALL_OF_MANY
+
+
+@pytest.mark.parametrize("where", [V5E, ONE, MANY])
+def test_spot(launch, where):
+    _, calls = launch("create", "x", *where, "--spot")
+    spot = [call for call in calls if "--spot" in call or "--provisioning-model=SPOT" in call]
+    [kind] = verbs(spot)
+    assert kind in ("queued-resources create", "instances create", "instance-templates create")
 
 
 @pytest.mark.parametrize(
@@ -202,9 +184,18 @@ def test_a_dry_run_prints_commands_and_calls_nothing(launch, command):
     [
         (["create", "x"], "create needs --zone"),
         (["create", "x", "--zone=z"], "create needs --type"),
+        (["check", "x", "--zone=z"], "check needs --type"),
+        (["run", "x", "--zone=z", "--spot"], "run needs --type"),
+        (["create", "x", "--zone=z", "--type=h100-8"], "expected v2-, v3-, v4-, v5litepod-"),
+        (["create", "x", "--zone=z", "--type=v6e-5"], "expected v6e- and one of 1 4 8 16"),
+        (["create", "x", "--zone=z", "--type=v6e-.*"], "expected v6e- and one of 1 4 8 16"),
+        (["create", "x", "--zone=z", "--type=v6e"], "expected v6e- and one of 1 4 8 16"),
+        (["create", "x", "--zone=z", "--type=v4-8", "--api=compute"], "is had by --api=tpu"),
+        (["run", "x", "--zone=z", "--type=tpu7x-2x2x1", "--api=tpu"], "is had by --api=compute"),
+        (["create", "x", "--zone=z", "--type=v6e-8", "--api=gke"], "--api=compute or --api=tpu"),
         (["run", "x", "--zone=z", "--config=a.py"], "training arguments come after --"),
-        (["start", "x", "--zone=z"], "start is none of create, setup"),
-        (["create"], "expected create, setup"),
+        (["start", "x", "--zone=z"], "start is none of check, create"),
+        (["create"], "expected check, create"),
     ],
 )
 def test_wrong_arguments_are_one_line(launch, arguments, message):
@@ -214,3 +205,566 @@ def test_wrong_arguments_are_one_line(launch, arguments, message):
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+# To have a slice.
+
+
+@pytest.mark.parametrize(
+    ("where", "first", "told"),
+    [
+        (V5E, {"match": "value(state.state", "stdout": "PROVISIONING"}, "x is PROVISIONING ..."),
+        (ONE, {"match": "value(status)", "stdout": "STAGING"}, "x is waiting for 1 hosts"),
+        (MANY, {"match": "value(instanceStatus)", "stdout": "\n\nRUNNING\nSTAGING"}, "2 TO_COME"),
+        (MANY, {"match": "value(instanceStatus)", "stdout": "RUNNING"}, "has 1 RUNNING"),
+    ],
+)
+def test_create_waits_until_the_slice_is_there(launch, where, first, told):
+    done, calls = launch("create", "x", *where, answers=[first | {"once": True}])
+    assert done.returncode == 0
+    assert sum(first["match"] in call for call in calls) == 2
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_group_that_waits_for_capacity_says_so(launch):
+    why = "ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS"
+    done, _ = launch(
+        *("create", "x", *MANY),
+        answers=[
+            {"match": "value(instanceStatus)", "stdout": "\n\n\n", "once": True},
+            {"match": "lastProgressCheck", "stdout": why},
+        ],
+    )
+    assert done.returncode == 0
+    assert why in done.stderr
+
+
+NOT_ENABLED = "Cloud TPU API has not been used in project 1 before or it is disabled."
+FAILURES = [
+    (V5E, "queued-resources create", f"ERROR: PERMISSION_DENIED: {NOT_ENABLED}", "gcloud services"),
+    (
+        *(V5E, "queued-resources create"),
+        "RESOURCE_EXHAUSTED: Quota limit 'TPUV5sLitepodPerZone' has been exceeded. Limit: 0",
+        "quota is too small for v5litepod-16",
+    ),
+    (
+        *(V5E, "queued-resources create", "PERMISSION_DENIED: User does not have permission"),
+        "your account may not do this",
+    ),
+    (
+        *(V5E, "queued-resources create"),
+        "The resource 'projects/p/locations/z/acceleratorTypes/v5litepod-16' was not found",
+        "us-west4-a does not have v5litepod-16",
+    ),
+    (
+        *(ONE, "instances create"),
+        "code: ZONE_RESOURCE_POOL_EXHAUSTED\nmessage: The zone does not have enough resources",
+        "us-east5-b has no capacity for v6e-8 now",
+    ),
+    (ONE, "instances create", "Quota 'TPUS' exceeded.  Limit: 0.0 in region r.", "quota is too"),
+    (
+        *(ONE, "instances create", "Required 'compute.instances.create' permission for 'p'"),
+        "your account may not do this",
+    ),
+    (
+        *(MANY, "instance-templates create", "Compute Engine API has not been used in project 1"),
+        "gcloud services enable compute.googleapis.com",
+    ),
+    (
+        *(MANY, "instance-groups managed create"),
+        "Machine type with name 'ct6e-standard-4t' does not exist in zone 'us-east5-b'.",
+        "us-east5-b does not have v6e-16",
+    ),
+    (MANY, "instance-groups managed create", "a fault of another kind", "x: a fault of another"),
+]
+
+
+@pytest.mark.parametrize(("where", "failing", "said", "meaning"), FAILURES)
+def test_a_creation_that_fails_says_why_and_leaves_nothing(launch, where, failing, said, meaning):
+    answers = [{"match": failing, "stderr": said, "code": 1}]
+    done, _ = launch("create", "x", *where, answers=answers)
+    assert done.returncode == 1
+    assert launch.made() == set()
+    assert meaning in done.stderr
+    assert " ".join(said.split()) in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "match", "stdout", "meaning"),
+    [
+        (V5E, "value(state.state", "FAILED\tThere is no more capacity in the zone", "no capacity"),
+        (V5E, "value(state.state", "FAILED", "without a reason"),
+        (V5E, "value(state.state", "SUSPENDED", "taken away while it was made"),
+        (ONE, "value(status)", "STOPPING", "taken away while it was made"),
+        (MANY, "value(instanceStatus)", "RUNNING\nTERMINATED", "taken away while it was made"),
+    ],
+)
+def test_a_slice_that_does_not_come_is_given_back(launch, where, match, stdout, meaning):
+    answers = [{"match": match, "stdout": stdout}]
+    done, _ = launch("create", "x", *where, answers=answers)
+    assert done.returncode == 1
+    assert launch.made() == set()
+    assert meaning in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_group_that_lacks_quota_is_given_back(launch):
+    done, _ = launch(
+        *("create", "x", *MANY),
+        answers=[
+            {"match": "value(instanceStatus)", "stdout": "\n\n\n"},
+            {"match": "lastProgressCheck", "stdout": "[{'code': 'QUOTA_EXCEEDED'}]"},
+        ],
+    )
+    assert done.returncode == 1
+    assert launch.made() == set()
+    assert "quota is too small for v6e-16" in done.stderr
+
+
+@pytest.mark.parametrize(("words", "tries"), [("it was not found", 1), ("no network", 5)])
+@pytest.mark.parametrize("where", [V5E, ONE, MANY])
+def test_a_slice_that_is_lost_from_sight_is_given_back(launch, where, words, tries):
+    asked = "list-instances" if where == MANY else "describe"
+    answers = [{"match": asked, "stderr": words, "code": 1}]
+    done, calls = launch("create", "x", *where, answers=answers)
+    assert done.returncode == 1
+    assert launch.made() == set()
+    assert sum(asked in call for call in calls) == tries
+    assert words in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("where", [V5E, ONE, MANY])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_creation_leaves_nothing(launch, where, signum):
+    asked = "list-instances" if where == MANY else "describe"
+    process = launch.start("create", "x", *where, answers=[{"match": asked, "until": "never"}])
+    while not any(asked in call for call in launch.calls()):
+        time.sleep(0.01)
+    assert launch.made()
+    os.killpg(process.pid, signum)
+    done = launch.finish(process)
+    assert done.returncode == 130
+    assert done.stderr.endswith("error: x: interrupted\n")
+    assert launch.made() == set()
+
+
+@pytest.mark.parametrize("where", [V5E, ONE, MANY])
+def test_a_slice_of_the_same_name_stays(launch, where):
+    launch("create", "x", *where)
+    before = launch.made()
+    done, _ = launch("create", "x", *where)
+    assert done.returncode == 1
+    assert "there is one of this name" in done.stderr
+    assert launch.made() == before
+
+
+def test_a_template_of_the_same_name_stays(launch):
+    (launch.home / "made/template x").touch()
+    done, _ = launch("create", "x", *MANY)
+    assert done.returncode == 1
+    assert launch.made() == {"template x"}
+
+
+@pytest.mark.parametrize("where", [V5E, ONE, MANY])
+def test_delete_leaves_nothing(launch, where):
+    launch("create", "x", *where)
+    done, _ = launch("delete", "x", *where)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert launch.made() == set()
+
+
+def test_delete_goes_on_where_something_is_gone(launch):
+    launch("create", "x", *MANY)
+    (launch.home / "made/group x").unlink()
+    done, _ = launch("delete", "x", *MANY)
+    assert done.returncode == 0
+    assert launch.made() == set()
+
+
+def test_what_cannot_be_deleted_is_told(launch):
+    done, _ = launch(
+        *("create", "x", *ONE),
+        answers=[
+            {"match": "value(status)", "stdout": "STOPPING"},
+            {"match": "instances delete", "stderr": "no network", "code": 1},
+        ],
+    )
+    assert "no network" in done.stderr
+    assert "x may cost money" in done.stderr
+
+
+# To use it.
+
+
+def test_setup_copies_the_code_to_all_workers_and_installs(launch):
+    done, calls = launch("setup", "x", *V5E)
+    assert done.returncode == 0
+    assert verbs(calls) == ["tpu-vm describe", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]
+    assert all("--worker=all" in call for call in calls[1:])
+    assert "install requirements.txt && install requirements-gcp.txt" in calls[2]
+    assert "jax.device_count() != 16)" in calls[3]
+    assert "-- --workdir=gs://BUCKET/smoke" in done.stderr
+
+
+def test_setup_of_a_group(launch):
+    launch("create", "x", *MANY)
+    devices = "hello of a worker"
+    done, calls = launch(
+        *("setup", "x", *MANY, "--", "--workdir=gs://b/s"),
+        answers=[{"match": "jax.local_devices", "stdout": devices}],
+    )
+    assert done.returncode == 0
+    assert done.stdout.split("\n").count(devices) == 4
+    copies = [call for call in calls if call.startswith("compute scp")]
+    assert sorted(call.split()[3] for call in copies) == [f"x-{i}:" for i in range(4)]
+    for part, times in (("install requirements-gcp.txt", 4), ("pinnerformer.py:test", 4)):
+        assert sum(part in call for call in calls) == times
+    assert all("--workdir=gs://b/s" in call for call in calls if ":test" in call)
+
+
+def test_one_host_needs_no_bucket_for_its_run_of_test(launch):
+    launch("create", "x", *ONE)
+    done, calls = launch("setup", "x", *ONE)
+    assert (done.returncode, done.stderr) == (0, "")
+    [run] = [call for call in calls if ":test" in call]
+    assert "--workdir=/tmp/pinjax-smoke" in run
+    assert "--coordinator" not in run
+
+
+def test_a_batch_of_the_run_of_test_can_be_divided(launch):
+    where = ("--zone=us-east5-a", "--type=tpu7x-2x4x4")
+    done, _ = launch("setup", "x", *where, "--dry-run", "--", "--workdir=gs://b/s")
+    assert "--config.data.users=64 --config.evaluate.batch=64" in done.stdout
+
+
+@pytest.mark.parametrize("failing", ["jax.local_devices", "pinnerformer.py:test"])
+@pytest.mark.parametrize("where", [V5E, ONE, MANY])
+def test_a_slice_that_does_not_work_is_seen_by_setup(launch, where, failing):
+    launch("create", "x", *where)
+    done, _ = launch(
+        *("setup", "x", *where, "--", "--workdir=gs://b/s"),
+        answers=[{"match": failing, "code": 1}],
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_setup_waits_for_hosts_that_do_not_answer_yet(launch):
+    launch("create", "x", *ONE)
+    refused = {"match": "compute scp", "stderr": "Connection refused", "code": 255, "once": True}
+    done, calls = launch("setup", "x", *ONE, answers=[refused])
+    assert done.returncode == 0
+    assert sum("compute scp" in call for call in calls) == 2
+    assert "x does not answer yet ..." in done.stderr
+
+
+def test_run_has_a_log_for_each_worker_and_deletes_at_the_end(launch):
+    launch("create", "x", *V5E)
+    done, calls = launch(
+        *("run", "x", *V5E, "--delete", "--", "--config=a.py", "--name=b c"),
+        answers=[
+            {"match": f"--worker={i}", "stdout": f"hello of {i}\nended with 0"} for i in (0, 1)
+        ],
+    )
+    assert done.returncode == 0
+    assert sorted(verbs(calls)) == [
+        *("queued-resources delete", "tpu-vm describe", "tpu-vm ssh", "tpu-vm ssh")
+    ]
+    assert launch.made() == set()
+    assert "launch/run.sh --config=a.py --name=b\\ c;" in next(c for c in calls if "ssh" in c)
+    for worker in (0, 1):
+        log = (launch.code / f"work/logs/x/worker-{worker}.log").read_text().split("\n")
+        assert [line for line in log if line] == [
+            *("started with --config=a.py --name=b c", f"hello of {worker}", "ended with 0")
+        ]
+
+
+def test_run_without_arguments_passes_none_on(launch):
+    done, calls = launch("run", "x", *V5E)
+    assert done.returncode == 0
+    assert sum("{ launch/run.sh; code=" in call for call in calls) == 2
+
+
+def test_the_workers_of_a_group_are_told_where_the_first_is(launch):
+    launch("create", "x", *MANY)
+    done, calls = launch("run", "x", *MANY, "--", "--config=a.py")
+    assert done.returncode == 0
+    [address] = [call for call in calls if "networkIP" in call]
+    assert " x-0 " in address
+    told = {call.split()[2]: call for call in calls if call.startswith("compute ssh")}
+    assert set(told) == {f"x-{i}" for i in range(4)}
+    for i in range(4):
+        assert (
+            "launch/run.sh --config=a.py --coordinator=10.0.0.2:8482 --processes=4 "
+            f"--process={i};" in told[f"x-{i}"]
+        )
+
+
+def test_a_group_that_lacks_a_host_does_not_run(launch):
+    launch("create", "x", *MANY)
+    answers = [{"match": "basename", "stdout": "x-0\nx-1"}]
+    done, calls = launch("run", "x", *MANY, "--", "--config=a.py", answers=answers)
+    assert done.returncode == 1
+    assert "x has 2 of 4 hosts" in done.stderr
+    assert not any("ssh" in call for call in calls)
+
+
+@pytest.mark.parametrize("where", [V5E, MANY])
+def test_run_ends_with_the_first_worker_that_fails(launch, where):
+    launch("create", "x", *where)
+    first, second = ("--worker=0", "--worker=1") if where == V5E else ("ssh x-0", "ssh x-1")
+    others = [{"match": f"ssh x-{i}", "until": "pkill"} for i in (2, 3)]
+    done, calls = launch(
+        *("run", "x", *where, "--", "--config=a.py"),
+        answers=[
+            {"match": first, "until": "pkill"},
+            *others,
+            {"match": f"{second} ", "stdout": "error: no such file\nended with 2", "code": 2},
+        ],
+    )
+    assert done.returncode == 2
+    assert "error: no such file" in done.stderr
+    assert "all of it is in work/logs/x" in done.stderr
+    stops = [call for call in calls if "pkill" in call]
+    assert len(stops) == 1 if where == V5E else 4
+
+
+LOST = [
+    (V5E, "--worker=1", {"match": "value(state)", "stdout": "PREEMPTED"}),
+    (ONE, "compute ssh", {"match": "value(status)", "stdout": "STOPPING"}),
+    (MANY, "ssh x-3", {"match": "value(instanceStatus)", "stdout": "RUNNING\nTERMINATED"}),
+]
+
+
+@pytest.mark.parametrize(("where", "dying", "state"), LOST)
+def test_a_spot_slice_that_was_taken_away_is_asked_for_again(launch, where, dying, state):
+    launch("create", "x", *where)
+    done, calls = launch(
+        *("run", "x", *where, "--spot", "--", "--config=a.py"),
+        answers=[{"match": dying, "code": 255, "once": True}, state | {"once": True}],
+    )
+    assert done.returncode == 0
+    assert "asking for another" in done.stderr
+    made = [call for call in calls if " create " in call or " delete " in call]
+    kinds = 3 if where == MANY else 1
+    assert sum(" delete " in call for call in made[:kinds]) == kinds
+    assert sum(" create " in call for call in made[kinds:]) == kinds
+    again = calls[calls.index(made[-1]) :]
+    assert any("scp" in call for call in again)
+    assert any("--config=a.py" in call for call in again)
+    assert not any(":test" in call for call in again)
+
+
+def test_a_spot_host_is_asked_for_until_there_is_capacity(launch):
+    exhausted = {"match": "instances create", "stderr": "ZONE_RESOURCE_POOL_EXHAUSTED", "code": 1}
+    done, calls = launch(
+        *("run", "x", *ONE, "--spot", "--", "--config=a.py"),
+        answers=[
+            {"match": "compute ssh", "code": 255, "once": True},
+            *[exhausted | {"once": True}] * 2,
+        ],
+    )
+    assert done.returncode == 0
+    assert sum("instances create" in call for call in calls) == 3
+    assert launch.made() == {"instance x"}
+
+
+def test_a_spot_host_is_not_asked_for_again_where_it_is_refused(launch):
+    refused = {"match": "instances create", "stderr": "Quota 'TPUS' exceeded.", "code": 1}
+    done, calls = launch(
+        *("run", "x", *ONE, "--spot", "--", "--config=a.py"),
+        answers=[{"match": "compute ssh", "code": 255, "once": True}, refused],
+    )
+    assert done.returncode == 1
+    assert sum("instances create" in call for call in calls) == 1
+
+
+@pytest.mark.parametrize("code", [75, 76, 134])
+def test_a_run_that_was_stopped_is_started_again(launch, code):
+    stopped = {"match": "--worker=0", "stdout": f"ended with {code}", "code": 1, "once": True}
+    done, calls = launch("run", "x", *V5E, "--", "--config=a.py", answers=[stopped])
+    assert done.returncode == 0
+    assert sum("--worker=0" in call for call in calls) == 2
+
+
+def test_an_earlier_run_that_was_stopped_does_not_start_this_one_again(launch):
+    stopped = launch.code / "work/logs/x/worker-0.log"
+    stopped.parent.mkdir(parents=True)
+    stopped.write_text("ended with 75\n")
+    stopped.with_name("worker-9.log").write_text("ended with 75\n")
+    answers = [{"match": "--worker=0", "code": 255}]
+    done, calls = launch("run", "x", *V5E, "--", "--config=a.py", answers=answers)
+    assert done.returncode == 255
+    assert sum("--worker=0" in call for call in calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "failing", "before"),
+    [
+        ("setup", "tpu-vm scp", 13),  # a host may not answer yet
+        ("setup", "tpu-vm ssh", 3),
+        ("run", "networkEndpoints", 2),  # and what the slice's state is
+        ("status", "queued-resources describe", 1),
+        ("status", "value(state,health)", 2),
+        ("delete", "queued-resources delete", 1),
+    ],
+)
+def test_a_command_that_fails_is_the_last(launch, command, failing, before):
+    launch("create", "x", *V5E)
+    done, calls = launch(command, "x", *V5E, answers=[{"match": failing, "code": 1}])
+    assert done.returncode != 0
+    assert len(calls) == before
+
+
+@pytest.mark.parametrize("where", [V5E, ONE, MANY])
+def test_status(launch, where):
+    launch("create", "x", *where)
+    done, _ = launch("status", "x", *where)
+    assert done.returncode == 0
+    assert {"READY", "RUNNING", "ACTIVE"} & set(done.stdout.split()) or where == MANY
+
+
+# What would be done.
+
+
+@pytest.mark.parametrize("command", ["check", "create", "setup", "run", "status", "delete"])
+@pytest.mark.parametrize("where", [V5E, ONE, MANY])
+def test_a_dry_run_prints_commands_that_gcloud_takes_and_calls_nothing(launch, command, where):
+    with_bucket = ("--", "--config=configs/pinnerformer.py:paper", "--workdir=gs://b/r")
+    done, calls = launch(command, "x", *where, "--delete", "--dry-run", *with_bucket)
+    assert (done.returncode, done.stderr, calls) == (0, "", [])
+    assert launch.made() == set()
+    programs = set()
+    for line in done.stdout.replace("&&\n ", "&& ").splitlines():
+        program, *words = shlex.split(line, comments=True) or ["#"]
+        programs.add(program)
+        if program == "gcloud" and command != "delete":
+            env = {**os.environ, "FAKE_GCLOUD": str(launch.home)}
+            subprocess.run([launch.home / "gcloud", *words], env=env, check=False)
+    assert not (launch.home / "refused").exists(), (launch.home / "refused").read_text()
+    assert programs <= {"gcloud", "git", "#", ".venv/bin/python"}
+    assert "gcloud" in programs
+
+
+# To know beforehand.
+
+
+@pytest.fixture
+def compiler(launch):
+    """Stands for an environment that is installed; its pinjax.compile prints its arguments."""
+    environment = launch.code / "launch/env.sh"
+    environment.write_text("install() { :; }\n")
+    python = launch.code / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@"\n[ "$2" != pinjax.compile ] || exit "${FAILING:-0}"\n')
+    python.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("where", "facts"),
+    [
+        (V5E, ("16 chips", "Cloud TPU API", "v2-alpha-tpuv5-lite", "Python 3.10", "v5e:4x4")),
+        (ONE, ("8 chips", "an instance, ct6e-standard-8t", "v5e-v5p-v6e", "v6e:2x4")),
+        (MANY, ("group of 4 ct6e-standard-4t", "Python 3.10", "100 GB", "v6e:4x4")),
+        (
+            ("--zone=us-east5-a", "--type=v5p-32"),
+            ("16 chips", "group of 4 ct5p-hightpu-4t", "Python 3.10", "v5p:2x2x4"),
+        ),
+        (
+            ("--zone=us-east5-a", "--type=tpu7x-2x2x1"),
+            ("4 chips, 8 devices", "tpu7x-standard-4t", "Python 3.12", "tpu7x:2x2x1"),
+        ),
+    ],
+)
+def test_check_tells_what_would_be_made(launch, compiler, where, facts):
+    done, calls = launch(
+        *("check", "x", *where, "--", "--config=a.py:paper", "--config.data.users=8"),
+        *("--workdir=gs://b/run",),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert launch.made() == set()
+    assert all(" describe" in call for call in calls)
+    for fact in facts:
+        assert fact in done.stdout
+    assert "-m pinjax.compile --config=a.py:paper --config.data.users=8 --topology=" in done.stdout
+    assert "PROBLEM" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("where", "answer", "problem"),
+    [
+        (V5E, {"match": "accelerator-types", "stderr": "acceleratorTypes/a was not found"},
+         "zone     PROBLEM: us-west4-a does not have v5litepod-16"),
+        (ONE, {"match": "machine-types", "stderr": "The resource 'machineTypes/m' was not found"},
+         "zone     PROBLEM: us-east5-b does not have v6e-8"),
+        (ONE, {"match": "machine-types", "stderr": "SERVICE_DISABLED"},
+         "gcloud services enable compute.googleapis.com"),
+        (ONE, {"match": "images", "stderr": "The resource was not found"}, "image    PROBLEM"),
+        (V5E, {"match": "versions", "stderr": "NOT_FOUND"}, "runtime  PROBLEM"),
+        (ONE, {"match": "buckets", "stderr": "gs://b not found: 404."}, "bucket   PROBLEM"),
+    ],
+)  # fmt: skip
+def test_check_tells_problems(launch, compiler, where, answer, problem):
+    done, _ = launch(
+        *("check", "x", *where, "--", "--workdir=gs://b/run"), answers=[answer | {"code": 1}]
+    )
+    assert done.returncode == 1
+    assert problem in done.stdout
+    assert done.stdout.count("PROBLEM") == 1
+
+
+def test_check_of_a_config_that_does_not_fit(launch, compiler, monkeypatch):
+    monkeypatch.setenv("FAILING", "2")
+    done, _ = launch("check", "x", *ONE, "--", "--config=a.py:paper")
+    assert done.returncode == 1
+    assert done.stdout.endswith("config   PROBLEM: see above\n")
+
+
+def test_check_compares_regions(launch):
+    for place, said in (
+        ("US-EAST5\tregion", "is in us-east5, as the slice"),
+        ("EUROPE-WEST4\tregion", "is in europe-west4 (region), the slice in us-east5: slower"),
+    ):
+        answers = [{"match": "buckets describe gs://b ", "stdout": place}]
+        done, _ = launch("check", "x", *ONE, "--", "--workdir=gs://b/r", answers=answers)
+        assert f"bucket   gs://b {said}" in done.stdout
+
+
+def test_check_asks_for_a_bucket_where_there_are_several_hosts(launch):
+    done, _ = launch("check", "x", *MANY)
+    assert done.returncode == 1
+    assert "workdir  PROBLEM: 4 hosts need --workdir=gs://" in done.stdout
+
+
+# The reference, by which all of this is judged.
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ("compute tpus queued-resources delete x --zone=z --quiet --now", "unrecognized"),
+        ("compute tpus queued-resources delete x --quiet", "must be specified"),
+        ("compute tpus make x", "no such command"),
+        ("compute ssh x y --zone=z --command=c", "takes 1 arguments"),
+        ("compute resource-policies create workload-policy x --region=r --type=FAST", "is one of"),
+        (
+            "compute tpus queued-resources create x --zone=z --node-id=x "
+            "--accelerator-type=v6e-8 --runtime-version=v2-alpha-tpuv5-lite",
+            "is no software for v6e",
+        ),
+        (
+            "compute instances create x --zone=z --machine-type=tpu7x-standard-4t "
+            "--image-family=ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e --image-project=p "
+            "--maintenance-policy=TERMINATE",
+            "is no image",
+        ),
+    ],
+)
+def test_the_cloud_refuses(launch, call, reason):
+    env = {**os.environ, "FAKE_GCLOUD": str(launch.home)}
+    command = [launch.home / "gcloud", *call.split()]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert reason in done.stderr
