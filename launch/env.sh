@@ -1,20 +1,46 @@
-# Sourced by run.sh and test.sh: makes .venv once for each requirements file, and puts it first.
-# Set PYTHON to choose an interpreter (3.11 or newer).
+# Sourced by the other scripts: makes .venv once for each requirements file, and installs into it.
+# Where the system has no Python that fits, uv brings one. Set PYTHON to choose an interpreter
+# (3.11 or newer).
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 install() {  # install REQUIREMENTS: does nothing where it is already installed
-  local requirements=$1 python=${PYTHON:-python3} stamp
+  local requirements=$1 python stamp
   stamp=.venv/installed-$(cat requirements*.txt | cksum | cut -d' ' -f1)-$requirements
   [ -e "$stamp" ] && return
+  # Each command has to succeed, also where a caller's && or || turns `set -e` off.
   if [ ! -x .venv/bin/python ]; then
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-      { echo "error: pinjax needs Python 3.11 or newer; set PYTHON=/path/to/it" >&2; exit 2; }
+    python=$(find_python) || return
     echo "making .venv and installing $requirements (a minute or two) ..." >&2
-    "$python" -m venv .venv
+    "$python" -m venv .venv || return
   fi
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements" $(accelerator)
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements" \
+    $(accelerator) || return
   touch "$stamp"
+}
+
+find_python() {  # prints one that fits: $PYTHON, the system's, or the one that uv downloads
+  local candidate uv=$PWD/.venv-uv/uv needs="pinjax needs Python 3.11 or newer with venv"
+  if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3 python3.1{1,2,3}; fi
+  for candidate; do
+    # Debian and Ubuntu have ensurepip, without which venv fails, in a package of its own.
+    if "$candidate" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+    then
+      echo "$candidate"
+      return
+    fi
+  done
+  [ -z "${PYTHON:-}" ] || { echo "error: $needs, which PYTHON=$PYTHON is not" >&2; return 2; }
+  {  # each release of uv has one Python 3.11, so that both are pinned
+    [ -x "$uv" ] || curl --connect-timeout 20 -LsSf https://astral.sh/uv/0.13.9/install.sh |
+      UV_UNMANAGED_INSTALL=${uv%/*} sh >/dev/null
+    "$uv" --no-config python install --quiet --no-bin 3.11 &&
+      "$uv" --no-config python find --managed-python 3.11
+  } 2>/dev/null || {
+    echo "error: $needs, and uv cannot download it: install python3.11 and python3.11-venv," \
+      "or set PYTHON=/path/to/it" >&2
+    return 2
+  }
 }
 
 accelerator() {  # the jax that fits the machine, of the version in requirements.txt

@@ -26,7 +26,7 @@ EXIT_LOST = 76
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
-    "HOST:PORT of the first of several processes; a Cloud TPU slice and SLURM need no such flag",
+    "HOST:PORT of the first of several processes; a TPU slice and SLURM need no such flag",
 )
 _PROCESSES = flags.DEFINE_integer(
     "processes", None, "how many they are", lower_bound=1, upper_bound=2**16

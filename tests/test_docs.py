@@ -184,7 +184,7 @@ def calls_of(words):
         return calls_of(["python", "-m", f"pinjax.{rest[0].removeprefix('--')}", *rest[1:]])
     if program == "launch/run.sh":
         return calls_of(["python", "-m", "pinjax.train", *rest])
-    if program in ("launch/tpu_vm.sh", "launch/gpu_box.sh"):  # see `test_launch`
+    if program in ("launch/tpu_vm.sh", "launch/gpu_box.sh", "launch/gke.sh"):  # see `test_launch`
         return calls_of(["launch/run.sh", *rest[rest.index("--") + 1 :]]) if "--" in rest else []
     if program == "sbatch":
         script = rest.index("launch/slurm.sbatch")
@@ -227,7 +227,7 @@ TESTS = {call.in_test_form() for call in CALLS} - {None}
 LAUNCHES = [
     words
     for words in COMMANDS
-    if words[0] in ("launch/tpu_vm.sh", "launch/gpu_box.sh")
+    if words[0] in ("launch/tpu_vm.sh", "launch/gpu_box.sh", "launch/gke.sh")
     # This one follows a file, and prints no command.
     and words[:2] != ("launch/tpu_vm.sh", "logs")
 ]
@@ -346,7 +346,7 @@ def test_launch(tmp_path, words):
     options.insert(options.index("--") if "--" in options else len(options), "--dry-run")
     done = subprocess.run(options, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.match("gcloud |ssh |scp ", done.stdout)
+    assert re.match("gcloud |ssh |scp |kubectl |apiVersion: ", done.stdout)
 
 
 # Messages.

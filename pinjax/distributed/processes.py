@@ -22,16 +22,20 @@ _START = 300  # seconds that the first process may take until it listens
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Joins the other processes of the job, before any device is used. No job: does nothing.
 
+    JAX finds the hosts of a TPU slice in the metadata of their machines (agent-worker-number,
+    worker-network-endpoints) or in what GKE sets (TPU_WORKER_ID, TPU_WORKER_HOSTNAMES).
+
     Args:
-      coordinator: HOST:PORT of the first process; None: found by SLURM or a Cloud TPU slice.
+      coordinator: HOST:PORT of the first process; None: found by SLURM or a TPU slice.
       count: number of processes.
       index: of this process.
 
     Raises:
       InputError: if the arguments or SLURM's variables name no job, the first process does not
-        listen, or there is no device.
+        listen, there is no device, or the devices are those of other processes, too.
     """
     _check_job(coordinator, count, index)
+    reason = ""
     if coordinator:
         if index > 0:
             _wait_for_first(coordinator)
@@ -42,14 +46,40 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
         except ValueError as error:  # say, in a shell of `salloc`, where no task runs
             raise InputError(f"SLURM_NTASKS={tasks}, but there is no such job: {error}") from None
     elif any(map(os.path.exists, _TPU_DEVICES)):
-        with contextlib.suppress(ValueError):  # another device under a TPU's name
+        try:
             jax.distributed.initialize(heartbeat_timeout_seconds=_PATIENCE)
+        except (ValueError, OSError) as error:  # a single host, or another device of that name
+            reason = f" ({error})"
+        except RuntimeError as error:  # say, a name that DNS does not know
+            raise InputError(f"a host of the TPU slice is out of reach: {error}") from None
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: for cuda without its plugin
         platforms = os.environ.get("JAX_PLATFORMS", "")
-        reason = str(error) or "not installed"
-        raise InputError(f"JAX_PLATFORMS={platforms}: no device: {reason}") from None
+        cause = str(error) or "not installed"
+        raise InputError(f"JAX_PLATFORMS={platforms}: no device: {cause}") from None
+    _check_devices(count, index, reason)
+
+
+def _check_devices(count: int | None, index: int | None, reason: str) -> None:
+    """Raises where hosts would run as jobs of their own, or in another order than their slice's.
+
+    A TPU's runtime forms the slice by itself, so it may know of other processes than JAX does.
+    """
+    for flag, given, seen in (
+        ("processes", count, jax.process_count()),
+        ("process", index, jax.process_index()),
+    ):
+        if given not in (None, seen):
+            raise InputError(
+                f"--{flag}={given}, but by the devices it is {seen}: a job on TPUs is all hosts of "
+                "one slice, in its order"
+            )
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise InputError(
+            f"this is one of {jax.process_count()} hosts of a TPU slice, but JAX does not find the "
+            f"others{reason}; name them by --coordinator, --processes and --process"
+        )
 
 
 def _check_job(coordinator: str | None, count: int | None, index: int | None) -> None:
