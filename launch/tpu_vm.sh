@@ -164,9 +164,9 @@ setup() {  # setup [--workdir=...]
   local batch=32 broken='jax.default_backend() != "tpu"'
   install_code || return
   [ -z "$devices" ] || broken+=" or jax.device_count() != $devices"
-  on_all "cd pinjax && .venv/bin/python -c 'import jax, socket; here = jax.local_devices();\
+  on_all "cd pinjax && .venv/bin/python -c 'import jax, socket, sys; here = jax.local_devices();\
  print(f\"{socket.gethostname()}: {len(here)} of {jax.device_count()} x {here[0].device_kind}\");\
- exit($broken)'" || {
+ sys.exit($broken)'" || {
     echo "error: the workers of $name are not ${devices:+$devices }TPU devices together" >&2
     return 1
   }

@@ -98,7 +98,7 @@ class Cloud(socketserver.ThreadingTCPServer):
       refusals: of calls.
     """
 
-    daemon_threads = True
+    daemon_threads, request_queue_size = True, 100
 
     def __init__(self, directory):
         super().__init__(("127.0.0.1", 0), Handler)

@@ -6,7 +6,9 @@ import pathlib
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 
 import pytest
 
@@ -435,6 +437,44 @@ def test_one_host_needs_no_bucket_for_its_run_of_test(launch):
     [run] = [call for call in calls if ":test" in call]
     assert "--workdir=/tmp/pinjax-smoke" in run
     assert "--coordinator" not in run
+
+
+JAX = """
+def local_devices(): return [type("Device", (), dict(device_kind="TPU v6 lite"))] * 8
+def device_count(): return {}
+def default_backend(): return "tpu"
+"""
+
+
+@pytest.mark.parametrize(("devices", "code"), [(8, 0), (4, 1)])
+def test_what_setup_runs_on_a_host(launch, tmp_path, devices, code):
+    launch.create(ONE)
+    launch("setup", "x", *ONE)
+    commands = [words[-1] for words in launch.cloud.calls if words[1] == "ssh"]
+    _, of_devices, of_training = (word.removeprefix("--command=") for word in commands)
+    code_of_host = tmp_path / "pinjax"
+    for path, text in (
+        (".venv/bin/python", f'#!/bin/sh\nexec {sys.executable} -S "$@"\n'),
+        ("jax.py", JAX.format(devices)),
+        ("launch/run.sh", "#!/bin/sh\nprintf '%s\n' \"$@\"\nprintf 'half a line'\nexit 75\n"),
+    ):
+        (code_of_host / path).parent.mkdir(parents=True, exist_ok=True)
+        (code_of_host / path).write_text(text)
+        (code_of_host / path).chmod(0o755)
+
+    def run(command):
+        env = {**os.environ, "PYTHONPATH": "."}
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        return done.returncode, done.stdout
+
+    told = f"{socket.gethostname()}: 8 of {devices} x TPU v6 lite\n"
+    assert run(of_devices) == (code, told)
+    ended, log = run(of_training)
+    assert ended == 75
+    assert "--config=configs/pinnerformer.py:test" in log.splitlines()
+    assert log.endswith("\nended with 75\n")
 
 
 def test_a_batch_of_the_run_of_test_can_be_divided(launch):
