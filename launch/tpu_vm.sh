@@ -200,7 +200,7 @@ train() {  # train ARGUMENT ...: fails with the first worker that does
   done
   if [ "$code" -ne 0 ]; then
     kill "${pids[@]}" 2>/dev/null || true
-    on_all 'pkill -f "[p]injax.train" || true' >/dev/null 2>&1 || true  # [p]: not this shell
+    on_all 'pkill -f "[p]injax[.]" || true' >/dev/null 2>&1 || true  # [p]: not this shell
     wait
   fi
   return "$code"

@@ -35,7 +35,7 @@ STATES = {
 }
 
 
-class Refused(Exception):
+class Refused(ValueError):
     """A call that the reference does not allow."""
 
 
@@ -51,18 +51,17 @@ def command_of(line):
     raise Refused(f"no such command: {line}")
 
 
-def parse(words):
-    """(command, positional arguments, flags) of a call that the reference allows.
-
-    Raises:
-      Refused: for an unknown command, flag or value, or one that is missing or does not fit.
-    """
+def parsed(words):
+    """(command, positional arguments, flags) of a call."""
     positional = [word for word in words if not word.startswith("--")]
     pairs = [word.partition("=") for word in words if word.startswith("--")]
-    flags = {name + equals: value for name, equals, value in pairs}
     command = command_of(" ".join(positional))
-    positional = positional[len(command.split()) :]
+    flags = {name + equals: value for name, equals, value in pairs}
+    return command, positional[len(command.split()) :], flags
 
+
+def check(command, positional, flags):
+    """Raises Refused for flags, values and arguments that are unknown, missing or do not fit."""
     known = REFERENCE[command]
     required = known.get("required", [])
     allowed = {*required, *known.get("flags", []), *REFERENCE["gcloud"]["flags"]}
@@ -83,7 +82,6 @@ def parse(words):
         raise Refused(f"{flags['--image-family=']} is no image for {machine}")
     if machine and flags["--maintenance-policy="] != "TERMINATE":
         raise Refused("a machine with TPUs does not migrate")
-    return command, positional, flags
 
 
 class Cloud(socketserver.ThreadingTCPServer):
@@ -116,7 +114,8 @@ class Cloud(socketserver.ThreadingTCPServer):
             self.calls.append(words)
             self.changed.notify_all()
             try:
-                call = parse(words)
+                call = parsed(words)
+                check(*call)
                 if answer := next((a for a in self.answers if a["match"] in line), None):
                     if answer.get("once"):
                         self.answers.remove(answer)

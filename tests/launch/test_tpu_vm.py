@@ -684,7 +684,7 @@ def test_a_dry_run_prints_commands_that_gcloud_takes_and_calls_nothing(launch, w
         for program, *words in lines:
             assert program in ("gcloud", "git", ".venv/bin/python")
             if program == "gcloud":
-                fake_gcloud.parse(words)
+                fake_gcloud.check(*fake_gcloud.parsed(words))
         assert lines
 
 
@@ -804,4 +804,4 @@ def test_check_asks_for_a_bucket_where_there_are_several_hosts(launch):
 )
 def test_the_reference_refuses(call, reason):
     with pytest.raises(fake_gcloud.Refused, match=reason):
-        fake_gcloud.parse(call.split())
+        fake_gcloud.check(*fake_gcloud.parsed(call.split()))
