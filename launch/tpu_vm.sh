@@ -230,10 +230,10 @@ run() {  # run ARGUMENT ...
       echo "$name is $state: creating it again, where the run resumes" >&2
       delete_resources "${kinds[@]}" || return
       until create; do
-        [ "$gave_up" = capacity ] || return 1
+        [[ $gave_up =~ ^(capacity|lost)$ ]] || return 1
         sleep $((6 * poll))
       done
-      install_code || return
+      install_code || [ "$(health 2>/dev/null)" != READY ] || return 1
     elif [ ${#workers[@]} -eq 0 ]; then
       echo "error: $name is $state" >&2
       return "$code"

@@ -615,6 +615,22 @@ def test_a_spot_host_is_asked_for_until_there_is_capacity(launch):
     assert launch.resources() == {"instance x"}
 
 
+def test_a_spot_host_may_be_lost_again_and_again(launch):
+    launch.create(ONE)
+    lost = {"match": "compute ssh", "code": 255, "once": True}
+    states = ["STOPPING", "STOPPING", "RUNNING", "STOPPING", "STOPPING", "RUNNING"]
+    done, calls = launch(
+        *("run", "x", *ONE, "--spot", "--", "--config=a.py"),
+        answers=[
+            *[lost] * 5,  # while it trains, is set up, and trains again; with a stop after each run
+            *[{"match": "value(status)", "stdout": state, "once": True} for state in states],
+        ],
+    )
+    assert done.returncode == 0
+    assert sum("instances create" in call for call in calls) == 3
+    assert launch.resources() == {"instance x"}
+
+
 def test_a_spot_host_is_not_asked_for_again_where_it_is_refused(launch):
     refused = {"match": "instances create", "stderr": "Quota 'TPUS' exceeded.", "code": 1}
     done, calls = launch(
