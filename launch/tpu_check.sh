@@ -51,7 +51,7 @@ check() {  # check ARGUMENT ...: those that `run` would pass on
   check_availability
   case $workdir in
     gs://*) check_bucket "$workdir" ;;
-    *) [ "$hosts" -eq 1 ] || problem workdir "$hosts hosts need -- --workdir=gs://BUCKET/..." ;;
+    *) [ $# -eq 0 ] || [ "$hosts" -eq 1 ] || problem workdir "$hosts hosts need one on gs://" ;;
   esac
   if [ ${#config[@]} -gt 0 ]; then
     config=(.venv/bin/python -m pinjax.compile "${config[@]}" "--topology=$target")

@@ -122,6 +122,45 @@ def test_the_software_fits_the_type(launch, type, runtime):
     assert launch.resources() == {"queued-resource x"}
 
 
+def test_the_topology_of_every_size():
+    two_to = [2**power for power in range(13)]
+    sizes = {
+        "v4": two_to[3:],
+        "v5litepod": [1, *two_to[2:9]],
+        "v5p": [*two_to[3:], 8192, 12288],
+        "v6e": [1, *two_to[2:9]],
+    }
+    types = [f"{generation}-{size}" for generation in sizes for size in sizes[generation]]
+    script = """
+fail() { echo "$@"; exit 1; }
+source launch/tpu_types.sh
+for type; do resolve_type; echo "$type $topology $chips $devices $target $hosts $machine"; done
+"""
+    told = subprocess.run(
+        ["bash", "-euc", script, "bash", *types, "tpu7x-1x1x1", "tpu7x-2x2x1", "tpu7x-4x4x8"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = told.stdout.splitlines()
+    assert len(lines) == len(types) + 3
+    for line in lines:
+        type, topology, chips, devices, target, hosts, *machine = line.split()
+        generation, size = type.split("-")
+        sides = list(map(int, topology.split("x")))
+        assert int(chips) == math.prod(sides)
+        assert target == f"{generation.replace('litepod', 'e')}:{topology}"
+        if generation == "tpu7x":
+            assert (size, int(devices)) == (topology, 2 * int(chips))
+        else:
+            cores = 2 if generation in ("v4", "v5p") else 1
+            assert (int(size), devices) == (cores * int(chips), chips)
+            assert sides == sorted(sides) or int(chips) == 4
+        if machine:
+            assert int(hosts) * int(machine[0].rpartition("-")[2].removesuffix("t")) == int(chips)
+
+
 @pytest.mark.parametrize("where", RESOURCES)
 def test_another_version_can_be_chosen(launch, where):
     done, _ = launch("create", "x", *where, "--version=other", "--dry-run")
@@ -790,8 +829,10 @@ def test_check_compares_regions(launch):
 
 def test_check_asks_for_a_bucket_where_there_are_several_hosts(launch):
     done, _ = launch("check", "x", *MANY)
+    assert done.returncode == 0
+    done, _ = launch("check", "x", *MANY, "--", "--workdir=work/run")
     assert done.returncode == 1
-    assert "workdir  PROBLEM: 4 hosts need -- --workdir=gs://" in done.stdout
+    assert done.stdout.endswith("workdir  PROBLEM: 4 hosts need one on gs://\n")
 
 
 # The reference, by which all of this is judged.
