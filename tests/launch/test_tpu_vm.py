@@ -611,7 +611,7 @@ def test_run_ends_with_the_first_worker_that_fails(launch, where):
     assert "error: no such file" in done.stderr
     assert "all of it is in work/logs/x" in done.stderr
     stops = [call for call in calls if "pkill" in call]
-    assert len(stops) == 1 if where == V5E else 4
+    assert len(stops) == (1 if where == V5E else 4)
 
 
 LOST = [
