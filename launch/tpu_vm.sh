@@ -119,7 +119,8 @@ give_up() {  # give_up MESSAGE: deletes what was created; fails
 
 create() {
   local state told='' failures=0 errors
-  trap 'trap "" INT TERM HUP; give_up interrupted || exit 130' INT TERM HUP
+  trap 'trap "" INT TERM HUP; echo "deleting $name ..." >&2; give_up interrupted || exit 130' \
+    INT TERM HUP
   request_slice || return
   [ -z "$dry" ] || return 0
   errors=$(mktemp)

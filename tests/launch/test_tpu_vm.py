@@ -391,7 +391,7 @@ def test_an_interrupted_creation_leaves_nothing(launch, where, signum):
     os.killpg(process.pid, signum)
     done = launch.finish(process)
     assert done.returncode == 130
-    assert done.stderr.endswith("error: x: interrupted\n")
+    assert done.stderr.endswith("deleting x ...\nerror: x: interrupted\n")
     assert launch.resources() == set()
 
 
