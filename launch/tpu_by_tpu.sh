@@ -1,16 +1,16 @@
-# Sourced by tpu_vm.sh: a slice by the Cloud TPU API, as a queued resource with one node, both called
-# $name. The documentation: docs.cloud.google.com/tpu/docs/queued-resources.
+# Sourced by tpu_vm.sh for --api=tpu: a slice as a queued resource with one node, both called $name.
+# The documentation: docs.cloud.google.com/tpu/docs/queued-resources.
 
 service=tpu.googleapis.com
-kinds=(queued)
+kinds=(queued-resource)
 version=${version:-$runtime}
 
-request() {
-  ask queued compute tpus queued-resources create "$name" "--zone=$zone" "--node-id=$name" \
-    "--accelerator-type=$type" "--runtime-version=$version" ${spot:+--spot}
+request_slice() {
+  create_resource queued-resource compute tpus queued-resources create "$name" "--zone=$zone" \
+    "--node-id=$name" "--accelerator-type=$type" "--runtime-version=$version" ${spot:+--spot}
 }
 
-progress() {  # READY, LOST or FAILED and why, or how far it is
+progress() {  # READY, FAILED or LOST and why, or how far the creation is
   local state why
   state=$(gcloud compute tpus queued-resources describe "$name" "--zone=$zone" \
     '--format=value(state.state,state.failedData.error.message)') || return
@@ -23,7 +23,7 @@ progress() {  # READY, LOST or FAILED and why, or how far it is
   esac
 }
 
-health() {  # READY, or what it is
+health() {  # READY, or the state of the node
   gcloud compute tpus tpu-vm describe "$name" "--zone=$zone" '--format=value(state)'
 }
 
@@ -34,8 +34,9 @@ status() {
   cloud compute tpus tpu-vm describe "$name" "--zone=$zone" '--format=value(state,health)'
 }
 
-find_workers() {  # sets $workers, their names
-  local count=1 words=(compute tpus tpu-vm describe "$name" "--zone=$zone" \
+find_workers() {  # sets $workers, what on_worker calls them
+  local count=1 words
+  words=(compute tpus tpu-vm describe "$name" "--zone=$zone"
     '--format=value(networkEndpoints.len())')
   if [ -n "$dry" ]; then cloud "${words[@]}"; else count=$(gcloud "${words[@]}") || return; fi
   mapfile -t workers < <(seq 0 $((count - 1)))
@@ -47,17 +48,17 @@ on_worker() {  # on_worker WORKER COMMAND
 
 on_all() { on_worker all "$1"; }
 
-copy() {  # copy FILE: into the home directory of all
+copy_to_all() {  # copy_to_all FILE: into their home directories
   cloud compute tpus tpu-vm scp "$1" "$name:" "--zone=$zone" --worker=all
 }
 
-wiring() { :; }  # JAX finds the workers by the API's metadata
+process_flags() { :; }  # JAX finds the other workers in the metadata of the API
 
-check_zone() {
-  inquire zone "$zone has $type" \
+describe_api() { echo "Cloud TPU API, a queued resource"; }
+
+check_availability() {
+  verify zone "$zone has $type" \
     compute tpus tpu-vm accelerator-types describe "$type" "--zone=$zone" '--format=value(type)'
-  inquire runtime "$version: Ubuntu 22.04 with Python 3.10, setup brings a newer one" \
+  verify runtime "$version, Ubuntu 22.04 with Python 3.10; setup brings a newer Python" \
     compute tpus tpu-vm versions describe "$version" "--zone=$zone" '--format=value(version)'
 }
-
-how() { echo "the Cloud TPU API: a queued resource"; }

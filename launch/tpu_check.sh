@@ -1,39 +1,41 @@
-# Sourced by tpu_vm.sh: what would be made, and what is wrong with it.
+# Sourced by tpu_vm.sh: `check`, what `create` would make, and what is wrong with it.
 
 problems=0
 
-tell() { printf '%-9s%s\n' "$1" "$2"; }
+report() { printf '%-9s%s\n' "$1" "$2"; }  # report LABEL FACT
 
-flaw() { tell "$1" "PROBLEM: $2"; problems=1; }
+problem() { report "$1" "PROBLEM: $2"; problems=1; }
 
-inquire() {  # inquire LABEL FACT WORD ...: whether the cloud agrees, by a command that only reads
+verify() {  # verify LABEL FACT WORD ...: reports the fact if this gcloud command succeeds
   local said
   if [ -n "$dry" ]; then
     cloud "${@:3}"
   elif said=$(gcloud "${@:3}" 2>&1); then
-    tell "$1" "$2"
+    report "$1" "$2"
   else
-    flaw "$1" "$(meaning "$said")"
+    problem "$1" "$(meaning "$said")"
   fi
 }
 
-check_bucket() {  # check_bucket gs://BUCKET/...
-  local where kind words
-  words=(storage buckets describe "gs://$(cut -d/ -f3 <<<"$1")" '--format=value(location,location_type)')
+check_bucket() {  # check_bucket gs://BUCKET/...: whether it is near the slice
+  local bucket region=${zone%-*} words said where kind
+  bucket=gs://$(cut -d/ -f3 <<<"$1")
+  words=(storage buckets describe "$bucket" '--format=value(location,location_type)')
   if [ -n "$dry" ]; then
     cloud "${words[@]}"
-  elif ! where=$(gcloud "${words[@]}" 2>&1); then
-    flaw bucket "$(meaning "$where")"
+  elif ! said=$(gcloud "${words[@]}" 2>&1); then
+    problem bucket "$(meaning "$said")"
   else
-    read -r where kind <<<"${where,,}"
-    case $where in
-      "${zone%-*}") tell bucket "${words[3]} is in $where, as the slice" ;;
-      *) tell bucket "${words[3]} is in $where ($kind), the slice in ${zone%-*}: slower, and traffic may cost" ;;
-    esac
+    read -r where kind <<<"${said,,}"
+    if [ "$where" = "$region" ]; then
+      report bucket "$bucket is in $where, like the slice"
+    else
+      report bucket "$bucket is in $where ($kind), the slice in $region: slower, traffic may cost"
+    fi
   fi
 }
 
-check() {
+check() {  # check ARGUMENT ...: those that `run` would pass on
   local argument config=() workdir=''
   for argument in "$@"; do
     case $argument in
@@ -42,14 +44,14 @@ check() {
     esac
   done
   if [ -z "$dry" ]; then
-    tell slice "$type: $chips chips, $devices devices, topology $topology${spot:+, spot}"
-    tell how "$(how)"
-    tell disk "$disk GB on each host"
+    report slice "$type, $chips chips, $devices devices, topology $topology${spot:+, spot}"
+    report api "$(describe_api)"
+    report disk "$disk GB on each host"
   fi
-  check_zone
+  check_availability
   case $workdir in
     gs://*) check_bucket "$workdir" ;;
-    *) [ "$hosts" -eq 1 ] || [ -n "$dry" ] || flaw workdir "$hosts hosts need --workdir=gs://..." ;;
+    *) [ $# -eq 0 ] || [ "$hosts" -eq 1 ] || problem workdir "$hosts hosts need one on gs://" ;;
   esac
   if [ ${#config[@]} -gt 0 ]; then
     config=(.venv/bin/python -m pinjax.compile "${config[@]}" "--topology=$target")
@@ -60,7 +62,7 @@ check() {
         source launch/env.sh
         install requirements.txt && .venv/bin/python -m pip install --quiet \
           --disable-pip-version-check --no-deps -r requirements-compile.txt && "${config[@]}"
-      ) || flaw config "see above"
+      ) || problem config "it does not compile for $target; see above"
     fi
   fi
   return "$problems"

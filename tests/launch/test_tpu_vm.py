@@ -1,97 +1,18 @@
-"""launch/tpu_vm.sh against a gcloud that refuses what is not documented; see fake_gcloud.py."""
+"""launch/tpu_vm.sh: what it creates, and what is left of that."""
 
-import json
 import math
 import os
 import pathlib
 import shlex
-import shutil
 import signal
 import subprocess
-import sys
-import time
 
 import pytest
 
+from tests.launch import fake_gcloud
+from tests.launch.conftest import MANY, ONE, RESOURCES, V5E, flags, verbs
+
 ROOT = pathlib.Path(__file__).parents[2]
-FAKE = pathlib.Path(__file__).with_name("fake_gcloud.py")
-V5E = ("--zone=us-west4-a", "--type=v5litepod-16")  # by the Cloud TPU API
-ONE = ("--zone=us-east5-b", "--type=v6e-8")  # by Compute Engine: an instance
-MANY = ("--zone=us-east5-b", "--type=v6e-16")  # a group of four instances
-ALL_OF_MANY = {"group x", "policy x", "template x"}
-
-
-class Launch:
-    """(arguments, answers) -> the finished script and the calls that it made.
-
-    Attributes:
-      code: directory of the repository that is launched.
-      refusals: whether gcloud may refuse a call.
-    """
-
-    def __init__(self, home):
-        self.code, self.home = home / "code", home / "cloud"
-        self.refusals = False
-        (self.home / "made").mkdir(parents=True)
-        (self.home / "answers").write_text("[]")
-        gcloud = self.home / "gcloud"
-        gcloud.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {FAKE} "$@"\n')
-        gcloud.chmod(0o755)
-        shutil.copytree(ROOT / "launch", self.code / "launch")
-        git = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-C", str(self.code)]
-        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
-            subprocess.run([*git, *command], check=True)
-
-    def start(self, *arguments, answers=()):
-        (self.home / "answers").write_text(json.dumps(answers))
-        for old in ("calls", *(used.name for used in self.home.glob("used-*"))):
-            (self.home / old).unlink(missing_ok=True)
-        env = {**os.environ, "PATH": f"{self.home}:{os.environ['PATH']}"}
-        env |= {"FAKE_GCLOUD": str(self.home), "POLL_SECONDS": "0"}
-        return subprocess.Popen(
-            ["launch/tpu_vm.sh", *arguments],
-            cwd=self.code,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def finish(self, process):
-        out, error = process.communicate()
-        return subprocess.CompletedProcess(process.args, process.returncode, out, error)
-
-    def __call__(self, *arguments, answers=()):
-        done = self.finish(self.start(*arguments, answers=answers))
-        refused = self.home / "refused"
-        assert self.refusals or not refused.exists(), refused.read_text()
-        return done, self.calls()
-
-    def calls(self):
-        calls = self.home / "calls"
-        return calls.read_text().splitlines() if calls.exists() else []
-
-    def made(self):
-        """What is there, and costs money."""
-        return {path.name for path in (self.home / "made").iterdir()}
-
-
-@pytest.fixture
-def launch(tmp_path):
-    return Launch(tmp_path)
-
-
-def verbs(calls):
-    """What was done: 'tpu-vm ssh', 'instances create' and so on."""
-    return [
-        " ".join(word for word in call.split(" x")[0].split() if word not in ("compute", "tpus"))
-        for call in (call.partition(" --")[0] for call in calls)
-    ]
-
-
-def flags(call):
-    return dict(word.split("=", 1) for word in call.split() if "=" in word)
 
 
 # What each type is.
@@ -118,14 +39,53 @@ def test_the_software_fits_the_type(launch, type, runtime):
         "--runtime-version": runtime,
     }
     assert verbs(calls) == ["queued-resources create", "queued-resources describe"]
-    assert launch.made() == {"queued resource x"}
+    assert launch.resources() == {"queued-resource x"}
 
 
-def test_another_version_can_be_chosen(launch):
-    launch.refusals = True  # of a version that the reference does not have for the type
-    for where in (V5E, ONE):
-        _, calls = launch("create", "x", *where, "--version=other")
-        assert "other" in flags(calls[0]).values()
+def test_the_topology_of_every_size():
+    two_to = [2**power for power in range(13)]
+    sizes = {
+        "v4": two_to[3:],
+        "v5litepod": [1, *two_to[2:9]],
+        "v5p": [*two_to[3:], 8192, 12288],
+        "v6e": [1, *two_to[2:9]],
+    }
+    types = [f"{generation}-{size}" for generation in sizes for size in sizes[generation]]
+    script = """
+fail() { echo "$@"; exit 1; }
+source launch/tpu_types.sh
+for type; do resolve_type; echo "$type $topology $chips $devices $target $hosts $machine"; done
+"""
+    told = subprocess.run(
+        ["bash", "-euc", script, "bash", *types, "tpu7x-1x1x1", "tpu7x-2x2x1", "tpu7x-4x4x8"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = told.stdout.splitlines()
+    assert len(lines) == len(types) + 3
+    for line in lines:
+        type, topology, chips, devices, target, hosts, *machine = line.split()
+        generation, size = type.split("-")
+        sides = list(map(int, topology.split("x")))
+        assert int(chips) == math.prod(sides)
+        assert target == f"{generation.replace('litepod', 'e')}:{topology}"
+        if generation == "tpu7x":
+            assert (size, int(devices)) == (topology, 2 * int(chips))
+        else:
+            cores = 2 if generation in ("v4", "v5p") else 1
+            assert (int(size), devices) == (cores * int(chips), chips)
+            assert sides == sorted(sides) or int(chips) == 4
+        if machine:
+            assert int(hosts) * int(machine[0].rpartition("-")[2].removesuffix("t")) == int(chips)
+
+
+@pytest.mark.parametrize("where", RESOURCES)
+def test_another_version_can_be_chosen(launch, where):
+    done, _ = launch("create", "x", *where, "--version=other", "--dry-run")
+    assert ("--runtime-version=other" in done.stdout) == (where == V5E)
+    assert ("--image-family=other" in done.stdout) == (where != V5E)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +104,7 @@ def test_one_host_is_an_instance(launch, type, machine):
     assert done.returncode == 0
     assert verbs(calls) == ["instances create", "instances describe"]
     assert flags(calls[0])["--machine-type"] == machine
-    assert launch.made() == {"instance x"}
+    assert launch.resources() == {"instance x"}
 
 
 @pytest.mark.parametrize(
@@ -168,10 +128,10 @@ def test_several_hosts_are_a_group(launch, type, machine, chips):
     assert not type.startswith("tpu7x") or type == f"tpu7x-{topology}"
     assert template["--machine-type"] == machine
     assert int(group["--size"]) * 4 == chips
-    assert launch.made() == ALL_OF_MANY
+    assert launch.resources() == RESOURCES[MANY]
 
 
-@pytest.mark.parametrize("where", [V5E, ONE, MANY])
+@pytest.mark.parametrize("where", RESOURCES)
 def test_spot(launch, where):
     _, calls = launch("create", "x", *where, "--spot")
     spot = [call for call in calls if "--spot" in call or "--provisioning-model=SPOT" in call]
@@ -190,8 +150,8 @@ def test_spot(launch, where):
         (["create", "x", "--zone=z", "--type=v6e-5"], "expected v6e- and one of 1 4 8 16"),
         (["create", "x", "--zone=z", "--type=v6e-.*"], "expected v6e- and one of 1 4 8 16"),
         (["create", "x", "--zone=z", "--type=v6e"], "expected v6e- and one of 1 4 8 16"),
-        (["create", "x", "--zone=z", "--type=v4-8", "--api=compute"], "is had by --api=tpu"),
-        (["run", "x", "--zone=z", "--type=tpu7x-2x2x1", "--api=tpu"], "is had by --api=compute"),
+        (["create", "x", "--zone=z", "--type=v4-8", "--api=compute"], "v4-8 needs --api=tpu"),
+        (["run", "x", "--zone=z", "--type=tpu7x-2x2x1", "--api=tpu"], "needs --api=compute"),
         (["create", "x", "--zone=z", "--type=v6e-8", "--api=gke"], "--api=compute or --api=tpu"),
         (["run", "x", "--zone=z", "--config=a.py"], "training arguments come after --"),
         (["start", "x", "--zone=z"], "start is none of check, create"),
@@ -214,9 +174,9 @@ def test_wrong_arguments_are_one_line(launch, arguments, message):
     ("where", "first", "told"),
     [
         (V5E, {"match": "value(state.state", "stdout": "PROVISIONING"}, "x is PROVISIONING ..."),
-        (ONE, {"match": "value(status)", "stdout": "STAGING"}, "x is waiting for 1 hosts"),
-        (MANY, {"match": "value(instanceStatus)", "stdout": "\n\nRUNNING\nSTAGING"}, "2 TO_COME"),
-        (MANY, {"match": "value(instanceStatus)", "stdout": "RUNNING"}, "has 1 RUNNING"),
+        (ONE, {"match": "value(status)", "stdout": "STAGING"}, "for hosts: 1 STAGING of 1"),
+        (MANY, {"match": "value(instanceStatus)", "stdout": "RUNNING"}, "hosts: 1 RUNNING of 4"),
+        (MANY, {"match": "value(instanceStatus)", "stdout": "\nRUNNING"}, "1 MISSING 1 RUNNING"),
     ],
 )
 def test_create_waits_until_the_slice_is_there(launch, where, first, told):
@@ -250,7 +210,7 @@ FAILURES = [
     ),
     (
         *(V5E, "queued-resources create", "PERMISSION_DENIED: User does not have permission"),
-        "your account may not do this",
+        "your account is not permitted",
     ),
     (
         *(V5E, "queued-resources create"),
@@ -265,7 +225,7 @@ FAILURES = [
     (ONE, "instances create", "Quota 'TPUS' exceeded.  Limit: 0.0 in region r.", "quota is too"),
     (
         *(ONE, "instances create", "Required 'compute.instances.create' permission for 'p'"),
-        "your account may not do this",
+        "your account is not permitted",
     ),
     (
         *(MANY, "instance-templates create", "Compute Engine API has not been used in project 1"),
@@ -276,6 +236,11 @@ FAILURES = [
         "Machine type with name 'ct6e-standard-4t' does not exist in zone 'us-east5-b'.",
         "us-east5-b does not have v6e-16",
     ),
+    (
+        *(MANY, "instance-groups managed create"),
+        "unrecognized arguments: --target-size-policy-mode=bulk",
+        "gcloud components update",
+    ),
     (MANY, "instance-groups managed create", "a fault of another kind", "x: a fault of another"),
 ]
 
@@ -285,7 +250,7 @@ def test_a_creation_that_fails_says_why_and_leaves_nothing(launch, where, failin
     answers = [{"match": failing, "stderr": said, "code": 1}]
     done, _ = launch("create", "x", *where, answers=answers)
     assert done.returncode == 1
-    assert launch.made() == set()
+    assert launch.resources() == set()
     assert meaning in done.stderr
     assert " ".join(said.split()) in done.stderr
     assert done.stderr.count("\n") == 1
@@ -296,16 +261,16 @@ def test_a_creation_that_fails_says_why_and_leaves_nothing(launch, where, failin
     [
         (V5E, "value(state.state", "FAILED\tThere is no more capacity in the zone", "no capacity"),
         (V5E, "value(state.state", "FAILED", "without a reason"),
-        (V5E, "value(state.state", "SUSPENDED", "taken away while it was made"),
-        (ONE, "value(status)", "STOPPING", "taken away while it was made"),
-        (MANY, "value(instanceStatus)", "RUNNING\nTERMINATED", "taken away while it was made"),
+        (V5E, "value(state.state", "SUSPENDED", "preempted or deleted while"),
+        (ONE, "value(status)", "STOPPING", "preempted or deleted while"),
+        (MANY, "value(instanceStatus)", "RUNNING\nTERMINATED", "preempted or deleted while"),
     ],
 )
 def test_a_slice_that_does_not_come_is_given_back(launch, where, match, stdout, meaning):
     answers = [{"match": match, "stdout": stdout}]
     done, _ = launch("create", "x", *where, answers=answers)
     assert done.returncode == 1
-    assert launch.made() == set()
+    assert launch.resources() == set()
     assert meaning in done.stderr
     assert done.stderr.count("\n") == 1
 
@@ -319,68 +284,68 @@ def test_a_group_that_lacks_quota_is_given_back(launch):
         ],
     )
     assert done.returncode == 1
-    assert launch.made() == set()
+    assert launch.resources() == set()
     assert "quota is too small for v6e-16" in done.stderr
 
 
 @pytest.mark.parametrize(("words", "tries"), [("it was not found", 1), ("no network", 5)])
-@pytest.mark.parametrize("where", [V5E, ONE, MANY])
+@pytest.mark.parametrize("where", RESOURCES)
 def test_a_slice_that_is_lost_from_sight_is_given_back(launch, where, words, tries):
     asked = "list-instances" if where == MANY else "describe"
     answers = [{"match": asked, "stderr": words, "code": 1}]
     done, calls = launch("create", "x", *where, answers=answers)
     assert done.returncode == 1
-    assert launch.made() == set()
+    assert launch.resources() == set()
     assert sum(asked in call for call in calls) == tries
     assert words in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("where", [V5E, ONE, MANY])
+@pytest.mark.parametrize("where", RESOURCES)
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_creation_leaves_nothing(launch, where, signum):
     asked = "list-instances" if where == MANY else "describe"
     process = launch.start("create", "x", *where, answers=[{"match": asked, "until": "never"}])
-    while not any(asked in call for call in launch.calls()):
-        time.sleep(0.01)
-    assert launch.made()
+    with launch.cloud.changed:
+        launch.cloud.changed.wait_for(lambda: any(asked in call for call in launch.cloud.lines()))
+    assert launch.resources()
     os.killpg(process.pid, signum)
     done = launch.finish(process)
     assert done.returncode == 130
-    assert done.stderr.endswith("error: x: interrupted\n")
-    assert launch.made() == set()
+    assert done.stderr.endswith("deleting x ...\nerror: x: interrupted\n")
+    assert launch.resources() == set()
 
 
-@pytest.mark.parametrize("where", [V5E, ONE, MANY])
+@pytest.mark.parametrize("where", RESOURCES)
 def test_a_slice_of_the_same_name_stays(launch, where):
-    launch("create", "x", *where)
-    before = launch.made()
+    launch.create(where)
+    before = launch.resources()
     done, _ = launch("create", "x", *where)
     assert done.returncode == 1
-    assert "there is one of this name" in done.stderr
-    assert launch.made() == before
+    assert "the name is taken" in done.stderr
+    assert launch.resources() == before
 
 
 def test_a_template_of_the_same_name_stays(launch):
-    (launch.home / "made/template x").touch()
+    launch.cloud.resources["template x"] = {}
     done, _ = launch("create", "x", *MANY)
     assert done.returncode == 1
-    assert launch.made() == {"template x"}
+    assert launch.resources() == {"template x"}
 
 
-@pytest.mark.parametrize("where", [V5E, ONE, MANY])
+@pytest.mark.parametrize("where", RESOURCES)
 def test_delete_leaves_nothing(launch, where):
-    launch("create", "x", *where)
+    launch.create(where)
     done, _ = launch("delete", "x", *where)
     assert (done.returncode, done.stderr) == (0, "")
-    assert launch.made() == set()
+    assert launch.resources() == set()
 
 
 def test_delete_goes_on_where_something_is_gone(launch):
-    launch("create", "x", *MANY)
-    (launch.home / "made/group x").unlink()
+    launch.create(MANY)
+    del launch.cloud.resources["group x"]
     done, _ = launch("delete", "x", *MANY)
     assert done.returncode == 0
-    assert launch.made() == set()
+    assert launch.resources() == set()
 
 
 def test_what_cannot_be_deleted_is_told(launch):
@@ -395,376 +360,18 @@ def test_what_cannot_be_deleted_is_told(launch):
     assert "x may cost money" in done.stderr
 
 
-# To use it.
-
-
-def test_setup_copies_the_code_to_all_workers_and_installs(launch):
-    done, calls = launch("setup", "x", *V5E)
-    assert done.returncode == 0
-    assert verbs(calls) == ["tpu-vm describe", "tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]
-    assert all("--worker=all" in call for call in calls[1:])
-    assert "install requirements.txt && install requirements-gcp.txt" in calls[2]
-    assert "jax.device_count() != 16)" in calls[3]
-    assert "-- --workdir=gs://BUCKET/smoke" in done.stderr
-
-
-def test_setup_of_a_group(launch):
-    launch("create", "x", *MANY)
-    devices = "hello of a worker"
-    done, calls = launch(
-        *("setup", "x", *MANY, "--", "--workdir=gs://b/s"),
-        answers=[{"match": "jax.local_devices", "stdout": devices}],
-    )
-    assert done.returncode == 0
-    assert done.stdout.split("\n").count(devices) == 4
-    copies = [call for call in calls if call.startswith("compute scp")]
-    assert sorted(call.split()[3] for call in copies) == [f"x-{i}:" for i in range(4)]
-    for part, times in (("install requirements-gcp.txt", 4), ("pinnerformer.py:test", 4)):
-        assert sum(part in call for call in calls) == times
-    assert all("--workdir=gs://b/s" in call for call in calls if ":test" in call)
-
-
-def test_one_host_needs_no_bucket_for_its_run_of_test(launch):
-    launch("create", "x", *ONE)
-    done, calls = launch("setup", "x", *ONE)
-    assert (done.returncode, done.stderr) == (0, "")
-    [run] = [call for call in calls if ":test" in call]
-    assert "--workdir=/tmp/pinjax-smoke" in run
-    assert "--coordinator" not in run
-
-
-def test_a_batch_of_the_run_of_test_can_be_divided(launch):
-    where = ("--zone=us-east5-a", "--type=tpu7x-2x4x4")
-    done, _ = launch("setup", "x", *where, "--dry-run", "--", "--workdir=gs://b/s")
-    assert "--config.data.users=64 --config.evaluate.batch=64" in done.stdout
-
-
-@pytest.mark.parametrize("failing", ["jax.local_devices", "pinnerformer.py:test"])
-@pytest.mark.parametrize("where", [V5E, ONE, MANY])
-def test_a_slice_that_does_not_work_is_seen_by_setup(launch, where, failing):
-    launch("create", "x", *where)
-    done, _ = launch(
-        *("setup", "x", *where, "--", "--workdir=gs://b/s"),
-        answers=[{"match": failing, "code": 1}],
-    )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-
-
-def test_setup_waits_for_hosts_that_do_not_answer_yet(launch):
-    launch("create", "x", *ONE)
-    refused = {"match": "compute scp", "stderr": "Connection refused", "code": 255, "once": True}
-    done, calls = launch("setup", "x", *ONE, answers=[refused])
-    assert done.returncode == 0
-    assert sum("compute scp" in call for call in calls) == 2
-    assert "x does not answer yet ..." in done.stderr
-
-
-def test_run_has_a_log_for_each_worker_and_deletes_at_the_end(launch):
-    launch("create", "x", *V5E)
-    done, calls = launch(
-        *("run", "x", *V5E, "--delete", "--", "--config=a.py", "--name=b c"),
-        answers=[
-            {"match": f"--worker={i}", "stdout": f"hello of {i}\nended with 0"} for i in (0, 1)
-        ],
-    )
-    assert done.returncode == 0
-    assert sorted(verbs(calls)) == [
-        *("queued-resources delete", "tpu-vm describe", "tpu-vm ssh", "tpu-vm ssh")
-    ]
-    assert launch.made() == set()
-    assert "launch/run.sh --config=a.py --name=b\\ c;" in next(c for c in calls if "ssh" in c)
-    for worker in (0, 1):
-        log = (launch.code / f"work/logs/x/worker-{worker}.log").read_text().split("\n")
-        assert [line for line in log if line] == [
-            *("started with --config=a.py --name=b c", f"hello of {worker}", "ended with 0")
-        ]
-
-
-def test_run_without_arguments_passes_none_on(launch):
-    done, calls = launch("run", "x", *V5E)
-    assert done.returncode == 0
-    assert sum("{ launch/run.sh; code=" in call for call in calls) == 2
-
-
-def test_the_workers_of_a_group_are_told_where_the_first_is(launch):
-    launch("create", "x", *MANY)
-    done, calls = launch("run", "x", *MANY, "--", "--config=a.py")
-    assert done.returncode == 0
-    [address] = [call for call in calls if "networkIP" in call]
-    assert " x-0 " in address
-    told = {call.split()[2]: call for call in calls if call.startswith("compute ssh")}
-    assert set(told) == {f"x-{i}" for i in range(4)}
-    for i in range(4):
-        assert (
-            "launch/run.sh --config=a.py --coordinator=10.0.0.2:8482 --processes=4 "
-            f"--process={i};" in told[f"x-{i}"]
-        )
-
-
-def test_a_group_that_lacks_a_host_does_not_run(launch):
-    launch("create", "x", *MANY)
-    answers = [{"match": "basename", "stdout": "x-0\nx-1"}]
-    done, calls = launch("run", "x", *MANY, "--", "--config=a.py", answers=answers)
-    assert done.returncode == 1
-    assert "x has 2 of 4 hosts" in done.stderr
-    assert not any("ssh" in call for call in calls)
-
-
-@pytest.mark.parametrize("where", [V5E, MANY])
-def test_run_ends_with_the_first_worker_that_fails(launch, where):
-    launch("create", "x", *where)
-    first, second = ("--worker=0", "--worker=1") if where == V5E else ("ssh x-0", "ssh x-1")
-    others = [{"match": f"ssh x-{i}", "until": "pkill"} for i in (2, 3)]
-    done, calls = launch(
-        *("run", "x", *where, "--", "--config=a.py"),
-        answers=[
-            {"match": first, "until": "pkill"},
-            *others,
-            {"match": f"{second} ", "stdout": "error: no such file\nended with 2", "code": 2},
-        ],
-    )
-    assert done.returncode == 2
-    assert "error: no such file" in done.stderr
-    assert "all of it is in work/logs/x" in done.stderr
-    stops = [call for call in calls if "pkill" in call]
-    assert len(stops) == 1 if where == V5E else 4
-
-
-LOST = [
-    (V5E, "--worker=1", {"match": "value(state)", "stdout": "PREEMPTED"}),
-    (ONE, "compute ssh", {"match": "value(status)", "stdout": "STOPPING"}),
-    (MANY, "ssh x-3", {"match": "value(instanceStatus)", "stdout": "RUNNING\nTERMINATED"}),
-]
-
-
-@pytest.mark.parametrize(("where", "dying", "state"), LOST)
-def test_a_spot_slice_that_was_taken_away_is_asked_for_again(launch, where, dying, state):
-    launch("create", "x", *where)
-    done, calls = launch(
-        *("run", "x", *where, "--spot", "--", "--config=a.py"),
-        answers=[{"match": dying, "code": 255, "once": True}, state | {"once": True}],
-    )
-    assert done.returncode == 0
-    assert "asking for another" in done.stderr
-    made = [call for call in calls if " create " in call or " delete " in call]
-    kinds = 3 if where == MANY else 1
-    assert sum(" delete " in call for call in made[:kinds]) == kinds
-    assert sum(" create " in call for call in made[kinds:]) == kinds
-    again = calls[calls.index(made[-1]) :]
-    assert any("scp" in call for call in again)
-    assert any("--config=a.py" in call for call in again)
-    assert not any(":test" in call for call in again)
-
-
-def test_a_spot_host_is_asked_for_until_there_is_capacity(launch):
-    exhausted = {"match": "instances create", "stderr": "ZONE_RESOURCE_POOL_EXHAUSTED", "code": 1}
-    done, calls = launch(
-        *("run", "x", *ONE, "--spot", "--", "--config=a.py"),
-        answers=[
-            {"match": "compute ssh", "code": 255, "once": True},
-            *[exhausted | {"once": True}] * 2,
-        ],
-    )
-    assert done.returncode == 0
-    assert sum("instances create" in call for call in calls) == 3
-    assert launch.made() == {"instance x"}
-
-
-def test_a_spot_host_is_not_asked_for_again_where_it_is_refused(launch):
-    refused = {"match": "instances create", "stderr": "Quota 'TPUS' exceeded.", "code": 1}
-    done, calls = launch(
-        *("run", "x", *ONE, "--spot", "--", "--config=a.py"),
-        answers=[{"match": "compute ssh", "code": 255, "once": True}, refused],
-    )
-    assert done.returncode == 1
-    assert sum("instances create" in call for call in calls) == 1
-
-
-@pytest.mark.parametrize("code", [75, 76, 134])
-def test_a_run_that_was_stopped_is_started_again(launch, code):
-    stopped = {"match": "--worker=0", "stdout": f"ended with {code}", "code": 1, "once": True}
-    done, calls = launch("run", "x", *V5E, "--", "--config=a.py", answers=[stopped])
-    assert done.returncode == 0
-    assert sum("--worker=0" in call for call in calls) == 2
-
-
-def test_an_earlier_run_that_was_stopped_does_not_start_this_one_again(launch):
-    stopped = launch.code / "work/logs/x/worker-0.log"
-    stopped.parent.mkdir(parents=True)
-    stopped.write_text("ended with 75\n")
-    stopped.with_name("worker-9.log").write_text("ended with 75\n")
-    answers = [{"match": "--worker=0", "code": 255}]
-    done, calls = launch("run", "x", *V5E, "--", "--config=a.py", answers=answers)
-    assert done.returncode == 255
-    assert sum("--worker=0" in call for call in calls) == 1
-
-
-@pytest.mark.parametrize(
-    ("command", "failing", "before"),
-    [
-        ("setup", "tpu-vm scp", 13),  # a host may not answer yet
-        ("setup", "tpu-vm ssh", 3),
-        ("run", "networkEndpoints", 2),  # and what the slice's state is
-        ("status", "queued-resources describe", 1),
-        ("status", "value(state,health)", 2),
-        ("delete", "queued-resources delete", 1),
-    ],
-)
-def test_a_command_that_fails_is_the_last(launch, command, failing, before):
-    launch("create", "x", *V5E)
-    done, calls = launch(command, "x", *V5E, answers=[{"match": failing, "code": 1}])
-    assert done.returncode != 0
-    assert len(calls) == before
-
-
-@pytest.mark.parametrize("where", [V5E, ONE, MANY])
-def test_status(launch, where):
-    launch("create", "x", *where)
-    done, _ = launch("status", "x", *where)
-    assert done.returncode == 0
-    assert {"READY", "RUNNING", "ACTIVE"} & set(done.stdout.split()) or where == MANY
-
-
 # What would be done.
 
 
-@pytest.mark.parametrize("command", ["check", "create", "setup", "run", "status", "delete"])
-@pytest.mark.parametrize("where", [V5E, ONE, MANY])
-def test_a_dry_run_prints_commands_that_gcloud_takes_and_calls_nothing(launch, command, where):
-    with_bucket = ("--", "--config=configs/pinnerformer.py:paper", "--workdir=gs://b/r")
-    done, calls = launch(command, "x", *where, "--delete", "--dry-run", *with_bucket)
-    assert (done.returncode, done.stderr, calls) == (0, "", [])
-    assert launch.made() == set()
-    programs = set()
-    for line in done.stdout.replace("&&\n ", "&& ").splitlines():
-        program, *words = shlex.split(line, comments=True) or ["#"]
-        programs.add(program)
-        if program == "gcloud" and command != "delete":
-            env = {**os.environ, "FAKE_GCLOUD": str(launch.home)}
-            subprocess.run([launch.home / "gcloud", *words], env=env, check=False)
-    assert not (launch.home / "refused").exists(), (launch.home / "refused").read_text()
-    assert programs <= {"gcloud", "git", "#", ".venv/bin/python"}
-    assert "gcloud" in programs
-
-
-# To know beforehand.
-
-
-@pytest.fixture
-def compiler(launch):
-    """Stands for an environment that is installed; its pinjax.compile prints its arguments."""
-    environment = launch.code / "launch/env.sh"
-    environment.write_text("install() { :; }\n")
-    python = launch.code / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\necho "$@"\n[ "$2" != pinjax.compile ] || exit "${FAILING:-0}"\n')
-    python.chmod(0o755)
-
-
-@pytest.mark.parametrize(
-    ("where", "facts"),
-    [
-        (V5E, ("16 chips", "Cloud TPU API", "v2-alpha-tpuv5-lite", "Python 3.10", "v5e:4x4")),
-        (ONE, ("8 chips", "an instance, ct6e-standard-8t", "v5e-v5p-v6e", "v6e:2x4")),
-        (MANY, ("group of 4 ct6e-standard-4t", "Python 3.10", "100 GB", "v6e:4x4")),
-        (
-            ("--zone=us-east5-a", "--type=v5p-32"),
-            ("16 chips", "group of 4 ct5p-hightpu-4t", "Python 3.10", "v5p:2x2x4"),
-        ),
-        (
-            ("--zone=us-east5-a", "--type=tpu7x-2x2x1"),
-            ("4 chips, 8 devices", "tpu7x-standard-4t", "Python 3.12", "tpu7x:2x2x1"),
-        ),
-    ],
-)
-def test_check_tells_what_would_be_made(launch, compiler, where, facts):
-    done, calls = launch(
-        *("check", "x", *where, "--", "--config=a.py:paper", "--config.data.users=8"),
-        *("--workdir=gs://b/run",),
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert launch.made() == set()
-    assert all(" describe" in call for call in calls)
-    for fact in facts:
-        assert fact in done.stdout
-    assert "-m pinjax.compile --config=a.py:paper --config.data.users=8 --topology=" in done.stdout
-    assert "PROBLEM" not in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("where", "answer", "problem"),
-    [
-        (V5E, {"match": "accelerator-types", "stderr": "acceleratorTypes/a was not found"},
-         "zone     PROBLEM: us-west4-a does not have v5litepod-16"),
-        (ONE, {"match": "machine-types", "stderr": "The resource 'machineTypes/m' was not found"},
-         "zone     PROBLEM: us-east5-b does not have v6e-8"),
-        (ONE, {"match": "machine-types", "stderr": "SERVICE_DISABLED"},
-         "gcloud services enable compute.googleapis.com"),
-        (ONE, {"match": "images", "stderr": "The resource was not found"}, "image    PROBLEM"),
-        (V5E, {"match": "versions", "stderr": "NOT_FOUND"}, "runtime  PROBLEM"),
-        (ONE, {"match": "buckets", "stderr": "gs://b not found: 404."}, "bucket   PROBLEM"),
-    ],
-)  # fmt: skip
-def test_check_tells_problems(launch, compiler, where, answer, problem):
-    done, _ = launch(
-        *("check", "x", *where, "--", "--workdir=gs://b/run"), answers=[answer | {"code": 1}]
-    )
-    assert done.returncode == 1
-    assert problem in done.stdout
-    assert done.stdout.count("PROBLEM") == 1
-
-
-def test_check_of_a_config_that_does_not_fit(launch, compiler, monkeypatch):
-    monkeypatch.setenv("FAILING", "2")
-    done, _ = launch("check", "x", *ONE, "--", "--config=a.py:paper")
-    assert done.returncode == 1
-    assert done.stdout.endswith("config   PROBLEM: see above\n")
-
-
-def test_check_compares_regions(launch):
-    for place, said in (
-        ("US-EAST5\tregion", "is in us-east5, as the slice"),
-        ("EUROPE-WEST4\tregion", "is in europe-west4 (region), the slice in us-east5: slower"),
-    ):
-        answers = [{"match": "buckets describe gs://b ", "stdout": place}]
-        done, _ = launch("check", "x", *ONE, "--", "--workdir=gs://b/r", answers=answers)
-        assert f"bucket   gs://b {said}" in done.stdout
-
-
-def test_check_asks_for_a_bucket_where_there_are_several_hosts(launch):
-    done, _ = launch("check", "x", *MANY)
-    assert done.returncode == 1
-    assert "workdir  PROBLEM: 4 hosts need --workdir=gs://" in done.stdout
-
-
-# The reference, by which all of this is judged.
-
-
-@pytest.mark.parametrize(
-    ("call", "reason"),
-    [
-        ("compute tpus queued-resources delete x --zone=z --quiet --now", "unrecognized"),
-        ("compute tpus queued-resources delete x --quiet", "must be specified"),
-        ("compute tpus make x", "no such command"),
-        ("compute ssh x y --zone=z --command=c", "takes 1 arguments"),
-        ("compute resource-policies create workload-policy x --region=r --type=FAST", "is one of"),
-        (
-            "compute tpus queued-resources create x --zone=z --node-id=x "
-            "--accelerator-type=v6e-8 --runtime-version=v2-alpha-tpuv5-lite",
-            "is no software for v6e",
-        ),
-        (
-            "compute instances create x --zone=z --machine-type=tpu7x-standard-4t "
-            "--image-family=ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e --image-project=p "
-            "--maintenance-policy=TERMINATE",
-            "is no image",
-        ),
-    ],
-)
-def test_the_cloud_refuses(launch, call, reason):
-    env = {**os.environ, "FAKE_GCLOUD": str(launch.home)}
-    command = [launch.home / "gcloud", *call.split()]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert reason in done.stderr
+@pytest.mark.parametrize("where", RESOURCES)
+def test_a_dry_run_prints_commands_that_gcloud_takes_and_calls_nothing(launch, where):
+    arguments = ("--", "--config=configs/pinnerformer.py:paper", "--workdir=gs://b/r")
+    for command in ("check", "create", "setup", "run", "status", "delete"):
+        done, calls = launch(command, "x", *where, "--delete", "--dry-run", *arguments)
+        assert (done.returncode, done.stderr, calls) == (0, "", [])
+        lines = [shlex.split(line) for line in done.stdout.splitlines() if line[0] != "#"]
+        for program, *words in lines:
+            assert program in ("gcloud", "git", ".venv/bin/python")
+            if program == "gcloud":
+                fake_gcloud.check(*fake_gcloud.parsed(words))
+        assert lines
