@@ -2,9 +2,9 @@
 
     python -m benchmarks.slices [--systems=pinnerformer] [--topologies=v5e:4x4,tpu7x:2x2x2]
 
-It needs the TPU compiler, as `python -m pinjax.compile --topology` does, and no TPU: half an hour
-on two cores for all. Times are bounds: nothing is faster. A million users, products, queries or
-items (of PinSage: through all layers) cost the time of embedding them, times the slice's chips.
+It needs the TPU compiler, as `python -m pinjax.compile --topology` does, and no TPU. Times are
+bounds: nothing is faster. A million users, products, queries or items (of PinSage: through all
+layers) cost the time of embedding them, times the slice's chips.
 """
 
 import importlib
