@@ -1,33 +1,45 @@
 #!/usr/bin/env bash
-# A Cloud TPU slice, of one host or many, through the gcloud CLI.
+# A slice of TPUs on Google Cloud, of one host or many, through the gcloud CLI.
 #
-#   launch/tpu_vm.sh create NAME --type=v5litepod-16 --zone=us-west4-a [--version=...] [--spot]
-#   launch/tpu_vm.sh setup  NAME --zone=...            # copies the last commit to all workers
-#   launch/tpu_vm.sh run    NAME --zone=... [--spot --type=...] [--delete] -- \
+#   launch/tpu_vm.sh check  NAME --type=v6e-16 --zone=ZONE [-- --config=... --workdir=gs://...]
+#   launch/tpu_vm.sh create NAME --type=v6e-16 --zone=ZONE [--spot] [--version=...]
+#   launch/tpu_vm.sh setup  NAME --type=... --zone=... [-- --workdir=gs://BUCKET/smoke]
+#   launch/tpu_vm.sh run    NAME --type=... --zone=... [--spot] [--delete] -- \
 #       --config=configs/pinnerformer.py:paper --workdir=gs://BUCKET/run
 #   launch/tpu_vm.sh logs   NAME                       # one a worker, as they grow
-#   launch/tpu_vm.sh status NAME --zone=...
-#   launch/tpu_vm.sh delete NAME --zone=...
+#   launch/tpu_vm.sh status NAME --type=... --zone=...
+#   launch/tpu_vm.sh delete NAME --type=... --zone=...
 #
-# --dry-run prints every gcloud command instead. `run` ends with the first worker that fails, and
-# then stops the others. With --spot a slice that was taken away is asked for again, set up, and the
-# run goes on from its newest checkpoint: keep --workdir on gs://. --delete gives the slice back
-# when all is done. The project is gcloud's own.
+# A type is, for instance, v4-8, v5litepod-16, v5p-32, v6e-16 or tpu7x-2x2x2. Compute Engine creates
+# v5p, v6e and tpu7x, the Cloud TPU API the others; --api=compute and --api=tpu choose for v5p and
+# v6e. Without --type, setup, run, status and delete use the Cloud TPU API. --version replaces the
+# type's runtime version, or its image family with Compute Engine. The project is gcloud's own.
+#
+# `check` creates nothing: it reports what `create` would, and finds what is wrong. A `create` that
+# fails or is interrupted deletes what it created. `setup` copies the last commit to all workers
+# and installs it; then it prints the devices of each worker, and trains a :test config on all of
+# them, which on several hosts needs --workdir on gs://. `run` ends with the first worker that
+# fails, and then stops the others. With --spot it creates a preempted slice again, sets it up, and
+# resumes from the last checkpoint: keep --workdir on gs://. --delete deletes the slice after the
+# run. --dry-run prints every command instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 fail() { echo "error: $*" >&2; exit 2; }
 
-[ $# -ge 2 ] || fail "expected create, setup, run, logs, status or delete, and a name; see $0"
+[ $# -ge 2 ] ||
+  fail "expected check, create, setup, run, logs, status or delete, and a name; see $0"
 command=$1 name=$2
 shift 2
-zone='' type='' version=v2-alpha-tpuv5-lite spot='' delete='' dry='' poll=${POLL_SECONDS:-10}
+zone='' type='' version='' api='' spot='' delete='' dry='' poll=${POLL_SECONDS:-10}
+disk=100  # GB of the boot disk; the Cloud TPU API has no other size
 while [ $# -gt 0 ]; do
   case $1 in
     --zone=*) zone=${1#*=} ;;
     --type=*) type=${1#*=} ;;
     --version=*) version=${1#*=} ;;
-    --spot) spot=--spot ;;
+    --api=*) api=${1#*=} ;;
+    --spot) spot=yes ;;
     --delete) delete=yes ;;
     --dry-run) dry=yes ;;
     --) shift; break ;;
@@ -35,63 +47,152 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-logs=work/logs/$name
+logs=work/logs/$name workers=()
 
-tpus() {  # tpus GROUP VERB ...: one gcloud command on the slice's zone
-  if [ -n "$dry" ]; then
-    printf 'gcloud compute tpus'; printf ' %q' "$@" "--zone=$zone"; echo
-  else
-    gcloud compute tpus "$@" "--zone=$zone"
-  fi
-}
-
-on_workers() {  # on_workers WORKERS COMMAND
-  tpus tpu-vm ssh "$name" "--worker=$1" "--command=$2"
-}
-
-create() {
-  [ -n "$type" ] || fail "create needs --type, such as v5litepod-16"
-  tpus queued-resources create "$name" "--node-id=$name" "--accelerator-type=$type" \
-    "--runtime-version=$version" ${spot:+"$spot"}
-  local state
-  while state=$(tpus queued-resources describe "$name" '--format=value(state.state)'); do
-    [ -z "$dry" ] || { echo "$state"; return; }
-    case $state in
-      ACTIVE) return ;;
-      FAILED | SUSPENDING | SUSPENDED) echo "error: $name is $state" >&2; return 1 ;;
-    esac
-    echo "$name is $state ..." >&2
-    sleep "$poll"
+show() {  # show WORD ...: a command, quoted so that it can be pasted
+  local word words=()
+  for word in "$@"; do
+    [[ $word =~ ^[a-zA-Z0-9./:=,@%+_-]+$ ]] || word=${word@Q}
+    words+=("$word")
   done
+  echo "${words[*]}"
+}
+
+call() { if [ -n "$dry" ]; then show "$@"; else "$@"; fi; }
+
+cloud() { call gcloud "$@"; }
+
+source launch/tpu_types.sh
+source launch/tpu_failures.sh
+source launch/tpu_check.sh
+case $command in
+  logs) ;;
+  check | create | setup | run | status | delete)
+    [ -n "$zone" ] || fail "$command needs --zone"
+    if [ -n "$type" ]; then
+      resolve_type
+    elif [ "$command" = check ] || [ "$command" = create ] || [ -n "$spot" ]; then
+      fail "$command needs --type, such as v5litepod-16"
+    else
+      apis=tpu
+    fi
+    api=${api:-${apis%% *}}
+    case " $apis " in
+      *" $api "*) source "launch/tpu_by_$api.sh" ;;
+      *) fail "--api=$api: ${type:-a slice without --type} needs --api=${apis/ / or --api=}" ;;
+    esac
+    ;;
+  *) fail "$command is none of check, create, setup, run, logs, status, delete" ;;
+esac
+
+created=()  # the kinds of resources to delete if the creation fails, the newest first
+
+create_resource() {  # create_resource KIND WORD ...: by this gcloud command
+  local said
+  if [ -n "$dry" ]; then cloud "${@:2}"; return; fi
+  created=("$1" "${created[@]}")
+  said=$(gcloud "${@:2}" 2>&1) && return
+  [ "$(reason "$said")" != exists ] || created=("${created[@]:1}")  # it was there before
+  give_up "$said"
+}
+
+delete_resources() {  # delete_resources KIND ...: all that are there
+  local kind said words code=0
+  for kind in "$@"; do
+    deletion "$kind"
+    if [ -n "$dry" ]; then
+      cloud "${words[@]}"
+    elif ! said=$(gcloud "${words[@]}" 2>&1) && [ "$(reason "$said")" != missing ]; then
+      echo "error: $kind $name may cost money: $(meaning "$said")" >&2
+      code=1
+    fi
+  done
+  return "$code"
+}
+
+give_up() {  # give_up MESSAGE: deletes what was created; fails
+  delete_resources "${created[@]}" || true
+  created=() gave_up=$(reason "$1")
+  echo "error: $name: $(meaning "$1")" >&2
   return 1
 }
 
-setup() {
-  local code
-  code=$(mktemp -d)
-  git archive --format=tar.gz --output="$code/pinjax.tar.gz" HEAD
-  tpus tpu-vm scp "$code/pinjax.tar.gz" "$name:" --worker=all
-  rm -r "$code"
-  on_workers all 'mkdir -p pinjax && tar -xzf pinjax.tar.gz -C pinjax && cd pinjax &&
-    . launch/env.sh && install requirements.txt && install requirements-gcp.txt'
+create() {
+  local state told='' failures=0 errors
+  trap 'trap "" INT TERM HUP; echo "deleting $name ..." >&2; give_up interrupted || exit 130' \
+    INT TERM HUP
+  request_slice || return
+  [ -z "$dry" ] || return 0
+  errors=$(mktemp)
+  while true; do
+    if state=$(progress 2>"$errors"); then
+      failures=0
+    elif [ "$(reason "$(<"$errors")")" = missing ]; then
+      state="LOST $(<"$errors")"
+    elif [ $((++failures)) -lt 5 ]; then
+      state="out of sight: $(<"$errors")"
+    else
+      state="FAILED $(<"$errors")"
+    fi
+    case $state in
+      READY) break ;;
+      FAILED* | LOST*) rm "$errors"; give_up "$state"; return ;;
+    esac
+    [ "$state" = "$told" ] || echo "$name is $state ..." >&2
+    told=$state
+    sleep "$poll"
+  done
+  rm "$errors"
+  created=()
+  trap - INT TERM HUP
 }
 
-run_once() {  # run_once ARGUMENT ...: fails with the first worker that does
-  local workers remote code=0 pids=()
-  if [ -n "$dry" ]; then
-    tpus tpu-vm describe "$name" '--format=value(networkEndpoints.len())'
-    workers=1
-  else
-    workers=$(tpus tpu-vm describe "$name" '--format=value(networkEndpoints.len())') || return
-    mkdir -p "$logs"
+install_code() {
+  local archive=$logs/pinjax.tar.gz failures=0
+  find_workers || return
+  [ -n "$dry" ] || mkdir -p "$logs"
+  call git archive --format=tar.gz "--output=$archive" HEAD || return
+  until copy_to_all "$archive"; do  # a new host takes a while until it answers
+    [ $((++failures)) -lt 12 ] || return 1
+    echo "$name does not answer yet ..." >&2
+    sleep "$poll"
+  done
+  on_all 'mkdir -p pinjax && tar -xzf pinjax.tar.gz -C pinjax && cd pinjax && . launch/env.sh &&'\
+' install requirements.txt && install requirements-gcp.txt'
+}
+
+setup() {  # setup [--workdir=...]
+  local batch=32 broken='jax.default_backend() != "tpu"'
+  install_code || return
+  [ -z "$devices" ] || broken+=" or jax.device_count() != $devices"
+  on_all "cd pinjax && .venv/bin/python -c 'import jax, socket, sys; here = jax.local_devices();\
+ print(f\"{socket.gethostname()}: {len(here)} of {jax.device_count()} x {here[0].device_kind}\");\
+ sys.exit($broken)'" || {
+    echo "error: the workers of $name are not ${devices:+$devices }TPU devices together" >&2
+    return 1
+  }
+  if [ $# -eq 0 ] && [ ${#workers[@]} -gt 1 ]; then
+    echo "to train :test on several hosts, too, add -- --workdir=gs://BUCKET/smoke" >&2
+    return
   fi
-  # The log's last line tells the exit code, which ssh may not.
-  remote="cd pinjax && { launch/run.sh$([ $# -eq 0 ] || printf ' %q' "$@"); code=\$?; echo ended with \$code; exit \$code; }"
-  for ((worker = 0; worker < workers; worker++)); do
+  [ "${devices:-1}" -le "$batch" ] || batch=$devices  # it is divided over all
+  train --config=configs/pinnerformer.py:test "--config.data.users=$batch" \
+    "--config.evaluate.batch=$batch" "${@:---workdir=/tmp/pinjax-smoke}" || report_failure $?
+}
+
+train() {  # train ARGUMENT ...: fails with the first worker that does
+  local i remote code=0 pids=()
+  for i in "${!workers[@]}"; do
+    remote=$(printf ' %q' launch/run.sh "$@" $(process_flags "$i"))
+    # The log's last line tells the exit code, which ssh may not; a progress bar leaves a line open.
+    remote="cd pinjax && {$remote; code=\$?; echo; echo ended with \$code; exit \$code; }"
     if [ -n "$dry" ]; then
-      on_workers "$worker" "$remote"
+      on_worker "${workers[i]}" "$remote"
+      [ "${hosts:-2}" -eq 1 ] || echo "# and so on each other worker"
     else
-      on_workers "$worker" "$remote" >>"$logs/worker-$worker.log" 2>&1 &
+      mkdir -p "$logs"
+      echo "started with $*" >>"$logs/worker-$i.log"
+      on_worker "${workers[i]}" "$remote" >>"$logs/worker-$i.log" 2>&1 &
       pids+=($!)
     fi
   done
@@ -100,45 +201,55 @@ run_once() {  # run_once ARGUMENT ...: fails with the first worker that does
   done
   if [ "$code" -ne 0 ]; then
     kill "${pids[@]}" 2>/dev/null || true
-    on_workers all 'pkill -f pinjax.train || true' >/dev/null 2>&1 || true
+    on_all 'pkill -f "[p]injax[.]" || true' >/dev/null 2>&1 || true  # [p]: not this shell
     wait
   fi
   return "$code"
 }
 
-run() {
+last_lines() {  # last_lines N: of each worker's log
+  local i
+  for i in "${!workers[@]}"; do
+    tail -n "$1" "$logs/worker-$i.log"
+  done
+}
+
+report_failure() {  # report_failure CODE: fails with it
+  last_lines 20 >&2
+  echo "error: a worker ended with $1; all of it is in $logs" >&2
+  return "$1"
+}
+
+run() {  # run ARGUMENT ...
   local code state
   while true; do
     code=0
-    run_once "$@" || code=$?
+    if find_workers; then train "$@" || code=$?; else workers=() code=1; fi
     [ "$code" -ne 0 ] || break
-    state=$(tpus tpu-vm describe "$name" '--format=value(state)' 2>/dev/null) || state=GONE
+    state=$(health 2>/dev/null) || state=GONE
     if [ "$state" != READY ] && [ -n "$spot" ]; then
-      echo "$name is $state: asking for another, the run goes on there" >&2
-      delete || true
-      create
-      setup
-    elif tail -qn 1 "$logs"/worker-*.log | grep -Eq '^ended with (75|76|134)$'; then
-      echo "a worker was stopped or lost: the run goes on" >&2  # the codes are pinjax/app.py's
-    else
-      tail -n 20 "$logs"/worker-*.log >&2
-      echo "error: a worker ended with $code; all of it is in $logs" >&2
+      echo "$name is $state: creating it again, where the run resumes" >&2
+      delete_resources "${kinds[@]}" || return
+      until create; do
+        [[ $gave_up =~ ^(capacity|lost)$ ]] || return 1
+        sleep $((6 * poll))
+      done
+      install_code || [ "$(health 2>/dev/null)" != READY ] || return 1
+    elif [ ${#workers[@]} -eq 0 ]; then
+      echo "error: $name is $state" >&2
       return "$code"
+    elif grep -Eq '^ended with (75|76|134)$' <<<"$(last_lines 1)"; then
+      echo "a worker was stopped or lost: resuming" >&2  # the codes are pinjax/app.py's
+    else
+      report_failure "$code" || return
     fi
   done
-  [ -z "$delete" ] || delete
+  [ -z "$delete" ] || delete_resources "${kinds[@]}"
 }
 
-delete() { tpus queued-resources delete "$name" --force --quiet; }
-
-[ "$command" = logs ] || [ -n "$zone" ] || fail "$command needs --zone"
 case $command in
-  create | setup | delete) "$command" ;;
-  run) run "$@" ;;
   logs) exec tail -n +1 -F "$logs"/worker-*.log ;;
-  status)
-    tpus queued-resources describe "$name" '--format=value(state.state)'
-    tpus tpu-vm describe "$name" '--format=value(state,health)'
-    ;;
-  *) fail "$command is none of create, setup, run, logs, status, delete" ;;
+  create | status) "$command" ;;
+  delete) delete_resources "${kinds[@]}" ;;
+  check | setup | run) "$command" "$@" ;;
 esac

@@ -4,7 +4,7 @@
 
 It compiles the real train step, the embedding functions and the search, from shapes alone: only the
 sizes of a data set are read, and pinworld is not simulated. A topology is a slice of TPUs
-(v5e:4x4, v5p:2x2x4, v6e:8x8); without one the target is the local devices.
+(v5e:4x4, v5p:2x2x4, v6e:8x8, tpu7x:2x2x4); without one the target is the local devices.
 
 The estimate of a step's time is a bound from the chip's published rates: no step is faster.
 """
@@ -64,11 +64,12 @@ def main(argv: Sequence[str]) -> int:
             *(config, mesh, ITEMS.value, chip, (field, size), reports["train step"].peak)
         )
 
+    parts = mesh.shape["data"]
     about = {
         "config": config_flag.source(),
         "devices": f"{mesh.size} x {chip.name if chip else devices[0].device_kind}",
         "mesh": dict(mesh.shape),
-        "batch": f"{field}={size}, {size // mesh.shape['data']} on each chip",
+        "batch": f"{field}={size}, {size // parts} on each device",
     }
     if trainable.batch_form:
         about["packed"] = trainable.batch_form
@@ -82,9 +83,7 @@ def main(argv: Sequence[str]) -> int:
     if trained.unknown_loops:
         print(f"\n{trained.unknown_loops} loops of unknown length are left out, which may not run")
     if found:
-        print(
-            f"\nthe largest batch that fits: {field}={found}, {found // mesh.shape['data']} a chip"
-        )
+        print(f"\nthe largest batch that fits: {field}={found}, {found // parts} on each device")
     if trained.roofline:
         print(f"\na step at best\n{trained.roofline.formula()}")
     return 0

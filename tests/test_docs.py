@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from pinjax.data.sources import column_map
 from tests import commands
+from tests.launch import fake_gcloud
 
 ROOT = pathlib.Path(__file__).parents[1]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,11 +64,11 @@ def test_examples_run(guide, tmp_path, make_embeddings, rng):
 PROGRAM = re.compile(
     r"(?:^(?:\$ )?(?:[A-Z_]+=\S+ )*"
     r"(?=(?:launch/|\./|\.venv/)\S|(?:python3?|pip3?|uv|sbatch|srun|gcloud|gsutil|ssh|scp|git|cd|"
-    r"tensorboard|docker|curl|make|bash|source|export)\s(?!=))|(?=python -m pinjax\.))"
+    r"tensorboard|docker|kubectl|curl|make|bash|source|export)\s(?!=))|(?=python -m pinjax\.))"
 )
 # Other people's commands, which are not checked.
 OTHERS = (
-    *(["git"], ["cd"], ["source"], ["export"], ["tensorboard"], ["curl"]),
+    *(["git"], ["cd"], ["source"], ["export"], ["tensorboard"], ["curl"], ["docker"], ["kubectl"]),
     *(["python", "-m", "venv"], ["python", "-m", "build"]),
 )
 # Fields that depend on the user's own data set, so their values do not fit pinworld.
@@ -180,8 +181,8 @@ def calls_of(words):
         ):
             flags.append("--config=configs/pinnerformer.py")
         return [Call(rest[1].removeprefix("pinjax."), tuple(flags))]
-    if program == "launch/run.sh" and rest[:1] == ["--stack"]:
-        return calls_of(["python", "-m", "pinjax.stack", *rest[1:]])
+    if program == "launch/run.sh" and rest[:1] in (["--stack"], ["--evaluate"], ["--embed"]):
+        return calls_of(["python", "-m", f"pinjax.{rest[0].removeprefix('--')}", *rest[1:]])
     if program == "launch/run.sh":
         return calls_of(["python", "-m", "pinjax.train", *rest])
     if program in ("launch/tpu_vm.sh", "launch/gpu_box.sh", "launch/gke.sh"):  # see `test_launch`
@@ -190,6 +191,9 @@ def calls_of(words):
         script = rest.index("launch/slurm.sbatch")
         assert all(option.startswith("--") for option in rest[:script])
         return calls_of(["launch/run.sh", *rest[script + 1 :]])
+    if program == "gcloud":
+        fake_gcloud.check(*fake_gcloud.parsed(rest))
+        return []
     if program == "launch/test.sh":
         assert all((ROOT / word).exists() for word in rest if "/" in word), words
         return []
@@ -224,12 +228,32 @@ def documented():
 COMMANDS = dict(documented())
 CALLS = {call for found in COMMANDS.values() if isinstance(found, list) for call in found}
 TESTS = {call.in_test_form() for call in CALLS} - {None}
+# What docs/tpus.md exports, for each slice: the first line is for all of them.
+EXPORTS = [
+    dict(word.split("=", 1) for word in words[1:])
+    for words in command_lines(ROOT / "docs/tpus.md")
+    if words[0] == "export"
+]
+SLICES = [EXPORTS[0] | of_slice for of_slice in EXPORTS[1:]]
+
+
+def filled_in(words):
+    """A command, with what the guide exports for each slice in place of its variables."""
+    if not any("$" in word for word in words):
+        return {words}
+    return {
+        tuple(re.sub(r"\$(\w+)", lambda name, of=of: of[name[1]], word) for word in words)
+        for of in SLICES
+    }
+
+
 LAUNCHES = [
     words
-    for words in COMMANDS
-    if words[0] in ("launch/tpu_vm.sh", "launch/gpu_box.sh", "launch/gke.sh")
+    for command in COMMANDS
+    if command[0] in ("launch/tpu_vm.sh", "launch/gpu_box.sh", "launch/gke.sh")
     # This one follows a file, and prints no command.
-    and words[:2] != ("launch/tpu_vm.sh", "logs")
+    and command[:2] != ("launch/tpu_vm.sh", "logs")
+    for words in sorted(filled_in(command))
 ]
 
 
@@ -346,7 +370,11 @@ def test_launch(tmp_path, words):
     options.insert(options.index("--") if "--" in options else len(options), "--dry-run")
     done = subprocess.run(options, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.match("gcloud compute tpus |ssh |scp |kubectl |apiVersion: ", done.stdout)
+    assert re.match("gcloud |ssh |scp |kubectl |apiVersion: ", done.stdout)
+    for line in done.stdout.splitlines():
+        if line.startswith("gcloud "):
+            made = shlex.split(line.replace(" $'", " '"))  # shlex does not know Bash's $'\n'
+            fake_gcloud.check(*fake_gcloud.parsed(made[1:]))
 
 
 # Messages.

@@ -8,8 +8,8 @@ from pinjax.compiler import programs, rates
 
 
 def table(reports: dict[str, programs.Report], chip: rates.Chip | None) -> str:
-    """A table with a column for each program; figures are per chip."""
-    rows: list[tuple[str, list[str]]] = [("on each chip", list(reports))]
+    """A table with a column for each program; figures are per device."""
+    rows: list[tuple[str, list[str]]] = [("on each device", list(reports))]
 
     def add(name: str, cells: list[str]) -> None:
         rows.append((name, cells))

@@ -58,23 +58,20 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         cause = str(error) or "not installed"
         raise InputError(f"JAX_PLATFORMS={platforms}: no device: {cause}") from None
-    _check_devices(count, index, reason)
+    _check_devices(count, reason)
 
 
-def _check_devices(count: int | None, index: int | None, reason: str) -> None:
-    """Raises where hosts would run as jobs of their own, or in another order than their slice's.
+def _check_devices(count: int | None, reason: str) -> None:
+    """Raises where hosts would run as jobs of their own.
 
-    A TPU's runtime forms the slice by itself, so it may know of other processes than JAX does.
+    A TPU's runtime forms the slice by itself, so it may know of other processes than JAX does. It
+    also has an order of its own, which `jax.process_index` tells and need not be that of `index`.
     """
-    for flag, given, seen in (
-        ("processes", count, jax.process_count()),
-        ("process", index, jax.process_index()),
-    ):
-        if given not in (None, seen):
-            raise InputError(
-                f"--{flag}={given}, but by the devices it is {seen}: a job on TPUs is all hosts of "
-                "one slice, in its order"
-            )
+    if count not in (None, jax.process_count()):
+        raise InputError(
+            f"--processes={count}, but by the devices it is {jax.process_count()}: a job on TPUs "
+            "is all hosts of one slice"
+        )
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise InputError(
             f"this is one of {jax.process_count()} hosts of a TPU slice, but JAX does not find the "

@@ -16,7 +16,12 @@ from pinjax.systems import registry
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CHIP = rates.Chip("test chip", flops=1e13, memory=2**30, bandwidth=1e11, interconnect=1e10)
-NAMES = {"v5e:4x4": 16, "v5p:2x2x4": 16, "v6e:16x16": 256}
+TOPOLOGIES = {
+    "v5e:4x4": (16, "TPU v5e"),
+    "v5p:2x2x4": (16, "TPU v5p"),
+    "v6e:16x16": (256, "TPU v6e"),
+    "tpu7x:2x2x1": (8, "TPU7x core"),
+}
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
 )
@@ -107,11 +112,10 @@ def test_without_the_tpu_compiler_it_says_how_to_get_it():
 
 
 @needs_libtpu
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TOPOLOGIES)
 def test_the_chips_of_topologies_are_known(name):
     devices = topology.devices(name)
-    assert len(devices) == NAMES[name]
-    assert rates.of(devices).name == f"TPU {name.split(':')[0]}"
+    assert (len(devices), rates.of(devices).name) == TOPOLOGIES[name]
 
 
 @needs_libtpu

@@ -32,4 +32,6 @@ def test_cores_share_a_chip():
     assert joined == rates.CHIPS["TPU v5"]
     apart = rates.of(devices("TPU v4", [(0, 0), (0, 0), (0, 1), (0, 1)]))
     assert apart.flops == rates.CHIPS["TPU v4"].flops / 2
+    half = rates.of(devices("TPU7x", [(0, 0, 0), (0, 0, 0)]))
+    assert half == rates.Chip("TPU7x core", 1153.5e12, 96 * 2**30, 3.69e12, 3e11)
     assert rates.of([types.SimpleNamespace(device_kind="cpu")]) is None

@@ -49,9 +49,9 @@ def test_searchsage_as_a_table():
     assert head[1:] == [
         "devices  8 x cpu",
         "mesh     {'data': 8, 'model': 1}",
-        "batch    data.pairs=32, 4 on each chip",
+        "batch    data.pairs=32, 4 on each device",
     ]
-    assert re.split("  +", memory[0]) == ["on each chip", "train step", "embed queries", "search"]
+    assert re.split("  +", memory[0]) == ["on each device", "train step", "embed queries", "search"]
     cells = {line[:14].strip(): line[14:].split() for line in memory[1:]}
     assert cells["index"] == ["0.978", "MiB"]  # only for the search: 1,000 items of 256 numbers
     assert {line.split()[0] for line in collectives[1:]} == {"all-reduce", "all-gather"}

@@ -17,9 +17,11 @@ ROOT = pathlib.Path(__file__).parents[2]
         (["--config=x.py", "--workdir=d"], "-m pinjax.train --config=x.py --workdir=d"),
         (["--stack"], "-m pinjax.stack"),
         (["--stack", "--data=d", "--itemsage=--config=x"], "-m pinjax.stack --data=d --itemsage="),
+        (["--embed", "--workdir=d", "--out=e"], "-m pinjax.embed --workdir=d --out=e"),
+        (["--evaluate", "--workdir=d"], "-m pinjax.evaluate --workdir=d"),
     ],
 )
-def test_the_arguments_go_to_train_or_to_the_stack(tmp_path, arguments, expected):
+def test_the_arguments_go_to_train_or_to_a_named_command(tmp_path, arguments, expected):
     shutil.copytree(ROOT / "launch", tmp_path / "launch")
     shutil.copy(ROOT / "requirements.txt", tmp_path)
     python = tmp_path / ".venv/bin/python"
