@@ -60,17 +60,20 @@ def test_pinnerformer_of_published_size():
     config = runpy.run_path(str(CONFIGS / "pinnerformer.py"))["get_config"]("paper")
     config.data.users = 128 * 8
     mesh = sharding.make_mesh()
-    step = programs.train_step(registry.build(config, mesh), config.train, mesh)
+    trainable = registry.build(config, mesh)
+    step = programs.train_step(trainable, config.train, mesh)
 
     width, length, dim, hidden, layers, labels = 768, 256, 256, 1024, 6, 32
     # Content, action, surface, duration; the time of the day, the age and the gap.
     features = 256 + 16 + 16 + 1 + (2 * 11 + 1) + 2 * (2 * 32 + 1)
     blocks = layers * (12 * width**2 + 2 * length * width)
-    position = features * width + blocks
+    position = features * width + length * width + blocks  # learned positions by a product
     head = width**2 + width * dim  # where there is a label
     item = 256 * hidden + hidden * dim
-    users, negatives, rows = 128, 5_000 + 8_192, 128 * labels
+    packed = trainable.batch["item"].shape[0] // 8
+    assert 32 <= packed <= 36  # of 128 users with a quarter of the longest history in the mean
+    negatives, rows = 5_000 + 8_192, 128 * labels
     blocked = 13 * 1024 * rows * dim  # the last block of 1,024 negatives overlaps the one before
     shared = negatives * item / 8  # one device's share of work that all of them do
-    products = users * length * position + rows * (head + item) + shared + blocked
+    products = packed * length * position + rows * (head + item) + shared + blocked
     assert step.flops == pytest.approx(3 * 2 * products, rel=1e-3)
