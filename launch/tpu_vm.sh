@@ -145,6 +145,7 @@ create() {
   rm "$errors"
   created=()
   trap - INT TERM HUP
+  echo "$name is there, and costs money until $0 delete $name --type=$type --zone=$zone" >&2
 }
 
 install_code() {
@@ -180,8 +181,15 @@ setup() {  # setup [--workdir=...]
     "--config.evaluate.batch=$batch" "${@:---workdir=/tmp/pinjax-smoke}" || report_failure $?
 }
 
+stop_workers() {  # which save their state
+  kill "${pids[@]}" 2>/dev/null || true
+  on_all 'pkill -f "[p]injax[.]" || true' >/dev/null 2>&1 || true  # [p]: not this shell
+}
+
 train() {  # train ARGUMENT ...: fails with the first worker that does
   local i remote code=0 pids=()
+  trap 'trap "" INT TERM HUP; echo "stopping the workers of $name ..." >&2; stop_workers; exit 130' \
+    INT TERM HUP
   for i in "${!workers[@]}"; do
     remote=$(printf ' %q' launch/run.sh "$@" $(process_flags "$i"))
     # The log's last line tells the exit code, which ssh may not; a progress bar leaves a line open.
@@ -200,10 +208,10 @@ train() {  # train ARGUMENT ...: fails with the first worker that does
     wait -n || { code=$?; break; }
   done
   if [ "$code" -ne 0 ]; then
-    kill "${pids[@]}" 2>/dev/null || true
-    on_all 'pkill -f "[p]injax[.]" || true' >/dev/null 2>&1 || true  # [p]: not this shell
+    stop_workers
     wait
   fi
+  trap - INT TERM HUP
   return "$code"
 }
 

@@ -1,6 +1,7 @@
 """launch/tpu_vm.sh: setup, run and status of a slice that is there."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -282,6 +283,24 @@ def test_a_command_that_fails_is_the_last(launch, command, failing, before):
     done, calls = launch(command, "x", *V5E, answers=[{"match": failing, "code": 1}])
     assert done.returncode != 0
     assert len(calls) == before
+
+
+@pytest.mark.parametrize("where", [V5E, MANY])
+def test_an_interrupted_run_stops_its_workers(launch, where):
+    launch.create(where)
+    process = launch.start(
+        "run", "x", *where, answers=[{"match": "launch/run.sh", "until": "pkill"}]
+    )
+    with launch.cloud.changed:
+        launch.cloud.changed.wait_for(
+            lambda: any("launch/run.sh" in call for call in launch.cloud.lines())
+        )
+    os.killpg(process.pid, signal.SIGINT)
+    done = launch.finish(process)
+    assert done.returncode == 130
+    assert done.stderr.endswith("stopping the workers of x ...\n")
+    assert any("pkill" in call for call in launch.cloud.lines())
+    assert launch.resources() == RESOURCES[where]
 
 
 @pytest.mark.parametrize("where", RESOURCES)

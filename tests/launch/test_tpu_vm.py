@@ -184,7 +184,7 @@ def test_create_waits_until_the_slice_is_there(launch, where, first, told):
     assert done.returncode == 0
     assert sum(first["match"] in call for call in calls) == 2
     assert told in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("\n") == 2  # and what it costs
 
 
 def test_a_group_that_waits_for_capacity_says_so(launch):
