@@ -234,6 +234,7 @@ def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
         assert_close(other.params, state.params)
 
 
+@pytest.mark.slow
 def test_where_state_and_tables_lie_changes_nothing(make_config, train_on_devices):
     config = make_config()
     ((losses, state),) = train_on_devices(config, 4, (1,))
