@@ -1,6 +1,7 @@
 """Towers that embed the texts of searches, and the tables of texts that they read."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -188,7 +189,7 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
     model, length, words = config.model, config.model.length, spec.vocabulary[0]
     weights = None
     if model.pretrained:
-        sizes, weights, _ = pretrained.read(model.pretrained, length)
+        sizes, weights, _ = _read_weights(model.pretrained, length)
     else:
         sizes = {
             **{"vocabulary": words + 1, "positions": length, "token_types": 0},
@@ -220,6 +221,10 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
     rows = {} if model.pretrained else {"/token/embedding$": "words"}
     texts = table(jnp.int32), table(jnp.bool_)
     return Tower(texts, tables, init, apply, of_request, rows)
+
+
+# A tower is made anew when the lengths of texts are known; its weights need not be read again.
+_read_weights = functools.lru_cache(maxsize=1)(pretrained.read)
 
 
 def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:

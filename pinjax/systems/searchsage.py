@@ -140,13 +140,14 @@ def bind(
     at_once = product_table.rows_at_once(mesh)
     capacity = query_tower.capacity(config, mesh, spec, at_once // mesh.shape["data"])
 
-    def embed_rows(params: Any, texts: Any, tables: Any, rows: np.ndarray) -> np.ndarray:
+    tokens = query_tower.num_tokens(config, texts)
+
+    def embed_rows(params: Any, tokens: np.ndarray, tables: Any, rows: np.ndarray) -> np.ndarray:
         embed = functools.partial(trainable.embedders["queries"], params, tables)
-        tokens = query_tower.num_tokens(config, texts)
         return product_table.embed_rows(embed, rows, tokens, mesh, capacity)
 
     def embed_queries(params: Any, rows: np.ndarray) -> np.ndarray:
-        return embed_rows(params, texts, constants, rows)
+        return embed_rows(params, tokens, constants, rows)
 
     def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
         retriever = vector_search.of_vectors(functools.partial(embed_queries, params), items)
@@ -158,7 +159,8 @@ def bind(
             some = texts[start : start + at_once]
             encoded = query_tower.encode(config, dataset, some + [""] * (at_once - len(some)))
             tables = {"texts": jax.tree.map(place, encoded)}
-            parts.append(embed_rows(params, encoded, tables, np.arange(len(some))))
+            of_some = query_tower.num_tokens(config, encoded)
+            parts.append(embed_rows(params, of_some, tables, np.arange(len(some))))
         return np.concatenate(parts)
 
     def serve(params: Any, as_of: int) -> system.Served:
