@@ -207,15 +207,17 @@ class PinnerFormer(nn.Module):
         count = (self.negatives["num_random_negatives"],)
         return chosen, torch.randint(self.items, count, device=labels.device)
 
-    def log_sum_exp(self, queries, scale, labels, embeddings, ids, log_q):
-        """Over the negatives (n,): (users, pairs) of queries (users, pairs, dim)."""
+    def log_sum_exp(self, queries, scale, own, embeddings, ids, log_q):
+        """Over the negatives (n,): (rows, pairs) of queries (rows, pairs, dim)."""
         logits = queries @ embeddings.T * scale - log_q
-        excluded = (labels[..., None] == ids).any(dim=1) | (ids < 0)
+        excluded = (own[..., None] == ids).any(dim=1) | (ids < 0)
         return logits.masked_fill(excluded[:, None], -1e30).logsumexp(dim=-1)
 
     def forward(self, batch, chosen=None, random=None):
         labels = batch["label_item"]
-        exists = labels >= 0
+        exists, same = labels >= 0, batch["same_user"]
+        # All labels of the row's user, which may have several rows.
+        own = torch.where(same[..., None] >= 0, labels[same.clamp(min=0)], -1).flatten(1)
         if chosen is None:
             chosen, random = self.draw(labels)
         ids = torch.cat([chosen, random])
@@ -238,17 +240,14 @@ class PinnerFormer(nn.Module):
             if self.chunked:
                 chunks = zip(*(x.split(CHUNK) for x in negatives), strict=True)
                 parts = [
-                    checkpoint(
-                        self.log_sum_exp, queries, scale, labels, *chunk, use_reentrant=False
-                    )
+                    checkpoint(self.log_sum_exp, queries, scale, own, *chunk, use_reentrant=False)
                     for chunk in chunks
                 ]
                 negative = torch.stack(parts).logsumexp(dim=0)
             else:
-                negative = self.log_sum_exp(queries, scale, labels, *negatives)
-            counts = exists.sum(dim=1, keepdim=True)
-            weights = exists / (counts * (counts > 0).sum()).clamp(min=1)
-            return (F.softplus(negative - positive) * weights).sum()
+                negative = self.log_sum_exp(queries, scale, own, *negatives)
+            weights = exists / (own >= 0).sum(dim=1, keepdim=True).clamp(min=1)
+            return (F.softplus(negative - positive) * weights).sum() / weights.sum()
 
 
 def make_optimizer(model, train):

@@ -59,17 +59,21 @@ def draw(
     return np.clip(np.rint(lengths), 1, length).astype(np.int64)[:, batches.spread(users)]
 
 
-def layouts_of(lengths: np.ndarray, groups: int, length: int) -> dict[str, packing.Layout]:
-    """The layouts of batches, by name: windows packed, if that saves rows, and alone.
+def layouts_of(config: ConfigDict, lengths: np.ndarray, groups: int) -> dict[str, packing.Layout]:
+    """The layouts of batches, by name: windows and labels packed, if that saves rows, and alone.
 
     Args:
+      config: of PinnerFormer.
       lengths: int (batches, users), of their windows.
       groups: see `packing.Layout`.
-      length: M.
     """
+    length, (_, users) = config.data.length, lengths.shape
+    spec = dataset_lib.spec_of(config.data.name, config.data.dir)
+    sampler = pinnerformer.make_sampler(config, spec)
     packed = packing.layout_for(lengths, groups, length)
-    users, fill = packed.users, float(lengths.mean()) / length
-    alone = {"alone": packing.Layout(groups, users, users, length, fill)}
+    packed = packed.with_labels(sampler.most_labels(lengths), sampler.pairs)
+    fill = float(lengths.mean()) / length
+    alone = {"alone": packing.Layout(groups, users, users, length, fill, users, sampler.pairs)}
     return alone if packed.alone else {"packed": packed, **alone}
 
 
@@ -78,7 +82,7 @@ def trainable_of(config: ConfigDict, mesh: Mesh, layout: packing.Layout) -> syst
     trainable = registry.build(config, mesh)
     spec = dataset_lib.spec_of(config.data.name, config.data.dir)
     model = pinnerformer.make_model(config, spec, mesh)
-    loss = functools.partial(pinnerformer.loss, model, config.loss, mesh, layout.alone)
+    loss = functools.partial(pinnerformer.loss, model, config.loss, mesh, layout)
     sampler = pinnerformer.make_sampler(config, spec)
     batch = histories.abstract_batch(sampler, layout, spec, mesh)
     return dataclasses.replace(trainable, loss=loss, batch=batch)

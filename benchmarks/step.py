@@ -88,7 +88,7 @@ def main(argv):
         raise InputError(f"--peer={PEER.value}: no such program; see requirements-peers.txt")
     users, length = config.data.users, config.data.length
     lengths = short_windows.draw(LENGTHS.value, users, length, np.random.default_rng(0))
-    layouts = short_windows.layouts_of(lengths, 1, length)
+    layouts = short_windows.layouts_of(config, lengths, 1)
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         them = {}
         # While memory is still empty: a process's peak begins with its parent's.
@@ -122,7 +122,7 @@ def compare(
     constants = simulate_constants(trainable, rng)
     drawn = [simulate_windows(trainable, state.params, some, rng) for some in lengths[:BATCHES]]
     some = {name: x[:CHECKED] for name, x in drawn[0].items()}
-    small = short_windows.layouts_of(lengths[:1, :CHECKED], 1, config.data.length)
+    small = short_windows.layouts_of(config, lengths[:1, :CHECKED], 1)
 
     gradients, batches = {}, {}
     for name, layout in layouts.items():
@@ -156,7 +156,7 @@ def compare(
         name: programs.train_step(made, config.train, mesh).flops
         for name, made in trainables.items()
     }
-    report(config, layouts, trainable.batch, lengths[:BATCHES], taken, peaks, flops)
+    report(config, layouts, lengths[:BATCHES], taken, peaks, flops)
 
 
 def check(name, expected, found):
@@ -181,30 +181,28 @@ def simulate_windows(trainable, params, lengths, rng):
 
     A window has at most one label an action; one in sixteen is missing, and some are popular.
     """
-    shape, pairs = (
-        (len(lengths), trainable.batch["item"].shape[1]),
-        trainable.batch["label_item"].shape,
-    )
+    users = len(lengths)
+    length, labels = (trainable.batch[name].shape[1] for name in ("item", "label_item"))
     (items,) = trainable.constants["corpus"].shape
     tower = params["params"]["user_tower"]
 
-    def item(shape):
+    def item(*shape):
         return (items * rng.random(shape) ** 3).astype(np.int32)
 
-    first = shape[1] - lengths[:, None]
-    exists = np.arange(shape[1]) >= first
-    time = 1_600_000_000 + np.cumsum(rng.exponential(6 * 3600, shape), axis=1)
-    has_label = (np.arange(pairs[1]) < lengths[:, None]) & (rng.random(pairs) >= 1 / 16)
+    first = length - lengths[:, None]
+    exists = np.arange(length) >= first
+    time = 1_600_000_000 + np.cumsum(rng.exponential(6 * 3600, exists.shape), axis=1)
+    has_label = np.arange(labels) < lengths[:, None]
+    has_label &= rng.random(has_label.shape) >= 1 / 16
     return {
-        "item": np.where(exists, item(shape), -1),
+        "item": np.where(exists, item(users, length), -1),
         "time": time * exists,
-        "duration": rng.exponential(10, shape) * exists,
-        "surface": rng.integers(len(tower["surface"]["embedding"]), size=shape) * exists,
-        "action": rng.integers(len(tower["action"]["embedding"]), size=shape) * exists,
+        "duration": rng.exponential(10, exists.shape) * exists,
+        "surface": rng.integers(len(tower["surface"]["embedding"]), size=exists.shape) * exists,
+        "action": rng.integers(len(tower["action"]["embedding"]), size=exists.shape) * exists,
         "request_time": time * exists,
-        "label_position": rng.integers(first, shape[1], pairs),
-        "label_item": np.where(has_label, item(pairs), -1),
-        "same_user": np.arange(shape[0])[:, None],
+        "label_position": rng.integers(first, length, has_label.shape),
+        "label_item": np.where(has_label, item(users, labels), -1),
     }
 
 
@@ -333,17 +331,17 @@ def matrix_rate(dtype):
     return 2 * size**3 / min(seconds)
 
 
-def report(config, layouts, shapes, lengths, taken, peaks, flops):
-    (users, pairs), actions = shapes["label_item"].shape, lengths.sum(axis=1).mean()
-    negatives = (
-        min(config.loss.num_in_batch_negatives, users * pairs) + config.loss.num_random_negatives
-    )
+def report(config, layouts, lengths, taken, peaks, flops):
+    users, actions = lengths.shape[1], lengths.sum(axis=1).mean()
+    labels = config.objective.labels
+    negatives = min(config.loss.num_in_batch_negatives, users * labels)
+    negatives += config.loss.num_random_negatives
     rate = matrix_rate(config.model.dtype)
     print(
         f"{config_flag.source()}, --lengths={LENGTHS.value}: {actions:,.0f} actions a step, ",
         end="",
     )
-    print(f"{pairs} labels a user, {negatives:,} negatives")
+    print(f"at most {labels} labels a user and {negatives:,} negatives")
     for name, layout in layouts.items():
         print(f"{name}: {layout.describe()}, {flops[name] / 1e9:,.4g} model GFLOPs a step")
     print(f"{config.model.dtype}, median of {ROUNDS.value} x {STEPS.value} steps; ", end="")

@@ -73,10 +73,7 @@ class Batches(RandomAccess):
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        """The fields of `packing.pack`, and `same_user`, int32 (users, copies).
-
-        `same_user` has the places in the global batch of the same user, padded with -1.
-        """
+        """The fields of `packing.pack`; `same_user` has rows of the global batch."""
         users = self.layout.users
         share = share_of(users, self.shard)
         # Drawn for the global batch, so that a user's draw does not depend on the host's share.
@@ -84,11 +81,15 @@ class Batches(RandomAccess):
         uniforms = self.sampler.uniforms(rng, users)[share]
         rows = self.users_of(step)
         drawn = (row["actions"] for row in self.timelines.__getitems__(rows[share].tolist()))
-        made = {
-            **self.sampler(*timelines_lib.unpack(drawn), uniforms),
-            "same_user": of_same(rows, np.arange(users), self._copies)[share],
-        }
-        return packing.pack(made, self.layout.share(self.shard[1]))
+        made = self.sampler(*timelines_lib.unpack(drawn), uniforms)
+        own = self.layout.share(self.shard[1])
+        batch = packing.pack(made, own)
+        same = batch["same_user"]
+        if self._copies > 1:  # where each has one row
+            batch["same_user"] = of_same(rows, np.arange(users), self._copies)[share]
+        else:
+            batch["same_user"] = np.where(same < 0, same, same + self.shard[0] * own.label_rows)
+        return batch
 
     def users_of(self, step: int) -> np.ndarray:
         """The rows of the users of the global batch, in order: int64 (users,)."""

@@ -1,9 +1,11 @@
-"""Windows packed several to a row, so that cost follows actions and not padding.
+"""Windows packed several to a row, so that cost follows actions and labels and not padding.
 
 A batch has a group of rows for each device, of `length` cells each, and the windows of a group's
 users lie in its rows. Each has neighbouring cells, its oldest action first. The field `end`
 has for each cell the column of its window's last cell, -1 for padding. A user without actions has
 one cell, whose item is -1.
+
+Labels lie in shorter rows, those of a user in one or more that follow one another.
 """
 
 import itertools
@@ -15,6 +17,8 @@ import numpy as np
 from pinjax.data import windows
 
 _PADDING = {"item": -1}  # of the fields whose padding is not 0
+_LEAST_WIDTH = 3  # 2**3 labels, the rows of a TPU's tiles
+_COMPARED = 4  # comparisons of a negative with labels that cost as much as one logit
 
 
 class Layout(NamedTuple):
@@ -26,6 +30,8 @@ class Layout(NamedTuple):
       rows: of all groups.
       length: cells of a row, M.
       fill: the expected share of cells with an action.
+      label_rows: of all groups; 0 without labels.
+      label_width: labels of a row, of one user.
     """
 
     groups: int
@@ -33,20 +39,48 @@ class Layout(NamedTuple):
     rows: int
     length: int
     fill: float = 1.0
+    label_rows: int = 0
+    label_width: int = 0
 
     @property
     def alone(self) -> bool:
         """Whether each row has one window, from its first cell."""
         return self.rows == self.users
 
+    @property
+    def labels(self) -> int:
+        """Of a batch, with padding."""
+        return self.label_rows * self.label_width
+
     def share(self, count: int) -> "Layout":
         """The layout of one of `count` equal shares."""
-        groups, users, rows = (x // count for x in self[:3])
-        return self._replace(groups=groups, users=users, rows=rows)
+        names = "groups", "users", "rows", "label_rows"
+        return self._replace(**{name: getattr(self, name) // count for name in names})
 
     def describe(self) -> str:
         rows = f"{self.rows:,} rows of {self.length} actions"
-        return f"{self.users:,} users in {rows}, about {self.fill:.0%} filled"
+        packed = f"{self.users:,} users in {rows}, about {self.fill:.0%} filled"
+        if self.label_rows:
+            packed += f"; {self.label_rows:,} rows of {self.label_width} labels"
+        return packed
+
+    def with_labels(self, most: np.ndarray, labels: int) -> "Layout":
+        """This layout with enough rows of labels for 99 of 100 groups.
+
+        Args:
+          most: int (batches, users), labels that each user has at most.
+          labels: the most of any user.
+        """
+        of_groups = most.reshape(-1, self.users // self.groups)
+        widths = [2**i for i in range(_LEAST_WIDTH, 31) if 2**i < labels]
+        found = {
+            width: _most(_rows_of_labels(of_groups, width).sum(axis=1))
+            for width in (labels, *widths)
+        }
+        # The loss compares each negative with a user's labels once a row.
+        cost = {width: rows * (width + labels / _COMPARED) for width, rows in found.items()}
+        width = min(cost, key=cost.__getitem__)
+        return self._replace(label_rows=self.groups * found[width], label_width=width)
 
 
 def layout_for(lengths: np.ndarray, groups: int, length: int) -> Layout:
@@ -60,8 +94,13 @@ def layout_for(lengths: np.ndarray, groups: int, length: int) -> Layout:
     users = lengths.shape[1]
     of_groups = lengths.reshape(-1, users // groups)
     needed = [_rows_of(of_group, length) for of_group in of_groups]
-    rows = groups * int(np.quantile(needed, 0.99, method="inverted_cdf"))
+    rows = groups * _most(needed)
     return Layout(groups, users, rows, length, float(lengths.sum(axis=1).mean()) / (rows * length))
+
+
+def _most(needed: Sequence[int]) -> int:
+    """Enough for 99 of 100 groups."""
+    return int(np.quantile(needed, 0.99, method="inverted_cdf"))
 
 
 def _rows_of(lengths: np.ndarray, length: int) -> int:
@@ -101,25 +140,54 @@ def pack(made: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray
     """Packs training windows, those of a group's users after one another.
 
     Windows that do not fit lose their oldest actions, the longest windows first, and the labels of
-    these.
+    these. So do users whose labels do not fit, those with the most of them first.
 
     Args:
-      made: the fields of `windows.Sampler`, and others with a row for each user.
+      made: the fields of `windows.Sampler`.
       layout: of these users.
 
     Returns:
-      The fields of `windows.history` and `end`, (rows, length) each, and the other fields; their
-      `label_position` is a cell, row * length + column, of the group's rows.
+      The fields of `windows.history` and `end`, (rows, length) each; `label_item`, -1 for padding,
+      and `label_position`, a cell, row * length + column, of the group's rows, int32
+      (label_rows, label_width) each; and `same_user` int32 (label_rows, rows of a user), the rows
+      of labels that the row's user has in this batch, padded with -1.
     """
     users = np.arange(layout.users).reshape(layout.groups, -1)
     packed, present, start = _pack(made, list(users), layout)
-    others = {name: made[name] for name in made if name not in windows.HISTORY}
-    kept = others["label_item"] >= 0
-    kept &= others["label_position"] >= (layout.length - present)[:, None]
-    first = start - (layout.length - present)
-    cell = first[:, None] + np.where(kept, others["label_position"], layout.length - 1)
-    labels = np.where(kept, others["label_item"], -1)
-    return packed | others | {"label_item": labels, "label_position": cell.astype(np.int32)}
+    item, position = made["label_item"], made["label_position"]
+    kept = (item >= 0) & (position >= (layout.length - present)[:, None])
+    rows, width = layout.label_rows // layout.groups, layout.label_width
+
+    # The rows of each user: `number` of them, from `first` on.
+    number = _rows_of_labels(kept.sum(axis=1), width).reshape(layout.groups, -1)
+    for of_group in number:
+        while of_group.sum() > rows:
+            of_group[of_group.argmax()] -= 1
+    first = np.cumsum(number, axis=1) - number + np.arange(layout.groups)[:, None] * rows
+    number, first = number.ravel(), first.ravel()
+    of_user = np.arange(_rows_of_labels(item.shape[1], width))
+    of_user = np.where(of_user < number[:, None], first[:, None] + of_user, -1)
+    owner, taken = np.nonzero(of_user >= 0)
+    taken = of_user[owner, taken]
+
+    packed["label_item"] = np.full((layout.label_rows, width), -1, np.int32)
+    packed["label_position"] = np.zeros((layout.label_rows, width), np.int32)
+    packed["label_position"][taken] = (start + present - 1)[owner, None]
+    packed["same_user"] = np.full((layout.label_rows, of_user.shape[1]), -1, np.int32)
+    packed["same_user"][taken] = of_user[owner]
+    user, label = np.nonzero(kept)
+    place = np.arange(len(user)) - np.searchsorted(user, user)
+    fits = place < number[user] * width
+    user, label, place = user[fits], label[fits], place[fits]
+    to = first[user] + place // width, place % width
+    packed["label_item"][to] = item[user, label]
+    packed["label_position"][to] = (start - layout.length + present)[user] + position[user, label]
+    return packed
+
+
+def _rows_of_labels(labels: np.ndarray, width: int) -> np.ndarray:
+    """The rows that users with so many labels have, at least one."""
+    return np.maximum(-(-labels // width), 1)
 
 
 def batches(

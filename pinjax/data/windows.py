@@ -171,6 +171,12 @@ class Sampler:
         end = np.ceil(actions * (1 + uniforms) / 2).astype(np.int64)
         return np.clip(end, 1, self.length)
 
+    def most_labels(self, lengths: np.ndarray) -> np.ndarray:
+        """The labels that windows of such lengths have at most: int64, as `lengths`."""
+        if self.objective in ("sasrec", "dense_all_action"):  # at most one an action
+            return np.minimum(lengths, self.pairs)
+        return np.full_like(lengths, self.pairs)
+
     def __call__(
         self, records: np.ndarray, offsets: np.ndarray, uniforms: np.ndarray
     ) -> dict[str, np.ndarray]:

@@ -43,9 +43,18 @@ def layout_of(
     drawn = min(users, devices * _DRAWN)
     number = min(32, devices * _DRAWN // drawn)
     uniforms = np.random.default_rng(0).random((number, drawn))
-    layout = _layout(sampler.lengths(_actions(spec, drawn), uniforms), mesh, sampler.length)
-    rows = math.ceil(layout.rows / devices * users / drawn)
-    return layout._replace(users=users, rows=devices * rows)
+    lengths = sampler.lengths(_actions(spec, drawn), uniforms)
+    # A user who stands in a batch several times has one row of labels each time.
+    several = users > spec.users["train"]
+    most = np.full_like(lengths, sampler.pairs) if several else sampler.most_labels(lengths)
+    layout = _layout(lengths, mesh, sampler.length).with_labels(most, sampler.pairs)
+
+    def of_all(rows: int) -> int:
+        return devices * math.ceil(rows / devices * users / drawn)
+
+    return layout._replace(
+        users=users, rows=of_all(layout.rows), label_rows=of_all(layout.label_rows)
+    )
 
 
 def served_layout(config: ConfigDict, spec: spec_lib.Spec, mesh: Mesh) -> packing.Layout:
@@ -86,11 +95,13 @@ def abstract_batch(
     sampler: windows.Sampler, layout: packing.Layout, spec: spec_lib.Spec, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The abstract shapes of a global batch, from a batch of made-up timelines."""
-    one, users = packing.Layout(1, 1, 1, layout.length), timelines.MadeUp(1)
+    one = packing.Layout(1, 1, 1, layout.length, 1.0, 1, layout.label_width)
+    users = timelines.MadeUp(1)
     fields = batches.Batches(users, np.ones(1, np.int64), sampler, one, steps=1, seed=0)[0]
     copies = math.ceil(layout.users / spec.users["train"])  # of a user in a batch
-    fields["same_user"] = np.zeros((1, copies), np.int32)
-    return _abstract(fields, layout, mesh)
+    if copies > 1:
+        fields["same_user"] = np.zeros((1, copies), np.int32)
+    return _abstract(fields, layout.rows, layout.label_rows, mesh)
 
 
 def made_up(length: int) -> system.Batch:
@@ -103,17 +114,18 @@ def abstract_histories(layout: packing.Layout, mesh: Mesh) -> dict[str, jax.Shap
     """The abstract shapes of packed histories, see `packing.batches`."""
     one = packing.Layout(1, 1, 1, layout.length)
     ((fields, _),) = packing.batches([made_up(layout.length)], one)
-    return _abstract(fields, layout, mesh)
+    return _abstract(fields, layout.rows, layout.users, mesh)
 
 
 def _abstract(
-    fields: system.Batch, layout: packing.Layout, mesh: Mesh
+    fields: system.Batch, rows: int, others: int, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    of_rows = {name: fields[name] for name in (*windows.HISTORY, "end")}
-    of_users = {name: field for name, field in fields.items() if name not in of_rows}
+    """Of packed histories, and of other fields with another number of rows."""
+    history = {name: fields[name] for name in (*windows.HISTORY, "end")}
+    rest = {name: field for name, field in fields.items() if name not in history}
     return {
-        **sharding.abstract_batch(mesh, of_rows, layout.rows),
-        **sharding.abstract_batch(mesh, of_users, layout.users),
+        **sharding.abstract_batch(mesh, history, rows),
+        **sharding.abstract_batch(mesh, rest, others),
     }
 
 
@@ -166,7 +178,7 @@ def summary(spec: spec_lib.Spec, made: batches.Batches) -> dict[str, str]:
     layout = made.layout
     return {
         "data set": f"{spec.name}: {spec.users['train']:,} users, {spec.num_items:,} items",
-        "batch": f"{layout.describe()}, {made.sampler.pairs} labels each",
+        "batch": layout.describe(),
     }
 
 

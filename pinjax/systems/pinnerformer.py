@@ -63,7 +63,7 @@ def loss(
     model: pinnerformer.PinnerFormer,
     config: ConfigDict,
     mesh: Mesh,
-    alone: bool,
+    layout: packing.Layout,
     params: Any,
     constants: dict[str, Any],
     sketch: count_min_sketch.CountMinSketch,
@@ -84,7 +84,7 @@ def loss(
         *(params, content, batch, batch["label_position"]),
         train=True,
         popularity_times=times,
-        alone=alone,
+        alone=layout.alone,
         rngs={"dropout": dropout_key},
         method="users",
     )
@@ -107,7 +107,7 @@ def loss(
         (len(chosen), len(random_items)),
     )
 
-    # A user's labels in all rows of the batch are masked.
+    # All of the user's labels in the batch are masked.
     same = batch["same_user"]
     excluded = jnp.where(same[..., None] >= 0, everywhere(labels)[same], -1)
     excluded = excluded.reshape(len(labels), -1)
@@ -140,10 +140,12 @@ def loss(
     else:
         losses = term(*in_batch, num_chosen, 0) + term(*random, 0, config.num_random_negatives)
 
-    weigh = label_weights.equal_labels if config.equal_labels else label_weights.equal_users
-    value = (losses * weigh(exists)).sum()
-    metrics = {"temperature": 1 / scale, "labels_per_user": exists.sum() / len(labels)}
-    return value, (metrics, sketch)
+    if config.equal_labels:
+        weights = label_weights.equal_labels(exists)
+    else:
+        weights = label_weights.equal_users(exists, (excluded >= 0).sum(axis=1))
+    metrics = {"temperature": 1 / scale, "labels_per_user": exists.sum() / layout.users}
+    return (losses * weights).sum(), (metrics, sketch)
 
 
 def choose(key: jax.Array, labels: jax.Array, count: int) -> jax.Array:
@@ -206,7 +208,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     read = "content", "popularity_times"
     return system.Trainable(
         init=functools.partial(init, model, config.loss, constants),
-        loss=functools.partial(loss, model, config.loss, mesh, layout.alone),
+        loss=functools.partial(loss, model, config.loss, mesh, layout),
         constants=constants,
         batch=histories.abstract_batch(sampler, layout, spec, mesh),
         batch_size="data.users",
@@ -247,9 +249,12 @@ def bind(
         retriever = vector_search.VectorSearch(lambda as_of: make(params, as_of)[1])
         return evaluator(retriever, split, full)
 
-    labels = config.data.users * sampler.pairs
     acted = dataset.catalogue.counts  # of all actions; labels are distributed much alike
-    counted = {"items": counts.Counted(config.loss.sketch_width, acted[acted > 0], labels)}
+    counted = {
+        "items": counts.Counted(
+            config.loss.sketch_width, acted[acted > 0], train_batches.layout.labels
+        )
+    }
 
     def check_training() -> None:
         counts.check(config, counted)

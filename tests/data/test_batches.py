@@ -44,7 +44,7 @@ def make(users=4, groups=1, rows=None, source=10, **fields):
         timelines=Timelines(source),
         lengths=5 + np.arange(source) % 3,
         sampler=sampler,
-        layout=packing.Layout(groups, users, rows or users, 4),
+        layout=packing.Layout(groups, users, rows or users, 4, 1.0, users, 2),
         **({"steps": 9, "seed": 3} | fields),
     )
 
@@ -109,16 +109,16 @@ def test_windows_are_those_of_the_sampler(rows):
     item = batch["item"].ravel()
     for user in range(8):
         own = expected["item"][user]
+        exists, kept = (x["label_item"][user] >= 0 for x in (expected, batch))
         for place, label, packed, packed_label in zip(
-            expected["label_position"][user],
-            expected["label_item"][user],
-            batch["label_position"][user],
-            batch["label_item"][user],
+            expected["label_position"][user, exists],
+            expected["label_item"][user, exists],
+            batch["label_position"][user, kept],
+            batch["label_item"][user, kept],
             strict=True,
         ):
             assert label == packed_label
-            if label >= 0:
-                assert item[packed] == own[place]
+            assert item[packed] == own[place]
     assert sorted(item[item >= 0]) == sorted(expected["item"][expected["item"] >= 0])
 
 
@@ -127,9 +127,25 @@ def test_places_of_the_same_user_are_known(users):
     for step in range(9):
         source = make(users=users)
         user, same = source.users_of(step), source[step]["same_user"]
-        assert same.shape[1] == -(-users // 10)
+        assert same.shape == (users, -(-users // 10))
         for own, places in zip(user, same, strict=True):
             assert sorted(places[places >= 0]) == np.flatnonzero(user == own).tolist()
+
+
+def test_rows_of_the_same_user_are_those_of_the_global_batch():
+    """On several hosts too; here labels take two rows each where there are two."""
+    source = make(users=8, groups=4)
+    source = dataclasses.replace(
+        source, layout=source.layout._replace(label_rows=16, label_width=1)
+    )
+    full = source[7]
+    shares = [dataclasses.replace(source, shard=(host, 2))[7] for host in range(2)]
+    assert_equal({name: np.concatenate([x[name] for x in shares]) for name in full}, full)
+    user = source.users_of(7)
+    owner = full["label_item"][:, 0] // 100  # the user by its items
+    np.testing.assert_array_equal(owner, np.repeat(user, 2))
+    for row, same in enumerate(full["same_user"]):
+        assert sorted(same) == np.flatnonzero(owner == owner[row]).tolist()
 
 
 def test_seed_changes_order_and_draws():

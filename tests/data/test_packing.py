@@ -7,6 +7,8 @@ import pytest
 
 from pinjax.data import packing, timelines, windows
 
+LABEL = "label_item", "label_position"
+
 
 def draw(rng, lengths, length):
     """Histories of so many actions, with random fields."""
@@ -35,6 +37,22 @@ def assert_window(found, history, user, number):
         np.testing.assert_array_equal(found[name], history[name][user, -max(number, 1) :])
 
 
+def labels_of(batch, users):
+    """The labels and their positions of each user, by `same_user`."""
+    found, seen = [], set()
+    for same in batch["same_user"]:
+        rows = same[same >= 0].tolist()
+        if rows and rows[0] not in seen:
+            item, position = (batch[name][rows].ravel() for name in LABEL)
+            exists = item >= 0
+            found.append(list(zip(item[exists].tolist(), position[exists].tolist(), strict=True)))
+            assert len(found) <= users
+            for row in rows:
+                np.testing.assert_array_equal(batch["same_user"][row], same)
+            seen.update(rows)
+    return found
+
+
 # One action, all of them, none, ends of windows at ends of rows, halves that do not fit.
 MIXES = {
     "any": lambda rng, users, length: rng.integers(0, length + 1, users),
@@ -58,17 +76,21 @@ def test_training_windows_are_all_there(rng, mix, groups, users, length):
         labels = np.where(exists, rng.integers(0, 50, position.shape), -1)
         made = history | {"label_position": position, "label_item": labels}
         layout = packing.layout_for(np.maximum(lengths, 1)[None], groups, length)
+        layout = layout.with_labels(exists.sum(axis=1)[None], 3)
         batch = packing.pack(made, layout)
         rows = layout.rows // groups
         assert batch["item"].shape == batch["end"].shape == (layout.rows, length)
         assert (batch["end"] >= 0).sum() == np.maximum(lengths, 1).sum()
-        np.testing.assert_array_equal(batch["label_item"], labels)
-        for user, place in np.argwhere(exists):
-            group, cell = user * groups // users, batch["label_position"][user, place]
-            row, column = divmod(int(cell), length)
-            last = row * length + batch["end"][group * rows + row, column]
-            assert_window(windows_of(batch, group, rows, last), history, user, lengths[user])
-            assert last - cell == length - 1 - position[user, place]
+        own = labels_of(batch, users)
+        for user in range(users):
+            expected = zip(labels[user, exists[user]], position[user, exists[user]], strict=True)
+            for (label, cell), (item, place) in zip(own[user], expected, strict=True):
+                row, column = divmod(cell, length)
+                group = user * groups // users
+                last = row * length + batch["end"][group * rows + row, column]
+                assert_window(windows_of(batch, group, rows, last), history, user, lengths[user])
+                assert label == item
+                assert last - cell == length - 1 - place
 
 
 def test_few_rows_are_enough(rng):
@@ -89,12 +111,52 @@ def test_windows_that_do_not_fit_lose_their_oldest_actions(rng):
         "label_position": np.array([[0, 7], [5, 7], [1, 7], [6, 7]]),
         "label_item": np.full((4, 2), 9),
     }
-    batch = packing.pack(made, packing.Layout(1, 4, 2, 8))
+    batch = packing.pack(made, packing.Layout(1, 4, 2, 8, 1.0, 4, 2))
     kept = [5, 3, 5, 2]
     assert (batch["end"] >= 0).sum() == sum(kept)
-    assert batch["label_item"].tolist() == [[-1, 9], [9, 9], [-1, 9], [9, 9]]
-    for user, (cell, number) in enumerate(zip(batch["label_position"][:, 1], kept, strict=True)):
+    assert batch["label_item"].tolist() == [[9, -1], [9, 9], [9, -1], [9, 9]]
+    cells = [batch["label_position"][user, int(user % 2)] for user in range(4)]
+    for user, (cell, number) in enumerate(zip(cells, kept, strict=True)):
         assert_window(windows_of(batch, 0, 2, cell), history, user, number)
+
+
+def test_labels_lie_in_rows_of_one_user(rng):
+    """Those of a user in several rows; where they are too many, the longest lists lose the last."""
+    lengths = np.array([9, 4, 1, 0, 9, 0])
+    item = np.arange(6 * 9).reshape(6, 9)
+    made = draw(rng, lengths, 9) | {
+        "label_position": np.tile(np.arange(9), (6, 1)),
+        "label_item": np.where(np.arange(9) >= 9 - lengths[:, None], item, -1),
+    }
+    layout = packing.layout_for(np.maximum(lengths, 1)[None], 2, 9)
+    batch = packing.pack(made, layout._replace(label_rows=14, label_width=2))
+    assert batch["label_item"][:7].tolist() == [
+        *([0, 1], [2, 3], [4, 5], [6, 7]),  # 8 did not fit
+        *([14, 15], [16, 17], [26, -1]),
+    ]
+    # The second group has room.
+    expected = [[-1, -1], [36, 37], [38, 39], [40, 41], [42, 43], [44, -1], [-1, -1]]
+    assert batch["label_item"][7:].tolist() == expected
+    rows = [row[row >= 0].tolist() for row in batch["same_user"]]
+    assert rows == [
+        *([list(range(4))] * 4 + [[4, 5]] * 2 + [[6]]),
+        *([[7]] + [list(range(8, 13))] * 5 + [[13]]),
+    ]
+
+
+def test_rows_of_labels_are_as_wide_as_is_cheapest():
+    def of(most, labels, groups=1):
+        most = np.asarray(most)
+        layout = packing.Layout(groups, most.shape[1], 1, 9).with_labels(most, labels)
+        return layout.label_rows, layout.label_width
+
+    assert of([[32] * 4], 32) == (4, 32)
+    assert of([[1] * 15 + [32]], 32) == (19, 8)
+    assert of([[16] * 15 + [32]], 32) == (17, 16)
+    assert of([[1] * 4], 1) == (4, 1)
+    assert of([[3] * 4], 5) == (4, 5)
+    # As many for each group as nearly all of them need.
+    assert of([[1, 1, 9, 16]] * 99 + [[32] * 4], 32, groups=2) == (4, 16)
 
 
 @pytest.mark.parametrize("mix", MIXES)

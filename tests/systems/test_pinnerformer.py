@@ -51,7 +51,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
     batch = dict(next(system.batches(0)))
     few = np.arange(4) >= 1 + np.arange(len(batch["label_item"]))[:, None] % 4
     batch["label_item"] = np.where(few, -1, batch["label_item"])  # else all weights are the same
-    # User 0 stands in three rows, user 1 in two.
+    # The labels of user 0 are in three rows, those of user 1 in two.
     user = np.arange(len(batch["label_item"]))
     user[[5, 9]], user[7] = 0, 1
     rows = [np.flatnonzero(user == own) for own in user]
@@ -110,10 +110,10 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
 
     def loss_at(scale):
         total = 0.0
-        users = [u for u in range(len(labels)) if (labels[u] >= 0).any()]
-        for u in users:
-            pairs = [j for j in range(labels.shape[1]) if labels[u, j] >= 0]
-            for j in pairs:
+        exists = labels >= 0
+        users = len(set(user[exists.any(axis=1)]))
+        for u in range(len(labels)):
+            for j in np.flatnonzero(exists[u]):
                 query = outputs[positions[u, j]]
                 positive = labels[u, j], request_times[u, j]
                 if terms == "joined":
@@ -121,8 +121,8 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
                 else:
                     of_pair = pair_loss(u, query, positive, in_batch, 20, 0, scale)
                     of_pair += pair_loss(u, query, positive, random, 0, 30, scale)
-                weight = 1 / (labels >= 0).sum() if equal_labels else 1 / len(pairs) / len(users)
-                total += of_pair * weight
+                labels_of_user = exists[user == user[u]].sum()
+                total += of_pair / (exists.sum() if equal_labels else labels_of_user * users)
         return total
 
     np.testing.assert_allclose(float(value), loss_at(scale), rtol=1e-5)
@@ -135,24 +135,29 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
 
 
 def test_users_who_share_rows_learn_what_they_learn_alone(make_config, mesh):
-    config = make_config(data={"length": 64}, model={"history_sums": True})
-    data = dataset_lib.load(config.data.name, config.data.dir)
-    of_full_rows = dataclasses.replace(data.spec, length_quantiles=(10**6,) * 128)
-    found, rows, params = [], [], None
-    for spec in (of_full_rows, data.spec):
-        trainable = pinnerformer.build(config, mesh, spec)
-        dataset = dataclasses.replace(data, spec=spec)
-        system = pinnerformer.bind(trainable, config, mesh, dataset)
-        if params is None:
-            params, sketch = jax.jit(trainable.init)(jax.random.key(1))
-        batch = next(system.batches(0))
-        rows.append(len(batch["item"]))
-        step = jax.jit(jax.value_and_grad(trainable.loss, has_aux=True))
-        (value, _), gradient = step(
-            params, system.constants, sketch, jax.device_put(batch), jax.random.key(2)
-        )
-        found.append((value, gradient))
-    assert rows[1] < rows[0]
+    """Windows in full rows, and labels in narrow ones."""
+    loss = {"num_in_batch_negatives": 1_000}  # all labels, in whatever order
+    config = make_config(data={"length": 64}, model={"history_sums": True}, loss=loss)
+    dataset = dataset_lib.load(config.data.name, config.data.dir)
+    model = pinnerformer.make_model(config, dataset.spec, mesh)
+    sampler = pinnerformer.make_sampler(config, dataset.spec)
+    source = histories.batches_of(config, mesh, sampler, dataset)
+    constants = registry.create(config, mesh).constants
+    params, sketch = jax.jit(functools.partial(pinnerformer.init, model, config.loss, constants))(
+        jax.random.key(1)
+    )
+    users, pairs = source.layout.users, sampler.pairs
+    alone = packing.Layout(1, users, users, 64, 1.0, users, pairs)
+    packed = source.layout._replace(label_rows=2 * users, label_width=pairs - 1)
+    assert not packed.alone
+    found = []
+    for layout in (alone, packed):
+        batch = dataclasses.replace(source, layout=layout)[0]
+        of_layout = functools.partial(pinnerformer.loss, model, config.loss, mesh, layout)
+        step = jax.jit(jax.value_and_grad(of_layout, has_aux=True))
+        arguments = params, constants, sketch, jax.device_put(batch), jax.random.key(2)
+        (value, (metrics, counted)), gradient = step(*arguments)
+        found.append((value, metrics, counted.table, gradient))
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
