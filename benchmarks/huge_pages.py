@@ -1,4 +1,4 @@
-"""A train step's time on a CPU with pages of 2 MiB, as launch/run.sh requests, and of 4 KiB.
+"""A train step's time on a CPU with pages of 2 MiB, as commands request, and of 4 KiB.
 
     python -m benchmarks.huge_pages
     python -m benchmarks.huge_pages --config=configs/pinnerformer.py:hour

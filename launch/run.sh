@@ -19,7 +19,4 @@ case ${1:-} in
     ;;
   *) [[ " $*" == *" --config="* ]] || set -- --config=configs/pinnerformer.py "$@" ;;
 esac
-# Memory in pages of 2 MiB, where the system has them: on a CPU a step asks for all of its arrays
-# anew, and in pages of 4 KiB that is a third of its time (benchmarks/huge_pages.py).
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 exec .venv/bin/python -m "pinjax.$command" "$@"

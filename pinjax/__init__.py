@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from pinjax import signals
+from pinjax import huge_pages, signals
 
 if TYPE_CHECKING:
     import os
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pinjax.serving.run import Run
 
 if sys.argv[0] == "-m":  # a command begins, by `python -m`; to import the rest takes seconds
+    huge_pages.request()
     signals.handle()
 
 

@@ -74,13 +74,16 @@ class Transformer(nn.Module):
         """The blocks, in the best form for the platform of the program."""
         rngs = {"dropout": self.make_rng("dropout")} if train and self.dropout else {}
 
-        def run(attend, params, x, end, rngs, on_cuda=False):
-            blocks = self._blocks(attend, train, on_cuda)
+        def run(attend, params, x, end, rngs, **form):
+            blocks = self._blocks(attend, train, **form)
             x, _ = blocks.apply({"params": params}, x, end, rngs=rngs)
             return x
 
         # The compiler cannot split a kernel over devices by itself.
-        forms = {"default": functools.partial(run, attention.by_xla)}
+        forms = {
+            "default": functools.partial(run, attention.by_xla),
+            "cpu": functools.partial(run, attention.by_xla, as_matrix=True),
+        }
         if self.kernels and attention.has_splash(x.shape[1]):
             attend = attention.over_data(attention.splash, self.mesh)
             forms["tpu"] = functools.partial(run, attend)
@@ -88,10 +91,10 @@ class Transformer(nn.Module):
         if self.kernels and attention.has_cudnn(self.dtype, x.shape[-1] // self.heads):
             kernel = attention.by_cudnn_alone if alone else attention.by_cudnn
             attend = attention.over_data(kernel, self.mesh)
-        forms["cuda"] = functools.partial(run, attend, on_cuda=True)
+        forms["cuda"] = functools.partial(run, attend, as_matrix=True, on_cuda=True)
         return lax.platform_dependent(params, x, end, rngs, **forms)
 
-    def _blocks(self, attend, train, on_cuda=False, parent=None):
+    def _blocks(self, attend, train, as_matrix=False, on_cuda=False, parent=None):
         """All blocks as one module; without a parent it is applied to parameters by itself."""
         # A loop copies its carry: on a CPU, a third of the time of two layers. On a GPU it copies
         # all residuals, too, a third of the time of six layers: there it is unrolled.
@@ -109,7 +112,7 @@ class Transformer(nn.Module):
             deterministic=not train,
             attend=attend,
             scaled_attention=self.scaled_attention,
-            as_matrix=on_cuda,
+            as_matrix=as_matrix,
             name="blocks",
             parent=parent,
         )
@@ -125,8 +128,8 @@ class Block(nn.Module):
         whatever form the function expects.
       scaled_attention: see `Transformer`.
       as_matrix: see the tokens of all sequences as the rows of a matrix, whose last axis XLA keeps
-        in one piece. Of three axes it chooses others, and on a GPU a fifth of a step goes into
-        transposing. On a TPU it costs a third more memory traffic.
+        in one piece. Of three axes it chooses others, and a fifth of a step on a GPU, a twentieth
+        on a CPU, goes into transposing. On a TPU it costs a third more memory traffic.
     """
 
     heads: int
@@ -170,7 +173,7 @@ class Block(nn.Module):
 
         y = nn.LayerNorm(dtype=self.dtype, name="ffn_norm")(x)
         y = nn.Dense(4 * width, dtype=self.dtype, name="ffn_in")(y)
-        # On a GPU traffic is lower if only GELU's input is kept for the backward pass.
+        # Traffic is lower if only GELU's input is kept for the backward pass.
         y = jax.checkpoint(nn.gelu)(y) if self.as_matrix else nn.gelu(y)
         y = nn.Dense(width, dtype=self.dtype, name="ffn_out")(y)
         return (x + dropout(y)).reshape(shape), None
