@@ -9,7 +9,8 @@ import pytest
 CONFIG = """
 import os, sys
 print(os.environ.get("GLIBC_TUNABLES"), sys.flags.utf8_mode, os.getpid(), file=sys.stderr)
-raise SystemExit
+sys.stderr.flush()
+os._exit(0)
 """
 
 
