@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -139,6 +139,14 @@ class Catalogue:
     def content(self) -> np.ndarray | None:
         return vectors(self._column("content")) if "content" in self._schema.names else None
 
+    def content_parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(rows, their content vectors) of all items, some at a time; of no item without content.
+
+        It holds no more in memory, where `content` holds all.
+        """
+        if "content" in self._schema.names:
+            yield from _numbered(parquet.batches(self.path, "content", ROWS_A_GROUP))
+
     @property
     def has_images(self) -> bool:
         return "images" in self._schema.names
@@ -147,14 +155,22 @@ class Catalogue:
     def images(self) -> np.ndarray | None:
         if not self.has_images:
             return None
-        return vectors(pa.chunked_array([self._images.flatten()]))
+        return vectors(pa.chunked_array([self._column("images").combine_chunks().flatten()]))
+
+    def image_parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(places in `images`, these vectors) of all images, those of some items at a time."""
+        if self.has_images:
+            lists = parquet.batches(self.path, "images", ROWS_A_GROUP)
+            yield from _numbered(list_.flatten() for list_ in lists)
 
     @functools.cached_property
     def image_offsets(self) -> np.ndarray:
         """int64 (n + 1,); zeros if there are no images."""
         if not self.has_images:
             return np.zeros(len(self) + 1, np.int64)
-        return self._images.offsets.to_numpy() - self._images.offsets[0].as_py()
+        lists = parquet.batches(self.path, "images", ROWS_A_GROUP)
+        lengths = np.concatenate([some.value_lengths().fill_null(0).to_numpy() for some in lists])
+        return np.concatenate([[0], np.cumsum(lengths)])
 
     @property
     def text_features(self) -> tuple[str, ...]:
@@ -169,12 +185,16 @@ class Catalogue:
             column.flatten().to_numpy(), column.offsets.to_numpy() - column.offsets[0].as_py()
         )
 
-    @functools.cached_property
-    def _images(self) -> pa.LargeListArray:
-        return self._column("images").combine_chunks()
-
     def _column(self, name: str) -> pa.ChunkedArray:
         return parquet.read(self.path, [name])[name]
+
+
+def _numbered(parts: Iterable[pa.Array]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(places, vectors) of consecutive parts of a column of vectors."""
+    start = 0
+    for part in parts:
+        yield np.arange(start, start + len(part)), vectors(pa.chunked_array([part]))
+        start += len(part)
 
 
 def id_array(ids: np.ndarray) -> pa.Array:

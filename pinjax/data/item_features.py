@@ -1,5 +1,7 @@
 """Vectors of items: their content and their images."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from pinjax.data import fitted as fitted_lib
@@ -31,21 +33,23 @@ def content_dim(spec: Spec, components: int) -> int:
     return components or spec.content_dim
 
 
-def content(dataset: Dataset, components: int) -> np.ndarray:
+def content(dataset: Dataset, components: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The items' content vectors, or a number of principal components of them.
 
     The components are fitted on the items that existed when the training period ended.
 
-    Returns:
-      float32 (items, dim); zeros for items without content.
+    Yields:
+      (rows, their vectors, float32 (rows, dim)) of some items at a time; zeros for items without
+      content, which may also be left out.
     """
-    vectors = np.asarray(dataset.catalogue.content, np.float32)
-    if not components:
-        return vectors
-    axes, origin = _principal_axes(dataset, vectors, components)
-    found = vectors @ axes - origin
-    found[~vectors.any(axis=1)] = 0
-    return found
+    if components:
+        axes, origin = _principal_axes(dataset, components)
+    for rows, vectors in dataset.catalogue.content_parts():
+        vectors = np.asarray(vectors, np.float32)
+        if components:
+            known = vectors.any(axis=1, keepdims=True)
+            vectors = np.where(known, vectors @ axes - origin, 0)
+        yield rows, vectors
 
 
 def log_degree(dataset: Dataset) -> np.ndarray:
@@ -67,8 +71,7 @@ def fit(dataset: Dataset, components: int) -> dict[str, np.ndarray]:
     """
     arrays = {}
     if components:
-        vectors = np.asarray(dataset.catalogue.content, np.float32)
-        arrays["axes"], arrays["origin"] = _principal_axes(dataset, vectors, components)
+        arrays["axes"], arrays["origin"] = _principal_axes(dataset, components)
     if "graph" in dataset.spec.parts:
         arrays["log_degree"] = _mean_log_degree(dataset)
     if any(dataset.spec.vocabulary):
@@ -76,14 +79,22 @@ def fit(dataset: Dataset, components: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _principal_axes(
-    dataset: Dataset, vectors: np.ndarray, components: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _principal_axes(dataset: Dataset, components: int) -> tuple[np.ndarray, np.ndarray]:
     if dataset.fitted and "axes" in dataset.fitted.arrays:
         return dataset.fitted.arrays["axes"], dataset.fitted.arrays["origin"]
-    known = vectors.any(axis=1)
-    existed = np.flatnonzero(known & (dataset.catalogue.created <= dataset.spec.train_end))
-    return principal_axes(vectors[existed[:: 1 + len(existed) // _PRINCIPAL]], components)
+    catalogue = dataset.catalogue
+    known = np.zeros(len(catalogue), bool)
+    for rows, vectors in catalogue.content_parts():
+        known[rows] = vectors.any(axis=1)
+    existed = np.flatnonzero(known & (catalogue.created <= dataset.spec.train_end))
+    drawn = existed[:: 1 + len(existed) // _PRINCIPAL]
+    sample = np.zeros((len(drawn), dataset.spec.content_dim), np.float32)
+    place = np.full(len(catalogue), -1)
+    place[drawn] = np.arange(len(drawn))
+    for rows, vectors in catalogue.content_parts():
+        inside = place[rows] >= 0
+        sample[place[rows[inside]]] = vectors[inside]
+    return principal_axes(sample, components)
 
 
 def _mean_log_degree(dataset: Dataset) -> np.ndarray:

@@ -84,28 +84,35 @@ class _Catalogue(catalogue.Catalogue):
 
     @functools.cached_property
     def content(self) -> np.ndarray:
-        return self._vectors[0]
+        """float16 (n, dim), zeros where there is none."""
+        vectors = np.zeros((len(self), embeddings.dim(self._found)), np.float16)
+        for rows, some in self.content_parts():
+            vectors[rows] = some
+        return vectors
+
+    def content_parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        ids = catalogue.id_array(self.ids)
+        return _by_row(self._found, embeddings.ITEMS, ids, of_all=True)
 
     @functools.cached_property
     def images(self) -> np.ndarray | None:
         return self.content[np.diff(self.image_offsets) > 0] if self.has_images else None
 
+    def image_parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if self.has_images:
+            has = np.diff(self.image_offsets) > 0
+            for rows, some in self.content_parts():
+                yield self.image_offsets[rows[has[rows]]], some[has[rows]]
+
     @functools.cached_property
     def image_offsets(self) -> np.ndarray:
         """int64 (n + 1,); an item that has images has one, unless it has no vector."""
         own = catalogue.Catalogue(self.path)  # whose images are not kept
-        has = (np.diff(own.image_offsets) > 0) & self._vectors[1]
-        return np.concatenate([[0], np.cumsum(has)])
-
-    @functools.cached_property
-    def _vectors(self) -> tuple[np.ndarray, np.ndarray]:
-        """float16 (n, dim), zeros where there is none, and where there is one, bool (n,)."""
-        vectors = np.zeros((len(self), embeddings.dim(self._found)), np.float16)
         known = np.zeros(len(self), bool)
-        ids = catalogue.id_array(self.ids)
-        for rows, some in _by_row(self._found, embeddings.ITEMS, ids, of_all=True):
-            vectors[rows], known[rows] = some, True
-        return vectors, known
+        for rows, _ in self.content_parts():
+            known[rows] = True
+        has = (np.diff(own.image_offsets) > 0) & known
+        return np.concatenate([[0], np.cumsum(has)])
 
 
 def _by_row(

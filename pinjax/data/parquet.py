@@ -1,7 +1,7 @@
 """Parquet files that pinjax wrote, on this machine."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +21,16 @@ def read(path: epath.PathLike, columns: Sequence[str] | None = None) -> pa.Table
     """
     try:
         return pq.read_table(os.fspath(path), columns=columns, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not readable as Parquet: {error}") from error
+
+
+def batches(path: epath.PathLike, column: str, rows: int) -> Iterator[pa.Array]:
+    """Reads a column, `rows` at a time; raises as `read`."""
+    try:
+        with pq.ParquetFile(os.fspath(path), memory_map=True) as file:
+            for batch in file.iter_batches(rows, columns=[column]):
+                yield batch.column(0)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not readable as Parquet: {error}") from error
 

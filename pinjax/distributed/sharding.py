@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -237,6 +237,40 @@ def place_table(mesh: Mesh, layout: sharded_table.Layout, table: np.ndarray) -> 
         layout.sharding or replicated(mesh),
         lambda index: layout.lay_out(table, index[0]),
     )
+
+
+def place_rows(
+    mesh: Mesh,
+    layout: sharded_table.Layout,
+    shape: tuple[int, ...],
+    dtype: Any,
+    parts: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> jax.Array:
+    """Places a table on the mesh, with the layout, of which a process keeps its devices' rows.
+
+    Args:
+      mesh: of the devices.
+      layout: of the table.
+      shape: of the table.
+      dtype: of the table.
+      parts: (rows, their values), each int64 (n,) and (n, ...). Of a row in several parts the last
+        one counts; a row in none is zero.
+    """
+    shape = (layout.num_rows(shape[0]), *shape[1:])
+    place = layout.sharding or replicated(mesh)
+
+    def bounds(index: tuple[slice, ...]) -> tuple[int, int]:
+        return index[0].indices(shape[0])[:2]
+
+    own: dict[tuple[int, int], np.ndarray] = {}
+    for start, stop in set(map(bounds, place.addressable_devices_indices_map(shape).values())):
+        own[start, stop] = np.zeros((stop - start, *shape[1:]), dtype)
+    for rows, values in parts:
+        at = layout.lies_at(rows, shape[0])
+        for (start, stop), table in own.items():
+            inside = (start <= at) & (at < stop)
+            table[at[inside] - start] = values[inside]
+    return jax.make_array_from_callback(shape, place, lambda index: own[bounds(index)])
 
 
 def abstract(mesh: Mesh, tree: Any) -> Any:

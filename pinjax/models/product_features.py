@@ -25,7 +25,7 @@ class Ragged:
     offsets: Any
 
     @classmethod
-    def create(cls, values: np.ndarray, offsets: np.ndarray, lists: int = 1) -> "Ragged":
+    def create(cls, values: np.ndarray | None, offsets: np.ndarray, lists: int = 1) -> "Ragged":
         """From flat offsets, (products * lists + 1,)."""
         last = offsets[lists::lists]
         return cls(values, np.c_[offsets[:-1].reshape(-1, lists), last].astype(np.int32))

@@ -11,6 +11,7 @@ They are, by name:
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -96,12 +97,14 @@ class ItemTable:
         """The constants as of the end of the training period."""
         content, times, as_of = None, None, dataset.spec.train_end
         if self.has_content:
-            content = item_features.content(dataset, self.pca_dim)
+            shape = len(dataset.catalogue), item_features.content_dim(dataset.spec, self.pca_dim)
+            parts = item_features.content(dataset, self.pca_dim)
+            content = sharding.place_rows(self.mesh, self.tables, shape, jnp.bfloat16, parts)
         if self.rates:
             times = self.rates.times(as_of)
-            content = np.concatenate([content, self.rates.columns(dataset, as_of)], axis=1)
-        if content is not None:
-            content = self._place(content)
+            columns = self._place(self.rates.columns(dataset, as_of))
+            join = functools.partial(jnp.concatenate, axis=1)
+            content = jax.jit(join, out_shardings=content.sharding)([content, columns])
         corpus = np.flatnonzero(dataset.catalogue.created <= as_of).astype(np.int32)
         corpus, times = jax.device_put((corpus, times), sharding.replicated(self.mesh))
         return {"content": content, "corpus": corpus, "popularity_times": times}

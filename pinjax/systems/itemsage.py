@@ -228,7 +228,7 @@ def bind(
     layout = sharding.table_layout(mesh, config.train)
     place = functools.partial(sharding.place_table, mesh, layout)
     constants = {
-        "products": jax.tree.map(place, products),
+        "products": product_table.place(products, dataset, mesh, layout),
         "queries": place(dataset.queries.vectors.astype(jnp.bfloat16)),
         "corpus": jax.device_put(corpus, sharding.replicated(mesh)),
     }

@@ -10,6 +10,7 @@ Tables have a `sharded_table.Layout`.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -99,7 +100,9 @@ class NodeTable:
         """The constants."""
         content = log_degree = texts = None
         if self.content:
-            content = item_features.content(dataset, 0).astype(jnp.bfloat16)
+            shape = len(dataset.catalogue), item_features.content_dim(dataset.spec, 0)
+            parts = item_features.content(dataset, 0)
+            content = sharding.place_rows(self.mesh, self.tables, shape, jnp.bfloat16, parts)
         if self.log_degree:
             log_degree = item_features.log_degree(dataset)
         if self.texts:
@@ -108,8 +111,11 @@ class NodeTable:
             values, offsets = tokens_lib.first(joined, self.tokens)
             more = self._most_tokens(dataset.spec) - len(values)
             texts = product_features.Ragged.create(np.pad(values, (0, more)), offsets)
-        tables = {"content": content, "log_degree": log_degree, "texts": texts}
-        return jax.tree.map(lambda x: sharding.place_table(self.mesh, self.tables, x), tables)
+        place = functools.partial(sharding.place_table, self.mesh, self.tables)
+        return {
+            "content": content,
+            **jax.tree.map(place, {"log_degree": log_degree, "texts": texts}),
+        }
 
     def gather(self, constants: dict[str, Any], rows: jax.Array) -> tuple[Any, ...]:
         """The arguments of `PinSage.inputs` for some items; on each device."""

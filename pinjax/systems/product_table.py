@@ -1,5 +1,6 @@
 """The texts and images of all products, on the devices, and the token capacity of a step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -70,15 +71,30 @@ def abstract(config: ConfigDict, mesh: Mesh, tables: sharded_table.Layout, spec:
 
 
 def read(config: ConfigDict, dataset: Dataset) -> Products:
-    """The texts of all items that the config names, and their images if the tower uses images."""
+    """The texts of all items that the config names.
+
+    Of their images, if the tower uses images, only the offsets; `place` reads the others.
+    """
     catalogue = dataset.catalogue
     none = tokens_lib.Ragged(np.zeros(0, np.int32), np.zeros(len(catalogue) + 1, np.int64))
     texts = [dataset.text(name) for name in _features(config)] or [none]
     made = {"texts": product_features.Ragged.create(*tokens_lib.interleave(texts), len(texts))}
     if config.model.image_slots:
-        images = catalogue.images.astype(jnp.bfloat16)
-        made["images"] = product_features.Ragged.create(images, catalogue.image_offsets)
+        made["images"] = product_features.Ragged.create(None, catalogue.image_offsets)
     return made
+
+
+def place(
+    products: Products, dataset: Dataset, mesh: Mesh, tables: sharded_table.Layout
+) -> Products:
+    """The result of `read` on the devices, and the images, of which a process keeps its share."""
+    placed = jax.tree.map(functools.partial(sharding.place_table, mesh, tables), products)
+    if "images" in placed:
+        shape, images = (dataset.spec.num_images, dataset.spec.image_dim), placed["images"]
+        parts = dataset.catalogue.image_parts()
+        values = sharding.place_rows(mesh, tables, shape, jnp.bfloat16, parts)
+        placed["images"] = images.replace(values=values)
+    return placed
 
 
 def gather(

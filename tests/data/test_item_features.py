@@ -74,7 +74,7 @@ def test_rates_tell_popularity_whenever_an_item_was_created(dataset):
 
 
 def test_components_are_those_along_which_items_of_the_training_period_vary_most(dataset):
-    found = item_features.content(dataset, 3)
+    found = joined(item_features.content(dataset, 3), len(dataset.catalogue))
     content = np.asarray(dataset.catalogue.content, np.float64)
     existed = dataset.catalogue.created <= dataset.spec.train_end
     assert not existed.all()
@@ -85,12 +85,30 @@ def test_components_are_those_along_which_items_of_the_training_period_vary_most
     np.testing.assert_allclose(found, centred @ axes.T, rtol=1e-4, atol=1e-5)
 
 
+def joined(parts, count):
+    """All rows of some parts."""
+    parts = list(parts)
+    found = np.full((count, parts[0][1].shape[1]), np.nan, np.float32)
+    for rows, vectors in parts:
+        found[rows] = vectors
+    return found
+
+
+class InMemory(catalogue.Items):
+    """Items whose content is read in parts."""
+
+    def content_parts(self):
+        for rows in np.array_split(np.arange(len(self))[::-1], 3):
+            yield rows, self.content[rows]
+
+
 def in_memory(content=None, images=None, offsets=None):
     """A data set of items with no other parts."""
     count = len(content) if images is None else len(offsets) - 1
     nothing = np.zeros(count)
-    items = catalogue.Items(nothing, nothing, nothing, nothing, content, images, offsets)
-    return types.SimpleNamespace(catalogue=items, spec=Spec("log", count), fitted=None)
+    items = InMemory(nothing, nothing, nothing, nothing, content, images, offsets)
+    spec = Spec("log", count, content_dim=0 if content is None else content.shape[1])
+    return types.SimpleNamespace(catalogue=items, spec=spec, fitted=None)
 
 
 @pytest.mark.parametrize("chunk", [2, 2**16])
@@ -132,7 +150,7 @@ def test_missing_content_stays_missing(rng, components):
     gaps[::5] = 0
 
     def made(content):
-        return item_features.content(in_memory(content), components)
+        return joined(item_features.content(in_memory(content), components), len(content))
 
     there = np.arange(50) % 5 > 0
     np.testing.assert_allclose(made(gaps)[there], made(vectors[there]), rtol=1e-5)

@@ -95,6 +95,12 @@ def test_it_is_the_data_set_that_would_have_been_written(own, find, make_embeddi
     np.testing.assert_array_equal(
         item_features.item_vectors(found), item_features.item_vectors(expected)
     )
+    for x in (found.catalogue, expected.catalogue):
+        for all_of_them, parts in ((x.content, x.content_parts()), (x.images, x.image_parts())):
+            made = np.zeros_like(all_of_them)
+            for rows, vectors in parts:
+                made[rows] = vectors
+            np.testing.assert_array_equal(made, all_of_them)
     measured = statistics.measure(
         expected.directory, own.directory / spec_lib.VOCABULARY_FILE, own.spec.train_end, ()
     )

@@ -1,10 +1,11 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
-from pinjax.distributed import sharding
+from pinjax.distributed import sharded_table, sharding
 from pinjax.errors import InputError
 from pinjax.training import step
 
@@ -99,3 +100,18 @@ def test_rules_that_do_not_fit(mesh, rules, message):
 def test_a_mesh_that_the_devices_do_not_make():
     with pytest.raises(InputError, match=r"^train\.model_devices=3 does not divide 8 devices"):
         sharding.make_mesh(jax.devices()[:8], model=3)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_rows_in_parts_make_the_table(mesh, rng, sharded):
+    """In any order, in several parts, or in none."""
+    layout = sharded_table.Layout(mesh) if sharded else sharded_table.REPLICATED
+    table = rng.standard_normal((1500, 3)).astype(np.float32)
+    table[::7] = 0
+    rows = rng.permutation(np.flatnonzero(table.any(axis=1)))
+    parts = [(some, table[some]) for some in np.array_split(rows, 4)]
+    parts.insert(0, (rows[-5:], np.ones((5, 3))))  # overwritten later
+    found = sharding.place_rows(mesh, layout, table.shape, jnp.bfloat16, parts)
+    expected = sharding.place_table(mesh, layout, table.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(found, expected)
+    assert found.sharding == expected.sharding
