@@ -106,21 +106,23 @@ def _most(needed: Sequence[int]) -> int:
 def _rows_of(lengths: np.ndarray, length: int) -> int:
     """The rows that a group takes."""
     rows = -(-int(lengths.sum()) // length)
-    while not _fit(lengths, rows, length):
+    while _fit(lengths, rows, length) is None:
         rows = min(rows + max(1, rows // 100), len(lengths))  # there, each has a row
     return rows
 
 
-def _fit(lengths: np.ndarray, rows: int, length: int) -> list[tuple[int, int]] | None:
-    """The (row, first column) of each window, or None if they do not fit.
+def _fit(lengths: np.ndarray, rows: int, length: int) -> np.ndarray | None:
+    """The first cell of each window, int64 (windows,), or None if they do not fit.
 
     The longest one first, each goes to the row with the least room left that has enough.
     """
+    if len(lengths) <= rows:
+        return np.arange(len(lengths)) * length
     # Rows by the cells that are left, and a bit for each number that some row has left.
     left: list[list[int]] = [[] for _ in range(length + 1)]
     left[length] = list(range(rows))[::-1]
     some = 1 << length
-    places = [(0, 0)] * len(lengths)
+    places = [0] * len(lengths)
     for window in np.argsort(-lengths, kind="stable").tolist():
         size = int(lengths[window])
         enough = some >> size
@@ -130,10 +132,10 @@ def _fit(lengths: np.ndarray, rows: int, length: int) -> list[tuple[int, int]] |
         row = left[room].pop()
         if not left[room]:
             some ^= 1 << room
-        places[window] = row, length - room
+        places[window] = row * length + length - room
         left[room - size].append(row)
         some |= 1 << (room - size)
-    return places
+    return np.array(places)
 
 
 def pack(made: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
@@ -152,8 +154,11 @@ def pack(made: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray
       (label_rows, label_width) each; and `same_user` int32 (label_rows, rows of a user), the rows
       of labels that the row's user has in this batch, padded with -1.
     """
-    users = np.arange(layout.users).reshape(layout.groups, -1)
-    packed, present, start = _pack(made, list(users), layout)
+    groups = [
+        _fit_shortened(lengths, layout.rows // layout.groups, layout.length)
+        for lengths in _present(made["item"]).reshape(layout.groups, -1)
+    ]
+    packed, present, start = _pack(made, groups, layout)
     item, position = made["label_item"], made["label_position"]
     kept = (item >= 0) & (position >= (layout.length - present)[:, None])
     rows, width = layout.label_rows // layout.groups, layout.label_width
@@ -222,23 +227,30 @@ def _next(
     """The batch of the first of the users that fit, and their places in it."""
     slots, rows = layout.users // layout.groups, layout.rows // layout.groups
     lengths = _present(histories["item"][: layout.users])
-    groups, first = [], 0
+    groups = []
     for _ in range(layout.groups):
-        of_group = lengths[first : first + slots]
+        of_group = lengths[:slots]
         number = int(np.searchsorted(np.cumsum(of_group), rows * layout.length, "right"))
-        while number > rows and not _fit(of_group[:number], rows, layout.length):
+        while (places := _fit(of_group[:number], rows, layout.length)) is None:
             number -= max(1, number // 32)
-        groups.append(np.arange(first, first + number))
-        first += number
+        groups.append((of_group[:number], places))
+        lengths = lengths[number:]
     packed, present, start = _pack(histories, groups, layout)
     position = np.maximum(start + present - 1, 0).astype(np.int32)
     return packed | {"position": position[:, None]}, np.flatnonzero(present)
 
 
 def _pack(
-    histories: Mapping[str, np.ndarray], groups: Sequence[np.ndarray], layout: Layout
+    histories: Mapping[str, np.ndarray],
+    groups: Sequence[tuple[np.ndarray, np.ndarray]],
+    layout: Layout,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Packs the windows of each group's users, at most `users` of all groups.
+    """Packs the windows of each group's users.
+
+    Args:
+      histories: of the users.
+      groups: of each, the cells of its windows and the first of them; users in order.
+      layout: of the batch.
 
     Returns:
       (the fields of a history; the cells of each window (users,), 0 where a group has no more
@@ -247,14 +259,12 @@ def _pack(
     number, rows, length = layout.groups, layout.rows // layout.groups, layout.length
     slots = layout.users // number
     user, present, start = np.zeros((3, number, slots), np.int64)
-    for group, own in enumerate(groups):
-        user[group, : len(own)] = own
-        lengths = _present(histories["item"][own])
-        if layout.alone:
-            places = np.arange(len(own)) * length
-        else:
-            lengths, places = _fit_shortened(lengths, rows, length)
-        present[group, : len(own)], start[group, : len(own)] = lengths, places
+    first = 0
+    for group, (lengths, places) in enumerate(groups):
+        own = len(lengths)
+        user[group, :own] = np.arange(first, first + own)
+        present[group, :own], start[group, :own] = lengths, places
+        first += own
     user, present, start = user.ravel(), present.ravel(), start.ravel()
     inside = np.arange(length) >= length - present[:, None]
     first = start + np.repeat(np.arange(number) * rows * length, slots)
@@ -284,5 +294,4 @@ def _fit_shortened(lengths: np.ndarray, rows: int, length: int) -> tuple[np.ndar
     most = length
     while (places := _fit(np.minimum(lengths, most), rows, length)) is None:
         most -= 1
-    row, column = np.array(places).reshape(-1, 2).T
-    return np.minimum(lengths, most), row * length + column
+    return np.minimum(lengths, most), places

@@ -123,7 +123,7 @@ def over_data(function: Callable[..., Array], mesh: Mesh | None) -> Callable[...
       function: of arrays whose first axis is the batch; so is the first axis of its result.
       mesh: the batch is sharded over its axis `data`; None: one device.
     """
-    if mesh is None:
+    if mesh is None or mesh.size == 1:
         return function
     rows = PartitionSpec("data")
     return jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
