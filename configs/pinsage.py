@@ -72,6 +72,7 @@ def _users(config: Section) -> None:
     """A log of users and items alone: users are groups, and items have learned vectors."""
     config.data.update(pairs_from="groups", groups=4_096, group_items=50, content=False)
     config.model.update(id_dim=128)
+    config.loss.sketch_width = 2**18
     config.train.learning_rate = 5e-3
 
 
