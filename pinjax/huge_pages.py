@@ -14,4 +14,4 @@ def request() -> None:
     """Begins the command anew unless it has this setting, which glibc reads at its start."""
     if sys.platform == "linux" and _TUNABLES not in os.environ:
         os.environ[_TUNABLES] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, sys.orig_argv)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -142,7 +142,7 @@ def pack(made: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray
     """Packs training windows, those of a group's users after one another.
 
     Windows that do not fit lose their oldest actions, the longest windows first, and the labels of
-    these. So do users whose labels do not fit, those with the most of them first.
+    these. Users whose labels do not fit lose some, those with the most of them first.
 
     Args:
       made: the fields of `windows.Sampler`.
@@ -159,6 +159,13 @@ def pack(made: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray
         for lengths in _present(made["item"]).reshape(layout.groups, -1)
     ]
     packed, present, start = _pack(made, groups, layout)
+    return packed | _pack_labels(made, present, start, layout)
+
+
+def _pack_labels(
+    made: Mapping[str, np.ndarray], present: np.ndarray, start: np.ndarray, layout: Layout
+) -> dict[str, np.ndarray]:
+    """The fields of labels, see `pack`; `present` and `start` are `_pack`'s."""
     item, position = made["label_item"], made["label_position"]
     kept = (item >= 0) & (position >= (layout.length - present)[:, None])
     rows, width = layout.label_rows // layout.groups, layout.label_width
@@ -175,19 +182,21 @@ def pack(made: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray
     owner, taken = np.nonzero(of_user >= 0)
     taken = of_user[owner, taken]
 
-    packed["label_item"] = np.full((layout.label_rows, width), -1, np.int32)
-    packed["label_position"] = np.zeros((layout.label_rows, width), np.int32)
-    packed["label_position"][taken] = (start + present - 1)[owner, None]
-    packed["same_user"] = np.full((layout.label_rows, of_user.shape[1]), -1, np.int32)
-    packed["same_user"][taken] = of_user[owner]
+    items = np.full((layout.label_rows, width), -1, np.int32)
+    cells = np.zeros_like(items)
+    cells[taken] = (start + present - 1)[owner, None]  # padding, too, is in the user's window
+    same = np.full((layout.label_rows, of_user.shape[1]), -1, np.int32)
+    same[taken] = of_user[owner]
+
+    # Each label goes to the next place of its user.
     user, label = np.nonzero(kept)
     place = np.arange(len(user)) - np.searchsorted(user, user)
     fits = place < number[user] * width
     user, label, place = user[fits], label[fits], place[fits]
     to = first[user] + place // width, place % width
-    packed["label_item"][to] = item[user, label]
-    packed["label_position"][to] = (start - layout.length + present)[user] + position[user, label]
-    return packed
+    items[to] = item[user, label]
+    cells[to] = (start - layout.length + present)[user] + position[user, label]
+    return {"label_item": items, "label_position": cells, "same_user": same}
 
 
 def _rows_of_labels(labels: np.ndarray, width: int) -> np.ndarray:
