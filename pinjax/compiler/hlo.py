@@ -157,6 +157,9 @@ class _Walk:
         reads = [sum(a.bytes for a in by_name[name].arrays if a.main) for name in line.operands]
         if opcode in ("dynamic-update-slice", "scatter"):
             return 2 * sum(reads[1:])
+        if opcode == "slice-start":  # a part of a copy; its result names its operand first
+            operand, part = line.arrays[:2]
+            return part.bytes * (operand.main + part.main)
         if opcode.endswith("-start"):  # its result names its operands, too
             return max(results, sum(reads))
         if opcode != "fusion":

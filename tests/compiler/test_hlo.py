@@ -203,6 +203,25 @@ def test_what_the_tpu_compiler_writes():
     assert cost.bytes == 3 * (3 * 4 + 2 * matrix) + 2 * ids + exchanged + attention
 
 
+PIECES = """\
+HloModule jit_h, is_scheduled=true
+
+ENTRY %main (x: s8[12]) -> s8[4] {
+  %x = s8[12]{0:T(1024)(128)(4,1)} parameter(0)
+  %first = ((s8[12]{0:T(1024)(128)(4,1)}), s8[8]{0:T(1024)(128)(4,1)S(1)}, s32[]{:S(2)}) \
+slice-start(%x), slice={[0:8]}
+  %rest = ((s8[12]{0:T(1024)(128)(4,1)}), s8[4]{0:T(1024)(128)(4,1)}, s32[]{:S(2)}) \
+slice-start(%x), slice={[8:12]}
+  %on_chip = s8[8]{0:T(1024)(128)(4,1)S(1)} slice-done(%first)
+  ROOT %in_memory = s8[4]{0:T(1024)(128)(4,1)} slice-done(%rest)
+}
+"""
+
+
+def test_of_a_copy_in_pieces_each_counts_by_itself():
+    assert hlo.cost(PIECES).bytes == 8 + 2 * 4
+
+
 IN_PLACE = """\
 HloModule jit_g, is_scheduled=true
 
