@@ -23,7 +23,8 @@ COLLECTIVES = (
 # Names for what is elsewhere, or the start of what another instruction ends.
 _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
-    *("while", "call", "conditional", "partition-id", "replica-id", "opt-barrier"),
+    *("while", "call", "call-start", "conditional"),
+    *("partition-id", "replica-id", "opt-barrier"),
 )
 
 

@@ -222,6 +222,36 @@ def test_of_a_copy_in_pieces_each_counts_by_itself():
     assert hlo.cost(PIECES).bytes == 8 + 2 * 4
 
 
+# Rows that the sparse cores of a TPU gather meanwhile.
+OFFLOADED = """\
+HloModule jit_k, is_scheduled=true
+
+%rows (t: f32[100,8], n: s32[4]) -> f32[4,8] {
+  %t = f32[100,8]{1,0} parameter(0)
+  %n = s32[4]{0} parameter(1)
+  ROOT %found = f32[4,8]{1,0} gather(%t, %n), offset_dims={1}, slice_sizes={1,8}
+}
+
+%called (t.1: f32[100,8], n.1: s32[4]) -> f32[4,8] {
+  %t.1 = f32[100,8]{1,0} parameter(0)
+  %n.1 = s32[4]{0} parameter(1)
+  ROOT %f = f32[4,8]{1,0} fusion(%t.1, %n.1), kind=kCustom, calls=%rows
+}, execution_thread="sparsecore"
+
+ENTRY %main (table: f32[100,8], ids: s32[4]) -> f32[4,8] {
+  %table = f32[100,8]{1,0} parameter(0)
+  %ids = s32[4]{0} parameter(1)
+  %start = ((f32[100,8]{1,0}, s32[4]{0}), f32[4,8]{1,0}, u32[]{:S(8)}) \
+call-start(%table, %ids), async_execution_thread="sparsecore", to_apply=%called
+  ROOT %done = f32[4,8]{1,0} call-done(%start)
+}
+"""
+
+
+def test_what_is_called_meanwhile_counts_as_what_it_does():
+    assert hlo.cost(OFFLOADED).bytes == 2 * 4 * 8 * 4 + 4 * 4
+
+
 IN_PLACE = """\
 HloModule jit_g, is_scheduled=true
 
