@@ -70,8 +70,9 @@ class _Dataset(Dataset):
         vectors[is_item] = self.items.content[own.items[is_item]]
         searches = np.flatnonzero(~is_item)
         texts = pa.array(own.ids[searches], pa.large_string())
-        for rows, some in _by_row(self.found, embeddings.QUERIES, texts, of_all=False):
-            vectors[searches[rows]] = some
+        for directory, rows in _rows(self.found, embeddings.QUERIES, texts, of_all=False):
+            for some, given in _by_row(directory, embeddings.QUERIES, rows):
+                vectors[searches[some]] = given
         return dataclasses.replace(own, vectors=vectors)
 
 
@@ -91,8 +92,8 @@ class _Catalogue(catalogue.Catalogue):
         return vectors
 
     def content_parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        ids = catalogue.id_array(self.ids)
-        return _by_row(self._found, embeddings.ITEMS, ids, of_all=True)
+        for directory, rows in self._rows_of_items:
+            yield from _by_row(directory, embeddings.ITEMS, rows)
 
     @functools.cached_property
     def images(self) -> np.ndarray | None:
@@ -109,16 +110,22 @@ class _Catalogue(catalogue.Catalogue):
         """int64 (n + 1,); an item that has images has one, unless it has no vector."""
         own = catalogue.Catalogue(self.path)  # whose images are not kept
         known = np.zeros(len(self), bool)
-        for rows, _ in self.content_parts():
+        for _, rows in self._rows_of_items:
             known[rows] = True
         has = (np.diff(own.image_offsets) > 0) & known
         return np.concatenate([[0], np.cumsum(has)])
 
+    @functools.cached_property
+    def _rows_of_items(self) -> list[tuple[Embeddings, np.ndarray]]:
+        """Of each directory, the rows of its items."""
+        ids = catalogue.id_array(self.ids)
+        return list(_rows(self._found, embeddings.ITEMS, ids, of_all=True))
 
-def _by_row(
+
+def _rows(
     found: list[Embeddings], table: str, ids: pa.Array, of_all: bool
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows, vectors) of the embeddings, file by file.
+) -> Iterator[tuple[Embeddings, np.ndarray]]:
+    """(embeddings, the row of each, int64 (n,), -1 where the id has none).
 
     Args:
       found: where the embeddings are.
@@ -139,9 +146,15 @@ def _by_row(
         if of_all and rows.null_count:
             unknown = given.filter(pc.is_null(rows))[0]
             raise InputError(f"{about}: id {unknown} is not in the data set")
-        rows = rows.fill_null(-1).to_numpy()
-        start = 0
-        for vectors in directory.vectors(table):
-            of_file = rows[start : start + len(vectors)]
-            yield of_file[of_file >= 0], vectors[of_file >= 0]
-            start += len(vectors)
+        yield directory, rows.fill_null(-1).to_numpy()
+
+
+def _by_row(
+    directory: Embeddings, table: str, rows: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rows, vectors) of the embeddings that have a row, file by file."""
+    start = 0
+    for vectors in directory.vectors(table):
+        of_file = rows[start : start + len(vectors)]
+        yield of_file[of_file >= 0], vectors[of_file >= 0]
+        start += len(vectors)
