@@ -113,7 +113,7 @@ def _paper(config: Section) -> None:
     config.objective.labels = 32
     config.model.update(layers=6, width=768, heads=8, embedding_dim=256, id_dim=0, pin_hidden=1_024)
     config.model.update(scaled_attention=False, divided_time=False)
-    config.model.update(dtype="bfloat16", remat=True)
+    config.model.dtype = "bfloat16"
     config.loss.update(num_in_batch_negatives=5_000, num_random_negatives=8_192, sketch_width=2**22)
     config.train.update(steps=100_000, learning_rate=1e-3, warmup_steps=2_000)
     config.train.update(checkpoint_every=5_000, evaluate_every=5_000)

@@ -29,8 +29,8 @@ def params(inputs):
     )
 
 
-def make(**kwargs):
-    return transformer.Transformer(layers=LAYERS, heads=HEADS, **kwargs)
+def make(layers=LAYERS, **kwargs):
+    return transformer.Transformer(layers=layers, heads=HEADS, **kwargs)
 
 
 @functools.cache
@@ -248,6 +248,12 @@ def test_gpus_that_are_not_there_are_served_by_xla():
     text = lowered(jnp.bfloat16, ("cuda",))
     assert "cudnn" not in text
     assert "stablehlo.while" not in text  # and layers are not a loop
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_only_blocks_that_are_recomputed_are_a_loop(remat):
+    text = lowered(jnp.float32, ("cpu",), layers=3, remat=remat)
+    assert ("stablehlo.while" in text) == remat
 
 
 def test_attention_may_start_with_larger_outputs():
