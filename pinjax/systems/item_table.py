@@ -97,9 +97,7 @@ class ItemTable:
         """The constants as of the end of the training period."""
         content, times, as_of = None, None, dataset.spec.train_end
         if self.has_content:
-            shape = len(dataset.catalogue), item_features.content_dim(dataset.spec, self.pca_dim)
-            parts = item_features.content(dataset, self.pca_dim)
-            content = sharding.place_rows(self.mesh, self.tables, shape, jnp.bfloat16, parts)
+            content = place_content(self.mesh, self.tables, dataset, self.pca_dim)
         if self.rates:
             times = self.rates.times(as_of)
             columns = self._place(self.rates.columns(dataset, as_of))
@@ -120,6 +118,15 @@ class ItemTable:
 
     def _place(self, table: np.ndarray) -> jax.Array:
         return sharding.place_table(self.mesh, self.tables, table.astype(jnp.bfloat16))
+
+
+def place_content(
+    mesh: Mesh, tables: sharded_table.Layout, dataset: Dataset, components: int
+) -> jax.Array:
+    """`item_features.content` on the devices, of which a process keeps its share."""
+    shape = len(dataset.catalogue), item_features.content_dim(dataset.spec, components)
+    parts = item_features.content(dataset, components)
+    return sharding.place_rows(mesh, tables, shape, jnp.bfloat16, parts)
 
 
 def times_of_negatives(

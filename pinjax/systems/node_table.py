@@ -26,6 +26,7 @@ from pinjax.data.text import tokens as tokens_lib
 from pinjax.distributed import sharded_table, sharding
 from pinjax.errors import InputError
 from pinjax.models import product_features
+from pinjax.systems import item_table
 
 NAMES = ("content", "log_degree", "texts")
 
@@ -100,9 +101,7 @@ class NodeTable:
         """The constants."""
         content = log_degree = texts = None
         if self.content:
-            shape = len(dataset.catalogue), item_features.content_dim(dataset.spec, 0)
-            parts = item_features.content(dataset, 0)
-            content = sharding.place_rows(self.mesh, self.tables, shape, jnp.bfloat16, parts)
+            content = item_table.place_content(self.mesh, self.tables, dataset, 0)
         if self.log_degree:
             log_degree = item_features.log_degree(dataset)
         if self.texts:
