@@ -3,8 +3,8 @@
     .venv-peers/bin/python benchmarks/pytorch_pinsage.py IN.npz OUT.npz bag|select eager|compiled
 
 That starts it, once for each form, and writes a line to its standard input for each step that it
-wants timed; the answer is a line with the seconds. The loss and the gradients of the first step are
-written to OUT.npz.
+wants timed; the answer is a line with the seconds of the second of two steps. The loss and the
+gradients of the very first step are written to OUT.npz.
 """
 
 import sys
@@ -72,8 +72,9 @@ def main(source: str, target: str, form: str, how: str) -> None:
     gradients = {name: x.grad for name, x in model.named_parameters()}
     np.savez(target, loss=first, **gradients)
     for _ in sys.stdin:
-        start = time.perf_counter()
-        step()
+        for _ in range(2):
+            start = time.perf_counter()
+            step()
         print(time.perf_counter() - start, flush=True)
 
 
