@@ -1,13 +1,15 @@
-"""What each option beyond the PinnerFormer paper brings, on pinworld and on three real logs.
+"""What each option beyond the PinnerFormer paper brings, on pinworld and on four real logs.
 
-    python -m benchmarks.options --data=DIR --workdir=DIR [--sets=pinworld,ifdb,globo,ml1m]
+    python -m benchmarks.options --data=DIR --workdir=DIR [--sets=ifdb,globo,kuairand,ml1m,pinworld]
 
-Every option is added on its own to a model with none of them, with three seeds. Sizes and labels
-are the set's config's, steps are fewer. It takes hours; a run that is finished in --workdir is not
-made again, so it can be interrupted.
+Every option is added on its own to a model with none of them, then the options that a log of one's
+own could start from together, with three seeds. Sizes and labels are the set's config's, steps are
+fewer. It takes hours; a run that is finished in --workdir is not made again, so it can be
+interrupted.
 
-Recall@10 is over test users; nothing is chosen by it. An option helps if every seed is ahead of the
-same seed without it, and the mean difference is more than half the range over seeds.
+Recall@10 is over test users; nothing is chosen by it but what `:own` starts from, by its mean rank
+over the sets. An option helps if every seed is ahead of the same seed without it, and the mean
+difference is more than half the range over seeds.
 """
 
 import pathlib
@@ -19,7 +21,7 @@ from benchmarks import real_sets, runs
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw logs; pinworld needs none")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where data sets and runs are kept", required=True)
-_SETS = flags.DEFINE_list("sets", ["pinworld", "ifdb", "globo", "ml1m"], "which sets")
+_SETS = flags.DEFINE_list("sets", ["ifdb", "globo", "kuairand", "ml1m", "pinworld"], "which sets")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "of every row")
 
 # By set: the variant of the config, and what a shorter run needs.
@@ -27,6 +29,7 @@ SETS = {
     "pinworld": ("own", ("train.steps=300", "train.warmup_steps=50", "train.evaluate_every=0")),
     "ifdb": ("ifdb", ("train.steps=150", "train.evaluate_every=50")),
     "globo": ("globo", ("train.steps=400", "train.evaluate_every=200")),
+    "kuairand": ("kuairand", ("train.steps=150", "train.evaluate_every=50")),
     "ml1m": ("ml1m", ("train.steps=600", "train.evaluate_every=300")),
 }
 OFF = (
@@ -46,16 +49,29 @@ OPTIONS = {
     "scaled attention": ("model.scaled_attention=True",),
     "divided time": ("model.divided_time=True",),
 }
+STARTS = {  # what a log of one's own could start from
+    "the paper alone": (),
+    "ids": ("learned ids", "scaled attention", "divided time"),
+    "ids, sums and gates": (
+        *("learned ids", "history sums", "gated layers", "scaled attention", "divided time"),
+    ),
+    "the default's": (
+        *("history sums", "gated layers", "PCA", "popularity", "request time"),
+        *("scaled attention", "divided time"),
+    ),
+}
 FEATURES = {  # of the set's config, without the request time
     "pinworld": ("item", "action", "surface", "duration", "time"),
     "ifdb": ("item", "action", "time"),
     "globo": ("item", "surface", "time"),
+    "kuairand": ("item", "action", "duration", "time"),
     "ml1m": ("item",),
 }
 NOT_FOR = {  # without meaning there: items have no content, actions no times
     "pinworld": (),
     "ifdb": (),
     "globo": ("learned ids", "gated layers", "PCA", "popularity"),
+    "kuairand": ("learned ids", "gated layers", "PCA", "popularity"),
     "ml1m": (
         *("learned ids", "gated layers", "PCA", "popularity"),
         *("history sums", "request time", "divided time"),
@@ -64,49 +80,65 @@ NOT_FOR = {  # without meaning there: items have no content, actions no times
 
 
 def main(_):
+    starts = {}
     for name in _SETS.value:
-        workdir = pathlib.Path(_WORKDIR.value) / name
-        workdir.mkdir(parents=True, exist_ok=True)
-        directory = ""
-        if name != "pinworld":
-            log = {"ml1m": "movielens_1m"}.get(name, name)
-            directory = str(
-                real_sets.prepare_log(log, pathlib.Path(_DATA.value), workdir).directory
-            )
-        options = {"the paper's": ()} | OPTIONS
-        recalls = {
-            option: [
-                _recall(name, directory, option, settings, seed) for seed in range(_SEEDS.value)
-            ]
-            for option, settings in options.items()
-            if option not in NOT_FOR[name]
-        }
-        base = recalls.pop("the paper's")
-        print(f"\n{name}, Recall@10, mean of {_SEEDS.value} seeds and half their range")
-        print(f"{'the paper alone':<20}{runs.mean_and_range(base):>18}")
-        for option, found in recalls.items():
-            more = [a - b for a, b in zip(found, base, strict=True)]
-            spread = (max(more) - min(more)) / 2
-            helps = min(more) > 0 and statistics.mean(more) > spread
-            verdict = "helps" if helps else "hurts" if max(more) < 0 else "no finding"
-            print(
-                f"{option:<20}{runs.mean_and_range(found):>18}{runs.mean_and_range(more):>18}  "
-                f"{verdict}"
-            )
+        starts[name] = _measure(name)
+    print("\nmean rank over these sets")
+    for start in STARTS:
+        ranks = [
+            sum(other > recalls[start] for other in recalls.values())
+            + (1 + sum(other == recalls[start] for other in recalls.values())) / 2
+            for recalls in starts.values()
+        ]
+        print(f"{start:<20}{statistics.mean(ranks):>8.2f}")
 
 
-def _recall(name: str, directory: str, option: str, settings: tuple[str, ...], seed: int) -> float:
+def _measure(name: str) -> dict[str, float]:
+    """Prints a set's table; Recall@10 of what a log could start from, the mean over seeds."""
+    workdir = pathlib.Path(_WORKDIR.value) / name
+    workdir.mkdir(parents=True, exist_ok=True)
+    directory = ""
+    if name != "pinworld":
+        log = {"ml1m": "movielens_1m"}.get(name, name)
+        directory = str(real_sets.prepare_log(log, pathlib.Path(_DATA.value), workdir).directory)
+
+    def recalls(options: tuple[str, ...]) -> list[float]:
+        options = tuple(option for option in options if option not in NOT_FOR[name])
+        return [_recall(name, directory, options, seed) for seed in range(_SEEDS.value)]
+
+    base = recalls(())
+    print(f"\n{name}, Recall@10, mean of {_SEEDS.value} seeds and half their range")
+    print(f"{'the paper alone':<20}{runs.mean_and_range(base):>18}", flush=True)
+    found = {"the paper alone": base}
+    for row, options in ({option: (option,) for option in OPTIONS} | STARTS).items():
+        if row in found or set(options) <= set(NOT_FOR[name]):
+            continue
+        found[row] = recalls(options)
+        more = [a - b for a, b in zip(found[row], base, strict=True)]
+        spread = (max(more) - min(more)) / 2
+        helps = min(more) > 0 and statistics.mean(more) > spread
+        verdict = "helps" if helps else "hurts" if max(more) < 0 else "no finding"
+        print(
+            f"{row:<20}{runs.mean_and_range(found[row]):>18}{runs.mean_and_range(more):>18}  "
+            f"{verdict}",
+            flush=True,
+        )
+    return {start: statistics.mean(found[start]) for start in STARTS}
+
+
+def _recall(name: str, directory: str, options: tuple[str, ...], seed: int) -> float:
     """Of a run, made if it is not there."""
     variant, shorter = SETS[name]
-    features = FEATURES[name] + (("request_time",) if option == "request time" else ())
+    features = FEATURES[name] + (("request_time",) if "request time" in options else ())
     own = ("model.id_dim=0",) if name in ("pinworld", "ifdb") else ()
     fields = (*OFF, *own, *shorter, f"model.features={features}", f"train.seed={seed}")
-    fields += ("evaluate.cadences=('window',)", *settings)
+    fields += ("evaluate.cadences=('window',)",)
+    fields += tuple(field for option in options for field in OPTIONS[option])
     if directory:
         fields += (f"data.name={directory}",)
     rows = runs.train(
         f"configs/pinnerformer.py:{variant}",
-        pathlib.Path(_WORKDIR.value) / name / runs.directory(option, seed),
+        pathlib.Path(_WORKDIR.value) / name / runs.directory(", ".join(options) or "paper", seed),
         *(f"--config.{field}" for field in fields),
     )
     return rows["PinnerFormer"]["R@10"].value

@@ -20,15 +20,17 @@ GLOBO_USERS = 40_000
 
 
 class Files(NamedTuple):
-    """The raw tables of a set, in a directory of its name.
+    """The raw tables of a set.
 
     Attributes:
       events: as --events.
       items: as --items.
+      directory: where they are, if it does not have the set's name.
     """
 
     events: tuple[str, ...]
     items: tuple[str, ...] = ()
+    directory: str = ""
 
 
 FILES = {  # by name of the column map in configs/prepare
@@ -37,6 +39,7 @@ FILES = {  # by name of the column map in configs/prepare
         ("gametags.parquet", "game_docs_retrieval.parquet"),
     ),
     "globo": Files(("clicks.parquet",), ("articles.parquet",)),
+    "kuairand": Files(("log.parquet",), directory="kuairand_like_hate"),
     "movielens_1m": Files(
         ("ml-1m.txt.gz",),
         ("sas_to_original_items.txt", "movies_extrainfos.dat", "poster_features.npz"),
@@ -93,7 +96,11 @@ def prepare(
       *flags: of the command, besides.
       part: file of events that is read instead.
     """
-    events, items = ([str(raw / name / file) for file in files] for files in FILES[name])
+    source = FILES[name]
+    directory = raw / (source.directory or name)
+    events, items = (
+        [str(directory / file) for file in files] for files in (source.events, source.items)
+    )
     out = workdir / name
     command = [sys.executable, "-m", "pinjax.prepare", f"--config=configs/prepare/{name}.py"]
     command += [f"--events={part or ','.join(events)}", f"--out={out}", *flags]
