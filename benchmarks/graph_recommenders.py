@@ -21,6 +21,7 @@ from pinjax.evaluation import evaluator, vector_search
 _DATA = flags.DEFINE_string("data", None, "directory of the raw sets", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where data sets and runs are kept", required=True)
 _SETS = flags.DEFINE_list("sets", ["pinterest_graph"], "which sets: pinterest_graph, gowalla")
+_STEPS = flags.DEFINE_integer("steps", None, "of the run; the default is the config's")
 _SEED = flags.DEFINE_integer("seed", 0, "of the run")
 
 CONFIG = "configs/pinsage.py:users"
@@ -30,8 +31,11 @@ def main(_):
     workdir = pathlib.Path(_WORKDIR.value).absolute()
     for name in _SETS.value:
         dataset = real_sets.published(name, pathlib.Path(_DATA.value).absolute(), workdir)
-        run = workdir / runs.directory(f"pinsage-{name}", _SEED.value)
+        steps = "" if _STEPS.value is None else f"-{_STEPS.value}"
+        run = workdir / runs.directory(f"pinsage-{name}{steps}", _SEED.value)
         arguments = [f"--config.data.name={dataset.directory}"]
+        if steps:
+            arguments.append(f"--config.train.steps={_STEPS.value}")
         arguments.append(f"--config.train.seed={_SEED.value}")
         runs.train(CONFIG, run, *arguments)
         out = run / "embeddings"
