@@ -18,21 +18,23 @@ from pinjax.evaluation import comparison, formatting, records
 _VECTORS = flags.DEFINE_string("vectors", None, "of pinjax.embed, of any system", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where runs are kept", required=True)
 _DATA = flags.DEFINE_string("data", "pinworld/small", "data set of the vectors")
+_VARIANT = flags.DEFINE_string("variant", "", "of both configs, as ifdb")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "of every run")
 
 
 def main(_):
     workdir, common = pathlib.Path(_WORKDIR.value), (f"--config.data.name={_DATA.value}",)
     vectors = f"--config.data.vectors={_VECTORS.value}"
+    variant = f":{_VARIANT.value}" if _VARIANT.value else ""
     sage = workdir / "pinnersage"
     if not (sage / "records_test.parquet").exists():
-        runs.call("evaluate", "configs/pinnersage.py", sage, *common)
+        runs.call("evaluate", f"configs/pinnersage.py{variant}", sage, *common)
     for seed in range(_SEEDS.value):
         found = {}
         for name, more in (("own vectors", ()), ("given vectors", (vectors,))):
             made = workdir / runs.directory(name, seed)
             of_seed = f"--config.train.seed={seed}", *common, *more
-            runs.train("configs/pinnerformer.py", made, *of_seed)
+            runs.train(f"configs/pinnerformer.py{variant}", made, *of_seed)
             found[name] = records.read(epath.Path(made / "records_test.parquet"))
         found["PinnerSage"] = records.read(epath.Path(sage / "records_test.parquet"))
         print(f"\nseed {seed}\n{formatting.format_table(comparison.rows(found))}", flush=True)
