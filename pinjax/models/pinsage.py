@@ -144,8 +144,8 @@ class PinSage(nn.Module):
         return features.unit_length(nn.relu(self.update[layer](both)))
 
     def head(
-        self, h: Float[Array, "nodes features"]
-    ) -> Float32[Array, "nodes {self.embedding_dim}"]:
+        self, h: Float[Array, "*nodes features"]
+    ) -> Float32[Array, "*nodes {self.embedding_dim}"]:
         """Embeddings of items, from the last hidden states; see `Head`."""
         return self.item_head(h)
 
@@ -249,7 +249,7 @@ class Head(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, h: Float[Array, "nodes features"]) -> Float32[Array, "nodes {self.out}"]:
+    def __call__(self, h: Float[Array, "*nodes features"]) -> Float32[Array, "*nodes {self.out}"]:
         hidden = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(h))
         out = nn.Dense(self.out, use_bias=False, dtype=self.dtype, name="out")(hidden)
         return features.unit_length(out)

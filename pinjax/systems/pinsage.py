@@ -91,14 +91,13 @@ def encode(
             messages = bound.messages(layer, z)
             pooled = importance_pooling.pool(messages, neighbours, weights, model.pooling)
             z = bound.combine(layer, z[own], pooled)
-        embeddings = bound.head(z)
-        ends = [len(batch[name]) for name in ("query", "item", "group_item")]
-        query, item, group_item = jnp.split(embeddings[: sum(ends)], np.cumsum(ends)[:-1])
+        ends = np.cumsum([len(batch[name]) for name in ("query", "item", "group_item")])
+        query, item, group_item = jnp.split(bound.head(z[: ends[-1]]), ends[:-1])
         return {
             "query": query,
             "item": item,
-            "hard": embeddings[graph["hard_at"]],
-            "negatives": embeddings[graph["negatives_at"]],
+            "hard": bound.head(z[graph["hard_at"]]),
+            "negatives": bound.head(z[graph["negatives_at"]]),
             "group": bound.group(z, graph["group_at"], graph["group_weights"]),
             "group_item": group_item,
         }
