@@ -1,7 +1,6 @@
 """The start of every command: flags, quiet logs, and one line for an error in the input."""
 
 import os
-import shlex
 import sys
 import threading
 import warnings
@@ -29,9 +28,9 @@ _COORDINATOR = flags.DEFINE_string(
     "HOST:PORT of the first of several processes; a TPU slice and SLURM need no such flag",
 )
 _PROCESSES = flags.DEFINE_integer(
-    "processes", None, "how many they are", lower_bound=1, upper_bound=2**16
+    "processes", None, "number of processes", lower_bound=1, upper_bound=2**16
 )
-_PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0", lower_bound=0)
+_PROCESS = flags.DEFINE_integer("process", None, "number of this process, from 0", lower_bound=0)
 
 
 def run_config(required: bool = True) -> flags.FlagHolder:
@@ -98,17 +97,6 @@ def directory(flag: str, value: str) -> epath.Path:
     if not value.isprintable():
         raise InputError(f"{flag}={value!r}: expected a directory")
     return files.path(flag, value).expanduser()
-
-
-def flags_of_run() -> str:
-    """The flags that name a run, as given, for the printed next commands."""
-    kept, wanted = [], False
-    for argument in sys.argv[1:]:
-        if argument.startswith("-"):
-            wanted = argument.lstrip("-").startswith(("config", "workdir"))
-        if wanted:
-            kept.append(shlex.quote(argument))
-    return " ".join(kept)
 
 
 def run(

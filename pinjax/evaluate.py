@@ -16,7 +16,7 @@ from pinjax.systems import registry
 from pinjax.training import checkpoint
 
 CONFIG, WORKDIR = app.run_flags(config_required=False)
-SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "whose labels are looked for")
+SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "split to evaluate on")
 
 
 def main(argv: Sequence[str]) -> int:

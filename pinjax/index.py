@@ -25,15 +25,15 @@ from pinjax.retrieval import curves, tuning
 from pinjax.retrieval import index as index_lib
 
 EMBEDDINGS = flags.DEFINE_string("embeddings", None, "directory of pinjax.embed")
-BACKEND = flags.DEFINE_list("backend", ["scann"], f"of {', '.join(index_lib.BACKENDS)}")
-K = flags.DEFINE_integer("k", 10, "results of a query", lower_bound=1)
-RECALL = flags.DEFINE_float("recall", 0.95, "to reach", lower_bound=0.0, upper_bound=1.0)
+BACKEND = flags.DEFINE_list("backend", ["scann"], f"one or more of {', '.join(index_lib.BACKENDS)}")
+K = flags.DEFINE_integer("k", 10, "results of each query", lower_bound=1)
+RECALL = flags.DEFINE_float("recall", 0.95, "recall to reach", lower_bound=0.0, upper_bound=1.0)
 QUERIES = flags.DEFINE_string("queries", None, "directory of pinjax.embed with the queries")
-TABLE = flags.DEFINE_string("table", embeddings.ITEMS, "of the embeddings to index")
+TABLE = flags.DEFINE_string("table", embeddings.ITEMS, "table of the embeddings to index")
 OUT = flags.DEFINE_string("out", None, "directory of the new index, or file of query's results")
 DRAW = flags.DEFINE_string("draw", None, "HTML file to draw the curves into")
 INDEX = flags.DEFINE_string("index", None, "directory that build made")
-IDS = flags.DEFINE_list("ids", None, "items to find the nearest other items of")
+IDS = flags.DEFINE_list("ids", None, "ids of items: find the items nearest to them")
 VECTORS = flags.DEFINE_string("vectors", None, "vectors to search with: .npy, or embed's Parquet")
 app.verify_flag()
 

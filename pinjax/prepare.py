@@ -30,14 +30,14 @@ from pinjax.timestamps import DAY
 
 _CONFIG = config_flag.define("a column map", "events", declared=True)
 _EVENTS = flags.DEFINE_multi_string(
-    "events", None, "files of events, in order; several or globs: with commas or repeated"
+    "events", None, "files of events, in order; separate several, or globs, by commas"
 )
 _ITEMS = flags.DEFINE_multi_string(
-    "items", [], "files of items, then, after commas, those of config.sides"
+    "items", [], "the table of items, then, after commas, the files of config.sides"
 )
-_QUERIES = flags.DEFINE_multi_string("queries", [], "files of queries' own vectors")
-_OUT = flags.DEFINE_string("out", None, "directory of the data set, not there yet")
-_MEMORY = flags.DEFINE_string("memory", "", "how much may be used, as 3GiB; half of the machine's")
+_QUERIES = flags.DEFINE_multi_string("queries", [], "files with vectors of queries")
+_OUT = flags.DEFINE_string("out", None, "new directory, for the data set")
+_MEMORY = flags.DEFINE_string("memory", "", "budget, such as 3GiB; default: half of the machine's")
 flags.mark_flags_as_required(["events", "out"])
 
 _WINDOW = 14 * DAY  # of configs/pinnerformer.py:own
@@ -224,7 +224,8 @@ def _users_evaluated(dataset: dataset_lib.Dataset) -> str:
     counts = [sum(len(x.users) for x in source.queries(split).values()) for split in SPLITS[1:]]
     days = _WINDOW // DAY
     when = "" if spec.leave_one_out else f" in the {days} days after training"
-    return f"evaluated on {counts[0]:,} users of valid, {counts[1]:,} of test{when}"
+    about = f"evaluated on {counts[0]:,} users of valid, {counts[1]:,} of test{when}"
+    return f"\n{'':14}# ".join([about, *source.too_few("test")])
 
 
 def _queries_evaluated(dataset: dataset_lib.Dataset, names: Sequence[str]) -> str:

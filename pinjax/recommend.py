@@ -21,16 +21,16 @@ from pinjax.serving import run as run_lib
 
 CONFIG, WORKDIR = app.run_flags(config_required=False)
 OUT = flags.DEFINE_string("out", None, "the Parquet file to write", required=True)
-K = flags.DEFINE_integer("k", 10, "items of each", lower_bound=1)
-USERS = flags.DEFINE_string("users", "all", "list of ids: of users, or of what there is instead")
+K = flags.DEFINE_integer("k", 10, "items for each user, query, group or item", lower_bound=1)
+USERS = flags.DEFINE_string("users", "all", "list of ids of users, queries or groups")
 HISTORIES = flags.DEFINE_string(
     "histories", None, "what users did: files with the columns of the data set's log"
 )
 QUERIES = flags.DEFINE_string("queries", None, "list of texts of searches")
-TO = flags.DEFINE_enum("to", None, ["items"], "from items to the items nearest to them")
-FILTER_SEEN = flags.DEFINE_bool("filter_seen", True, "leave out what users acted on already")
-ALLOW = flags.DEFINE_string("allow", None, "list of the only items that may be found")
-DENY = flags.DEFINE_string("deny", None, "list of items that may not be found")
+TO = flags.DEFINE_enum("to", None, ["items"], "find the items nearest to items")
+FILTER_SEEN = flags.DEFINE_bool("filter_seen", True, "leave out items that a user has acted on")
+ALLOW = flags.DEFINE_string("allow", None, "list of items: recommend no others")
+DENY = flags.DEFINE_string("deny", None, "list of items not to recommend")
 INDEX = flags.DEFINE_string("index", None, "directory of pinjax.index build; default: exact search")
 AS_OF = flags.DEFINE_string(
     "as_of", None, "read nothing later: ISO 8601, UTC; default: the end of training"
@@ -62,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
             rows += len(table)
             found.update(int((table["rank"].to_numpy() == 1).sum()))
         writer.close()
-    about = f"{asked.name} {found.n:,}, as of {timestamps.iso(asked.as_of)}"
-    print(f"{out}: {rows:,} items, {about}\nnext  {results.report(workdir)}")
+    about = f"{found.n:,} values of {asked.name}, as of {timestamps.iso(asked.as_of)}"
+    print(f"{out}: {rows:,} rows, {about}\nnext  {results.report(workdir)}")
     return 0
 
 

@@ -74,14 +74,14 @@ def write(workdir: epath.Path, split: str, step: int, table: tables.Table) -> No
         records.write(workdir / f"records_{split}.parquet", table.records)
 
 
-def next_commands(workdir: epath.Path, flags: str) -> str:
+def next_commands(workdir: epath.Path) -> str:
     """The paths of a run's files, and the next commands."""
     return "\n".join(
         [
             f"checkpoints   {workdir}/checkpoints",
             f"metrics       {workdir}/metrics.jsonl, and for TensorBoard: --logdir={workdir}",
             f"next          {recommend(workdir)}",
-            f"              python -m pinjax.embed {flags} --out={workdir}/embeddings",
+            f"              {embed(workdir)}",
             f"              {report(workdir)}",
         ]
     )
@@ -91,6 +91,12 @@ def recommend(workdir: epath.Path) -> str:
     """The command that recommends items by a run."""
     out = shlex.quote(f"{workdir}/recommended.parquet")
     return f"python -m pinjax.recommend --workdir={shlex.quote(str(workdir))} --out={out}"
+
+
+def embed(workdir: epath.Path) -> str:
+    """The command that writes the embeddings of a run."""
+    out = shlex.quote(f"{workdir}/embeddings")
+    return f"python -m pinjax.embed --workdir={shlex.quote(str(workdir))} --out={out}"
 
 
 def report(workdir: epath.Path) -> str:

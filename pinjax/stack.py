@@ -69,7 +69,7 @@ SYSTEMS = tuple(dict.fromkeys(stage.system for stage in STAGES))
 
 DATA = flags.DEFINE_string("data", "pinworld/small", "a data set, as config.data.name")
 WORKDIR = flags.DEFINE_string("workdir", "work/stack", "directory of the stages")
-VARIANT = flags.DEFINE_string("variant", "", "of the config of every stage, as test")
+VARIANT = flags.DEFINE_string("variant", "", "variant of every stage's config, such as test")
 OF_SYSTEM = {
     system: flags.DEFINE_string(system, "", "its --config=FILE and --config.SECTION.FIELD=VALUE")
     for system in SYSTEMS

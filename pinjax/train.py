@@ -30,11 +30,13 @@ CONFIG, WORKDIR = app.run_flags()
 PROFILE = flags.DEFINE_integer(
     "profile",
     0,
-    "trace so many steps, for TensorBoard's profiler or xprof: --logdir=WORKDIR",
+    "number of steps to trace, for TensorBoard's profiler or xprof: --logdir=WORKDIR",
     lower_bound=0,
 )
 WARM_START = flags.DEFINE_string(
-    "warm_start", None, "directory of a run on an earlier state of the log, to begin from"
+    "warm_start",
+    None,
+    "directory of a run on an earlier state of the log: begin from its parameters",
 )
 
 
@@ -71,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         if config.train.select and checkpoints.chosen() != int(state.step):
             state = checkpoints.load_chosen(state)
         table = system.evaluate(state.params, "test", full=True)
-        print(f"\n{results.table(table)}\n\n{results.next_commands(workdir, app.flags_of_run())}")
+        print(f"\n{results.table(table)}\n\n{results.next_commands(workdir)}")
         results.write(workdir, "test", int(state.step), table)
     return 0
 

@@ -149,14 +149,22 @@ class TimelineSource:
         missing = sum(int((~part.label_exists).sum()) for part in parts)
         if missing:
             notes[0] += f", {missing:,} of which every method misses: the item did not exist yet"
+        return [*notes, *self.too_few(split)]
+
+    def too_few(self, split: str) -> list[str]:
+        """A note if there are few users, or none."""
         users, _ = self._count(split)
+        parts = self.queries(split).values()
         if any(len(part.users) == self.config.users for part in parts):
             more = "evaluate.users"
         elif self.dataset.spec.leave_one_out:
-            more = "the users of the log"
+            more = "the number of users"
         else:
-            more = f"evaluate.window, evaluate.window_starts, or split.{split} of pinjax.prepare"
-        return [*notes, *tables.too_few(users, "users", more)]
+            more = (
+                "evaluate.window, the number of evaluate.window_starts, "
+                f"or split.{split} of pinjax.prepare"
+            )
+        return tables.too_few(users, "users", more)
 
     def _count(self, split: str) -> tuple[int, int]:
         """The numbers of users with a label in any window, and of their labels."""

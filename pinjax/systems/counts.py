@@ -41,10 +41,11 @@ def summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
     """The accuracy of sketches at the end of a run, by name of the stream."""
     found = {name: things.accuracy(config) for name, things in counted.items()}
     parts = [
-        f"{name} {x.mean:,.1f} times (median {x.median:,.1f}), too high by at most {x.error:,.1f}"
+        f"{name}: mean count {x.mean:,.1f}, a label's median {x.median:,.1f}, "
+        f"too high by at most {x.error:,.1f}"
         for name, x in found.items()
     ]
-    return {"counted": "; ".join(parts)}
+    return {"sketches": "; ".join(parts)}
 
 
 def check(config: ConfigDict, counted: dict[str, Counted]) -> None:

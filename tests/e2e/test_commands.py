@@ -111,7 +111,7 @@ def test_training_ends_with_a_table_and_the_next_commands(unbroken):
     for method in ("PinnerFormer ", "oracle", "popularity, all time", "co-occurrence"):
         assert f"\n{method}" in out
     assert f"{workdir}/checkpoints" in out
-    assert "python -m pinjax.embed" in out
+    assert f"python -m pinjax.embed --workdir={workdir} --out={workdir}/embeddings" in out
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == list(range(1, 31))
     assert np.mean([m["loss"] for m in metrics[-5:]]) < np.mean([m["loss"] for m in metrics[:5]])

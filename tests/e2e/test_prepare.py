@@ -108,6 +108,8 @@ def test_what_is_proposed_can_be_run(prepare, variant, monkeypatch, tmp_path):
     assert (code, err) == (0, "")
     for lack in LACKS.get(variant, ()):
         assert lack in out
+    few = re.search(r"# evaluated on .* users of .*\n +# \d+ users are too few to tell", out)
+    assert bool(few) == CASES[variant][0].startswith("pinnerformer")
     commands = re.findall(r"python -m pinjax.(?:train|evaluate) .*", out)
     made = [shlex.split(command)[3:] for command in commands]
     assert [flags[0] for flags in made] == [f"--config=configs/{name}" for name in CASES[variant]]

@@ -134,8 +134,8 @@ def test_sketches_are_as_wide_as_there_are_ids(make_config, mesh):
     assert {name: sketch.width for name, sketch in sketches.items()} == widths
     assert len(distinct) > 30 * 32  # more than a run counts
     error = np.e / 2**14 * 30 * 32
-    expected = f"pairs 1.0 times (median 1.0), too high by at most {error:,.1f}"
-    assert expected in system.summary["counted"]
+    expected = f"pairs: mean count 1.0, a label's median 1.0, too high by at most {error:,.1f}"
+    assert expected in system.summary["sketches"]
 
 
 def test_pairs_that_drown_in_their_sketch_are_refused(make_config, mesh):
