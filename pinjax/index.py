@@ -225,7 +225,8 @@ def _read_vectors(path: str) -> tuple[pa.Array, np.ndarray]:
     """The ids, or numbers from 0, and the vectors of a file."""
     if path.endswith(".npy"):
         try:
-            vectors = np.load(path)
+            with open(path, "rb") as file:
+                vectors = np.lib.format.read_array(file)
         except ValueError as error:
             raise InputError(f"--vectors={path}: not readable by NumPy: {error}") from None
         if vectors.ndim != 2 or vectors.dtype.kind != "f":
@@ -236,7 +237,8 @@ def _read_vectors(path: str) -> tuple[pa.Array, np.ndarray]:
     table = parquet.read(path)
     if not {"id", "vector"} <= set(table.column_names):
         raise InputError(f"--vectors={path}: columns {table.column_names}; expected id and vector")
-    return table["id"].combine_chunks(), catalogue.vectors(table["vector"])
+    vectors = catalogue.given_vectors(table["vector"], f"--vectors={path}: vector")
+    return table["id"].combine_chunks(), vectors
 
 
 if __name__ == "__main__":
