@@ -101,6 +101,7 @@ def test_the_curve_of_several_backends_is_printed_and_drawn(command, embedded, t
         (["build", "--embeddings=.", "--out="], "--out is empty"),
         (["build", "--embeddings=.", "--out=new"], "no embeddings by pinjax.embed"),
         (["tune", "--embeddings={}", "--backend=flat"], "expected one of scann, faiss_hnsw"),
+        (["tune", "--embeddings={}", "--backend=exact", "--draw="], "--draw is empty"),
         (["tune", "--embeddings={}", "--table=groups"], "no table groups among ['items', 'users']"),
     ],
 )
