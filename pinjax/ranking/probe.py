@@ -79,6 +79,7 @@ def read(names: Sequence[str], column: str, item_id: str, ids: np.ndarray) -> At
         files = reading.open_files(database, paths, [item_id, column], section)
         for file in files:
             Column(file, item_id).id(integers=False)  # refuses what is no id
+            Column(file, column).text()  # and this what is no single value
         found = [
             database.table(
                 f"SELECT {item} AS id, arg_min({value}, {reading.ROW}) AS value "
@@ -93,8 +94,6 @@ def read(names: Sequence[str], column: str, item_id: str, ids: np.ndarray) -> At
         raise InputError(
             f"{', '.join(paths)}: {column} is {types}; expected one type in all"
         ) from None
-    if pa.types.is_nested(table["value"].type):
-        raise InputError(f"{paths[0]}: {column} has no single value an item")
     place = pc.index_in(wanted, value_set=table["id"].cast(wanted.type)).fill_null(-1).to_numpy()
     if (place < 0).all():
         raise InputError(f"{paths[0]}: no {item_id} with a {column} is an item of the data set")

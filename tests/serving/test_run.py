@@ -199,6 +199,9 @@ def test_histories_alone_are_as_of_their_latest_action(dataset, items, open_run)
     first, second = np.stack(run.embed_users(rows)["vector"].to_numpy())
     np.testing.assert_allclose(first, np.exp(-1) * items[0][1], rtol=1e-5)
     np.testing.assert_allclose(second, items[0][1], rtol=1e-5)
+    rows["duration"] = np.zeros(2, np.float16)
+    with pytest.raises(InputError, match=r"histories: Not implemented.*duration: halffloat"):
+        run.embed_users(rows)
 
 
 def test_of_several_vectors_the_best_counts(dataset, items, open_run, rng):
