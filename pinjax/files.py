@@ -80,19 +80,34 @@ def make_directory(directory: epath.PathLike) -> None:
 def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
     """A file to write, which replaces `path` once it is complete.
 
+    Several writers of one local file take turns; that of the last one stays.
+
     Raises:
+      InputError: if the path is a directory or a device.
       OSError: if it cannot be written, with the path; then the new file is removed.
     """
     path = epath.Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    remove = functools.partial(temporary.unlink, missing_ok=True)
-    with writing_to(path), signals.cleaned_up(remove):
+    local, left = not is_remote(path), [temporary]
+    if local and os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path}: expected a file, or a name that is free")
+
+    def remove() -> None:
+        while left:
+            left.pop().unlink(missing_ok=True)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(writing_to(path))
+        if local:
+            stack.enter_context(_locked(pathlib.Path(temporary), wait=True))
+        stack.enter_context(signals.cleaned_up(remove))
         with temporary.open("wb") as file:
             yield file
-            if not is_remote(path):  # otherwise a power cut may leave the new name without content
+            if local:  # otherwise a power cut may leave the new name without content
                 file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
+        left.clear()  # the next writer may have made a file of that name
 
 
 @contextlib.contextmanager
@@ -177,17 +192,17 @@ def only_writer(directory: epath.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[int]:
+def _locked(path: pathlib.Path, wait: bool = False) -> Iterator[int]:
     """The descriptor of a directory, or of a file that is made if missing, locked inside.
 
     Raises:
-      BlockingIOError: if another process has it locked.
+      BlockingIOError: if another process has it locked, and this one does not wait.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     while True:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, flags, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # The former owner of the lock may have removed the file, and a new one may exist.
             if path.exists() and os.path.samestat(os.stat(path), os.fstat(descriptor)):
                 yield descriptor

@@ -70,10 +70,12 @@ def build() -> None:
     print(f"recall@{others.k} {point.recall:.4f} ± {within:.4f} on {number:,} other queries")
     print(f"{point.queries_per_second:,.0f} queries/s; exact search {others.exact_per_second:,.0f}")
     print(f"{out}: built in {time.monotonic() - start:.1f} s; next:")
-    print(f"  python -m pinjax.index query --index={shlex.quote(str(out))} --ids={ids[0]}")
+    about = f"--index={shlex.quote(str(out))} --ids={shlex.quote(str(ids[0]))}"
+    print(f"  python -m pinjax.index query {about}")
 
 
 def tune() -> None:
+    out = None if DRAW.value is None else app.directory("--draw", DRAW.value)
     found, ids, vectors = _items()
     queries = next(_queries(found, index_lib.create(ids, vectors, index_lib.EXACT)))
     drawn = {}
@@ -84,10 +86,10 @@ def tune() -> None:
         drawn[backend] = points = tuning.curve(index, queries)
         print(f"{backend}, {len(index):,} {TABLE.value}, built in {seconds:.1f} s")
         print(f"{curves.text(points, queries.k)}\n")
-    if DRAW.value is not None:
-        with files.replacing(DRAW.value) as file:
+    if out is not None:
+        with files.replacing(out) as file:
             file.write(curves.html(drawn, f"Recall@{K.value} of {EMBEDDINGS.value}").encode())
-        print(f"{DRAW.value}: drawn")
+        print(f"{out}: drawn")
     embedded = shlex.quote(EMBEDDINGS.value)
     print(
         f"next:\n  python -m pinjax.index build --embeddings={embedded} --recall=0.95 --out=INDEX"
@@ -225,7 +227,8 @@ def _read_vectors(path: str) -> tuple[pa.Array, np.ndarray]:
     """The ids, or numbers from 0, and the vectors of a file."""
     if path.endswith(".npy"):
         try:
-            vectors = np.load(path)
+            with open(path, "rb") as file:
+                vectors = np.lib.format.read_array(file)
         except ValueError as error:
             raise InputError(f"--vectors={path}: not readable by NumPy: {error}") from None
         if vectors.ndim != 2 or vectors.dtype.kind != "f":
@@ -236,7 +239,8 @@ def _read_vectors(path: str) -> tuple[pa.Array, np.ndarray]:
     table = parquet.read(path)
     if not {"id", "vector"} <= set(table.column_names):
         raise InputError(f"--vectors={path}: columns {table.column_names}; expected id and vector")
-    return table["id"].combine_chunks(), catalogue.vectors(table["vector"])
+    vectors = catalogue.given_vectors(table["vector"], f"--vectors={path}: vector")
+    return table["id"].combine_chunks(), vectors
 
 
 if __name__ == "__main__":

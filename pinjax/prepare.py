@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict
 
 from pinjax import app, config_flag, files
@@ -49,19 +50,24 @@ _NEGATIVE = re.compile(r"(?i)(un|dis)_?like|hat(e|ed)|hid(e|den)|block|report|sk
 def main(argv: Sequence[str]) -> int:
     del argv
     started = time.monotonic()
-    if files.is_remote(_OUT.value):
-        raise InputError(f"--out={_OUT.value}: expected a directory on this machine; copy it then")
+    out = _out()
+    if files.is_remote(out):
+        raise InputError(f"--out={out}: expected a directory on this machine; copy it then")
     inputs = prepare.Inputs.find(*(_names(flag) for flag in (_EVENTS, _ITEMS, _QUERIES)))
-    made = prepare.prepare(inputs, _OUT.value, _CONFIG.value, _memory(_MEMORY.value))
+    made = prepare.prepare(inputs, out, _CONFIG.value, _memory(_MEMORY.value))
     print(_table(made.report))
     for remark in made.remarks:
         print(f"\nnote: {remark}")
     done = f"prepared in {time.monotonic() - started:.1f} s" if made.is_new else "already prepared"
     parts = ", ".join(("catalogue", *made.spec.parts))
-    print(f"\n{done}: {_OUT.value} ({parts})\n")
-    for system, text in _next(dataset_lib.open_directory(_OUT.value)).items():
+    print(f"\n{done}: {out} ({parts})\n")
+    for system, text in _next(dataset_lib.open_directory(out)).items():
         print(f"{system:<12}  {text}")
     return 0
+
+
+def _out() -> epath.Path:
+    return app.directory("--out", _OUT.value)
 
 
 def _names(flag: flags.FlagHolder) -> list[str]:
@@ -76,13 +82,13 @@ def _memory(text: str) -> int | None:
     """
     if not text:
         return None
-    number, unit = re.fullmatch(r"([0-9.]*)(.*)", text).groups()
-    try:
-        bytes_ = int(float(number) * _UNITS[unit])
-    except (KeyError, ValueError):
-        raise InputError(f"--memory={text}: expected a size like 512MiB or 3GiB") from None
-    if bytes_ < 2**27:
-        raise InputError(f"--memory={text}: expected at least 128MiB")
+    written = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?)(MiB|GiB|TiB)", text)
+    if not written:
+        raise InputError(f"--memory={text}: expected a size like 512MiB or 3GiB")
+    number, unit = written.groups()
+    bytes_ = int(float(number) * _UNITS[unit])
+    if not 2**27 <= bytes_ <= 2**50:
+        raise InputError(f"--memory={text}: expected from 128MiB to 1024TiB")
     return bytes_
 
 
@@ -134,7 +140,7 @@ def _next(dataset: dataset_lib.Dataset) -> dict[str, str]:
 
 
 def _command(config: str, *settings: str, module: str = "train") -> str:
-    flags_ = (f"--config=configs/{config}", f"--config.data.name={_OUT.value}", *settings)
+    flags_ = (f"--config=configs/{config}", f"--config.data.name={_out()}", *settings)
     return shlex.join(["python", "-m", f"pinjax.{module}", *flags_])
 
 

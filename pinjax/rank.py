@@ -10,6 +10,7 @@ of items from their embeddings, and fills it in where it is missing.
 """
 
 import os
+import shlex
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -55,7 +56,8 @@ def main(argv: Sequence[str]) -> int:
     del argv
     config, workdir = app.run_of(CONFIG, WORKDIR)
     dataset, _ = registry.open_dataset(config, app.verifies())
-    names = EMBEDDINGS.value or [os.fspath(workdir / "embeddings")]
+    names = [os.fspath(app.directory("--embeddings", name)) for name in EMBEDDINGS.value]
+    names = names or [os.fspath(workdir / "embeddings")]
     copies = dataset_lib.copies(config.data.dir)
     runs = vectors.find(names, dataset, copies, app.verifies())
     return _rank(workdir, config, dataset, runs) if PROBE.value is None else _probe(dataset, runs)
@@ -75,7 +77,8 @@ def _rank(workdir: epath.Path, config: ConfigDict, dataset: Dataset, runs: list[
         with files.replacing(workdir / RESULTS) as file:
             file.write(lift.to_json(results).encode())
     print(f"\nmade  {', '.join(map(str, written))}")
-    print(f"next  python -m pinjax.rank --workdir={workdir} --export_features=FILE.parquet")
+    run = f"--workdir={shlex.quote(str(workdir))}"
+    print(f"next  python -m pinjax.rank {run} --export_features=FILE.parquet")
     return 0
 
 

@@ -78,8 +78,11 @@ def _list(flag: flags.FlagHolder) -> pa.Array | None:
             names = ", ".join(table.column_names)
             raise InputError(f"--{flag.name}={path}: has columns {names}; expected one")
         return table[0].combine_chunks()
-    with open(path, encoding="utf-8") as lines:
-        return pa.array([line.strip("\r\n") for line in lines if line.strip()], pa.string())
+    try:
+        with open(path, encoding="utf-8-sig") as lines:
+            return pa.array([line.strip("\r\n") for line in lines if line.strip()], pa.string())
+    except UnicodeDecodeError as error:
+        raise InputError(f"--{flag.name}={path}: expected text in UTF-8: {error}") from None
 
 
 if __name__ == "__main__":

@@ -137,13 +137,18 @@ def _arguments() -> dict[str, list[str]]:
     found, known = {}, set()
     shared = flags.FLAGS["config"].overrides
     for system, flag in OF_SYSTEM.items():
-        rest, own = config_flag.split_overrides(shlex.split(flag.value))
+        wrong = InputError(
+            f"--{system}={flag.value}: expected --config=FILE and --config.SECTION.FIELD=VALUE"
+        )
+        try:
+            words = shlex.split(flag.value)
+        except ValueError:  # a quote that does not end
+            raise wrong from None
+        rest, own = config_flag.split_overrides(words)
         if not rest:
             rest = [f"--config=configs/{system}.py" + (VARIANT.value and f":{VARIANT.value}")]
         if len(rest) > 1 or not rest[0].startswith("--config="):
-            raise InputError(
-                f"--{system}={flag.value}: expected --config=FILE and --config.SECTION.FIELD=VALUE"
-            )
+            raise wrong
         fields = settings.flat(_config(rest))
         known |= fields.keys()
         overrides = [*((name, text) for name, text in shared if name in fields), *own]

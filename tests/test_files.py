@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -126,6 +127,36 @@ def test_a_file_is_replaced_only_by_a_complete_one(tmp_path):
         file.write(b"new")
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_writers_of_one_file_take_turns(tmp_path):
+    path, may_end = tmp_path / "file", threading.Event()
+
+    def write_later():
+        with files.replacing(path) as file:
+            may_end.wait()
+            file.write(b"other")
+
+    other = threading.Thread(target=write_later)
+    with files.replacing(path) as file:
+        file.write(b"one")
+        file.flush()
+        other.start()
+        other.join(0.1)
+    assert path.read_bytes() == b"one"
+    may_end.set()
+    other.join()
+    assert path.read_bytes() == b"other"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_is_no_file_is_never_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (tmp_path, pipe):
+        with pytest.raises(InputError, match=f"{path}: expected a file"), files.replacing(path):
+            pass
+    assert pipe.is_fifo()
 
 
 def test_errors_of_the_disk_get_a_type_and_a_path():

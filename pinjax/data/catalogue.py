@@ -212,3 +212,21 @@ def vectors(column: pa.ChunkedArray) -> np.ndarray:
     """An Arrow column of fixed-size lists as a (n, dim) array."""
     flat = column.combine_chunks()
     return flat.flatten().to_numpy().reshape(len(column), column.type.list_size)
+
+
+def given_vectors(column: pa.ChunkedArray, about: str) -> np.ndarray:
+    """A user's column of lists of numbers as a float32 (n, dim) array.
+
+    Raises:
+      InputError: if it holds anything else, or lists of several lengths; it begins with `about`.
+    """
+    try:
+        lists = column.combine_chunks().cast(pa.list_(pa.float32()))
+        numbers, lengths = lists.flatten(), np.diff(lists.offsets.to_numpy())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        numbers, lengths = None, None
+    if numbers is None or lists.null_count or numbers.null_count or len(np.unique(lengths)) > 1:
+        raise InputError(
+            f"{about} is {column.type}; expected lists of numbers, all of one length, without nulls"
+        )
+    return numbers.to_numpy().reshape(len(lists), lengths[0] if len(lists) else 0)

@@ -7,6 +7,7 @@ fitted anew, the same item would have other features. `item_features.fit` makes 
 
 import dataclasses
 import functools
+import zipfile
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +15,7 @@ import xxhash
 from etils import epath
 
 from pinjax import files
+from pinjax.errors import InputError
 
 FILE = "fitted.npz"
 
@@ -51,12 +53,19 @@ class Fitted:
 
     @classmethod
     def load(cls, directory: epath.Path) -> "Fitted | None":
-        """What `save` wrote; None if training did not begin from a former run."""
+        """What `save` wrote; None if training did not begin from a former run.
+
+        Raises:
+          InputError: if the file is damaged.
+        """
         path = directory / FILE
         if not path.exists():
             return None
-        with path.open("rb") as file, np.load(file) as arrays:
-            content = dict(arrays)
+        try:
+            with path.open("rb") as file, np.load(file) as arrays:
+                content = dict(arrays)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}: damaged: {error}") from None
         return cls(former=str(content.pop("former")), arrays=content)
 
 

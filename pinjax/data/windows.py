@@ -6,6 +6,7 @@ their flat index, and `time_keys` orders the actions of all users by (user, time
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Sequence
 
@@ -55,13 +56,18 @@ class Positives:
         for name, seconds in _entries(positives):
             row = _row(spec.name, "action", spec.actions, name)
             try:
-                min_seconds[row] = float(seconds or 0)
+                least = 0.0 if seconds is None else float(seconds)
             except ValueError:
+                least = math.nan
+            if not 0 <= least <= 1e9:  # the longest duration of a log
                 raise InputError(
                     f"data.positives: '{name}>={seconds}' is neither a type nor type>=seconds"
-                ) from None
+                )
+            min_seconds[row] = least
         counts = np.full(len(spec.surfaces), not surfaces)
-        for name, _ in _entries(surfaces):
+        for name, seconds in _entries(surfaces):
+            if seconds is not None:
+                raise InputError(f"data.surfaces: '{name}>={seconds}': a surface has no seconds")
             counts[_row(spec.name, "surface", spec.surfaces, name)] = True
         return cls(min_seconds, counts)
 
@@ -76,12 +82,12 @@ def _entries(text: str) -> Iterator[tuple[str, str | None]]:
     end = 0
     while end < len(text):
         match = _ENTRY.match(text, end)
-        if not match:
-            raise InputError(f"{text!r}: expected names with commas between, in quotes if need be")
-        quoted, plain, seconds = match.groups()
-        end = match.end()
+        quoted, plain, seconds = match.groups() if match else (None, None, "")
         name = plain if quoted is None else quoted.replace('""', '"')
-        if name:
+        if name is None and seconds is not None:
+            raise InputError(f"{text!r}: expected names with commas between, in quotes if need be")
+        end = match.end()
+        if name is not None:
             yield name, seconds
 
 

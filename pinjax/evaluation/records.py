@@ -131,7 +131,10 @@ def read(path: epath.PathLike) -> Records:
     metadata = table.schema.metadata or {}
     if _KEY not in metadata:
         raise InputError(f"{path}: no records of an evaluation, expected metadata of pinjax")
-    content = {k: _tuples(v) for k, v in json.loads(metadata[_KEY]).items()}
+    try:
+        about = About(**{k: _tuples(v) for k, v in json.loads(metadata[_KEY]).items()})
+    except (ValueError, TypeError, AttributeError):
+        raise InputError(f"{path}: damaged, or of another version: evaluate anew") from None
     columns = {name: _values(table[name]) for name in table.column_names}
     keys = list(zip(columns.pop("method"), columns.pop("cadence"), strict=True))
     methods = {}
@@ -140,7 +143,7 @@ def read(path: epath.PathLike) -> Records:
         here = np.array([other == key for other in keys])
         methods[key] = Ranks(**{name: columns[name][here] for name in fields})
     labels = {name: values[here] for name, values in columns.items() if name not in fields}
-    return Records(About(**content), labels, methods)
+    return Records(about, labels, methods)
 
 
 def _column(name: str, values: np.ndarray) -> pa.Array:

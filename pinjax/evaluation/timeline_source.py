@@ -143,12 +143,19 @@ class TimelineSource:
         return f"{users:,} users, {labels:,} labels"
 
     def notes(self, split: str) -> list[str]:
-        """The description, and a note if there are few users."""
+        """The description, and notes if a window begins in training, or there are few users."""
         notes = [self.describe(split)]
         parts = self.queries(split).values()
         missing = sum(int((~part.label_exists).sum()) for part in parts)
         if missing:
             notes[0] += f", {missing:,} of which every method misses: the item did not exist yet"
+        spec, starts = self.dataset.spec, self.window_starts
+        early = 0 if spec.leave_one_out else sum(start < spec.train_end for start in starts)
+        if early:
+            notes.append(
+                f"windows that begin before training ends: {early} of {len(starts)}; a trained "
+                "model knows what other users did in them, a baseline does not"
+            )
         return [*notes, *self.too_few(split)]
 
     def too_few(self, split: str) -> list[str]:

@@ -18,6 +18,7 @@ import scipy.sparse
 from pinjax.data import catalogue
 from pinjax.data.dataset import Dataset
 from pinjax.data.sources import column_map, reading
+from pinjax.data.sources.columns import Column
 from pinjax.data.sources.engine import name_of, open_database
 from pinjax.errors import InputError
 from pinjax.evaluation import metrics
@@ -64,7 +65,8 @@ def read(names: Sequence[str], column: str, item_id: str, ids: np.ndarray) -> At
       ids: own ids of the data set's items.
 
     Raises:
-      InputError: for a file without these columns, a column of lists, or none of the ids.
+      InputError: for a file without these columns, a column of lists or of several types, or none
+        of the ids.
     """
     wanted = catalogue.id_array(ids)
     kind = "BIGINT" if pa.types.is_integer(wanted.type) else "VARCHAR"
@@ -74,16 +76,24 @@ def read(names: Sequence[str], column: str, item_id: str, ids: np.ndarray) -> At
         tempfile.TemporaryDirectory() as directory,
         open_database(pathlib.Path(directory), None) as database,
     ):
+        files = reading.open_files(database, paths, [item_id, column], section)
+        for file in files:
+            Column(file, item_id).id(integers=False)  # refuses what is no id
+            Column(file, column).text()  # and this what is no single value
         found = [
             database.table(
                 f"SELECT {item} AS id, arg_min({value}, {reading.ROW}) AS value "
                 f"FROM {file.relation} WHERE {value} IS NOT NULL GROUP BY 1"
             )
-            for file in reading.open_files(database, paths, [item_id, column], section)
+            for file in files
         ]
-    table = pa.concat_tables(found, promote_options="permissive")
-    if pa.types.is_nested(table["value"].type):
-        raise InputError(f"{paths[0]}: {column} has no single value an item")
+    try:
+        table = pa.concat_tables(found, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        types = ", ".join(str(of_file["value"].type) for of_file in found)
+        raise InputError(
+            f"{', '.join(paths)}: {column} is {types}; expected one type in all"
+        ) from None
     place = pc.index_in(wanted, value_set=table["id"].cast(wanted.type)).fill_null(-1).to_numpy()
     if (place < 0).all():
         raise InputError(f"{paths[0]}: no {item_id} with a {column} is an item of the data set")

@@ -76,7 +76,7 @@ class Index:
         """
         try:
             ids = ids.cast(self.ids.type)
-        except pa.ArrowInvalid:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             raise InputError(
                 f"ids such as {ids[0]} are {ids.type}; expected {self.ids.type}"
             ) from None
@@ -252,7 +252,8 @@ def _checked(about: str, vectors: np.ndarray) -> np.ndarray:
     Raises:
       InputError: if one is not finite.
     """
-    vectors = np.ascontiguousarray(vectors, np.float32)
+    with np.errstate(over="ignore"):  # what exceeds float32 is infinite, and refused
+        vectors = np.ascontiguousarray(vectors, np.float32)
     for start in range(0, len(vectors), 2**16):  # without a copy of the size of all of them
         finite = np.isfinite(vectors[start : start + 2**16]).all(axis=1)
         if not finite.all():

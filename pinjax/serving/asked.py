@@ -16,6 +16,7 @@ from pinjax.evaluation import timeline_source
 from pinjax.systems import histories, system
 
 _SOME = 4096  # that are embedded and searched for at a time
+_UNREADABLE = TypeError, ValueError, NotImplementedError  # errors of Arrow are of these types
 
 
 class Some(NamedTuple):
@@ -131,20 +132,34 @@ def themselves(items: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def as_array(ids: Any) -> pa.Array | None:
-    """Ids or texts of any sequence, array or column of a frame; None stays."""
+    """Ids or texts of any sequence, array or column of a frame; None stays.
+
+    Raises:
+      InputError: if they are something else.
+    """
     if ids is None:
         return None
     if isinstance(ids, str):
         raise InputError(f"{ids!r} is one text; expected a list of them")
-    found = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)
+    try:
+        found = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids)
+    except _UNREADABLE as error:
+        raise InputError(f"ids or texts: expected a list of one kind: {error}") from None
     return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
 def as_table(columns: Any) -> pa.Table:
-    """A table of an Arrow, pandas or polars frame, a dict of columns, or a structured array."""
-    if isinstance(columns, np.ndarray):
-        return pa.table({name: columns[name] for name in columns.dtype.names})
-    return pa.table(columns)
+    """A table of an Arrow, pandas or polars frame, a dict of columns, or a structured array.
+
+    Raises:
+      InputError: if it is something else.
+    """
+    try:
+        if isinstance(columns, np.ndarray):
+            columns = {name: columns[name] for name in columns.dtype.names}
+        return pa.table(columns)
+    except _UNREADABLE as error:
+        raise InputError(f"histories: expected a table: {error}") from None
 
 
 def places(wanted: pa.Array, ids: pa.Array, name: str) -> np.ndarray:
@@ -155,7 +170,7 @@ def places(wanted: pa.Array, ids: pa.Array, name: str) -> np.ndarray:
     """
     try:
         wanted = wanted.cast(ids.type)
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise InputError(
             f"{name}: ids such as {wanted[0]} are {wanted.type}; expected {ids.type}"
         ) from None

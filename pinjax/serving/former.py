@@ -22,8 +22,13 @@ _ALIKE = 0.5  # cosine of an item's vectors in two data sets, at most, if the sp
 
 
 def fitted_of(workdir: epath.Path) -> Fitted | None:
-    """What the features of the run in a work directory were fitted to, if it began from another."""
-    return Fitted.load(workdir) if checkpoint.Checkpoints(workdir).steps else None
+    """What the features of the run in a work directory were fitted to, if it began from another.
+
+    A run that ended before its first checkpoint may have left a file that is none of this run's.
+    """
+    if not checkpoint.Checkpoints(workdir).steps or "fitted" not in workdirs.identity_of(workdir):
+        return None
+    return Fitted.load(workdir)
 
 
 def bind(

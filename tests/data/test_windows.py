@@ -77,7 +77,13 @@ def test_positives_are_long_enough_and_on_a_named_surface(rng):
     [
         ("sav", "", "log has no action 'sav'; it has unknown, save, click, hide"),
         ("save", "hom", "log has no surface 'hom'; it has unknown, home, search"),
-        ("save>=long", "", "'save>=long' is neither a type nor type>=seconds"),
+        *(
+            (f"save>={x}", "", f"'save>={x}' is neither a type nor type>=seconds")
+            for x in ("long", "", "nan", "inf", "-1", "1e39")
+        ),
+        ("save, >=10", "", "expected names with commas between"),
+        ('"", save', "", "log has no action ''"),
+        ("save", "home>=10", "'home>=10': a surface has no seconds"),
     ],
 )
 def test_positives_refuse_what_they_do_not_know(positives, surfaces, message):

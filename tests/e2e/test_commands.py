@@ -237,7 +237,8 @@ def test_recommend_knows_the_run_from_its_directory(home, unbroken, recommend):
     assert len(found) == 3 * len(set(found["user"].to_pylist())) > 1_000
 
     (home / "users.txt").write_text("u00000003\nu00000001\n")
-    (home / "items.txt").write_text("\n".join(map(str, known.catalogue.ids[:50])))
+    (home / "items.txt").write_text("\n".join(map(str, known.catalogue.ids[:50])), "utf-8-sig")
+    (home / "utf16.txt").write_text("u00000003\n", "utf-16")
     lists = f"--users={home}/users.txt", f"--allow={home}/items.txt", "--nofilter_seen"
     code, printed, err = recommend("recommend", *flags, "--k=3", *lists)
     assert code == 0, err
@@ -251,6 +252,7 @@ def test_recommend_knows_the_run_from_its_directory(home, unbroken, recommend):
         ([f"--queries={home}/users.txt"], "pinnerformer embeds no texts of searches"),
         ([f"--deny={home}/users.txt"], "deny: ids such as u00000003 are string; expected int64"),
         ([f"--users={home}/nobody.txt"], "nobody.txt: No such file or directory"),
+        ([f"--users={home}/utf16.txt"], "utf16.txt: expected text in UTF-8"),
         (["--as_of=noon"], "--as_of is 'noon'; expected ISO 8601, from 1970 to 2106"),
     ):
         code, _, err = recommend("recommend", *flags, *wrong)

@@ -4,6 +4,7 @@ import re
 import types
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -100,6 +101,7 @@ def test_the_curve_of_several_backends_is_printed_and_drawn(command, embedded, t
         (["build", "--embeddings=.", "--out="], "--out is empty"),
         (["build", "--embeddings=.", "--out=new"], "no embeddings by pinjax.embed"),
         (["tune", "--embeddings={}", "--backend=flat"], "expected one of scann, faiss_hnsw"),
+        (["tune", "--embeddings={}", "--backend=exact", "--draw="], "--draw is empty"),
         (["tune", "--embeddings={}", "--table=groups"], "no table groups among ['items', 'users']"),
     ],
 )
@@ -120,5 +122,13 @@ def test_wrong_queries_end_in_one_line(command, embedded, tmp_path):
     assert "expected floats (queries, dim)" in run(
         command, *query, f"--vectors={tmp_path}/flat.npy", code=2
     )
-    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
-    assert "cut.npy: not readable" in run(command, *query, f"--vectors={tmp_path}/cut.npy", code=2)
+    for name, content in (("cut", b"\x93NUMPY"), ("empty", b""), ("zip", b"PK\x03\x04")):
+        path = tmp_path / f"{name}.npy"
+        path.write_bytes(content)
+        assert f"{path}: not readable" in run(command, *query, f"--vectors={path}", code=2)
+    path = tmp_path / "lists.parquet"
+    pq.write_table(pa.table({"id": ["a"], "vector": [[1.0] * DIM]}), path)
+    assert "a\t" in run(command, *query, f"--vectors={path}")
+    pq.write_table(pa.table({"id": ["a"], "vector": ["[1, 2]"]}), path)
+    message = f"--vectors={path}: vector is string; expected lists of numbers, all of one length"
+    assert message in run(command, *query, f"--vectors={path}", code=2)

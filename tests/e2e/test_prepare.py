@@ -152,13 +152,17 @@ def test_the_report_and_a_second_call(prepare):
     ("flag", "message"),
     [
         ("--memory=lots", "--memory=lots: expected a size like 512MiB or 3GiB"),
-        ("--memory=1MiB", "--memory=1MiB: expected at least 128MiB"),
+        ("--memory=3GiB\n", "--memory=3GiB : expected a size like 512MiB or 3GiB"),
+        ("--memory=1MiB", "--memory=1MiB: expected from 128MiB to 1024TiB"),
+        ("--memory=999999999TiB", "expected from 128MiB to 1024TiB"),
         ("--events=", "--events names an empty file"),
         ("--events=https://host/e.parquet", "expected a file on this machine"),
         (f"--events={os.sep}tmp", "is a directory; expected files"),
         ("--config.split.test_days=nan", "split.test_days='nan'|split.test_days=nan"),
         ("--config.split.kind=random", "split.kind is 'random'; expected 'time' or"),
         ("--out=gs://bucket/data", "expected a directory on this machine"),
+        ("--out=", "--out is empty; expected a directory"),
+        ("--out=a\nb", r"--out='a\\nb': expected a directory"),
     ],
 )
 def test_wrong_flags_are_one_line(prepare, flag, message):

@@ -181,6 +181,7 @@ def command():
         (["--config.train.step=3"], "--config.train.step: the config of no stage has such a field"),
         (["--itemsage=--config.train.step=3"], "no such field; did you mean train.steps?"),
         (["--itemsage=--workdir=x"], "--itemsage=--workdir=x: expected --config=FILE and"),
+        (["--itemsage='--config.train.steps=3"], "train.steps=3: expected --config=FILE and"),
         (["--variant=tset"], "variant 'tset' is none of"),
         (["--data=nowhere"], "data.name: no prepared data set in nowhere"),
         (["--workdir=gs://bucket/stack"], "expected one on this machine, without commas"),

@@ -131,3 +131,8 @@ def test_what_is_no_record_is_refused(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     with pytest.raises(InputError, match="no records of an evaluation"):
         records.read(tmp_path / "other.parquet")
+    for about in (b"{", b"[]", b'{"system": "of an older version"}'):
+        damaged = pa.table({"a": [1]}).replace_schema_metadata({b"pinjax": about})
+        pq.write_table(damaged, tmp_path / "other.parquet")
+        with pytest.raises(InputError, match=r"other\.parquet: damaged, or of another version"):
+            records.read(tmp_path / "other.parquet")

@@ -210,6 +210,16 @@ def test_engagements_are_of_the_past(rows, leave_one_out, until):
     np.testing.assert_array_equal(source.item_tiers(until), known > 0)
 
 
+@pytest.mark.parametrize(
+    ("leave_one_out", "starts", "early"),
+    [(True, (0,), 0), (False, (0, DAY), 0), (False, (-DAY, -1, 0), 2)],
+)
+def test_windows_that_begin_in_training_have_a_note(rows, leave_one_out, starts, early):
+    _, *notes = make(rows, leave_one_out, window_starts=starts).notes("test")
+    told = f"windows that begin before training ends: {early} of {len(starts)}; a trained model"
+    assert [note.startswith(told) for note in notes] == [True] * bool(early) + [False]
+
+
 @pytest.mark.parametrize("leave_one_out", [False, True])
 def test_a_window_or_a_split_may_have_no_queries(rows, leave_one_out):
     assert make([], leave_one_out).queries("test", "daily") == {}

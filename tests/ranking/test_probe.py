@@ -89,7 +89,8 @@ def test_a_column_is_read_by_ids(tmp_path, kind, ids):
     [
         ({"id": [1], "colour": ["x"]}, "no column 'brand' among id, colour"),
         ({"id": [1], "brand": ["x"]}, "no id with a brand is an item of the data set"),
-        ({"id": [7], "brand": [["x"]]}, "brand has no single value an item"),
+        ({"id": [7], "brand": [["x"]]}, r"brand is VARCHAR\[\]; expected text"),
+        ({"id": [6.9], "brand": ["x"]}, "id is DOUBLE; expected integer or text ids"),
     ],
 )
 def test_wrong_columns(tmp_path, columns, message):
@@ -97,6 +98,20 @@ def test_wrong_columns(tmp_path, columns, message):
     pq.write_table(pa.table(columns), path)
     with pytest.raises(InputError, match=message):
         probe.read([path], "brand", "id", np.array([7]))
+
+
+def test_objects_of_json_lines_are_refused(tmp_path):
+    (tmp_path / "items.jsonl").write_text('{"id": 7, "brand": {"name": "x"}}\n')
+    with pytest.raises(InputError, match="brand is OBJECT; expected text"):
+        probe.read([str(tmp_path / "items.jsonl")], "brand", "id", np.array([7]))
+
+
+def test_a_column_of_several_types_is_refused(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.parquet", "b.parquet")]
+    for path, brand in zip(paths, ("x", 1), strict=True):
+        pq.write_table(pa.table({"id": [7], "brand": [brand]}), path)
+    with pytest.raises(InputError, match="brand is string, int64; expected one type in all"):
+        probe.read(paths, "brand", "id", np.array([7]))
 
 
 def test_words_are_those_of_all_texts_but_one(data_dir):

@@ -153,6 +153,8 @@ def test_ids_are_the_users_own(rng, tmp_path):
     assert numbers.rows_of(pa.array(["6"])).tolist() == [1]
     with pytest.raises(InputError, match="such as x are string; expected int64"):
         numbers.rows_of(pa.array(["x"]))
+    with pytest.raises(InputError, match=r"ids such as \[1\] are list<item: int64>; expected"):
+        numbers.rows_of(pa.array([[1]]))
 
 
 def test_damaged_and_foreign_files_are_refused_by_name(rng, saved, backend, tmp_path):

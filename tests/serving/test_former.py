@@ -126,6 +126,10 @@ def test_embeddings_stay_what_they_were(data_dir, data, tmp_path, name):
     assert opened.identity == begins.identity
     check_same(by_id(later, opened, state.params, days.EARLIER), before)
 
+    # A run that began otherwise has none of it, even if an attempt before left the file.
+    begins.dataset.fitted.save(tmp_path / "run")
+    assert former.fitted_of(tmp_path / "run") is None
+
 
 def check_same(found, expected):
     for key, vector in expected.items():

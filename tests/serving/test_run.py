@@ -16,6 +16,7 @@ from pinjax import config_json
 from pinjax.data import dataset as dataset_lib
 from pinjax.errors import InputError
 from pinjax.retrieval import index as index_lib
+from pinjax.serving import asked
 from pinjax.serving import run as run_lib
 from pinjax.systems import system
 from pinjax.training import checkpoint, workdirs
@@ -23,6 +24,29 @@ from pinjax.training import checkpoint, workdirs
 SYSTEM = "pinnersage"
 DIM = 8
 ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("text", "'text' is one text; expected a list of them"),
+        (5, "expected a list of one kind"),
+        ([1, "a"], "expected a list of one kind"),
+        ([object()], "expected a list of one kind"),
+        (np.zeros((2, 2), int), "expected a list of one kind"),
+        ([[1], [2]], r"ids such as \[1\] are list<item: int64>; expected int64"),
+        ([1.5], "ids such as 1.5 are double; expected int64"),
+    ],
+)
+def test_ids_that_are_none_are_refused(wanted, message):
+    with pytest.raises(InputError, match=message):
+        asked.places(asked.as_array(wanted), pa.array([1, 2]), "items")
+
+
+@pytest.mark.parametrize("columns", [5, "text", [1], np.zeros(3), {"user": [1], "item": [1, 2]}])
+def test_histories_that_are_no_table_are_refused(columns):
+    with pytest.raises(InputError, match="histories: expected a table"):
+        asked.as_table(columns)
 
 
 @pytest.fixture
@@ -175,6 +199,9 @@ def test_histories_alone_are_as_of_their_latest_action(dataset, items, open_run)
     first, second = np.stack(run.embed_users(rows)["vector"].to_numpy())
     np.testing.assert_allclose(first, np.exp(-1) * items[0][1], rtol=1e-5)
     np.testing.assert_allclose(second, items[0][1], rtol=1e-5)
+    rows["duration"] = np.zeros(2, np.float16)
+    with pytest.raises(InputError, match=r"histories: Not implemented.*duration: halffloat"):
+        run.embed_users(rows)
 
 
 def test_of_several_vectors_the_best_counts(dataset, items, open_run, rng):

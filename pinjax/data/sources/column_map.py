@@ -4,7 +4,6 @@ The fields of a map determine the parts of the data set: timelines if it names u
 times, pairs if it names searches or sequences, a graph if it names groups or, without these, tags.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +26,7 @@ class _Value(Field):
     expected = "a number or text"
 
     def allows(self, value: Any) -> bool:
-        return isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value))
+        return isinstance(value, bool | str) or Float().allows(value)
 
 
 class _Delimiter(Field):

@@ -158,10 +158,19 @@ def _npz(database: Database, path: str, columns: Sequence[str]) -> File:
 
 
 def of_table(database: Database, name: str, table: pa.Table) -> File:
-    """A table in memory as a file of that name."""
+    """A table in memory as a file of that name.
+
+    Raises:
+      InputError: if it has columns of a type that DuckDB lacks.
+    """
     view = f"table {name}"
-    database.connection.register(view, table)
-    return File(name, _types(database, name_of(view)), _numbered(name_of(view)), len(table))
+    try:
+        database.connection.register(view, table)
+        types = _types(database, name_of(view))
+    except duckdb.Error as error:
+        columns = ", ".join(f"{field.name}: {field.type}" for field in table.schema)
+        raise InputError(f"{name}: {one_line(error)}, among {columns}") from error
+    return File(name, types, _numbered(name_of(view)), len(table))
 
 
 def _lists(array: np.ndarray) -> pa.Array:

@@ -327,6 +327,10 @@ BAD_CONFIGS = {
         {"events.action": "", "events.action_by_file": (("a", "x"),)},
         "action_by_file has only a",
     ),
+    "a value beyond any column's": (
+        {"events.action_rules": (("buy", "what", 10**400),)},
+        r"events.action_rules=.*expected .*value: a number or text",
+    ),
     "rules of two": (
         {"events.action_rules": (("buy", "what"),)},
         r"events.action_rules=.*expected .*type.*column.*value",
