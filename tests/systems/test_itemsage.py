@@ -107,6 +107,19 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     assert {int(sketch.total) for sketch in sketches.values()} == {SIZE}
 
 
+def test_only_the_tasks_of_a_run_have_a_loss(make_config, mesh):
+    """The mean of a task without pairs would be NaN."""
+    config = make_config()
+    config.tasks = (("text/save", 1.0, 0), ("image/click", 3.0, 0))
+    trainable = registry.build(config, mesh)
+    params, sketches = jax.eval_shape(trainable.init, jax.random.key(0))
+    arguments = trainable.constants, sketches, trainable.batch, jax.random.key(0)
+    _, (metrics, _) = jax.eval_shape(trainable.loss, params, *arguments)
+    kinds = ("loss/text/", "loss/image/")
+    of_tasks = {name for name in metrics if name.startswith(kinds)}
+    assert of_tasks == {"loss/text/save", "loss/image/click"}
+
+
 @pytest.mark.parametrize("model", [{"texts": ()}, {"image_slots": 0}])
 def test_images_or_texts_alone_work_by_config(make_config, model, mesh):
     system = registry.create(make_config(model=model), mesh)
