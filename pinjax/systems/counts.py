@@ -38,13 +38,13 @@ class Counted(NamedTuple):
 
 
 def summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
-    """The accuracy of sketches at the end of a run, by name of the stream."""
+    """A line about the accuracy of sketches at the end of a run; none if nothing is counted."""
     found = {name: things.accuracy(config) for name, things in counted.items()}
     parts = [
         f"{name} {x.mean:,.1f} times (median {x.median:,.1f}), too high by at most {x.error:,.1f}"
         for name, x in found.items()
     ]
-    return {"counted": "; ".join(parts)}
+    return {"counted": "; ".join(parts)} if parts else {}
 
 
 def check(config: ConfigDict, counted: dict[str, Counted]) -> None:
