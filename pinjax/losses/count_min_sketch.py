@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 DEPTH = 4  # rows of the systems' sketches: their error bound holds with probability 0.98
 
@@ -159,7 +159,7 @@ class Accuracy(NamedTuple):
 
 
 def accuracy(
-    width: int, decay: float, batch: int, batches: int, counts: Int[np.ndarray, " ids"]
+    width: int, decay: float, batch: int, batches: int, counts: Real[np.ndarray, " ids"]
 ) -> Accuracy:
     """The accuracy of a sketch after a stream.
 
@@ -168,7 +168,7 @@ def accuracy(
       decay: of `init`; below 1, only remembered ids are counted.
       batch: ids added at a time.
       batches: number of batches.
-      counts: at least 1, counts of the stream's distinct ids, up to a factor.
+      counts: above 0, counts of the stream's distinct ids, up to a factor.
     """
     if not len(counts):
         return Accuracy(0.0, 0.0, 0.0, 2)

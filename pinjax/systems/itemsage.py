@@ -262,7 +262,7 @@ def bind(
         return system.Served(items, queries=queries)
 
     widths = counts.widths_of_pairs(config.loss, spec)
-    counted = counts.count_pairs(train_batches.pairs, widths, config.data.pairs)
+    counted = counts.count_pairs(widths, train_batches)
 
     def check_training() -> None:
         counts.check(config, counted)

@@ -45,6 +45,19 @@ def test_loss_is_the_formula(make_config, encoder, mesh):
     assert int(sketch.total) == len(answers)
 
 
+def test_what_a_cap_leaves_out_is_not_counted(make_config, mesh, data_dir):
+    """Of one pair for each item all counts are the same."""
+    config = make_config()
+    config.tasks = (("text/click", 1.0, 1),)
+    dataset = dataset_lib.load(config.data.name, data_dir)
+    train = dataset.pairs("train")
+    items = train["item"][train["task"] == dataset.spec.tasks.index("text/click")]
+    mean = config.train.steps * config.data.pairs / len(np.unique(items))
+    assert len(items) > 2 * len(np.unique(items))
+    counted = registry.create(config, mesh).summary["counted"]
+    assert counted.startswith(f"items {mean:,.1f} times (median {mean:,.1f}), ")
+
+
 def test_what_trains_on_nothing_is_refused(make_config, mesh):
     registry.create(make_config(), mesh).check_training()
     config = make_config(data={"pairs": 1})
