@@ -61,7 +61,7 @@ def init(key: Key[Array, ""], depth: int, width: int, decay: float = 1.0) -> Cou
     """Makes an empty sketch.
 
     Args:
-      key: draws the hash functions. Sketches can be merged if they have the same key.
+      key: draws the hash functions.
       depth: rows; the error bound fails with probability e^-depth.
       width: counters of a row, a power of two; the bound is (e / width) * total.
       decay: in (0, 1]. With batches of n ids the sketch remembers about the last n / (1 - decay).
@@ -180,11 +180,6 @@ def accuracy(
     mean, median = (max(1.0, total * share) for share in (1 / len(counts), of_median))
     least = 2 ** math.ceil(math.log2(math.e * total / median))
     return Accuracy(math.e / width * total, mean, float(median), least)
-
-
-def merge(a: CountMinSketch, b: CountMinSketch) -> CountMinSketch:
-    """The sketch of both streams; `a` and `b` must come from `init` with the same arguments."""
-    return a.replace(table=a.table + b.table, total=a.total + b.total)
 
 
 def pair_ids(a: Int[Array, "*ids"], b: Int[Array, "*ids"]) -> Int[Array, "*ids"]:
