@@ -18,9 +18,10 @@ from tests.data.text import test_pretrained
 SYSTEM = "searchsage"
 
 
-@pytest.mark.parametrize("encoder", ["bag", "bert"])
-def test_loss_is_the_formula(make_config, encoder, mesh):
-    config = make_config(model={"encoder": encoder}, loss={"sketch_width": 2**18})
+@pytest.mark.parametrize(("encoder", "corrected"), [("bag", True), ("bert", False)])
+def test_loss_is_the_formula(make_config, encoder, corrected, mesh):
+    loss = {"sketch_width": 2**18, "log_q": corrected}
+    config = make_config(model={"encoder": encoder}, loss=loss)
     system = registry.create(config, mesh)
     params, sketch = jax.jit(system.trainable.init)(jax.random.key(1))
     batch = next(system.batches(0))
@@ -33,7 +34,8 @@ def test_loss_is_the_formula(make_config, encoder, mesh):
     queries = np.asarray(jax.jit(tower.apply)(params["tower"], texts, jnp.asarray(batch["query"])))
     items = item_features.item_vectors(dataset).astype(np.float64)
     answers = batch["item"].tolist()
-    log_q = {item: np.log(answers.count(item)) for item in answers}
+    log_q = {item: corrected * np.log(answers.count(item)) for item in answers}
+    assert max(map(answers.count, answers)) > 1
     losses = []
     for query, vector, answer in zip(batch["query"], queries, answers, strict=True):
         same = set(batch["item"][batch["query"] == query])
