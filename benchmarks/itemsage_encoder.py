@@ -91,7 +91,7 @@ def in_pytorch(params):
 def save(path, params, inputs, towards):
     """What pytorch_itemsage.py reads; the hashing is done for it."""
     images, image_mask, tokens, segments = inputs
-    hashes = hash_embedding.hash_ids(jnp.asarray(tokens), 2)
+    hashes = hash_embedding.hash_ids(jnp.asarray(tokens))
     np.savez(
         path,
         images=images,

@@ -215,6 +215,14 @@ class PairBatches(RandomAccess):
         return min(2 ** math.ceil(math.log2(most)), self.size)
 
     @functools.cached_property
+    def visits(self) -> np.ndarray:
+        """How often a batch has each of `pairs`, on average: float64 (pairs,), of sum `size`."""
+        found = np.zeros(len(self.pairs))
+        for task, rows in self._rows.items():
+            found[rows] = self.shares[task] / len(rows)
+        return found
+
+    @functools.cached_property
     def _rows(self) -> dict[int, np.ndarray]:
         """Rows of `pairs` by task, at most the task's cap for each item."""
         rng = np.random.default_rng(self.seed)

@@ -77,7 +77,9 @@ class Memberships:
 
     @property
     def counts(self) -> np.ndarray:
-        return np.diff(self.graph.items.offsets)
+        items, groups = self.graph.items, self.graph.groups
+        alone = groups.neighbours[groups.offsets[:-1][np.diff(groups.offsets) == 1]]
+        return np.diff(items.offsets) - np.bincount(alone, minlength=len(items.offsets) - 1)
 
     def __call__(self, seed: int, step: int, number: int) -> Pairs:
         rng = np.random.default_rng([seed, step, self.stream])

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 DEPTH = 4  # rows of the systems' sketches: their error bound holds with probability 0.98
 
@@ -61,7 +61,7 @@ def init(key: Key[Array, ""], depth: int, width: int, decay: float = 1.0) -> Cou
     """Makes an empty sketch.
 
     Args:
-      key: draws the hash functions. Sketches can be merged if they have the same key.
+      key: draws the hash functions.
       depth: rows; the error bound fails with probability e^-depth.
       width: counters of a row, a power of two; the bound is (e / width) * total.
       decay: in (0, 1]. With batches of n ids the sketch remembers about the last n / (1 - decay).
@@ -159,7 +159,7 @@ class Accuracy(NamedTuple):
 
 
 def accuracy(
-    width: int, decay: float, batch: int, batches: int, counts: Int[np.ndarray, " ids"]
+    width: int, decay: float, batch: int, batches: int, counts: Real[np.ndarray, " ids"]
 ) -> Accuracy:
     """The accuracy of a sketch after a stream.
 
@@ -168,7 +168,7 @@ def accuracy(
       decay: of `init`; below 1, only remembered ids are counted.
       batch: ids added at a time.
       batches: number of batches.
-      counts: at least 1, counts of the stream's distinct ids, up to a factor.
+      counts: above 0, counts of the stream's distinct ids, up to a factor.
     """
     if not len(counts):
         return Accuracy(0.0, 0.0, 0.0, 2)
@@ -180,11 +180,6 @@ def accuracy(
     mean, median = (max(1.0, total * share) for share in (1 / len(counts), of_median))
     least = 2 ** math.ceil(math.log2(math.e * total / median))
     return Accuracy(math.e / width * total, mean, float(median), least)
-
-
-def merge(a: CountMinSketch, b: CountMinSketch) -> CountMinSketch:
-    """The sketch of both streams; `a` and `b` must come from `init` with the same arguments."""
-    return a.replace(table=a.table + b.table, total=a.total + b.total)
 
 
 def pair_ids(a: Int[Array, "*ids"], b: Int[Array, "*ids"]) -> Int[Array, "*ids"]:

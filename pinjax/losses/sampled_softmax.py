@@ -130,13 +130,13 @@ def log_expected_count(
     """log Q of the mixture of in-batch and random negatives (Yang et al., WWW Companion 2020).
 
     Dividing each e^s by the expected count of its item among the negatives makes their sum an
-    unbiased estimate of the sum over the catalogue (Bengio & Senécal, IEEE TNN 2008).
+    unbiased estimate of the sum over the items (Bengio & Senécal, IEEE TNN 2008).
 
     Args:
       log_probability: of the items in the stream of labels, as a count-min sketch estimates it.
       num_batch: negatives drawn from that stream; 0 if all are random.
       num_random: negatives drawn uniformly; 0 if all are from the batch.
-      num_items: size of the catalogue.
+      num_items: items that random negatives are drawn from.
     """
     return jnp.log(num_batch * jnp.exp(log_probability) + num_random / num_items)
 

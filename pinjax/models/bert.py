@@ -29,9 +29,7 @@ class Bert(nn.Module):
       width: numbers at a position.
       ffn_width: hidden width of each FFN.
       epsilon: of every LayerNorm, added to the variance.
-      dropout: rate, on the output of each MHSA and FFN.
       dtype: of the arithmetic. Parameters, LayerNorm and softmax are float32.
-      remat: keep only each block's input for the backward pass and recompute the rest.
     """
 
     vocabulary: int
@@ -42,16 +40,13 @@ class Bert(nn.Module):
     width: int
     ffn_width: int
     epsilon: float = 1e-12
-    dropout: float = 0.0
     dtype: Any = jnp.float32
-    remat: bool = False
 
     @nn.compact
     def __call__(
         self,
         ids: Int[Array, "texts length"],
         mask: Bool[Array, "texts length"],
-        train: bool = False,
         capacity: int | None = None,
     ) -> Float[Array, "texts length {self.width}"]:
         """Encodes texts.
@@ -63,7 +58,6 @@ class Bert(nn.Module):
           ids: tokens, the first of each text at position 0. A token outside the
             vocabulary makes its text NaN.
           mask: False for padding, which no position attends to. Its output is arbitrary.
-          train: apply dropout, from the rng stream "dropout".
           capacity: the most tokens of all texts, without padding. If there are more, the result
             is NaN. None: unknown.
 
@@ -87,18 +81,13 @@ class Bert(nn.Module):
             x += self.param("token_type", _INIT, (self.token_types, self.width))[0]
         x = nn.LayerNorm(self.epsilon, dtype=self.dtype, name="norm")(x)
 
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         blocks = nn.scan(
-            block,
+            Block,
             variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
+            split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=self.layers,
-        )(
-            *(self.heads, self.ffn_width, self.epsilon, self.dropout, self.dtype),
-            deterministic=not train,
-            name="blocks",
-        )
+        )(self.heads, self.ffn_width, self.epsilon, self.dtype, name="blocks")
         x, _ = blocks(x, mask[:, None, None], cells)
         if cells is not None:
             x = jnp.where(mask.sum() <= capacity, cells.put(x), jnp.nan)
@@ -138,9 +127,7 @@ class Block(nn.Module):
     heads: int
     ffn_width: int
     epsilon: float
-    dropout: float
     dtype: Any
-    deterministic: bool
 
     @nn.compact
     def __call__(
@@ -152,7 +139,6 @@ class Block(nn.Module):
         width = x.shape[-1]
 
         def added(y, name):
-            y = nn.Dropout(self.dropout, deterministic=self.deterministic)(y)
             return nn.LayerNorm(self.epsilon, dtype=self.dtype, name=name)(x + y)
 
         def linear(shape, name, axis=-1):
@@ -185,10 +171,9 @@ class QueryTower(nn.Module):
         self,
         ids: Int[Array, "queries length"],
         mask: Bool[Array, "queries length"],
-        train: bool = False,
         capacity: int | None = None,
     ) -> Float32[Array, "queries {self.dim}"]:
         """Embeds queries: a linear map of the output at position 0, [CLS]. See `Bert`."""
-        x = self.encoder(ids, mask, train, capacity)[:, 0]
+        x = self.encoder(ids, mask, capacity)[:, 0]
         x = nn.Dense(self.dim, dtype=self.encoder.dtype, name="out")(x)
         return features.unit_length(x)

@@ -14,12 +14,13 @@ from pinjax.distributed import sharded_table
 # Tokens that are looked up at once, so that their rows stay in a CPU's cache.
 BLOCK_SIZE = 1024
 _STDDEV = 0.02  # initial standard deviation of a shared table
+_HASHES = 2  # rows of a token in a shared table
 
 
 class HashEmbeddingBag(nn.Module):
     """Sums of hash embeddings: a text as the sum over its tokens (ItemSage, KDD 2022).
 
-    Hash functions map a token to rows of one shared table, and the token's learned importance
+    Two hash functions map a token to rows of one shared table, and the token's learned importance
     weights sum them: w_1 E[h_1] + w_2 E[h_2] (Svenstrup et al., NeurIPS 2017). Two tokens have the
     same embedding only if all their hashes collide. If the table has a row for every token, no
     hashes are used. Rows are scaled by sqrt(dim): Adam moves each number of a table by about the
@@ -31,14 +32,12 @@ class HashEmbeddingBag(nn.Module):
       num_tokens: tokens are 0 to num_tokens - 1.
       num_buckets: rows of the table; 0 or at least `num_tokens`: a row for each token.
       dim: embedding dimension.
-      num_hashes: rows of a token.
       tables: layout of the table.
     """
 
     num_tokens: int
     num_buckets: int
     dim: int
-    num_hashes: int = 2
     tables: sharded_table.Layout = sharded_table.REPLICATED
 
     @nn.compact
@@ -64,9 +63,9 @@ class HashEmbeddingBag(nn.Module):
         if 0 < self.num_buckets < self.num_tokens:
             shape = self.tables.num_rows(self.num_buckets), self.dim
             table = self.param("embedding", init, shape)
-            shape = self.tables.num_rows(self.num_tokens), self.num_hashes
+            shape = self.tables.num_rows(self.num_tokens), _HASHES
             importance = self.param("importance", nn.initializers.ones, shape)
-            rows = (hash_ids(tokens, self.num_hashes) % self.num_buckets).astype(jnp.int32)
+            rows = (hash_ids(tokens) % self.num_buckets).astype(jnp.int32)
             return table, rows, self.tables.gather(importance, tokens)
         table = self.param("embedding", init, (self.tables.num_rows(self.num_tokens), self.dim))
         return table, tokens[:, None], jnp.ones((*tokens.shape, 1), table.dtype)
@@ -132,13 +131,13 @@ def _blocks(num_segments, rows, weights, segments):
     return jax.tree.map(lambda x: x.reshape(-1, block_size, *x.shape[1:]), padded)
 
 
-def hash_ids(ids: Int[Array, "*shape"], num_hashes: int) -> UInt32[Array, "*shape hashes"]:
-    """Several hashes of each id: MurmurHash3's finaliser of the id, salted.
+def hash_ids(ids: Int[Array, "*shape"]) -> UInt32[Array, "*shape 2"]:
+    """Two hashes of each id: MurmurHash3's finaliser of the id, salted.
 
     It mixes all bits, so a remainder of the hash is as good as its high bits.
     """
     # A SeedSequence is the same in every release of NumPy: a checkpoint keeps its hashes.
-    salts = np.random.SeedSequence(0).generate_state(num_hashes)
+    salts = np.random.SeedSequence(0).generate_state(_HASHES)
     x = ids.astype(jnp.uint32)[..., None] ^ salts
     x = (x ^ x >> 16) * jnp.uint32(0x85EBCA6B)
     x = (x ^ x >> 13) * jnp.uint32(0xC2B2AE35)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from pinjax.data import batches
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 from pinjax.losses import count_min_sketch
@@ -22,7 +23,7 @@ class Counted(NamedTuple):
 
     Attributes:
       width: of the sketch.
-      counts: int (ids,), counts of the distinct ids, up to a factor.
+      counts: (ids,), counts of the distinct ids, up to a factor.
       batch: ids in a batch.
     """
 
@@ -38,14 +39,14 @@ class Counted(NamedTuple):
 
 
 def summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
-    """The accuracy of sketches at the end of a run, by name of the stream."""
+    """A line about the accuracy of sketches at the end of a run; none if nothing is counted."""
     found = {name: things.accuracy(config) for name, things in counted.items()}
     parts = [
         f"{name}: mean count {x.mean:,.1f}, a label's median {x.median:,.1f}, "
         f"too high by at most {x.error:,.1f}"
         for name, x in found.items()
     ]
-    return {"sketches": "; ".join(parts)}
+    return {"sketches": "; ".join(parts)} if parts else {}
 
 
 def check(config: ConfigDict, counted: dict[str, Counted]) -> None:
@@ -74,17 +75,27 @@ def widths_of_pairs(config: ConfigDict, spec: Spec) -> dict[str, int]:
     return {"products": products, "queries": queries, "pairs": config.sketch_width}
 
 
-def count_pairs(train: np.ndarray, widths: dict[str, int], batch: int) -> dict[str, Counted]:
+def of_pairs(width: int, ids: np.ndarray, made: batches.PairBatches) -> Counted:
+    """The stream of an id of each training pair.
+
+    Args:
+      width: of the sketch.
+      ids: int (pairs,), of each of `made.pairs`.
+      made: the batches, which have pairs of some tasks more often, and leave out those above a cap.
+    """
+    _, row = np.unique(ids, return_inverse=True)
+    counts = np.bincount(row, made.visits)
+    return Counted(width, counts[counts > 0], made.size)
+
+
+def count_pairs(widths: dict[str, int], made: batches.PairBatches) -> dict[str, Counted]:
     """The streams of products, of queries, and of their pairs.
 
     Args:
-      train: `pairs.PAIR` (n,), the training pairs.
       widths: of the sketches.
-      batch: pairs in a batch.
+      made: the batches.
     """
+    train = made.pairs
     ids = {"products": train["item"], "queries": train["query"]}
     ids["pairs"] = (train["query"].astype(np.int64) << 32) + train["item"]
-    return {
-        name: Counted(widths[name], np.unique(ids[name], return_counts=True)[1], batch)
-        for name in widths
-    }
+    return {name: of_pairs(width, ids[name], made) for name, width in widths.items()}

@@ -71,7 +71,7 @@ def check_training(made: batches.PairBatches, in_batch: bool) -> None:
     """Rejects batches without negatives.
 
     Args:
-      made: of `train_batches`.
+      made: of `batches_of`.
       in_batch: whether all negatives are in-batch.
 
     Raises:

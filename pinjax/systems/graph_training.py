@@ -126,6 +126,11 @@ def source_of(config: ConfigDict, dataset: Dataset) -> source.Source:
     )
 
 
+def sketched(loss: ConfigDict) -> tuple[str, ...]:
+    """Names of the streams of positives that are counted: none for a loss without logQ."""
+    return ("items", "groups") if loss.name == "softmax" else ()
+
+
 def counted(config: ConfigDict, made: graph_batches.GraphBatches) -> dict[str, counts.Counted]:
     """The streams of positives, of pairs of items and of edges of groups."""
     width, edges = config.loss.sketch_width, item_pairs.Memberships(made.graph, stream=2)
@@ -135,6 +140,7 @@ def counted(config: ConfigDict, made: graph_batches.GraphBatches) -> dict[str, c
     return {
         name: counts.Counted(width, number[number > 0], batch)
         for name, (number, batch) in streams.items()
+        if name in sketched(config.loss)
     }
 
 

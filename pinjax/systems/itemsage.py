@@ -90,7 +90,7 @@ def loss(
     config: ConfigDict,
     mesh: Mesh,
     capacities: dict[str, int],
-    tasks: tuple[str, ...],
+    tasks: dict[int, str],
     params: Any,
     constants: dict[str, Any],
     sketches: dict[str, count_min_sketch.CountMinSketch],
@@ -153,7 +153,7 @@ def loss(
     losses = sum(terms.values())
     metrics = {"temperature": 1 / scale}
     metrics |= {f"loss/{name}": losses.mean() for name, losses in terms.items()}
-    for row, name in enumerate(tasks):
+    for row, name in tasks.items():
         where = batch["task"] == row
         metrics[f"loss/{name}"] = jnp.mean(losses, where=where)
     return losses.mean(), (metrics, sketches)
@@ -196,9 +196,10 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
 
     rows = jax.ShapeDtypeStruct((product_table.rows_at_once(mesh),), jnp.int32)
     widths = counts.widths_of_pairs(config.loss, spec)
+    tasks = {row: task.name for row, task in made_up.tasks.items()}
     return system.Trainable(
         init=functools.partial(init, encoder, config.loss, widths, spec.image_dim),
-        loss=functools.partial(loss, encoder, config.loss, mesh, capacities, spec.tasks),
+        loss=functools.partial(loss, encoder, config.loss, mesh, capacities, tasks),
         constants={
             "products": product_table.abstract(config, mesh, encoder.tables, spec),
             "queries": queries,
@@ -261,7 +262,7 @@ def bind(
         return system.Served(items, queries=queries)
 
     widths = counts.widths_of_pairs(config.loss, spec)
-    counted = counts.count_pairs(train_batches.pairs, widths, config.data.pairs)
+    counted = counts.count_pairs(widths, train_batches)
 
     def check_training() -> None:
         counts.check(config, counted)

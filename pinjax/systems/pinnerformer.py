@@ -249,9 +249,9 @@ def bind(
         retriever = vector_search.VectorSearch(lambda as_of: make(params, as_of)[1])
         return evaluator(retriever, split, full)
 
-    labels = train_batches.layout.labels
     acted = dataset.catalogue.counts  # of all actions; labels are distributed much alike
-    counted = {"items": counts.Counted(config.loss.sketch_width, acted[acted > 0], labels)}
+    stream = counts.Counted(config.loss.sketch_width, acted[acted > 0], train_batches.layout.labels)
+    counted = {"items": stream} if config.loss.num_in_batch_negatives else {}  # else Q is uniform
 
     def check_training() -> None:
         counts.check(config, counted)

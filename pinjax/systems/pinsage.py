@@ -55,7 +55,8 @@ def init(
     params_key, sketch_key = jax.random.split(key)
     params = model.init(params_key, *made_up)
     sketches = {
-        name: counts.sketch(sketch_key, config, config.sketch_width) for name in ("items", "groups")
+        name: counts.sketch(sketch_key, config, config.sketch_width)
+        for name in graph_training.sketched(config)
     }
     return params, sketches
 
@@ -126,7 +127,8 @@ def loss(
     add = sharding.on_each(mesh, count_min_sketch.add)
     sketches = {
         name: add(sketches[name], everywhere(ids))
-        for name, ids in (("items", batch["item"]), ("groups", batch["group_item"]))
+        for name, ids in counted(batch).items()
+        if name in sketches
     }
 
     def term(name, queries, positives, ids, excluded, hard, hard_ids) -> jax.Array:
@@ -176,6 +178,11 @@ def loss(
     return sum(losses.mean() for losses in terms.values()), (metrics, sketches)
 
 
+def counted(batch: system.Batch) -> dict[str, jax.Array]:
+    """The ids of a batch that are counted: the positives of items, and of groups."""
+    return {"items": batch["item"], "groups": batch["group_item"]}
+
+
 def check(config: ConfigDict, mesh: Mesh) -> None:
     """Rejects a config that is inconsistent or does not fit the mesh."""
     sharding.check(mesh, config.train)
@@ -211,7 +218,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 500
         ),
         rows=system.IDS | system.TEXTS,
-        counted=lambda batch: {"items": batch["item"], "groups": batch["group_item"]},
+        counted=counted if graph_training.sketched(config.loss) else None,
     )
 
 
@@ -271,7 +278,7 @@ def bind(
         model, number = make_model(config, spec, mesh), config.data.group_items
         return exports.of_groups(model, vectors, number)
 
-    counted = graph_training.counted(config, train_batches)
+    streams = graph_training.counted(config, train_batches)
 
     return system.System(
         dataset=dataset,
@@ -284,7 +291,7 @@ def bind(
         serve=serve,
         as_of=spec.train_end,
         export=export,
-        check_training=functools.partial(counts.check, config, counted),
-        summary=graph_training.summary(dataset, train_batches) | counts.summary(config, counted),
+        check_training=functools.partial(counts.check, config, streams),
+        summary=graph_training.summary(dataset, train_batches) | counts.summary(config, streams),
         identity={"dataset": spec.digest},
     )

@@ -172,8 +172,8 @@ def bind(
             texts=functools.partial(embed_texts, params),
         )
 
-    _, engaged = np.unique(train_batches.pairs["item"], return_counts=True)
-    counted = {"items": counts.Counted(config.loss.sketch_width, engaged, config.data.pairs)}
+    engaged = train_batches.pairs["item"]
+    counted = {"items": counts.of_pairs(config.loss.sketch_width, engaged, train_batches)}
 
     def check_training() -> None:
         counts.check(config, counted)

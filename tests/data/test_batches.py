@@ -204,6 +204,17 @@ def test_each_epoch_of_a_task_visits_its_pairs_once_and_caps_items(rng):
         assert within <= kept <= beyond
 
 
+def test_visits_are_how_often_a_batch_has_a_pair(rng):
+    """Epochs visit all pairs that are kept equally often, so a pair's visits are off by one."""
+    made, steps = make_pairs(rng), 150
+    made["query"] = np.arange(len(made))  # tells pairs apart
+    source = make_pair_batches(made)
+    drawn = np.concatenate([source[step]["query"] for step in range(steps)])
+    found = np.bincount(drawn, minlength=len(made))
+    assert np.abs(found - steps * source.visits).max() < 1
+    np.testing.assert_allclose(source.visits.sum(), source.size)
+
+
 def test_excluded_are_the_items_of_the_same_query(rng):
     source = make_pair_batches(make_pairs(rng), size=28)
     for step in range(10):

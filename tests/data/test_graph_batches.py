@@ -7,6 +7,7 @@ import pytest
 
 from pinjax.data import graph_batches, item_pairs
 from pinjax.graph import csr, walks
+from tests.graph.graphs import graph_of, random_edges
 
 ITEMS, GROUPS = 60, 25
 WALKS = walks.Walks(number=30, steps=2, restart=0.5, top=5)
@@ -88,9 +89,13 @@ def test_places_are_those_of_what_a_device_embeds(graph):
             np.testing.assert_array_equal(weights > 0, of_device["group_at"] >= 0)
 
 
-def test_pairs_of_groups_are_uniform_over_edges_and_two_items_of_a_group(graph):
-    drawn = item_pairs.Memberships(graph, stream=1)(0, 0, 40_000)
+def test_pairs_of_groups_are_uniform_over_edges_and_two_items_of_a_group():
+    edges = random_edges(np.random.default_rng(0), ITEMS, GROUPS, 0.04)
+    graph = graph_of(edges, ITEMS, GROUPS)
+    source = item_pairs.Memberships(graph, stream=1)
+    drawn = source(0, 0, 40_000)
     degrees = np.diff(graph.groups.offsets)
+    assert (degrees == 1).any()
     assert (drawn.query != drawn.item).all()
     for row in range(200):
         of_group = graph.groups.of(drawn.group[row])
@@ -98,6 +103,9 @@ def test_pairs_of_groups_are_uniform_over_edges_and_two_items_of_a_group(graph):
     share = np.where(degrees > 1, degrees, 0)
     expected = len(drawn.group) * share / share.sum()
     found = np.bincount(drawn.group, minlength=GROUPS)
+    assert (np.abs(found - expected) <= 5 * np.sqrt(expected)).all()
+    expected = len(drawn.item) * source.counts / source.counts.sum()
+    found = np.bincount(drawn.item, minlength=ITEMS)
     assert (np.abs(found - expected) <= 5 * np.sqrt(expected)).all()
     biggest = degrees.argmax()
     others = drawn.query[(drawn.group == biggest) & (drawn.item == graph.groups.of(biggest)[0])]

@@ -82,14 +82,6 @@ def test_empty_sketch(decay):
     np.testing.assert_array_equal(log_probability(sketch, ids), [-np.inf, -np.inf])
 
 
-def test_merge_is_the_sketch_of_both_streams(rng):
-    a, b = (jnp.asarray(zipf_ids(rng, 300)[0]) for _ in range(2))
-    empty = init(jax.random.key(0), 3, 128)
-    merged = count_min_sketch.merge(add(empty, a), add(empty, b))
-    both = add(empty, jnp.concatenate([a, b]))
-    jax.tree.map(np.testing.assert_array_equal, merged, both)
-
-
 def test_decay_weighs_a_batch_by_its_age():
     decay = 0.9
     batches = np.random.default_rng(0).integers(0, 20, (30, 50))

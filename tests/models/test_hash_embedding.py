@@ -22,19 +22,19 @@ def test_hashes_against_python_integers():
     ids = np.array([0, 1, 2, 65_536, 2**31 - 1], np.int32)
     salts = [int(salt) for salt in np.random.SeedSequence(0).generate_state(2)]
     expected = [[murmur3_finaliser(int(i) ^ salt) for salt in salts] for i in ids]
-    np.testing.assert_array_equal(hash_embedding.hash_ids(jnp.asarray(ids), 2), expected)
+    np.testing.assert_array_equal(hash_embedding.hash_ids(jnp.asarray(ids)), expected)
 
 
 def test_hashes_never_change():
     # With other hashes a trained table is useless.
     expected = [[2448998910, 1508667741], [1963132413, 3575997362]]
-    np.testing.assert_array_equal(hash_embedding.hash_ids(jnp.arange(2), 2), expected)
+    np.testing.assert_array_equal(hash_embedding.hash_ids(jnp.arange(2)), expected)
 
 
 @pytest.mark.parametrize("stride", [1, 64, 4096])
 def test_regular_ids_collide_as_rarely_as_random_ones(stride):
     buckets, number = 512, 4096
-    rows = np.asarray(hash_embedding.hash_ids(jnp.arange(number) * stride, 2) % buckets)
+    rows = np.asarray(hash_embedding.hash_ids(jnp.arange(number) * stride) % buckets)
     for column in rows.T:
         counts = np.bincount(column, minlength=buckets)
         chi_square = ((counts - number / buckets) ** 2 / (number / buckets)).sum()
@@ -69,7 +69,7 @@ def test_bag_against_a_dense_computation(rng, num_buckets, monkeypatch):
     segment_of = np.eye(7)[segments, :6]
     id_of = np.eye(50)[tokens]
     if num_buckets == 10:
-        row_of = np.eye(10)[hash_embedding.hash_ids(jnp.asarray(tokens), 2) % 10]
+        row_of = np.eye(10)[hash_embedding.hash_ids(jnp.asarray(tokens)) % 10]
     else:
         row_of = np.eye(50)[tokens][:, None]
     importance = params.get("importance", np.ones((50, 1)))

@@ -134,7 +134,7 @@ def oracle(model, params, images, image_mask, tokens, segments):
     params = params["params"]
     groups = [group for _, group, count in model.image_features for _ in range(count)]
     if tokens is not None:
-        rows = np.asarray(hash_embedding.hash_ids(jnp.asarray(tokens), 2) % BUCKETS)
+        rows = np.asarray(hash_embedding.hash_ids(jnp.asarray(tokens)) % BUCKETS)
         table, importance = params["text"]["embedding"], params["text"]["importance"]
         by_token = np.einsum("th,thd->td", importance[tokens], table[rows]) * 4**0.5
     embeddings = []

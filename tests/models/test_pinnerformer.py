@@ -115,7 +115,7 @@ def test_users_who_share_a_row_are_embedded_as_alone(content, history, rng, hist
     length[:4] = 0, 1, LENGTH, LENGTH - 1
     inside = np.arange(LENGTH) >= LENGTH - length[:, None]
     windows = {
-        name: np.where(inside, values[rng.integers(0, 1, number)], 0).astype(values.dtype)
+        name: np.where(inside, values[rng.integers(0, 2, number)], 0).astype(values.dtype)
         for name, values in history.items()
         if name != "end"
     }

@@ -147,7 +147,7 @@ def bag(params, token, buckets):
     table = params["embedding"]
     if not buckets:
         return table[token] * np.sqrt(table.shape[1])
-    rows = np.asarray(hash_embedding.hash_ids(jnp.asarray(token, jnp.int32), 2) % buckets)
+    rows = np.asarray(hash_embedding.hash_ids(jnp.asarray(token, jnp.int32)) % buckets)
     return params["importance"][token] @ table[rows] * np.sqrt(table.shape[1])
 
 

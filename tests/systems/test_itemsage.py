@@ -107,6 +107,19 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     assert {int(sketch.total) for sketch in sketches.values()} == {SIZE}
 
 
+def test_only_the_tasks_of_a_run_have_a_loss(make_config, mesh):
+    """The mean of a task without pairs would be NaN."""
+    config = make_config()
+    config.tasks = (("text/save", 1.0, 0), ("image/click", 3.0, 0))
+    trainable = registry.build(config, mesh)
+    params, sketches = jax.eval_shape(trainable.init, jax.random.key(0))
+    arguments = trainable.constants, sketches, trainable.batch, jax.random.key(0)
+    _, (metrics, _) = jax.eval_shape(trainable.loss, params, *arguments)
+    kinds = ("loss/text/", "loss/image/")
+    of_tasks = {name for name in metrics if name.startswith(kinds)}
+    assert of_tasks == {"loss/text/save", "loss/image/click"}
+
+
 @pytest.mark.parametrize("model", [{"texts": ()}, {"image_slots": 0}])
 def test_images_or_texts_alone_work_by_config(make_config, model, mesh):
     system = registry.create(make_config(model=model), mesh)
@@ -142,9 +155,15 @@ def test_pairs_that_drown_in_their_sketch_are_refused(make_config, mesh):
     """As would happen to the published size's ten million pairs in 2^22 columns."""
     config = make_config(loss={"sketch_width": 2**12}, train={"steps": 10_000})
     dataset = dataset_lib.load(config.data.name, config.data.dir)
-    pairs = dataset.pairs("train")[["query", "item"]]
-    _, row, counts = np.unique(pairs, return_inverse=True, return_counts=True)
-    median = 320_000 / len(pairs) * np.quantile(counts[row], 0.5)
+    train, visits = dataset.pairs("train"), {}  # of each pair in a batch of 32
+    shares = engagements.batches_of(config, dataset.spec, train).shares
+    assert len(set(shares.values())) > 1
+    for task, share in shares.items():
+        of_task = train[train["task"] == task]
+        for pair in zip(of_task["query"].tolist(), of_task["item"].tolist(), strict=True):
+            visits[pair] = visits.get(pair, 0) + share / len(of_task)
+    counts = np.sort(list(visits.values()))
+    median = 10_000 * counts[np.searchsorted(np.cumsum(counts), 16)]
     least = 2 ** int(np.ceil(np.log2(np.e * 320_000 / median)))
     message = (
         rf"loss.sketch_width: with 4096 counters a row, the counts of {len(counts):,} pairs, whose "

@@ -205,6 +205,9 @@ def test_what_trains_on_nothing_is_refused(make_config, mesh, sections, message)
 
 def test_the_config_as_it_is_learns(make_config, mesh):
     registry.create(make_config(), mesh).check_training()
+    # All items have the same probability to be a random negative.
+    uncounted = {"num_in_batch_negatives": 0, "sketch_width": 64}
+    registry.create(make_config(loss=uncounted), mesh).check_training()
     registry.create(
         make_config(data={"users": 2}, loss={"num_random_negatives": 0}), mesh
     ).check_training()

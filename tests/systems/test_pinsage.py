@@ -81,6 +81,17 @@ def test_loss_is_the_formula(parts, name):
     np.testing.assert_allclose(value, of_items + of_groups, rtol=1e-4)
 
 
+def test_only_a_softmax_needs_counts(make_config, mesh):
+    config = make_config(loss={"name": "max_margin", "sketch_width": 64})
+    system = registry.create(config, mesh)
+    system.check_training()
+    assert system.trainable.counted is None
+    assert "counted" not in system.summary
+    config.loss.name = "softmax"
+    with pytest.raises(InputError, match=r"loss.sketch_width: with 64 counters a row, .* items"):
+        registry.create(config, mesh).check_training()
+
+
 def _pairs(dataset):
     """The training pairs whose query is another item."""
     pairs = dataset.pairs("train")

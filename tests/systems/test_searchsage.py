@@ -18,9 +18,10 @@ from tests.data.text import test_pretrained
 SYSTEM = "searchsage"
 
 
-@pytest.mark.parametrize("encoder", ["bag", "bert"])
-def test_loss_is_the_formula(make_config, encoder, mesh):
-    config = make_config(model={"encoder": encoder}, loss={"sketch_width": 2**18})
+@pytest.mark.parametrize(("encoder", "corrected"), [("bag", True), ("bert", False)])
+def test_loss_is_the_formula(make_config, encoder, corrected, mesh):
+    loss = {"sketch_width": 2**18, "log_q": corrected}
+    config = make_config(model={"encoder": encoder}, loss=loss)
     system = registry.create(config, mesh)
     params, sketch = jax.jit(system.trainable.init)(jax.random.key(1))
     batch = next(system.batches(0))
@@ -33,7 +34,8 @@ def test_loss_is_the_formula(make_config, encoder, mesh):
     queries = np.asarray(jax.jit(tower.apply)(params["tower"], texts, jnp.asarray(batch["query"])))
     items = item_features.item_vectors(dataset).astype(np.float64)
     answers = batch["item"].tolist()
-    log_q = {item: np.log(answers.count(item)) for item in answers}
+    log_q = {item: corrected * np.log(answers.count(item)) for item in answers}
+    assert max(map(answers.count, answers)) > 1
     losses = []
     for query, vector, answer in zip(batch["query"], queries, answers, strict=True):
         same = set(batch["item"][batch["query"] == query])
@@ -43,6 +45,19 @@ def test_loss_is_the_formula(make_config, encoder, mesh):
     np.testing.assert_allclose(float(value), np.mean(losses), rtol=1e-4)
     np.testing.assert_allclose(metrics["temperature"], 0.07, rtol=1e-5)
     assert int(sketch.total) == len(answers)
+
+
+def test_what_a_cap_leaves_out_is_not_counted(make_config, mesh, data_dir):
+    """Of one pair for each item all counts are the same."""
+    config = make_config()
+    config.tasks = (("text/click", 1.0, 1),)
+    dataset = dataset_lib.load(config.data.name, data_dir)
+    train = dataset.pairs("train")
+    items = train["item"][train["task"] == dataset.spec.tasks.index("text/click")]
+    mean = config.train.steps * config.data.pairs / len(np.unique(items))
+    assert len(items) > 2 * len(np.unique(items))
+    counted = registry.create(config, mesh).summary["counted"]
+    assert counted.startswith(f"items {mean:,.1f} times (median {mean:,.1f}), ")
 
 
 def test_what_trains_on_nothing_is_refused(make_config, mesh):
