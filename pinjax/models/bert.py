@@ -87,6 +87,7 @@ class Bert(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=self.layers,
+            unroll=self.layers,  # see `transformer.Transformer`
         )(self.heads, self.ffn_width, self.epsilon, self.dtype, name="blocks")
         x, _ = blocks(x, mask[:, None, None], cells)
         if cells is not None:
@@ -117,8 +118,8 @@ class _Cells(NamedTuple):
         return flat.at[self.token].get(mode="fill", fill_value=0)
 
     def put(self, x: Shaped[Array, " tokens *dim"]) -> Shaped[Array, "texts length *dim"]:
-        """The values of tokens in their cells, 0 in others."""
-        return x.at[self.cell].get(mode="fill", fill_value=0)
+        """The values of tokens in their cells, arbitrary ones in others."""
+        return x.at[self.cell].get(mode="clip")
 
 
 class Block(nn.Module):
@@ -144,10 +145,16 @@ class Block(nn.Module):
         def linear(shape, name, axis=-1):
             return nn.DenseGeneral(shape, axis=axis, dtype=self.dtype, kernel_init=_INIT, name=name)
 
-        y = linear((3, self.heads, width // self.heads), "query_key_value")(x)
-        query, key, value = jnp.moveaxis(y if cells is None else cells.put(y), -3, 0)
+        heads = self.heads, width // self.heads
+        y = linear((3, *heads), "query_key_value")(x)
+        # Rows of all heads together: XLA pads an axis of 64 to 128 in a TPU's memory.
+        y = y.reshape(*x.shape[:-1], -1)
+        parts = jnp.split(y if cells is None else cells.put(y), 3, axis=-1)
+        query, key, value = (part.reshape(*part.shape[:-1], *heads) for part in parts)
         y = jax.nn.dot_product_attention(query, key, value, mask=visible)
+        y = y.reshape(*y.shape[:-2], width)
         y = y if cells is None else cells.take(y)
+        y = y.reshape(*x.shape[:-1], *heads)
         x = added(linear(width, "attention_out", (-2, -1))(y), "attention_norm")
 
         y = nn.gelu(linear(self.ffn_width, "ffn_in")(x), approximate=False)
