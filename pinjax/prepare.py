@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import tqdm
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
@@ -54,7 +55,10 @@ def main(argv: Sequence[str]) -> int:
     if files.is_remote(out):
         raise InputError(f"--out={out}: expected a directory on this machine; copy it then")
     inputs = prepare.Inputs.find(*(_names(flag) for flag in (_EVENTS, _ITEMS, _QUERIES)))
-    made = prepare.prepare(inputs, out, _CONFIG.value, _memory(_MEMORY.value))
+    memory = _memory(_MEMORY.value)
+    form = "preparing: {desc}{elapsed}"
+    with tqdm.tqdm(bar_format=form, leave=False, disable=None) as progress:  # on a terminal alone
+        made = prepare.prepare(inputs, out, _CONFIG.value, memory, progress.set_description)
     print(_table(made.report))
     for remark in made.remarks:
         print(f"\nnote: {remark}")

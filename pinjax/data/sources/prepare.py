@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from etils import epath
@@ -108,7 +108,11 @@ class Inputs:
 
 
 def prepare(
-    inputs: Inputs, out: epath.PathLike, config: ConfigDict, memory: int | None = None
+    inputs: Inputs,
+    out: epath.PathLike,
+    config: ConfigDict,
+    memory: int | None = None,
+    begins: Callable[[str], None] = lambda part: None,
 ) -> Prepared:
     """Prepares a data set, unless `out` already has it.
 
@@ -117,12 +121,14 @@ def prepare(
       out: the data set's directory; written under another name, then renamed.
       config: a column map, see `pinjax.data.sources.column_map`.
       memory: approximate budget in bytes; None: half of the machine's.
+      begins: called with the name of each part of the work before it.
 
     Raises:
       InputError: for wrong input; nothing is left behind.
     """
     column_map.check(config, bool(inputs.items), bool(inputs.queries))
     out = epath.Path(out)
+    begins("checksums")
     identity = inputs.identity(config)
     if (known := _there(out, identity)) is not None:
         return known
@@ -133,7 +139,7 @@ def prepare(
             report: dict[str, int | str] = {}
             with open_database(staging, memory) as database:
                 job = Job(database, config, pathlib.Path(made), report)
-                spec, remarks = _make(job, inputs)
+                spec, remarks = _make(job, inputs, begins)
             shutil.rmtree(staging)
             source = {"identity": identity, "report": report, "remarks": remarks}
             source["columns"] = config_json.to_json(config)
@@ -162,7 +168,9 @@ def _there(out: epath.Path, identity: str) -> Prepared | None:
     return None
 
 
-def _make(job: Job, inputs: Inputs) -> tuple[spec_lib.Spec, Sequence[str]]:
+def _make(
+    job: Job, inputs: Inputs, begins: Callable[[str], None]
+) -> tuple[spec_lib.Spec, Sequence[str]]:
     """Makes all parts; returns the spec, and remarks on the log."""
     database, config, parts = job.database, job.config, column_map.parts(job.config)
     named = event_columns.named(config)
@@ -176,7 +184,9 @@ def _make(job: Job, inputs: Inputs) -> tuple[spec_lib.Spec, Sequence[str]]:
     ids = [Column(file, config.events.item) for file in log_files]
     ids += [Column(file, config.catalogue.id) for file in (sources.main if sources else ())]
     integers = are_integers(database, ids)
+    begins("events")
     log = events.read(job, log_files, integers)
+    begins("items")
     if sources:
         items.read(job, sources, integers)
     if query_files:
@@ -194,17 +204,20 @@ def _make(job: Job, inputs: Inputs) -> tuple[spec_lib.Spec, Sequence[str]]:
     )
     counts = np.zeros(number, np.int64)
     if "timelines" in parts:
+        begins("timelines")
         users, counts = timelines_part.write(job, shards, number, train_end)
         spec = dataclasses.replace(spec, **names, **users)
     splits.make_cold(job)
     made = content.WordVectors()
     trained = "first IS NOT NULL"  # items whose texts make the vocabulary
     if "pairs" in parts:
+        begins("pairs")
         pairs_part.find(job)
         queries.check(job, log_files, own)
         pairs_part.split(job, train_end)
         made = content.make_word_vectors(job, table, bool(config.events.query) and not own)
         trained = "row IN (SELECT item FROM split_pairs WHERE split = 0)"
+    begins("catalogue")
     vocabulary = None
     if config.catalogue.texts or "pairs" in parts:
         vocabulary = content.make_vocabulary(job, trained)
@@ -215,5 +228,6 @@ def _make(job: Job, inputs: Inputs) -> tuple[spec_lib.Spec, Sequence[str]]:
         of_queries = queries.write(job, bool(own), made)
         spec = dataclasses.replace(spec, **of_queries, **pairs_part.write(job))
     if "graph" in parts:
+        begins("graph")
         spec = dataclasses.replace(spec, **graph_part.write(job, number, train_end))
     return spec, log.remarks
