@@ -86,7 +86,7 @@ def test_only_a_softmax_needs_counts(make_config, mesh):
     system = registry.create(config, mesh)
     system.check_training()
     assert system.trainable.counted is None
-    assert "counted" not in system.summary
+    assert "sketches" not in system.summary
     config.loss.name = "softmax"
     with pytest.raises(InputError, match=r"loss.sketch_width: with 64 counters a row, .* items"):
         registry.create(config, mesh).check_training()

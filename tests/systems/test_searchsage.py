@@ -56,8 +56,8 @@ def test_what_a_cap_leaves_out_is_not_counted(make_config, mesh, data_dir):
     items = train["item"][train["task"] == dataset.spec.tasks.index("text/click")]
     mean = config.train.steps * config.data.pairs / len(np.unique(items))
     assert len(items) > 2 * len(np.unique(items))
-    counted = registry.create(config, mesh).summary["counted"]
-    assert counted.startswith(f"items {mean:,.1f} times (median {mean:,.1f}), ")
+    counted = registry.create(config, mesh).summary["sketches"]
+    assert counted.startswith(f"items: mean count {mean:,.1f}, a label's median {mean:,.1f}, ")
 
 
 def test_what_trains_on_nothing_is_refused(make_config, mesh):
