@@ -234,8 +234,11 @@ def assert_close(found, expected):
 
 
 def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
-    """The same global batches give the same losses and the same parameters."""
-    (losses, state), *others = train_on_devices(make_config(), 4)
+    """The same global batches give the same losses and the same parameters, with every option."""
+    data = {"pca_dim": 8, "popularity_window": 84 * 86_400}
+    features = ("item", "action", "surface", "duration", "time", "request_time")
+    model = {"history_sums": True, "gated_layers": 2, "features": features}
+    (losses, state), *others = train_on_devices(make_config(data=data, model=model), 4)
     for other_losses, other in others:
         np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
         np.testing.assert_array_equal(other.sketches.table, state.sketches.table)
