@@ -59,6 +59,10 @@ STARTS = {  # what a log of one's own could start from
         *("history sums", "gated layers", "PCA", "popularity", "request time"),
         *("scaled attention", "divided time"),
     ),
+    "without its PCA": (
+        *("history sums", "gated layers", "popularity", "request time"),
+        *("scaled attention", "divided time"),
+    ),
 }
 FEATURES = {  # of the set's config, without the request time
     "pinworld": ("item", "action", "surface", "duration", "time"),
