@@ -20,6 +20,7 @@ from pinjax.errors import InputError
 
 LOCK_FILE = "writer.lock"
 
+_FILE, _DIRECTORY = os.O_RDWR | os.O_CREAT, os.O_RDONLY | os.O_DIRECTORY  # what is locked
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 
 
@@ -126,7 +127,7 @@ def unfinished(directory: epath.PathLike) -> Iterator[epath.Path]:
         stack.enter_context(writing_to(directory))
         make_directory(directory.parent)
         for left in directory.parent.glob(f".{glob.escape(directory.name)}.*.unfinished"):
-            with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(left):
+            with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(left, _DIRECTORY):
                 shutil.rmtree(left)
         locked = False
         while not locked:
@@ -135,7 +136,7 @@ def unfinished(directory: epath.PathLike) -> Iterator[epath.Path]:
             stack.enter_context(signals.cleaned_up(remove))  # first: a signal may come at once
             made.mkdir()
             with contextlib.suppress(BlockingIOError, FileNotFoundError):  # another call removed it
-                stack.enter_context(_locked(made))
+                stack.enter_context(_locked(made, _DIRECTORY))
                 locked = True
         yield epath.Path(made)
 
@@ -192,13 +193,18 @@ def only_writer(directory: epath.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path, wait: bool = False) -> Iterator[int]:
+def _locked(path: pathlib.Path, flags: int = _FILE, wait: bool = False) -> Iterator[int]:
     """The descriptor of a directory, or of a file that is made if missing, locked inside.
+
+    Args:
+      path: of it.
+      flags: `_FILE` or `_DIRECTORY`.
+      wait: until another process that has it locked is done.
 
     Raises:
       BlockingIOError: if another process has it locked, and this one does not wait.
+      FileNotFoundError: if there is no such directory.
     """
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     while True:
         descriptor = os.open(path, flags, 0o666)
         try:

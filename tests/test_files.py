@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -61,6 +62,13 @@ def holder():
     for process in started:
         process.kill()
         process.communicate()
+
+
+def test_what_another_call_has_just_removed_is_passed_over(tmp_path, monkeypatch):
+    gone = tmp_path / ".a.0.unfinished"
+    monkeypatch.setattr(pathlib.Path, "glob", lambda *_: [gone])
+    with files.unfinished(tmp_path / "a") as made:
+        assert [path.name for path in tmp_path.iterdir()] == [made.name]
 
 
 def test_the_next_call_removes_what_a_killed_process_left_and_only_that(tmp_path, holder):
