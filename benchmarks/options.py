@@ -52,6 +52,7 @@ OPTIONS = {
 STARTS = {  # what a log of one's own could start from
     "the paper alone": (),
     "ids": ("learned ids", "scaled attention", "divided time"),
+    "ids, request time": ("learned ids", "request time", "scaled attention", "divided time"),
     "ids, sums and gates": (
         *("learned ids", "history sums", "gated layers", "scaled attention", "divided time"),
     ),
