@@ -85,9 +85,7 @@ NOT_FOR = {  # without meaning there: items have no content, actions no times
 
 
 def main(_):
-    starts = {}
-    for name in _SETS.value:
-        starts[name] = _measure(name)
+    starts = {name: _measure(name) for name in _SETS.value}
     print("\nmean rank over these sets")
     for start in STARTS:
         ranks = [
