@@ -47,7 +47,7 @@ from pinjax.evaluation import (
     timeline_source,
     vector_search,
 )
-from pinjax.systems import item_table, pinnerformer, registry
+from pinjax.systems import histories, item_table, pinnerformer, registry
 from pinjax.training import checkpoint
 
 _DATA = flags.DEFINE_string("data", None, "directory of the raw logs", required=True)
@@ -76,8 +76,8 @@ def trained_towers(
     system = registry.create(config, mesh)
     params = checkpoint.load_chosen(workdir, config, system, mesh).params
     table = item_table.ItemTable.create(config, mesh, dataset.spec)
-    known = system.trainable, table, dataset, system.constants
-    make = pinnerformer.make_towers(config, mesh, *known)
+    layout = histories.served_layout(config, dataset.spec, mesh)
+    make = pinnerformer.make_towers(system.trainable, layout, table, dataset, system.constants)
     model = pinnerformer.make_model(config, dataset.spec, mesh)
     scale = float(model.apply(params, method="scale"))
     return lambda as_of: make(params, as_of)[1], scale
