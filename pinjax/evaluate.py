@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     table = system.evaluate(state.params, SPLIT.value, full=True)
     print(f"{workdir}, step {int(state.step):,}, split {SPLIT.value}\n")
     print(results.table(table))
-    print(f"\nnext  {results.report(workdir)}")
+    print(f"\nnext  {results.command('report', workdir)}")
     results.write(workdir, SPLIT.value, int(state.step), table)
     return 0
 

@@ -10,7 +10,6 @@ of items from their embeddings, and fills it in where it is missing.
 """
 
 import os
-import shlex
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -19,7 +18,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from pinjax import app, files
+from pinjax import app, files, results
 from pinjax.data import catalogue
 from pinjax.data import dataset as dataset_lib
 from pinjax.data.dataset import Dataset
@@ -70,15 +69,14 @@ def _rank(workdir: epath.Path, config: ConfigDict, dataset: Dataset, runs: list[
         written.append(app.directory("--export_features", EXPORT.value))
         if processes.is_first():
             prepared.export(written[-1], dataset)
-    results = prepared.measure(SEEDS.value)
+    measured = prepared.measure(SEEDS.value)
     print(f"{workdir}: {prepared.about}\n")
-    print(lift.text(results))
+    print(lift.text(measured))
     if processes.is_first():
         with files.replacing(workdir / RESULTS) as file:
-            file.write(lift.to_json(results).encode())
+            file.write(lift.to_json(measured).encode())
     print(f"\nmade  {', '.join(map(str, written))}")
-    run = f"--workdir={shlex.quote(str(workdir))}"
-    print(f"next  python -m pinjax.rank {run} --export_features=FILE.parquet")
+    print(f"next  {results.command('rank', workdir, export_features='FILE.parquet')}")
     return 0
 
 

@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
             found.update(int((table["rank"].to_numpy() == 1).sum()))
         writer.close()
     about = f"{found.n:,} values of {asked.name}, as of {timestamps.iso(asked.as_of)}"
-    print(f"{out}: {rows:,} rows, {about}\nnext  {results.report(workdir)}")
+    print(f"{out}: {rows:,} rows, {about}\nnext  {results.command('report', workdir)}")
     return 0
 
 

@@ -80,25 +80,15 @@ def next_commands(workdir: epath.Path) -> str:
         [
             f"checkpoints   {workdir}/checkpoints",
             f"metrics       {workdir}/metrics.jsonl, and for TensorBoard: --logdir={workdir}",
-            f"next          {recommend(workdir)}",
-            f"              {embed(workdir)}",
-            f"              {report(workdir)}",
+            f"next          {command('recommend', workdir, out=f'{workdir}/recommended.parquet')}",
+            f"              {command('embed', workdir, out=f'{workdir}/embeddings')}",
+            f"              {command('report', workdir)}",
         ]
     )
 
 
-def recommend(workdir: epath.Path) -> str:
-    """The command that recommends items by a run."""
-    out = shlex.quote(f"{workdir}/recommended.parquet")
-    return f"python -m pinjax.recommend --workdir={shlex.quote(str(workdir))} --out={out}"
-
-
-def embed(workdir: epath.Path) -> str:
-    """The command that writes the embeddings of a run."""
-    out = shlex.quote(f"{workdir}/embeddings")
-    return f"python -m pinjax.embed --workdir={shlex.quote(str(workdir))} --out={out}"
-
-
-def report(workdir: epath.Path) -> str:
-    """The command that shows a run."""
-    return f"python -m pinjax.report --workdir={shlex.quote(str(workdir))}"
+def command(name: str, workdir: epath.Path, **more: str) -> str:
+    """A command on a run, with further flags."""
+    flags = {"workdir": str(workdir)} | more
+    quoted = (f"--{flag}={shlex.quote(value)}" for flag, value in flags.items())
+    return f"python -m pinjax.{name} {' '.join(quoted)}"
