@@ -69,10 +69,10 @@ def get_config(variant: str = "") -> Section:
     # Principal components that are kept of content vectors; 0: the vectors (data/item_features.py).
     data.pca_dim = Size(0, at_least=0)
     # Beside its content an item has the log of its actions a day in so many seconds before a query;
-    # 0: it has not (models/popularity.py). They are counted at so many times, a twelfth of the
-    # window apart, the last when training ends or at the time for which items are embedded.
+    # 0: it has not (models/popularity.py). They are counted at so many times, with as many actions
+    # between any two, the last when training ends or at the time for which items are embedded.
     data.popularity_window = Int(0, at_least=0, at_most=UINT32, unit="seconds")
-    data.popularity_times = Int(13, at_least=2, at_most=10_000)
+    data.popularity_times = Int(52, at_least=2, at_most=10_000)
     # Share of windows that end at a user's last action (data/last_action.py).
     objective.last_action_share = Float(0.0, at_least=0, at_most=1)
     # Each label counts the same; else each user does (losses/label_weights.py).
@@ -92,7 +92,7 @@ def _pinworld(config: Section) -> None:
     Learned ids would be learned by heart, so how popular an item is comes from `popularity_window`.
     Most dimensions of a content vector are noise, which `pca_dim` leaves out.
     """
-    config.data.update(pca_dim=24, popularity_window=84 * DAY)
+    config.data.update(pca_dim=24, popularity_window=84 * DAY, popularity_times=13)
     config.model.update(history_sums=True, gated_layers=2, id_dim=0, dropout=0.1)
     config.model.features = ("item", "action", "surface", "duration", "time", "request_time")
     config.loss.update(num_in_batch_negatives=512, num_random_negatives=512)
@@ -159,7 +159,7 @@ def _ifdb(config: Section) -> None:
     """Interactive fiction, by the evaluation of `common.ifdb_timelines`.
 
     There are few users, of whom learned ids are soon learned by heart; so games are their tags, and
-    how much they were played in the year before, at each month of the log's 15 years.
+    how much they were played in the year before, at many times of the log's 15 years.
     """
     common.ifdb_timelines(config)
     config.data.update(popularity_window=365 * DAY, popularity_times=180)

@@ -45,19 +45,16 @@ class Popularity:
             )
         return cls(window, number)
 
-    def times(self, as_of: int) -> np.ndarray:
-        """uint32 (number,), ascending to `as_of`, a twelfth of the window apart."""
-        return times_before(as_of, self.window / 12, self.number)
+    def counted(self, dataset: Dataset, as_of: int) -> tuple[np.ndarray, np.ndarray]:
+        """The times, uint32 (number,), and `log_popularity` at them, float32 (items, number).
 
-    def columns(self, dataset: Dataset, as_of: int) -> np.ndarray:
-        """`log_popularity` at `times(as_of)`: float32 (items, number)."""
-        return log_popularity(dataset, self.window, self.times(as_of))
-
-
-def times_before(as_of: int, apart: float, number: int) -> np.ndarray:
-    """uint32 (number,), ascending to `as_of`, `apart` seconds apart."""
-    ago = apart * np.arange(number)[::-1]
-    return np.maximum(as_of - ago, 0).astype(np.uint32)
+        The times ascend to `as_of` from the first action of a training user, with as many actions
+        between any two. So they cover a log of any length, dense where it is.
+        """
+        _, acted = _training_actions(dataset)
+        acted = np.append(acted[: np.searchsorted(acted, as_of, "right")], as_of)
+        times = acted[np.linspace(0, len(acted) - 1, self.number).astype(np.int64)]
+        return times.astype(np.uint32), log_popularity(dataset, self.window, times)
 
 
 def log_popularity(dataset: Dataset, window: int, times: np.ndarray) -> np.ndarray:
@@ -69,33 +66,34 @@ def log_popularity(dataset: Dataset, window: int, times: np.ndarray) -> np.ndarr
     Returns:
       float32 (items, times).
     """
-    popularity = np.log(recent_rates(dataset, window, times))
-    for degree, time in zip(popularity.T, times, strict=True):
+    popularity = np.empty((len(dataset.catalogue), len(times)), np.float32)
+    for column, time in zip(popularity.T, times, strict=True):
+        degree = np.log(recent_rates(dataset, window, time))
         existed = dataset.catalogue.created <= time
         if existed.any():
             degree -= degree[existed].mean()
             degree /= max(degree[existed].std(), 0.1)  # it may be 0 if there are few items
-    return popularity.astype(np.float32)
+        column[:] = degree
+    return popularity
 
 
-def recent_rates(dataset: Dataset, window: int, times: np.ndarray) -> np.ndarray:
-    """Training users' actions a day on items in the window up to a time: float64 (items, times).
+def recent_rates(dataset: Dataset, window: int, time: int) -> np.ndarray:
+    """Training users' actions a day on items in the window up to a time: float64 (items,).
 
     An item's days are counted from its creation or from the start of the log, whichever is later. A
     new item has few actions, so its rate is a posterior mean: the prior on rates is exponential,
     and its mean is the mean rate of all items.
     """
-    created, until = dataset.catalogue.created.astype(np.float64), times.astype(np.int64)
+    created, until = dataset.catalogue.created.astype(np.float64), int(time)
     item, acted = _training_actions(dataset)
     since = until - window
-    bounds = np.searchsorted(acted, np.stack([since, until]), "right")
-    counts = np.stack([np.bincount(item[a:b], minlength=len(created)) for a, b in bounds.T])
-    first = min(until.max(), acted.min(initial=until.max()))
-    existed = until[:, None] - np.maximum(created, np.maximum(since, first)[:, None])
-    existed = np.maximum(existed / DAY, 0)
+    start, end = np.searchsorted(acted, [since, until], "right")
+    counts = np.bincount(item[start:end], minlength=len(created))
+    first = acted[0] if len(acted) else until
+    existed = np.maximum(until - np.maximum(created, max(since, first)), 0) / DAY
     # Before the first action all items have the same rate.
-    prior = np.maximum(existed.sum(axis=1), 1) / np.maximum(counts.sum(axis=1), 1)
-    return ((counts + 1) / (existed + prior[:, None])).T
+    prior = max(existed.sum(), 1) / max(counts.sum(), 1)
+    return (counts + 1) / (existed + prior)
 
 
 @functools.lru_cache(maxsize=1)

@@ -99,9 +99,9 @@ class ItemTable:
         if self.has_content:
             content = place_content(self.mesh, self.tables, dataset, self.pca_dim)
         if self.rates:
-            times = self.rates.times(as_of)
-            columns = self._place(self.rates.columns(dataset, as_of))
+            times, columns = self.rates.counted(dataset, as_of)
             join = functools.partial(jnp.concatenate, axis=1)
+            columns = self._place(columns)
             content = jax.jit(join, out_shardings=content.sharding)([content, columns])
         corpus = np.flatnonzero(dataset.catalogue.created <= as_of).astype(np.int32)
         corpus, times = jax.device_put((corpus, times), sharding.replicated(self.mesh))
@@ -111,9 +111,9 @@ class ItemTable:
         """The constants of `place`, with the rates known as of a time, when an index is built."""
         if self.rates is None or as_of == dataset.spec.train_end:
             return constants
-        columns = self._place(self.rates.columns(dataset, as_of))
-        times = jax.device_put(self.rates.times(as_of), sharding.replicated(self.mesh))
-        content = _with_last(constants["content"], columns)
+        times, columns = self.rates.counted(dataset, as_of)
+        times = jax.device_put(times, sharding.replicated(self.mesh))
+        content = _with_last(constants["content"], self._place(columns))
         return {**constants, "content": content, "popularity_times": times}
 
     def _place(self, table: np.ndarray) -> jax.Array:

@@ -53,15 +53,26 @@ def test_before_the_log_began_all_items_are_alike(dataset):
     assert found[:, 1].std() > 0.5
 
 
-def test_times_before_a_time():
-    found = popularity.times_before(1_000, 300.0, 5)
-    assert found.tolist() == [0, 100, 400, 700, 1_000]
-    assert found.dtype == np.uint32
+@pytest.mark.parametrize("days", [-30, 0, 5])
+def test_as_many_actions_lie_between_any_two_counts(dataset, days):
+    as_of = dataset.spec.train_end + days * DAY
+    times, found = popularity.Popularity(20 * DAY, 7).counted(dataset, as_of)
+    acted = np.concatenate([chunk.records["time"] for chunk in dataset.chunks("train")])
+    assert (times.dtype, times[0], times[-1]) == (np.uint32, acted.min(), as_of)
+    between, _ = np.histogram(acted, times)
+    assert between.min() > 50
+    assert np.ptp(between) <= 2  # ties and the end
+    np.testing.assert_array_equal(found, popularity.log_popularity(dataset, 20 * DAY, times))
+
+
+def test_before_the_log_began_all_counts_are_at_that_time(dataset):
+    times, found = popularity.Popularity(20 * DAY, 3).counted(dataset, 9)
+    assert times.tolist() == [9, 9, 9]
+    assert not found.any()
 
 
 def test_rates_tell_popularity_whenever_an_item_was_created(dataset):
-    end = np.array([dataset.spec.train_end])
-    rates = popularity.recent_rates(dataset, 365 * DAY, end)[:, 0]
+    rates = popularity.recent_rates(dataset, 365 * DAY, dataset.spec.train_end)
     # An item of pinworld is as popular on its first day as on any other.
     oracle = dataset.oracle
     appeal = oracle.popularity * np.exp(oracle.tastes @ oracle.style.T).mean(axis=0)

@@ -313,7 +313,7 @@ def test_nobody_knows_what_is_done_later(make_config, mesh):
     dataset = dataset_lib.load(config.data.name, config.data.dir)
     model = pinnerformer.make_model(config, dataset.spec, mesh)
     table = item_table.ItemTable.create(config, mesh, dataset.spec)
-    times = table.rates.times(dataset.spec.train_end)
+    times, _ = table.rates.counted(dataset, dataset.spec.train_end)
     after = times[5]
 
     class Other:
@@ -375,6 +375,7 @@ def test_towers_know_the_popularity_as_of_their_time(make_config, mesh):
     _, _, history = histories.until(chunk, dataset.spec.train_end, config.data.length)
     batch, _ = next(packing.batches([history], layout))
     rows = np.arange(len(dataset.catalogue))
+    acted = np.sort(np.concatenate([chunk.records["time"] for chunk in dataset.chunks("train")]))
     served = jax.jit(functools.partial(pinnerformer.served, model, layout.alone))
     close = functools.partial(np.testing.assert_allclose, atol=1e-5)
 
@@ -387,7 +388,8 @@ def test_towers_know_the_popularity_as_of_their_time(make_config, mesh):
     last = 0.0
     for days in (-20, 0, 5):
         as_of = dataset.spec.train_end + days * 86_400
-        counted = as_of - 2 * 86_400 * np.arange(times)[::-1]
+        before = (acted <= as_of).sum()
+        counted = np.array([acted[0], acted[before // 2], as_of])
         rates = popularity.log_popularity(dataset, 24 * 86_400, np.array(counted))
         content = page.constants["content"].at[:, -times:].set(rates.astype(jnp.bfloat16))
         counted = jnp.asarray(counted, jnp.uint32)
