@@ -1,5 +1,6 @@
 """Training runs that several scripts here make and compare."""
 
+import os
 import pathlib
 import statistics
 import subprocess
@@ -19,9 +20,11 @@ def train(config: str, workdir: pathlib.Path, *flags: str) -> Rows:
 
 
 def call(command: str, config: str, workdir: pathlib.Path, *flags: str) -> None:
-    """A command of pinjax on a run."""
+    """A command of pinjax on a run. Runs beside it share what was compiled for another seed."""
     line = [sys.executable, "-m", f"pinjax.{command}", f"--config={config}"]
-    subprocess.run([*line, f"--workdir={workdir}", *flags], check=True, stdout=subprocess.DEVNULL)
+    line += [f"--workdir={workdir}", *flags]
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled")} | os.environ
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
 def directory(method: str, seed: int) -> str:
