@@ -73,7 +73,7 @@ def main(_):
 
 def _run(method: str, seed: int, settings: tuple[str, ...]) -> runs.Rows:
     return runs.train(
-        "configs/pinnerformer.py:own",
+        "configs/pinnerformer.py:small",
         pathlib.Path(_WORKDIR.value, runs.directory(method, seed)),
         *(f"--config.train.seed={seed}", f"--config.train.steps={_STEPS.value}"),
         *("--config.train.evaluate_every=0", f"--config.data.dir={_DATA_DIR.value}"),

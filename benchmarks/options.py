@@ -7,9 +7,9 @@ own could start from together, with three seeds. Sizes and labels are the set's 
 fewer. It takes hours; a run that is finished in --workdir is not made again, so it can be
 interrupted.
 
-Recall@10 is over test users; nothing is chosen by it but what `:own` starts from, by its mean rank
-over the sets. An option helps if every seed is ahead of the same seed without it, and the mean
-difference is more than half the range over seeds.
+Recall@10 is over test users; nothing is chosen by it but what `:own` and `:own_ids` start from, by
+the mean rank over the sets with content and without. An option helps if every seed is ahead of the
+same seed without it, and the mean difference is more than half the range over seeds.
 """
 
 import pathlib
@@ -26,11 +26,11 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "of every row")
 
 # By set: the variant of the config, and what a shorter run needs.
 SETS = {
-    "pinworld": ("own", ("train.steps=300", "train.warmup_steps=50", "train.evaluate_every=0")),
+    "pinworld": ("pinworld", ()),  # 160 steps
     "ifdb": ("ifdb", ("train.steps=150", "train.evaluate_every=50")),
     "globo": ("globo", ("train.steps=400", "train.evaluate_every=200")),
     "kuairand": ("kuairand", ("train.steps=150", "train.evaluate_every=50")),
-    "ml1m": ("ml1m", ("train.steps=600", "train.evaluate_every=300")),
+    "ml1m": ("ml1m", ("train.steps=200", "train.warmup_steps=50", "train.evaluate_every=200")),
 }
 OFF = (
     *("model.history_sums=False", "model.gated_layers=0", "data.pca_dim=0"),
@@ -86,12 +86,20 @@ NOT_FOR = {  # without meaning there: items have no content, actions no times
 
 def main(_):
     starts = {name: _measure(name) for name in _SETS.value}
-    print("\nmean rank over these sets")
+    for kind, no_content in (("with content", False), ("of ids alone", True)):
+        of_kind = [name for name in starts if ("PCA" in NOT_FOR[name]) == no_content]
+        if of_kind:
+            _print_ranks(f"{kind}: {', '.join(of_kind)}", [starts[name] for name in of_kind])
+
+
+def _print_ranks(title: str, sets: list[dict[str, float]]) -> None:
+    """The mean rank over sets of each start; equal ones share a rank."""
+    print(f"\nmean rank over logs {title}")
     for start in STARTS:
         ranks = [
             sum(other > recalls[start] for other in recalls.values())
             + (1 + sum(other == recalls[start] for other in recalls.values())) / 2
-            for recalls in starts.values()
+            for recalls in sets
         ]
         print(f"{start:<20}{statistics.mean(ranks):>8.2f}")
 

@@ -1,6 +1,7 @@
 """PinnerFormer's train step against the same model and loss in PyTorch: time, memory, FLOPs.
 
-    python -m benchmarks.step --config=configs/pinnerformer.py:own --lengths=quarter [--peer=PYTHON]
+    python -m benchmarks.step --config=configs/pinnerformer.py:small --lengths=quarter
+    python -m benchmarks.step --config=configs/pinnerformer.py:small --peer=PYTHON
     python -m benchmarks.step --config=configs/pinnerformer.py:paper --config.data.users=128
 
 --lengths says how long the windows of the data.users users are, see short_windows.py. pinjax takes

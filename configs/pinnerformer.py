@@ -100,8 +100,24 @@ def _pinworld(config: Section) -> None:
     config.train.update(checkpoint_every=80, evaluate_every=0)
 
 
+def _small(config: Section) -> None:
+    """The paper's model, small enough for a CPU: the settings above."""
+
+
 def _own(config: Section) -> None:
-    """A start for a log of your own, which `pinjax.prepare` proposes: the settings above."""
+    """A start for a log of your own, which `pinjax.prepare` proposes.
+
+    It was chosen by its mean rank over several logs (benchmarks/options.py).
+    """
+    config.data.update(pca_dim=24, popularity_window=84 * DAY, surfaces="")
+    config.model.update(history_sums=True, gated_layers=2, id_dim=0)
+    config.model.features = ("item", "action", "surface", "duration", "time", "request_time")
+
+
+def _own_ids(config: Section) -> None:
+    """The same for a log whose items have no content: they are learned ids."""
+    config.data.update(content=False, surfaces="")
+    config.model.features = ("item", "action", "surface", "duration", "time", "request_time")
 
 
 def _paper(config: Section) -> None:
@@ -202,7 +218,9 @@ def _kuairand(config: Section) -> None:
 
 VARIANTS = {
     "pinworld": _pinworld,
+    "small": _small,
     "own": _own,
+    "own_ids": _own_ids,
     "paper": _paper,
     "hour": _hour,
     "test": _test,

@@ -42,7 +42,7 @@ _OUT = flags.DEFINE_string("out", None, "new directory, for the data set")
 _MEMORY = flags.DEFINE_string("memory", "", "budget, such as 3GiB; default: half of the machine's")
 flags.mark_flags_as_required(["events", "out"])
 
-_WINDOW = 14 * DAY  # of configs/pinnerformer.py:own
+_WINDOW, _PCA_DIM = 14 * DAY, 24  # of configs/pinnerformer.py:own
 _UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 # Action types that are no sign of interest.
 _NEGATIVE = re.compile(r"(?i)(un|dis)_?like|hat(e|ed)|hid(e|den)|block|report|skip|unfollow|remov")
@@ -157,8 +157,10 @@ def _pinnerformer(spec: Spec) -> str:
     positives = f"--config.data.positives={windows.join(_positives(spec))}"
     if spec.leave_one_out:
         return _command("pinnerformer.py:ml1m", positives)
-    content = () if spec.content_dim else ("--config.data.content=False",)
-    return _command("pinnerformer.py:own", positives, "--config.data.surfaces=", *content)
+    if not spec.content_dim:
+        return _command("pinnerformer.py:own_ids", positives)
+    whole = ("--config.data.pca_dim=0",) if spec.content_dim < _PCA_DIM else ()
+    return _command("pinnerformer.py:own", positives, *whole)
 
 
 def _itemsage(dataset: dataset_lib.Dataset) -> str:

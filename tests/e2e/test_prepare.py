@@ -87,7 +87,7 @@ CASES = {
     "all": ("pinnerformer.py:own", "itemsage.py", "searchsage.py", "pinsage.py", "pinnersage.py"),
     "one_out": ("pinnerformer.py:ml1m", "itemsage.py", "pinsage.py"),
     "searches": ("itemsage.py", "searchsage.py"),
-    "users": ("pinnerformer.py:own",),
+    "users": ("pinnerformer.py:own_ids",),
     "groups": ("pinsage.py:users",),
 }
 LACKS = {
