@@ -115,9 +115,10 @@ def _own(config: Section) -> None:
 
 
 def _own_ids(config: Section) -> None:
-    """The same for a log whose items have no content: they are learned ids."""
-    config.data.update(content=False, surfaces="")
-    config.model.features = ("item", "action", "surface", "duration", "time", "request_time")
+    """The same for a log whose items have no content but their learned ids."""
+    _own(config)
+    config.data.update(content=False, pca_dim=0, popularity_window=0)
+    config.model.update(gated_layers=0, id_dim=64)
 
 
 def _paper(config: Section) -> None:
