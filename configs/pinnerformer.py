@@ -85,16 +85,22 @@ def get_config(variant: str = "") -> Section:
     return config
 
 
-def _pinworld(config: Section) -> None:
-    """The default: all that a simulated log of minutes can be learned from.
+def _options(config: Section) -> None:
+    """What a run of minutes does not learn without, beyond the paper.
 
-    Counts and sums over a history tell what a user likes, which a short run does not learn without.
-    Learned ids would be learned by heart, so how popular an item is comes from `popularity_window`.
-    Most dimensions of a content vector are noise, which `pca_dim` leaves out.
+    Counts and sums over a history tell what a user likes. How popular an item is comes from
+    `popularity_window`: learned ids would be learned by heart.
     """
-    config.data.update(pca_dim=24, popularity_window=84 * DAY, popularity_times=13)
-    config.model.update(history_sums=True, gated_layers=2, id_dim=0, dropout=0.1)
+    config.data.update(pca_dim=24, popularity_window=84 * DAY)
+    config.model.update(history_sums=True, gated_layers=2, id_dim=0)
     config.model.features = ("item", "action", "surface", "duration", "time", "request_time")
+
+
+def _pinworld(config: Section) -> None:
+    """The default: a simulated log, in minutes."""
+    _options(config)
+    config.data.popularity_times = 13
+    config.model.dropout = 0.1
     config.loss.update(num_in_batch_negatives=512, num_random_negatives=512)
     config.train.update(steps=160, learning_rate=3e-3, warmup_steps=40)
     config.train.update(checkpoint_every=80, evaluate_every=0)
@@ -107,11 +113,10 @@ def _small(config: Section) -> None:
 def _own(config: Section) -> None:
     """A start for a log of your own, which `pinjax.prepare` proposes.
 
-    It was chosen by its mean rank over several logs (benchmarks/options.py).
+    Of several it has the best mean rank over the logs of benchmarks/options.py.
     """
-    config.data.update(pca_dim=24, popularity_window=84 * DAY, surfaces="")
-    config.model.update(history_sums=True, gated_layers=2, id_dim=0)
-    config.model.features = ("item", "action", "surface", "duration", "time", "request_time")
+    _options(config)
+    config.data.surfaces = ""
 
 
 def _own_ids(config: Section) -> None:
