@@ -207,9 +207,10 @@ def test_a_browser_opens_every_tab_without_an_error(request, tmp_path, runs_of, 
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[*flags, "--disable-component-update"]
+            executable_path=CHROMIUM, args=[*flags, "--disable-component-update"], timeout=0
         )
         opened = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+        opened.set_default_timeout(0)
         opened.on("pageerror", lambda error: errors.append(str(error)))
         opened.on("console", lambda told: errors.append(told.text))
         opened.on("request", lambda request: requests.append(request.url))
