@@ -26,6 +26,11 @@ VARIANTS = [
     for variant in ("", *runpy.run_path(str(path))["VARIANTS"])
 ]
 
+# Tables, biases and scales, which weight decay leaves alone.
+UNDECAYED = {
+    *("bias", "value_bias", "scale", "embedding", "importance"),
+    *("phases", "position", "positions", "token_type"),
+}
 # Nonsense for every field of a type.
 NAN, INF = math.nan, math.inf
 NONSENSE = {
@@ -227,3 +232,11 @@ def test_the_test_variant_learns(path, tmp_path):
         for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     ]
     assert min(moved) > 0  # no parameter is left out of the loss
+
+    config.train.update(weight_decay=0.1, warmup_steps=0)
+    optimizer = step.make_optimizer(config.train)
+    zeros = jax.tree.map(np.zeros_like, after)
+    decayed, _ = jax.jit(optimizer.update)(zeros, optimizer.init(after), after)
+    for path, change in jax.tree_util.tree_leaves_with_path(decayed):
+        matrix = change.ndim > 1 and path[-1].key not in UNDECAYED
+        assert np.any(change) == matrix, path

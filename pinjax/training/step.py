@@ -57,9 +57,9 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _decayed(params: Any) -> Any:
-    """Weight decay applies to the kernels of dense layers, not to biases, scales or embeddings."""
+    """Weight decay applies to matrices of layers, not to biases, scales or embeddings."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: getattr(path[-1], "key", None) == "kernel", params
+        lambda path, _: getattr(path[-1], "key", None) in ("kernel", "key", "value"), params
     )
 
 
