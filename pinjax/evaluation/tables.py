@@ -11,9 +11,10 @@ from pinjax.evaluation import metrics
 from pinjax.evaluation.metrics import Estimate
 from pinjax.evaluation.records import Records
 
-ENOUGH = 100  # users or queries; a table of fewer has a note
+ENOUGH = 100  # users or queries; a table of fewer has a warning
 COVERAGE = "P90 cov@10"
-OVERLAP = "overlap@10"  # a figure that becomes a note
+OVERLAP = "overlap@10"  # a figure that becomes a warning
+WARNING = "warning: "  # such a note begins with it
 ENTROPY = "entropy@50"
 SCALED_MRR = "scaled MRR"
 DIFFERENCE = "over baseline"
@@ -195,7 +196,7 @@ class _Measured:
 
 
 def too_few(number: int, what: str, more: str) -> list[str]:
-    """A note if there are fewer than `ENOUGH` users or queries, or none.
+    """A warning if there are fewer than `ENOUGH` users or queries, or none.
 
     Args:
       number: of users or queries.
@@ -204,11 +205,11 @@ def too_few(number: int, what: str, more: str) -> list[str]:
     """
     if number >= ENOUGH:
         return []
-    return [f"{number} {what} are too few to tell methods apart; for more, raise {more}"]
+    return [f"{WARNING}{number} {what} are too few to tell methods apart; for more, raise {more}"]
 
 
 def _collapsed(records: Records, figures: dict[tuple[str, str], dict[str, float]]) -> list[str]:
-    """A note for each row of the system whose results are nearly the same for all queries."""
+    """A warning for each row of the system whose results are nearly the same for all queries."""
     coverages = [
         figures.get((name, "window"), {}).get(COVERAGE)
         for name in records.about.baselines
@@ -225,5 +226,6 @@ def _collapsed(records: Records, figures: dict[tuple[str, str], dict[str, float]
         if cells.get(OVERLAP, 0) > _ALIKE:
             why.append(f"two of its lists have {cells[OVERLAP]:.0%} in common")
         if why:
-            notes.append(f"{method}{SUFFIXES[cadence]} has collapsed: {' and '.join(why)}")
+            row = f"{method}{SUFFIXES[cadence]}"
+            notes.append(f"{WARNING}{row} has collapsed: {' and '.join(why)}")
     return notes

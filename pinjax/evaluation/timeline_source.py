@@ -143,7 +143,7 @@ class TimelineSource:
         return f"{users:,} users, {labels:,} labels"
 
     def notes(self, split: str) -> list[str]:
-        """The description, and notes if a window begins in training, or there are few users."""
+        """The description, and warnings if a window begins in training, or there are few users."""
         notes = [self.describe(split)]
         parts = self.queries(split).values()
         missing = sum(int((~part.label_exists).sum()) for part in parts)
@@ -153,13 +153,14 @@ class TimelineSource:
         early = 0 if spec.leave_one_out else sum(start < spec.train_end for start in starts)
         if early:
             notes.append(
-                f"windows that begin before training ends: {early} of {len(starts)}; a trained "
-                "model knows what other users did in them, a baseline does not"
+                f"{tables.WARNING}windows that begin before training ends: {early} of "
+                f"{len(starts)}; a trained model knows what other users did in them, a baseline "
+                "does not"
             )
         return [*notes, *self.too_few(split)]
 
     def too_few(self, split: str) -> list[str]:
-        """A note if there are few users, or none."""
+        """A warning if there are few users, or none."""
         users, _ = self._count(split)
         parts = self.queries(split).values()
         if any(len(part.users) == self.config.users for part in parts):

@@ -74,7 +74,8 @@ def _card(number: int, run: Run) -> Block:
             if metric in cells:
                 value, interval = formatting.cell(cells[metric])
                 card["lines"].append(f"{value} {interval} {words or metric}")
-        card["lines"] += result["notes"][:1]
+        counted, *others = result["notes"]
+        card["lines"] += [counted, *(line for line in others if line.startswith(tables.WARNING))]
         if result["step"]:
             card["lines"].append(f"step {result['step']:,}")
     if run.config:

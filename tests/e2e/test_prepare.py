@@ -108,7 +108,9 @@ def test_what_is_proposed_can_be_run(prepare, variant, monkeypatch, tmp_path):
     assert (code, err) == (0, "")
     for lack in LACKS.get(variant, ()):
         assert lack in out
-    few = re.search(r"# evaluated on .* users of .*\n +# \d+ users are too few to tell", out)
+    few = re.search(
+        r"# evaluated on .* users of .*\n +# warning: \d+ users are too few to tell", out
+    )
     assert bool(few) == CASES[variant][0].startswith("pinnerformer")
     commands = re.findall(r"python -m pinjax.(?:train|evaluate) .*", out)
     made = [shlex.split(command)[3:] for command in commands]

@@ -171,7 +171,7 @@ def test_a_model_that_shows_all_users_the_same_is_said_to(make_config, rng, full
     made, source = make(make_config(evaluate={"cadences": ("window",)}))
     items = rng.standard_normal((len(source.dataset.catalogue), 2)).astype(np.float32)
     table = made(same_for_all(items), "test", full)
-    (note,) = [note for note in table.notes if note.startswith("model has collapsed")]
+    (note,) = [note for note in table.notes if note.startswith("warning: model has collapsed")]
     assert note.endswith("two of its lists have 100% in common")
     assert ("its P90 cov@10 is below twice popularity's and" in note) == full
 
@@ -202,7 +202,8 @@ def test_a_table_says_what_it_rests_on(make_config):
     rests_on = f"{len(users)} users, {labels} labels"
     assert table.notes[:2] == [
         f"{rests_on}, {missing} of which every method misses: the item did not exist yet",
-        f"{len(users)} users are too few to tell methods apart; for more, raise evaluate.users",
+        f"warning: {len(users)} users are too few to tell methods apart; for more, raise "
+        "evaluate.users",
     ]
     assert made.describe("test") == rests_on
     assert table.rows[0].metrics.keys() == made.metrics.keys()

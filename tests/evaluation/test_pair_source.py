@@ -179,7 +179,9 @@ def test_the_order_of_items_changes_nothing(rng):
     assert several.rows[0].metrics["R@100"].value > 0
     assert constant.rows[0].metrics["R@100"].value == 0
     assert constant.rows[0].metrics["P90 cov@10"].value == 0
-    assert any(note.startswith("ours has collapsed: its P90 cov@10 is") for note in constant.notes)
+    assert any(
+        note.startswith("warning: ours has collapsed: its P90 cov@10 is") for note in constant.notes
+    )
 
 
 def test_a_table_says_what_it_rests_on(rng):
@@ -192,8 +194,8 @@ def test_a_table_says_what_it_rests_on(rng):
     assert made.describe("test") == f"{number} queries, {engagements} engagements"
     assert table.notes == [
         made.describe("test"),
-        f"{number} queries are too few to tell methods apart; for more, raise split.test or "
-        "split.test_days of pinjax.prepare",
+        f"warning: {number} queries are too few to tell methods apart; for more, raise "
+        "split.test or split.test_days of pinjax.prepare",
     ]
     assert make(dataset, queries=5).source.notes("test")[1].endswith("raise evaluate.queries")
     assert table.rows[0].metrics.keys() == made.metrics.keys()

@@ -121,7 +121,8 @@ def test_collapsed_methods_of_the_system_are_said_to_be(made):
     why = "two of its lists have 95% in common"
     below = "its P90 cov@10 is below twice popularity's and "
     assert notes == [
-        f"{name} has collapsed: {below}{why}" for name in ("ours", "ours, ScaNN", "ours, daily")
+        f"warning: {name} has collapsed: {below}{why}"
+        for name in ("ours", "ours, ScaNN", "ours, daily")
     ]
 
 

@@ -216,7 +216,7 @@ def test_engagements_are_of_the_past(rows, leave_one_out, until):
 )
 def test_windows_that_begin_in_training_have_a_note(rows, leave_one_out, starts, early):
     _, *notes = make(rows, leave_one_out, window_starts=starts).notes("test")
-    told = f"windows that begin before training ends: {early} of {len(starts)}; a trained model"
+    told = f"warning: windows that begin before training ends: {early} of {len(starts)}; a trained"
     assert [note.startswith(told) for note in notes] == [True] * bool(early) + [False]
 
 

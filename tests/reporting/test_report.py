@@ -133,6 +133,15 @@ def test_a_trained_run_has_every_part(compared):
     assert all([n for n, _ in user["recommended"]] == [0, 1] for user in block["users"])
 
 
+def test_a_card_has_the_warnings_of_its_table(reported):
+    (found,), content, _ = reported
+    (card,) = blocks_of(content)["overview"][0]["cards"]
+    counted, *others = found.results["test"]["notes"]
+    warnings = [line for line in others if line.startswith("warning: ")]
+    assert 0 < len(warnings) < len(others)
+    assert [line for line in card["lines"] if line in (counted, *others)] == [counted, *warnings]
+
+
 def test_users_have_what_is_known_of_them(reported, data):
     """Against the records and the timelines themselves."""
     found, content, _ = reported
