@@ -222,10 +222,10 @@ def _literal(value: tuple | str | float) -> str:
 
 
 def _users_evaluated(dataset: dataset_lib.Dataset) -> str:
-    """How many users each table rests on, by the default evaluation and with all actions labels."""
+    """How many users each table rests on, by the default evaluation and the labels proposed."""
     spec = dataset.spec
-    least = np.zeros(len(spec.actions), np.float32)
-    least[0] = np.inf  # unknown
+    positives = _positives(spec)
+    least = np.array([0 if name in positives else np.inf for name in spec.actions], np.float32)
     rules = {"window": _WINDOW, "window_starts": (0,), "users": 2**31, "index_size": 2**31}
     source = timeline_source.TimelineSource(
         dataset,
