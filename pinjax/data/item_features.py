@@ -22,8 +22,8 @@ def content_dim(spec: Spec, components: int) -> int:
     """
     if not spec.content_dim:
         raise InputError(
-            f"data.content: {spec.name} has no content vectors; set data.content to False and "
-            "model.id_dim above 0, so that items are learned ids"
+            f"data.content: {spec.name} has no content vectors; for items that are learned ids set "
+            "it to False and model.id_dim above 0, as PinnerFormer's variant own_ids does"
         )
     if components > spec.content_dim:
         raise InputError(

@@ -30,10 +30,10 @@ Constants = dict[str, Any]
 
 
 def check(config: ConfigDict) -> None:
-    """Rejects a config whose items have neither content nor ids."""
-    for name in ("pca_dim", "popularity_window"):
+    """Rejects items with neither content nor ids, and fields without effect."""
+    for name in ("pca_dim", "popularity_window", "vectors"):
         if config.data[name] and not config.data.content:
-            raise InputError(f"data.{name}: expected 0 without content; set data.content, too")
+            raise InputError(f"data.{name}: without effect unless data.content is set, too")
     if not config.data.content and not config.model.id_dim:
         raise InputError(
             "model.id_dim=0: items without data.content are learned ids; expected more than 0"

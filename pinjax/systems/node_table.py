@@ -32,7 +32,9 @@ NAMES = ("content", "log_degree", "texts")
 
 
 def check(config: ConfigDict) -> None:
-    """Rejects items that nothing is known of."""
+    """Rejects items that nothing is known of, and vectors that are not read."""
+    if config.data.vectors and not config.data.content:
+        raise InputError("data.vectors: without effect unless data.content is set, too")
     model = config.model
     if not (config.data.content or model.id_dim or model.texts or model.log_degree):
         raise InputError(

@@ -263,7 +263,7 @@ def test_where_state_and_tables_lie_changes_nothing(make_config, train_on_device
 
 def test_data_without_content_needs_learned_ids(make_config, other_data, mesh):
     config = make_config(data={"name": other_data(without=("content",), content_dim=0)})
-    with pytest.raises(InputError, match=r"other has no content vectors; set data.content"):
+    with pytest.raises(InputError, match=r"other has no content vectors; for items"):
         registry.create(config, mesh)
     config.data.content = False
     registry.create(config, mesh)
@@ -408,9 +408,10 @@ def test_towers_know_the_popularity_as_of_their_time(make_config, mesh):
     [
         (
             {"data": {"content": False, "popularity_window": 1 * 86_400}},
-            "data.popularity_window: expected 0 without",
+            "data.popularity_window: without effect unless",
         ),
-        ({"data": {"content": False, "pca_dim": 1}}, "data.pca_dim: expected 0 without"),
+        ({"data": {"content": False, "pca_dim": 1}}, "data.pca_dim: without effect unless"),
+        ({"data": {"content": False, "vectors": "nowhere"}}, "data.vectors: without effect unless"),
         (
             {"data": {"content": True, "pca_dim": 257}},
             "data.pca_dim=257: expected from 0 to 256, the numbers",

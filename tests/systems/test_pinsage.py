@@ -208,6 +208,7 @@ def test_embeddings_are_of_known_items_and_of_groups(parts):
             {"data": {"content": False}, "model": {"log_degree": False}},
             "model.id_dim=0: items have no features",
         ),
+        ({"data": {"content": False, "vectors": "nowhere"}}, "data.vectors: without effect unless"),
         ({"model": {"texts": ("tale",)}}, "model.texts: pinworld/tiny has no 'tale', only title"),
     ],
 )
