@@ -6,17 +6,17 @@
 Split by global time and by user: all methods learn from the same training users up to the same
 time, and answer the same queries of other users, later (`pinjax.evaluation`). A query is a user's
 history up to a time T; its labels are the items that the user engages with in the window after T,
-if they existed at T and the user had not acted on them. Popularity, co-occurrence, the degrees of
-items that PinnerFormer sees of ifdb and the last row also know what the training users did between
-the end of training and T.
+if they existed at T and the user had not acted on them. Popularity, co-occurrence, PinnerFormer by
+its popularity of ifdb's items, and the last row also know what the training users did between the
+end of training and T.
 
 The last row combines both: PinnerFormer's logits plus the logarithm of recent popularity, which is
 one more number in each of the two vectors. So an index that is built anew knows about the days
 after training, which the trained model does not.
 
-Choices were made on the validation users: PinnerFormer's config, the baselines' settings, the
-weight of popularity beside logits. Only a seeded part of globo's users is taken, so that a CPU is
-enough.
+Choices were made on validation users: PinnerFormer's config of globo, the baselines' settings, the
+weight of popularity beside logits; its config of ifdb on the years before the test. Only a seeded
+part of globo's users is taken, so that a CPU is enough.
 """
 
 import os

@@ -1,8 +1,9 @@
 """PinnerFormer (Pancha et al., KDD 2022): a user embedding from the user's timeline.
 
 python -m pinjax.train --config=configs/pinnerformer.py            # pinworld
-python -m pinjax.train --config=configs/pinnerformer.py:own --config.data.name=DIR  # your own log
 python -m pinjax.train --config=configs/pinnerformer.py:hour       # the same, better
+python -m pinjax.train --config=configs/pinnerformer.py:own --config.data.name=DIR  # your own log
+python -m pinjax.train --config=configs/pinnerformer.py:own_ids --config.data.name=DIR  # no content
 python -m pinjax.train --config=configs/pinnerformer.py:paper      # published size, a TPU slice
 python -m pinjax.train --config=configs/pinnerformer.py:test       # seconds
 python -m pinjax.train --config=configs/pinnerformer.py:ml1m --config.data.name=DIR
@@ -107,7 +108,7 @@ def _pinworld(config: Section) -> None:
 
 
 def _small(config: Section) -> None:
-    """The paper's model, small enough for a CPU: the settings above."""
+    """The settings above: the paper's model and learned ids, small enough for a CPU."""
 
 
 def _own(config: Section) -> None:
@@ -143,7 +144,7 @@ def _paper(config: Section) -> None:
 
 
 def _hour(config: Section) -> None:
-    """The default for an hour of one CPU core: longer histories, ten times the steps."""
+    """The default for an hour of one CPU core: longer histories, 3,000 steps."""
     _pinworld(config)
     config.data.length = 128
     config.train.update(steps=3_000, warmup_steps=100, checkpoint_every=500, evaluate_every=500)
@@ -151,7 +152,7 @@ def _hour(config: Section) -> None:
 
 
 def _test(config: Section) -> None:
-    """Everything that the default does, in seconds."""
+    """Every part of a run, in seconds; without `_options`."""
     config.data.update(name="pinworld/tiny", users=16, length=16)
     config.objective.labels = 4
     config.model.update(layers=2, width=16, heads=2, embedding_dim=8, id_dim=8, pin_hidden=16)

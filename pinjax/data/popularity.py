@@ -2,7 +2,7 @@
 
 An index that is built at a time knows the rates up to then; a training query knows the rates before
 its request time. So a table of items has a column for each time, and a query reads the last column
-that is not after its request time.
+before its request time.
 """
 
 import dataclasses
@@ -60,8 +60,9 @@ class Popularity:
 def log_popularity(dataset: Dataset, window: int, times: np.ndarray) -> np.ndarray:
     """The log of `recent_rates`, with mean 0 and variance 1 over the items that existed at a time.
 
-    It is PinSage's log degree (Ying et al., KDD 2018, §4.1) per day of an item's life. The content
-    of an item does not show its popularity. The column of a time depends on nothing later.
+    It is PinSage's log degree (Ying et al., KDD 2018, §4.1) per day that the item existed in the
+    window. The content of an item does not show its popularity. The column of a time depends on
+    nothing later.
 
     Returns:
       float32 (items, times).
@@ -80,9 +81,9 @@ def log_popularity(dataset: Dataset, window: int, times: np.ndarray) -> np.ndarr
 def recent_rates(dataset: Dataset, window: int, time: int) -> np.ndarray:
     """Training users' actions a day on items in the window up to a time: float64 (items,).
 
-    An item's days are counted from its creation or from the start of the log, whichever is later. A
-    new item has few actions, so its rate is a posterior mean: the prior on rates is exponential,
-    and its mean is the mean rate of all items.
+    An item's days are counted from its creation or from the start of the window or of the log,
+    whichever is latest. A new item has few actions, so its rate is a posterior mean: the prior on
+    rates is exponential, and its mean is the mean rate of all items.
     """
     created, until = dataset.catalogue.created.astype(np.float64), int(time)
     item, acted = _training_actions(dataset)

@@ -79,7 +79,7 @@ class OneWindow:
         return f"{len(found):,} {queries}, {len(found.label_item):,} {labels}"
 
     def notes(self, split: str) -> list[str]:
-        """The description, and a note if there are few queries."""
+        """The description, and a warning if there are few queries."""
         description, number = self.describe(split), len(self._of_split(split))
         more = f"split.{split} or split.test_days of pinjax.prepare"
         if number == self.config.queries:
