@@ -64,13 +64,16 @@ def carry(
         about = _path(path)
         old = given[about]
         kind = next((kind for pattern, kind in rows.items() if re.search(pattern, about)), None)
-        if kind is None or _is_hashed(about, given):
+        if kind is None:
             _check_shape(name, about, old.shape, fresh.shape)
-            if kind is not None:
-                _check_hashed(name, about, kind, former.names(kind), later.names(kind))
             return old
-        _check_shape(name, about, old.shape[1:], fresh.shape[1:])
-        found = match(former.names(kind), later.names(kind), f"{name}: {kind}")
+        if _is_hashed(about, given):
+            _check_shape(name, about, old.shape, fresh.shape)
+            _check_hashed(name, about, kind, former.names(kind), later.names(kind))
+            found = np.arange(len(fresh))
+        else:
+            _check_shape(name, about, old.shape[1:], fresh.shape[1:])
+            found = match(former.names(kind), later.names(kind), f"{name}: {kind}")
         known = np.flatnonzero(found >= 0)
         before, after = former.tables, later.tables
         if not re.search(sharded_table.PARAMETERS, f"/{about}"):

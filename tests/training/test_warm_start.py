@@ -70,6 +70,18 @@ def test_hashed_rows_are_taken_only_if_they_stand_for_the_same(rng):
         warm_start.carry(params, like, ROWS, end(items=np.arange(6) + 1), grown, "RUN")
 
 
+@pytest.mark.parametrize(("before", "after"), [(False, True), (True, True), (True, False)])
+def test_hashed_rows_lie_where_the_later_layout_has_them(rng, before, after):
+    rows = rng.normal(size=(2_048, 2))  # without padding in either layout
+    importance = layout(before).lay_out(np.ones((6, 2)))
+    old = {"embedding": layout(before).lay_out(rows), "importance": importance}
+    importance = layout(after).lay_out(np.ones((6, 2)))
+    fresh = {"embedding": np.zeros_like(rows), "importance": importance}
+    ends = (end(sharded, items=np.arange(6)) for sharded in (before, after))
+    found = warm_start.carry({"x": {"id": old}}, {"x": {"id": fresh}}, ROWS, *ends, "RUN")
+    np.testing.assert_array_equal(found["x"]["id"]["embedding"], layout(after).lay_out(rows))
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
