@@ -32,17 +32,18 @@ class Negatives(NamedTuple):
 
 
 class HardNegatives(NamedTuple):
-    """Negatives of each pair's own.
-
-    Each stands for itself alone, so that its logit is not corrected.
+    """Negatives of each pair's own, drawn from a part of the items.
 
     Attributes:
       embeddings: (groups, pairs, hard, dim).
       ids: int32 (groups, pairs, hard); -1 is padding.
+      log_q: float32 (groups, pairs), of each of a pair's, as `Negatives.log_q`: so the sum has this
+        part of the items once more, in the measure of all others.
     """
 
     embeddings: Float[Array, "groups pairs hard dim"]
     ids: Int[Array, "groups pairs hard"]
+    log_q: Float[Array, "groups pairs"]
 
 
 def sampled_softmax(
@@ -115,6 +116,7 @@ def sampled_softmax(
         logits = scale * jnp.einsum(
             "gpd,gphd->gph", queries, hard.embeddings, preferred_element_type=jnp.float32
         )
+        logits -= lax.stop_gradient(hard.log_q)[..., None]
         excluded = (hard.ids[..., None] == excluded_ids[:, None, None]).any(axis=-1)
         logits = jnp.where(excluded | (hard.ids == -1), _MASKED, logits)
         negative = jnp.logaddexp(negative, jax.nn.logsumexp(logits, axis=-1))

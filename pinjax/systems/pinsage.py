@@ -153,7 +153,10 @@ def loss(
             log_q=log_q(negative_ids),
             positive_log_q=log_q(all_ids)[:, None],
         )
-        own = sampled_softmax.HardNegatives(hard[:, None], hard_ids[:, None])
+        # Of so many ranks each hard negative of a pair is one.
+        ranks, number = config.hard_last - config.hard_first + 1, (hard_ids >= 0).sum(axis=1)
+        own_log_q = jnp.float32(config.log_q) * jnp.log(jnp.maximum(number, 1) / ranks)
+        own = sampled_softmax.HardNegatives(hard[:, None], hard_ids[:, None], own_log_q[:, None])
         return sampled_softmax.sampled_softmax(
             *(queries[:, None], positives[:, None], negatives, scale, excluded),
             hard=own if hard_ids.size else None,

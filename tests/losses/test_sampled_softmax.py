@@ -102,6 +102,7 @@ def test_hard_negatives_of_a_pair_are_in_its_sum_alone(rng):
     embeddings = rng.normal(size=(GROUPS, PAIRS, 3, DIM)).astype(np.float32)
     ids = rng.integers(-1, 12, (GROUPS, PAIRS, 3)).astype(np.int32)
     ids[0] = -1
+    log_q = rng.normal(size=(GROUPS, PAIRS)).astype(np.float32)
     args["excluded_ids"][2] = [*args["ids"][:1], -1, -1]
     args["ids"][1:] = args["ids"][0]  # group 2 has hard negatives alone
 
@@ -115,21 +116,21 @@ def test_hard_negatives_of_a_pair_are_in_its_sum_alone(rng):
             lib.Negatives(a["embeddings"], a["ids"], a["log_q"], a["positive_log_q"]),
             a["scale"],
             a["excluded_ids"],
-            hard=lib.HardNegatives(a["hard"], ids),
+            hard=lib.HardNegatives(a["hard"], ids, log_q),
             block_size=16,
         )
         return (loss * a["weights"]).sum(), loss
 
     found, loss = gradients({k: args[k] for k in ARGUMENTS} | {"hard": embeddings})
 
-    # A pair at a time, its own negatives beside the shared ones with a correction of zero.
+    # A pair at a time, its own negatives beside the shared ones.
     expected = {k: np.zeros(np.shape(args[k])) for k in ARGUMENTS}
     expected["hard"] = np.zeros(embeddings.shape)
     for g, p in np.ndindex(GROUPS, PAIRS):
         own = {
             "embeddings": np.concatenate([args["embeddings"], embeddings[g, p]]),
             "ids": np.concatenate([args["ids"], ids[g, p]]),
-            "log_q": np.append(args["log_q"], np.zeros(3)),
+            "log_q": np.append(args["log_q"], np.full(3, log_q[g, p])),
             "weights": args["weights"] * (np.indices((GROUPS, PAIRS)) == [[[g]], [[p]]]).all(0),
         }
         true_loss, true = oracle(**(args | own))

@@ -67,7 +67,9 @@ def test_loss_is_the_formula(parts, name, corrected):
 
             logits = [q @ item[row] / 0.07 - log_q(positive)]
             logits += [q @ z / 0.07 - log_q(id) for id, z in negatives]
-            logits += [q @ z / 0.07 for z in own]
+            drawn = 0 if hard_ids is None else (hard_ids[row] >= 0).sum()
+            own_log_q = np.log(drawn / 101) if drawn and corrected else 0  # ranks 50 to 150
+            logits += [q @ z / 0.07 - own_log_q for z in own]
             losses.append(np.logaddexp.reduce(logits) - logits[0])
         return np.mean(losses)
 
