@@ -48,16 +48,22 @@ class Numbers:
     devices: int
 
     @property
+    def ends(self) -> int:
+        """Ends of a device's pairs and edges, the first targets of its subgraph."""
+        return (2 * self.pairs + self.groups) // self.devices
+
+    @property
     def targets(self) -> int:
         """Targets of a device's subgraph."""
-        ends = 2 * self.pairs + self.groups
         others = self.negatives + self.pairs * self.hard + self.groups * self.group_items
-        return ends // self.devices + min(others // self.devices, self.items)
+        return self.ends + min(others // self.devices, self.items)
 
     @property
     def most_nodes(self) -> list[int]:
         """The most nodes of each list of a subgraph below its targets."""
-        return subgraphs.most_nodes(self.targets, self.layers, self.neighbours, self.items)
+        return subgraphs.most_nodes(
+            self.targets, self.ends, self.layers, self.neighbours, self.items
+        )
 
     def shapes(
         self, sizes: list[int], widths: tuple[int, int]
@@ -174,18 +180,18 @@ class GraphBatches(batches.RandomAccess):
     def sizes(self) -> list[int]:
         """The sizes of the lists of nodes below the targets, in every batch and on every device.
 
-        They suffice for the batches that are probed, with a margin.
+        They suffice for the batches that are probed, with a margin. These are the last, which have
+        the most hard negatives.
         """
-        counted = []
-        for step in range(min(_PROBED, self.steps)):
+        n, counted = self.numbers, []
+        for step in range(max(0, self.steps - _PROBED), self.steps):
             drawn = self._draw(step)
-            for device in range(min(_PROBED, self.numbers.devices)):
+            for device in range(min(_PROBED, n.devices)):
                 targets, near, _ = self._targets(step, self._share(drawn, device))
-                counted.append(subgraphs.count(targets, near, self.table, self.numbers.layers))
+                counted.append(subgraphs.count(targets, n.ends, near, self.table, n.layers))
         probed = np.max(counted, axis=0) * _MARGIN
         return [
-            min(-int(-size // 8) * 8, most)
-            for size, most in zip(probed, self.numbers.most_nodes, strict=True)
+            min(-int(-size // 8) * 8, most) for size, most in zip(probed, n.most_nodes, strict=True)
         ]
 
     @functools.cached_property
@@ -286,7 +292,8 @@ class GraphBatches(batches.RandomAccess):
     def _subgraph(self, step: int, share: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The fields of a device."""
         targets, near, places = self._targets(step, share)
-        nodes, hops = subgraphs.sample(targets, near, self.table, self.sizes)
+        ends = self.numbers.ends
+        nodes, hops = subgraphs.sample(targets, ends, near, self.table, self.sizes)
         fields = {"nodes": nodes, **places}
         for layer, hop in enumerate(hops):
             fields |= {f"{name}_{layer}": values for name, values in hop._asdict().items()}

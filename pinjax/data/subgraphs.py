@@ -5,6 +5,10 @@ some targets there are L + 1 lists of nodes: the targets, their distinct neighbo
 the distinct neighbours of those, and so on down to the nodes whose features are read. Lists are
 padded to fixed sizes, so that a compiled step serves all batches. If a list has more nodes than
 its size, the neighbours with the least weight are left out.
+
+The first targets, `ends`, have neighbours of their own in every convolution, where all other nodes
+have those of a table. So they stand at the beginning of every list but that of the inputs, one by
+one, and a node that is also another one's neighbour is there once more.
 """
 
 from typing import NamedTuple
@@ -41,34 +45,47 @@ class Subgraph(NamedTuple):
     hops: tuple[Hop, ...]
 
 
-def most_nodes(targets: int, layers: int, top: int, items: int) -> list[int]:
+def most_nodes(targets: int, ends: int, layers: int, top: int, items: int) -> list[int]:
     """The most nodes of each list below the targets, that of the inputs last."""
     sizes = [targets]
-    for _ in range(layers):
-        sizes.append(min(sizes[-1] * (top + 1), items))
+    for kept in _kept(ends, layers):
+        sizes.append(kept + min(sizes[-1] * (top + 1), items))
     return sizes[1:]
 
 
 def sample(
-    targets: np.ndarray, neighbours: Neighbours, table: Neighbours, sizes: list[int]
+    targets: np.ndarray, ends: int, neighbours: Neighbours, table: Neighbours, sizes: list[int]
 ) -> Subgraph:
     """The subgraph of some targets.
 
     Args:
       targets: int32 (n,), items; -1 is padding. An item may be there several times.
+      ends: how many of the targets, from the first, have their own neighbours in every convolution.
       neighbours: of the targets, (n, T).
       table: of all items.
       sizes: of each list of nodes below the targets, that of the inputs last; its length is the
         number of convolutions.
     """
-    nodes, hops = targets, []
-    for size in sizes:
-        below, hop = _hop(nodes, neighbours, size)
+    nodes, near, hops = targets, neighbours, []
+    for kept, size in zip(_kept(ends, len(sizes)), sizes, strict=True):
+        if hops:
+            near = _near(nodes, ends, neighbours, table)
+        nodes, hop = _hop(nodes, near, kept, size)
         hops.append(hop)
-        nodes = below
-        if len(hops) < len(sizes):
-            neighbours = rows(table, nodes)
     return Subgraph(nodes, tuple(reversed(hops)))
+
+
+def _kept(ends: int, layers: int) -> list[int]:
+    """How many ends stand one by one in each list below the targets: none among the inputs."""
+    return [ends] * (layers - 1) + [0] * min(layers, 1)
+
+
+def _near(nodes: np.ndarray, ends: int, neighbours: Neighbours, table: Neighbours) -> Neighbours:
+    """The neighbours of a list of nodes that begins with the ends."""
+    near = rows(table, nodes)
+    for of_node, own in zip(near, neighbours, strict=True):
+        of_node[:ends] = own[:ends]
+    return near
 
 
 def rows(table: Neighbours, nodes: np.ndarray) -> Neighbours:
@@ -80,27 +97,34 @@ def rows(table: Neighbours, nodes: np.ndarray) -> Neighbours:
     )
 
 
-def count(targets: np.ndarray, neighbours: Neighbours, table: Neighbours, layers: int) -> list[int]:
+def count(
+    targets: np.ndarray, ends: int, neighbours: Neighbours, table: Neighbours, layers: int
+) -> list[int]:
     """The number of nodes of each list below the targets, that of the inputs last."""
     found = []
-    nodes = targets
-    for _ in range(layers):
-        nodes = distinct(np.concatenate([nodes, neighbours.ids.ravel()]))[0]
-        neighbours = rows(table, nodes)
+    nodes, near = targets, neighbours
+    for kept in _kept(ends, layers):
+        if found:
+            near = _near(nodes, ends, neighbours, table)
+        others = distinct(np.concatenate([nodes[kept:], near.ids.ravel()]))[0]
+        nodes = np.concatenate([nodes[:kept], others])
         found.append(len(nodes))
     return found
 
 
-def _hop(nodes: np.ndarray, neighbours: Neighbours, size: int) -> tuple[np.ndarray, Hop]:
-    """The list of nodes below, int32 (size,), and how `nodes` are read from it."""
-    found, own = distinct(nodes)
-    most = len(found)
+def _hop(nodes: np.ndarray, neighbours: Neighbours, kept: int, size: int) -> tuple[np.ndarray, Hop]:
+    """The list of nodes below, int32 (size,), and how `nodes` are read from it.
+
+    The first `kept` nodes stand at its beginning, as they are.
+    """
+    found, own = distinct(nodes[kept:])
+    most, size = len(found), size - kept
     found, place = distinct(np.concatenate([found, neighbours.ids.ravel()]))
     place = place[most:].reshape(neighbours.ids.shape)
     weights = neighbours.weights
     if len(found) > size:
         if most > size:
-            raise ValueError(f"{most} nodes do not fit into {size}")
+            raise ValueError(f"{most + kept} nodes do not fit into {size + kept}")
         total = np.bincount(place[place >= 0], weights[place >= 0], minlength=len(found))
         total[:most] = np.inf
         keep = np.sort(np.argsort(-total, kind="stable")[:size])
@@ -108,9 +132,11 @@ def _hop(nodes: np.ndarray, neighbours: Neighbours, size: int) -> tuple[np.ndarr
         moved[keep] = np.arange(size)
         found, place, own = found[keep], moved[place], moved[own]
         weights = np.where(place >= 0, weights, 0)
-    below = np.full(size, -1, np.int32)
-    below[: len(found)] = found
-    return below, Hop(np.maximum(own, 0), place, np.asarray(weights, np.float32))
+    below = np.full(kept + size, -1, np.int32)
+    below[:kept], below[kept : kept + len(found)] = nodes[:kept], found
+    own = np.concatenate([np.arange(kept, dtype=np.int32), kept + np.maximum(own, 0)])
+    place = np.where(place >= 0, kept + place, -1)
+    return below, Hop(own, place, np.asarray(weights, np.float32))
 
 
 def distinct(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

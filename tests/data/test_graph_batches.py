@@ -48,6 +48,29 @@ def make(graph, pairs=None, devices=1, shard=(0, 1), **fields):
     )
 
 
+def test_the_last_batches_have_room_for_their_hard_negatives(tmp_path):
+    rng = np.random.default_rng(0)
+    items = 4_000
+    edges = np.stack([np.arange(items), rng.permutation(items) // 4], axis=1)
+    edges = np.append(edges, np.stack([np.arange(items), rng.permutation(items) // 4], 1), axis=0)
+    csr.write(tmp_path, edges, items, items // 4)
+    graph = csr.read(tmp_path)
+    every = np.arange(items, dtype=np.int32)
+    made = dataclasses.replace(
+        make(graph, items=items, hard=40),
+        table=walks.neighbourhoods(graph, every, WALKS, 0),
+        find_hard=lambda: rng.integers(items, size=(items, 50)).astype(np.int32),
+        hard_after=1,
+        steps=41,
+    )
+    batch = made[40]
+    assert (batch["hard"] >= 0).all()
+    assert made.sizes[-1] < items  # otherwise there is always room
+    targets, near, _ = made._targets(40, made._share(made._draw(40), 0))
+    kept = batch[graph_batches.BY_DEVICE + "neighbours_1"][0]
+    assert (kept >= 0).sum() == (near.ids >= 0).sum() > len(targets)
+
+
 @pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize("devices", [1, 2])
 def test_shapes_are_those_of_every_batch(graph, layers, devices):
@@ -136,10 +159,12 @@ def test_hard_negatives_come_one_after_the_other(graph):
         assert all(set(row) <= {*of, -1} for row, of in zip(batch["hard"], candidates, strict=True))
 
 
-def test_a_pairs_own_edge_does_not_tell_one_item_of_the_other(tmp_path):
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_pairs_own_edge_does_not_tell_one_item_of_the_other(tmp_path, layers):
     """Pairs of items with one group in common, which only this group connects, are no neighbours.
 
-    The same holds of an edge of a group: its item is not among the group's items, nor finds them.
+    They are not in any convolution. The same holds of an edge of a group: its item is not among the
+    group's items, nor finds them.
     """
     number = 20
     item = np.arange(2 * number)
@@ -152,7 +177,7 @@ def test_a_pairs_own_edge_does_not_tell_one_item_of_the_other(tmp_path):
     pairs = item_pairs.Engagements(first, first + 1, graph.items)
     every = np.arange(4 * number, dtype=np.int32)
     made = dataclasses.replace(
-        make(graph, pairs, layers=1, items=4 * number),
+        make(graph, pairs, layers=layers, items=4 * number),
         table=walks.neighbourhoods(graph, every, WALKS, 0),
         find_hard=lambda: np.zeros((4 * number, 3), np.int32),
     )
@@ -163,15 +188,20 @@ def test_a_pairs_own_edge_does_not_tell_one_item_of_the_other(tmp_path):
             for name, values in batch.items()
             if name.startswith(graph_batches.BY_DEVICE)
         }
-        nodes, near = graph_of["nodes"], graph_of["neighbours_0"]
-        for row, (query, item) in enumerate(zip(batch["query"], batch["item"], strict=True)):
-            for end, other in ((row, item), (row + 8, query)):
-                found = nodes[near[end][near[end] >= 0]]
-                assert len(found)
-                assert other not in found
-        targets = nodes[graph_of["own_0"]]
+        lists = [graph_of["nodes"]]
+        for layer in range(layers):
+            lists.append(lists[-1][graph_of[f"own_{layer}"]])
+        near = [
+            [of_layer[row[row >= 0]] for row in graph_of[f"neighbours_{layer}"]]
+            for layer, of_layer in enumerate(lists[:-1])
+        ]
+        for of_layer, ends in zip(near, lists[1:], strict=True):
+            for row, (query, item) in enumerate(zip(batch["query"], batch["item"], strict=True)):
+                for end, this, other in ((row, query, item), (row + 8, item, query)):
+                    assert ends[end] == this
+                    assert len(of_layer[end])
+                    assert other not in of_layer[end]
         for row, item in enumerate(batch["group_item"]):
-            members = targets[graph_of["group_at"][row]][graph_of["group_weights"][row] > 0]
-            found = nodes[near[16 + row][near[16 + row] >= 0]]
+            members = lists[-1][graph_of["group_at"][row]][graph_of["group_weights"][row] > 0]
             assert item not in members
-            assert not set(members) & set(found)
+            assert not any(set(members) & set(of_layer[16 + row]) for of_layer in near)
