@@ -124,9 +124,12 @@ def loss(
 
     scale = temperature.Temperature().apply(params["temperature"])
     corrected = jnp.float32(config.log_q)
+    # Masked are the product that a query itself is, -1 for a search, and all products of the query
+    # in the batch, the pair's own among them.
+    itself = encoder.tables.gather(constants["query_items"], batch["query"])
+    excluded = jnp.concatenate([itself[:, None], batch["excluded"]], axis=1)
 
     def term(ids: jax.Array, embeddings: jax.Array, num_batch: int, num_random: int) -> jax.Array:
-        """The products of a pair's query in the batch are masked, its own among them."""
         log_q = sampled_softmax.log_expected_count(
             count_min_sketch.log_probability(sketches["products"], ids),
             *(num_batch, num_random, len(corpus)),
@@ -135,7 +138,7 @@ def loss(
             embeddings, ids, corrected * log_q, corrected * positive_log_q[:, None]
         )
         return sampled_softmax.sampled_softmax(
-            queries[:, None], positives[:, None], negatives, scale, batch["excluded"]
+            queries[:, None], positives[:, None], negatives, scale, excluded
         )[:, 0]
 
     in_batch = all_products, everywhere(positives)
@@ -188,6 +191,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     queries = sharding.abstract_table(
         mesh, encoder.tables, (spec.num_queries, spec.query_dim), jnp.bfloat16
     )
+    query_items = sharding.abstract_table(mesh, encoder.tables, (spec.num_queries,), jnp.int32)
     corpus = jax.ShapeDtypeStruct((spec.num_engaged,), jnp.int32)
 
     def products(params: Any, constants: dict[str, Any], rows: jax.Array) -> jax.Array:
@@ -203,6 +207,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         constants={
             "products": product_table.abstract(config, mesh, encoder.tables, spec),
             "queries": queries,
+            "query_items": query_items,
             "corpus": sharding.abstract(mesh, corpus),
         },
         batch=engagements.abstract_batch(mesh, made_up),
@@ -231,6 +236,7 @@ def bind(
     constants = {
         "products": product_table.place(products, dataset, mesh, layout),
         "queries": place(dataset.queries.vectors.astype(jnp.bfloat16)),
+        "query_items": place(dataset.queries.items),
         "corpus": jax.device_put(corpus, sharding.replicated(mesh)),
     }
     found = product_table.findable(products)

@@ -20,7 +20,7 @@ SYSTEM = "itemsage"
 SIZE, RANDOM = 32, 24
 
 
-def expected_losses(config, queries, products, batch, random, num_corpus, scale, certain):
+def expected_losses(config, queries, itself, products, batch, random, num_corpus, scale, certain):
     """Each term of each pair, one pair at a time in float64; P(p | q) is 1 where it is certain."""
     pairs = list(zip(batch["query"].tolist(), batch["item"].tolist(), strict=True))
     num_pairs = len(pairs)
@@ -40,7 +40,7 @@ def expected_losses(config, queries, products, batch, random, num_corpus, scale,
     def term(negatives, num_batch, num_random):
         losses = []
         for (query, product), own_log_q in zip(pairs, positive_log_q, strict=True):
-            excluded = {product for q, product in pairs if q == query}
+            excluded = {product for q, product in pairs if q == query} | {itself[query]}
             logits = [scale * queries[query] @ products[product] - config.log_q * own_log_q]
             logits += [
                 scale * queries[query] @ products[n]
@@ -66,18 +66,23 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     config = make_config(loss=loss)
     system = registry.create(config, mesh)
     params, sketches = jax.jit(system.trainable.init)(jax.random.key(1))
+    key, dataset = jax.random.key(2), dataset_lib.load(config.data.name, config.data.dir)
+    corpus, itself = np.unique(dataset.pairs("train")["item"]), dataset.queries.items.tolist()
+    random = corpus[np.asarray(jax.random.randint(key, (RANDOM,), 0, len(corpus)))].tolist()
     batch = next(system.batches(0))
     batch["query"][:5] = batch["query"][0]  # a query with several products
+    # Queries that are themselves a random product, or another one of the batch.
+    for row, products in ((5, random), (6, batch["item"][7:].tolist())):
+        batch["query"][row] = next(itself.index(i) for i in products if i in itself)
     for row, query in zip(batch["excluded"], batch["query"], strict=True):
         same = batch["item"][batch["query"] == query]
         row[:] = np.append(same, np.full(len(row) - len(same), -1))
-    key, loss = jax.random.key(2), jax.jit(system.trainable.loss)
+    loss = jax.jit(system.trainable.loss)
     counts = sketches["pairs"].table + jnp.uint32(1_000)  # of other pairs in the same counters
     many = {**sketches, "pairs": sketches["pairs"].replace(table=counts)}
     with_many, _ = loss(params, system.constants, many, batch, key)
     value, (metrics, sketches) = loss(params, system.constants, sketches, batch, key)
 
-    dataset = dataset_lib.load(config.data.name, config.data.dir)
     queries = dataset.queries.vectors.astype(jnp.bfloat16).astype(np.float64)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     encoder = itemsage.make_encoder(config, len(dataset.vocabulary), mesh)
@@ -85,12 +90,11 @@ def test_loss_is_the_formula(make_config, terms, log_q, mesh):
     inputs, fits = product_table.gather(encoder, system.constants["products"], everything, 2**17)
     assert fits
     products = np.asarray(encoder.apply(params["encoder"], *inputs), np.float64)
-    corpus = np.unique(dataset.pairs("train")["item"])
     assert len(corpus) < len(products)
-    random = corpus[np.asarray(jax.random.randint(key, (RANDOM,), 0, len(corpus)))].tolist()
 
     losses_of = functools.partial(
-        expected_losses, config.loss, queries, products, batch, random, len(corpus), 1 / 0.07
+        *(expected_losses, config.loss, queries, itself, products, batch, random),
+        *(len(corpus), 1 / 0.07),
     )
     losses = losses_of(certain=False)
     names = ("in_batch", "random") if terms == "summed" else (terms,)
