@@ -89,13 +89,13 @@ def num_tokens(config: ConfigDict, texts: Any) -> np.ndarray:
 
 
 def with_lengths(config: ConfigDict, spec: Spec, texts: Any, pairs: np.ndarray) -> Spec:
-    """A spec with the lengths of texts by a pretrained tokenizer.
+    """A spec with the lengths of the texts of a run's own pairs, by its tokenizer.
 
     Args:
       config: of the run.
-      spec: of the data set, whose lengths are in words.
+      spec: of the data set, whose lengths are in words, and of all training pairs.
       texts: of `read`.
-      pairs: `pairs.PAIR` (n,), the training pairs.
+      pairs: `pairs.PAIR` (n,), the pairs that the run trains on.
     """
     words, found = num_tokens(config, texts) - 1, {}  # [CLS] is no word
     for row, task in enumerate(spec.tasks):

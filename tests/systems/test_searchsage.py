@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pinjax.data import dataset as dataset_lib
-from pinjax.data import item_features
+from pinjax.data import item_features, pairs
 from pinjax.data.spec import Spec
 from pinjax.data.text import word_ids
 from pinjax.errors import InputError
@@ -54,6 +54,7 @@ def test_what_a_cap_leaves_out_is_not_counted(make_config, mesh, data_dir):
     dataset = dataset_lib.load(config.data.name, data_dir)
     train = dataset.pairs("train")
     items = train["item"][train["task"] == dataset.spec.tasks.index("text/click")]
+    items = items[item_features.item_vectors(dataset)[items].any(axis=1)]
     mean = config.train.steps * config.data.pairs / len(np.unique(items))
     assert len(items) > 2 * len(np.unique(items))
     counted = registry.create(config, mesh).summary["sketches"]
@@ -136,6 +137,55 @@ def test_only_items_with_a_vector_are_found(make_config, mesh, data_dir):
         rows = [row for row in table.rows if row.task == task]
         assert {"SearchSage", "oracle", "co-occurrence"} < {row.method for row in rows}
         assert all(row.metrics["R@100"].value <= most for row in rows)
+
+
+def test_pairs_without_a_vector_are_left_out(make_config, mesh, data_dir):
+    config = make_config()
+    dataset = dataset_lib.load(config.data.name, data_dir)
+    train = dataset.pairs("train")
+    tasks = [dataset.spec.tasks.index(name) for name, *_ in config.tasks]
+    train = train[np.isin(train["task"], tasks)]
+    left = train[np.diff(dataset.catalogue.image_offsets)[train["item"]] > 0]
+    assert 0 < len(left) < len(train)
+    system = registry.create(config, mesh)
+    assert f": {len(left):,} pairs of " in system.summary["data set"]
+    seen = np.concatenate([batch["item"] for batch in system.batches(0)])
+    assert len(seen) == 30 * 32
+    assert np.isin(seen, left["item"]).all()
+
+
+def test_a_task_of_items_without_a_vector_is_refused(make_config, mesh, data_dir, other_data):
+    dataset = dataset_lib.load("pinworld/tiny", data_dir)
+    train, tasks = dataset.pairs("train"), dataset.spec.tasks
+    has_vector = np.diff(dataset.catalogue.image_offsets)[train["item"]] > 0
+    saved = train["task"] == tasks.index("text/save")
+    assert 0 < np.sum(saved & has_vector) < np.sum(saved)
+    train["task"][saved & has_vector] = tasks.index("text/click")
+    name = other_data(lambda directory: pairs.write(directory / "pairs" / "train.parquet", train))
+    config = make_config(data={"name": name})
+    registry.build(config, mesh)
+    with pytest.raises(
+        InputError,
+        match=r"^tasks: other has no training pair of 'text/save' whose item has a vector$",
+    ):
+        registry.create(config, mesh)
+    config.tasks = config.tasks[:1]
+    registry.create(config, mesh)
+
+
+def test_there_is_room_for_the_texts_that_are_trained_on(make_config, mesh, data_dir, other_data):
+    """Not for those of pairs that are left out."""
+    dataset = dataset_lib.load("pinworld/tiny", data_dir)
+    spaces = np.char.count(dataset.queries.searches, " ")
+    is_text = dataset.queries.kinds == "text"
+    short, long = (np.flatnonzero(is_text & (spaces == number))[0] for number in (0, 3))
+    train = dataset.pairs("train")
+    has_vector = np.diff(dataset.catalogue.image_offsets)[train["item"]] > 0
+    train["query"] = np.where(has_vector, short, long)
+    name = other_data(lambda directory: pairs.write(directory / "pairs" / "train.parquet", train))
+    config = make_config(model={"encoder": "bert"}, data={"name": name, "pairs": 128})
+    texts = registry.create(config, mesh).summary["texts"]
+    assert texts == "128 queries on each device in 256 tokens, with padding 1,024"
 
 
 def check_texts(dataset, served):
