@@ -61,6 +61,26 @@ def read(directory: epath.PathLike) -> Graph:
     return Graph(*sides)
 
 
+def of_items(graph: Graph, keep: np.ndarray) -> Graph:
+    """The edges of some items, in memory; the graph itself if others have none.
+
+    Args:
+      graph: of all items.
+      keep: bool (items,).
+    """
+    degrees = np.diff(graph.items.offsets)
+    if not degrees[~keep].any():
+        return graph
+    group = np.repeat(np.arange(len(graph.groups.offsets) - 1), np.diff(graph.groups.offsets))
+    kept = keep[graph.groups.neighbours]
+    of_groups = np.bincount(group[kept], minlength=len(graph.groups.offsets) - 1)
+    sides = (
+        (np.where(keep, degrees, 0), graph.items.neighbours[np.repeat(keep, degrees)]),
+        (of_groups, graph.groups.neighbours[kept]),
+    )
+    return Graph(*(Side(np.append(0, np.cumsum(d)), np.asarray(n)) for d, n in sides))
+
+
 def write_side(
     directory: epath.PathLike,
     side: str,

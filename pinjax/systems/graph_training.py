@@ -64,18 +64,18 @@ def batches_of(config: ConfigDict, mesh: Mesh, dataset: Dataset) -> graph_batche
     Raises:
       InputError: if the data set has no pair of items.
     """
-    data, seed, graph, spec = config.data, config.train.seed, dataset.graph, dataset.spec
-    walked = walks.Walks(data.walks, data.walk_steps, data.walk_restart, data.neighbours)
-    table = neighbourhoods.ensure(dataset_lib.home(data.dir), graph, spec.digest, walked, seed)
-    pairs = _pairs(config, dataset)
+    seed, spec = config.train.seed, dataset.spec
+    # Edges without times, as those of tags, are of items of the future, too.
+    graph = csr.of_items(dataset.graph, dataset.catalogue.created <= spec.train_end)
+    pairs = _pairs(config, dataset, graph)
     # Random negatives are items of pairs: of others a model only learns that they are never found.
     corpus = np.flatnonzero(pairs.counts).astype(np.int32)
     counted = numbers(config, spec, mesh)
     return graph_batches.GraphBatches(
         numbers=counted,
         graph=graph,
-        table=table,
-        walks=walked,
+        table=neighbours_in(config, dataset, graph),
+        walks=_walks(config),
         pairs=pairs,
         find_hard=functools.partial(_hard, graph, config.loss, seed),
         hard_after=config.loss.hard_after,
@@ -84,6 +84,18 @@ def batches_of(config: ConfigDict, mesh: Mesh, dataset: Dataset) -> graph_batche
         seed=seed,
         shard=(jax.process_index(), jax.process_count()),
     )
+
+
+def neighbours_in(config: ConfigDict, dataset: Dataset, graph: csr.Graph) -> walks.Neighbours:
+    """The neighbours of all items in the graph of a data set, or in that of its training items."""
+    part = "" if graph is dataset.graph else ", items of training"
+    home, digest = dataset_lib.home(config.data.dir), dataset.spec.digest + part
+    return neighbourhoods.ensure(home, graph, digest, _walks(config), config.train.seed)
+
+
+def _walks(config: ConfigDict) -> walks.Walks:
+    data = config.data
+    return walks.Walks(data.walks, data.walk_steps, data.walk_restart, data.neighbours)
 
 
 def _hard(graph: csr.Graph, config: ConfigDict, seed: int) -> np.ndarray:
@@ -97,8 +109,8 @@ def _hard(graph: csr.Graph, config: ConfigDict, seed: int) -> np.ndarray:
     )
 
 
-def _pairs(config: ConfigDict, dataset: Dataset) -> item_pairs.Source:
-    graph, name = dataset.graph, dataset.spec.name
+def _pairs(config: ConfigDict, dataset: Dataset, graph: csr.Graph) -> item_pairs.Source:
+    name = dataset.spec.name
     if config.data.groups and np.diff(graph.groups.offsets).max() < 2:
         raise InputError(f"data.groups={config.data.groups}: no group of {name} has two items")
     if config.data.pairs_from == "groups":

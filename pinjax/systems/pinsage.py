@@ -238,13 +238,13 @@ def bind(
     source = graph_training.source_of(config, dataset)
     evaluator = evaluator_lib.Evaluator("PinSage", source)
     rows = np.flatnonzero(graph_source.known_items(dataset))
-    scratch = dataset_lib.home(config.data.dir)
+    scratch, near = dataset_lib.home(config.data.dir), train_batches.table
+    if train_batches.graph is not graph:
+        near = graph_training.neighbours_in(config, dataset, graph)
 
     def embed_items(params: Any) -> np.ndarray:
         """The vectors of all items after the last convolution, and their embeddings."""
-        return layerwise.embed_items(
-            *(trainable.embedders, params, constants, train_batches.table, scratch)
-        )
+        return layerwise.embed_items(*(trainable.embedders, params, constants, near, scratch))
 
     def embed_groups(params: Any, states: np.ndarray, groups: np.ndarray) -> np.ndarray:
         vectors = states[:, : -config.model.embedding_dim]

@@ -4,10 +4,12 @@ import functools
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pinjax.data import catalogue, graph_batches
 from pinjax.data import dataset as dataset_lib
-from pinjax.data import graph_batches
 from pinjax.errors import InputError
 from pinjax.evaluation import graph_source
 from pinjax.graph import groups
@@ -154,6 +156,34 @@ def test_an_item_that_was_never_trained_on_is_embedded_from_its_edges(parts, mes
     lengths = np.linalg.norm(states[[unseen], -dim:], axis=1)
     np.testing.assert_allclose(lengths, 1, rtol=1e-5)
     assert states[unseen, -dim:] @ others[unseen, -dim:] < 0.999
+
+
+def test_items_of_the_future_are_in_no_batch(parts, make_config, mesh, other_data):
+    """They are embedded from their edges, as any other item."""
+    _, dataset, *_ = parts()
+    degrees = np.diff(dataset.graph.items.offsets)
+    queries, train = dataset.queries.items, _pairs(dataset)
+    paired = np.append(queries[train["query"]], train["item"])
+    future = np.setdiff1d(np.flatnonzero(degrees > 1), paired)[::2]
+
+    def change(directory):
+        items = pq.read_table(directory / catalogue.FILE)
+        created = items["created"].to_numpy().copy()
+        created[future] = dataset.spec.train_end + 1
+        column = items.schema.get_field_index("created")
+        made = pa.array(created, items.schema.field(column).type)
+        pq.write_table(items.set_column(column, "created", made), directory / catalogue.FILE)
+
+    system = registry.create(make_config(data={"name": other_data(change)}), mesh)
+    batches = system.batches(25)  # with hard negatives
+    seen = [value for batch in (next(batches), next(batches)) for value in batch.items()]
+    names = ("query", "item", "group_item", "hard", "negatives", "graph_nodes")
+    seen = np.concatenate([values.ravel() for name, values in seen if name in names])
+    assert len(future) > 20
+    assert not np.isin(seen, future).any()
+    params, _ = jax.jit(system.trainable.init)(jax.random.key(1))
+    served = system.serve(params, system.as_of).items
+    assert np.isin(future, served.rows).all()
 
 
 def test_groups_may_be_left_out(parts):
