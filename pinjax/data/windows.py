@@ -205,7 +205,7 @@ class Sampler:
         if self.last_action_share:
             uniform = last_action.favour(uniform, self.last_action_share)
         ends = _choose(may_end, offsets, uniform)
-        window, inside = _window(offsets[:-1], ends, self.length)
+        window, inside = last_of(offsets[:-1], ends, self.length)
         by_position, by_wait, by_label = np.split(
             uniforms[:, 1:], [self.length, 2 * self.length], axis=1
         )
@@ -313,14 +313,15 @@ def history(
       the fields of `timelines.ACTION`, each (B, M), with item -1 for padding; and
       `request_time` uint32 (B, M), unix seconds, when the embedding at an action is requested.
     """
-    index, inside = _window(starts, ends, length)
+    index, inside = last_of(starts, ends, length)
     window = records[index]
     window[~inside] = _PADDING
     fields = {name: np.ascontiguousarray(window[name]) for name in timelines.ACTION.names}
     return {**fields, "request_time": np.maximum(fields["time"], request_times).astype(np.uint32)}
 
 
-def _window(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+def last_of(starts: np.ndarray, ends: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The last places of each range from a start to an end, (B, length), and which are in it."""
     index = ends[:, None] + np.arange(1 - length, 1)
     inside = index >= starts[:, None]
     return np.where(inside, index, 0), inside

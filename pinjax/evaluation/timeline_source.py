@@ -43,6 +43,14 @@ class _Actions:
         """Row of the user of each action."""
         return np.searchsorted(self.offsets, action, "right") - 1
 
+    def engaged(self, starts: np.ndarray, ends: np.ndarray, length: int) -> np.ndarray:
+        """Items of the last positive actions from a start to an end, int32 (n, length), or -1."""
+        first = np.searchsorted(self.positive, starts)
+        last = np.searchsorted(self.positive, ends, "right") - 1
+        place, inside = windows.last_of(first, last, length)
+        action = np.append(self.positive, 0)[place]  # there may be none
+        return np.where(inside, self.records["item"][action], -1)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TimelineSource:
@@ -230,7 +238,7 @@ class TimelineSource:
             query_user=query_user,
             query_time=histories["request_time"][:, -1].astype(np.int64),
             features=histories,
-            context=histories["item"],
+            context=actions.engaged(starts, ends, max(self.context_lengths)),
             history=ends + 1 - starts,
             label_query=label_query,
             label_item=records["item"][label],

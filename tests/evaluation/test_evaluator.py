@@ -155,7 +155,7 @@ def test_an_oracle_of_several_vectors_shows_a_list_for_each_label(make_config, r
     for query, item, exists in zip(
         queries.label_query, queries.label_item, queries.label_exists, strict=True
     ):
-        own = items @ vectors[queries.context[query, -1]].T
+        own = items @ vectors[queries.features["item"][query, -1]].T
         top = held[np.argsort(-own[held, own[item].argmax()])]
         hits[query].append(exists and item in top[:10])
         share = np.unique(source.topics[top[:50]], return_counts=True)[1] / 50
