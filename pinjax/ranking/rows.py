@@ -111,8 +111,8 @@ def make(
       created: uint32 (items,), unix seconds from which items exist.
       start: unix seconds; rows are later.
       sampled: how many items are sampled for each label, of those in the log that existed before.
-        0: none; the log's other actions are the rows without a label. None: 0 if there are such
-        actions, else `SAMPLED`.
+        0: none; the log's other actions are the rows without a label, but for those on an item
+        that has a label in the same request. None: 0 if there are such actions, else `SAMPLED`.
 
     Raises:
       InputError: if there are no labels, or nothing else.
@@ -130,6 +130,11 @@ def make(
         # told from all that are sampled.
         kept &= log.positive & (created[log.records["item"]] < time)
     found = np.flatnonzero(kept)
+    request = np.arange(len(found)) if sampled else _requests(log.user[found], time[found])
+    # What is wanted was shown first: without this, each label would have its twin without one.
+    listed, positive = request * len(created) + log.records["item"][found], log.positive[found]
+    single = positive | ~np.isin(listed, listed[positive])
+    found, request = found[single], request[single]
     records, user, time = log.records[found], log.user[found], time[found]
     types = [row for row, least in enumerate(positives.min_seconds) if np.isfinite(least)]
     labels = log.positive[found, None] & (records["action"][:, None] == types)
@@ -137,7 +142,6 @@ def make(
     if len(types) > 1:
         names, labels = (ANY, *names), np.c_[labels.any(axis=1), labels]
     item = records["item"].astype(np.int64)
-    request = np.arange(len(found)) if sampled else _requests(user, time)
     test = time >= np.quantile(time, 1 - TEST_SHARE, method="higher") if len(found) else kept[found]
     rows = Rows(names, user, item, time, request, labels, test, sampled)
     if sampled:

@@ -48,6 +48,24 @@ def test_a_request_ends_with_a_pause(make_log, positives, spec, created):
         assert (rows.request[before] == rows.request[after]) == same
 
 
+def test_what_is_shown_and_then_wanted_is_no_row_without_a_label(
+    make_log, positives, spec, created
+):
+    """Looking at each item 5 seconds before it is wanted adds no row."""
+    log = make_log()
+    seen = log.records[log.positive]
+    seen["time"] -= 5
+    seen["action"] = ACTIONS.index("hide")
+    records, user = np.r_[log.records, seen], np.r_[log.user, log.user[log.positive]]
+    order = np.lexsort((records["time"], user))
+    records, user = records[order], user[order]
+    longer = dataclasses.replace(log, user=user, records=records, positive=positives(records))
+    found, expected = (rows_lib.make(x, positives, spec, created, START) for x in (longer, log))
+    assert len(longer.user) > len(log.user)
+    for name in ("user", "item", "time", "request", "labels", "test"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), name)
+
+
 def test_sampled_items_existed_and_are_not_wanted(make_log, positives, spec, created):
     log = make_log(types=("save",))
     rows = rows_lib.make(log, positives, spec, created, START)
