@@ -2,13 +2,14 @@
 
 import dataclasses
 import importlib.util
+import types
 
 import numpy as np
 import pytest
 
 from pinjax.evaluation import baselines, engagements, retrievers, vector_search
 from pinjax.evaluation import queries as queries_lib
-from pinjax.retrieval import exact
+from pinjax.retrieval import exact, tuning
 from pinjax.retrieval import index as index_lib
 
 USERS, ITEMS, TIME = 30, 80, 1_000
@@ -308,6 +309,31 @@ def test_what_an_approximate_search_loses_is_missed(rng, monkeypatch):
     among = int((items[held] @ users[2] >= items[7] @ users[2]).sum())
     assert exactly.tolist() == [0, min(among, 51), 0]
     assert found.tolist() == [queries.listed, min(among - 1, 51), 0]
+
+
+@pytest.mark.parametrize("padded", [0, 2, 3])
+def test_an_approximate_search_is_not_measured_on_padding(rng, monkeypatch, padded):
+    """Whatever is found for a vector of zeros is right."""
+    vectors, items = unit(rng, USERS, 3, 4), unit(rng, ITEMS, 4)
+    vectors[:, 3 - padded :] = 0
+    measured = np.zeros((0, 4), np.float32)
+
+    def compare(index, vectors, k):
+        nonlocal measured
+        measured = vectors
+        return tuning.queries(index, vectors, k)
+
+    def create(ids, vectors, *_):
+        return index_lib.Index(ids, vectors)
+
+    patched = types.SimpleNamespace(queries=compare, measure=tuning.measure)
+    monkeypatch.setattr(vector_search, "tuning", patched)
+    monkeypatch.setattr(vector_search.index_lib, "create", create)
+    retriever = vector_search.of_vectors(vectors.__getitem__, items)
+    found = vector_search.ScannSearch(retriever).answer(make_queries(rng), make_index())
+    expected = vectors[:, : 3 - padded].reshape(-1, 4)
+    np.testing.assert_array_equal(np.sort(measured, axis=0), np.sort(expected, axis=0))
+    assert ("ANN recall@10" in found.figures) == (padded < 3)
 
 
 @pytest.mark.parametrize("depth", [10, 50])
