@@ -217,10 +217,13 @@ def _queries(found: embeddings.Embeddings, index: index_lib.Index) -> Iterator[t
     tables = [name for name in ("users", embeddings.QUERIES) if source.ids(name) is not None]
     if not tables and source is not found:
         raise InputError(f"--queries={QUERIES.value} has neither users nor queries")
-    vectors = _vectors(source, tables[0]) if tables else index.vectors
+    table = tables[0] if tables else TABLE.value
+    same = source.directory.resolve() == found.directory.resolve()
+    indexed = same and table == TABLE.value
+    vectors = index.vectors if indexed else _vectors(source, table)
     rows = np.random.default_rng(0).permutation(len(vectors))[: 2 * _QUERIES]
     for half in np.array_split(rows, 2) if len(rows) > 1 else (rows, rows):
-        yield tuning.queries(index, vectors[half], K.value, None if tables else half)
+        yield tuning.queries(index, vectors[half], K.value, half if indexed else None)
 
 
 def _read_vectors(path: str) -> tuple[pa.Array, np.ndarray]:

@@ -90,6 +90,18 @@ def test_the_curve_of_several_backends_is_printed_and_drawn(command, embedded, t
     assert "faiss_ivf" in page.read_text()
 
 
+def test_a_query_that_is_indexed_is_no_result_of_its_own(command, rng, make_embeddings):
+    """Else the least effort would find the only result of each user, the user."""
+    users = rng.standard_normal((ITEMS, DIM)).astype(np.float32)
+    users /= np.linalg.norm(users, axis=1, keepdims=True)
+    directory = make_embeddings("users", OF, {"users": (np.arange(ITEMS), users)})
+    flags = f"--embeddings={directory}", "--table=users", "--backend=faiss_ivf", "--k=1"
+    for queries in ((), (f"--queries={directory}",)):
+        out = run(command, "tune", *flags, *queries)
+        recalls = re.findall(r"^ +([01]\.\d{4}) ", out, re.MULTILINE)
+        assert float(recalls[0]) < 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
