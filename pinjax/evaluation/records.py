@@ -97,6 +97,11 @@ class Records:
     labels: dict[str, np.ndarray]
     methods: dict[tuple[str, str], Ranks]
 
+    def key(self, method: str) -> tuple[str, str]:
+        """A method, with the system's first cadence or, if the method lacks that, with "window"."""
+        first = next(cadence for name, cadence in self.methods if name == self.about.system)
+        return method, first if (method, first) in self.methods else "window"
+
 
 def write(path: epath.PathLike, records: Records) -> None:
     """Writes records as Parquet."""

@@ -98,9 +98,9 @@ def _trimmed(part: np.ndarray, known: np.ndarray, names: list[str]) -> Bins:
 
 
 _BINS = "R@10 over the labels of each bin, with intervals of 95 %."
-_FIGURES = (  # title, what it shows, its axis, bins, cadences
+_FIGURES = (  # title, what it shows, its axis, bins, whether with every cadence
     *(
-        (title, _BINS, axis, bins_of, ("window",))
+        (title, _BINS, axis, bins_of, False)
         for title, axis, bins_of in (
             ("Length of the history", "actions or engagements that are known before", history),
             ("Popularity of the item", "engagements of training users by then", popularity),
@@ -111,29 +111,29 @@ _FIGURES = (  # title, what it shows, its axis, bins, cadences
         "Staleness",
         "R@10 by the days from the start of the evaluation to the label: the age of the embedding, "
         "where users are embedded once.",
-        *("day of the evaluation", staleness, tuple(_CADENCES)),
+        *("day of the evaluation", staleness, True),
     ),
 )
 
 
 def tab(runs: Sequence[Run]) -> list[Block]:
-    """Figures of R@10 by each of these. Runs with the same labels share them."""
+    """Figures of R@10 by each of these. Comparable runs share them."""
     colours = {run.name: figures.colour(number) for number, run in enumerate(runs)}
     shared: list[list[Run]] = []
     for run in runs:
         if run.chosen is not None:
-            same = (g for g in shared if comparison.same_labels(g[0].chosen, run.chosen))
+            same = (g for g in shared if comparison.comparable(g[0].chosen, run.chosen))
             group = next(same, None)
             if group is None:
                 shared.append(group := [])
             group.append(run)
     found = []
-    for title, told, axis, bins_of, cadences in _FIGURES:
+    for title, told, axis, bins_of, every in _FIGURES:
         for group in shared:
             bins = bins_of(group[0].chosen.labels)
             if bins is not None and len(bins.names) > 1:
                 names = f": {', '.join(run.name for run in group)}" if len(shared) > 1 else ""
-                drawn = _lines(group, colours, bins, cadences)
+                drawn = _lines(group, colours, bins, every)
                 figure = figures.lines(
                     *(drawn, axis, "R@10"),
                     markers=True,
@@ -145,15 +145,15 @@ def tab(runs: Sequence[Run]) -> list[Block]:
 
 
 def _lines(
-    runs: Sequence[Run], colours: dict[str, str], bins: Bins, cadences: Sequence[str]
+    runs: Sequence[Run], colours: dict[str, str], bins: Bins, every: bool
 ) -> list[figures.Line]:
-    """The system of each run at each cadence, the best baseline, and the oracle if there is one.
+    """The system of each run, the best baseline, and the oracle if there is one.
 
     Args:
-      runs: with the same labels.
+      runs: that are comparable.
       colours: by name of the run.
       bins: of the labels.
-      cadences: of embeddings.
+      every: whether systems are shown with every cadence; else with the first alone.
     """
     counts = [f"({count:,} labels)" for count in bins.counts]
 
@@ -166,15 +166,16 @@ def _lines(
     for run in runs:
         records = run.chosen
         recalls = tables.recall_by(records, bins.part, len(bins.names))
-        known = [c for c in cadences if (records.about.system, c) in recalls]
+        system, first = records.key(records.about.system)
+        known = [c for c in _CADENCES if (system, c) in recalls] if every else [first]
         for cadence, dash in zip(known, figures.DASHES, strict=False):
-            label = f"{run.name}, {_CADENCES[cadence]}" if len(known) > 1 else run.name
-            recall = recalls[records.about.system, cadence]
+            label = run.name if known == ["window"] else f"{run.name}, {_CADENCES[cadence]}"
+            recall = recalls[system, cadence]
             drawn.append(line(label, recall, colours[run.name], dash))
         if run is runs[0]:
             others = [
-                line(name, recalls[name, "window"], figures.GREY, dash)
+                line(name, recalls[records.key(name)], figures.GREY, dash)
                 for name, dash in ((tables.best_baseline(records), "dash"), (tables.ORACLE, "dot"))
-                if (name, "window") in recalls
+                if records.key(name) in recalls
             ]
     return drawn + others

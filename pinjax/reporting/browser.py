@@ -52,7 +52,7 @@ def did(records: Records, id_: Any) -> Did:
 def ranks(records: Records) -> dict[tuple, int | None]:
     """The rank, from 1, of each label by the system of an evaluation; None if it was not listed."""
     about = records.about
-    listed, rank = about.listed, records.methods[about.system, "window"].rank
+    listed, rank = about.listed, records.methods[records.key(about.system)].rank
     columns = (records.labels[name].tolist() for name in _KEY)
     return {
         key: place + 1 if place < listed else None

@@ -20,8 +20,8 @@ def tab(runs: Sequence[Run]) -> list[Block]:
         known = {run.name: run.records[split] for run in runs if split in run.records}
         if len(known) > 1:
             told = (
-                "Runs with the same labels share the rows of baselines, and have the paired "
-                "difference to the first of them. Intervals are of 95 %."
+                "Runs with the same labels and the same items to rank share the rows of baselines, "
+                "and have the paired difference to the first of them. Intervals are of 95 %."
             )
             made.append(_table(f"Side by side, {split}", told, comparison.rows(known)))
     for number, run in enumerate(runs):

@@ -1,5 +1,7 @@
 """The table of several evaluations against figures of their ranks."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -70,3 +72,43 @@ def test_runs_of_the_same_labels_share_baselines_and_are_paired(make, rng):
         np.testing.assert_allclose(dict(found)[name]["over B"], expected)
     assert "over B" not in dict(found)["B"] | dict(found)["B, ScaNN"] | dict(found)["A"]
     assert "over B" in formatting.format_table(found)
+
+
+def without(of, *keys):
+    return dataclasses.replace(of, methods={k: x for k, x in of.methods.items() if k not in keys})
+
+
+def test_a_run_without_the_first_cadence_of_another_one_is_shown_with_its_own(make, rng):
+    users = np.sort(rng.integers(0, 20, LABELS))
+    twice, daily, once = make("Model", users), make("Model", users), make("Model", users)
+    daily = without(daily, ("Model", "window"), ("Model, ScaNN", "window"))
+    once = without(once, ("Model", "daily"))
+    daily.methods["Model", "daily"] = once.methods["Model", "window"]
+    rows = [comparison.rows({"A": x, "B": daily}) for x in (twice, once)]
+    names = "A", "A, ScaNN", "B, daily", "  oracle", "  popularity"
+    for found, first in zip(rows, (twice, once), strict=True):
+        assert tuple(name for name, _ in found) == names
+        np.testing.assert_allclose(dict(found)["A"]["R@10"].value, hits(first, "Model").mean())
+        np.testing.assert_allclose(
+            dict(found)["B, daily"]["R@10"].value, hits(once, "Model").mean()
+        )
+    expected = metrics.paired_difference(hits(once, "Model"), hits(twice, "Model"), users)
+    np.testing.assert_allclose(dict(rows[0])["B, daily"]["over A"], expected)
+    assert "over A" not in dict(rows[1])["B, daily"]
+    assert next(name for name, _ in comparison.rows({"B": daily, "A": once})) == "B, daily"
+
+
+def test_runs_that_did_not_rank_the_same_items_are_not_compared(make):
+    """All-time popularity tells; records without it are compared by their labels."""
+    key = "popularity, all time", "window"
+    one, same, other, unknown = (make("Model", np.arange(LABELS)) for _ in range(4))
+    rank = one.methods["popularity", "window"].rank
+    for of, values in ((one, rank), (same, rank), (other, rank + (rank > 20))):
+        of.methods[key] = dataclasses.replace(of.methods["popularity", "window"], rank=values)
+    assert comparison.comparable(one, same)
+    assert not comparison.comparable(one, other)
+    assert comparison.comparable(one, unknown)
+    assert comparison.comparable(unknown, other)
+    found = comparison.rows({"A": one, "B": same, "C": other})
+    assert [name for name, cells in found if "over A" in cells] == ["B", "B, ScaNN"]
+    assert [name for name, _ in found].count("  oracle") == 2

@@ -1,5 +1,6 @@
 """A report of two runs on items with hostile names, opened in Chromium where there is one."""
 
+import dataclasses
 import json
 import pathlib
 import runpy
@@ -14,7 +15,7 @@ from etils import epath
 from pinjax import checksums, results
 from pinjax.data import catalogue, dataset, spec
 from pinjax.distributed import sharding
-from pinjax.reporting import build, calibration, maps, page, runs
+from pinjax.reporting import breakdowns, browser, build, calibration, maps, page, runs
 from pinjax.systems import registry
 from pinjax.training import checkpoint, loop, workdirs
 
@@ -168,6 +169,28 @@ def test_users_have_what_is_known_of_them(reported, data):
         assert recommended.isdisjoint(opened.catalogue.ids[before["item"]].tolist())
         history = records.labels["history"][mine]
         assert (history == len(before)).all()
+
+
+def test_a_run_that_was_embedded_daily_alone_is_shown(untrained):
+    """By the ranks of these embeddings, and with what they are in every breakdown."""
+    (run,) = runs.read([untrained])
+    records = run.chosen
+    system = records.about.system
+    methods = {
+        (method, cadence): ranks
+        for (method, cadence), ranks in records.methods.items()
+        if cadence == "daily" or method in records.about.baselines
+    }
+    run.records["test"] = dataclasses.replace(records, methods=methods)
+    listed = [None if rank is None else rank - 1 for rank in browser.ranks(run.chosen).values()]
+    expected = methods[system, "daily"].rank.tolist()
+    assert listed == [rank if rank < records.about.listed else None for rank in expected]
+    drawn = [block["choices"][""]["data"] for block in breakdowns.tab([run])]
+    assert len(drawn) == 4
+    for lines in drawn:
+        names = [line["name"] for line in lines]
+        assert names[0] == f"{run.name}, embedded daily"
+        assert names[2:] == ["oracle"]
 
 
 def test_pictures_are_of_the_web_alone(reported):
