@@ -31,6 +31,7 @@ from pinjax.data import kept as kept_lib
 from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
 from pinjax.serving import former as former_lib
+from pinjax.serving import spaces
 from pinjax.systems import embedded as embedded_lib
 from pinjax.training import checkpoint
 
@@ -73,6 +74,8 @@ def main(argv: Sequence[str]) -> int:
                 since, dataset.copies(config.data.dir), app.verifies()
             )
         kept_lib.check(former, manifest)
+        if system.trainable is None:  # all data sets have the same checkpoint then
+            spaces.check_since(former, system, as_of)
         manifest["since"], kept = former.identity, kept_lib.Kept(former)
     with contextlib.ExitStack() as stack:
         with processes.first_before_others():

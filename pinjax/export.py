@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     system = run.system
     about = {
         "system": config.system,
-        **checkpoint.identity(config, system, run.params, run.step),
+        **checkpoint.identity(config, system, run.trained, run.step),
         "as_of": timestamps.iso(run.as_of),
         "settings": config_json.to_json(config),
     }

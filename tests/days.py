@@ -42,6 +42,11 @@ def prepare_both(directory: pathlib.Path, text_ids: bool) -> tuple[str, str]:
         "query": [f"{names[i].split()[0]} {rng.integers(20)}" for i in item],
         "basket": rng.integers(0, 300, _EVENTS),
     }
+    # Given, since vectors of words lie in another space in each state.
+    ids = [*np.unique(events["query"]), *own("i", np.arange(_ITEMS)).astype(str)]
+    of_ids = rng.normal(size=(len(ids), _DIM)).tolist()
+    queries = directory / "queries.parquet"
+    pq.write_table(pa.table({"query": ids, "vector": of_ids}), queries)
     made = []
     for name, there in (("earlier", ~late), ("later", late | ~late)):
         items = np.unique(item[there])
@@ -49,7 +54,7 @@ def prepare_both(directory: pathlib.Path, text_ids: bool) -> tuple[str, str]:
         pq.write_table(pa.table({key: np.asarray(x)[there] for key, x in events.items()}), log)
         known = {"item": own("i", items), "name": [names[i] for i in items]}
         pq.write_table(pa.table(known | {"vector": vectors[items].tolist()}), table)
-        inputs = prepare.Inputs.find([str(log)], [str(table)])
+        inputs = prepare.Inputs.find([str(log)], [str(table)], [str(queries)])
         prepare.prepare(inputs, directory / name, _columns(name))
         made.append(str(directory / name))
     return tuple(made)
@@ -63,5 +68,4 @@ def _columns(name):
     config.events.update(query="query", group="basket")
     config.catalogue.update(texts=(("title", "name"),), content="vector", images="vector")
     config.pairs.sequence = "user"
-    config.vectors.update(texts=("title",), dim=_DIM)
     return config

@@ -15,10 +15,9 @@ from pinjax.data.dataset import Dataset
 from pinjax.data.fitted import Fitted
 from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
+from pinjax.serving import spaces
 from pinjax.systems import registry, system
 from pinjax.training import checkpoint, step, warm_start, workdirs
-
-_ALIKE = 0.5  # cosine of an item's vectors in two data sets, at most, if the spaces are others
 
 
 def fitted_of(workdir: epath.Path) -> Fitted | None:
@@ -164,10 +163,10 @@ class Former:
         """The system on a later data set.
 
         Raises:
-          InputError: if vectors of items lie in another space.
+          InputError: if vectors of items or queries lie in another space.
         """
         made = registry.create(config, self.mesh, self.verify, self._fit(""))
-        _check_space(self.dataset, made.dataset, str(self.workdir))
+        _check_spaces(self.dataset, made, config, str(self.workdir))
         return made
 
     def _fit(self, params: str) -> Fitted:
@@ -200,19 +199,21 @@ class Former:
         return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=place)
 
 
-def _check_space(former: Dataset, later: Dataset, name: str) -> None:
+def _check_spaces(former: Dataset, made: system.System, config: ConfigDict, name: str) -> None:
     """Rejects vectors of another space than those that a model was trained with."""
-    before, after = former.catalogue.content, later.catalogue.content
-    if before is None or after is None or before.shape[1] != after.shape[1]:
-        return  # parameters have another shape then
-    place = warm_start.match(former.catalogue.ids, later.catalogue.ids, f"{name}: ids of items")
-    both = np.flatnonzero(place >= 0)
-    both = both[:: 1 + len(both) // 10_000]
-    one, other = (item_features.unit_length(x) for x in (before[place[both]], after[both]))
-    known = one.any(axis=1) & other.any(axis=1)
-    alike = np.sum(one * other, axis=1)[known]
-    if len(alike) and np.median(alike) < _ALIKE:
-        raise InputError(
-            f"{name}: {later.spec.name} has other content vectors of the same items, with a median "
-            f"cosine of {np.median(alike):.2f}; expected vectors in the space of training"
-        )
+    read = [spaces.content]
+    if "image vectors" in made.identity:
+        read.append(spaces.images)
+    if "query vectors" in made.identity:
+        # A tower of queries reads their texts, and their vectors only with `model.residual`.
+        is_tower = "queries" in made.trainable.embedders
+        if not is_tower or config.model.get("residual", True):
+            read.append(spaces.queries)
+    later = made.dataset
+    for vectors in read:
+        before, after = vectors(former), vectors(later)
+        for what in before:
+            if what in after:
+                about = f"{name}: {later.spec.name} has other {what}"
+                expected = "expected vectors in the space of training"
+                spaces.check(before[what], after[what], about, expected)

@@ -1,12 +1,15 @@
 """What is found for those who are asked for, exactly or by an index."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
+from pinjax import timestamps
+from pinjax.data import embeddings
 from pinjax.errors import InputError
 from pinjax.evaluation import vector_search
 from pinjax.retrieval import index as index_lib
@@ -27,15 +30,34 @@ def exactly(items: vector_search.Items, k: int, allowed: np.ndarray) -> Find:
     return find
 
 
-def open_index(directory: os.PathLike, checkpoint: str) -> index_lib.Index:
-    """Opens an index of embeddings of a checkpoint.
+def open_index(
+    directory: os.PathLike, made_from: Mapping[str, Any], as_of: int | None
+) -> index_lib.Index:
+    """Opens an index of embeddings of items.
+
+    Args:
+      directory: of the index.
+      made_from: what the manifest of the embeddings has to say, by name.
+      as_of: unix seconds that they may not be later than; None: any time.
 
     Raises:
       InputError: if it is of others, or as `index.open_index`.
     """
     index = index_lib.open_index(directory)
-    if index.checkpoint != checkpoint:
-        raise InputError(f"{directory} is no index of embeddings of this run's checkpoint")
+    found = index.manifest.get("embeddings", {})
+    for name, expected in made_from.items():
+        if found.get(name) != expected:
+            raise InputError(
+                f"{directory} is an index of embeddings of {name} {found.get(name)}; expected this "
+                f"run's, {expected}"
+            )
+    if (table := index.manifest["table"]) != embeddings.ITEMS:
+        raise InputError(f"{directory} is an index of {table}; expected one of {embeddings.ITEMS}")
+    if as_of is not None and timestamps.parse(f"{directory}: as_of", found["as_of"]) > as_of:
+        raise InputError(
+            f"{directory} is an index of embeddings as of {found['as_of']}; expected none later "
+            f"than {timestamps.iso(as_of)}"
+        )
     return index
 
 

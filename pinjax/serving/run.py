@@ -64,6 +64,7 @@ class Run:
       config: of the run.
       system: on its data set.
       params: of the checkpoint.
+      trained: the same as they are on the run's own data set.
       step: steps done in the checkpoint.
       as_of: unix seconds: what happened later is not read, and items made later are not found.
     """
@@ -89,7 +90,7 @@ class Run:
         self.params, self.step = state.params, int(state.step)
         self.as_of = made.as_of if as_of is None else as_of
         self._given_as_of = as_of
-        self._trained = state.params if trained is None else trained
+        self.trained = state.params if trained is None else trained
         self._users = asked_lib.Users(config, made.dataset)
 
     @property
@@ -250,7 +251,9 @@ class Run:
         if index is None:
             find = found_lib.exactly(self._items(asked.as_of), k, allowed)
         else:
-            checked = found_lib.open_index(index, checkpoint.hash_of(self._trained))
+            # Histories alone are as of their latest action; an index may be of later.
+            as_of = asked.as_of if asked.as_of == self.as_of else None
+            checked = found_lib.open_index(index, self._made_from(), as_of)
             find = found_lib.by_index(checked, own, k, allowed)
         for number, some in enumerate(asked.parts, start=1):  # noqa: B007, read below
             seen = some.seen
@@ -260,6 +263,14 @@ class Run:
         if not number:
             none = np.zeros((0, 1), np.int64)
             yield found_lib.table(asked.name, pa.nulls(0), own, none, none)
+
+    def _made_from(self) -> dict[str, Any]:
+        """What embeddings of this run say that they were made from."""
+        found = checkpoint.identity(self.config, self.system, self.trained, self.step)
+        names = ["system", "checkpoint", "config"]
+        if self.system.trainable is None:  # there are no parameters that tell the space
+            names += self.system.identity
+        return {name: found[name] for name in names}
 
     def _asked(self, name: str, parts: Iterator[asked_lib.Some]) -> Asked:
         return Asked(name, self.as_of, parts)

@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from etils import epath
 
-from pinjax import timestamps
+from pinjax import checksums, timestamps
 from pinjax.data import catalogue
 from pinjax.training import checkpoint
 from tests import commands, days
 
 pytestmark = pytest.mark.slow
-CONFIG = f"--config={pathlib.Path(__file__).parents[2]}/configs/pinnerformer.py:test"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+CONFIG = f"--config={CONFIGS}/pinnerformer.py:test"
 FEW = ("--config.train.steps=8", "--config.train.checkpoint_every=0")
 
 
@@ -81,6 +82,9 @@ def test_a_night(home, call, first):
     assert (home / "second" / name).read_bytes() == (home / "full" / name).read_bytes()
     manifests = [json.loads((home / x / "manifest.json").read_text()) for x in ("second", "full")]
     assert manifests[0]["checkpoint"] == manifests[1]["checkpoint"]
+    call("export", run, later, f"--out={home}/exported")
+    exported = json.loads((home / "exported/manifest.json").read_text())
+    assert exported["checkpoint"] == manifests[0]["checkpoint"]  # an index of the night is of it
     assert "since" not in manifests[1]
 
     # An interruption; it is repeated with the same former directory only.
@@ -122,3 +126,38 @@ def digest(workdir):
     state = checkpoint.Checkpoints(epath.Path(workdir)).load_latest(like)
     assert int(state["step"]) == 8
     return checkpoint.hash_of(state["params"])
+
+
+def test_nights_of_a_system_without_parameters(home, tmp_path):
+    """Its users keep their vectors unless these lie in another space than today's items."""
+    earlier, later = days.prepare_both(tmp_path, text_ids=True)
+    turned = tmp_path / "turned"
+    shutil.copytree(later, turned)
+    path = turned / catalogue.FILE
+    table, content = pq.read_table(path), catalogue.Catalogue(path).content
+    place = table.schema.get_field_index("content")
+    vectors = catalogue.vector_array(np.roll(content, 1, axis=0))
+    pq.write_table(table.set_column(place, "content", vectors), path)
+    checksums.record(turned)
+    with commands.Command("embed") as embed:
+
+        def night(data, out, *flags, as_of):
+            fields = ("data.positives=buy,click", "data.surfaces=", f"data.name={data}")
+            return embed(
+                f"--config={CONFIGS}/pinnersage.py:test",
+                *(f"--config.{field}" for field in (*fields, f"data.dir={home}/data")),
+                f"--workdir={tmp_path}/run",
+                f"--out={tmp_path}/{out}",
+                f"--as_of={timestamps.iso(as_of)}",
+                *flags,
+            )
+
+        since, as_of = f"--since={tmp_path}/first", days.EARLIER + days.DAY
+        code, _, err = night(earlier, "first", as_of=days.EARLIER)
+        assert code == 0, err
+        code, _, err = night(later, "second", since, as_of=as_of)
+        assert code == 0, err
+        code, _, err = night(turned, "third", since, as_of=as_of)
+        assert code == 2
+        assert "later has other vectors of the same items, with a median cosine of" in err
+        assert err.endswith("without it all are computed\n")

@@ -7,12 +7,13 @@ import shutil
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from etils import epath
 
 from pinjax import checksums
-from pinjax.data import catalogue, spec
+from pinjax.data import catalogue, pairs, spec
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.serving import former
@@ -36,6 +37,11 @@ FIELDS = {
         "tasks": TASKS,
     },
     "searchsage": {"data": {"pairs": 16}, "tasks": TASKS[:1]},
+    "searchsage residual": {
+        "data": {"pairs": 16},
+        "tasks": TASKS[:1],
+        "model": {"residual": True},
+    },
     "searchsage bert": {
         "data": {"pairs": 16},
         "tasks": TASKS[:1],
@@ -104,8 +110,6 @@ def test_embeddings_stay_what_they_were(data_dir, data, tmp_path, name):
     assert checkpoint.hash_of(own) == checkpoint.hash_of(params)
     after = by_id(later, served, state.params, days.EARLIER)
     assert before.keys() < after.keys()
-    if name == "itemsage":  # whose queries have vectors of the data set's own
-        before = {key: vector for key, vector in before.items() if key[0] == "items"}
     check_same(after, before)
 
     # Training begins with the same parameters.
@@ -152,25 +156,49 @@ def test_refusals(data_dir, data, tmp_path):
     with pytest.raises(InputError, match="a run with system=searchsage, not pinnerformer"):
         former.Former.open(workdir, users, mesh, verify=True)
 
-    # Every item has the vector of another one.
-    later.model.width //= 2
-    later.data.name = str(tmp_path / "turned")
-    shutil.copytree(data[1], later.data.name)
-    path = tmp_path / "turned" / catalogue.FILE
-    table, content = pq.read_table(path), catalogue.Catalogue(path).content
-    place = table.schema.get_field_index("content")
-    turned = catalogue.vector_array(np.roll(content, 1, axis=0))
-    pq.write_table(table.set_column(place, "content", turned), path)
-    checksums.record(tmp_path / "turned")
-    with pytest.raises(InputError, match="other content vectors of the same items, with a median"):
-        former.bind(workdir, later, mesh, verify=True)
-
     # The run's data set is not there any more.
-    earlier.data.name = later.data.name
+    earlier.data.name = str(tmp_path / "data")
+    shutil.copytree(data[1], earlier.data.name)
     write_run(epath.Path(tmp_path / "other"), earlier, mesh)
-    metadata = tmp_path / "turned" / spec.METADATA_FILE
+    metadata = tmp_path / "data" / spec.METADATA_FILE
     changed = json.loads(metadata.read_text()) | {"digest": "prepared anew"}
     metadata.write_text(json.dumps(changed))
-    checksums.record(tmp_path / "turned")
+    checksums.record(tmp_path / "data")
     with pytest.raises(InputError, match="is now prepared anew; keep a run's data set for as long"):
         former.Former.open(epath.Path(tmp_path / "other"), later, mesh, verify=True)
+
+
+def turn(directory, file, column):
+    """Gives every row of a table the vectors of the row before."""
+    table = pq.read_table(directory / file)
+    turned = np.roll(np.arange(len(table)), 1)
+    place = table.schema.get_field_index(column)
+    table = table.set_column(place, column, table[column].take(pa.array(turned)))
+    pq.write_table(table, directory / file)
+    checksums.record(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "column", "message"),
+    [
+        ("searchsage", catalogue.FILE, "content", "content vectors of the same items"),
+        ("searchsage", catalogue.FILE, "images", "image vectors of the same items"),
+        ("itemsage", pairs.QUERIES_FILE, "vector", "vectors of the same image queries"),
+        ("searchsage residual", pairs.QUERIES_FILE, "vector", "vectors of the same image queries"),
+        ("searchsage", pairs.QUERIES_FILE, "vector", None),  # it does not read them
+    ],
+)
+def test_another_space_is_refused(data_dir, data, tmp_path, name, file, column, message):
+    mesh, workdir = sharding.make_mesh(jax.devices()[:1]), epath.Path(tmp_path / "run")
+    shutil.copytree(data[1], tmp_path / "turned")
+    turn(epath.Path(tmp_path / "turned"), file, column)
+    earlier, later = (make_config(name, data_dir, x) for x in (data[0], str(tmp_path / "turned")))
+    write_run(workdir, earlier, mesh)
+    if message is None:
+        former.bind(workdir, later, mesh, verify=True)
+        return
+    expected = f"run: later has other {message}, with a median cosine of .*the space of training"
+    with pytest.raises(InputError, match=expected):
+        former.bind(workdir, later, mesh, verify=True)
+    with pytest.raises(InputError, match=expected):
+        former.Former.open(workdir, later, mesh, verify=True).begin(later)

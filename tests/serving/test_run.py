@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from pinjax import config_json
+from pinjax import config_json, timestamps
 from pinjax.data import dataset as dataset_lib
 from pinjax.errors import InputError
 from pinjax.retrieval import index as index_lib
@@ -76,6 +76,7 @@ def open_run(make_config, dataset, items):
         made.__dict__.update(
             dataset=dataset,
             as_of=dataset.spec.train_end,
+            identity={"dataset": "this"},
             serve=lambda params, as_of: system.Served(items[1], users and embed, **served),
         )
         state = types.SimpleNamespace(params=None, step=0)
@@ -274,10 +275,10 @@ def test_an_index_finds_what_exact_search_finds(dataset, items, open_run, rng, t
     run = open_run(users=embed)
     held = items[1].rows[::-2]  # an index of some items, in another order
     ids, vectors = pa.array(dataset.catalogue.ids[held]), items[0][held]
-    about = {"embeddings": {"checkpoint": checkpoint.hash_of(None)}}
+    made_from = checkpoint.identity(run.config, run.system, None, 0)
+    made_from["as_of"] = timestamps.iso(run.as_of)
     index = index_lib.create(ids, vectors, "exact")
-    index.save(tmp_path / "index", about)
-    index.save(tmp_path / "other", {"embeddings": {"checkpoint": "x"}})
+    index.save(tmp_path / "index", {"table": "items", "embeddings": made_from})
     some = list(histories_of(dataset, run.as_of))[::60]
     filters = {"deny": dataset.catalogue.ids[held[:9]]}
     found = run.recommend(some, 6, index=tmp_path / "index", **filters)
@@ -285,9 +286,46 @@ def test_an_index_finds_what_exact_search_finds(dataset, items, open_run, rng, t
     assert found.drop(["score"]).equals(expected.drop(["score"]))
     np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-5)
     index.save(tmp_path / "bare", {})
-    for other in ("other", "bare"):
-        with pytest.raises(InputError, match=r"is no index of embeddings of this run's checkpoint"):
-            run.recommend(some, index=tmp_path / other)
+    with pytest.raises(InputError, match=r"bare is an index of embeddings of system None"):
+        run.recommend(some, index=tmp_path / "bare")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "embeddings", "message"),
+    [
+        ({}, {"checkpoint": "x"}, r"index of embeddings of checkpoint x; expected this run's, "),
+        ({}, {"config": "x"}, r"of config x; expected this run's, "),
+        # PinnerSage has no parameters that would tell the space of another data set.
+        ({}, {"dataset": "x"}, r"of dataset x; expected this run's, this"),
+        ({"table": "users"}, {}, r"is an index of users; expected one of items"),
+        ({}, {"as_of": "2105-01-01"}, r"as of 2105-01-01; expected none later than 20"),
+    ],
+)
+def test_an_index_of_others_is_refused(
+    dataset, items, open_run, tmp_path, manifest, embeddings, message
+):
+    run = open_run(users=mean_of_items(items[0]))
+    rows = items[1].rows
+    made_from = checkpoint.identity(run.config, run.system, None, 0)
+    made_from |= {"as_of": timestamps.iso(run.as_of)} | embeddings
+    index = index_lib.create(pa.array(dataset.catalogue.ids[rows]), items[0][rows], "exact")
+    index.save(tmp_path / "index", {"table": "items", "embeddings": made_from} | manifest)
+    some = list(histories_of(dataset, run.as_of))[:1]
+    with pytest.raises(InputError, match=message):
+        run.recommend(some, index=tmp_path / "index")
+
+
+def test_histories_alone_take_an_index_of_later(dataset, items, open_run, tmp_path):
+    run = open_run(users=mean_of_items(items[0]))
+    rows = items[1].rows
+    made_from = checkpoint.identity(run.config, run.system, None, 0) | {"as_of": "2105-01-01"}
+    index = index_lib.create(pa.array(dataset.catalogue.ids[rows]), items[0][rows], "exact")
+    index.save(tmp_path / "index", {"table": "items", "embeddings": made_from})
+    table = {"user": [7], "item": dataset.catalogue.ids[rows[:1]], "time": [run.as_of - 9]}
+    table |= {"action": ["x"], "surface": [""], "duration": [0.0]}
+    found = run.recommend(histories=table, k=3, index=tmp_path / "index")
+    expected = run.recommend(histories=table, k=3, allow=index.ids)
+    assert found["item"] == expected["item"]
 
 
 def test_groups_are_recommended_what_is_not_in_them(dataset, items, open_run, rng):
