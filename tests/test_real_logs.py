@@ -347,13 +347,12 @@ def test_movielens_is_neighbours_of_users_with_posters(made):
 
     user, film = (column.tolist() for column in movielens_rows())
     left = collections.Counter(user)  # of each user's films
-    splits = {one: hashed_split(one) for one in left}
     expected = {split: collections.Counter() for split in SPLITS}
     for (one, before), (other, later) in itertools.pairwise(zip(user, film, strict=True)):
         left[one] -= 1
-        known = one == other and original[before] in vectors
-        if known and (splits[one] != "train" or left[one] > 2):
-            expected[splits[one]][str(before), later] += 1
+        if one == other and original[before] in vectors:
+            split = {1: "test", 2: "valid"}.get(left[one], "train")
+            expected[split][str(before), later] += 1
     assert dataset.spec.tasks == ("image/rated",)
     for split in SPLITS:
         assert pair_counts(dataset, splits=[split]) == expected[split]
@@ -401,8 +400,9 @@ def test_instacart_is_neighbours_in_baskets_and_the_graph_of_them(made):
     splits = {basket: hashed_split(basket) for basket in dataset.groups.tolist()}
     for split, found in by_split.items():  # cold items are held out of every basket
         assert {splits[b] for b, item in found if item in warm or splits[b] != "train"} == {split}
-    led_to = dataset.catalogue.ids[np.unique(dataset.pairs("train")["item"])]
-    assert set(led_to.tolist()) <= warm  # an item is cold for both
+    pairs = dataset.pairs("train")
+    both = np.append(pairs["item"], dataset.queries.items[pairs["query"]])
+    assert set(dataset.catalogue.ids[both].tolist()) <= warm  # an item is cold for both
     assert {"organic", "bananas"} <= words(dataset, "name", 13176)
     assert {"fresh", "fruits"} <= words(dataset, "aisle", 13176)
     assert "produce" in words(dataset, "department", 13176)

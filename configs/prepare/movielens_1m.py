@@ -8,10 +8,9 @@ python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
     '--config.model.texts=(("title", "title"), ("genres", "genres"), ("cast", "cast"),
                            ("plot", "plot"))'
 
-Timelines by the published protocol: the last film of each user tests, the one before validates.
-Pairs of a film and the one that the same user rated next; of a training user the last two films are
-in none. A film's image is the vector of its poster; one pair in 665 is dropped, whose query has no
-poster.
+By the published protocol the last film of each user tests, and the one before validates, both in
+timelines and in pairs of a film and the one that the same user rated next. A film's image is the
+vector of its poster; one pair in 665 is dropped, whose query has no poster.
 """
 
 from pinjax.data.sources import column_map

@@ -138,7 +138,8 @@ def default() -> Section:
     split.train_end = Text()  # ISO 8601: nothing later is trained on; "": split.test_days
     split.test_days = Float(28.0, above=0)  # days from train_end to the last event
     # Shares of the users, and of the searches, items or groups that lead to held-out pairs and
-    # edges, by a hash of their ids. With times only the ratio of the two counts for the latter.
+    # edges, by a hash of their ids. By time only the ratio of the two counts for the latter, and
+    # with leave_one_out for cold items alone.
     split.valid = Float(0.1, at_least=0, below=1)
     split.test = Float(0.1, at_least=0, below=1)
     # Share of items without pairs and edges in training; tags are no edges in this sense.

@@ -18,9 +18,10 @@ from pinjax.graph import csr
 def write(job: Job, items: int, train_end: int) -> dict[str, Any]:
     """Writes the graph of items and groups or, without groups, of items and tags.
 
-    Repeated edges count once. With times, an edge is in training if it occurred up to `train_end`;
+    Repeated edges count once. By time, an edge is in training if it occurred up to `train_end`;
     with a split column, if any of its rows is in training. Other edges are held out by group, and
-    so are the edges of cold items. Makes the table `groups`.
+    the edges of cold items by item. With a split column, edges validate one by one unless there are
+    pairs in groups: then by group, as these pairs do. Makes the table `groups`.
 
     Returns:
       the fields of the spec for the graph.
@@ -30,7 +31,7 @@ def write(job: Job, items: int, train_end: int) -> dict[str, Any]:
     """
     database, config, report = job.database, job.config, job.report
     split, by_group = config.split, bool(config.events.group)
-    edges = f"SELECT item, grp, time, tests FROM {marked(config)} WHERE training"
+    edges = f"SELECT item, grp, time, tests FROM {marked(config)} WHERE left_out = 0"
     if not by_group:
         database.run(
             f"CREATE TABLE groups AS SELECT {numbered('tag')}, tag AS id "
@@ -46,6 +47,8 @@ def write(job: Job, items: int, train_end: int) -> dict[str, Any]:
     elif split.kind == "column":
         edge = f"md5_number_lower({split.seed} || ':' || any_value(g.id) || ':' || any_value(i.id))"
         valid = f"{edge} % 1000000 < {round(split.valid * 1_000_000)}"
+        if config.pairs.sequence == "group":  # a graph with their edges would tell these pairs
+            valid = "any_value(s.split) > 0"
         rule = f"CASE WHEN bool_and(tests) THEN 2 WHEN {valid} THEN 1 ELSE 0 END"
     else:
         rule = "any_value(s.split)"

@@ -20,8 +20,9 @@ def find(job: Job) -> None:
 
     Its columns are kind, query (the text of a search, or the id of an item), source (the row of
     `items` of a query, null for a search), item (the row of the item that it led to), action, time,
-    sequence, tests, training (whether no left-out action is in the pair) and place. Only items with
-    a text or an image are in pairs; an item does not lead to itself.
+    sequence, tests, left_out and place. A pair of two actions has the later of their times, and is
+    held out if either of them is. Only items with a text or an image are in pairs; an item does not
+    lead to itself.
     """
     database, config = job.database, job.config
     database.run(
@@ -32,7 +33,7 @@ def find(job: Job) -> None:
     if config.events.query:
         selects.append(
             "SELECT 'text', query, CAST(NULL AS INTEGER), item, action, time, "
-            "CAST(NULL AS INTEGER), tests, training, place FROM engagements "
+            "CAST(NULL AS INTEGER), tests, left_out, place FROM engagements "
             "WHERE query IS NOT NULL"
         )
     if config.pairs.sequence:
@@ -41,27 +42,29 @@ def find(job: Job) -> None:
         for step in range(1, config.pairs.ahead + 1):
             after = ", ".join(
                 f"lead({name}, {step}) OVER w AS {name}_"
-                for name in ("item", "action", "time", "tests", "training", "place")
+                for name in ("item", "action", "time", "tests", "left_out", "place")
             )
             selects.append(
-                f"SELECT 'image', CAST(i.id AS VARCHAR), item, item_, action_, time_, {column}, "
-                "tests_, training_, place_ "
+                "SELECT 'image', CAST(i.id AS VARCHAR), item, item_, action_, "
+                f"greatest(time, time_), {column}, tests OR tests_, "
+                "greatest(left_out, left_out_), place_ "
                 f"FROM (SELECT *, {after} FROM engagements WHERE {column} IS NOT NULL "
                 f"WINDOW w AS (PARTITION BY {column} ORDER BY {order}, place)) e "
                 "JOIN items i ON e.item = i.row WHERE item_ IS NOT NULL AND item_ <> item"
             )
     database.run(
         f"CREATE TABLE found AS SELECT * FROM ({' UNION ALL '.join(selects)}) AS pairs(kind, "
-        "query, source, item, action, time, sequence, tests, training, place)"
+        "query, source, item, action, time, sequence, tests, left_out, place)"
     )
 
 
 def split(job: Job, train_end: int) -> None:
     """Adds the column `split` to `found`, a row of `SPLITS`.
 
-    With times, pairs later than `train_end` are held out, in valid or test by query. Without times,
-    all pairs of a search, or of a sequence, are in one split. A pair that leads to a cold item is
-    in valid or test by the item, instead of training; pairs from a cold item are not affected.
+    By time, pairs later than `train_end` are held out, in valid or test by query. With
+    leave-one-out, those of left-out actions are. At random, all pairs of a search, or of a
+    sequence, are in one split. A pair that leads to a cold item, or from one, is in valid or test
+    by this item, instead of training.
     """
     database, config = job.database, job.config
     ids = "query AS key, query AS id FROM found"
@@ -76,14 +79,18 @@ def split(job: Job, train_end: int) -> None:
     match config.split.kind:
         case "time":
             rule = f"CASE WHEN time < {(train_end + 1) * SECOND} THEN 0 ELSE q.split END"
+        case "leave_one_out":
+            rule = "left_out"
         case "column":
             rule = f"CASE WHEN tests THEN 2 WHEN {of_lead} > 0 THEN 1 ELSE 0 END"
         case _:
             rule = of_lead
     database.run(
-        "CREATE TABLE split_pairs AS SELECT f.*, CASE WHEN own = 0 THEN coalesce(cold.split, 0) "
-        f"ELSE own END AS split FROM (SELECT f.*, {rule} AS own FROM found f "
-        f"{joins}) f LEFT JOIN cold ON f.item = cold.item WHERE training OR own > 0"
+        "CREATE TABLE split_pairs AS SELECT f.*, "
+        "coalesce(nullif(own, 0), led_to.split, led_from.split, 0) AS split "
+        f"FROM (SELECT f.*, {rule} AS own FROM found f {joins}) f "
+        "LEFT JOIN cold led_to ON f.item = led_to.item "
+        "LEFT JOIN cold led_from ON f.source = led_from.item"
     )
 
 

@@ -209,7 +209,9 @@ def _make(
         spec = dataclasses.replace(spec, **names, **users)
     splits.make_cold(job)
     made = content.WordVectors()
-    trained = "first IS NOT NULL"  # items whose texts make the vocabulary
+    trained = "events > 0"  # items whose texts make the vocabulary
+    if config.split.kind == "time":
+        trained = f"first < {(train_end + 1) * event_columns.SECOND}"
     if "pairs" in parts:
         begins("pairs")
         pairs_part.find(job)

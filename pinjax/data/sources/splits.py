@@ -23,17 +23,17 @@ def split_of(key: int | str, seed: int | str, valid: float, test: float) -> int:
 
 
 def marked(config: ConfigDict) -> str:
-    """SQL of `events` with a column `training`, which is false for left-out actions.
+    """SQL of `events` with a column `left_out`, the row of `SPLITS` of left-out actions, else 0.
 
     With leave-one-out, repeated rows are dropped as in timelines. Otherwise a copy of a left-out
     action would be trained on.
     """
     if config.split.kind != "leave_one_out":
-        return "(SELECT *, true AS training FROM events)"
+        return "(SELECT *, 0 AS left_out FROM events)"
     once = "QUALIFY row_number() OVER (PARTITION BY user, item, time, action ORDER BY place) = 1"
     rows = f"(SELECT * FROM events {once if config.events.time else ''})"
     place = "row_number() OVER (PARTITION BY user ORDER BY time DESC, place DESC)"
-    return f"(SELECT *, {place} > {LEFT_OUT} AS training FROM {rows})"
+    return f"(SELECT *, greatest({LEFT_OUT + 1} - {place}, 0) AS left_out FROM {rows})"
 
 
 def _shares(config: ConfigDict) -> tuple[float, float]:
@@ -49,12 +49,15 @@ def _shares(config: ConfigDict) -> tuple[float, float]:
             return split.valid, split.test
 
 
-def train_end(job: Job, first: int, last: int) -> int:
+def train_end(job: Job, first: int | None, last: int | None) -> int:
     """The time after which nothing is trained on, unix seconds; 0 without times.
+
+    It is that of the last event if the split is not by time: until then anything may be trained on,
+    and all items exist that have an event.
 
     Args:
       job: with the config and the report.
-      first: microseconds of the first event.
+      first: microseconds of the first event; None without times.
       last: of the last event.
 
     Raises:
@@ -62,7 +65,7 @@ def train_end(job: Job, first: int, last: int) -> int:
     """
     split = job.config.split
     if split.kind != "time":
-        return 0
+        return (last or 0) // SECOND
     first, last = first // SECOND, last // SECOND
     if split.train_end:
         end = timestamps.parse("config.split.train_end", split.train_end)

@@ -83,19 +83,21 @@ def expected_split(config, found, train_end):
             split = "train"
         case "time":
             split = drawn(f"0:{tokens.normalise(found['query'])}", 1 - half, half)
+        case "leave_one_out":
+            split = SPLITS[found["left_out"]]
         case "column":
             split = "test" if found["tests"] else drawn(key, valid, 0)
         case _:
             split = drawn(key, valid, test)
-    if split == "train" and found["last"]:
-        return None
-    if split == "train" and share(f"0:cold:{found['item']}") < config.split.cold:
-        split = drawn(f"0:held out:{found['item']}", 1 - half, half)
+    items = [found["item"], *([found["query"]] if found["kind"] == "image" else [])]
+    cold = [item for item in items if share(f"0:cold:{item}") < config.split.cold]
+    if split == "train" and cold:
+        split = drawn(f"0:held out:{cold[0]}", 1 - half, half)
     return split
 
 
 def leave_out(rows):
-    """The rows that repeat no other, and whether each is one of a user's last two."""
+    """The rows that repeat no other: a user's last one tests, and the one before validates."""
     users = collections.defaultdict(list)
     for row in sorted(rows, key=lambda row: row["time"]):
         users[row["user"]].append(row)
@@ -103,7 +105,7 @@ def leave_out(rows):
         keys = [(row["item"], row["time"], row["bought"]) for row in own]
         own[:] = [row for n, row in enumerate(own) if keys[n] not in keys[:n]]
         for number, row in enumerate(own):
-            row["last"] = number >= len(own) - 2
+            row["left_out"] = max(0, number - len(own) + 3)
     return [row for own in users.values() for row in own]
 
 
@@ -119,17 +121,18 @@ def read_plainly(events, config):
         rows = [row for row in rows if row["time"] >= SINCE]
     found = []
 
-    def add(kind, query, row, key):
+    def add(kind, query, row, key, *before):
+        both = row, *before
         found.append(
             {
                 "query": str(query),
                 "kind": kind,
                 "item": row["item"],
                 "task": f"{kind}/{'buy' if row['bought'] else 'click'}",
-                "time": row["time"] if times else 0,
+                "time": max(one["time"] for one in both) if times else 0,
                 "key": key,
-                "tests": row["tests"],
-                "last": row.get("last", False),
+                "tests": any(one["tests"] for one in both),
+                "left_out": max(one.get("left_out", 0) for one in both),
             }
         )
 
@@ -150,7 +153,7 @@ def read_plainly(events, config):
             for first, before in enumerate(members):
                 for row in members[first + 1 : first + 1 + config.pairs.ahead]:
                     if row["item"] != before["item"]:
-                        add("image", before["item"], row, name)
+                        add("image", before["item"], row, name, before)
     return found
 
 
@@ -162,6 +165,7 @@ CASES = {
     "baskets": grouped(),
     "baskets, three ahead": grouped(events__position="place", pairs__ahead=3),
     "baskets in time": grouped(**TIMES, pairs__ahead=2),
+    "baskets in time, in another order": grouped(**TIMES, events__position="place"),
     "baskets in time, later ones": grouped(**TIMES, events__since="2020-09-15"),
     "baskets, tested by a column": grouped(split__kind="column", split__column="tests"),
     "users in time": grouped(**TIMES, events__user="user", pairs__sequence="user"),
@@ -173,6 +177,12 @@ CASES = {
         **TIMES | {"split__kind": "leave_one_out"},
         events__user="user",
         pairs__sequence="user",
+        timelines__min_actions=3,
+    ),
+    "baskets, leave one out": grouped(
+        **TIMES | {"split__kind": "leave_one_out"},
+        events__user="user",
+        pairs__ahead=2,
         timelines__min_actions=3,
     ),
 }
@@ -194,10 +204,7 @@ def test_pairs_equal_a_plain_reading(events, table, prepare, case):
     expected = collections.Counter()
     for pair in found:
         split = expected_split(config, pair, train_end)
-        if split:
-            expected[
-                split, *(pair[name] for name in ("kind", "query", "item", "task", "time"))
-            ] += 1
+        expected[split, *(pair[name] for name in ("kind", "query", "item", "task", "time"))] += 1
     written, queries = collections.Counter(), made.queries
     for split in SPLITS:
         part = made.pairs(split)
@@ -216,6 +223,8 @@ def test_pairs_equal_a_plain_reading(events, table, prepare, case):
     cold = {item for item in events["item"] if share(f"0:cold:{item}") < 0.2}
     assert cold
     assert not cold & trained_on
+    led_from = {query for split, _, query, *_ in expected if split == "train"}
+    assert not {str(item) for item in cold} & led_from
 
     pairs_of_queries = set(zip(queries.kinds, queries.ids, strict=True))
     assert len(pairs_of_queries) == len(queries) == made.spec.num_queries
@@ -256,6 +265,26 @@ def test_pairs_equal_a_plain_reading(events, table, prepare, case):
     np.testing.assert_array_equal(queries.vectors[of_items], made.catalogue.images[place])
     np.testing.assert_array_equal(queries.items[of_items], place)
     assert (queries.items[~of_items] == -1).all()
+
+
+@pytest.mark.parametrize(
+    "case", ["baskets", "baskets, tested by a column", "baskets, leave one out"]
+)
+def test_the_graph_lacks_an_edge_of_each_held_out_pair(events, table, prepare, rng, case):
+    """Otherwise it would tell which items lie in one basket."""
+    config, edge = CASES[case], rng.permutation(60 * 30)[:400]  # each item once a basket
+    events |= {"basket": (edge // 30).astype(object), "item": (100 + edge % 30).astype(object)}
+    made, _ = prepare(config, events, table)
+    graph, ids = made.graph.groups, made.catalogue.ids
+    trained = {(name, ids[i]) for g, name in enumerate(made.groups) for i in graph.of(g)}
+    by_split = collections.defaultdict(list)
+    for pair in read_plainly(events, config):
+        both = {(pair["key"], int(pair["query"])), (pair["key"], pair["item"])}
+        by_split[expected_split(config, pair, 0)].append(both <= trained)
+    assert all(by_split["train"])
+    assert by_split["valid"]
+    assert by_split["test"]
+    assert not any(by_split["valid"] + by_split["test"])
 
 
 def dense_vectors(known, others, words, dim):

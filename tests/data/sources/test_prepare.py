@@ -18,6 +18,7 @@ from pinjax import checksums
 from pinjax.data import catalogue, dataset
 from pinjax.data.sources import column_map, reading
 from pinjax.data.sources import prepare as prepare_lib
+from pinjax.data.text import tokens
 from pinjax.errors import InputError
 from pinjax.timestamps import DAY
 
@@ -96,6 +97,38 @@ def test_a_map_with_everything_gives_all_parts(log, table, prepare):
     checksums.verify(made.directory)
     assert made.spec.actions == ("unknown", "see", "buy") or made.spec.actions[1:] == ("buy", "see")
     assert json.loads((made.directory / "source.json").read_text())["report"] == prepared.report
+
+
+@pytest.mark.parametrize("kind", ["random", "column"])
+def test_items_exist_at_the_end_of_training_where_the_split_is_not_by_time(
+    log, table, prepare, kind
+):
+    log["tests"] = np.arange(500) % 5 == 0
+    table["created"][:2] = [START + 10**8] * 2  # items without an event, of the future
+    config = make_config(events__user="", pairs__sequence="group", split__kind=kind)
+    config.split.column = "tests" if kind == "column" else ""
+    made, _ = prepare(config, log, table)
+    assert made.spec.train_end == max(log["time"])
+    assert made.catalogue.created.tolist() == [START] * 20 + [START + 10**8] * 2
+    assert made.spec.num_existing == 20
+
+
+@pytest.mark.parametrize("kind", ["time", "leave_one_out"])
+def test_without_pairs_the_vocabulary_is_of_items_with_events_in_training(
+    log, table, prepare, kind
+):
+    config = make_config(events__query="", pairs__sequence="", split__kind=kind)
+    late = log["time"] > max(log["time"]) - 10 * DAY
+    log["item"][~late & (log["item"] == 119)] = 118
+    known = range(100, 119)
+    if kind == "leave_one_out":  # without times, and as of all events
+        config.events.time, config.timelines.min_actions = "", 3
+        known = range(100, 120)
+    made, _ = prepare(config, log, table)
+    named = zip(table["item"], table["name"], strict=True)
+    names = [name for item, name in named if item in known]
+    vocabulary = tokens.Vocabulary.build(names, **config.vocabulary)
+    assert made.vocabulary.rows.equals(vocabulary.rows)
 
 
 def split_over_files(log, kind, write, rng):
