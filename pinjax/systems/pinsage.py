@@ -153,7 +153,6 @@ def loss(
             log_q=log_q(negative_ids),
             positive_log_q=log_q(all_ids)[:, None],
         )
-        # Of so many ranks each hard negative of a pair is one.
         ranks, number = config.hard_last - config.hard_first + 1, (hard_ids >= 0).sum(axis=1)
         own_log_q = jnp.float32(config.log_q) * jnp.log(jnp.maximum(number, 1) / ranks)
         own = sampled_softmax.HardNegatives(hard[:, None], hard_ids[:, None], own_log_q[:, None])
@@ -239,7 +238,7 @@ def bind(
     evaluator = evaluator_lib.Evaluator("PinSage", source)
     rows = np.flatnonzero(graph_source.known_items(dataset))
     scratch, near = dataset_lib.home(config.data.dir), train_batches.table
-    if train_batches.graph is not graph:
+    if train_batches.graph is not graph:  # which has items of the future, too
         near = graph_training.neighbours_in(config, dataset, graph)
 
     def embed_items(params: Any) -> np.ndarray:
