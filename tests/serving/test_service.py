@@ -49,11 +49,18 @@ def test_an_index_of_another_run_is_refused(make, tmp_path):
     run = make("pinnerformer").exported
     ids, vectors = run.items()
     made = index_lib.create(pa.array(ids), vectors, index_lib.EXACT)
-    for name in (run.manifest["checkpoint"], "another"):
-        made.save(tmp_path / name, {"embeddings": {"checkpoint": name}})
-    service.create(run.directory, tmp_path / run.manifest["checkpoint"])
-    with pytest.raises(InputError, match=r"another is not of the run that .* is of"):
+    own = run.manifest["checkpoint"]
+    for name, table, checkpoint in (
+        ("own", "items", own),
+        ("another", "items", "another"),
+        ("users", "users", own),
+    ):
+        made.save(tmp_path / name, {"embeddings": {"checkpoint": checkpoint}, "table": table})
+    service.create(run.directory, tmp_path / "own")
+    with pytest.raises(InputError, match=r"another is an index of .* of checkpoint another; exp"):
         service.create(run.directory, tmp_path / "another")
+    with pytest.raises(InputError, match=r"users is an index of users; expected one of items"):
+        service.create(run.directory, tmp_path / "users")
 
 
 @pytest.fixture(scope="module")
