@@ -32,9 +32,12 @@ class Did(NamedTuple):
     rows: np.ndarray
 
 
-def sample(records: Records, most: int) -> list[Any]:
-    """Own ids of some who have labels, in their order."""
-    ids = np.array(list(dict.fromkeys(records.labels["user"].tolist())), object)
+def sample(records: Records, most: int, first_window: bool = False) -> list[Any]:
+    """Own ids of some who have labels, in their order; if asked for, in the first window alone."""
+    users, window = records.labels["user"], records.labels["window"]
+    if first_window:
+        users = users[window == window.min()]
+    ids = np.array(list(dict.fromkeys(users.tolist())), object)
     rows = np.sort(np.random.default_rng(0).permutation(len(ids))[:most])
     return ids[rows].tolist()
 

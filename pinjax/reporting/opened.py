@@ -139,8 +139,9 @@ class Opened:
 
     def _users(self, group: Group, records: Records, split: str) -> Users:
         shown, dataset = group.shown, group.shown.dataset
-        everybody = browser.sample(records, SPREAD)
-        some = browser.sample(records, USERS // len(self._runs))
+        # Recommendations are as of the end of training, when the first window begins.
+        some = browser.sample(records, USERS // len(self._runs), first_window=True)
+        everybody = list(dict.fromkeys([*some, *browser.sample(records, SPREAD)]))[:SPREAD]
         did = [browser.did(records, id_) for id_ in some]
         known = browser.Histories(dataset, records, group.noun, split, some)
         entries = [

@@ -169,6 +169,14 @@ def test_what_users_did_is_in_order_and_has_its_ranks(records):
     assert found == [rank[row] + 1 if rank[row] < 25 else None for row in wanted]
 
 
+def test_only_users_of_the_first_window_are_sampled_for_it(records):
+    users = records.labels["user"]
+    late = np.isin(users, [f"user {i}" for i in range(0, 40, 2)])
+    records.labels["window"] = np.where(late, WINDOW + 14 * DAY, WINDOW)
+    assert set(browser.sample(records, 99)) == set(users)
+    assert set(browser.sample(records, 99, first_window=True)) == set(users[~late])
+
+
 @pytest.mark.parametrize("shape", [(1, 3), (2, 1), (3, 5), (40, 2), (40, 60)])
 def test_a_map_has_a_place_for_each_item(rng, shape):
     vectors = rng.standard_normal(shape)
