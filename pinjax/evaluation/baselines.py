@@ -25,7 +25,7 @@ SPANS = {
     "91 days": 91 * DAY,
     "365 days": 365 * DAY,
 }
-LENGTHS = (1, 5, 20)
+LENGTHS = (1, 5, 20, 80, 320)
 
 ALL_TIME = "popularity, all time"
 CO_OCCURRENCE = "co-occurrence"

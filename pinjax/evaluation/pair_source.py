@@ -106,7 +106,7 @@ class PairSource(one_window.OneWindow):
         train = train[np.isin(train["query"], rows)]
         train = train[np.argsort(train["query"], kind="stable")]
         first, last = (np.searchsorted(train["query"], rows, s) for s in ("left", "right"))
-        place = last[:, None] - np.arange(max(baselines.LENGTHS), 0, -1)
+        place = last[:, None] - np.arange(max(self.context_lengths), 0, -1)
         led_to = np.append(train["item"], -1)[np.where(place >= first[:, None], place, -1)]
         with_itself = np.concatenate([led_to[:, 1:], itself[:, None]], axis=1)
         return np.where(itself[:, None] >= 0, with_itself, led_to).astype(np.int32)

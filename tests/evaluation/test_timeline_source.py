@@ -109,8 +109,8 @@ def test_queries_are_the_enumerated_ones(rows, cadence):
             history = queries.features[name][query]
             np.testing.assert_array_equal(history[6 - len(last) :], last[name])
         assert (queries.features["item"][query][: 6 - len(last)] == -1).all()
-        engaged = [int(action["item"]) for action in known if is_positive(action)][-20:]
-        np.testing.assert_array_equal(queries.context[query], [-1] * (20 - len(engaged)) + engaged)
+        engaged = [int(action["item"]) for action in known if is_positive(action)][-320:]
+        np.testing.assert_array_equal(queries.context[query], [-1] * (320 - len(engaged)) + engaged)
         assert queries.history[query] == len(known)
         seen = queries.excluded[queries.excluded[:, 0] == query, 1]
         np.testing.assert_array_equal(seen, known["item"])
