@@ -22,7 +22,9 @@ _DRAWN = 2**12  # users of a device, in batches that have to fit
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Rejects batches that the devices do not divide, or that have too many labels."""
+    """Rejects actions without features, and batches with too many labels or for other devices."""
+    if set(config.model.features) == {"request_time"}:
+        raise InputError("model.features: expected a feature of actions beside request_time")
     sharding.check(mesh, config.train)
     sharding.check_batch(mesh, "data.users", config.data.users)
     labels = config.data.users * windows.labels_per_user(
@@ -32,6 +34,16 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise InputError(
             f"data.users={config.data.users}: a batch would have {labels:,} labels; expected at "
             f"most {settings.INT32:,}"
+        )
+
+
+def check_spec(config: ConfigDict, spec: spec_lib.Spec) -> None:
+    """Rejects data sets without timelines, or with ranks where times are needed."""
+    spec.need("timelines")
+    if spec.leave_one_out and "request_time" in config.model.features:
+        raise InputError(
+            f"model.features: {spec.name} has the order of actions, but no times; expected no "
+            "request_time"
         )
 
 

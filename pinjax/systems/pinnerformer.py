@@ -191,7 +191,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
 
 def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     """The two towers and their loss, for a data set with timelines."""
-    spec.need("timelines")
+    histories.check_spec(config, spec)
     model = make_model(config, spec, mesh)
     constants = item_table.ItemTable.create(config, mesh, spec).abstract(spec)
 

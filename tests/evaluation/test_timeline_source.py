@@ -165,7 +165,9 @@ def test_labels_have_one_order_at_every_cadence(rows, cadence):
 
 @pytest.mark.parametrize(("split", "held"), [("valid", 2), ("test", 1)])
 def test_leave_one_out(rows, split, held):
-    queries = queries_of(make(rows, leave_one_out=True), split)
+    source = make(rows, leave_one_out=True, cadences=("window", "realtime"))
+    assert source.cadences == ("window",)  # of ranks none is fresher
+    queries = queries_of(source, split)
     long_enough = [row for row in rows if len(row) > held]
     assert len(queries.users) == len(long_enough)
     np.testing.assert_array_equal(queries.label_item, [row["item"][-held] for row in long_enough])

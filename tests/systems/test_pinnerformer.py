@@ -361,6 +361,13 @@ def test_popularity_needs_times(make_config, mesh):
         item_table.ItemTable.create(config, mesh, spec)
 
 
+def test_a_request_needs_times(make_config):
+    spec = Spec("ml1m", 9, leave_one_out=True, users={"train": 9})
+    histories.check_spec(make_config(model={"features": ("item", "time")}), spec)
+    with pytest.raises(InputError, match=r"^model.features: ml1m has .* but no times; expected "):
+        histories.check_spec(make_config(model={"features": ("item", "request_time")}), spec)
+
+
 def test_towers_know_the_popularity_as_of_their_time(make_config, mesh):
     times = 3
     data = {"content": True, "popularity_window": 24 * 86_400, "popularity_times": times}
@@ -440,6 +447,10 @@ def test_towers_know_the_popularity_as_of_their_time(make_config, mesh):
         ),
         ({"model": {"features": ("item", "age")}}, "each one of item, action, "),
         ({"model": {"features": ()}}, "expected a tuple of at least 1, "),
+        (
+            {"model": {"features": ("request_time",)}},
+            "model.features: expected a feature of actions beside request_time",
+        ),
         ({"loss": {"terms": "both"}}, "loss.terms='both': expected one of joined, summed"),
         (
             {"loss": {"terms": "summed", "num_in_batch_negatives": 0}},
