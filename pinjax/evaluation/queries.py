@@ -87,6 +87,13 @@ class EvalQueries:
         return self.query_user[self.label_query]
 
     @property
+    def label_excluded(self) -> np.ndarray:
+        """Bool (labels,), whether the label's query does not allow it."""
+        width = 1 + max(self.label_item.max(initial=0), self.excluded[:, 1].max(initial=0))
+        pairs = self.excluded[:, 0] * width + self.excluded[:, 1]
+        return np.isin(self.label_query * width + self.label_item, pairs)
+
+    @property
     def max_excluded(self) -> int:
         """The largest number of items that a query excludes."""
         return int(np.bincount(self.excluded[:, 0], minlength=1).max())

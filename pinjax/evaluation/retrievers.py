@@ -63,7 +63,7 @@ def without_excluded(found: Found, queries: EvalQueries, items: int) -> Found:
     rows, scores = metrics.leave_out(
         found.rows, found.scores, np.isin(query * items + found.rows, pairs) & (found.rows >= 0)
     )
-    missed = np.isin(queries.label_query * items + queries.label_item, pairs)
+    missed = queries.label_excluded
     ranks = found.label_ranks
     return found._replace(
         rows=rows[:, : queries.listed],

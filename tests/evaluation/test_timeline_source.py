@@ -98,9 +98,11 @@ def test_queries_are_the_enumerated_ones(rows, cadence):
     assert set(zip(user, queries.label_item, strict=True)) == answers.keys()
     assert len(user) == len(answers)
     assert queries.users == [f"test{u}" for u in sorted({u for u, _ in answers})]
-    labels = zip(user, queries.label_item, queries.label_query, queries.label_time, strict=True)
-    for u, item, query, label_time in labels:
+    of_labels = queries.label_item, queries.label_query, queries.label_time
+    labels = zip(user, *of_labels, queries.label_excluded, strict=True)
+    for u, item, query, label_time, excluded in labels:
         known, request_time, time = answers[u, item]
+        assert excluded == (item in known["item"])
         assert label_time == time
         assert queries.query_time[query] == request_time
         assert queries.features["request_time"][query, -1] == request_time
@@ -218,7 +220,8 @@ def test_engagements_are_of_the_past(rows, leave_one_out, until):
     [(True, (0,), 0), (False, (0, DAY), 0), (False, (-DAY, -1, 0), 2)],
 )
 def test_windows_that_begin_in_training_have_a_note(rows, leave_one_out, starts, early):
-    _, *notes = make(rows, leave_one_out, window_starts=starts).notes("test")
+    about, *notes = make(rows, leave_one_out, window_starts=starts).notes("test")
+    assert about.endswith(" of which every method misses: the user had acted on the item")
     told = f"warning: windows that begin before training ends: {early} of {len(starts)}; a trained"
     assert [note.startswith(told) for note in notes] == [True] * bool(early) + [False]
 
