@@ -88,7 +88,7 @@ find_workers() {  # sets $workers, what on_worker calls them, and $first, the ad
     workers=(WORKER) first=INTERNAL_IP_OF_THE_FIRST
     return
   fi
-  mapfile -t workers < <(gcloud "${words[@]}" | sort)
+  workers=($(gcloud "${words[@]}" | sort))
   if [ ${#workers[@]} -ne "$hosts" ]; then
     echo "error: $name has ${#workers[@]} of $hosts hosts" >&2
     return 1

@@ -39,7 +39,7 @@ find_workers() {  # sets $workers, what on_worker calls them
   words=(compute tpus tpu-vm describe "$name" "--zone=$zone"
     '--format=value(networkEndpoints.len())')
   if [ -n "$dry" ]; then cloud "${words[@]}"; else count=$(gcloud "${words[@]}") || return; fi
-  mapfile -t workers < <(seq 0 $((count - 1)))
+  workers=($(seq 0 $((count - 1))))  # process substitutions would be jobs of `wait -n`
 }
 
 on_worker() {  # on_worker WORKER COMMAND

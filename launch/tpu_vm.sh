@@ -18,14 +18,18 @@
 # `check` creates nothing: it reports what `create` would, and finds what is wrong. A `create` that
 # fails or is interrupted deletes what it created. `setup` copies the last commit to all workers
 # and installs it; then it prints the devices of each worker, and trains a :test config on all of
-# them, which on several hosts needs --workdir on gs://. `run` ends with the first worker that
-# fails, and then stops the others. With --spot it creates a preempted slice again, sets it up, and
-# resumes from the last checkpoint: keep --workdir on gs://. --delete deletes the slice after the
-# run. --dry-run prints every command instead.
+# them, which on several hosts needs --workdir on gs://. `run` first stops what an earlier one left
+# on the workers. It ends with the first worker that fails, and then stops the others; where a worker
+# was stopped or lost, it starts all of them again. With --spot it creates a preempted slice again,
+# sets it up, and resumes from the last checkpoint: keep --workdir on gs://. --delete deletes the
+# slice after a run that did not fail. --dry-run prints every command instead.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
 fail() { echo "error: $*" >&2; exit 2; }
+
+[ "${BASH_VERSINFO[0]}${BASH_VERSINFO[1]}" -ge 44 ] ||
+  fail "this is bash $BASH_VERSION; expected 4.4 or later, which macOS has from Homebrew"
+cd "$(dirname "$0")/.."
 
 [ $# -ge 2 ] ||
   fail "expected check, create, setup, run, logs, status or delete, and a name; see $0"
@@ -181,19 +185,27 @@ setup() {  # setup [--workdir=...]
     "--config.evaluate.batch=$batch" "${@:---workdir=/tmp/pinjax-smoke}" || report_failure $?
 }
 
-stop_workers() {  # which save their state
-  kill "${pids[@]}" 2>/dev/null || true
-  on_all 'pkill -f "[p]injax[.]" || true' >/dev/null 2>&1 || true  # [p]: not this shell
+stop_workers() {  # which save their state; and what still waits for them here
+  local pid
+  on_all pinjax/launch/stop.sh >/dev/null 2>&1 || true
+  for pid in "${pids[@]}"; do
+    pkill -P "$pid" || true
+    kill "$pid" || true
+  done 2>/dev/null
 }
 
-train() {  # train ARGUMENT ...: fails with the first worker that does
+# Fails with the first worker that does. $ended is then the exit code that decides what to do, by the
+# workers' logs, as ssh may not tell it: one that no restart mends or else one that it does, and
+# nothing if no worker has told its code.
+train() {  # train ARGUMENT ...
   local i remote code=0 pids=()
   trap 'trap "" INT TERM HUP; echo "stopping the workers of $name ..." >&2; stop_workers; exit 130' \
     INT TERM HUP
   for i in "${!workers[@]}"; do
     remote=$(printf ' %q' launch/run.sh "$@" $(process_flags "$i"))
-    # The log's last line tells the exit code, which ssh may not; a progress bar leaves a line open.
-    remote="cd pinjax && {$remote; code=\$?; echo; echo ended with \$code; exit \$code; }"
+    # A progress bar leaves a line open.
+    remote="{$remote; code=\$?; echo; echo ended with \$code; exit \$code; }"
+    remote="cd pinjax && launch/stop.sh && $remote"
     if [ -n "$dry" ]; then
       on_worker "${workers[i]}" "$remote"
       [ "${hosts:-2}" -eq 1 ] || echo "# and so on each other worker"
@@ -208,6 +220,8 @@ train() {  # train ARGUMENT ...: fails with the first worker that does
     wait -n || { code=$?; break; }
   done
   if [ "$code" -ne 0 ]; then
+    sleep "$poll"  # the others may have seen it first
+    ended=$(decisive_code)
     stop_workers
     wait
   fi
@@ -215,26 +229,35 @@ train() {  # train ARGUMENT ...: fails with the first worker that does
   return "$code"
 }
 
-last_lines() {  # last_lines N: of each worker's log
-  local i
+decisive_code() {
+  local i line code=''
   for i in "${!workers[@]}"; do
-    tail -n "$1" "$logs/worker-$i.log"
+    line=$(tail -n 1 "$logs/worker-$i.log")
+    case $line in
+      'ended with 0') ;;
+      'ended with '75 | 'ended with '76 | 'ended with '134) code=${line##* } ;;  # of pinjax/app.py
+      'ended with '*) echo "${line##* }"; return ;;
+    esac
   done
+  echo "$code"
 }
 
-report_failure() {  # report_failure CODE: fails with it
-  last_lines 20 >&2
-  echo "error: a worker ended with $1; all of it is in $logs" >&2
+report_failure() {  # report_failure CODE ...: fails with it
+  local i
+  for i in "${!workers[@]}"; do
+    tail -n 20 "$logs/worker-$i.log" >&2
+  done
+  echo "error: a worker ended with $*; all of it is in $logs" >&2
   return "$1"
 }
 
 run() {  # run ARGUMENT ...
-  local code state
+  local code ended state began brief=0
   while true; do
-    code=0
+    code=0 ended='' began=$SECONDS
     if find_workers; then train "$@" || code=$?; else workers=() code=1; fi
     [ "$code" -ne 0 ] || break
-    state=$(health 2>/dev/null) || state=GONE
+    state=$(health_at_last) || { echo "error: $name: $state" >&2; return "$code"; }
     if [ "$state" != READY ] && [ -n "$spot" ]; then
       echo "$name is $state: creating it again, where the run resumes" >&2
       delete_resources "${kinds[@]}" || return
@@ -243,16 +266,39 @@ run() {  # run ARGUMENT ...
         sleep $((6 * poll))
       done
       install_code || [ "$(health 2>/dev/null)" != READY ] || return 1
-    elif [ ${#workers[@]} -eq 0 ]; then
+      continue
+    fi
+    if [ "$state" != READY ] || [ ${#workers[@]} -eq 0 ]; then
       echo "error: $name is $state" >&2
       return "$code"
-    elif grep -Eq '^ended with (75|76|134)$' <<<"$(last_lines 1)"; then
-      echo "a worker was stopped or lost: resuming" >&2  # the codes are pinjax/app.py's
-    else
-      report_failure "$code" || return
     fi
+    case $ended in
+      '' | 75 | 76 | 134) ;;
+      *) report_failure "$ended" || return ;;
+    esac
+    [ $((SECONDS - began)) -lt 600 ] || brief=0
+    [ $((++brief)) -lt 3 ] || report_failure "${ended:-$code}" three times at once || return
+    echo "a worker was stopped or lost: resuming" >&2
   done
   [ -z "$delete" ] || delete_resources "${kinds[@]}"
+}
+
+health_at_last() {  # the state of the slice, GONE if it is not there; fails if it can't be known
+  local state errors failures=0
+  errors=$(mktemp)
+  until state=$(health 2>"$errors"); do
+    if [ "$(reason "$(<"$errors")")" = missing ]; then
+      state=GONE
+      break
+    elif [ $((++failures)) -ge 60 ]; then
+      meaning "$(<"$errors")"
+      rm "$errors"
+      return 1
+    fi
+    sleep "$poll"
+  done
+  rm "$errors"
+  echo "$state"
 }
 
 case $command in

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.launch.conftest import MANY, ONE, RESOURCES, V5E, verbs
+from tests.launch.conftest import MANY, ONE, RESOURCES, ROOT, V5E, verbs
 
 
 def test_setup_copies_the_code_to_all_workers_and_installs(launch):
@@ -63,6 +63,7 @@ def test_what_setup_runs_on_a_host(launch, tmp_path, devices, code):
     for path, text in (
         (".venv/bin/python", f'#!/bin/sh\nexec {sys.executable} -S "$@"\n'),
         ("jax.py", JAX.format(devices)),
+        ("launch/stop.sh", "#!/bin/sh\necho stopped\n"),
         ("launch/run.sh", "#!/bin/sh\nprintf '%s\n' \"$@\"\nprintf 'half a line'\nexit 75\n"),
     ):
         (code_of_host / path).parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ def test_what_setup_runs_on_a_host(launch, tmp_path, devices, code):
     assert run(of_devices) == (code, told)
     ended, log = run(of_training)
     assert ended == 75
-    assert "--config=configs/pinnerformer.py:test" in log.splitlines()
+    assert log.startswith("stopped\n--config=configs/pinnerformer.py:test\n")
     assert log.endswith("\nended with 75\n")
 
 
@@ -166,11 +167,11 @@ def test_a_group_that_lacks_a_host_does_not_run(launch):
 def test_run_ends_with_the_first_worker_that_fails(launch, where):
     launch.create(where)
     first, second = ("--worker=0", "--worker=1") if where == V5E else ("ssh x-0", "ssh x-1")
-    others = [{"match": f"ssh x-{i}", "until": "pkill"} for i in (2, 3)]
+    others = [{"match": f"ssh x-{i}", "until": "pinjax/launch/stop.sh"} for i in (2, 3)]
     done, calls = launch(
         *("run", "x", *where, "--", "--config=a.py"),
         answers=[
-            {"match": first, "until": "pkill"},
+            {"match": first, "until": "pinjax/launch/stop.sh"},
             *others,
             {"match": f"{second} ", "stdout": "error: no such file\nended with 2", "code": 2},
         ],
@@ -178,7 +179,7 @@ def test_run_ends_with_the_first_worker_that_fails(launch, where):
     assert done.returncode == 2
     assert "error: no such file" in done.stderr
     assert "all of it is in work/logs/x" in done.stderr
-    stops = [call for call in calls if "pkill" in call]
+    stops = [call for call in calls if "pinjax/launch/stop.sh" in call]
     assert len(stops) == (1 if where == V5E else 4)
 
 
@@ -261,10 +262,70 @@ def test_an_earlier_run_that_was_stopped_does_not_start_this_one_again(launch):
     stopped.parent.mkdir(parents=True)
     stopped.write_text("ended with 75\n")
     stopped.with_name("worker-9.log").write_text("ended with 75\n")
+    answers = [{"match": "--worker=0", "stdout": "ended with 1", "code": 1}]
+    done, calls = launch("run", "x", *V5E, "--", "--config=a.py", answers=answers)
+    assert done.returncode == 1
+    assert sum("--worker=0" in call for call in calls) == 1
+
+
+def test_what_no_restart_mends_decides_whoever_ends_first(launch):
+    answers = [
+        {"match": "--worker=0", "stdout": "ended with 134", "code": 134},
+        {"match": "--worker=1", "stdout": "error: no such file\nended with 2", "code": 2},
+    ]
+    done, calls = launch("run", "x", *V5E, "--", "--config=a.py", answers=answers)
+    assert done.returncode == 2
+    assert "error: no such file" in done.stderr
+    assert sum("--worker=0" in call for call in calls) == 1
+
+
+def test_a_worker_that_is_out_of_reach_is_tried_three_times(launch):
     answers = [{"match": "--worker=0", "code": 255}]
     done, calls = launch("run", "x", *V5E, "--", "--config=a.py", answers=answers)
     assert done.returncode == 255
-    assert sum("--worker=0" in call for call in calls) == 1
+    assert sum("--worker=0" in call for call in calls) == 3
+    assert "error: a worker ended with 255 three times at once" in done.stderr
+
+
+def test_a_slice_is_not_given_up_because_it_could_not_be_asked(launch):
+    """Say, as this machine was offline for a moment."""
+    launch.create(V5E)
+    dropped = {"match": "--worker=0", "code": 255, "once": True}
+    offline = {"match": "value(state)", "stderr": "Unable to connect", "code": 1, "once": True}
+    done, calls = launch(
+        "run", "x", *V5E, "--spot", "--", "--config=a.py", answers=[dropped, offline]
+    )
+    assert done.returncode == 0
+    assert not any(" delete " in call or " create " in call for call in calls)
+    assert sum("--worker=0" in call for call in calls) == 2
+
+
+PKILL = """#!/bin/bash
+echo "$*" >>calls
+[[ $1 = -KILL ]] || exit "$(<found)"
+"""
+
+
+@pytest.mark.parametrize(
+    ("found", "left", "killed"), [(1, 0, False), (0, 3, False), (0, 1_000, True)]
+)
+def test_what_still_runs_on_a_host_is_waited_for(tmp_path, found, left, killed):
+    for name, text in (
+        ("pkill", PKILL),
+        ("pgrep", '#!/bin/bash\nleft=$(<left)\necho $((left - 1)) >left\n[ "$left" -gt 0 ]\n'),
+        ("sleep", "#!/bin/sh\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "found").write_text(str(found))
+    (tmp_path / "left").write_text(str(left))
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run([str(ROOT / "launch/stop.sh")], cwd=tmp_path, env=env, check=True)
+    kill, *forced = (tmp_path / "calls").read_text().splitlines()
+    assert kill == "-f -- -m pinjax[.]"
+    assert forced == ["-KILL -f -- -m pinjax[.]"] * killed
+    if found == 0 and not killed:
+        assert (tmp_path / "left").read_text() == "-1\n"
 
 
 @pytest.mark.parametrize(
@@ -289,7 +350,7 @@ def test_a_command_that_fails_is_the_last(launch, command, failing, before):
 def test_an_interrupted_run_stops_its_workers(launch, where):
     launch.create(where)
     process = launch.start(
-        "run", "x", *where, answers=[{"match": "launch/run.sh", "until": "pkill"}]
+        "run", "x", *where, answers=[{"match": "launch/run.sh", "until": "pinjax/launch/stop.sh"}]
     )
     with launch.cloud.changed:
         launch.cloud.changed.wait_for(
@@ -299,7 +360,7 @@ def test_an_interrupted_run_stops_its_workers(launch, where):
     done = launch.finish(process)
     assert done.returncode == 130
     assert done.stderr.endswith("stopping the workers of x ...\n")
-    assert any("pkill" in call for call in launch.cloud.lines())
+    assert any("pinjax/launch/stop.sh" in call for call in launch.cloud.lines())
     assert launch.resources() == RESOURCES[where]
 
 
