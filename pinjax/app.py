@@ -1,8 +1,10 @@
 """The start of every command: flags, quiet logs, and one line for an error in the input."""
 
 import os
+import re
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +23,11 @@ EXIT_INPUT = 2  # wrong flags, config or data; the message says what was expecte
 # Another process of the job died: start the same command again on all hosts. If JAX's own thread
 # learns of it first, it aborts the process, which a shell reports as 134.
 EXIT_LOST = 76
+_LOST = re.compile(  # in the errors of gRPC, Gloo and NCCL; any other is the program's own
+    "UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED|heartbeat|connection|by peer|timed out|"
+    "network error|remote process",
+    re.IGNORECASE,
+)
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -147,31 +154,42 @@ def run(
                 if not processes.is_first():
                     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
             return main(argv)
-        except InputError as error:
-            return _complain(error)
-        except OSError as error:
-            return _complain(f"{error.filename}: {error.strerror}" if error.filename else error)
-        except ImportError as error:
-            if "gcsfs" not in str(error):
-                raise
-            return _complain("gs:// needs more: pip install -r requirements-gcp.txt")
-        except MemoryError as error:
-            return _complain(f"out of memory: {error}")
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
-                return _complain(f"out of memory: {str(error).splitlines()[0]}")
-            if processes.count() == 1:
-                raise
-            _complain(f"lost another process of the job, start all of them again: {error}")
-            os._exit(EXIT_LOST)  # an orderly exit would wait for the dead process
         except Exception as error:
-            if "no_verify" not in flags.FLAGS or verifies():
-                raise
-            about = f"{type(error).__name__}: {error}"
-            return _complain(f"{about}; if a file is damaged, it is named without --no_verify")
+            if not jax.distributed.is_initialized():
+                return _told(error)
+            try:
+                code = _told(error)
+            except Exception:
+                traceback.print_exc()
+                code = 1
+            processes.leave(code)
 
     signals.handle()  # while a config file runs, too, and until the very end
     app.run(guarded, flags_parser=parse)
+
+
+def _told(error: Exception) -> int:
+    """Prints an error that one line tells, and returns its exit code; raises any other."""
+    match error:
+        case InputError():
+            return _complain(error)
+        case OSError():
+            return _complain(f"{error.filename}: {error.strerror}" if error.filename else error)
+        case ImportError() if "gcsfs" in str(error):
+            return _complain("gs:// needs more: pip install -r requirements-gcp.txt")
+        case MemoryError():
+            return _complain(f"out of memory: {error}")
+        case jax.errors.JaxRuntimeError():
+            if "RESOURCE_EXHAUSTED" in str(error):
+                return _complain(f"out of memory: {str(error).splitlines()[0]}")
+            if jax.distributed.is_initialized() and _LOST.search(str(error)):
+                _complain(f"lost another process of the job, start all of them again: {error}")
+                return EXIT_LOST
+            raise error
+    if "no_verify" not in flags.FLAGS or verifies() or isinstance(error, ImportError):
+        raise error
+    about = f"{type(error).__name__}: {error}"
+    return _complain(f"{about}; if a file is damaged, it is named without --no_verify")
 
 
 def _tell_of_main_thread(error: Any) -> None:

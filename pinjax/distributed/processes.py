@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from pinjax.errors import InputError
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 _PATIENCE = 60  # seconds without a sign of life after which a process is taken to be dead
 _START = 300  # seconds that the first process may take until it listens
+_FAREWELL = 5  # seconds
 
 
 def join(coordinator: str | None, count: int | None, index: int | None) -> None:
@@ -59,6 +61,22 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
         cause = str(error) or "not installed"
         raise InputError(f"JAX_PLATFORMS={platforms}: no device: {cause}") from None
     _check_devices(count, reason)
+    if jax.process_count() > 1:  # Gloo's first exchange of all waits 30 seconds, later ones longer
+        wait_for_others("joined")
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process after an error that the others need not have.
+
+    An orderly end would wait for them, while they wait for this one in a collective. They are lost
+    without the first process, which therefore leaves time to those that fail as it does.
+    """
+    with contextlib.suppress(RuntimeError):  # there is no device
+        if is_first():
+            time.sleep(_FAREWELL)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def _check_devices(count: int | None, reason: str) -> None:

@@ -188,3 +188,55 @@ def test_a_signal_outside_the_loop_ends_each_process_at_once(kind):
     for code, _, stderr in finish(processes):
         assert code == 75
         assert stderr.startswith("stopped by SIGTERM; ")
+
+
+FAILING = """
+import sys, time
+import jax
+from pinjax import app
+from pinjax.distributed import processes
+from pinjax.errors import InputError
+
+ERRORS = [
+    InputError("expected a larger table"),
+    OSError("no space left"),
+    jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed to compile"),
+    jax.errors.JaxRuntimeError("Gloo all-reduce failed: Connection closed by peer"),
+]
+
+def main(argv):
+    raise ERRORS[jax.process_index()]
+
+app.run(main, trains=True)
+"""
+
+
+def test_each_process_ends_with_the_code_of_its_own_error():
+    """It waits for no other, and is not taken for one that has lost another."""
+    job = f"--coordinator={free_coordinator()}", "--processes=4"
+    ends = finish(
+        [
+            subprocess.Popen(
+                [sys.executable, "-c", FAILING, *job, f"--process={index}"],
+                env={**os.environ, "JAX_PLATFORMS": "cpu"},
+                cwd=ROOT,
+                text=True,
+                stdout=-1,
+                stderr=subprocess.PIPE,
+            )
+            for index in range(4)
+        ]
+    )
+    assert [code for code, _, _ in ends] == [2, 2, 1, 76], ends
+    for (_, _, stderr), last in zip(
+        ends,
+        (
+            "error: expected a larger table",
+            "error: no space left",
+            "jax.errors.JaxRuntimeError: INTERNAL: Mosaic failed to compile",
+            "error: lost another process of the job, start all of them again: Gloo all-reduce "
+            "failed: Connection closed by peer",
+        ),
+        strict=True,
+    ):
+        assert stderr.splitlines()[-1] == last
