@@ -151,6 +151,8 @@ def run(
         try:
             if uses_devices:
                 processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+                if processes.count() > 1:  # Gloo's first exchange waits 30 s, later ones longer
+                    processes.wait_for_others("joined")
                 if not processes.is_first():
                     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
             return main(argv)

@@ -61,8 +61,6 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
         cause = str(error) or "not installed"
         raise InputError(f"JAX_PLATFORMS={platforms}: no device: {cause}") from None
     _check_devices(count, reason)
-    if jax.process_count() > 1:  # Gloo's first exchange of all waits 30 seconds, later ones longer
-        wait_for_others("joined")
 
 
 def leave(code: int) -> NoReturn:
