@@ -132,8 +132,9 @@ def _claim(out: epath.Path, manifest: dict[str, int | str]) -> dict[str, Any]:
                 )
         return written
     # A killed process may have left the lock, or a manifest that was not yet renamed.
-    others = {file.name for file in out.iterdir()} - {files.LOCK_FILE, f"{embeddings.MANIFEST}.tmp"}
-    if others:
+    # On gs:// there are no empty directories.
+    found = {file.name for file in out.iterdir()} if out.exists() else set()
+    if found - {files.LOCK_FILE, f"{embeddings.MANIFEST}.tmp"}:
         raise InputError(
             f"{out} is not empty and holds no {embeddings.MANIFEST}; choose another --out"
         )

@@ -47,11 +47,18 @@ def bind(
     Raises:
       InputError: as `checkpoint.load_chosen` or `Former.serve`.
     """
-    if "train" in config and workdirs.config_of(workdir).data.name != config.data.name:
+    if "train" in config and _is_of_another_log(workdir, config):
         return Former.open(workdir, config, mesh, verify).serve(config)
     made = registry.create(config, mesh, verify, fitted_of(workdir))
     state = checkpoint.load_chosen(workdir, config, made, mesh, verify)
     return made, state, state.params
+
+
+def _is_of_another_log(workdir: epath.Path, config: ConfigDict) -> bool:
+    if workdirs.config_of(workdir).data.name == config.data.name:
+        return False
+    here = dataset_lib.load(config.data.name, config.data.dir).spec.digest  # it may only have moved
+    return here != workdirs.identity_of(workdir)["dataset"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

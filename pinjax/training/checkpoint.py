@@ -62,8 +62,12 @@ class Checkpoints:
         """Steps done in each checkpoint, ascending."""
         if not self._directory.exists():
             return []
-        names = [path.name for path in self._directory.iterdir()]
-        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+        paths = [x for x in self._directory.iterdir() if re.fullmatch("0|[1-9][0-9]*", x.name)]
+        if files.is_remote(self._directory):  # no renaming there tells what is complete
+            paths = [
+                path for path in paths if (path / ocp.path.atomicity.COMMIT_SUCCESS_FILE).exists()
+            ]
+        return sorted(int(path.name) for path in paths)
 
     def evaluated(self, step: int) -> bool:
         """Whether the checkpoint of a step was saved with its evaluation."""

@@ -12,7 +12,7 @@ from pinjax.errors import InputError
 
 _RUN_FILE = "run.json"
 # Fields that may differ between the calls of one run: they change parameters only by rounding. What
-# is in `data.vectors` is part of a system's identity.
+# is in `data.vectors` is part of a system's identity, and so is the digest of `data.name`.
 _FREE = (
     *("evaluate.", "data.dir", "data.vectors", "data.workers", "train.log_every"),
     *("train.model_devices", "train.shard", "train.shard_optimizer"),
@@ -33,7 +33,8 @@ def check(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, st
       InputError: if it holds no run, or a run of another config, data set or frozen table.
     """
     old, new = _flatten(_read(workdir)), _flatten(_run(config, identity))
-    for name in sorted(old.keys() | new.keys()):
+    moved = {"config.data.name"} if old.get("dataset") == new.get("dataset") else set()
+    for name in sorted((old.keys() | new.keys()) - moved):
         short = name.removeprefix("config.")
         if old.get(name) != new.get(name) and not _is_free(short):
             raise InputError(

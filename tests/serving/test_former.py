@@ -156,10 +156,15 @@ def test_refusals(data_dir, data, tmp_path):
     with pytest.raises(InputError, match="a run with system=searchsage, not pinnerformer"):
         former.Former.open(workdir, users, mesh, verify=True)
 
-    # The run's data set is not there any more.
     earlier.data.name = str(tmp_path / "data")
     shutil.copytree(data[1], earlier.data.name)
     write_run(epath.Path(tmp_path / "other"), earlier, mesh)
+
+    # The run's data set has moved; then it is not there any more.
+    moved = make_config("searchsage", data_dir, data[1])
+    made, state, trained = former.bind(epath.Path(tmp_path / "other"), moved, mesh, verify=True)
+    assert made.dataset.directory == epath.Path(data[1])
+    assert state.params is trained
     metadata = tmp_path / "data" / spec.METADATA_FILE
     changed = json.loads(metadata.read_text()) | {"digest": "prepared anew"}
     metadata.write_text(json.dumps(changed))

@@ -359,6 +359,16 @@ def test_for_a_checkpoint_that_a_live_run_removes_the_next_latest_is_read(
     assert capsys.readouterr().err == ""
 
 
+def test_where_nothing_is_renamed_a_commit_tells_what_is_complete(tmp_path, monkeypatch):
+    for done, file in ((5, "commit_success.txt"), (10, "checksums.json")):
+        (tmp_path / f"checkpoints/{done}").mkdir(parents=True)
+        (tmp_path / f"checkpoints/{done}/{file}").touch()
+    saved = checkpoint.Checkpoints(tmp_path)
+    assert saved.steps == [5, 10]
+    monkeypatch.setattr(checkpoint.files, "is_remote", lambda path: True)
+    assert saved.steps == [5]
+
+
 def test_what_is_read_is_not_written_to(tmp_path, finished, load_chosen):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     under_way = tmp_path / "checkpoints/13.orbax-checkpoint-tmp"
@@ -382,6 +392,10 @@ def test_a_work_directory_is_claimed_by_its_first_checkpoint(tmp_path):
     checkpoint.claim(tmp_path, ConfigDict({"train": {"steps": 3, "log_every": 2}}), identity)
     with pytest.raises(InputError, match=r"train\.steps=3, this one has train\.steps=4"):
         checkpoint.claim(tmp_path, other, identity)
+    moved = ConfigDict({"train": {"steps": 3, "log_every": 1}, "data": {"name": "moved"}})
+    checkpoint.claim(tmp_path, moved, identity)
+    with pytest.raises(InputError, match=r"data.name=None, this one has data.name=moved"):
+        checkpoint.claim(tmp_path, moved, {"dataset": "other"})
     with pytest.raises(InputError, match=r"dataset=digest, this one has dataset=other"):
         checkpoint.claim(tmp_path, config, {"dataset": "other"})
     flip(tmp_path / "run.json", 10)
