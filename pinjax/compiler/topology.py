@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 
 import jax
@@ -24,8 +25,14 @@ def devices(topology: str | None) -> Sequence[jax.Device]:
         )
     jax.config.update("jax_platforms", "cpu")  # or JAX would look for a TPU
     os.environ |= _WITHOUT_TPU
+    options = {}
+    if topology.startswith("v4:"):
+        options["chip_config_name"] = "megacore"  # both cores of a chip are one device, as on a VM
+    if re.fullmatch(r"\w+:1(x1)+", topology):
+        options["chips_per_host_bounds"] = (1, 1, 1)  # a host has four chips otherwise
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        described = topologies.get_topology_desc(topology, "tpu", **options)
+        return described.devices
     except (RuntimeError, ValueError) as error:
         line = str(error).splitlines()[0]
         raise InputError(

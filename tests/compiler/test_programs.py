@@ -17,6 +17,8 @@ from pinjax.systems import registry
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 CHIP = rates.Chip("test chip", flops=1e13, memory=2**30, bandwidth=1e11, interconnect=1e10)
 TOPOLOGIES = {
+    "v4:2x2x2": (8, "TPU v4"),
+    "v5e:1x1": (1, "TPU v5e"),
     "v5e:4x4": (16, "TPU v5e"),
     "v5p:2x2x4": (16, "TPU v5p"),
     "v6e:16x16": (256, "TPU v6e"),
@@ -116,6 +118,7 @@ def test_without_the_tpu_compiler_it_says_how_to_get_it():
 def test_the_chips_of_topologies_are_known(name):
     devices = topology.devices(name)
     assert (len(devices), rates.of(devices).name) == TOPOLOGIES[name]
+    assert sharding.make_mesh(devices).devices.shape == (len(devices), 1)
 
 
 @needs_libtpu
