@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> Section:
     loss = config.loss
     # Negatives that are other users' positives, at most.
     loss.num_in_batch_negatives = Int(1_024, at_least=0)
-    # Negatives drawn uniformly from the catalogue.
+    # Negatives drawn uniformly from the items that existed when training ended.
     loss.num_random_negatives = Int(2_048, at_least=0, at_most=2**20)
     # One normaliser over both kinds of negatives, or a loss for each.
     loss.terms = Choice("joined", "summed")

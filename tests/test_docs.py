@@ -345,7 +345,8 @@ def run_index(run, make_embeddings, tmp_path, call):
     """Runs a command of the index on a few made-up embeddings."""
     vectors = np.eye(50, dtype=np.float32)
     np.save(tmp_path / "vectors.npy", vectors)
-    tables = {name: (np.arange(50), vectors) for name in ("items", "users")}
+    ids = 10**9 + np.arange(50)  # as pinworld's
+    tables = {name: (ids, vectors) for name in ("items", "users")}
     of = types.SimpleNamespace(spec=types.SimpleNamespace(digest=""))
     embedded = make_embeddings("embedded", of, tables)
     replaced = {

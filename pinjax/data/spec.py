@@ -30,7 +30,8 @@ class Spec:
     Attributes:
       name: as printed in tables.
       num_items: rows of the catalogue.
-      train_end: unix seconds; nothing later is trained on or counted. 0 without times.
+      train_end: unix seconds; nothing later is trained on or counted. 0 without times, and
+        with `leave_one_out` the last rank.
       leave_one_out: whether the last action of each user tests and the one before validates; then
         all users are in one split, and their times are ranks.
       digest: hash of the data set; a checkpoint stores it.
