@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
+from pinjax.distributed import processes
 from pinjax.errors import InputError
 
 
@@ -18,6 +19,7 @@ def devices(topology: str | None) -> Sequence[jax.Device]:
       InputError: if there is no such topology, or no TPU compiler.
     """
     if topology is None:
+        processes.join(None, None, None)
         return jax.devices()
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise InputError(
