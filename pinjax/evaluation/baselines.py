@@ -114,17 +114,36 @@ class CoOccurrence:
         # The cheaper order of the two products.
         neighbours = by_item[known] @ users if len(known) < len(queries) else None
         engaged = np.diff(by_item.indptr) > 0
-        size = max(1, _SCORES // items)
+        changes, is_change = _changes(context)
+        before, size = np.zeros(items), max(1, _SCORES // items)
         for start in range(0, len(queries), size):
-            some = context[start : start + size]
+            some, new = (x[start : start + size] for x in (context, changes))
             if neighbours is None:
-                overlaps = ((some @ by_item) @ users).toarray()
+                overlaps = ((new @ by_item) @ users).toarray()
             else:
-                overlaps = (some[:, known] @ neighbours).toarray()
+                overlaps = (new[:, known] @ neighbours).toarray()
+            for row in np.flatnonzero(is_change[start : start + size]):
+                overlaps[row] += overlaps[row - 1] if row else before
+            before = overlaps[-1].copy()
             if not self.may_repeat:
                 overlaps[some.nonzero()] -= some.data * engaged[some.indices]
             # Sums in another order differ in their last digits.
             yield start, np.round(overlaps, 7, out=overlaps)
+
+
+def _changes(
+    context: scipy.sparse.csr_array,
+) -> tuple[scipy.sparse.csr_array, np.ndarray]:
+    """Each row, or its change from the row before if that has fewer entries; and which it is.
+
+    The queries of a user follow each other, and most of a context is that of the query before.
+    """
+    change = context[1:] - context[:-1]
+    fewer = np.diff(change.indptr) < np.diff(context.indptr)[1:]
+    is_change = np.concatenate([[False], fewer])[: context.shape[0]]
+    before = scipy.sparse.diags_array(fewer.astype(float)) @ context[:-1]
+    first = scipy.sparse.csr_array((min(1, context.shape[0]), context.shape[1]))
+    return context - scipy.sparse.vstack([first, before], "csr"), is_change
 
 
 class Baselines(NamedTuple):

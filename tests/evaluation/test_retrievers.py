@@ -193,9 +193,14 @@ def test_popularity_is_a_loop_over_the_past(rng, setting, seconds):
 @pytest.mark.parametrize("few_queries", [False, True])
 @pytest.mark.parametrize("may_repeat", [False, True])
 def test_co_occurrence_is_the_dense_one(rng, setting, few_queries, may_repeat, monkeypatch):
-    """In either order of the products, several times in a history, for some queries at a time."""
+    """In either order of the products, several times in a history, for some queries at a time.
+
+    Every other query follows one of the same user.
+    """
     queries, index = setting
-    queries = dataclasses.replace(queries, context=np.fmod(queries.context, 20))
+    context = np.fmod(queries.context, 20)
+    context[1::2, :-1], context[0, -3:] = context[::2, 1:][: len(context) // 2], (1, 2, 3)
+    queries = dataclasses.replace(queries, context=context)
     if few_queries:  # than there are items in their histories
         keep = queries.label_query < 3
         queries = dataclasses.replace(
