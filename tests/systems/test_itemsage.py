@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -275,20 +274,6 @@ def test_what_the_tower_sees_nothing_of_is_not_found(make_config, mesh, data_dir
         vectors = items.embed(items.rows)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert (images[findable] > 0).all()
-
-
-def test_pairs_of_products_without_an_input_are_left_out(make_config, mesh, data_dir):
-    dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
-    train = dataset.pairs("train")
-    left = train[np.diff(dataset.catalogue.image_offsets)[train["item"]] > 0]
-    batches = registry.create(make_config(model={"texts": ()}), mesh).batches(0)
-    seen = np.concatenate([batch["item"] for batch in itertools.islice(batches, 10)])
-    assert np.isin(seen, train["item"]).all()
-    assert not np.isin(train["item"], left["item"]).all()
-    assert np.isin(seen, left["item"]).all()
-    nothing = np.zeros(dataset.spec.num_items, bool)
-    with pytest.raises(InputError, match=r" no training pair of .* has a token or an image$"):
-        engagements.pairs_of(make_config(), dataset, nothing, "token or an image")
 
 
 def test_a_catalogue_without_images_has_texts_alone(make_config, other_data, mesh):
