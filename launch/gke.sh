@@ -16,10 +16,12 @@
 # --placement-policy names. A job that was stopped or lost a host starts again by itself; one that
 # fails otherwise does not.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
 fail() { echo "error: $*" >&2; exit 2; }
 
+[ "${BASH_VERSINFO[0]}${BASH_VERSINFO[1]}" -ge 44 ] ||
+  fail "this is bash $BASH_VERSION; expected 4.4 or later, which macOS has from Homebrew"
+cd "$(dirname "$0")/.."
 [ $# -ge 2 ] || fail "expected apply, render, logs, status or delete, and a name; see $0"
 command=$1 name=$2
 shift 2

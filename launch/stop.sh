@@ -9,4 +9,8 @@ for _ in {1..90}; do
   pgrep -f -- "$running" >/dev/null || exit 0
   sleep 1
 done
-pkill -KILL -f -- "$running" || true
+pkill -KILL -f -- "$running" || exit 0
+for _ in {1..10}; do
+  pgrep -f -- "$running" >/dev/null || exit 0
+  sleep 1
+done

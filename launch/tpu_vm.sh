@@ -195,8 +195,8 @@ stop_workers() {  # which save their state; and what still waits for them here
 }
 
 # Fails with the first worker that does. $ended is then the exit code that decides what to do, by the
-# workers' logs, as ssh may not tell it: one that no restart mends or else one that it does, and
-# nothing if no worker has told its code.
+# workers' logs, as ssh may not tell it: preferably one that no restart mends, otherwise one that a
+# restart does, and nothing if no worker has told its code.
 train() {  # train ARGUMENT ...
   local i remote code=0 pids=()
   trap 'trap "" INT TERM HUP; echo "stopping the workers of $name ..." >&2; stop_workers; exit 130' \
@@ -268,37 +268,36 @@ run() {  # run ARGUMENT ...
       install_code || [ "$(health 2>/dev/null)" != READY ] || return 1
       continue
     fi
-    if [ "$state" != READY ] || [ ${#workers[@]} -eq 0 ]; then
+    if [ "$state" != READY ]; then
       echo "error: $name is $state" >&2
+      return "$code"
+    elif [ ${#workers[@]} -eq 0 ]; then
+      echo "error: the hosts of $name are not known" >&2
       return "$code"
     fi
     case $ended in
       '' | 75 | 76 | 134) ;;
       *) report_failure "$ended" || return ;;
     esac
-    [ $((SECONDS - began)) -lt 600 ] || brief=0
-    [ $((++brief)) -lt 3 ] || report_failure "${ended:-$code}" three times at once || return
+    if [ $((SECONDS - began)) -lt 600 ]; then brief=$((brief + 1)); else brief=0; fi
+    [ "$brief" -lt 3 ] || report_failure "${ended:-$code}" within minutes, three times || return
     echo "a worker was stopped or lost: resuming" >&2
   done
   [ -z "$delete" ] || delete_resources "${kinds[@]}"
 }
 
 health_at_last() {  # the state of the slice, GONE if it is not there; fails if it can't be known
-  local state errors failures=0
-  errors=$(mktemp)
-  until state=$(health 2>"$errors"); do
-    if [ "$(reason "$(<"$errors")")" = missing ]; then
-      state=GONE
-      break
-    elif [ $((++failures)) -ge 60 ]; then
-      meaning "$(<"$errors")"
-      rm "$errors"
-      return 1
-    fi
+  local said failures=0
+  until said=$(health 2>&1); do
+    case $(reason "$said") in
+      missing) said=GONE; break ;;
+      forbidden | disabled | outdated) failures=60 ;;
+    esac
+    [ $((++failures)) -lt 60 ] || { meaning "$said"; return 1; }
+    [ "$failures" -gt 1 ] || echo "$name is out of sight: $(meaning "$said")" >&2
     sleep "$poll"
   done
-  rm "$errors"
-  echo "$state"
+  echo "$said"
 }
 
 case $command in

@@ -24,8 +24,8 @@ EXIT_INPUT = 2  # wrong flags, config or data; the message says what was expecte
 # learns of it first, it aborts the process, which a shell reports as 134.
 EXIT_LOST = 76
 _LOST = re.compile(  # in the errors of gRPC, Gloo and NCCL; any other is the program's own
-    "UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED|heartbeat|connection|by peer|timed out|"
-    "network error|remote process",
+    "UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED|heartbeat|connection (closed|reset|refused)|"
+    "timed out waiting|network error|remote process",
     re.IGNORECASE,
 )
 
@@ -109,7 +109,7 @@ def directory(flag: str, value: str) -> epath.Path:
 def run(
     main: Callable[[Sequence[str]], int | None],
     trains: bool = False,
-    uses_devices: bool = True,
+    uses_devices: Callable[[], bool] = lambda: True,
     verbs: Sequence[str] = (),
 ) -> None:
     """Parses the flags, runs `main` and exits with its return value.
@@ -121,7 +121,7 @@ def run(
       main: of the command.
       trains: whether JAX handles SIGTERM of several processes for the training loop, which stops
         all of them after the same step. Otherwise SIGTERM ends each process at once.
-      uses_devices: False for a command that leaves all devices to the processes that it starts.
+      uses_devices: by the flags, whether the command uses the devices of this machine.
       verbs: one of which stands before the flags, and is the second of `main`'s arguments.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -149,7 +149,7 @@ def run(
         if stray := argv[1 + bool(verbs) :]:
             return _complain(f"unexpected argument {stray[0]!r}; every argument is a --flag=value")
         try:
-            if uses_devices:
+            if uses_devices():
                 processes.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
                 if processes.count() > 1:  # Gloo's first exchange waits 30 s, later ones longer
                     processes.wait_for_others("joined")

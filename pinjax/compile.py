@@ -98,4 +98,4 @@ def _advice(config: ConfigDict, field: str) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main, uses_devices=False)  # of a topology there are none
+    app.run(main, uses_devices=lambda: TOPOLOGY.value is None)

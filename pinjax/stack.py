@@ -312,4 +312,4 @@ def _wait(process: subprocess.Popen, deferral: signals.Deferral) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, uses_devices=False)
+    app.run(main, uses_devices=lambda: False)

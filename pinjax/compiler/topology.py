@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-from pinjax.distributed import processes
 from pinjax.errors import InputError
 
 
@@ -19,7 +18,6 @@ def devices(topology: str | None) -> Sequence[jax.Device]:
       InputError: if there is no such topology, or no TPU compiler.
     """
     if topology is None:
-        processes.join(None, None, None)
         return jax.devices()
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise InputError(
@@ -33,8 +31,7 @@ def devices(topology: str | None) -> Sequence[jax.Device]:
     if re.fullmatch(r"\w+:1(x1)+", topology):
         options["chips_per_host_bounds"] = (1, 1, 1)  # a host has four chips otherwise
     try:
-        described = topologies.get_topology_desc(topology, "tpu", **options)
-        return described.devices
+        return topologies.get_topology_desc(topology, "tpu", **options).devices
     except (RuntimeError, ValueError) as error:
         line = str(error).splitlines()[0]
         raise InputError(

@@ -156,12 +156,12 @@ class TimelineSource:
         """The description, and warnings if a window begins in training, or there are few users."""
         notes = [self.describe(split)]
         parts = self.queries(split).values()
-        for why, labels in (
-            ("the item did not exist yet", [~part.label_exists for part in parts]),
-            ("the user had acted on the item", [part.label_excluded for part in parts]),
-        ):
-            if missing := sum(int(where.sum()) for where in labels):
-                notes[0] += f", {missing:,} of which every method misses: {why}"
+        missing = sum(int((~part.label_exists).sum()) for part in parts)
+        seen = sum(int((part.label_exists & part.label_excluded).sum()) for part in parts)
+        if missing or seen:
+            notes[0] += f", {missing + seen:,} of which every method misses: "
+            whys = (missing, "the item did not exist yet"), (seen, "the user had acted on it")
+            notes[0] += ", or ".join(why for number, why in whys if number)
         spec, starts = self.dataset.spec, self.window_starts
         early = 0 if spec.leave_one_out else sum(start < spec.train_end for start in starts)
         if early:

@@ -139,7 +139,7 @@ class Opened:
 
     def _users(self, group: Group, records: Records, split: str) -> Users:
         shown, dataset = group.shown, group.shown.dataset
-        # Recommendations are as of the end of training, when the first window begins.
+        # Recommendations are as of the end of training, when by default the first window begins.
         some = browser.sample(records, USERS // len(self._runs), first_window=True)
         everybody = list(dict.fromkeys([*some, *browser.sample(records, SPREAD)]))[:SPREAD]
         did = [browser.did(records, id_) for id_ in some]

@@ -63,6 +63,11 @@ class Index:
     def __len__(self) -> int:
         return len(self.vectors)
 
+    @property
+    def checkpoint(self) -> str | None:
+        """Hash of the parameters that the vectors were made by; None if it is not known."""
+        return self.manifest.get("embeddings", {}).get("checkpoint")
+
     def rows_of(self, ids: pa.Array) -> Int[np.ndarray, " ids"]:
         """The first row of each id; -1 for unknown ones.
 

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pydantic
 from fastapi import exceptions, responses
 
+from pinjax.errors import InputError
 from pinjax.retrieval import index as index_lib
 from pinjax.serving import exported as exported_lib
-from pinjax.serving import found as found_lib
 
 MOST = 100  # items of an answer
 
@@ -74,8 +74,9 @@ def create(export: str, index: str | None = None) -> fastapi.FastAPI:
         ids, vectors = exported.items()
         items = index_lib.create(pa.array(ids), vectors, index_lib.EXACT)
     else:
-        of_run = {"checkpoint": manifest["checkpoint"]}
-        items = found_lib.open_index(index, of_run, as_of=None)
+        items = index_lib.open_index(index)
+        if items.checkpoint != manifest["checkpoint"] or items.manifest.get("table") != "items":
+            raise InputError(f"{index} is no index of the items of the run that {export} is of")
     own = items.ids.to_pylist()
     place = {item: row for row, item in enumerate(own)}
 

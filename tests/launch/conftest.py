@@ -44,22 +44,22 @@ class Launch:
     def __init__(self, code, cloud):
         self.code, self.cloud = code, cloud
 
-    def start(self, *arguments, answers=()):
+    def start(self, *arguments, answers=(), poll=0):
         self.cloud.calls.clear()
         self.cloud.answers[:] = answers
         path = f"{self.code.parent}:{os.environ['PATH']}"
         return subprocess.Popen(
             ["launch/tpu_vm.sh", *arguments],
             cwd=self.code,
-            env={**os.environ, "PATH": path, "POLL_SECONDS": "0"},
+            env={**os.environ, "PATH": path, "POLL_SECONDS": str(poll)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
 
-    def __call__(self, *arguments, answers=()):
-        process = self.start(*arguments, answers=answers)
+    def __call__(self, *arguments, answers=(), poll=0):
+        process = self.start(*arguments, answers=answers, poll=poll)
         return self.finish(process), self.cloud.lines()
 
     def finish(self, process):

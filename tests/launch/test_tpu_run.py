@@ -273,7 +273,7 @@ def test_what_no_restart_mends_decides_whoever_ends_first(launch):
         {"match": "--worker=0", "stdout": "ended with 134", "code": 134},
         {"match": "--worker=1", "stdout": "error: no such file\nended with 2", "code": 2},
     ]
-    done, calls = launch("run", "x", *V5E, "--", "--config=a.py", answers=answers)
+    done, calls = launch("run", "x", *V5E, "--", "--config=a.py", answers=answers, poll=1)
     assert done.returncode == 2
     assert "error: no such file" in done.stderr
     assert sum("--worker=0" in call for call in calls) == 1
@@ -284,7 +284,7 @@ def test_a_worker_that_is_out_of_reach_is_tried_three_times(launch):
     done, calls = launch("run", "x", *V5E, "--", "--config=a.py", answers=answers)
     assert done.returncode == 255
     assert sum("--worker=0" in call for call in calls) == 3
-    assert "error: a worker ended with 255 three times at once" in done.stderr
+    assert "error: a worker ended with 255 within minutes, three times" in done.stderr
 
 
 def test_a_slice_is_not_given_up_because_it_could_not_be_asked(launch):

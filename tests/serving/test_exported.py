@@ -183,7 +183,7 @@ def test_rows_of_sharded_tables_are_put_in_order(make, data_dir, tmp_path):
 
 LIGHT = """
 import json, sys
-from pinjax.serving import exported
+from pinjax.serving import exported, service
 found = exported.load(sys.argv[1])
 vectors = found.embed_users(json.loads(sys.argv[2]), int(sys.argv[3]))
 heavy = {"flax", "optax", "orbax", "tensorflow_datasets", "grain", "duckdb", "ml_collections"}
