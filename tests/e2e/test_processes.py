@@ -150,6 +150,22 @@ def wait_for_steps(workdir, processes, steps):
         time.sleep(0.02)
 
 
+def start_code(count, *words):
+    """Starts the processes of a job, each as `python -c WORDS FLAGS`."""
+    job = f"--coordinator={free_coordinator()}", f"--processes={count}"
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", *words, *job, f"--process={index}"],
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            cwd=ROOT,
+            text=True,
+            stdout=-1,
+            stderr=subprocess.PIPE,
+        )
+        for index in range(count)
+    ]
+
+
 COMMAND = """
 import sys, time
 from pinjax import app, signals
@@ -168,18 +184,7 @@ app.run(main, trains)
 
 @pytest.mark.parametrize("kind", ["trains", "evaluates"])
 def test_a_signal_outside_the_loop_ends_each_process_at_once(kind):
-    flags = f"--coordinator={free_coordinator()}", "--processes=2"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", COMMAND, kind, *flags, f"--process={index}"],
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            cwd=ROOT,
-            text=True,
-            stdout=-1,
-            stderr=subprocess.PIPE,
-        )
-        for index in range(2)
-    ]
+    processes = start_code(2, COMMAND, kind)
     for process in processes:
         while process.stderr.readline() != "inside\n":
             assert process.poll() is None
@@ -213,20 +218,7 @@ app.run(main, trains=True)
 
 def test_each_process_ends_with_the_code_of_its_own_error():
     """It waits for no other, and is not taken for one that has lost another."""
-    job = f"--coordinator={free_coordinator()}", "--processes=4"
-    ends = finish(
-        [
-            subprocess.Popen(
-                [sys.executable, "-c", FAILING, *job, f"--process={index}"],
-                env={**os.environ, "JAX_PLATFORMS": "cpu"},
-                cwd=ROOT,
-                text=True,
-                stdout=-1,
-                stderr=subprocess.PIPE,
-            )
-            for index in range(4)
-        ]
-    )
+    ends = finish(start_code(4, FAILING))
     assert [code for code, _, _ in ends] == [2, 2, 1, 76], ends
     for (_, _, stderr), last in zip(
         ends,
