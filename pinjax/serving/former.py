@@ -57,8 +57,8 @@ def bind(
 def _is_of_another_log(workdir: epath.Path, config: ConfigDict) -> bool:
     if workdirs.config_of(workdir).data.name == config.data.name:
         return False
-    here = dataset_lib.load(config.data.name, config.data.dir).spec.digest  # it may only have moved
-    return here != workdirs.identity_of(workdir)["dataset"]
+    dataset, _ = registry.open_dataset(config, verify=False)
+    return dataset.spec.digest != workdirs.identity_of(workdir)["dataset"]  # else it has moved
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
