@@ -209,7 +209,7 @@ def _recalls(source: Source, retriever: Retriever) -> tuple[np.ndarray, np.ndarr
     for start, queries in source.queries("valid").items():
         index = source.index(start)
         found = retriever.answer(queries, index)
-        found = retrievers.without_excluded(found, queries, len(index.held))
+        found = retrievers.without_excluded(found, queries)
         ranks = retrievers.ranks(found, queries)
         if source.averaged_over == "labels":
             values.append((ranks < 10).astype(np.float64))

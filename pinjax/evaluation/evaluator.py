@@ -190,7 +190,7 @@ class _Gathered:
     ) -> None:
         """Adds the results of a method in a window."""
         key = method, cadence
-        found = retrievers.without_excluded(found, queries, len(index.held))
+        found = retrievers.without_excluded(found, queries)
         entropy = np.full(len(queries), np.nan, np.float32)
         if cadence == "window" and self._source.topics is not None:
             top = metrics.untied_top(found.rows, found.scores, queries.depth, found.rounding)

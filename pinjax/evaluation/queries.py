@@ -89,9 +89,13 @@ class EvalQueries:
     @property
     def label_excluded(self) -> np.ndarray:
         """Bool (labels,), whether the label's query does not allow it."""
-        width = 1 + max(self.label_item.max(initial=0), self.excluded[:, 1].max(initial=0))
+        return self.excludes(self.label_query, self.label_item)
+
+    def excludes(self, query: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """Bool, whether queries exclude items: of two arrays of ints that broadcast; -1 is none."""
+        width = 1 + max(item.max(initial=0), self.excluded[:, 1].max(initial=0))
         pairs = self.excluded[:, 0] * width + self.excluded[:, 1]
-        return np.isin(self.label_query * width + self.label_item, pairs)
+        return np.isin(query * width + item, pairs) & (item >= 0)
 
     @property
     def max_excluded(self) -> int:

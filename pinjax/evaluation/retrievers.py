@@ -50,19 +50,15 @@ class Retriever(Protocol):
         """
 
 
-def without_excluded(found: Found, queries: EvalQueries, items: int) -> Found:
+def without_excluded(found: Found, queries: EvalQueries) -> Found:
     """The best `queries.listed` results that are not excluded. Excluded labels are missed.
 
     Args:
       found: of a retriever.
       queries: that were answered.
-      items: number of items in the catalogue.
     """
-    pairs = queries.excluded[:, 0] * items + queries.excluded[:, 1]
     query = np.arange(len(found.rows))[:, None]
-    rows, scores = metrics.leave_out(
-        found.rows, found.scores, np.isin(query * items + found.rows, pairs) & (found.rows >= 0)
-    )
+    rows, scores = metrics.leave_out(found.rows, found.scores, queries.excludes(query, found.rows))
     missed = queries.label_excluded
     ranks = found.label_ranks
     return found._replace(

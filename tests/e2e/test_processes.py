@@ -196,10 +196,8 @@ def test_a_signal_outside_the_loop_ends_each_process_at_once(kind):
 
 
 FAILING = """
-import sys, time
 import jax
 from pinjax import app
-from pinjax.distributed import processes
 from pinjax.errors import InputError
 
 ERRORS = [

@@ -64,7 +64,7 @@ def make_engagements(rng, levels=400, order=None):
 def searched(retriever, queries, index):
     """The answers after exclusion, and the ranks of the labels."""
     found = retriever.answer(queries, index)
-    found = retrievers.without_excluded(found, queries, ITEMS)
+    found = retrievers.without_excluded(found, queries)
     assert found.rows.shape == (len(queries), queries.listed)
     return found, retrievers.ranks(found, queries)
 
@@ -156,7 +156,7 @@ def test_the_oracle_of_several_vectors_searches_with_that_nearest_to_a_label(rng
     several = vector_search.of_vectors(vectors.__getitem__, items)
     found = vector_search.NearestVector(several, number).answer(queries, index)
     split = found.queries
-    found = retrievers.without_excluded(found, split, ITEMS)
+    found = retrievers.without_excluded(found, split)
     ranks = retrievers.ranks(found, split)
     for label, (query, item) in enumerate(
         zip(queries.label_query, queries.label_item, strict=True)
