@@ -285,8 +285,10 @@ class _Run:
         errors = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
         if code == app.EXIT_INPUT and errors:
             reason = errors[-1].removeprefix("error: ")
-            if command != "embed" and not (self.directory / _RUN).exists():
-                raise _LeftOut(reason)  # before anything was written
+            # What a data set lacks is said with its name. A wrong config is to be mended instead.
+            lacks = command != "embed" and self.spec.name in reason
+            if lacks and not (self.directory / _RUN).exists():
+                raise _LeftOut(reason)
             raise InputError(f"{self.stage.title}: {reason}")
         if code:  # negative after a signal that cannot be caught
             raise _Ended(code if code > 0 else 1, f"{self.stage.title}, {command}: {reason}")
