@@ -155,6 +155,8 @@ def _required(flag: flags.FlagHolder) -> str:
 
 
 def _backends() -> list[str]:
+    if not BACKEND.value:
+        raise InputError(f"--backend is empty; expected some of {', '.join(index_lib.BACKENDS)}")
     for name in BACKEND.value:
         if name not in index_lib.BACKENDS:
             names = ", ".join(index_lib.BACKENDS)
@@ -168,19 +170,21 @@ def _fastest(ids: pa.Array, vectors: np.ndarray, queries: tuning.Queries) -> ind
     Raises:
       InputError: if none reaches the recall.
     """
-    fastest, speed, error = None, 0.0, None
+    fastest, speed, refused = None, -1.0, []
     for backend in _backends():
         try:
             made = index_lib.create(ids, vectors, backend, K.value)
             made = tuning.tune(made, queries, RECALL.value)
-        except InputError as of_backend:
-            error = of_backend
+        except InputError as error:
+            refused.append(str(error))
             continue
         rate = tuning.measure(made, queries).queries_per_second
         if rate > speed:
             fastest, speed = made, rate
     if fastest is None:
-        raise error
+        raise InputError("; ".join(refused))
+    for error in refused:
+        print(f"left out: {error}")
     return fastest
 
 
@@ -214,7 +218,7 @@ def _vectors(found: embeddings.Embeddings, table: str) -> np.ndarray:
 def _queries(found: embeddings.Embeddings, index: index_lib.Index) -> Iterator[tuning.Queries]:
     """Two samples of queries, without one in common."""
     source = found if QUERIES.value is None else _open("--queries", QUERIES.value)
-    tables = [name for name in ("users", embeddings.QUERIES) if source.ids(name) is not None]
+    tables = [name for name in ("users", embeddings.QUERIES) if len(source.ids(name) or ())]
     if not tables and source is not found:
         raise InputError(f"--queries={QUERIES.value} has neither users nor queries")
     table = tables[0] if tables else TABLE.value

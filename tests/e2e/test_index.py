@@ -80,6 +80,26 @@ def test_an_index_reaches_its_recall_and_finds_neighbours(command, embedded, rng
         assert found > (0.7 if number == USERS else 0.2)  # of two queries it is mostly chance
 
 
+def test_of_an_empty_table_of_users_there_are_no_queries(command, rng, make_embeddings, tmp_path):
+    items = rng.standard_normal((50, DIM)).astype(np.float32)
+    none = np.array([], object), np.zeros((0, DIM), np.float32)
+    tables = {"items": (np.arange(50), items), "users": none}
+    made = make_embeddings("nobody", OF, tables)
+    build = "build", f"--embeddings={made}", f"--out={tmp_path}/index", "--backend=exact"
+    assert re.search(r"recall@10 1\.0000 ± 0\.0000 on 25 other queries", run(command, *build))
+
+
+def test_a_backend_that_cannot_be_built_is_named(embedded, tmp_path):
+    (tmp_path / "faiss.py").write_text("raise ModuleNotFoundError")
+    build = "build", f"--embeddings={embedded[0]}", f"--out={tmp_path}/index"
+    with commands.Command("index", PYTHONPATH=str(tmp_path)) as command:
+        out = run(command, *build, "--backend=exact,faiss_hnsw")
+        assert "faiss_hnsw, faiss_ivf" in run(command, *build[:2], "--out=x", "--backend=", code=2)
+    assert "\n2,500 items by exact: " in out
+    assert out.startswith("left out: "), out
+    assert "FAISS" in out.splitlines()[0]
+
+
 def test_the_curve_of_several_backends_is_printed_and_drawn(command, embedded, tmp_path):
     page = tmp_path / "curve.html"
     flags = f"--embeddings={embedded[0]}", "--backend=faiss_ivf,exact", f"--draw={page}"
@@ -112,6 +132,7 @@ def test_a_query_that_is_indexed_is_no_result_of_its_own(command, rng, make_embe
         (["query"], "flag --index must be given"),
         (["build", "--embeddings=.", "--out="], "--out is empty"),
         (["build", "--embeddings=.", "--out=new"], "no embeddings by pinjax.embed"),
+        (["tune", "--embeddings={}", "--backend="], "--backend is empty; expected some of scann"),
         (["tune", "--embeddings={}", "--backend=flat"], "expected one of scann, faiss_hnsw"),
         (["tune", "--embeddings={}", "--backend=exact", "--draw="], "--draw is empty"),
         (["tune", "--embeddings={}", "--table=groups"], "no table groups among ['items', 'users']"),
