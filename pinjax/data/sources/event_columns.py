@@ -111,6 +111,11 @@ def checks(
     return found
 
 
+def stem(path: str) -> str:
+    """The name of a file in `action_by_file`: without endings."""
+    return pathlib.Path(path).name.split(".")[0]
+
+
 def _seconds(file: File, config: ConfigDict) -> str:
     unit = column_map.UNITS[config.events.duration_unit] / SECOND
     return f"({Column(file, config.events.duration).number()} * {unit!r})"
@@ -122,7 +127,7 @@ def _action(file: File, config: ConfigDict) -> str:
     if events.action:
         return Column(file, events.action).text()
     if events.action_by_file:
-        types, name = dict(events.action_by_file), pathlib.Path(file.path).name.split(".")[0]
+        types, name = dict(events.action_by_file), stem(file.path)
         if name not in types:
             raise InputError(f"{file.path}: events.action_by_file has only {', '.join(types)}")
         return literal(types[name])

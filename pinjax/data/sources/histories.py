@@ -2,10 +2,12 @@
 
 import pathlib
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from ml_collections import ConfigDict
 
 from pinjax import checksums
 from pinjax.data import catalogue, timelines
@@ -20,8 +22,10 @@ def read(dataset: Dataset, source: str | pa.Table) -> timelines.Chunk:
     """Histories as timelines of a data set's items and vocabularies.
 
     The columns are those of the data set's column map (see `column_map.of_histories`), and rows are
-    checked as those of its log. Rows of items that are not in the catalogue are left out; an
-    unknown action or surface is "unknown". Users come in order of their ids.
+    checked as those of its log. If files of the log name its actions (`action_by_file`) and these
+    have other names, a column `action` does, or the action is the only one there is. Rows of items
+    that are not in the catalogue are left out; an unknown action or surface is "unknown". Users
+    come in order of their ids.
 
     Args:
       dataset: of the items and vocabularies.
@@ -36,9 +40,11 @@ def read(dataset: Dataset, source: str | pa.Table) -> timelines.Chunk:
     config = column_map.of_histories(columns)
     with tempfile.TemporaryDirectory() as scratch, open_database(pathlib.Path(scratch), None) as db:
         if isinstance(source, pa.Table):
+            _find_action(config, ["histories"])
             files = [reading.of_table(db, "histories", source)]
         else:
             paths = reading.expand("histories", source.split(","))
+            _find_action(config, paths)
             files = reading.open_files(db, paths, event_columns.named(config), config.events)
         ids = catalogue.id_array(dataset.catalogue.ids)
         events.read(
@@ -65,6 +71,18 @@ def read(dataset: Dataset, source: str | pa.Table) -> timelines.Chunk:
     if dataset.spec.leave_one_out:
         records["time"] = np.arange(len(records)) - offsets[row]
     return timelines.Chunk(user.dictionary.to_pylist(), records, offsets)
+
+
+def _find_action(config: ConfigDict, paths: Sequence[str]) -> None:
+    """Says where the action is if files have other names than those of the log."""
+    types = dict(config.events.action_by_file)
+    names = {event_columns.stem(path) for path in paths}
+    if not types or names <= types.keys():
+        return
+    if len(actions := set(types.values())) == 1:
+        config.events.action_by_file = tuple((name, *actions) for name in sorted(names))
+    else:
+        config.events.update(action_by_file=(), action="action")
 
 
 def _codes(values: pa.ChunkedArray, names: pa.Array) -> np.ndarray:

@@ -10,8 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pinjax.data.sources import column_map
+from pinjax.data.sources import column_map, histories
 from pinjax.data.spec import SPLITS
+from pinjax.errors import InputError
 from pinjax.timestamps import DAY
 
 START = 1_600_000_000
@@ -299,6 +300,25 @@ def test_several_files_are_one_log(rng, write, prepare):
     ]
     expected, _ = plainly(pd.concat(frames), config)
     assert {user: own for users in read(made).values() for user, own in users.items()} == expected
+
+
+@pytest.mark.parametrize("types", [("see", "see"), ("see", "buy")])
+def test_histories_need_not_have_the_names_of_the_logs_files(rng, write, prepare, types):
+    rows = [columns_of(random_rows(rng, 100), "int", "int") for _ in range(2)]
+    config = config_of(events__action="")
+    config.events.action_by_file = (("seen", types[0]), ("bought", types[1]))
+    paths = [write(f"{name}.csv", of) for name, of in zip(("seen", "bought"), rows, strict=True)]
+    made, _ = prepare(config, paths)
+    names = np.array(made.spec.actions)
+    (by_name,) = {*names[histories.read(made, paths[1]).records["action"]].tolist()}
+    assert by_name == types[1]
+    new = rows[0] | {"action": ["buy"] * len(rows[0]["user"])}
+    for source in (write("new.csv", new), pa.table(new)):
+        (found,) = {*names[histories.read(made, source).records["action"]].tolist()}
+        assert found == types[1]
+    if len(set(types)) > 1:
+        with pytest.raises(InputError, match="no column 'action'"):
+            histories.read(made, pa.table(rows[0]))
 
 
 @pytest.mark.parametrize(
