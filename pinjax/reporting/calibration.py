@@ -47,6 +47,8 @@ def measure(system: System, sketches: Any, steps: int) -> list[Calibration]:
       sketches: of its checkpoint.
       steps: done in the checkpoint.
     """
+    if not steps:  # of a warm start
+        return []
     first = max(0, steps - STEPS)
     batches = itertools.islice(system.batches(first), steps - first)
     named = jax.tree_util.tree_flatten_with_path(

@@ -173,15 +173,19 @@ class Opened:
 
     def _recommend(self, number: int, run: Run, opened: serving.Run, group: Group) -> None:
         users, shown = group.users, group.shown
+        rank = browser.ranks(run.chosen) if run.chosen is not None else {}
+        for entry, then in zip(users.entries, users.did, strict=True):
+            of_labels = browser.keys(users.records, then.rows)
+            entry["ranks"].append([number, [rank.get(key) for key in of_labels]])
+        if group.noun == "user" and opened.dataset.spec.leave_one_out:
+            run.missing.append("recommendations: with leave-one-out they come after the label")
+            return
         ask = opened.similar if group.noun == _ITEM else opened.recommend
         table = run.attempt("recommendations", lambda: ask(users.everybody, spread.K))
         if table is None:
             return
         found = browser.answers(table, users.ids, shown)
-        rank = browser.ranks(run.chosen) if run.chosen is not None else {}
-        for entry, then, items in zip(users.entries, users.did, found, strict=True):
-            of_labels = browser.keys(users.records, then.rows)
-            entry["ranks"].append([number, [rank.get(key) for key in of_labels]])
+        for entry, items in zip(users.entries, found, strict=True):
             entry["recommended"].append([number, items])
         rows = [shown.row_of[id_] for id_ in table["item"].to_pylist()]
         counts = np.bincount(rows, minlength=len(shown.dataset.catalogue))

@@ -70,9 +70,10 @@ def read(workdirs: Sequence[epath.Path]) -> list[Run]:
     Raises:
       InputError: if a directory holds no run, or a file is damaged.
     """
-    names = [path.name for path in workdirs]
+    names = [path.resolve().name for path in workdirs]
     return [
-        _read(path, path.name if names.count(path.name) == 1 else str(path)) for path in workdirs
+        _read(path, name if names.count(name) == 1 else str(path))
+        for path, name in zip(workdirs, names, strict=True)
     ]
 
 

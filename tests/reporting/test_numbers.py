@@ -4,6 +4,7 @@ import collections
 import html.parser
 import itertools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -12,7 +13,17 @@ from etils import epath
 from pinjax.errors import InputError
 from pinjax.evaluation import records as records_lib
 from pinjax.evaluation import tables
-from pinjax.reporting import breakdowns, browser, calibration, curves, maps, page, runs, spread
+from pinjax.reporting import (
+    breakdowns,
+    browser,
+    calibration,
+    curves,
+    maps,
+    opened,
+    page,
+    runs,
+    spread,
+)
 from pinjax.timestamps import DAY
 
 LABELS, WINDOW = 300, 1_700_000_000
@@ -175,6 +186,25 @@ def test_only_users_of_the_first_window_are_sampled_for_it(records):
     records.labels["window"] = np.where(late, WINDOW + 14 * DAY, WINDOW)
     assert set(browser.sample(records, 99)) == set(users)
     assert set(browser.sample(records, 99, first_window=True)) == set(users[~late])
+
+
+def test_recommendations_that_know_the_label_are_left_out(records):
+    someone = browser.sample(records, 1)
+    then, entry = browser.did(records, someone[0]), {"ranks": [], "recommended": []}
+    users = opened.Users(records, someone, someone, [then], (), [entry], [])
+    run = types.SimpleNamespace(chosen=records, missing=[])
+    of_run = types.SimpleNamespace(
+        dataset=types.SimpleNamespace(spec=types.SimpleNamespace(leave_one_out=True))
+    )
+    group = types.SimpleNamespace(users=users, shown=None, noun="user")
+    opened.Opened([], verify=False)._recommend(0, run, of_run, group)
+    expected = [browser.ranks(records)[key] for key in browser.keys(records, then.rows)]
+    assert entry == {"ranks": [[0, expected]], "recommended": []}
+    assert run.missing == ["recommendations: with leave-one-out they come after the label"]
+
+
+def test_the_sketches_of_a_warm_start_have_seen_nothing():
+    assert calibration.measure(None, None, 0) == []
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 1), (3, 5), (40, 2), (40, 60)])
