@@ -73,6 +73,7 @@ def _rank(workdir: epath.Path, config: ConfigDict, dataset: Dataset, runs: list[
     print(f"{workdir}: {prepared.about}\n")
     print(lift.text(measured))
     if processes.is_first():
+        files.make_directory(workdir)
         with files.replacing(workdir / RESULTS) as file:
             file.write(lift.to_json(measured).encode())
     print(f"\nmade  {', '.join(map(str, written))}")

@@ -84,6 +84,8 @@ def prepare(
     names, counts = rows_lib.count_features(log, rows, spec, created)
 
     content, whose = dataset.catalogue.content, "the data set's content vectors"
+    if config.data.vectors:
+        whose = f"the vectors of {config.data.vectors}"
     if content is None:
         content, whose = vectors.item_vectors(runs[0], dataset), f"the items of {runs[0].name}"
     methods = {AGGREGATE: vectors.aggregate(content, runs[0].as_of, log, rows)}

@@ -128,13 +128,13 @@ def world(data_dir, make_embeddings):
 
 
 def config_of(system="pinnerformer", **data):
-    return ConfigDict({"system": system, "data": data})
+    return ConfigDict({"system": system, "data": {"surfaces": "home", "vectors": ""} | data})
 
 
 def test_rows_begin_where_no_embedding_has_seen(world):
     dataset, make = world
     train_end = dataset.spec.train_end
-    config = config_of(positives="save, closeup>=10", surfaces="home")
+    config = config_of(positives="save, closeup>=10")
     for days, expected in ((-20, train_end), (5, train_end + 5 * DAY)):
         names = [
             make(f"one{days}", train_end + days * DAY),
@@ -146,6 +146,8 @@ def test_rows_begin_where_no_embedding_has_seen(world):
         assert list(found.methods) == [lift.AGGREGATE, *(run.name for run in runs)]
         assert found.counts.shape == (len(found.rows), len(found.names))
         assert "the data set's content vectors" in found.about
+    other = lift.prepare(config_of(positives="save", vectors="of/pinsage"), dataset, runs, None)
+    assert "of the vectors of of/pinsage" in other.about
 
 
 def test_a_run_without_labels_or_with_the_name_of_another_is_refused(world):
