@@ -42,6 +42,11 @@ class Users:
         one_out = dataset.spec.leave_one_out  # then all splits have all users
         self._splits = spec_lib.SPLITS[:1] if one_out else spec_lib.SPLITS
 
+    @property
+    def kind(self) -> pa.DataType:
+        """The type of ids in tables."""
+        return pa.int64() if self._dataset.spec.integer_users else pa.string()
+
     def known(self, embed: system.Users, as_of: int, wanted: pa.Array | None) -> Iterator[Some]:
         """Users by their ids, or all; those who had not acted by then are left out.
 
@@ -80,7 +85,7 @@ class Users:
                 row = np.arange(len(of_split))
                 rows.append(np.stack([np.full_like(row, number), row], axis=1))
                 ids += of_split
-            kind = pa.int64() if self._dataset.spec.integer_users else pa.large_string()
+            kind = pa.large_string() if self.kind == pa.string() else self.kind
             self._known = pa.array(ids, kind), np.concatenate(rows)
         return self._known
 
@@ -146,6 +151,19 @@ def as_array(ids: Any) -> pa.Array | None:
     except _UNREADABLE as error:
         raise InputError(f"ids or texts: expected a list of one kind: {error}") from None
     return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+
+
+def as_texts(texts: Any) -> pa.Array:
+    """Texts as `as_array`, without the spaces around them.
+
+    Raises:
+      InputError: if one is empty or no text.
+    """
+    found = [] if texts is None else as_array(texts).to_pylist()
+    for text in found:
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"texts: {text!r} is none; expected some that are not empty")
+    return pa.array([text.strip() for text in found], pa.large_string())
 
 
 def as_table(columns: Any) -> pa.Table:

@@ -31,7 +31,7 @@ def exactly(items: vector_search.Items, k: int, allowed: np.ndarray) -> Find:
 
 
 def open_index(
-    directory: os.PathLike, made_from: Mapping[str, Any], as_of: int | None
+    directory: os.PathLike, made_from: Mapping[str, Any], as_of: int | None, verify: bool = True
 ) -> index_lib.Index:
     """Opens an index of embeddings of items.
 
@@ -39,11 +39,12 @@ def open_index(
       directory: of the index.
       made_from: what the manifest of the embeddings has to say, by name.
       as_of: unix seconds that they may not be later than; None: any time.
+      verify: whether checksums are compared.
 
     Raises:
       InputError: if it is of others, or as `index.open_index`.
     """
-    index = index_lib.open_index(directory)
+    index = index_lib.open_index(directory, verify)
     found = index.manifest.get("embeddings", {})
     for name, expected in made_from.items():
         if found.get(name) != expected:

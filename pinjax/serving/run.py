@@ -45,11 +45,13 @@ class Asked(NamedTuple):
 
     Attributes:
       name: "user", "query", "group" or "from_item": the column of its ids.
+      kind: the type of its ids.
       as_of: unix seconds, of the items that are searched.
       parts: some at a time.
     """
 
     name: str
+    kind: pa.DataType
     as_of: int
     parts: Iterator[asked_lib.Some]
 
@@ -76,6 +78,7 @@ class Run:
         state: step.State,
         as_of: int | None = None,
         trained: Any = None,
+        verify: bool = True,
     ):
         """Opens a run.
 
@@ -85,8 +88,9 @@ class Run:
           state: of its checkpoint.
           as_of: unix seconds; None: the end of training, and for histories their latest action.
           trained: parameters as they are on the run's own data set; None: `state` is of that.
+          verify: whether checksums of an index are compared.
         """
-        self.config, self.system = config, made
+        self.config, self.system, self._verify = config, made, verify
         self.params, self.step = state.params, int(state.step)
         self.as_of = made.as_of if as_of is None else as_of
         self._given_as_of = as_of
@@ -154,8 +158,10 @@ class Run:
             vectors = some.vectors.reshape(len(some.ids), -1, some.vectors.shape[-1])
             user, place = np.nonzero(vectors.any(axis=2))
             tables.append(_vectors("user", some.ids.take(pa.array(user)), vectors[user, place]))
-        none = self._items(self.as_of).vectors[:0]
-        return pa.concat_tables(tables or [_vectors("user", pa.nulls(0), none)])
+        if not tables:
+            none = pa.nulls(0, self._users.kind)
+            tables = [_vectors("user", none, self._items(self.as_of).vectors[:0])]
+        return pa.concat_tables(tables)
 
     def embed_items(self, ids: Any = None) -> pa.Table:
         """Embeddings of items: a table of item and vector, in the order of the ids.
@@ -188,14 +194,15 @@ class Run:
         """Users of the data set by their ids, or all; or else queries, groups or items."""
         served, dataset, wanted = self._served(self.as_of), self.dataset, asked_lib.as_array(ids)
         if served.users:
-            return self._asked("user", self._users.known(served.users, self.as_of, wanted))
+            parts = self._users.known(served.users, self.as_of, wanted)
+            return Asked("user", self._users.kind, self.as_of, parts)
         if served.queries:
             seen = functools.partial(asked_lib.themselves, dataset.queries.items)
             table, own = served.queries, dataset.queries.ids
-            return self._asked("query", asked_lib.of_rows(table, own, "queries", wanted, seen))
+            return self._rows("query", table, own, "queries", wanted, seen)
         if served.groups:
             seen, table, own = dataset.graph.groups.pairs, served.groups, dataset.groups
-            return self._asked("group", asked_lib.of_rows(table, own, "groups", wanted, seen))
+            return self._rows("group", table, own, "groups", wanted, seen)
         return self.items(ids)
 
     def histories(self, histories: Any) -> Asked:
@@ -208,26 +215,28 @@ class Run:
         as_of = self._given_as_of
         if as_of is None:
             as_of = int(chunk.records["time"].max(initial=0))
-        return Asked("user", as_of, self._users.of_chunk(self._served(as_of).users, as_of, chunk))
+        parts = self._users.of_chunk(self._served(as_of).users, as_of, chunk)
+        return Asked("user", self._users.kind, as_of, parts)
 
     def items(self, ids: Any = None) -> Asked:
         """Items by their embeddings; none is found for itself."""
         items, own = self._items(self.as_of), self.dataset.catalogue.ids
         table, wanted = system.Rows(items.rows, items.of), asked_lib.as_array(ids)
         seen = functools.partial(asked_lib.themselves, np.arange(len(own)))
-        return self._asked("from_item", asked_lib.of_rows(table, own, "items", wanted, seen))
+        return self._rows("from_item", table, own, "items", wanted, seen)
 
     def texts(self, texts: Any) -> Asked:
         """Texts of searches."""
-        served, wanted = self._served(self.as_of), asked_lib.as_array(texts)
+        served, wanted = self._served(self.as_of), asked_lib.as_texts(texts)
         if served.texts:
-            return self._asked("query", asked_lib.of_texts(served.texts, wanted))
+            parts = asked_lib.of_texts(served.texts, wanted)
+            return Asked("query", wanted.type, self.as_of, parts)
         if not served.queries:
             raise InputError(f"{self.config.system} embeds no texts of searches")
         queries, rows = self.dataset.queries, served.queries.rows
         table = served.queries._replace(rows=rows[queries.kinds[rows] == "text"])
         seen = functools.partial(asked_lib.themselves, queries.items)
-        return self._asked("query", asked_lib.of_rows(table, queries.ids, "texts", wanted, seen))
+        return self._rows("query", table, queries.ids, "texts", wanted, seen)
 
     def answer(
         self,
@@ -253,7 +262,7 @@ class Run:
         else:
             # Histories alone are as of their latest action; an index may be of later.
             as_of = asked.as_of if asked.as_of == self.as_of else None
-            checked = found_lib.open_index(index, self._made_from(), as_of)
+            checked = found_lib.open_index(index, self._made_from(), as_of, self._verify)
             find = found_lib.by_index(checked, own, k, allowed)
         for number, some in enumerate(asked.parts, start=1):  # noqa: B007, read below
             seen = some.seen
@@ -262,7 +271,7 @@ class Run:
             yield found_lib.table(asked.name, some.ids, own, *find(some.vectors, seen))
         if not number:
             none = np.zeros((0, 1), np.int64)
-            yield found_lib.table(asked.name, pa.nulls(0), own, none, none)
+            yield found_lib.table(asked.name, pa.nulls(0, asked.kind), own, none, none)
 
     def _made_from(self) -> dict[str, Any]:
         """What embeddings of this run say that they were made from."""
@@ -272,8 +281,9 @@ class Run:
             names += self.system.identity
         return {name: found[name] for name in names}
 
-    def _asked(self, name: str, parts: Iterator[asked_lib.Some]) -> Asked:
-        return Asked(name, self.as_of, parts)
+    def _rows(self, name: str, table: system.Rows, ids: np.ndarray, *more: Any) -> Asked:
+        parts = asked_lib.of_rows(table, ids, *more)
+        return Asked(name, catalogue.id_array(ids).type, self.as_of, parts)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019, runs are few
     def _served(self, as_of: int) -> system.Served:
@@ -304,7 +314,7 @@ def open_run(workdir: epath.PathLike, as_of: int | None = None, verify: bool = T
     Args:
       workdir: of `pinjax.train`, or of `pinjax.evaluate` for a system without training.
       as_of: as in `Run`.
-      verify: whether checksums of the checkpoint and the data set are compared.
+      verify: whether checksums of the checkpoint, the data set and an index are compared.
 
     Raises:
       InputError: if it holds no run, or its data set is not there.
@@ -318,7 +328,7 @@ def create(
     """Opens a run by its config. Other arguments and errors as `open_run`."""
     mesh = sharding.mesh_of(config)
     made, state, trained = former.bind(epath.Path(workdir), config, mesh, verify)
-    return Run(config, made, state, as_of, trained)
+    return Run(config, made, state, as_of, trained, verify)
 
 
 def _vectors(name: str, ids: pa.Array, vectors: np.ndarray) -> pa.Table:

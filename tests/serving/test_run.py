@@ -66,7 +66,7 @@ def items(dataset, rng):
 def open_run(make_config, dataset, items):
     """(fields of Served) -> a run."""
 
-    def make(as_of=None, users=None, **served):
+    def make(as_of=None, users=None, items=items[1], **served):
         def embed(parts):
             return np.concatenate([users(histories) for histories in parts])
 
@@ -77,7 +77,7 @@ def open_run(make_config, dataset, items):
             dataset=dataset,
             as_of=dataset.spec.train_end,
             identity={"dataset": "this"},
-            serve=lambda params, as_of: system.Served(items[1], users and embed, **served),
+            serve=lambda params, as_of: system.Served(items, users and embed, **served),
         )
         state = types.SimpleNamespace(params=None, step=0)
         return run_lib.Run(make_config(), made, state, as_of)
@@ -366,6 +366,33 @@ def test_queries_and_texts(dataset, items, open_run, rng):
     run = open_run(queries=of_rows, texts=lambda texts: queries[[len(text) for text in texts]])
     found = run.search(["abc", "ab"], 2)
     assert found["query"].to_pylist() == ["abc", "abc", "ab", "ab"]
+    assert run.search(["ab ", "\tab"], 2)["query"].to_pylist() == ["ab"] * 4
+    for wrong in ([1], ["ab", None], ["ab", " "]):
+        with pytest.raises(InputError, match="expected some that are not empty"):
+            run.search(wrong)
+
+
+def test_a_table_without_rows_has_the_types_of_others(dataset, items, open_run):
+    run = open_run(users=mean_of_items(items[0]))
+    unknown = {"user": ["me"], "item": [0], "time": [1], "action": ["save"]}
+    unknown |= {"surface": ["home"], "duration": [0.0]}
+    for nobody in (run.recommend(ids=[]), run.recommend(histories=unknown)):
+        assert len(nobody) == 0
+        assert nobody.schema == run.recommend(k=1).schema
+    assert len(run.similar([])) == 0
+    assert run.similar([]).schema == run.similar([dataset.catalogue.ids[items[1].rows[0]]]).schema
+
+
+def test_a_user_is_embedded_without_the_catalogue(dataset, open_run, rng):
+    def embed(rows):
+        raise AssertionError
+
+    everything = system.Rows(np.arange(dataset.spec.num_items), embed)
+    vectors = rng.standard_normal((dataset.spec.num_items, DIM)).astype(np.float32)
+    run = open_run(users=mean_of_items(vectors), items=everything)
+    one = {"user": ["me"], "item": [int(dataset.catalogue.ids[0])], "time": [1_743_000_000]}
+    one |= {"action": ["save"], "surface": ["home"], "duration": [0.0]}
+    assert run.embed_users(one)["user"].to_pylist() == ["me"]
 
 
 def test_embeddings_of_items(dataset, items, open_run):
