@@ -42,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
     given = [flag.name for flag in (HISTORIES, QUERIES, TO) if flag.value is not None]
     if len(given) > 1:
         raise InputError(f"--{given[0]} and --{given[1]}: expected one of them")
+    if given and given != ["to"] and USERS.value != "all":
+        raise InputError(f"--users and --{given[0]}: expected one of them")
     out = app.directory("--out", OUT.value)
     index = None if INDEX.value is None else app.directory("--index", INDEX.value)
     users, texts, allow, deny = map(_list, (USERS, QUERIES, ALLOW, DENY))
@@ -63,7 +65,9 @@ def main(argv: Sequence[str]) -> int:
             found.update(int((table["rank"].to_numpy() == 1).sum()))
         writer.close()
     about = f"{found.n:,} values of {asked.name}, as of {timestamps.iso(asked.as_of)}"
-    print(f"{out}: {rows:,} rows, {about}\nnext  {results.command('report', workdir)}")
+    print(f"{out}: {rows:,} rows, {about}")
+    if workdir.exists():
+        print(f"next  {results.command('report', workdir)}")
     return 0
 
 

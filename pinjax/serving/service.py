@@ -124,5 +124,7 @@ def create(export: str, index: str | None = None) -> fastapi.FastAPI:
 
 def __getattr__(name: str) -> fastapi.FastAPI:
     if name == "app":  # for uvicorn
+        if "EXPORT" not in os.environ:
+            raise InputError("EXPORT is not set; expected the directory of pinjax.export")
         return create(os.environ["EXPORT"], os.environ.get("INDEX"))
     raise AttributeError(name)
