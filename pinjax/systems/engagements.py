@@ -53,6 +53,30 @@ def batches_of(config: ConfigDict, spec: Spec, train: np.ndarray) -> batches.Pai
     return made
 
 
+def pairs_of(config: ConfigDict, dataset: Dataset, findable: np.ndarray, what: str) -> np.ndarray:
+    """The training pairs of items that can be found: `pairs.PAIR` (n,).
+
+    All other items have the same embedding: a query would only be pushed away from the rest.
+
+    Args:
+      config: of the run.
+      dataset: with pairs of each task that the config names.
+      findable: bool (items,), whether an item can be found.
+      what: it needs for that.
+
+    Raises:
+      InputError: if no pair of a task is left.
+    """
+    spec, train = dataset.spec, dataset.pairs("train")
+    train = train[findable[train["item"]]]
+    for name, *_ in config.tasks:
+        if name in spec.largest_query and spec.tasks.index(name) not in train["task"]:
+            raise InputError(
+                f"tasks: {spec.name} has no training pair of {name!r} whose item has a {what}"
+            )
+    return train
+
+
 def without_data(config: ConfigDict, spec: Spec) -> batches.PairBatches:
     """Batches of made-up pairs, one of each task."""
     made_up = np.zeros(len(spec.tasks), pairs.PAIR)

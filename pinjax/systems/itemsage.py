@@ -226,11 +226,15 @@ def bind(
 ) -> system.System:
     """ItemSage on a data set."""
     spec = dataset.spec
-    train_batches = engagements.batches_of(config, spec, dataset.pairs("train"))
     products = product_table.read(config, dataset)
+    found = product_table.findable(products)
+    train = engagements.pairs_of(config, dataset, found, "token or an image")
+    train_batches = engagements.batches_of(config, spec, train)
     # Random negatives are products that were engaged with. From others the
     # model would only learn that their tokens are never those of positives.
-    corpus = np.unique(dataset.pairs("train")["item"]).astype(np.int32)
+    corpus = np.unique(train["item"]).astype(np.int32)
+    spec = product_table.with_products(config, spec, products, train_batches, corpus)
+    trainable = build(config, mesh, spec)
     layout = sharding.table_layout(mesh, config.train)
     place = functools.partial(sharding.place_table, mesh, layout)
     constants = {
@@ -239,7 +243,6 @@ def bind(
         "query_items": place(dataset.queries.items),
         "corpus": jax.device_put(corpus, sharding.replicated(mesh)),
     }
-    found = product_table.findable(products)
     rows = np.flatnonzero(found)
     source = pair_source.PairSource(
         "ItemSage", dataset, found, config.evaluate, tuple(train_batches.tasks)

@@ -1,5 +1,6 @@
 """The texts and images of all products, on the devices, and the token capacity of a step."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -126,6 +127,38 @@ def num_values(feature: product_features.Ragged) -> np.ndarray:
 def findable(products: Products) -> np.ndarray:
     """Bool (items,): whether an item has a token or an image that the tower uses."""
     return sum(map(num_values, products.values())) > 0
+
+
+def with_products(
+    config: ConfigDict,
+    spec: Spec,
+    products: Products,
+    train_batches: batches.PairBatches,
+    corpus: np.ndarray,
+) -> Spec:
+    """A spec with the number of a run's own products, and with the lengths of their texts.
+
+    Args:
+      config: of the run.
+      spec: of the data set, whose lengths are of all training pairs: without caps.
+      products: of `read`.
+      train_batches: of the run.
+      corpus: int (products,), the items that are random negatives.
+    """
+    names, texts = _features(config), products["texts"]
+    lengths = dict(zip(names, np.diff(texts.offsets, axis=1).T, strict=False))
+    if set(names) == set(spec.text_features):
+        lengths = {"": num_values(texts)}
+    drawn = {"": np.isin(np.arange(spec.num_items), corpus)}
+    pairs = train_batches.pairs
+    for row, task in train_batches.tasks.items():
+        visits = np.where(pairs["task"] == row, train_batches.visits, 0)
+        drawn[task.name] = np.bincount(pairs["item"], visits, spec.num_items)
+    found = {
+        task: {name: statistics.quantiles(x, [weights]) for name, x in lengths.items()}
+        for task, weights in drawn.items()
+    }
+    return dataclasses.replace(spec, num_engaged=len(corpus), token_quantiles=found)
 
 
 def token_capacities(

@@ -117,29 +117,6 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     )
 
 
-def pairs_of(config: ConfigDict, dataset: Dataset, findable: np.ndarray) -> np.ndarray:
-    """The training pairs whose item has a vector: `pairs.PAIR` (n,).
-
-    The vector of any other item is zero: its query would only be pushed away from other items.
-
-    Args:
-      config: of the run.
-      dataset: with pairs of each task that the config names.
-      findable: bool (items,), whether an item has a vector.
-
-    Raises:
-      InputError: if no pair of a task is left.
-    """
-    spec, train = dataset.spec, dataset.pairs("train")
-    train = train[findable[train["item"]]]
-    for name, *_ in config.tasks:
-        if spec.tasks.index(name) not in train["task"]:
-            raise InputError(
-                f"tasks: {spec.name} has no training pair of {name!r} whose item has a vector"
-            )
-    return train
-
-
 def bind(
     trainable: system.Trainable, config: ConfigDict, mesh: Mesh, dataset: Dataset
 ) -> system.System:
@@ -147,11 +124,12 @@ def bind(
     spec = dataset.spec
     items = item_features.item_vectors(dataset)
     findable = items.any(axis=1)
-    train = pairs_of(config, dataset, findable)
+    train = engagements.pairs_of(config, dataset, findable, "vector")
     train_batches = engagements.batches_of(config, spec, train)
     texts = query_tower.read(config, dataset)
     if config.model.encoder == "bert":
-        spec = query_tower.with_lengths(config, spec, texts, train)
+        kept = train_batches.pairs[train_batches.visits > 0]
+        spec = query_tower.with_lengths(config, spec, texts, kept)
         trainable = build(config, mesh, spec)
     layout = sharding.table_layout(mesh, config.train)
     place = functools.partial(sharding.place_table, mesh, layout)

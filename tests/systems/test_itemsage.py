@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -276,6 +277,20 @@ def test_what_the_tower_sees_nothing_of_is_not_found(make_config, mesh, data_dir
     assert (images[findable] > 0).all()
 
 
+def test_pairs_of_products_without_an_input_are_left_out(make_config, mesh, data_dir):
+    dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
+    train = dataset.pairs("train")
+    left = train[np.diff(dataset.catalogue.image_offsets)[train["item"]] > 0]
+    batches = registry.create(make_config(model={"texts": ()}), mesh).batches(0)
+    seen = np.concatenate([batch["item"] for batch in itertools.islice(batches, 10)])
+    assert np.isin(seen, train["item"]).all()
+    assert not np.isin(train["item"], left["item"]).all()
+    assert np.isin(seen, left["item"]).all()
+    nothing = np.zeros(dataset.spec.num_items, bool)
+    with pytest.raises(InputError, match=r" no training pair of .* has a token or an image$"):
+        engagements.pairs_of(make_config(), dataset, nothing, "token or an image")
+
+
 def test_a_catalogue_without_images_has_texts_alone(make_config, other_data, mesh):
     data = {"name": other_data(without=("images",), image_dim=0)}
     for create in (registry.create, registry.build):
@@ -294,7 +309,7 @@ def test_pairs_are_needed(make_config, other_data, mesh):
 
 
 @pytest.mark.parametrize("texts", [("title", "description", "brand"), ("brand",)])
-@pytest.mark.parametrize("cap", [0, 1])
+@pytest.mark.parametrize("cap", [0, 1, 2])
 def test_there_is_room_for_the_tokens_of_what_is_drawn(make_config, data_dir, texts, cap):
     """As much room as the data need, and not much more."""
     config = make_config(model={"texts": tuple((name, name) for name in texts)})
@@ -302,24 +317,37 @@ def test_there_is_room_for_the_tokens_of_what_is_drawn(make_config, data_dir, te
     config.data.pairs = config.loss.num_random_negatives = 256
     dataset = dataset_lib.load("pinworld/tiny", str(data_dir))
     spec, train = dataset.spec, dataset.pairs("train")
-    mesh = sharding.make_mesh(jax.devices()[:2])
-    batches = engagements.batches_of(config, spec, train)
-    found = product_table.token_capacities(config, mesh, spec, batches)
-
     products = product_table.read(config, dataset)
     lengths = product_table.num_values(products["texts"]).astype(int)
-    weights = np.zeros(len(lengths))
-    for name, share in (("image/click", 3), ("text/save", 1)):
-        counts = np.bincount(train["item"][train["task"] == spec.tasks.index(name)], minlength=1000)
-        counts = np.minimum(counts, cap) if cap else counts
-        weights += share * counts / counts.sum()
-    corpus = np.isin(np.arange(len(lengths)), train["item"])
+    # Products with long texts have two pairs of each task, others one or twenty: neither all pairs
+    # nor all products have as many long ones as two pairs of each.
+    long = lengths > np.quantile(lengths, 0.7)
+    many = np.where(long, 2, np.where(np.arange(len(lengths)) % 8, 1, 20))
+    item = np.concatenate([np.repeat(np.arange(len(lengths)), many)] * 2)
+    train = np.resize(train, len(item))
+    train["item"] = item
+    tasks = [spec.tasks.index(name) for name in ("image/click", "text/save")]
+    train["task"] = np.repeat(tasks, len(item) // 2)
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    batches = engagements.batches_of(config, spec, train)
+    corpus = np.arange(0, len(lengths), 3)
+    made = product_table.with_products(config, spec, products, batches, corpus)
+    found = product_table.token_capacities(config, mesh, made, batches)
+
+    weights = np.minimum(many, cap) if cap else many
     capacity = functools.partial(
-        product_features.token_capacity, lengths, number=128, chance=1e-12 / (2 * 30 * 2)
+        product_features.token_capacity, number=128, chance=1e-12 / (2 * 30 * 2)
     )
-    for kind, least in (("positives", capacity(weights)), ("random", capacity(corpus))):
-        assert least <= found[kind] <= 1.4 * least
+    least = {
+        "positives": capacity(lengths, weights),
+        "random": capacity(lengths[corpus], np.ones(len(corpus))),
+    }
+    for kind, tokens in least.items():
+        assert tokens <= found[kind] <= 1.4 * tokens
     assert found["catalogue"] >= lengths.max()
+    assert made.num_engaged == len(corpus)
+    if cap == 2:
+        assert product_table.token_capacities(config, mesh, spec, batches) != found
 
 
 def test_products_are_embedded_wherever_they_stand(make_config, mesh, data_dir):

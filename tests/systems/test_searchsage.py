@@ -1,6 +1,8 @@
 """The page against the formula in NumPy, and against itself on several devices."""
 
 import functools
+import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -186,6 +188,29 @@ def test_there_is_room_for_the_texts_that_are_trained_on(make_config, mesh, data
     config = make_config(model={"encoder": "bert"}, data={"name": name, "pairs": 128})
     texts = registry.create(config, mesh).summary["texts"]
     assert texts == "128 queries on each device in 256 tokens, with padding 1,024"
+
+
+def test_there_is_room_for_the_texts_that_a_cap_leaves(make_config, mesh, data_dir, other_data):
+    """A cap leaves out most pairs of one item, which come from many short searches."""
+    dataset = dataset_lib.load("pinworld/tiny", data_dir)
+    words = np.where(
+        dataset.queries.kinds == "text", 1 + np.char.count(dataset.queries.searches, " "), 0
+    )
+    short, longest = np.flatnonzero(words == 1), words.argmax()
+    train = dataset.pairs("train")
+    popular = np.arange(len(train)) % 4 > 0
+    train["query"] = np.where(popular, np.resize(short, len(train)), longest)
+    train["item"] = np.where(
+        popular, np.diff(dataset.catalogue.image_offsets).argmax(), train["item"]
+    )
+    name = other_data(lambda directory: pairs.write(directory / "pairs" / "train.parquet", train))
+    config = make_config(model={"encoder": "bert"}, data={"name": name, "pairs": 512})
+    config.tasks = tuple((task, weight, 2) for task, weight, _ in config.tasks)
+    system = registry.create(config, mesh)
+    room = int(re.search(r"in ([\d,]+) tokens", system.summary["texts"])[1].replace(",", ""))
+    tokens = query_tower.num_tokens(config, query_tower.read(config, system.dataset))
+    for batch in itertools.islice(system.batches(0), 5):
+        assert tokens[batch["query"]].sum() <= room * mesh.shape["data"]
 
 
 def check_texts(dataset, served):
