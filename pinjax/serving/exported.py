@@ -118,7 +118,7 @@ class Exported:
                 for name, shape in shapes.items()
             }
             for row, history in enumerate(histories):
-                if actions := self._known(history, as_of, about):
+                if actions := self._known(history, as_of, about, codes["action"]):
                     last = batch["item"][row].size - len(actions)
                     batch["item"][row, last:] = [self._rows[a["item"]] for a in actions]
                     batch["time"][row, last:] = [a["time"] for a in actions]
@@ -130,15 +130,19 @@ class Exported:
 
         return self._embed("users", histories, prepare, empty=())
 
-    def _known(self, history: Sequence[Action], as_of: int, about: Any) -> list[Action]:
-        """The last actions on known items up to a time, oldest first."""
+    def _known(
+        self, history: Sequence[Action], as_of: int, about: Any, codes: Mapping[str, int]
+    ) -> list[Action]:
+        """The last actions on known items up to a time, oldest first, without repeats."""
         try:
             known = [action for action in history if action["item"] in self._rows]
             if about["has_times"]:
-                known = sorted(
-                    (action for action in known if action["time"] <= as_of),
-                    key=lambda action: action["time"],
-                )
+                first = {}
+                for action in sorted(known, key=lambda action: action["time"]):
+                    if action["time"] <= as_of:
+                        code = codes.get(action.get("action"), 0)
+                        first.setdefault((action["item"], action["time"], code), action)
+                known = list(first.values())
             else:
                 known = [{**action, "time": rank} for rank, action in enumerate(known)]
         except KeyError as error:
