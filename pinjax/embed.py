@@ -25,7 +25,7 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from pinjax import app, checksums, files, timestamps
+from pinjax import app, checksums, config_json, files, timestamps
 from pinjax.data import dataset, embeddings
 from pinjax.data import kept as kept_lib
 from pinjax.distributed import processes, sharding
@@ -124,12 +124,11 @@ def _claim(out: epath.Path, manifest: dict[str, int | str]) -> dict[str, Any]:
     if path.exists():
         found = checksums.read(path)
         written = found.pop("files")
-        for name in found | manifest:
-            if found.get(name) != manifest.get(name):
-                raise InputError(
-                    f"{out} holds embeddings of {name} {found.get(name)}, not "
-                    f"{manifest.get(name)}; choose another --out"
-                )
+        if different := config_json.first_difference(found, manifest, found | manifest):
+            name, old, new = different
+            raise InputError(
+                f"{out} holds embeddings of {name} {old}, not {new}; choose another --out"
+            )
         return written
     # A killed process may have left the lock, or a manifest that was not yet renamed.
     # On gs:// there are no empty directories.

@@ -26,7 +26,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from pinjax import app, checksums, config_flag, files, settings, signals
+from pinjax import app, checksums, config_flag, config_json, files, settings, signals
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import embeddings
 from pinjax.data.spec import Spec
@@ -254,12 +254,12 @@ class _Run:
             return None
         state = checksums.read(self.directory / _STATE)
         old, new = ({**of.pop("config"), **of} for of in (state["made_from"], dict(made_from)))
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name) != new.get(name):
-                raise InputError(
-                    f"{self.directory} was made with {name}={old.get(name)}, and now it is "
-                    f"{new.get(name)}; remove it, or choose another --workdir"
-                )
+        if different := config_json.first_difference(old, new):
+            name, before, now = different
+            raise InputError(
+                f"{self.directory} was made with {name}={before}, and now it is {now}; remove it, "
+                "or choose another --workdir"
+            )
         return state
 
     def _write(self, made_from: dict[str, Any], identity: str | None) -> None:

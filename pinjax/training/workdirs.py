@@ -32,15 +32,17 @@ def check(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, st
     Raises:
       InputError: if it holds no run, or a run of another config, data set or frozen table.
     """
-    old, new = _flatten(_read(workdir)), _flatten(_run(config, identity))
+    old, new = config_json.flat(_read(workdir)), config_json.flat(_run(config, identity))
     moved = {"config.data.name"} if old.get("dataset") == new.get("dataset") else set()
-    for name in sorted((old.keys() | new.keys()) - moved):
-        short = name.removeprefix("config.")
-        if old.get(name) != new.get(name) and not _is_free(short):
-            raise InputError(
-                f"{workdir} holds a run with {short}={old.get(name)}, this one has "
-                f"{short}={new.get(name)}; choose another --workdir"
-            )
+    names = sorted((old.keys() | new.keys()) - moved)
+    bound = [name for name in names if not _is_free(name.removeprefix("config."))]
+    if different := config_json.first_difference(old, new, bound):
+        name, before, now = different
+        name = name.removeprefix("config.")
+        raise InputError(
+            f"{workdir} holds a run with {name}={before}, this one has {name}={now}; choose "
+            "another --workdir"
+        )
 
 
 def config_of(workdir: epath.PathLike) -> ConfigDict:
@@ -68,12 +70,12 @@ def identity_of(workdir: epath.PathLike) -> dict[str, str]:
     return {name: value for name, value in content.items() if name != "config"}
 
 
-def depends_on(config: ConfigDict) -> dict[str, Any]:
-    """The config fields that the parameters depend on, by name."""
+def served_fields(config: ConfigDict) -> dict[str, Any]:
+    """The fields, by name, that matter to a trained model on any state of its log."""
     return {
         name: value
-        for name, value in _flatten(config_json.to_json(config)).items()
-        if not _is_free(name)
+        for name, value in config_json.flat(config_json.to_json(config)).items()
+        if not (_is_free(name) or name == "data.name" or name.startswith("train."))
     }
 
 
@@ -90,13 +92,3 @@ def _run(config: ConfigDict, identity: Mapping[str, str]) -> dict[str, Any]:
 
 def _is_free(field: str) -> bool:
     return any(field == free or (free.endswith(".") and field.startswith(free)) for free in _FREE)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
