@@ -42,7 +42,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "number of this process, from 0
 
 def run_config(required: bool = True) -> flags.FlagHolder:
     """Defines --config for a run."""
-    return config_flag.define("a config of a run", "system", declared=True, required=required)
+    return config_flag.define("a config of a run", "system", required=required)
 
 
 def run_flags(config_required: bool = True) -> tuple[flags.FlagHolder, flags.FlagHolder]:

@@ -30,7 +30,7 @@ from pinjax.errors import InputError
 from pinjax.evaluation import timeline_source
 from pinjax.timestamps import DAY
 
-_CONFIG = config_flag.define("a column map", "events", declared=True)
+_CONFIG = config_flag.define("a column map", "events")
 _EVENTS = flags.DEFINE_multi_string(
     "events", None, "files of events, in order; separate several, or globs, by commas"
 )

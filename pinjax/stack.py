@@ -74,7 +74,7 @@ OF_SYSTEM = {
     system: flags.DEFINE_string(system, "", "its --config=FILE and --config.SECTION.FIELD=VALUE")
     for system in SYSTEMS
 }
-config_flag.define("a config of a run", "system", declared=True, required=False)
+config_flag.define("a config of a run", "system", required=False)
 
 _STATE, _EMBEDDINGS = "stage.json", "embeddings"
 _RUN, _RECORDS = "run.json", "records_test.parquet"  # which the commands write
@@ -163,7 +163,7 @@ def _arguments() -> dict[str, list[str]]:
 def _config(arguments: Sequence[str]) -> ConfigDict:
     """The config of a command's arguments."""
     (source,), overrides = config_flag.split_overrides(arguments)
-    flag = config_flag.ConfigFlag("a config of a run", "system", True, "")
+    flag = config_flag.ConfigFlag("a config of a run", "system", "")
     flag.overrides = overrides
     flag.parse(source.removeprefix("--config="))
     return flag.value
