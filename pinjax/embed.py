@@ -37,9 +37,7 @@ from pinjax.training import checkpoint
 
 CONFIG, WORKDIR = app.run_flags(config_required=False)
 OUT = flags.DEFINE_string("out", None, "directory to write to", required=True)
-AS_OF = flags.DEFINE_string(
-    "as_of", None, "embed users as of this time: ISO 8601, UTC; default: the end of training"
-)
+AS_OF = app.as_of_flag("embed users as of this time")
 SINCE = flags.DEFINE_string(
     "since",
     None,
@@ -55,9 +53,9 @@ def main(argv: Sequence[str]) -> int:
     config, workdir = app.run_of(CONFIG, WORKDIR)
     mesh = sharding.mesh_of(config)
     system, state, params = former_lib.bind(workdir, config, mesh, app.verifies())
-    as_of = system.as_of
-    if AS_OF.value is not None:
-        as_of = timestamps.parse("--as_of", AS_OF.value)
+    as_of = app.as_of_value(AS_OF)
+    if as_of is None:
+        as_of = system.as_of
     manifest = {
         **checkpoint.identity(config, system, params, int(state.step)),
         "as_of": timestamps.iso(as_of),

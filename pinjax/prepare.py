@@ -21,7 +21,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from pinjax import app, config_flag, files
+from pinjax import app, config_flag
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import windows
 from pinjax.data.sources import prepare
@@ -52,8 +52,6 @@ def main(argv: Sequence[str]) -> int:
     del argv
     started = time.monotonic()
     out = _out()
-    if files.is_remote(out):
-        raise InputError(f"--out={out}: expected a directory on this machine; copy it then")
     inputs = prepare.Inputs.find(*(_names(flag) for flag in (_EVENTS, _ITEMS, _QUERIES)))
     memory = _memory(_MEMORY.value)
     form = "preparing: {desc}{elapsed}"
@@ -71,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _out() -> epath.Path:
-    return app.directory("--out", _OUT.value)
+    return app.local_directory("--out", _OUT.value)
 
 
 def _names(flag: flags.FlagHolder) -> list[str]:

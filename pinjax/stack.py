@@ -101,9 +101,9 @@ def main(argv: Sequence[str]) -> int:
     del argv
     if config_flag.source() is not None:
         raise InputError("--config: every stage has its own; give --SYSTEM='--config=FILE'")
-    workdir = app.directory("--workdir", WORKDIR.value)
-    if files.is_remote(workdir) or "," in str(workdir):
-        raise InputError(f"--workdir={workdir}: expected one on this machine, without commas")
+    workdir = app.local_directory("--workdir", WORKDIR.value)
+    if "," in str(workdir):
+        raise InputError(f"--workdir={workdir}: expected a directory without commas")
     arguments = _arguments()
     data_dir = next(_config(of_system) for of_system in arguments.values()).data.dir
     spec = Spec.read(dataset_lib.ensure(DATA.value, data_dir))
