@@ -32,6 +32,7 @@ from pinjax.data import embeddings
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 from pinjax.evaluation import comparison, formatting, records
+from pinjax.training import workdirs
 
 
 class Stage(NamedTuple):
@@ -77,7 +78,6 @@ OF_SYSTEM = {
 config_flag.define("a config of a run", "system", required=False)
 
 _STATE, _EMBEDDINGS = "stage.json", "embeddings"
-_RUN, _RECORDS = "run.json", "records_test.parquet"  # which the commands write
 # Fields that change no result, or whose content counts and not their name.
 _FREE = ("data.name", "data.dir", "data.vectors", "data.workers", "train.log_every")
 
@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
                 print(ended, file=sys.stderr)
                 return ended.code
             else:
-                runs[stage.title] = records.read(run.directory / _RECORDS)
+                runs[stage.title] = records.read(run.directory / workdirs.records_file("test"))
     if not runs:
         raise InputError(f"--data={DATA.value}: no stage can be run on it")
     print(formatting.format_table(comparison.rows(runs)))
@@ -285,7 +285,7 @@ class _Run:
         errors = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
         if code == app.EXIT_INPUT and errors:
             reason = errors[-1].removeprefix("error: ")
-            if command != "embed" and not (self.directory / _RUN).exists():
+            if command != "embed" and not (self.directory / workdirs.RUN_FILE).exists():
                 raise _LeftOut(reason)  # before anything was written
             raise InputError(f"{self.stage.title}: {reason}")
         if code:  # negative after a signal that cannot be caught

@@ -1,4 +1,4 @@
-"""A work directory belongs to one run, which its run.json names."""
+"""A work directory belongs to one run, which its run.json names, and has files of fixed names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from pinjax import checksums, config_json, files
 from pinjax.errors import InputError
 
-_RUN_FILE = "run.json"
+RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
 # Fields that may differ between the calls of one run: they change parameters only by rounding. What
 # is in `data.vectors` is part of a system's identity, and so is the digest of `data.name`.
 _FREE = (
@@ -19,10 +19,20 @@ _FREE = (
 )
 
 
+def results_file(split: str) -> str:
+    """The name of the file with the table of results of a split."""
+    return f"results_{split}.json"
+
+
+def records_file(split: str) -> str:
+    """The name of the file with the ranks of all labels of a split."""
+    return f"records_{split}.parquet"
+
+
 def write(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, str]) -> None:
     """Records in `workdir` which run it belongs to."""
     files.make_directory(workdir)
-    with files.replacing(epath.Path(workdir) / _RUN_FILE) as file:
+    with files.replacing(epath.Path(workdir) / RUN_FILE) as file:
         file.write(checksums.dump(_run(config, identity)).encode())
 
 
@@ -80,7 +90,7 @@ def served_fields(config: ConfigDict) -> dict[str, Any]:
 
 
 def _read(workdir: epath.PathLike) -> dict[str, Any]:
-    path = epath.Path(workdir) / _RUN_FILE
+    path = epath.Path(workdir) / RUN_FILE
     if not path.exists():
         raise InputError(f"{workdir} holds no run; train one with --workdir={workdir}")
     return checksums.read(path)
