@@ -69,6 +69,16 @@ class VectorSearch:
         self._items: tuple[int | None, Items] | None = None
         self._embedded: tuple[EvalQueries, tuple[np.ndarray, Items]] | None = None
 
+    @classmethod
+    def fixed(
+        cls,
+        queries: Callable[[dict[str, np.ndarray]], jax.Array | np.ndarray],
+        items: Callable[[np.ndarray], jax.Array | np.ndarray],
+    ) -> "VectorSearch":
+        """The search with embeddings that do not depend on time, by functions as of `Towers`."""
+        towers = Towers(queries, items)
+        return cls(lambda time: towers)
+
     def answer(self, queries: EvalQueries, index: Index) -> Found:
         return search(*self.embed(queries, index), queries, index)
 
@@ -96,14 +106,13 @@ class VectorSearch:
 def of_vectors(
     embed_queries: Callable[[np.ndarray], np.ndarray], items: np.ndarray
 ) -> VectorSearch:
-    """The search with embeddings that do not depend on time.
+    """The search with vectors that do not depend on time.
 
     Args:
       embed_queries: from rows of queries, (n,), to (n, dim).
       items: (items, dim), of the catalogue.
     """
-    towers = Towers(lambda features: embed_queries(features["query"]), items.__getitem__)
-    return VectorSearch(lambda time: towers)
+    return VectorSearch.fixed(lambda x: embed_queries(x["query"]), items.__getitem__)
 
 
 def search(vectors: np.ndarray, items: Items, queries: EvalQueries, index: Index) -> Found:
