@@ -46,7 +46,7 @@ MODULES = {
 }
 GROUND = {
     *("checksums", "config_json", "errors", "files", "huge_pages"),
-    *("settings", "signals", "timestamps"),
+    *("ragged", "settings", "signals", "timestamps"),
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

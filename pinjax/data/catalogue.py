@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
+from pinjax import ragged
 from pinjax.data import parquet
 from pinjax.data.text import tokens
 from pinjax.errors import InputError
@@ -170,7 +171,7 @@ class Catalogue:
             return np.zeros(len(self) + 1, np.int64)
         lists = parquet.batches(self.path, "images", ROWS_A_GROUP)
         lengths = np.concatenate([some.value_lengths().fill_null(0).to_numpy() for some in lists])
-        return np.concatenate([[0], np.cumsum(lengths)])
+        return ragged.offsets_of(lengths)
 
     @property
     def text_features(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from pinjax import config_json, timestamps
+from pinjax import config_json, ragged, timestamps
 from pinjax.data import catalogue, parquet
 from pinjax.data.embeddings import Embeddings
 from pinjax.errors import InputError
@@ -68,8 +68,8 @@ class Kept:
     def rows(self, ids: np.ndarray) -> Rows:
         """The rows of users, by own ids; raises as `counts`."""
         counts = self.counts(ids)
-        nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        places = self._order[np.repeat(np.searchsorted(self._keys, _keys(ids)), counts) + nth]
+        first = np.searchsorted(self._keys, _keys(ids))
+        places = self._order[ragged.positions(first, counts)]
         vectors, as_of = None, np.zeros(len(places), np.int64)
         files = np.searchsorted(self._starts, places, "right") - 1
         for file in np.unique(files):

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from etils import epath
 
+from pinjax import ragged
 from pinjax.data import catalogue, embeddings, pairs
 from pinjax.data.dataset import Dataset
 from pinjax.data.embeddings import Embeddings
@@ -113,7 +114,7 @@ class _Catalogue(catalogue.Catalogue):
         for _, rows in self._rows_of_items:
             known[rows] = True
         has = (np.diff(own.image_offsets) > 0) & known
-        return np.concatenate([[0], np.cumsum(has)])
+        return ragged.offsets_of(has)
 
     @functools.cached_property
     def _rows_of_items(self) -> list[tuple[Embeddings, np.ndarray]]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
+from pinjax import ragged
 from pinjax.distributed import batching
 from pinjax.evaluation.queries import EvalQueries, Index
 from pinjax.evaluation.retrievers import Found
@@ -143,7 +144,7 @@ def nearest(
     """
 
     def search_all(flat: np.ndarray, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        size = min(_QUERIES, 1 << max(len(flat) - 1, 0).bit_length())
+        size = min(_QUERIES, ragged.power_of_two(len(flat)))
         pairs_of = _batches_of_pairs(*excluded.T, items, len(flat), size)
 
         def search_some(some: tuple[np.ndarray, np.ndarray]) -> tuple[jax.Array, jax.Array]:
@@ -312,7 +313,7 @@ def _batches_of_pairs(
     pairs = np.stack([row[there], column[there]], axis=1).astype(np.int32)
     bounds = np.searchsorted(pairs[:, 0], np.arange(0, total + size, size))
     most = int(np.diff(bounds).max(initial=0))
-    width = 1 << (most - 1).bit_length() if most else 0
+    width = ragged.power_of_two(most) if most else 0
 
     def of_batch(start: int) -> jax.Array:
         batch = start // size

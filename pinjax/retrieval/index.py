@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from etils import epath
 from jaxtyping import Bool, Float, Int, Int32
 
-from pinjax import checksums, files
+from pinjax import checksums, files, ragged
 from pinjax.errors import InputError
 from pinjax.retrieval import backends, exact, faiss_index, scann_index
 
@@ -291,7 +291,7 @@ def _of(queries: np.ndarray, excluded: np.ndarray, number: int) -> np.ndarray:
 
 def _size(number: int) -> int:
     """A size that few others differ from, since each is compiled for."""
-    return 1 << (number - 1).bit_length() if number else 0
+    return ragged.power_of_two(number) if number else 0
 
 
 def _resized(rows: np.ndarray, size: int) -> np.ndarray:
