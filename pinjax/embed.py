@@ -84,14 +84,14 @@ def main(argv: Sequence[str]) -> int:
         names = {name: embeddings.file_names(name, len(x)) for name, x in embedded.items()}
         if processes.is_first():
             written = {file: written.get(file) for table in names.values() for file in table}
-            _write_manifest(out, {**manifest, "files": written})
+            files.write_json(out / embeddings.MANIFEST, {**manifest, "files": written})
 
         def write(path: epath.Path, part: embedded_lib.Part) -> None:
             table = embeddings.to_arrow(*part, PRECISION.value)
             with files.replacing(path) as file:
                 embeddings.write(table, file)
             written[path.name] = checksums.of_file(path)
-            _write_manifest(out, {**manifest, "files": written})
+            files.write_json(out / embeddings.MANIFEST, {**manifest, "files": written})
 
         thread = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         writing = thread.submit(lambda: None)
@@ -135,13 +135,8 @@ def _claim(out: epath.Path, manifest: dict[str, int | str]) -> dict[str, Any]:
         raise InputError(
             f"{out} is not empty and holds no {embeddings.MANIFEST}; choose another --out"
         )
-    _write_manifest(out, {**manifest, "files": {}})
+    files.write_json(out / embeddings.MANIFEST, {**manifest, "files": {}})
     return {}
-
-
-def _write_manifest(out: epath.Path, manifest: dict[str, Any]) -> None:
-    with files.replacing(out / embeddings.MANIFEST) as file:
-        file.write(checksums.dump(manifest).encode())
 
 
 def _is_there(path: epath.Path, written: dict[str, Any]) -> bool:

@@ -10,8 +10,8 @@ import pathlib
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
 from etils import epath
 
@@ -109,6 +109,12 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
                 os.fsync(file.fileno())
         temporary.replace(path)
         left.clear()  # the next writer may have made a file of that name
+
+
+def write_json(path: epath.PathLike, content: Mapping[str, Any]) -> None:
+    """Writes JSON with its own checksum, for `checksums.read`. Raises as `replacing`."""
+    with replacing(path) as file:
+        file.write(checksums.dump(content).encode())
 
 
 @contextlib.contextmanager

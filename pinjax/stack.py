@@ -264,8 +264,7 @@ class _Run:
 
     def _write(self, made_from: dict[str, Any], identity: str | None) -> None:
         content = {"made_from": made_from, "embeddings": identity}
-        with files.replacing(self.directory / _STATE) as file:
-            file.write(checksums.dump(content).encode())
+        files.write_json(self.directory / _STATE, content)
 
     def _embeddings(self, verify: bool) -> embeddings.Embeddings:
         return embeddings.open_directory(self.directory / _EMBEDDINGS, self.copies, verify)

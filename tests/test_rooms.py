@@ -45,7 +45,7 @@ MODULES = {
     "compiler": {"systems": {"system", "registry"}},
 }
 GROUND = {
-    *("checksums", "config_json", "errors", "files", "huge_pages"),
+    *("checksums", "config_json", "errors", "files", "huge_pages", "ids"),
     *("ragged", "settings", "signals", "timestamps"),
 }
 FILES = sorted(ROOT.rglob("*.py"))

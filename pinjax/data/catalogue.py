@@ -106,10 +106,8 @@ class Catalogue:
 
     def __init__(self, path: epath.PathLike):
         self.path = os.fspath(path)
-        try:
+        with parquet.reading(path):
             metadata = pq.read_metadata(self.path)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: not readable as Parquet: {error}") from error
         self._schema, self._rows = metadata.schema.to_arrow_schema(), metadata.num_rows
 
     def __len__(self) -> int:

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from etils import epath
 
 from pinjax import ragged
@@ -23,6 +22,7 @@ from pinjax.data.dataset import Dataset
 from pinjax.data.embeddings import Embeddings
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
+from pinjax.ids import rows_of
 
 
 def spec_with(spec: Spec, found: list[Embeddings]) -> Spec:
@@ -143,11 +143,10 @@ def _rows(
         about = f"{os.fspath(directory.directory)}: {table}"
         if given.type != ids.type:
             raise InputError(f"{about} have ids of type {given.type}; expected {ids.type}")
-        rows = pc.index_in(given, value_set=ids)
-        if of_all and rows.null_count:
-            unknown = given.filter(pc.is_null(rows))[0]
-            raise InputError(f"{about}: id {unknown} is not in the data set")
-        yield directory, rows.fill_null(-1).to_numpy()
+        rows = rows_of(given, ids)
+        if of_all and (rows < 0).any():
+            raise InputError(f"{about}: id {given[int(rows.argmin())]} is not in the data set")
+        yield directory, rows
 
 
 def _by_row(

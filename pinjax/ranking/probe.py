@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import scipy.sparse
 
 from pinjax.data import catalogue
@@ -23,6 +22,7 @@ from pinjax.data.sources.engine import name_of, open_database
 from pinjax.errors import InputError
 from pinjax.evaluation import metrics
 from pinjax.evaluation.metrics import Estimate
+from pinjax.ids import rows_of
 
 TOPIC = "topic"  # the attribute that the data set itself holds
 HELD_OUT = 0.2  # of the items with the attribute
@@ -94,7 +94,7 @@ def read(names: Sequence[str], column: str, item_id: str, ids: np.ndarray) -> At
         raise InputError(
             f"{', '.join(paths)}: {column} is {types}; expected one type in all"
         ) from None
-    place = pc.index_in(wanted, value_set=table["id"].cast(wanted.type)).fill_null(-1).to_numpy()
+    place = rows_of(wanted, table["id"].cast(wanted.type))
     if (place < 0).all():
         raise InputError(f"{paths[0]}: no {item_id} with a {column} is an item of the data set")
     values = table["value"].take(place[place >= 0]).combine_chunks().dictionary_encode()

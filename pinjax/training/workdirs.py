@@ -32,8 +32,7 @@ def records_file(split: str) -> str:
 def write(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, str]) -> None:
     """Records in `workdir` which run it belongs to."""
     files.make_directory(workdir)
-    with files.replacing(epath.Path(workdir) / RUN_FILE) as file:
-        file.write(checksums.dump(_run(config, identity)).encode())
+    files.write_json(epath.Path(workdir) / RUN_FILE, _run(config, identity))
 
 
 def check(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, str]) -> None:
