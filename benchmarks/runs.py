@@ -42,7 +42,7 @@ def records(workdir: pathlib.Path) -> Records:
 
 
 def call(command: str, config: str, workdir: pathlib.Path, *flags: str) -> None:
-    """A command of pinjax on a run. Runs beside it share what was compiled for another seed."""
+    """Runs a command of pinjax. Runs in the same directory share compiled programs."""
     line = [sys.executable, "-m", f"pinjax.{command}", f"--config={config}"]
     line += [f"--workdir={workdir}", *flags]
     environment = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled")} | os.environ

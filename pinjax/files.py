@@ -121,9 +121,9 @@ def write_json(path: epath.PathLike, content: Mapping[str, Any]) -> None:
 def unfinished(directory: epath.PathLike) -> Iterator[epath.Path]:
     """A new directory beside `directory`, which `finish` then renames to it.
 
-    Only this call has it: it is locked while the process lives, and removed at the end, even after
-    a failure. If the process is killed, `.NAME.RANDOM.unfinished` remains until the next call for
-    the same `directory` removes it.
+    The directory is private to this call: it is locked while the process lives, and removed at the
+    end, even after a failure. If the process is killed, `.NAME.RANDOM.unfinished` remains until the
+    next call for the same `directory` removes it.
 
     Raises:
       OSError: if it cannot be written.

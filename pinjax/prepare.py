@@ -107,7 +107,7 @@ def _table(report: Mapping[str, int | str]) -> str:
 
 
 def _next(dataset: dataset_lib.Dataset) -> dict[str, str]:
-    """For each system the command that trains it, and what it will rest on, or why it cannot."""
+    """By system, the command to train it and what it is evaluated on, or why it cannot be."""
     spec = dataset.spec
     searches = [task for task in spec.tasks if task.startswith("text/")]
     described = spec.text_features or spec.image_dim

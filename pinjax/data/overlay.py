@@ -1,10 +1,10 @@
 """A data set with the vectors of another system in place of its own (`data.vectors`).
 
-Items: a vector takes the place of an item's content, and of its images if it has any. So the items
-that have images stay the same, and with them the index that a system is evaluated on. Queries: that
-are items have the item's vector, searches the one of their text. What has no vector gets none of
-the data set's, which lie in another space: content and queries are zeros, images are missing.
-Several directories are merged: an item or a search has the vector of the last one that knows it.
+An item's vector replaces its content, and its images if it has any. So the same items have images,
+and the index that a system is evaluated on stays the same. A query that is an item has the item's
+vector, a search that of its text. Whatever has no vector keeps none of the data set's, since those
+lie in another space: content and queries are zeros, images are missing. Several directories are
+merged: an item or a search has the vector of the last one that knows it.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""A linear probe: how well an embedding tells an attribute of items, and the values it fills in.
+"""A linear probe: how well an embedding predicts an attribute of items, and the values it fills in.
 
 Items with the attribute are split at random into those that the probe is trained on and those that
-it is measured on. The same probe on the items' words says how much of that their texts tell.
+it is measured on. The same probe on the items' words says how well their texts predict it.
 """
 
 import dataclasses
@@ -110,7 +110,7 @@ class Probed:
     Attributes:
       rows: (method, metrics by name), for a table.
       items: (training items, held-out items).
-      values: how many values there are to tell.
+      values: how many values there are to predict.
       missing: int64 (n,), rows of the items without the attribute that have a vector.
       code: int64 (n,), the value filled in for each of them, row of the attribute's values.
       probability: float32 (n,), of this value.

@@ -1,4 +1,4 @@
-"""What is asked for, users, queries, groups or items, as vectors, some at a time."""
+"""Requests for recommendations, embedded in batches: users, queries, groups or items."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple

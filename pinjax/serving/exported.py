@@ -12,8 +12,8 @@ A directory has, beside the programs of `jax.export`:
     items.parquet        own ids of items, in order of the tables' rows
     checksums.json       of all files
 
-What nothing is known of has a vector of zeros: an empty history or text, an item that had no vector
-when it was embedded. All vectors are float32.
+Anything unknown gets a zero vector: an empty history or text, or an item that had no vector when it
+was embedded. All vectors are float32.
 """
 
 import functools

@@ -119,7 +119,7 @@ class Former:
         system's data set.
 
         Raises:
-          InputError: as `load` and `carry`.
+          InputError: as `_load` and `warm_start.carry`.
         """
         made = self._create(config)
         registry.check_trained(config, made.trainable)

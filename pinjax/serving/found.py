@@ -1,4 +1,4 @@
-"""What is found for those who are asked for, exactly or by an index."""
+"""Finds items for embedded requests, by exact search or an index."""
 
 import os
 from collections.abc import Callable, Mapping
