@@ -25,6 +25,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags, logging
 
+from benchmarks import runs
+
 SYSTEMS = flags.DEFINE_multi_string(
     "system", ["pinnerformer", "itemsage", "searchsage"], "configs to train"
 )
@@ -78,11 +80,10 @@ def _train(tree: pathlib.Path, system: str, devices: int) -> dict[str, str]:
         raise RuntimeError(f"{' '.join(command)} in {tree}:\n{done.stderr}")
     checkpoints = workdir / "checkpoints"
     last = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
-    losses = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     rows = json.loads((workdir / "results_test.json").read_text())["rows"]
     return {
         "parameters": _hash_of_arrays(checkpoints / str(last) / "state"),
-        "losses": _hash([_without_timings(line) for line in losses]),
+        "losses": _hash([_without_timings(line) for line in runs.metrics(workdir)]),
         "table": _hash({method: _without_timings(cells) for method, cells in rows.items()}),
     }
 

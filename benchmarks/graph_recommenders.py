@@ -57,8 +57,7 @@ def _search(dataset: dataset_lib.Dataset, embeddings: pathlib.Path) -> vector_se
         return found
 
     groups, items = read("groups", dataset.groups), read("items", dataset.catalogue.ids)
-    towers = vector_search.Towers(lambda x: groups[x["group"]], items.__getitem__)
-    return vector_search.VectorSearch(lambda time: towers)
+    return vector_search.VectorSearch.fixed(lambda x: groups[x["group"]], items.__getitem__)
 
 
 if __name__ == "__main__":

@@ -119,8 +119,7 @@ def train(
     if _STEPS.value:
         settings += [f"--config.train.steps={_STEPS.value}"]
     rows = runs.train(f"configs/{source.system}.py", workdir, *settings, *more)
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    best = max(line.get(f"valid/{source.metric}") or 0.0 for line in lines)
+    best = max(line.get(f"valid/{source.metric}") or 0.0 for line in runs.metrics(workdir))
     over_all = {name: cells for name, cells in rows.items() if "R@10 cold" in cells}
     return over_all, best
 

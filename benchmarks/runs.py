@@ -1,26 +1,48 @@
 """Training runs that several scripts here make and compare."""
 
+import json
 import os
 import pathlib
 import statistics
 import subprocess
 import sys
+from typing import Any
 
-from pinjax.evaluation import metrics, records, tables
+from etils import epath
 
-Rows = dict[str, dict[str, metrics.Estimate]]
+from pinjax.evaluation import records as records_lib
+from pinjax.evaluation import tables
+from pinjax.evaluation.metrics import Estimate
+from pinjax.evaluation.records import Records
+from pinjax.training import workdirs
+
+Rows = dict[str, dict[str, Estimate]]
 
 
 def train(config: str, workdir: pathlib.Path, *flags: str) -> Rows:
     """The rows of a run's table; a run that is finished in `workdir` is not made again."""
-    found = workdir / "records_test.parquet"
-    if not found.exists():
+    if not is_finished(workdir):
         call("train", config, workdir, *flags)
-    return {row.name: row.metrics for row in tables.table_of(records.read(found)).rows}
+    return {row.name: row.metrics for row in tables.table_of(records(workdir)).rows}
+
+
+def is_finished(workdir: pathlib.Path) -> bool:
+    return (workdir / workdirs.records_file("test")).exists()
+
+
+def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The metrics of each step that a run wrote some of."""
+    lines = (workdir / workdirs.METRICS_FILE).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def records(workdir: pathlib.Path) -> Records:
+    """The records of a run's test split."""
+    return records_lib.read(epath.Path(workdir / workdirs.records_file("test")))
 
 
 def call(command: str, config: str, workdir: pathlib.Path, *flags: str) -> None:
-    """A command of pinjax on a run. Runs beside it share what was compiled for another seed."""
+    """Runs a command of pinjax. Runs in the same directory share compiled programs."""
     line = [sys.executable, "-m", f"pinjax.{command}", f"--config={config}"]
     line += [f"--workdir={workdir}", *flags]
     environment = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled")} | os.environ

@@ -10,10 +10,9 @@ that is finished in --workdir is not made again.
 import pathlib
 
 from absl import app, flags
-from etils import epath
 
 from benchmarks import runs
-from pinjax.evaluation import comparison, formatting, records
+from pinjax.evaluation import comparison, formatting
 
 _VECTORS = flags.DEFINE_string("vectors", None, "of pinjax.embed, of any system", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "where runs are kept", required=True)
@@ -27,7 +26,7 @@ def main(_):
     vectors = f"--config.data.vectors={_VECTORS.value}"
     variant = f":{_VARIANT.value}" if _VARIANT.value else ""
     sage = workdir / "pinnersage"
-    if not (sage / "records_test.parquet").exists():
+    if not runs.is_finished(sage):
         runs.call("evaluate", f"configs/pinnersage.py{variant}", sage, *common)
     for seed in range(_SEEDS.value):
         found = {}
@@ -35,8 +34,8 @@ def main(_):
             made = workdir / runs.directory(name, seed)
             of_seed = f"--config.train.seed={seed}", *common, *more
             runs.train(f"configs/pinnerformer.py{variant}", made, *of_seed)
-            found[name] = records.read(epath.Path(made / "records_test.parquet"))
-        found["PinnerSage"] = records.read(epath.Path(sage / "records_test.parquet"))
+            found[name] = runs.records(made)
+        found["PinnerSage"] = runs.records(sage)
         print(f"\nseed {seed}\n{formatting.format_table(comparison.rows(found))}", flush=True)
 
 

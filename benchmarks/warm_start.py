@@ -9,7 +9,6 @@ with all steps, one with a quarter of them, and one with a quarter from the earl
 are finished in --workdir are not made again.
 """
 
-import json
 import pathlib
 
 import numpy as np
@@ -22,7 +21,7 @@ from benchmarks import runs
 from pinjax.data import catalogue
 from pinjax.data import dataset as dataset_lib
 from pinjax.data.sources import column_map, prepare
-from pinjax.evaluation import comparison, formatting, records
+from pinjax.evaluation import comparison, formatting
 from pinjax.timestamps import DAY
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "for data sets and runs", required=True)
@@ -56,7 +55,7 @@ def main(_):
         for name, (data, more) in made.items():
             directory = workdir / runs.directory(name, seed)
             runs.train(CONFIG, directory, f"--config.data.name={data}", *common, *more)
-            found[name] = records.read(epath.Path(directory / "records_test.parquet"))
+            found[name] = runs.records(directory)
             seconds[name] = _seconds_a_step(directory)
         print(f"\nseed {seed}\n{formatting.format_table(comparison.rows(found))}")
         print("seconds a step:", ", ".join(f"{name}: {s:.2f}" for name, s in seconds.items()))
@@ -106,8 +105,7 @@ def _prepare(
 
 def _seconds_a_step(workdir: pathlib.Path) -> float:
     """Without the first steps, in which programs are compiled."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    some = [line for line in lines if "loss" in line]
+    some = [line for line in runs.metrics(workdir) if "loss" in line]
     return (some[-1]["time"] - some[0]["time"]) / (some[-1]["step"] - some[0]["step"])
 
 

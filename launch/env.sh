@@ -14,10 +14,11 @@ install() {  # install REQUIREMENTS: does nothing where it is already installed
     echo "making .venv and installing $requirements (a minute or two) ..." >&2
     "$python" -m venv .venv || return
   fi
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements" \
-    $(accelerator) || return
+  pip_install -r "$requirements" $(accelerator) || return
   touch "$stamp"
 }
+
+pip_install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
 
 find_python() {  # prints one that fits: $PYTHON, the system's, or the one that uv downloads
   local candidate uv=$PWD/.venv-uv/uv needs="pinjax needs Python 3.11 or newer with venv"

@@ -16,12 +16,9 @@
 # --placement-policy names. A job that was stopped or lost a host starts again by itself; one that
 # fails otherwise does not.
 set -euo pipefail
+source "$(dirname "$0")/lib.sh"
 
-fail() { echo "error: $*" >&2; exit 2; }
-
-[ "${BASH_VERSINFO[0]}${BASH_VERSINFO[1]}" -ge 44 ] ||
-  fail "this is bash $BASH_VERSION; expected 4.4 or later, which macOS has from Homebrew"
-cd "$(dirname "$0")/.."
+need_bash_4_4
 [ $# -ge 2 ] || fail "expected apply, render, logs, status or delete, and a name; see $0"
 command=$1 name=$2
 shift 2
@@ -43,14 +40,6 @@ while [ $# -gt 0 ]; do
   shift
 done
 pods="jobset.sigs.k8s.io/jobset-name=$name"
-
-call() {  # call COMMAND ARGUMENT ...
-  if [ -n "$dry" ]; then
-    printf '%q' "$1"; printf ' %q' "${@:2}"; echo
-  else
-    "$@"
-  fi
-}
 
 cubes() {  # cubes TOPOLOGY CHIPS: whether it is whole cubes of 4x4x4, no more than the chips
   [[ $1 =~ ^([1-9][0-9]{0,2})x([1-9][0-9]{0,2})x([1-9][0-9]{0,2})$ ]] || return

@@ -11,9 +11,7 @@
 # follow it, and end with its code; whatever ends them, it goes on. Where it was stopped by someone
 # else (75) it starts again by itself. HOST needs Linux, bash, Python and NVIDIA's driver.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-
-fail() { echo "error: $*" >&2; exit 2; }
+source "$(dirname "$0")/lib.sh"
 
 [ $# -ge 2 ] || fail "expected setup, run, logs, status or stop, and a host; see $0"
 command=$1 host=$2 dry=''
@@ -27,14 +25,6 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-
-call() {  # call COMMAND ARGUMENT ...
-  if [ -n "$dry" ]; then
-    printf '%q' "$1"; printf ' %q' "${@:2}"; echo
-  else
-    "$@"
-  fi
-}
 
 # Functions named there_... run on the host, in ~/pinjax; on_host sends them.
 
@@ -58,7 +48,7 @@ there_setup() {
   [[ $jax == *cuda* ]] || there_refuse "nvidia-smi finds no GPU on $host"
   install requirements.txt
   # Again, since that does nothing where it was done before there was a driver.
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check "$jax"
+  pip_install "$jax"
   .venv/bin/python -c 'import jax; print(jax.devices()); exit(jax.default_backend() != "gpu")' ||
     there_refuse "$jax sees no GPU on $host: is the driver (nvidia-smi) new enough for it?"
 }

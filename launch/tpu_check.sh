@@ -60,8 +60,8 @@ check() {  # check ARGUMENT ...: those that `run` would pass on
     else
       (
         source launch/env.sh
-        install requirements.txt && .venv/bin/python -m pip install --quiet \
-          --disable-pip-version-check --no-deps -r requirements-compile.txt && "${config[@]}"
+        install requirements.txt && pip_install --no-deps -r requirements-compile.txt &&
+          "${config[@]}"
       ) || problem config "it does not compile for $target; see above"
     fi
   fi

@@ -24,13 +24,9 @@
 # sets it up, and resumes from the last checkpoint: keep --workdir on gs://. --delete deletes the
 # slice after a run that did not fail. --dry-run prints every command instead.
 set -euo pipefail
+source "$(dirname "$0")/lib.sh"
 
-fail() { echo "error: $*" >&2; exit 2; }
-
-[ "${BASH_VERSINFO[0]}${BASH_VERSINFO[1]}" -ge 44 ] ||
-  fail "this is bash $BASH_VERSION; expected 4.4 or later, which macOS has from Homebrew"
-cd "$(dirname "$0")/.."
-
+need_bash_4_4
 [ $# -ge 2 ] ||
   fail "expected check, create, setup, run, logs, status or delete, and a name; see $0"
 command=$1 name=$2
@@ -53,7 +49,7 @@ while [ $# -gt 0 ]; do
 done
 logs=work/logs/$name workers=()
 
-show() {  # show WORD ...: a command, quoted so that it can be pasted
+show() {  # show WORD ...: as in lib.sh, but with quotes, which are easier to read
   local word words=()
   for word in "$@"; do
     [[ $word =~ ^[a-zA-Z0-9./:=,@%+_-]+$ ]] || word=${word@Q}
@@ -61,8 +57,6 @@ show() {  # show WORD ...: a command, quoted so that it can be pasted
   done
   echo "${words[*]}"
 }
-
-call() { if [ -n "$dry" ]; then show "$@"; else "$@"; fi; }
 
 cloud() { call gcloud "$@"; }
 
@@ -233,11 +227,9 @@ decisive_code() {
   local i line code=''
   for i in "${!workers[@]}"; do
     line=$(tail -n 1 "$logs/worker-$i.log")
-    case $line in
-      'ended with 0') ;;
-      'ended with '75 | 'ended with '76 | 'ended with '134) code=${line##* } ;;  # of pinjax/app.py
-      'ended with '*) echo "${line##* }"; return ;;
-    esac
+    [[ $line == 'ended with '[!0]* ]] || continue
+    code=${line##* }
+    restarts "$code" || break
   done
   echo "$code"
 }
@@ -275,10 +267,7 @@ run() {  # run ARGUMENT ...
       echo "error: the hosts of $name are not known" >&2
       return "$code"
     fi
-    case $ended in
-      '' | 75 | 76 | 134) ;;
-      *) report_failure "$ended" || return ;;
-    esac
+    [ -z "$ended" ] || restarts "$ended" || report_failure "$ended" || return
     if [ $((SECONDS - began)) -lt 600 ]; then brief=$((brief + 1)); else brief=0; fi
     [ "$brief" -lt 3 ] || report_failure "${ended:-$code}" within minutes, three times || return
     echo "a worker was stopped or lost: resuming" >&2

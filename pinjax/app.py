@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from pinjax import config_flag, files, signals
+from pinjax import config_flag, files, signals, timestamps
 from pinjax.distributed import processes
 from pinjax.errors import InputError
 from pinjax.training import workdirs
@@ -42,7 +42,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "number of this process, from 0
 
 def run_config(required: bool = True) -> flags.FlagHolder:
     """Defines --config for a run."""
-    return config_flag.define("a config of a run", "system", declared=True, required=required)
+    return config_flag.define("a config of a run", "system", required=required)
 
 
 def run_flags(config_required: bool = True) -> tuple[flags.FlagHolder, flags.FlagHolder]:
@@ -82,6 +82,21 @@ def verifies() -> bool:
     return not flags.FLAGS.no_verify
 
 
+def as_of_flag(text: str) -> flags.FlagHolder:
+    """Defines --as_of, for `as_of_value`; `text` says what is as of that time."""
+    about = f"{text}: ISO 8601, UTC; default: the end of training"
+    return flags.DEFINE_string("as_of", None, about)
+
+
+def as_of_value(flag: flags.FlagHolder) -> int | None:
+    """Unix seconds of --as_of; None without it.
+
+    Raises:
+      InputError: if it is no time.
+    """
+    return None if flag.value is None else timestamps.parse("--as_of", flag.value)
+
+
 def workdir_of(flag: flags.FlagHolder) -> epath.Path:
     """The run's directory: as given, or work/CONFIG or work/CONFIG-VARIANT."""
     if flag.value is not None:
@@ -104,6 +119,18 @@ def directory(flag: str, value: str) -> epath.Path:
     if not value.isprintable():
         raise InputError(f"{flag}={value!r}: expected a directory")
     return files.path(flag, value).expanduser()
+
+
+def local_directory(flag: str, value: str) -> epath.Path:
+    """The directory of a flag, as `directory`, which may not be on gs://.
+
+    Raises:
+      InputError: as `directory`, or if it is.
+    """
+    path = directory(flag, value)
+    if files.is_remote(path):
+        raise InputError(f"{flag}={value}: expected a directory on this machine")
+    return path
 
 
 def run(

@@ -28,18 +28,17 @@ class ConfigFlag(flags.Flag):
       overrides: (field, text) pairs in order; set before the flag is parsed.
     """
 
-    def __init__(self, kind: str, field: str, declared: bool, help_string: str):
+    def __init__(self, kind: str, field: str, help_string: str):
         """Makes the flag.
 
         Args:
           kind: description of the expected file.
           field: a field that only configs of this kind have.
-          declared: whether the config is a `Section`, which declares its fields.
           help_string: of the flag.
         """
         self.source: str | None = None
         self.overrides: list[tuple[str, str]] = []
-        self._kind, self._field, self._declared = kind, field, declared
+        self._kind, self._field = kind, field
         parser, serializer = flags.ArgumentParser(), flags.ArgumentSerializer()
         super().__init__(parser, serializer, "config", None, help_string)
 
@@ -51,16 +50,15 @@ class ConfigFlag(flags.Flag):
         if self._field not in config:
             file = argument.partition(":")[0]
             raise InputError(f"{file} is not {self._kind}: its config has no field {self._field}")
-        if self._declared:
-            settings.check(config)
+        settings.check(config)
         for name, text in self.overrides:
             settings.override(config, name, text)
         return config.lock()
 
 
-def define(kind: str, field: str, declared: bool, required: bool = True) -> flags.FlagHolder:
+def define(kind: str, field: str, required: bool = True) -> flags.FlagHolder:
     """Defines --config. Arguments as `ConfigFlag`."""
-    flag = ConfigFlag(kind, field, declared, f"{kind}: FILE or FILE:VARIANT")
+    flag = ConfigFlag(kind, field, f"{kind}: FILE or FILE:VARIANT")
     return flags.DEFINE_flag(flag, required=required)
 
 

@@ -25,7 +25,7 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from pinjax import app, checksums, files, timestamps
+from pinjax import app, checksums, config_json, files, timestamps
 from pinjax.data import dataset, embeddings
 from pinjax.data import kept as kept_lib
 from pinjax.distributed import processes, sharding
@@ -37,9 +37,7 @@ from pinjax.training import checkpoint
 
 CONFIG, WORKDIR = app.run_flags(config_required=False)
 OUT = flags.DEFINE_string("out", None, "directory to write to", required=True)
-AS_OF = flags.DEFINE_string(
-    "as_of", None, "embed users as of this time: ISO 8601, UTC; default: the end of training"
-)
+AS_OF = app.as_of_flag("embed users as of this time")
 SINCE = flags.DEFINE_string(
     "since",
     None,
@@ -55,9 +53,9 @@ def main(argv: Sequence[str]) -> int:
     config, workdir = app.run_of(CONFIG, WORKDIR)
     mesh = sharding.mesh_of(config)
     system, state, params = former_lib.bind(workdir, config, mesh, app.verifies())
-    as_of = system.as_of
-    if AS_OF.value is not None:
-        as_of = timestamps.parse("--as_of", AS_OF.value)
+    as_of = app.as_of_value(AS_OF)
+    if as_of is None:
+        as_of = system.as_of
     manifest = {
         **checkpoint.identity(config, system, params, int(state.step)),
         "as_of": timestamps.iso(as_of),
@@ -86,14 +84,14 @@ def main(argv: Sequence[str]) -> int:
         names = {name: embeddings.file_names(name, len(x)) for name, x in embedded.items()}
         if processes.is_first():
             written = {file: written.get(file) for table in names.values() for file in table}
-            _write_manifest(out, {**manifest, "files": written})
+            files.write_json(out / embeddings.MANIFEST, {**manifest, "files": written})
 
         def write(path: epath.Path, part: embedded_lib.Part) -> None:
             table = embeddings.to_arrow(*part, PRECISION.value)
             with files.replacing(path) as file:
                 embeddings.write(table, file)
             written[path.name] = checksums.of_file(path)
-            _write_manifest(out, {**manifest, "files": written})
+            files.write_json(out / embeddings.MANIFEST, {**manifest, "files": written})
 
         thread = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
         writing = thread.submit(lambda: None)
@@ -124,12 +122,11 @@ def _claim(out: epath.Path, manifest: dict[str, int | str]) -> dict[str, Any]:
     if path.exists():
         found = checksums.read(path)
         written = found.pop("files")
-        for name in found | manifest:
-            if found.get(name) != manifest.get(name):
-                raise InputError(
-                    f"{out} holds embeddings of {name} {found.get(name)}, not "
-                    f"{manifest.get(name)}; choose another --out"
-                )
+        if different := config_json.first_difference(found, manifest, found | manifest):
+            name, old, new = different
+            raise InputError(
+                f"{out} holds embeddings of {name} {old}, not {new}; choose another --out"
+            )
         return written
     # A killed process may have left the lock, or a manifest that was not yet renamed.
     # On gs:// there are no empty directories.
@@ -138,13 +135,8 @@ def _claim(out: epath.Path, manifest: dict[str, int | str]) -> dict[str, Any]:
         raise InputError(
             f"{out} is not empty and holds no {embeddings.MANIFEST}; choose another --out"
         )
-    _write_manifest(out, {**manifest, "files": {}})
+    files.write_json(out / embeddings.MANIFEST, {**manifest, "files": {}})
     return {}
-
-
-def _write_manifest(out: epath.Path, manifest: dict[str, Any]) -> None:
-    with files.replacing(out / embeddings.MANIFEST) as file:
-        file.write(checksums.dump(manifest).encode())
 
 
 def _is_there(path: epath.Path, written: dict[str, Any]) -> bool:

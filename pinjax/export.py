@@ -21,15 +21,13 @@ from pinjax.training import checkpoint
 
 CONFIG, WORKDIR = app.run_flags(config_required=False)
 OUT = flags.DEFINE_string("out", None, "directory to write to", required=True)
-AS_OF = flags.DEFINE_string(
-    "as_of", None, "time of the items' popularity: ISO 8601, UTC; default: the end of training"
-)
+AS_OF = app.as_of_flag("time of the items' popularity")
 
 
 def main(argv: Sequence[str]) -> int:
     del argv
     out = app.directory("--out", OUT.value)
-    as_of = None if AS_OF.value is None else timestamps.parse("--as_of", AS_OF.value)
+    as_of = app.as_of_value(AS_OF)
     config, workdir = app.run_of(CONFIG, WORKDIR)
     run = run_lib.create(config, workdir, as_of, app.verifies())
     system = run.system

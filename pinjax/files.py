@@ -10,8 +10,8 @@ import pathlib
 import shutil
 import socket
 import uuid
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
 from etils import epath
 
@@ -111,13 +111,19 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
         left.clear()  # the next writer may have made a file of that name
 
 
+def write_json(path: epath.PathLike, content: Mapping[str, Any]) -> None:
+    """Writes JSON with its own checksum, for `checksums.read`. Raises as `replacing`."""
+    with replacing(path) as file:
+        file.write(checksums.dump(content).encode())
+
+
 @contextlib.contextmanager
 def unfinished(directory: epath.PathLike) -> Iterator[epath.Path]:
     """A new directory beside `directory`, which `finish` then renames to it.
 
-    Only this call has it: it is locked while the process lives, and removed at the end, even after
-    a failure. If the process is killed, `.NAME.RANDOM.unfinished` remains until the next call for
-    the same `directory` removes it.
+    The directory is private to this call: it is locked while the process lives, and removed at the
+    end, even after a failure. If the process is killed, `.NAME.RANDOM.unfinished` remains until the
+    next call for the same `directory` removes it.
 
     Raises:
       OSError: if it cannot be written.

@@ -42,9 +42,7 @@ _SHOWN = 30  # rows that are printed
 
 
 def build() -> None:
-    out = app.directory("--out", _required(OUT))
-    if files.is_remote(out):
-        raise InputError(f"--out={out}: expected a directory on this machine; copy it then")
+    out = app.local_directory("--out", _required(OUT))
     if out.exists():
         raise InputError(f"--out={out} is there already; expected a new directory")
     found, ids, vectors = _items()
@@ -189,9 +187,7 @@ def _fastest(ids: pa.Array, vectors: np.ndarray, queries: tuning.Queries) -> ind
 
 
 def _open(flag: str, value: str) -> embeddings.Embeddings:
-    directory = app.directory(flag, value)
-    if files.is_remote(directory):
-        raise InputError(f"{flag}={value}: expected a directory on this machine; copy it first")
+    directory = app.local_directory(flag, value)
     return embeddings.open_directory(directory, directory, app.verifies())
 
 

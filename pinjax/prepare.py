@@ -21,7 +21,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from pinjax import app, config_flag, files
+from pinjax import app, config_flag
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import windows
 from pinjax.data.sources import prepare
@@ -30,7 +30,7 @@ from pinjax.errors import InputError
 from pinjax.evaluation import timeline_source
 from pinjax.timestamps import DAY
 
-_CONFIG = config_flag.define("a column map", "events", declared=True)
+_CONFIG = config_flag.define("a column map", "events")
 _EVENTS = flags.DEFINE_multi_string(
     "events", None, "files of events, in order; separate several, or globs, by commas"
 )
@@ -52,8 +52,6 @@ def main(argv: Sequence[str]) -> int:
     del argv
     started = time.monotonic()
     out = _out()
-    if files.is_remote(out):
-        raise InputError(f"--out={out}: expected a directory on this machine; copy it then")
     inputs = prepare.Inputs.find(*(_names(flag) for flag in (_EVENTS, _ITEMS, _QUERIES)))
     memory = _memory(_MEMORY.value)
     form = "preparing: {desc}{elapsed}"
@@ -71,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _out() -> epath.Path:
-    return app.directory("--out", _OUT.value)
+    return app.local_directory("--out", _OUT.value)
 
 
 def _names(flag: flags.FlagHolder) -> list[str]:
@@ -109,7 +107,7 @@ def _table(report: Mapping[str, int | str]) -> str:
 
 
 def _next(dataset: dataset_lib.Dataset) -> dict[str, str]:
-    """For each system the command that trains it, and what it will rest on, or why it cannot."""
+    """By system, the command to train it and what it is evaluated on, or why it cannot be."""
     spec = dataset.spec
     searches = [task for task in spec.tasks if task.startswith("text/")]
     described = spec.text_features or spec.image_dim

@@ -5,8 +5,8 @@
 
 A ranking model is trained with and without the embeddings that `pinjax.embed` wrote, on what the
 evaluation users did after training, and tested on what they did later: AUC, log loss and HIT@3 of
-each type of action, and the lift over counts alone. With --probe, a linear model tells an attribute
-of items from their embeddings, and fills it in where it is missing.
+each type of action, and the lift over counts alone. With --probe, a linear model predicts an
+attribute of items from their embeddings, and fills it in where it is missing.
 """
 
 import os
@@ -42,7 +42,7 @@ SAMPLED = flags.DEFINE_integer(
 SEEDS = flags.DEFINE_integer("seeds", 3, "ranking models of each method", lower_bound=1)
 EXPORT = flags.DEFINE_string("export_features", None, "Parquet file to write rows and features to")
 PROBE = flags.DEFINE_string(
-    "probe", None, "attribute of items to tell: topic, or a column of --items"
+    "probe", None, "attribute of items to predict: topic, or a column of --items"
 )
 ITEMS = flags.DEFINE_list("items", [], "files of items, with the column of --probe")
 ITEM_ID = flags.DEFINE_string("item_id", "id", "the column of ids in --items")

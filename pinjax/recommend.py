@@ -32,9 +32,7 @@ FILTER_SEEN = flags.DEFINE_bool("filter_seen", True, "leave out items that a use
 ALLOW = flags.DEFINE_string("allow", None, "list of items: recommend no others")
 DENY = flags.DEFINE_string("deny", None, "list of items not to recommend")
 INDEX = flags.DEFINE_string("index", None, "directory of pinjax.index build; default: exact search")
-AS_OF = flags.DEFINE_string(
-    "as_of", None, "read nothing later: ISO 8601, UTC; default: the end of training"
-)
+AS_OF = app.as_of_flag("read nothing later")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     out = app.directory("--out", OUT.value)
     index = None if INDEX.value is None else app.directory("--index", INDEX.value)
     users, texts, allow, deny = map(_list, (USERS, QUERIES, ALLOW, DENY))
-    as_of = None if AS_OF.value is None else timestamps.parse("--as_of", AS_OF.value)
+    as_of = app.as_of_value(AS_OF)
     config, workdir = app.run_of(CONFIG, WORKDIR)
     run = run_lib.create(config, workdir, as_of, app.verifies())
     if HISTORIES.value is not None:

@@ -22,7 +22,7 @@ WORKDIR = flags.DEFINE_list(
     "workdir", None, "directories of runs, with commas between them", required=True
 )
 OUT = flags.DEFINE_string("out", "report.html", "file to write")
-flags.DEFINE_bool("no_verify", False, "do not verify the checksums of files that are read")
+app.verify_flag()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ from pinjax import files
 from pinjax.distributed import processes
 from pinjax.evaluation import formatting, records, tables
 from pinjax.systems import system as system_lib
+from pinjax.training import workdirs
 
 
 def summary(
@@ -68,18 +69,19 @@ def write(workdir: epath.Path, split: str, step: int, table: tables.Table) -> No
     }
     content = {"step": step, "rows": rows, "notes": table.notes}
     files.make_directory(workdir)  # of a system without training nothing has made it
-    with files.replacing(workdir / f"results_{split}.json") as file:
+    with files.replacing(workdir / workdirs.results_file(split)) as file:
         file.write((json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
     if table.records is not None:
-        records.write(workdir / f"records_{split}.parquet", table.records)
+        records.write(workdir / workdirs.records_file(split), table.records)
 
 
 def next_commands(workdir: epath.Path) -> str:
     """The paths of a run's files, and the next commands."""
+    metrics = workdir / workdirs.METRICS_FILE
     return "\n".join(
         [
             f"checkpoints   {workdir}/checkpoints",
-            f"metrics       {workdir}/metrics.jsonl, and for TensorBoard: --logdir={workdir}",
+            f"metrics       {metrics}, and for TensorBoard: --logdir={workdir}",
             f"next          {command('recommend', workdir, out=f'{workdir}/recommended.parquet')}",
             f"              {command('embed', workdir, out=f'{workdir}/embeddings')}",
             f"              {command('report', workdir)}",

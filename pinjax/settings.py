@@ -212,21 +212,6 @@ class Tuple(Field):
         return tuple(map(self._of.plain, value))
 
 
-class _Like(Field):
-    """Any value of the default's type, for configs without declarations."""
-
-    def __init__(self, value: Any):
-        self._type = type(value)
-        self.expected = f"a value of type {self._type.__name__}"
-
-    def allows(self, value: Any) -> bool:
-        return isinstance(value, self._type)
-
-    def parse(self, text: str) -> Any:
-        parsers = {bool: Bool(False).parse, str: str, tuple: _parsed_tuple}
-        return parsers[self._type](text) if self._type in parsers else _parsed(self._type, text)
-
-
 class Section(ConfigDict):
     """A `ConfigDict` that checks values against the declarations of their fields.
 
@@ -277,15 +262,14 @@ def check(config: ConfigDict) -> None:
 
 
 def override(config: ConfigDict, name: str, text: str) -> None:
-    """Sets a field, "train.steps", from a command line's text.
+    """Sets a field, "train.steps", from a command line's text. All fields are declared.
 
     Raises:
       InputError: if there is no such field, or it does not allow the value.
     """
     for found, section, key in (fields := list(_fields(config))):
         if found == name:
-            field = _declaration(section, key) or _Like(section[key])
-            section[key] = field.check(name, field.parse(text))
+            section[key] = _declaration(section, key).parse(text)
             return
     names = [found for found, _, _ in fields]
     inside = [found for found in names if found.startswith(f"{name}.")]

@@ -26,12 +26,13 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from pinjax import app, checksums, config_flag, files, settings, signals
+from pinjax import app, checksums, config_flag, config_json, files, settings, signals
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import embeddings
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 from pinjax.evaluation import comparison, formatting, records
+from pinjax.training import workdirs
 
 
 class Stage(NamedTuple):
@@ -74,10 +75,9 @@ OF_SYSTEM = {
     system: flags.DEFINE_string(system, "", "its --config=FILE and --config.SECTION.FIELD=VALUE")
     for system in SYSTEMS
 }
-config_flag.define("a config of a run", "system", declared=True, required=False)
+config_flag.define("a config of a run", "system", required=False)
 
 _STATE, _EMBEDDINGS = "stage.json", "embeddings"
-_RUN, _RECORDS = "run.json", "records_test.parquet"  # which the commands write
 # Fields that change no result, or whose content counts and not their name.
 _FREE = ("data.name", "data.dir", "data.vectors", "data.workers", "train.log_every")
 
@@ -101,9 +101,9 @@ def main(argv: Sequence[str]) -> int:
     del argv
     if config_flag.source() is not None:
         raise InputError("--config: every stage has its own; give --SYSTEM='--config=FILE'")
-    workdir = app.directory("--workdir", WORKDIR.value)
-    if files.is_remote(workdir) or "," in str(workdir):
-        raise InputError(f"--workdir={workdir}: expected one on this machine, without commas")
+    workdir = app.local_directory("--workdir", WORKDIR.value)
+    if "," in str(workdir):
+        raise InputError(f"--workdir={workdir}: expected a directory without commas")
     arguments = _arguments()
     data_dir = next(_config(of_system) for of_system in arguments.values()).data.dir
     spec = Spec.read(dataset_lib.ensure(DATA.value, data_dir))
@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
                 print(ended, file=sys.stderr)
                 return ended.code
             else:
-                runs[stage.title] = records.read(run.directory / _RECORDS)
+                runs[stage.title] = records.read(run.directory / workdirs.records_file("test"))
     if not runs:
         raise InputError(f"--data={DATA.value}: no stage can be run on it")
     print(formatting.format_table(comparison.rows(runs)))
@@ -163,7 +163,7 @@ def _arguments() -> dict[str, list[str]]:
 def _config(arguments: Sequence[str]) -> ConfigDict:
     """The config of a command's arguments."""
     (source,), overrides = config_flag.split_overrides(arguments)
-    flag = config_flag.ConfigFlag("a config of a run", "system", True, "")
+    flag = config_flag.ConfigFlag("a config of a run", "system", "")
     flag.overrides = overrides
     flag.parse(source.removeprefix("--config="))
     return flag.value
@@ -254,18 +254,17 @@ class _Run:
             return None
         state = checksums.read(self.directory / _STATE)
         old, new = ({**of.pop("config"), **of} for of in (state["made_from"], dict(made_from)))
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name) != new.get(name):
-                raise InputError(
-                    f"{self.directory} was made with {name}={old.get(name)}, and now it is "
-                    f"{new.get(name)}; remove it, or choose another --workdir"
-                )
+        if different := config_json.first_difference(old, new):
+            name, before, now = different
+            raise InputError(
+                f"{self.directory} was made with {name}={before}, and now it is {now}; remove it, "
+                "or choose another --workdir"
+            )
         return state
 
     def _write(self, made_from: dict[str, Any], identity: str | None) -> None:
         content = {"made_from": made_from, "embeddings": identity}
-        with files.replacing(self.directory / _STATE) as file:
-            file.write(checksums.dump(content).encode())
+        files.write_json(self.directory / _STATE, content)
 
     def _embeddings(self, verify: bool) -> embeddings.Embeddings:
         return embeddings.open_directory(self.directory / _EMBEDDINGS, self.copies, verify)
@@ -287,7 +286,7 @@ class _Run:
             reason = errors[-1].removeprefix("error: ")
             # What a data set lacks is said with its name. A wrong config is to be mended instead.
             lacks = command != "embed" and self.spec.name in reason
-            if lacks and not (self.directory / _RUN).exists():
+            if lacks and not (self.directory / workdirs.RUN_FILE).exists():
                 raise _LeftOut(reason)
             raise InputError(f"{self.stage.title}: {reason}")
         if code:  # negative after a signal that cannot be caught

@@ -45,8 +45,8 @@ MODULES = {
     "compiler": {"systems": {"system", "registry"}},
 }
 GROUND = {
-    *("checksums", "config_json", "errors", "files", "huge_pages"),
-    *("settings", "signals", "timestamps"),
+    *("checksums", "config_json", "errors", "files", "huge_pages", "ids"),
+    *("ragged", "settings", "signals", "timestamps"),
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

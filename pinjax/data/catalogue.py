@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
+from pinjax import ragged
 from pinjax.data import parquet
 from pinjax.data.text import tokens
 from pinjax.errors import InputError
@@ -105,10 +106,8 @@ class Catalogue:
 
     def __init__(self, path: epath.PathLike):
         self.path = os.fspath(path)
-        try:
+        with parquet.reading(path):
             metadata = pq.read_metadata(self.path)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: not readable as Parquet: {error}") from error
         self._schema, self._rows = metadata.schema.to_arrow_schema(), metadata.num_rows
 
     def __len__(self) -> int:
@@ -170,7 +169,7 @@ class Catalogue:
             return np.zeros(len(self) + 1, np.int64)
         lists = parquet.batches(self.path, "images", ROWS_A_GROUP)
         lengths = np.concatenate([some.value_lengths().fill_null(0).to_numpy() for some in lists])
-        return np.concatenate([[0], np.cumsum(lengths)])
+        return ragged.offsets_of(lengths)
 
     @property
     def text_features(self) -> tuple[str, ...]:

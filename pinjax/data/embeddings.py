@@ -2,7 +2,7 @@
 
     DIR/
       items-00000-of-00002.parquet   a table in several files: own ids, a vector each, and the time
-      items-00001-of-00002.parquet   as of which it was computed; likewise users and queries
+      items-00001-of-00002.parquet   as of which it was computed; likewise users, queries and groups
       manifest.json                  what the embeddings were made from, and each file's checksum
 
 The manifest names all files from the start, and those that are not yet written have no checksum.

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from pinjax import timestamps
+from pinjax import config_json, ragged, timestamps
 from pinjax.data import catalogue, parquet
 from pinjax.data.embeddings import Embeddings
 from pinjax.errors import InputError
@@ -68,8 +68,8 @@ class Kept:
     def rows(self, ids: np.ndarray) -> Rows:
         """The rows of users, by own ids; raises as `counts`."""
         counts = self.counts(ids)
-        nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        places = self._order[np.repeat(np.searchsorted(self._keys, _keys(ids)), counts) + nth]
+        first = np.searchsorted(self._keys, _keys(ids))
+        places = self._order[ragged.positions(first, counts)]
         vectors, as_of = None, np.zeros(len(places), np.int64)
         files = np.searchsorted(self._starts, places, "right") - 1
         for file in np.unique(files):
@@ -91,18 +91,22 @@ class Kept:
 
 
 def check(former: Embeddings, manifest: Mapping[str, Any]) -> None:
-    """Checks that former vectors may stand beside those of embeddings with this manifest.
+    """Checks that the previous vectors can be mixed with new ones.
+
+    Args:
+      former: the previous embeddings.
+      manifest: of the new ones.
 
     Raises:
       InputError: if they are by other parameters, of another precision, or as of a later time.
     """
     about = f"--since={former.directory}"
-    for name in ("system", "checkpoint", "config", "spaces", "precision"):
-        old, new = former.manifest.get(name), manifest.get(name)
-        if old != new:
-            raise InputError(
-                f"{about} holds embeddings of {name} {old}, not {new}; without it all are computed"
-            )
+    compared = "system", "checkpoint", "config", "spaces", "precision"
+    if different := config_json.first_difference(former.manifest, manifest, compared):
+        name, old, new = different
+        raise InputError(
+            f"{about} holds embeddings of {name} {old}, not {new}; without it all are computed"
+        )
     if former.manifest["as_of"] > manifest["as_of"]:
         raise InputError(
             f"{about} holds embeddings as of {former.manifest['as_of']}, which is later than "

@@ -1,10 +1,10 @@
 """A data set with the vectors of another system in place of its own (`data.vectors`).
 
-Items: a vector takes the place of an item's content, and of its images if it has any. So the items
-that have images stay the same, and with them the index that a system is evaluated on. Queries: that
-are items have the item's vector, searches the one of their text. What has no vector gets none of
-the data set's, which lie in another space: content and queries are zeros, images are missing.
-Several directories are merged: an item or a search has the vector of the last one that knows it.
+An item's vector replaces its content, and its images if it has any. So the same items have images,
+and the index that a system is evaluated on stays the same. A query that is an item has the item's
+vector, a search that of its text. Whatever has no vector keeps none of the data set's, since those
+lie in another space: content and queries are zeros, images are missing. Several directories are
+merged: an item or a search has the vector of the last one that knows it.
 """
 
 import dataclasses
@@ -14,14 +14,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from etils import epath
 
+from pinjax import ragged
 from pinjax.data import catalogue, embeddings, pairs
 from pinjax.data.dataset import Dataset
 from pinjax.data.embeddings import Embeddings
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
+from pinjax.ids import rows_of
 
 
 def spec_with(spec: Spec, found: list[Embeddings]) -> Spec:
@@ -113,7 +114,7 @@ class _Catalogue(catalogue.Catalogue):
         for _, rows in self._rows_of_items:
             known[rows] = True
         has = (np.diff(own.image_offsets) > 0) & known
-        return np.concatenate([[0], np.cumsum(has)])
+        return ragged.offsets_of(has)
 
     @functools.cached_property
     def _rows_of_items(self) -> list[tuple[Embeddings, np.ndarray]]:
@@ -142,11 +143,10 @@ def _rows(
         about = f"{os.fspath(directory.directory)}: {table}"
         if given.type != ids.type:
             raise InputError(f"{about} have ids of type {given.type}; expected {ids.type}")
-        rows = pc.index_in(given, value_set=ids)
-        if of_all and rows.null_count:
-            unknown = given.filter(pc.is_null(rows))[0]
-            raise InputError(f"{about}: id {unknown} is not in the data set")
-        yield directory, rows.fill_null(-1).to_numpy()
+        rows = rows_of(given, ids)
+        if of_all and (rows < 0).any():
+            raise InputError(f"{about}: id {given[int(rows.argmin())]} is not in the data set")
+        yield directory, rows
 
 
 def _by_row(

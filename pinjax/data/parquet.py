@@ -1,5 +1,6 @@
 """Parquet files that pinjax wrote, on this machine."""
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -10,6 +11,18 @@ from etils import epath
 from pinjax.errors import InputError
 
 
+@contextlib.contextmanager
+def reading(path: epath.PathLike) -> Iterator[None]:
+    """Inside, an InputError says that a file cannot be read.
+
+    Whoever checks no checksums hears of damage here.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not readable as Parquet: {error}") from error
+
+
 def read(path: epath.PathLike, columns: Sequence[str] | None = None) -> pa.Table:
     """Reads some columns of a file, or all of them.
 
@@ -17,30 +30,23 @@ def read(path: epath.PathLike, columns: Sequence[str] | None = None) -> pa.Table
     late, and abort a process that has meanwhile come to its end.
 
     Raises:
-      InputError: if it cannot be read; whoever checks no checksums hears of damage here.
+      InputError: if it cannot be read.
     """
-    try:
+    with reading(path):
         return pq.read_table(os.fspath(path), columns=columns, memory_map=True)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not readable as Parquet: {error}") from error
 
 
 def batches(path: epath.PathLike, column: str, rows: int) -> Iterator[pa.Array]:
     """Reads a column, `rows` at a time; raises as `read`."""
-    try:
-        with pq.ParquetFile(os.fspath(path), memory_map=True) as file:
-            for batch in file.iter_batches(rows, columns=[column]):
-                yield batch.column(0)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not readable as Parquet: {error}") from error
+    with reading(path), pq.ParquetFile(os.fspath(path), memory_map=True) as file:
+        for batch in file.iter_batches(rows, columns=[column]):
+            yield batch.column(0)
 
 
 def schema(path: epath.PathLike) -> pa.Schema:
     """The columns of a file; raises as `read`."""
-    try:
+    with reading(path):
         return pq.read_schema(os.fspath(path), memory_map=True)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not readable as Parquet: {error}") from error
 
 
 def write(path: epath.PathLike, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:

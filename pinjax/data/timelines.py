@@ -20,6 +20,7 @@ from array_record.python import array_record_module
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
+from pinjax import ragged
 from pinjax.data import statistics
 from pinjax.data.spec import SPLITS
 
@@ -79,8 +80,7 @@ def unpack(rows: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
       (records of shape (sum n_i,), offsets int64 of shape (timelines + 1,)).
     """
     rows = list(rows)
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    offsets = ragged.offsets_of(np.array([len(row) for row in rows]))
     return np.concatenate(rows).reshape(-1).view(ACTION), offsets
 
 

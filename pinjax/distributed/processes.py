@@ -64,10 +64,10 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process after an error that the others need not have.
+    """Ends this process after an error that the others may not have had.
 
-    An orderly end would wait for them, while they wait for this one in a collective. They are lost
-    without the first process, which therefore leaves time to those that fail as it does.
+    An orderly exit would wait for the others, which wait for this process in a collective. They
+    cannot go on without the first process, so it leaves time to those that fail as it does.
     """
     with contextlib.suppress(RuntimeError):  # there is no device
         if is_first():

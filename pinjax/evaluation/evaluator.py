@@ -18,6 +18,7 @@ from pinjax.evaluation import baselines, metrics, records, retrievers, tables, v
 from pinjax.evaluation.queries import EvalQueries, Index
 from pinjax.evaluation.retrievers import Retriever
 from pinjax.evaluation.source import Source
+from pinjax.ids import ids_of
 
 _HAS_SCANN = importlib.util.find_spec("scann") is not None  # it has wheels only for Linux
 
@@ -159,8 +160,7 @@ class _Gathered:
         source, number = self._source, len(queries.label_item)
         self.missed = queries.missed
         catalogue, item = source.dataset.catalogue, queries.label_item
-        # As objects, since fixed-width text would be as wide as the longest id.
-        users = np.array(queries.users, np.int64 if isinstance(queries.users[0], int) else object)
+        users = ids_of(queries.users)
         popularity, tier = np.zeros(number, np.int64), np.full(number, "", object)
         if self.with_tiers:
             popularity = source.engagements.all_counts(start)[item]

@@ -1,4 +1,4 @@
-"""What sources of queries have in common whose only evaluation window is all of a split."""
+"""The base class of sources with a single evaluation window, the whole split."""
 
 import dataclasses
 import functools

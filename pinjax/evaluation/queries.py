@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pinjax import ragged
+
 MISSED = 2**31 - 1  # the rank of a label that was not found, where every rank counts
 
 
@@ -113,7 +115,7 @@ class EvalQueries:
         It is rounded up, so that windows share compiled programs.
         """
         wanted = self.listed + min(self.max_excluded, items)
-        return wanted if wanted <= self.listed + 1 else 1 << (wanted - 1).bit_length()
+        return wanted if wanted <= self.listed + 1 else ragged.power_of_two(wanted)
 
     @property
     def missed(self) -> int:
@@ -160,7 +162,7 @@ def runs(ascending: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
     first, last = (np.searchsorted(ascending, values, side) for side in ("left", "right"))
     number = last - first
     row = np.repeat(np.arange(len(number)), number)
-    return row, np.arange(len(row)) - np.repeat(np.cumsum(number) - number - first, number)
+    return row, ragged.positions(first, number)
 
 
 def concatenate(parts: Sequence[EvalQueries]) -> EvalQueries:

@@ -12,6 +12,7 @@ import functools
 import numpy as np
 from ml_collections import ConfigDict
 
+from pinjax import ragged
 from pinjax.data import timelines, windows
 from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
@@ -283,5 +284,5 @@ def seen(records: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarra
     """Int64 (n, 2): pairs of a query and an item that its user had acted on."""
     lengths = ends + 1 - starts
     query = np.repeat(np.arange(len(ends)), lengths)
-    action = np.arange(len(query)) - np.repeat(np.cumsum(lengths) - lengths - starts, lengths)
+    action = ragged.positions(starts, lengths)
     return np.stack([query, records["item"][action]], axis=1)

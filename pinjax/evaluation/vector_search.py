@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
+from pinjax import ragged
 from pinjax.distributed import batching
 from pinjax.evaluation.queries import EvalQueries, Index
 from pinjax.evaluation.retrievers import Found
@@ -69,6 +70,16 @@ class VectorSearch:
         self._items: tuple[int | None, Items] | None = None
         self._embedded: tuple[EvalQueries, tuple[np.ndarray, Items]] | None = None
 
+    @classmethod
+    def fixed(
+        cls,
+        queries: Callable[[dict[str, np.ndarray]], jax.Array | np.ndarray],
+        items: Callable[[np.ndarray], jax.Array | np.ndarray],
+    ) -> "VectorSearch":
+        """The search with embeddings that do not depend on time, by functions as of `Towers`."""
+        towers = Towers(queries, items)
+        return cls(lambda time: towers)
+
     def answer(self, queries: EvalQueries, index: Index) -> Found:
         return search(*self.embed(queries, index), queries, index)
 
@@ -96,14 +107,13 @@ class VectorSearch:
 def of_vectors(
     embed_queries: Callable[[np.ndarray], np.ndarray], items: np.ndarray
 ) -> VectorSearch:
-    """The search with embeddings that do not depend on time.
+    """The search with vectors that do not depend on time.
 
     Args:
       embed_queries: from rows of queries, (n,), to (n, dim).
       items: (items, dim), of the catalogue.
     """
-    towers = Towers(lambda features: embed_queries(features["query"]), items.__getitem__)
-    return VectorSearch(lambda time: towers)
+    return VectorSearch.fixed(lambda x: embed_queries(x["query"]), items.__getitem__)
 
 
 def search(vectors: np.ndarray, items: Items, queries: EvalQueries, index: Index) -> Found:
@@ -134,7 +144,7 @@ def nearest(
     """
 
     def search_all(flat: np.ndarray, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        size = min(_QUERIES, 1 << max(len(flat) - 1, 0).bit_length())
+        size = min(_QUERIES, ragged.power_of_two(len(flat)))
         pairs_of = _batches_of_pairs(*excluded.T, items, len(flat), size)
 
         def search_some(some: tuple[np.ndarray, np.ndarray]) -> tuple[jax.Array, jax.Array]:
@@ -303,7 +313,7 @@ def _batches_of_pairs(
     pairs = np.stack([row[there], column[there]], axis=1).astype(np.int32)
     bounds = np.searchsorted(pairs[:, 0], np.arange(0, total + size, size))
     most = int(np.diff(bounds).max(initial=0))
-    width = 1 << (most - 1).bit_length() if most else 0
+    width = ragged.power_of_two(most) if most else 0
 
     def of_batch(start: int) -> jax.Array:
         batch = start // size

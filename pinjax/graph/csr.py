@@ -15,6 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
+from pinjax import ragged
 from pinjax.graph import mapped
 
 SIDES = ("item", "group")
@@ -40,8 +41,7 @@ class Side:
         """Int64 (n, 2): pairs of a place among some nodes and a neighbour of the node there."""
         first, degree = self.offsets[nodes], np.diff(self.offsets)[nodes]
         place = np.repeat(np.arange(len(nodes)), degree)
-        at = np.arange(len(place)) - np.repeat(np.cumsum(degree) - degree - first, degree)
-        return np.stack([place, self.neighbours[at]], axis=1)
+        return np.stack([place, self.neighbours[ragged.positions(first, degree)]], axis=1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ def of_items(graph: Graph, keep: np.ndarray) -> Graph:
         (np.where(keep, degrees, 0), graph.items.neighbours[np.repeat(keep, degrees)]),
         (of_groups, graph.groups.neighbours[kept]),
     )
-    return Graph(*(Side(np.append(0, np.cumsum(d)), np.asarray(n)) for d, n in sides))
+    return Graph(*(Side(ragged.offsets_of(d), np.asarray(n)) for d, n in sides))
 
 
 def write_side(
@@ -96,8 +96,7 @@ def write_side(
       neighbours: in order of nodes, ascending for each node, in pieces of any length.
     """
     directory = epath.Path(directory)
-    offsets = np.zeros(len(degrees) + 1, np.int64)
-    np.cumsum(degrees, out=offsets[1:])
+    offsets = ragged.offsets_of(degrees)
     np.save(directory / f"{side}_offsets.npy", offsets)
     written = np.lib.format.open_memmap(
         directory / f"{side}_neighbours.npy", "w+", np.int32, (int(offsets[-1]),)

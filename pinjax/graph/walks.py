@@ -51,7 +51,7 @@ def neighbourhoods(
     streams: np.ndarray | None = None,
     threads: int | None = None,
 ) -> Neighbours:
-    """The neighbourhood of each node; no node is a neighbour of its own.
+    """The neighbourhood of each node; no node is its own neighbour.
 
     A row is a function of its node, avoided group and stream, the seed and the graph alone. A
     neighbour's probability of being drawn is off by at most its node's degree / 2^53 of itself.

@@ -9,6 +9,7 @@ from etils import epath
 
 from pinjax import files
 from pinjax.data import catalogue
+from pinjax.ids import ids_of
 from pinjax.ranking.rows import Log, Rows
 from pinjax.ranking.training import Features
 from pinjax.ranking.vectors import Vectors
@@ -63,8 +64,7 @@ def write(
 
 
 def _about(log: Log, rows: Rows, item_ids: np.ndarray, some: np.ndarray) -> dict[str, pa.Array]:
-    kind = object if isinstance(log.users[0], str) else np.int64
-    users = np.array([log.users[user] for user in rows.user[some]], kind)
+    users = ids_of([log.users[user] for user in rows.user[some]])
     labels = rows.labels[some].astype(np.int8)
     return {
         "user": catalogue.id_array(users),

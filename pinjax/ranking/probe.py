@@ -1,7 +1,7 @@
-"""A linear probe: how well an embedding tells an attribute of items, and the values it fills in.
+"""A linear probe: how well an embedding predicts an attribute of items, and the values it fills in.
 
 Items with the attribute are split at random into those that the probe is trained on and those that
-it is measured on. The same probe on the items' words says how much of that their texts tell.
+it is measured on. The same probe on the items' words says how well their texts predict it.
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import scipy.sparse
 
 from pinjax.data import catalogue
@@ -23,6 +22,7 @@ from pinjax.data.sources.engine import name_of, open_database
 from pinjax.errors import InputError
 from pinjax.evaluation import metrics
 from pinjax.evaluation.metrics import Estimate
+from pinjax.ids import rows_of
 
 TOPIC = "topic"  # the attribute that the data set itself holds
 HELD_OUT = 0.2  # of the items with the attribute
@@ -94,7 +94,7 @@ def read(names: Sequence[str], column: str, item_id: str, ids: np.ndarray) -> At
         raise InputError(
             f"{', '.join(paths)}: {column} is {types}; expected one type in all"
         ) from None
-    place = pc.index_in(wanted, value_set=table["id"].cast(wanted.type)).fill_null(-1).to_numpy()
+    place = rows_of(wanted, table["id"].cast(wanted.type))
     if (place < 0).all():
         raise InputError(f"{paths[0]}: no {item_id} with a {column} is an item of the data set")
     values = table["value"].take(place[place >= 0]).combine_chunks().dictionary_encode()
@@ -110,7 +110,7 @@ class Probed:
     Attributes:
       rows: (method, metrics by name), for a table.
       items: (training items, held-out items).
-      values: how many values there are to tell.
+      values: how many values there are to predict.
       missing: int64 (n,), rows of the items without the attribute that have a vector.
       code: int64 (n,), the value filled in for each of them, row of the attribute's values.
       probability: float32 (n,), of this value.

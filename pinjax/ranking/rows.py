@@ -1,8 +1,8 @@
 """The rows that a ranking model is trained and tested on: a user, an item, a time and labels.
 
 They are actions of the evaluation users, of whom no embedding was trained, after the training
-period. What is no label was shown and not wanted. A log that holds labels alone says nothing about
-what was shown; there, items that existed are sampled beside each label.
+period. A row without a label was shown but not wanted. A log that holds labels alone says nothing
+about what was shown; there, items that existed are sampled beside each label.
 """
 
 import dataclasses

@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.compute as pc
 import scipy.sparse
 from etils import epath
 
@@ -17,6 +16,7 @@ from pinjax.data import catalogue, embeddings, item_features
 from pinjax.data.dataset import Dataset
 from pinjax.data.embeddings import Embeddings
 from pinjax.errors import InputError
+from pinjax.ids import ids_of, rows_of
 from pinjax.ranking.rows import Log, Rows
 from pinjax.timestamps import DAY
 
@@ -105,7 +105,7 @@ def of_run(run: Run, log: Log, rows: Rows, dataset: Dataset) -> Vectors:
     which = np.searchsorted(run.as_of, rows.time) - 1  # as_of < time
     items, item_row = np.unique(rows.item, return_inverse=True)
     users, user_row = np.unique(rows.user, return_inverse=True)
-    ids = np.array([log.users[user] for user in users], _id_type(dataset))
+    ids = ids_of([log.users[user] for user in users])
     of_users = [_table(x, USERS, ids) for x in run.directories]
     of_items = [_table(x, embeddings.ITEMS, dataset.catalogue.ids[items]) for x in run.directories]
     return Vectors(
@@ -121,10 +121,6 @@ def item_vectors(run: Run, dataset: Dataset) -> np.ndarray:
     return _table(run.directories[0], embeddings.ITEMS, dataset.catalogue.ids)
 
 
-def _id_type(dataset: Dataset) -> type:
-    return np.int64 if dataset.spec.integer_users else object
-
-
 def _table(found: Embeddings, table: str, ids: np.ndarray) -> np.ndarray:
     """Float32 (ids, dim): the mean of an id's vectors, zeros for an id without one."""
     wanted, given = catalogue.id_array(ids), found.ids(table)
@@ -132,7 +128,7 @@ def _table(found: Embeddings, table: str, ids: np.ndarray) -> np.ndarray:
         raise InputError(
             f"{found.directory}: {table} have ids of type {given.type}; expected {wanted.type}"
         )
-    row = pc.index_in(given, value_set=wanted).fill_null(-1).to_numpy()
+    row = rows_of(given, wanted)
     vectors = np.concatenate(list(found.vectors(table)))[row >= 0]
     row = row[row >= 0]
     total = np.zeros((len(ids), vectors.shape[1]), np.float32)

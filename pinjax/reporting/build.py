@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pinjax import config_json
 from pinjax.evaluation import formatting, tables
 from pinjax.reporting import blocks, breakdowns, curves, figures, results, spread
 from pinjax.reporting.blocks import Block
@@ -49,7 +50,7 @@ def _overview(runs: Sequence[Run]) -> list[Block]:
     missing = [f"{run.name}: {line}" for run in runs for line in run.missing]
     if missing:
         made.append(blocks.notes("What this report lacks", missing))
-    fields = [_flat(run.config["config"]) if run.config else {} for run in runs]
+    fields = [config_json.flat(run.config["config"]) if run.config else {} for run in runs]
     names = dict.fromkeys(name for of_run in fields for name in of_run)
     rows = [[name, *(str(of_run.get(name, "")) for of_run in fields)] for name in names]
     title = "Settings"
@@ -81,14 +82,6 @@ def _card(number: int, run: Run) -> Block:
     if run.config:
         card["lines"].append(f"data set {run.config['config']['data']['name']}")
     return card
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return flat
 
 
 def _spread(groups: Sequence[Group]) -> list[Block]:

@@ -1,4 +1,4 @@
-"""What a report needs of runs that are opened: they are, one after the other."""
+"""Opens the runs of a report one after another and collects what it needs from them."""
 
 import dataclasses
 from collections.abc import Sequence

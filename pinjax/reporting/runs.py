@@ -12,6 +12,7 @@ from pinjax.data.spec import SPLITS
 from pinjax.errors import InputError
 from pinjax.evaluation import records as records_lib
 from pinjax.evaluation.records import Records
+from pinjax.training import workdirs
 
 T = TypeVar("T")
 
@@ -64,16 +65,16 @@ class Run:
             return None
 
 
-def read(workdirs: Sequence[epath.Path]) -> list[Run]:
+def read(directories: Sequence[epath.Path]) -> list[Run]:
     """Reads the files of runs.
 
     Raises:
       InputError: if a directory holds no run, or a file is damaged.
     """
-    names = [path.resolve().name for path in workdirs]
+    names = [path.resolve().name for path in directories]
     return [
         _read(path, name if names.count(name) == 1 else str(path))
-        for path, name in zip(workdirs, names, strict=True)
+        for path, name in zip(directories, names, strict=True)
     ]
 
 
@@ -82,16 +83,16 @@ def _read(workdir: epath.Path, name: str) -> Run:
         raise InputError(f"--workdir={workdir}: no such directory; expected that of a run")
     results, records, metrics = {}, {}, []
     for split in SPLITS[1:]:
-        file = workdir / f"results_{split}.json"
+        file = workdir / workdirs.results_file(split)
         if file.exists():
             results[split] = _json(file.read_text(), file)
-        file = workdir / f"records_{split}.parquet"
+        file = workdir / workdirs.records_file(split)
         if file.exists():
             records[split] = records_lib.read(file)
-    file = workdir / "metrics.jsonl"
+    file = workdir / workdirs.METRICS_FILE
     if file.exists():
         metrics = [_json(line, file) for line in file.read_text().splitlines()]
-    file = workdir / "run.json"
+    file = workdir / workdirs.RUN_FILE
     config = checksums.read(file) if file.exists() else None
     if not (results or records or metrics or config):
         raise InputError(f"--workdir={workdir}: holds no run; expected run.json or results of one")

@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from etils import epath
 from jaxtyping import Bool, Float, Int, Int32
 
-from pinjax import checksums, files
+from pinjax import checksums, files, ragged
+from pinjax import ids as ids_lib
 from pinjax.errors import InputError
 from pinjax.retrieval import backends, exact, faiss_index, scann_index
 
@@ -74,13 +74,7 @@ class Index:
         Raises:
           InputError: if they are of another type than the index's.
         """
-        try:
-            ids = ids.cast(self.ids.type)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise InputError(
-                f"ids such as {ids[0]} are {ids.type}; expected {self.ids.type}"
-            ) from None
-        return pc.index_in(ids, value_set=self.ids).fill_null(-1).to_numpy().astype(np.int64)
+        return ids_lib.rows_of(ids_lib.cast(ids, self.ids.type, "ids"), self.ids)
 
     def ids_of(self, rows: Int[np.ndarray, "..."]) -> pa.Array:
         """The ids of rows, flattened; null for -1."""
@@ -291,7 +285,7 @@ def _of(queries: np.ndarray, excluded: np.ndarray, number: int) -> np.ndarray:
 
 def _size(number: int) -> int:
     """A size that few others differ from, since each is compiled for."""
-    return 1 << (number - 1).bit_length() if number else 0
+    return ragged.power_of_two(number) if number else 0
 
 
 def _resized(rows: np.ndarray, size: int) -> np.ndarray:

@@ -1,13 +1,13 @@
-"""What is asked for, users, queries, groups or items, as vectors, some at a time."""
+"""Requests for recommendations, embedded in batches: users, queries, groups or items."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from ml_collections import ConfigDict
 
+from pinjax import ids as ids_lib
 from pinjax.data import catalogue, timelines
 from pinjax.data import spec as spec_lib
 from pinjax.data.dataset import Dataset
@@ -186,17 +186,12 @@ def places(wanted: pa.Array, ids: pa.Array, name: str) -> np.ndarray:
     Raises:
       InputError: if one is not there, or is of another type.
     """
-    try:
-        wanted = wanted.cast(ids.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    wanted = ids_lib.cast(wanted, ids.type, f"{name}: ids")
+    found = ids_lib.rows_of(wanted, ids)
+    if unknown := int((found < 0).sum()):
+        first = wanted[int(found.argmin())].as_py()
         raise InputError(
-            f"{name}: ids such as {wanted[0]} are {wanted.type}; expected {ids.type}"
-        ) from None
-    found = pc.index_in(wanted, value_set=ids)
-    if found.null_count:
-        first = wanted.filter(pc.is_null(found))[0].as_py()
-        raise InputError(
-            f"{name}: {found.null_count:,} of {len(wanted):,} ids are unknown or have no "
-            f"embedding, {first!r} first"
+            f"{name}: {unknown:,} of {len(wanted):,} ids are unknown or have no embedding, "
+            f"{first!r} first"
         )
-    return found.to_numpy()
+    return found

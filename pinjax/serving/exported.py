@@ -12,8 +12,8 @@ A directory has, beside the programs of `jax.export`:
     items.parquet        own ids of items, in order of the tables' rows
     checksums.json       of all files
 
-What nothing is known of has a vector of zeros: an empty history or text, an item that had no vector
-when it was embedded. All vectors are float32.
+Anything unknown gets a zero vector: an empty history or text, or an item that had no vector when it
+was embedded. All vectors are float32.
 """
 
 import functools
@@ -27,7 +27,7 @@ from etils import epath
 from jax import export
 from safetensors import numpy as safetensors
 
-from pinjax import checksums
+from pinjax import checksums, ragged
 from pinjax.data import parquet
 from pinjax.data.text import pretrained, tokens, word_ids
 from pinjax.errors import InputError
@@ -286,7 +286,7 @@ class Exported:
         parts = [np.zeros((0, exported.out_avals[0].shape[1]), np.float32)]
         for start in range(0, len(things), _MOST):
             some = things[start : start + _MOST]
-            rows = 1 << (len(some) - 1).bit_length()
+            rows = ragged.power_of_two(len(some))
             inputs, known = prepare([*some, *[empty] * (rows - len(some))])
             vectors = np.where(known[:, None], call(self._params, tables, inputs), 0)
             parts.append(vectors[: len(some)])
@@ -344,7 +344,7 @@ def _padded(texts: tokens.Ragged, block: int) -> tuple[dict[str, np.ndarray], np
     """The tokens of all texts, padded to a number of blocks, and which texts have any."""
     lengths = np.diff(texts.offsets)
     segments = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-    blocks = 1 << max(-(-len(segments) // block) - 1, 0).bit_length()
+    blocks = ragged.power_of_two(-(-len(segments) // block))
     padding = 0, blocks * block - len(segments)
     return {
         "tokens": np.pad(texts.tokens, padding),

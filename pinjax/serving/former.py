@@ -9,6 +9,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from pinjax import config_json
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import embeddings, item_features
 from pinjax.data.dataset import Dataset
@@ -118,7 +119,7 @@ class Former:
         system's data set.
 
         Raises:
-          InputError: as `load` and `carry`.
+          InputError: as `_load` and `warm_start.carry`.
         """
         made = self._create(config)
         registry.check_trained(config, made.trainable)
@@ -144,13 +145,10 @@ class Former:
           InputError: if the config is not the run's, `data.vectors` are of another system, or as
             `begin`.
         """
-        old, new = workdirs.depends_on(self.config), workdirs.depends_on(config)
-        for name in sorted(old.keys() | new.keys()):
-            matters = name != "data.name" and not name.startswith("train.")
-            if matters and old.get(name) != new.get(name):
-                raise InputError(
-                    f"{self.workdir} holds a run with {name}={old.get(name)}, not {new.get(name)}"
-                )
+        served = workdirs.served_fields(self.config), workdirs.served_fields(config)
+        if different := config_json.first_difference(*served):
+            name, old, new = different
+            raise InputError(f"{self.workdir} holds a run with {name}={old}, not {new}")
         names, copies = config.data.vectors, dataset_lib.copies(config.data.dir)
         found = embeddings.find(names, copies, verify=False) if names else []
         if embeddings.spaces(found) != self.spaces:

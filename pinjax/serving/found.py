@@ -1,4 +1,4 @@
-"""What is found for those who are asked for, exactly or by an index."""
+"""Finds items for embedded requests, by exact search or an index."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from pinjax import timestamps
+from pinjax import config_json, timestamps
 from pinjax.data import embeddings
 from pinjax.errors import InputError
 from pinjax.evaluation import vector_search
@@ -46,12 +46,12 @@ def open_index(
     """
     index = index_lib.open_index(directory, verify)
     found = index.manifest.get("embeddings", {})
-    for name, expected in made_from.items():
-        if found.get(name) != expected:
-            raise InputError(
-                f"{directory} is an index of embeddings of {name} {found.get(name)}; expected this "
-                f"run's, {expected}"
-            )
+    if different := config_json.first_difference(found, made_from, made_from):
+        name, other, expected = different
+        raise InputError(
+            f"{directory} is an index of embeddings of {name} {other}; expected this run's, "
+            f"{expected}"
+        )
     if (table := index.manifest["table"]) != embeddings.ITEMS:
         raise InputError(f"{directory} is an index of {table}; expected one of {embeddings.ITEMS}")
     if as_of is not None and timestamps.parse(f"{directory}: as_of", found["as_of"]) > as_of:

@@ -41,7 +41,7 @@ from pinjax.training import checkpoint, step, workdirs
 
 
 class Asked(NamedTuple):
-    """What items are searched for.
+    """Requests for recommendations.
 
     Attributes:
       name: "user", "query", "group" or "from_item": the column of its ids.
@@ -151,7 +151,7 @@ class Run:
 
         Returns:
           a table of user and vector; a user of several vectors has a row for each, the most
-          important first. A user of whom no item is known has none.
+          important first. A user with no known item has no row.
         """
         tables = []
         for some in self.histories(histories).parts:

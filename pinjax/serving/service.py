@@ -18,6 +18,7 @@ import pyarrow as pa
 import pydantic
 from fastapi import exceptions, responses
 
+from pinjax import ragged
 from pinjax.errors import InputError
 from pinjax.retrieval import index as index_lib
 from pinjax.serving import exported as exported_lib
@@ -86,7 +87,7 @@ def create(export: str, index: str | None = None) -> fastapi.FastAPI:
             return []
         seen = {place[x.item] for x in history if filter_seen and x.item in place}
         excluded = np.array([(0, row) for row in seen], np.int64).reshape(-1, 2)
-        most = 1 << (k - 1).bit_length()  # exact search is compiled for each number of results
+        most = ragged.power_of_two(k)  # exact search is compiled for each number of results
         found = items.search(user, most, excluded=excluded)
         scores, rows = (x[0, :k].tolist() for x in found)
         best = zip(rows, scores, strict=True)

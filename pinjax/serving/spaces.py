@@ -1,7 +1,7 @@
 """Whether vectors of the same items or queries lie in one space before and after a log grew.
 
-`pinjax.prepare` fits a new space each time that it makes vectors of tags or words, of the same
-dimension but turned.
+Each time that `pinjax.prepare` makes vectors of tags or words, it fits a new space, with the same
+dimension but rotated.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from pinjax.errors import InputError
 from pinjax.systems import system
 from pinjax.training import warm_start
 
-_ALIKE = 0.5  # cosine of something's vectors before and after, at most, if the spaces are others
+_ALIKE = 0.5  # a smaller median cosine of vectors before and after means that the spaces differ
 _SAMPLE = 10_000  # of what is compared, about
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from pinjax import ids as ids_lib
 from pinjax.data import spec as spec_lib
 from pinjax.data.dataset import Dataset
 from pinjax.data.kept import Kept
@@ -148,9 +149,7 @@ class _Users:
         for begin in range(start, end, _READ):
             chunk = self._dataset.chunk(split, begin, min(begin + _READ, end))
             users, last, history = histories.until(chunk, self._as_of, self._config.data.length)
-            # As objects: fixed-width text would be as wide as the longest id.
-            kind = np.int64 if self._dataset.spec.integer_users else object
-            ids = np.array(chunk.users, kind)[users]
+            ids = ids_lib.ids_of(chunk.users)[users]
             computed = np.ones(len(ids), bool)
             if self._kept:
                 computed = chunk.records["time"][last] > self._kept.as_of

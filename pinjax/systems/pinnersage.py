@@ -177,8 +177,7 @@ def bind(trainable: None, config: ConfigDict, mesh: Mesh, dataset: Dataset) -> s
 
     def search(embed: Callable[[system.Batch], np.ndarray]) -> vector_search.VectorSearch:
         of_parts = in_parts(embed)
-        towers = vector_search.Towers(lambda one: of_parts([one]), items.__getitem__)
-        return vector_search.VectorSearch(lambda time: towers)
+        return vector_search.VectorSearch.fixed(lambda one: of_parts([one]), items.__getitem__)
 
     def evaluate(params: None, split: str, full: bool = False) -> tables.Table:
         several = search(functools.partial(users.most_important, max(ORACLE_CLUSTERS)))

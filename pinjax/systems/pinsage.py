@@ -260,8 +260,8 @@ def bind(
                 return embed_groups(params, states, features["group"])
             return items[dataset.queries.items[features["query"]]]
 
-        towers = vector_search.Towers(queries, items.__getitem__)
-        return evaluator(vector_search.VectorSearch(lambda time: towers), split, full)
+        retriever = vector_search.VectorSearch.fixed(queries, items.__getitem__)
+        return evaluator(retriever, split, full)
 
     def serve(params: Any, as_of: int) -> system.Served:
         del as_of  # the graph is that of the end of training

@@ -310,11 +310,7 @@ def identity(
 
     Of the data set its digest counts, of training the parameters.
     """
-    fields = {
-        name: value
-        for name, value in workdirs.depends_on(config).items()
-        if name != "data.name" and not name.startswith("train.")
-    }
+    fields = workdirs.served_fields(config)
     return {
         "step": step,
         "system": config.system,

@@ -10,6 +10,7 @@ import tensorboardX
 from etils import epath
 
 from pinjax import files
+from pinjax.training import workdirs
 
 
 class MetricsWriter:
@@ -22,7 +23,7 @@ class MetricsWriter:
     def __init__(self, directory: epath.PathLike, first_step: int):
         directory = epath.Path(directory)
         files.make_directory(directory)
-        self._path = directory / "metrics.jsonl"
+        self._path = directory / workdirs.METRICS_FILE
         lines = self._path.read_bytes().splitlines() if self._path.exists() else []
         self._lines = [line for line in lines if _step(line) <= first_step]
         self._events = tensorboardX.SummaryWriter(str(directory), purge_step=first_step + 1)

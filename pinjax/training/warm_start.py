@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pinjax.distributed import sharded_table
 from pinjax.errors import InputError
+from pinjax.ids import rows_of
 
 Names = Callable[[str], Sequence[Any]]
 
@@ -94,8 +94,7 @@ def match(former: Sequence[Any], later: Sequence[Any], about: str) -> np.ndarray
     before, after = pa.array(former), pa.array(later)
     if pa.types.is_integer(before.type) != pa.types.is_integer(after.type):
         raise InputError(f"{about} were {before.type}, now they are {after.type}")
-    found = pc.index_in(after, value_set=before.cast(after.type))
-    return found.fill_null(-1).to_numpy().astype(np.int64)
+    return rows_of(after, before.cast(after.type))
 
 
 def place(params: Any, like: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A work directory belongs to one run, which its run.json names."""
+"""A work directory belongs to one run, which its run.json names, and has files of fixed names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from pinjax import checksums, config_json, files
 from pinjax.errors import InputError
 
-_RUN_FILE = "run.json"
+RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
 # Fields that may differ between the calls of one run: they change parameters only by rounding. What
 # is in `data.vectors` is part of a system's identity, and so is the digest of `data.name`.
 _FREE = (
@@ -19,11 +19,20 @@ _FREE = (
 )
 
 
+def results_file(split: str) -> str:
+    """The name of the file with the table of results of a split."""
+    return f"results_{split}.json"
+
+
+def records_file(split: str) -> str:
+    """The name of the file with the ranks of all labels of a split."""
+    return f"records_{split}.parquet"
+
+
 def write(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, str]) -> None:
     """Records in `workdir` which run it belongs to."""
     files.make_directory(workdir)
-    with files.replacing(epath.Path(workdir) / _RUN_FILE) as file:
-        file.write(checksums.dump(_run(config, identity)).encode())
+    files.write_json(epath.Path(workdir) / RUN_FILE, _run(config, identity))
 
 
 def check(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, str]) -> None:
@@ -32,15 +41,17 @@ def check(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, st
     Raises:
       InputError: if it holds no run, or a run of another config, data set or frozen table.
     """
-    old, new = _flatten(_read(workdir)), _flatten(_run(config, identity))
+    old, new = config_json.flat(_read(workdir)), config_json.flat(_run(config, identity))
     moved = {"config.data.name"} if old.get("dataset") == new.get("dataset") else set()
-    for name in sorted((old.keys() | new.keys()) - moved):
-        short = name.removeprefix("config.")
-        if old.get(name) != new.get(name) and not _is_free(short):
-            raise InputError(
-                f"{workdir} holds a run with {short}={old.get(name)}, this one has "
-                f"{short}={new.get(name)}; choose another --workdir"
-            )
+    names = sorted((old.keys() | new.keys()) - moved)
+    bound = [name for name in names if not _is_free(name.removeprefix("config."))]
+    if different := config_json.first_difference(old, new, bound):
+        name, before, now = different
+        name = name.removeprefix("config.")
+        raise InputError(
+            f"{workdir} holds a run with {name}={before}, this one has {name}={now}; choose "
+            "another --workdir"
+        )
 
 
 def config_of(workdir: epath.PathLike) -> ConfigDict:
@@ -68,17 +79,17 @@ def identity_of(workdir: epath.PathLike) -> dict[str, str]:
     return {name: value for name, value in content.items() if name != "config"}
 
 
-def depends_on(config: ConfigDict) -> dict[str, Any]:
-    """The config fields that the parameters depend on, by name."""
+def served_fields(config: ConfigDict) -> dict[str, Any]:
+    """The fields, by name, that matter to a trained model on any state of its log."""
     return {
         name: value
-        for name, value in _flatten(config_json.to_json(config)).items()
-        if not _is_free(name)
+        for name, value in config_json.flat(config_json.to_json(config)).items()
+        if not (_is_free(name) or name == "data.name" or name.startswith("train."))
     }
 
 
 def _read(workdir: epath.PathLike) -> dict[str, Any]:
-    path = epath.Path(workdir) / _RUN_FILE
+    path = epath.Path(workdir) / RUN_FILE
     if not path.exists():
         raise InputError(f"{workdir} holds no run; train one with --workdir={workdir}")
     return checksums.read(path)
@@ -90,13 +101,3 @@ def _run(config: ConfigDict, identity: Mapping[str, str]) -> dict[str, Any]:
 
 def _is_free(field: str) -> bool:
     return any(field == free or (free.endswith(".") and field.startswith(free)) for free in _FREE)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -184,7 +184,7 @@ def command():
         (["--itemsage='--config.train.steps=3"], "train.steps=3: expected --config=FILE and"),
         (["--variant=tset"], "variant 'tset' is none of"),
         (["--data=nowhere"], "data.name: no prepared data set in nowhere"),
-        (["--workdir=gs://bucket/stack"], "expected one on this machine, without commas"),
+        (["--workdir=gs://bucket/stack"], "expected a directory on this machine"),
     ],
 )
 def test_wrong_input_is_one_line(command, home, flags, message):

@@ -9,7 +9,9 @@ from tests.launch.conftest import MANY, ONE, V5E
 def compiler(launch):
     """Stands for an environment that is installed; its pinjax.compile prints its arguments."""
     environment = launch.code / "launch/env.sh"
-    environment.write_text("install() { :; }\n")
+    environment.write_text(
+        'install() { :; }\npip_install() { .venv/bin/python -m pip install "$@"; }\n'
+    )
     python = launch.code / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\necho "$@"\n[ "$2" != pinjax.compile ] || exit "${FAILING:-0}"\n')

@@ -12,6 +12,7 @@ import functools
 import numpy as np
 from etils import epath
 
+from pinjax import ragged
 from pinjax.data.simulated import shop as shop_lib
 from pinjax.data.simulated import world as world_lib
 from pinjax.data.simulated.expectation import Expectation
@@ -263,7 +264,7 @@ class Oracle:
         first = np.searchsorted(self.burst_user, rows)
         count = np.searchsorted(self.burst_user, rows, "right") - first
         request = np.repeat(request, count)
-        burst = np.arange(len(request)) + np.repeat(first - np.cumsum(count) + count, count)
+        burst = ragged.positions(first, count)
         request_times = request_times[request]
         on = (self.burst_start[burst] <= request_times) & (request_times < self.burst_end[burst])
         leaf = self.burst_leaf[burst[on]]

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse
 
+from pinjax import ragged
 from pinjax.data import catalogue
 from pinjax.data import spec as spec_lib
 from pinjax.data.sources import vectors
@@ -134,7 +135,7 @@ def write(
                 of_piece |= {"images": pictures, "image_offsets": offsets}
             elif made.images is not None:
                 has = made.images[some].any(axis=1)
-                offsets = np.concatenate([[0], np.cumsum(has)])
+                offsets = ragged.offsets_of(has)
                 of_piece |= {"images": made.images[some][has], "image_offsets": offsets}
             if "content" in of_piece:
                 empty += int((~of_piece["content"].any(axis=1)).sum())
@@ -183,7 +184,7 @@ def _flat_vectors(column: pa.ChunkedArray, dim: int) -> tuple[np.ndarray, np.nda
     shown = flat.any(axis=1)
     row = np.repeat(np.arange(len(lists)), lengths)[shown]
     counts = np.bincount(row, minlength=len(lists))
-    return flat[shown], np.concatenate([[0], np.cumsum(counts)])
+    return flat[shown], ragged.offsets_of(counts)
 
 
 def _column(feature: str) -> str:

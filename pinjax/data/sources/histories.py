@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from ml_collections import ConfigDict
 
 from pinjax import checksums
@@ -16,6 +15,7 @@ from pinjax.data.dataset import Dataset
 from pinjax.data.sources import column_map, event_columns, events, reading, timelines_part
 from pinjax.data.sources.engine import Job, open_database
 from pinjax.data.sources.event_columns import SECOND
+from pinjax.ids import rows_of
 
 
 def read(dataset: Dataset, source: str | pa.Table) -> timelines.Chunk:
@@ -87,5 +87,4 @@ def _find_action(config: ConfigDict, paths: Sequence[str]) -> None:
 
 def _codes(values: pa.ChunkedArray, names: pa.Array) -> np.ndarray:
     """Int (n,): the place of each value among names, -1 where there is none."""
-    found = pc.index_in(values.cast(names.type), value_set=names)
-    return found.fill_null(-1).to_numpy()
+    return rows_of(values.cast(names.type), names)

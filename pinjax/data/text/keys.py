@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from pinjax.ragged import offsets_of
+
 
 def mix(values: np.ndarray) -> np.ndarray:
     """The mixing bijection of SplitMix64 on uint64 (Steele et al., OOPSLA 2014)."""
@@ -11,13 +13,6 @@ def mix(values: np.ndarray) -> np.ndarray:
     values *= np.uint64(0x94D049BB133111EB)
     values ^= values >> np.uint64(31)
     return values
-
-
-def offsets_of(counts: np.ndarray) -> np.ndarray:
-    """The cumulative sums of counts, from 0: int64 (len(counts) + 1,)."""
-    offsets = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    return offsets
 
 
 def count_distinct(

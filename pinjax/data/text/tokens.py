@@ -36,8 +36,9 @@ from etils import epath
 
 from pinjax import files
 from pinjax.data import parquet
-from pinjax.data.text.keys import Counts, Lookup, count_distinct, mix, offsets_of
+from pinjax.data.text.keys import Counts, Lookup, count_distinct, mix
 from pinjax.errors import InputError
+from pinjax.ragged import offsets_of
 
 KINDS = ("unigram", "bigram", "trigram")
 
