@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     config, workdir = app.run_of(CONFIG, WORKDIR)
     mesh = sharding.mesh_of(config)
     system, state, params = former_lib.bind(workdir, config, mesh, app.verifies())
-    as_of = system.as_of
+    as_of = system.dataset.spec.train_end
     if AS_OF.value is not None:
         as_of = timestamps.parse("--as_of", AS_OF.value)
     manifest = {

@@ -280,14 +280,12 @@ def bind(
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        evaluated_on=evaluator.describe,
-        metrics=evaluator.metrics,
+        evaluator=evaluator,
         serve=serve,
-        as_of=spec.train_end,
         export=lambda params, as_of: exports.of_products(
             make_encoder(config, sum(spec.vocabulary), mesh), dataset
         ),
         check_training=check_training,
         summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
-        identity={"dataset": spec.digest, **dataset.frozen},
+        identity=dataset.frozen,
     )

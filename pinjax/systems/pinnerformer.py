@@ -263,16 +263,13 @@ def bind(
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        evaluated_on=evaluator.describe,
-        metrics=evaluator.metrics,
+        evaluator=evaluator,
         serve=serve,
-        as_of=spec.train_end,
         export=lambda params, as_of: exports.of_timelines(
             make_model(config, spec, mesh), served, table.as_of(dataset, constants, as_of), spec
         ),
         check_training=check_training,
         summary=histories.summary(spec, train_batches) | counts.summary(config, counted),
-        identity={"dataset": spec.digest},
     )
 
 

@@ -288,12 +288,9 @@ def bind(
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        evaluated_on=evaluator.describe,
-        metrics=evaluator.metrics,
+        evaluator=evaluator,
         serve=serve,
-        as_of=spec.train_end,
         export=export,
         check_training=functools.partial(counts.check, config, streams),
         summary=graph_training.summary(dataset, train_batches) | counts.summary(config, streams),
-        identity={"dataset": spec.digest},
     )

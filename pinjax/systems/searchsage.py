@@ -209,10 +209,8 @@ def bind(
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        evaluated_on=evaluator.describe,
-        metrics=evaluator.metrics,
+        evaluator=evaluator,
         serve=serve,
-        as_of=spec.train_end,
         export=lambda params, as_of: exports.of_searches(
             query_tower.create(config, mesh, spec), config, dataset
         ),
@@ -220,5 +218,5 @@ def bind(
         summary=engagements.summary(dataset, train_batches)
         | ({"texts": trainable.batch_form} if trainable.batch_form else {})
         | counts.summary(config, counted),
-        identity={"dataset": spec.digest, **dataset.frozen},
+        identity=dataset.frozen,
     )

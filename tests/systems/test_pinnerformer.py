@@ -294,7 +294,7 @@ def test_integer_user_ids_come_back_as_integers(make_config, other_data, data_di
         config.data.name = name
         system = registry.create(config, mesh)
         params, _ = jax.jit(system.trainable.init)(jax.random.key(0))
-        for as_of in (0, system.as_of):  # at first nobody has acted
+        for as_of in (0, system.dataset.spec.train_end):  # at first nobody has acted
             parts = [
                 shard()[:2] for shard in embedded.tables(config, system, params, as_of)["users"]
             ]
