@@ -50,12 +50,8 @@ def init(
     """Parameters, and the sketch that counts the labels."""
     params_key, sketch_key = jax.random.split(key)
     history = histories.unpacked(jax.tree.map(jnp.asarray, histories.made_up(model.length)))
-    content, times = constants["content"], constants["popularity_times"]
-    if content is not None:
-        content = jnp.zeros((model.tables.num_rows(1), content.shape[1]), content.dtype)
-    if times is not None:
-        times = jnp.zeros(times.shape, times.dtype)
-    params = model.clone(mesh=None).init(params_key, content, history, times)  # for one user
+    items = item_table.of_one(constants["items"], model.tables)
+    params = model.clone(mesh=None).init(params_key, items, history)  # for one user
     return params, counts.sketch(sketch_key, config, config.sketch_width)
 
 
@@ -73,17 +69,16 @@ def loss(
     """The loss of a global batch (§3.3), with labels as the objective drew them (§3.4)."""
     everywhere = sharding.everywhere(mesh)
     choice_key, random_key, dropout_key = jax.random.split(key, 3)
-    content, times = constants["content"], constants["popularity_times"]
     corpus, labels = constants["corpus"], batch["label_item"]
-    embed_items = functools.partial(
-        model.apply, params, content, popularity_times=times, method="items"
-    )
+    embed_items = functools.partial(model.apply, params, constants["items"], method="items")
 
     # Queries are the embeddings at `label_position`, positives the labels.
     queries = model.apply(
-        *(params, content, batch, batch["label_position"]),
+        params,
+        constants["items"],
+        batch,
+        batch["label_position"],
         train=True,
-        popularity_times=times,
         alone=layout.alone,
         rngs={"dropout": dropout_key},
         method="users",
@@ -170,9 +165,8 @@ def make_sampler(config: ConfigDict, spec: Spec) -> windows.Sampler:
 
 def served(model: pinnerformer.PinnerFormer, alone: bool, params, constants, history) -> jax.Array:
     """User embeddings (users, dim) of packed histories: the output at the last action (§3.6)."""
-    content, times = constants["content"], constants["popularity_times"]
-    embed = functools.partial(model.apply, params, content, history, history["position"])
-    return embed(popularity_times=times, alone=alone, method="users")[:, 0]
+    embed = functools.partial(model.apply, params, constants["items"], method="users")
+    return embed(history, history["position"], alone=alone)[:, 0]
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
@@ -196,8 +190,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     constants = item_table.ItemTable.create(config, mesh, spec).abstract(spec)
 
     def items(params: Any, constants: dict[str, Any], rows: jax.Array) -> jax.Array:
-        content, times = constants["content"], constants["popularity_times"]
-        return model.apply(params, content, rows, popularity_times=times, method="items")
+        return model.apply(params, constants["items"], rows, method="items")
 
     rows = jax.ShapeDtypeStruct((min(spec.num_items, _ROWS),), jnp.int32)
     sampler = make_sampler(config, spec)
@@ -205,7 +198,6 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     served_layout = histories.served_layout(config, spec, mesh)
     history = histories.abstract_histories(served_layout, mesh)
     users = sharding.split_groups(mesh, functools.partial(served, model, served_layout.alone))
-    read = "content", "popularity_times"
     return system.Trainable(
         init=functools.partial(init, model, config.loss, constants),
         loss=functools.partial(loss, model, config.loss, mesh, layout),
@@ -214,8 +206,8 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch_size="data.users",
         batch_form=layout.describe(),
         embedders={
-            "users": system.Embedder(users, read, history),
-            "items": system.Embedder(sharding.split_rows(mesh, items), read, rows),
+            "users": system.Embedder(users, ("items",), history),
+            "items": system.Embedder(sharding.split_rows(mesh, items), ("items",), rows),
         },
         search=system.Search(
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 50
@@ -290,7 +282,7 @@ def make_towers(
         def items(rows: np.ndarray) -> np.ndarray:
             return batching.in_batches(embed_items, rows.astype(np.int32), min(len(rows), _ROWS))
 
-        items_as_of = None if then["popularity_times"] is None else as_of
+        items_as_of = None if then["items"].popularity_times is None else as_of
         return users, vector_search.Towers(lambda one: users([one]), items, items_as_of)
 
     return make
