@@ -108,21 +108,23 @@ def loss(
     excluded = excluded.reshape(len(labels), -1)
 
     # logQ (§3.3.2) is the log of the expected count of an item among the negatives.
-    sketch = count_min_sketch.add(sketch, all_labels, where=all_labels >= 0)
-
-    def log_q(ids: jax.Array, num_batch: jax.Array | int, num_random: int) -> jax.Array:
-        expected = sampled_softmax.log_expected_count(
-            count_min_sketch.log_probability(sketch, ids), num_batch, num_random, len(corpus)
-        )
-        return jnp.where(config.log_q & (ids >= 0), expected, 0.0)
+    sketch = counts.add(mesh, sketch, all_labels, where=all_labels >= 0)
 
     def term(ids, embeddings, num_batch, num_random) -> jax.Array:
+        log_q = functools.partial(
+            counts.log_q,
+            sketch,
+            num_batch=num_batch,
+            num_random=num_random,
+            num_items=len(corpus),
+            enabled=config.log_q,
+        )
         negatives = sampled_softmax.Negatives(
             # Gathered once, outside the loss's loop over blocks.
             embeddings=everywhere(embeddings),
             ids=ids,
-            log_q=log_q(ids, num_batch, num_random),
-            positive_log_q=log_q(labels, num_batch, num_random),
+            log_q=log_q(ids),
+            positive_log_q=log_q(labels),
         )
         return sampled_softmax.sampled_softmax(queries, positives, negatives, scale, excluded)
 
