@@ -12,7 +12,7 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data import graph_batches, item_pairs
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
-from pinjax.distributed import sharding
+from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
 from pinjax.evaluation import graph_source, pair_source, source
 from pinjax.graph import csr, neighbourhoods, pagerank, walks
@@ -82,7 +82,7 @@ def batches_of(config: ConfigDict, mesh: Mesh, dataset: Dataset) -> graph_batche
         corpus=corpus,
         steps=config.train.steps,
         seed=seed,
-        shard=(jax.process_index(), jax.process_count()),
+        shard=processes.shard(),
     )
 
 
