@@ -49,7 +49,7 @@ def main(_):
     for name, embedder in embedders.items():
         function = functools.partial(counted, name)
         system.trainable.embedders[name] = dataclasses.replace(embedder, function=function)
-    tables = embedded.tables(config, system, params, system.as_of)
+    tables = embedded.tables(config, system, params, system.dataset.spec.train_end)
     for name, embedder in embedders.items():
         if name not in tables:
             continue

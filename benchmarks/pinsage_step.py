@@ -65,15 +65,9 @@ def loss_of(params, content, layers):
     z = MODEL.apply(params, h, method="head")
     queries, positives, negatives = jnp.split(z, [PAIRS, 2 * PAIRS])
     ids = jnp.arange(len(z))
+    excluded = jnp.stack([ids[:PAIRS], ids[PAIRS : 2 * PAIRS]], axis=1)
     return max_margin.max_margin(
-        queries,
-        positives,
-        negatives,
-        jnp.zeros((PAIRS, 0, WIDTH)),
-        MARGIN,
-        ids[2 * PAIRS :],
-        jnp.zeros((PAIRS, 0), jnp.int32),
-        jnp.stack([ids[:PAIRS], ids[PAIRS : 2 * PAIRS]], axis=1),
+        queries, positives, negatives, ids[2 * PAIRS :], excluded, MARGIN
     ).mean()
 
 

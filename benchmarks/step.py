@@ -170,11 +170,12 @@ def check(name, expected, found):
 
 def simulate_constants(trainable, rng):
     """Content vectors and a corpus of all items."""
-    content, corpus = (trainable.constants[name] for name in ("content", "corpus"))
-    if content is not None:
-        content = jnp.asarray(rng.standard_normal(content.shape, np.float32), content.dtype)
+    items, corpus = (trainable.constants[name] for name in ("items", "corpus"))
+    items = jax.tree.map(
+        lambda x: jnp.asarray(rng.standard_normal(x.shape, np.float32), x.dtype), items
+    )
     corpus = jnp.arange(*corpus.shape, dtype=corpus.dtype)
-    return {"content": content, "corpus": corpus, "popularity_times": None}
+    return {"items": items, "corpus": corpus}
 
 
 def simulate_windows(trainable, params, lengths, rng):
@@ -270,8 +271,8 @@ def save(path, config, state, constants, batches, inputs):
         name: np.asarray(x, np.float32 if np.asarray(x).dtype.kind == "f" else np.int64)
         for name, x in arrays.items()
     }
-    if constants["content"] is not None:
-        arrays["content"] = np.asarray(constants["content"]).view(np.int16)
+    if constants["items"].content is not None:
+        arrays["content"] = np.asarray(constants["items"].content).view(np.int16)
     arrays |= {f"weight.{name}": x for name, x in in_pytorch(state.params).items()}
     np.savez(path, config=config.to_json(), **arrays)
 

@@ -1,6 +1,20 @@
 """The fields that the configs of all systems share."""
 
-from pinjax.settings import UINT32, Bool, Choice, Float, Int, Row, Section, Size, Text, Tuple
+from collections.abc import Callable, Mapping
+
+from pinjax.settings import (
+    UINT32,
+    Bool,
+    Choice,
+    Float,
+    Int,
+    Row,
+    Section,
+    Size,
+    Text,
+    Tuple,
+    named,
+)
 from pinjax.timestamps import DAY
 
 
@@ -32,6 +46,21 @@ def config(system: str, trained: bool = True) -> Section:
     return config
 
 
+def with_variant(
+    config: Section, variants: Mapping[str, Callable[[Section], None]], variant: str
+) -> Section:
+    """The config, changed to the named variant of it; as it is if the name is empty."""
+    if variant:
+        named(variants, variant)(config)
+    return config
+
+
+def few_steps(config: Section) -> None:
+    """Trains for seconds, with checkpoints and an evaluation on the way."""
+    config.train.update(steps=30, warmup_steps=5, log_every=5)
+    config.train.update(checkpoint_every=10, evaluate_every=20)
+
+
 def _add_training(config: Section) -> None:
     config.data.workers = Int(0, at_least=0, at_most=256)  # processes that read ahead; 0: threads
 
@@ -43,7 +72,7 @@ def _add_training(config: Section) -> None:
     # Counters in each of the four rows of the count-min sketch: it takes 16 bytes for each, and
     # with probability 0.98 over-counts by at most e / width of all counts.
     loss.sketch_width = Int(2**16, at_least=2, at_most=2**25, power_of_two=True)
-    # What a step leaves of all counts before it; below 1, the sketch forgets.
+    # Each step multiplies all earlier counts by this; below 1 the sketch forgets.
     loss.sketch_decay = Float(1.0, above=0, at_most=1)
 
     train = config.train = Section()

@@ -9,7 +9,7 @@ popularity's.
 """
 
 from configs import common
-from pinjax.settings import Bool, Choice, Int, Row, Section, Size, Text, Tuple, named
+from pinjax.settings import Bool, Choice, Int, Row, Section, Size, Text, Tuple
 
 TEXTS = (
     *("title", "description", "merchant_domain", "link", "category", "product_type"),
@@ -38,8 +38,8 @@ def get_config(variant: str = "") -> Section:
     )
     # The published one, or a baseline.
     model.encoder = Choice("transformer", "sum", "sum_mlp", "mlp_concat_mlp")
-    # Add the encoder's output to the mean of the images, for images in the space of the queries:
-    # what training does not know stays near the queries that look like it.
+    # Add the encoder's output to the mean of the images, if these lie in the space of the queries:
+    # a product that is not in training stays near the queries that look like it.
     model.residual = Bool(False)
     # Rows of the hash embedding of tokens; 0: one for each token.
     model.token_buckets = Int(20_000, at_least=0)
@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> Section:
     model.width = Size(128)
     model.heads = Size(4)
     model.layers = Int(1, at_least=1, at_most=100)
-    model.embedding_dim = Size(256)  # numbers of an embedding: those of the frozen query vectors
+    model.embedding_dim = Size(256)  # that of the frozen query vectors
 
     loss = config.loss
     # Negatives drawn uniformly from the products that were engaged with.
@@ -57,9 +57,7 @@ def get_config(variant: str = "") -> Section:
     # The width of the sketch of pairs; those of products and queries are smaller.
     loss.sketch_width = 2**20
 
-    if variant:
-        named(VARIANTS, variant)(config)
-    return config
+    return common.with_variant(config, VARIANTS, variant)
 
 
 def _paper(config: Section) -> None:
@@ -77,8 +75,7 @@ def _test(config: Section) -> None:
     config.data.update(name="pinworld/tiny", pairs=32)
     config.model.update(image_slots=4, token_buckets=100, token_dim=8, width=16, heads=2)
     config.loss.update(num_random_negatives=64, sketch_width=2**14)
-    config.train.update(steps=30, warmup_steps=5, log_every=5)
-    config.train.update(checkpoint_every=10, evaluate_every=20)
+    common.few_steps(config)
 
 
 VARIANTS = {"paper": _paper, "test": _test}

@@ -14,7 +14,7 @@ for 0.185.
 """
 
 from configs import common
-from pinjax.settings import UINT32, Bool, Choice, Float, Int, Section, Size, Tuple, named
+from pinjax.settings import UINT32, Bool, Choice, Float, Int, Section, Size, Tuple
 from pinjax.timestamps import DAY
 
 
@@ -69,9 +69,10 @@ def get_config(variant: str = "") -> Section:
     model.divided_time = Bool(True)
     # Principal components that are kept of content vectors; 0: the vectors (data/item_features.py).
     data.pca_dim = Size(0, at_least=0)
-    # Beside its content an item has the log of its actions a day in so many seconds before a query;
-    # 0: it has not (models/popularity.py). They are counted at so many times, with as many actions
-    # between any two, the last when training ends or at the time for which items are embedded.
+    # Beside its content an item's popularity is a feature: the log of its actions a day in so many
+    # seconds before a query; 0: it is not (models/popularity.py). Popularity is counted at so many
+    # times, with as many actions between any two, the last when training ends or at the time for
+    # which items are embedded.
     data.popularity_window = Int(0, at_least=0, at_most=UINT32, unit="seconds")
     data.popularity_times = Int(52, at_least=2, at_most=10_000)
     # Share of windows that end at a user's last action (data/last_action.py).
@@ -82,8 +83,7 @@ def get_config(variant: str = "") -> Section:
     train = config.train
     train.update(steps=1_400, learning_rate=2e-3, checkpoint_every=700, evaluate_every=700)
 
-    named(VARIANTS, variant or "pinworld")(config)
-    return config
+    return common.with_variant(config, VARIANTS, variant or "pinworld")
 
 
 def _options(config: Section) -> None:
@@ -157,8 +157,7 @@ def _test(config: Section) -> None:
     config.objective.labels = 4
     config.model.update(layers=2, width=16, heads=2, embedding_dim=8, id_dim=8, pin_hidden=16)
     config.loss.update(num_in_batch_negatives=32, num_random_negatives=64, sketch_width=2**12)
-    config.train.update(steps=30, warmup_steps=5, log_every=5)
-    config.train.update(checkpoint_every=10, evaluate_every=20)
+    common.few_steps(config)
     config.evaluate.update(users=40, batch=32)
 
 

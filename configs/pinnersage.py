@@ -10,7 +10,7 @@ On two CPU cores the default takes a minute and finds 0.068 of the test labels i
 """
 
 from configs import common
-from pinjax.settings import UINT32, Float, Int, Section, Size, named
+from pinjax.settings import UINT32, Float, Int, Section, Size
 from pinjax.timestamps import DAY
 
 
@@ -29,12 +29,7 @@ def get_config(variant: str = "") -> Section:
     model.vectors = Size(3)  # medoids that are drawn for a user
     model.seed = Int(0, at_least=0, at_most=UINT32)  # ... by this seed
 
-    named(VARIANTS, variant or "pinworld")(config)
-    return config
-
-
-def _pinworld(config: Section) -> None:
-    """The default."""
+    return common.with_variant(config, VARIANTS, variant)
 
 
 def _paper(config: Section) -> None:
@@ -56,9 +51,4 @@ def _ifdb(config: Section) -> None:
     config.data.recent = 5 * 365 * DAY  # in 90 days hardly anybody plays several games
 
 
-VARIANTS = {
-    "pinworld": _pinworld,
-    "paper": _paper,
-    "test": _test,
-    "ifdb": _ifdb,
-}
+VARIANTS = {"paper": _paper, "test": _test, "ifdb": _ifdb}

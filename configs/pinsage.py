@@ -10,7 +10,7 @@ the top 10 (Recall@10; the oracle 0.459, co-occurrence 0.349).
 """
 
 from configs import common
-from pinjax.settings import Bool, Choice, Float, Int, Section, Size, Text, Tuple, named
+from pinjax.settings import Bool, Choice, Float, Int, Section, Size, Text, Tuple
 
 
 def get_config(variant: str = "") -> Section:
@@ -22,7 +22,8 @@ def get_config(variant: str = "") -> Section:
     # is an item), or two items of a group.
     data.pairs_from = Choice("engagements", "groups")
     data.pairs = Int(256, at_least=1, at_most=2**20)  # in a batch, over all devices
-    # Edges of a group and an item in a batch, from which groups are learned; 0: they are not.
+    # Edges of a group and an item in a batch, from which groups are learned. 0: groups are not
+    # trained.
     data.groups = Int(64, at_least=0, at_most=2**20)
     data.group_items = Size(20)  # items of a group that are read, at most
     # Random walks from an item; its neighbours are the items that they visit most.
@@ -63,9 +64,7 @@ def get_config(variant: str = "") -> Section:
     config.train.update(checkpoint_every=250, evaluate_every=0)
     config.evaluate.queries = Int(4_000, at_least=1)  # at most; a seeded sample
 
-    if variant:
-        named(VARIANTS, variant)(config)
-    return config
+    return common.with_variant(config, VARIANTS, variant)
 
 
 def _users(config: Section) -> None:
@@ -93,8 +92,7 @@ def _test(config: Section) -> None:
     config.model.update(width=16, message_width=16)
     config.loss.update(num_random_negatives=64, sketch_width=2**14)
     config.loss.update(num_hard_negatives=2, hard_after=10, hard_first=50, hard_last=150)
-    config.train.update(steps=30, warmup_steps=5, log_every=5)
-    config.train.update(checkpoint_every=10, evaluate_every=20)
+    common.few_steps(config)
 
 
 VARIANTS = {"users": _users, "paper": _paper, "test": _test}

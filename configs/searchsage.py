@@ -7,7 +7,7 @@ python -m pinjax.train --config=configs/searchsage.py:test     # seconds
 """
 
 from configs import common
-from pinjax.settings import Bool, Choice, Int, Section, Size, Text, named
+from pinjax.settings import Bool, Choice, Int, Section, Size, Text
 
 
 def get_config(variant: str = "") -> Section:
@@ -18,8 +18,8 @@ def get_config(variant: str = "") -> Section:
 
     model = config.model
     model.encoder = Choice("bag", "bert")  # of hashed tokens, or bert
-    # Add the tower's output to the queries' own vectors, for such as lie in the space of the items:
-    # a search that training does not know stays near the items that look like it.
+    # Add the tower's output to the queries' own vectors, if these lie in the space of the items: a
+    # search that is not in training stays near the items that look like it.
     model.residual = Bool(False)
     # bag: rows of the hash embedding of tokens; 0: one for each.
     model.token_buckets = Int(20_000, at_least=0)
@@ -35,9 +35,7 @@ def get_config(variant: str = "") -> Section:
     config.loss.sketch_width = 2**18
     config.train.steps = 2_000
 
-    if variant:
-        named(VARIANTS, variant)(config)
-    return config
+    return common.with_variant(config, VARIANTS, variant)
 
 
 def _bert(config: Section) -> None:
@@ -60,8 +58,7 @@ def _test(config: Section) -> None:
     config.data.update(name="pinworld/tiny", pairs=32)
     config.model.update(token_buckets=100, token_dim=8, width=16, heads=2)
     config.loss.sketch_width = 2**12
-    config.train.update(steps=30, warmup_steps=5, log_every=5)
-    config.train.update(checkpoint_every=10, evaluate_every=20)
+    common.few_steps(config)
 
 
 VARIANTS = {"paper": _paper, "bert": _bert, "test": _test}

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     found = None
     if LARGEST.value:
         found = largest_batch.find(
-            *(config, mesh, ITEMS.value, chip, (field, size), reports["train step"].peak)
+            config, mesh, ITEMS.value, chip, (field, size), reports["train step"].peak
         )
 
     parts = mesh.shape["data"]

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     system, state, params = former_lib.bind(workdir, config, mesh, app.verifies())
     as_of = app.as_of_value(AS_OF)
     if as_of is None:
-        as_of = system.as_of
+        as_of = system.dataset.spec.train_end
     manifest = {
         **checkpoint.identity(config, system, params, int(state.step)),
         "as_of": timestamps.iso(as_of),

@@ -47,8 +47,9 @@ def main(argv: Sequence[str]) -> int:
     system, first = _begin(config, workdir, mesh)
     registry.check_trained(config, system.trainable)
     system.check_training()
-    splits = ("valid", "test") if system.metrics else ("test",)
-    evaluated_on = "; ".join(f"{split}: {system.evaluated_on(split)}" for split in splits)
+    source = system.evaluator.source
+    splits = ("valid", "test") if source.validates else ("test",)
+    evaluated_on = "; ".join(f"{split}: {source.describe(split)}" for split in splits)
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.of_run(workdir, config, system, app.verifies())
         with processes.first_before_others():

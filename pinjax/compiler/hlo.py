@@ -16,15 +16,31 @@ import numpy as np
 from pinjax.compiler import hlo_text
 
 COLLECTIVES = (
-    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
-    *("collective-permute", "collective-broadcast"),
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
 )
 
 # Names for what is elsewhere, or the start of what another instruction ends.
 _FREE = (
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
-    *("while", "call", "call-start", "conditional"),
-    *("partition-id", "replica-id", "opt-barrier"),
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "iota",
+    "while",
+    "call",
+    "call-start",
+    "conditional",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
 )
 
 

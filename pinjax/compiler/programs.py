@@ -95,7 +95,12 @@ def train_step(trainable: system.Trainable, config: ConfigDict, mesh: Mesh) -> P
     state = step.abstract_state(trainable, optimizer, config, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     forward = flops.of_matmuls(
-        *(trainable.loss, state.params, constants, state.sketches, batch, key),
+        trainable.loss,
+        state.params,
+        constants,
+        state.sketches,
+        batch,
+        key,
         devices=mesh.size,
     )
     function = step.make_step(trainable, optimizer)

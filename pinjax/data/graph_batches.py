@@ -252,8 +252,11 @@ class GraphBatches(batches.RandomAccess):
         """The targets of a device, their neighbours, and the places of those that are shared."""
         ends = np.concatenate([share["query"], share["item"], share["group_item"]])
         group_items = groups_lib.members(
-            *(self.graph.groups, share["group"], self.numbers.group_items),
-            *(self.seed, share["group_item"]),
+            self.graph.groups,
+            share["group"],
+            self.numbers.group_items,
+            self.seed,
+            share["group_item"],
         )
         others = share["negatives"], share["hard"], group_items
         distinct, places = subgraphs.distinct(np.concatenate([x.ravel() for x in others]))
@@ -274,7 +277,11 @@ class GraphBatches(batches.RandomAccess):
         place = share["place"], pairs + share["place"], 2 * pairs + share["group_place"]
         first = (1 << 63) + step * (2 * pairs + self.numbers.groups)
         near.ids[walked], near.weights[walked] = walks.neighbourhoods(
-            *(self.graph, ends[walked], self.walks, self.seed, avoid[walked]),
+            self.graph,
+            ends[walked],
+            self.walks,
+            self.seed,
+            avoid[walked],
             streams=np.uint64(first) + np.concatenate(place)[walked].astype(np.uint64),
             threads=1,
         )

@@ -146,6 +146,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def shard() -> tuple[int, int]:
+    """This process's index, and the number of processes."""
+    return jax.process_index(), jax.process_count()
+
+
 def count() -> int:
     return jax.process_count()
 

@@ -74,7 +74,8 @@ def by_rows(
     over_data = PartitionSpec("data")
 
     def place(path, leaf) -> PartitionSpec:
-        return layout.spec if re.search(sharded_table.PARAMETERS, _name(path)) else PartitionSpec()
+        is_table = re.search(sharded_table.PARAMETERS, path_name(path))
+        return layout.spec if is_table else PartitionSpec()
 
     def apply(params: Any, constants: Any, rows: jax.Array) -> jax.Array:
         of_params = jax.tree_util.tree_map_with_path(place, params)
@@ -128,6 +129,11 @@ def on_each(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def path_name(path: Any) -> str:
+    """A leaf's path in a pytree, as "params/params/item_input/id/embedding"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def of_state(mesh: Mesh, config: ConfigDict, state: Any) -> Any:
     """The sharding of each array of a train state.
 
@@ -154,7 +160,7 @@ def of_state(mesh: Mesh, config: ConfigDict, state: Any) -> Any:
     rules, used = _rules(mesh, config), {sharded_table.PARAMETERS}
 
     def place(path, leaf) -> NamedSharding:
-        name = _name(path)
+        name = path_name(path)
         for pattern, axes in rules:
             if leaf.ndim and re.search(pattern, name):
                 used.add(pattern)
@@ -171,10 +177,6 @@ def of_state(mesh: Mesh, config: ConfigDict, state: Any) -> Any:
         if pattern not in used:
             raise InputError(f"train.shard: no parameter's path has {pattern!r} in it")
     return placed
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _rules(mesh: Mesh, config: ConfigDict) -> list[tuple[str, tuple[Any, ...]]]:

@@ -91,14 +91,6 @@ class Evaluator:
             names.append(tables.ENTROPY)
         return dict.fromkeys(names, "max")
 
-    def describe(self, split: str) -> str:
-        """A description of a split's labels, such as "1,987 users, 4,530 labels"; needs no model.
-
-        Raises:
-          InputError: if there are no labels.
-        """
-        return self.source.describe(split)
-
     @functools.cached_property
     def baselines(self) -> baselines.Baselines:
         return baselines.choose(self.source)

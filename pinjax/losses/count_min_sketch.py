@@ -117,7 +117,8 @@ def add(
             sketch.total > _MAX_TOTAL,
             lambda *counts: tuple(x - x // 2 for x in counts),
             lambda *counts: counts,
-            *(sketch.table, sketch.total),
+            sketch.table,
+            sketch.total,
         )
         return sketch.replace(table=table.at[places].add(ones), total=total + added)
     # The batch is counted in integers, whose sum does not depend on their order.

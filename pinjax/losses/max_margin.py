@@ -10,11 +10,11 @@ def max_margin(
     queries: Float[Array, "pairs dim"],
     positives: Float[Array, "pairs dim"],
     negatives: Float[Array, "negatives dim"],
-    hard: Float[Array, "pairs hard dim"],
-    margin: ArrayLike,
     negative_ids: Int[Array, " negatives"],
-    hard_ids: Int[Array, "pairs hard"],
     excluded_ids: Int[Array, "pairs excluded"],
+    margin: ArrayLike,
+    hard: Float[Array, "pairs hard dim"] | None = None,
+    hard_ids: Int[Array, "pairs hard"] | None = None,
 ) -> Float32[Array, " pairs"]:
     """Max-margin ranking loss (PinSage, Ying et al., KDD 2018, §3.3, equation 1).
 
@@ -28,20 +28,22 @@ def max_margin(
       queries: (pairs, dim). Products of bfloat16 are summed in float32.
       positives: (pairs, dim).
       negatives: (negatives, dim), shared by all pairs.
-      hard: (pairs, hard, dim), each pair's own; there may be none, hard = 0.
-      margin: Δ, by which a positive has to score higher than a negative.
       negative_ids: int32 (negatives,); -1 is padding.
-      hard_ids: int32 (pairs, hard); -1 is padding.
       excluded_ids: int32 (pairs, excluded), padded with -1.
+      margin: Δ, by which a positive has to score higher than a negative.
+      hard: (pairs, hard, dim), each pair's own; None without.
+      hard_ids: int32 (pairs, hard); -1 is padding.
 
     Returns:
       float32 (pairs,), unreduced. Zero if every negative is masked.
     """
     positive = jnp.einsum("pd,pd->p", queries, positives, preferred_element_type=jnp.float32)
-    shared = jnp.dot(queries, negatives.T, preferred_element_type=jnp.float32)
-    own = jnp.einsum("pd,phd->ph", queries, hard, preferred_element_type=jnp.float32)
-    products = jnp.concatenate([shared, own], axis=1)
-    ids = jnp.concatenate([jnp.broadcast_to(negative_ids, shared.shape), hard_ids], axis=1)
+    products = jnp.dot(queries, negatives.T, preferred_element_type=jnp.float32)
+    ids = jnp.broadcast_to(negative_ids, products.shape)
+    if hard is not None:
+        own = jnp.einsum("pd,phd->ph", queries, hard, preferred_element_type=jnp.float32)
+        products = jnp.concatenate([products, own], axis=1)
+        ids = jnp.concatenate([ids, hard_ids], axis=1)
     excluded = (ids[..., None] == excluded_ids[:, None]).any(axis=-1)
     valid = (ids != -1) & ~excluded
     losses = jnp.where(valid, jax.nn.relu(products - positive[:, None] + margin), 0)

@@ -37,8 +37,9 @@ class HardNegatives(NamedTuple):
     Attributes:
       embeddings: (groups, pairs, hard, dim).
       ids: int32 (groups, pairs, hard); -1 is padding.
-      log_q: float32 (groups, pairs), of each of a pair's, as `Negatives.log_q`: so the sum has this
-        part of the items once more, in the measure of all others.
+      log_q: float32 (groups, pairs), the log of the expected count of each item of that part among
+        a pair's own. Subtracted as `Negatives.log_q`, it makes these negatives an estimate of a
+        second sum, over that part of the items alone, which is added to the sum over all items.
     """
 
     embeddings: Float[Array, "groups pairs hard dim"]
@@ -121,6 +122,32 @@ def sampled_softmax(
         logits = jnp.where(excluded | (hard.ids == -1), _MASKED, logits)
         negative = jnp.logaddexp(negative, jax.nn.logsumexp(logits, axis=-1))
     return jax.nn.softplus(negative - positive)
+
+
+def of_pairs(
+    queries: Float[Array, "pairs dim"],
+    positives: Float[Array, "pairs dim"],
+    negatives: Negatives,
+    scale: Float[Array, ""],
+    excluded_ids: Int[Array, "pairs excluded"],
+    *,
+    hard: HardNegatives | None = None,
+) -> Float[Array, " pairs"]:
+    """`sampled_softmax` of groups of one pair.
+
+    Arrays have one axis of pairs where those of `sampled_softmax` have groups and pairs:
+    `negatives.positive_log_q` and the fields of `hard`, too.
+    """
+    negatives = negatives._replace(positive_log_q=negatives.positive_log_q[:, None])
+    losses = sampled_softmax(
+        queries[:, None],
+        positives[:, None],
+        negatives,
+        scale,
+        excluded_ids,
+        hard=jax.tree.map(lambda x: x[:, None], hard),
+    )
+    return losses[:, 0]
 
 
 def log_expected_count(

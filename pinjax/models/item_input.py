@@ -1,13 +1,31 @@
 """The input of both towers of PinnerFormer for an item (Pancha et al., KDD 2022, §3.1)."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int32, UInt32
+from flax import struct
+from jaxtyping import Array, Float32, Int32, UInt32
 
 from pinjax.distributed import sharded_table
 from pinjax.models import features, learned_ids, popularity
+
+
+@struct.dataclass
+class ItemFeatures:
+    """What is known of the items of a catalogue; a pytree.
+
+    Attributes:
+      content: (items, dim), with the layout of large tables; None if items have only learned
+        vectors. With `popularity_times`, its last columns are the popularity of items at these
+        times.
+      popularity_times: uint32 (times,), unix seconds, ascending; None: items have no popularity.
+    """
+
+    # Any, since a tree map may replace the arrays by shardings or shapes.
+    content: Any = None
+    popularity_times: Any = None
 
 
 class ItemInput(nn.Module):
@@ -28,33 +46,30 @@ class ItemInput(nn.Module):
     @nn.compact
     def __call__(
         self,
-        content: Float[Array, "items content"] | None,
+        items: ItemFeatures,
         rows: Int32[Array, "*shape"],
         times: UInt32[Array, "*shape"] | None = None,
-        popularity_times: UInt32[Array, " times"] | None = None,
     ) -> Float32[Array, "*shape features"]:
         """The input vectors of catalogue rows; -1 is padding and zero.
 
         Args:
-          content: (items, ...), with the layout `tables`. With `popularity_times`, its last columns
-            are the popularity of items at these times.
+          items: of the catalogue; `content` has the layout `tables`.
           rows: of the catalogue.
           times: unix seconds of the as-of popularity; None: the last of `popularity_times`.
-          popularity_times: unix seconds, ascending; None: items have no popularity.
 
         Raises:
           ValueError: there is neither content nor a learned vector.
         """
         parts = []
-        if content is not None:
-            vectors, measured = self.tables.gather(content, rows), None
-            if popularity_times is not None:
-                dim = vectors.shape[-1] - len(popularity_times)
+        if items.content is not None:
+            vectors, measured = self.tables.gather(items.content, rows), None
+            if items.popularity_times is not None:
+                dim = vectors.shape[-1] - len(items.popularity_times)
                 vectors, measured = jnp.split(vectors, [dim], axis=-1)
             # Content may have any scale. The other features have a root mean square of 1.
             parts.append(features.unit_length(vectors) * math.sqrt(vectors.shape[-1]))
             if measured is not None:
-                parts.append(popularity.as_of(measured, times, popularity_times))
+                parts.append(popularity.as_of(measured, times, items.popularity_times))
         if self.id_dim:
             ids = learned_ids.LearnedIds(self.num_items, self.id_dim, self.tables, name="id")
             parts.append(ids(rows))

@@ -123,62 +123,57 @@ class PinnerFormer(nn.Module):
 
     def __call__(
         self,
-        content: Float[Array, "items content"] | None,
+        items: item_input.ItemFeatures,
         history: Mapping[str, Array],
-        popularity_times: UInt32[Array, " times"] | None = None,
     ) -> tuple[Float32[Array, "rows length dim"], Float32[Array, "rows length dim"]]:
         """Both towers on a history: for `init`."""
         self.scale()
-        items = self.items(content, history["item"], popularity_times=popularity_times)
-        return self.users(content, history, popularity_times=popularity_times), items
+        embeddings = self.items(items, history["item"])
+        return self.users(items, history), embeddings
 
     def users(
         self,
-        content: Float[Array, "items content"] | None,
+        items: item_input.ItemFeatures,
         history: Mapping[str, Array],
         positions: Int32[Array, "users positions"] | None = None,
         train: bool = False,
-        popularity_times: UInt32[Array, " times"] | None = None,
         alone: bool = False,
     ) -> Float32[Array, "users positions {self.embedding_dim}"]:
         """User embeddings at positions of their histories; the one at the last is served (§3.2).
 
         Args:
-          content: the catalogue's content vectors, with the layout `tables`, or None if items
-            have only learned vectors.
+          items: of the catalogue; content has the layout `tables`. Popularity is as of the time of
+            the action.
           history: see the class; its rows may be shorter than `length`.
           positions: cells, all of a user in the same window; None, on one device: all cells.
           train: apply dropout, from the rng stream "dropout".
-          popularity_times: see `item_input.ItemInput`. Popularity is as of the time of the action.
           alone: see `transformer.Transformer`.
         """
-        items = self.item_input(content, history["item"], history["time"], popularity_times)
-        embeddings = self._embed(items) if self.history_sums else None
-        return self.user_tower(items, embeddings, history, positions, train, alone)
+        inputs = self.item_input(items, history["item"], history["time"])
+        embeddings = self._embed(inputs) if self.history_sums else None
+        return self.user_tower(inputs, embeddings, history, positions, train, alone)
 
     def items(
         self,
-        content: Float[Array, "items content"] | None,
+        items: item_input.ItemFeatures,
         rows: Int32[Array, "*shape"],
         times: UInt32[Array, "*shape"] | None = None,
-        popularity_times: UInt32[Array, " times"] | None = None,
     ) -> Float32[Array, "*shape {self.embedding_dim}"]:
         """Item embeddings (§3.2): an MLP on an item's content. A row of -1 gives any vector.
 
         Args:
-          content: the catalogue's content vectors, see `users`.
+          items: of the catalogue; content has the layout `tables`.
           rows: of the catalogue.
           times: see `item_input.ItemInput`.
-          popularity_times: see `item_input.ItemInput`.
         """
-        return self._embed(self.item_input(content, rows, times, popularity_times))
+        return self._embed(self.item_input(items, rows, times))
 
     def scale(self) -> Float32[Array, ""]:
         """1 / τ, which turns dot products into logits (§3.3)."""
         return self.temperature()
 
-    def _embed(self, items):
-        return features.unit_length(self.pin_tower(items))
+    def _embed(self, inputs):
+        return features.unit_length(self.pin_tower(inputs))
 
 
 class UserTower(nn.Module):

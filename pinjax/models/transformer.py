@@ -109,7 +109,9 @@ class Transformer(nn.Module):
             unroll=self.layers if on_cuda or not self.remat else 2,
         )
         return blocks(
-            *(self.heads, self.dropout, self.dtype),
+            self.heads,
+            self.dropout,
+            self.dtype,
             deterministic=not train,
             attend=attend,
             scaled_attention=self.scaled_attention,

@@ -111,7 +111,9 @@ _FIGURES = (  # title, what it shows, its axis, bins, whether with every cadence
         "Staleness",
         "R@10 by the days from the start of the evaluation to the label: the age of the embedding, "
         "where users are embedded once.",
-        *("day of the evaluation", staleness, True),
+        "day of the evaluation",
+        staleness,
+        True,
     ),
 )
 
@@ -135,7 +137,9 @@ def tab(runs: Sequence[Run]) -> list[Block]:
                 names = f": {', '.join(run.name for run in group)}" if len(shared) > 1 else ""
                 drawn = _lines(group, colours, bins, every)
                 figure = figures.lines(
-                    *(drawn, axis, "R@10"),
+                    drawn,
+                    axis,
+                    "R@10",
                     markers=True,
                     xaxis_type="category",
                     yaxis_rangemode="tozero",
@@ -158,9 +162,7 @@ def _lines(
     counts = [f"({count:,} labels)" for count in bins.counts]
 
     def line(label: str, estimates: list[Estimate], colour: str, dash: str) -> figures.Line:
-        return figures.of_estimates(
-            *(label, bins.names, estimates, counts), colour=colour, dash=dash
-        )
+        return figures.of_estimates(label, bins.names, estimates, counts, colour=colour, dash=dash)
 
     drawn, others = [], []
     for run in runs:

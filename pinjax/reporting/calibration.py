@@ -100,7 +100,10 @@ def block(name: str, colour: str, found: Calibration) -> Block:
         ("mean of similar ids", means(found), {"mode": "lines+markers"}),
     ):
         figure.add_scatter(
-            **{"x": figures.known(counted), "y": figures.known(estimated), "name": label, **style},
+            x=figures.known(counted),
+            y=figures.known(estimated),
+            name=label,
+            **style,
             hovertemplate=pointed,
         )
     figure.data[0].marker.color = figures.GREY

@@ -61,7 +61,10 @@ def _figure(title: str, lines: Sequence[tuple[str, Run, str, int]]) -> Block:
         few = max(len(line.x) for line in drawn) < 30
         metrics = dict.fromkeys(name for _, _, name, _ in lines)
         choices[by] = figures.lines(
-            *(drawn, axis, next(iter(metrics)) if len(metrics) == 1 else "", few),
+            drawn,
+            axis,
+            next(iter(metrics)) if len(metrics) == 1 else "",
+            few,
             xaxis_rangemode="tozero",
             yaxis_rangemode="tozero" if any(n.startswith("valid/") for n in metrics) else "normal",
         )

@@ -82,7 +82,9 @@ def lines(drawn: Sequence[Line], x: str, y: str, markers: bool = False, **layout
             hovertemplate="%{y:.4~g} %{text}" if line.told is not None else "%{y:.4~g}",
         )
     figure.update_layout(
-        **{"template": None, "xaxis_title": x, "yaxis_title": escaped(y)},
+        template=None,
+        xaxis_title=x,
+        yaxis_title=escaped(y),
         hovermode="x unified",
         **layout,
     )

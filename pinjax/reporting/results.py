@@ -68,7 +68,9 @@ def _intervals(title: str, rows: Rows, colour: str, system: str) -> Block:
         interval = {"array": [high - value], "arrayminus": [value - low], "thickness": 1.5}
         ours = tables.is_of(method, system)
         figure.add_scatter(
-            **{"x": [value], "y": [figures.escaped(method)], "mode": "markers"},
+            x=[value],
+            y=[figures.escaped(method)],
+            mode="markers",
             marker={"size": 9, "color": colour if ours else figures.GREY},
             error_x=None if math.isnan(low) else interval,
             hovertemplate="%{y}: %{x:.4f}<extra></extra>",

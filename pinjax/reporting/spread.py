@@ -76,7 +76,8 @@ def tab(counted: Sequence[Counted], popularity: np.ndarray, who: str) -> list[Bl
 
     concentration = figures.lines(
         [line(x, curve(x.counts)) for x in counted],
-        *("share of the catalogue, most frequent first", "share of recommendations"),
+        "share of the catalogue, most frequent first",
+        "share of recommendations",
         xaxis_type="log",
         xaxis_tickformat="~%",
         xaxis_dtick=1,
@@ -85,7 +86,8 @@ def tab(counted: Sequence[Counted], popularity: np.ndarray, who: str) -> list[Bl
     shares = [np.bincount(bins.part, x.counts, len(bins.names)) / x.counts.sum() for x in counted]
     by_popularity = figures.lines(
         [line(x, (bins.names, y)) for x, y in zip(counted, shares, strict=True)],
-        *("actions on the item in training", "share of recommendations"),
+        "actions on the item in training",
+        "share of recommendations",
         markers=True,
         xaxis_type="category",
         yaxis_tickformat=".0%",

@@ -56,7 +56,8 @@ def write(
     made = system.export(params, as_of)
     if "items" not in made.programs:
         made.tables[exported.ITEM_VECTORS] = _item_vectors(system, params, as_of)
-    flat = {_name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(params)}
+    leaves = jax.tree.leaves_with_path(params)
+    flat = {sharding.path_name(path): np.asarray(x) for path, x in leaves}
     with files.unfinished(out) as directory:
         (directory / exported.PARAMS).write_bytes(safetensors.save(flat))
         for name, program in made.programs.items():
@@ -124,15 +125,11 @@ def _unsharded(
 
     def in_order(path: Any, leaf: jax.Array, like: jax.ShapeDtypeStruct) -> np.ndarray:
         leaf = np.asarray(leaf)
-        if not re.search(sharded_table.PARAMETERS, _name(path)):
+        if not re.search(sharded_table.PARAMETERS, sharding.path_name(path)):
             return leaf
         return leaf[layout.lies_at(np.arange(len(like)), len(leaf))]
 
     return system, jax.tree.map_with_path(in_order, params, like)
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _nested(flat: dict[str, jax.Array]) -> dict[str, Any]:

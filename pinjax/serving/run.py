@@ -92,7 +92,7 @@ class Run:
         """
         self.config, self.system, self._verify = config, made, verify
         self.params, self.step = state.params, int(state.step)
-        self.as_of = made.as_of if as_of is None else as_of
+        self.as_of = made.dataset.spec.train_end if as_of is None else as_of
         self._given_as_of = as_of
         self.trained = state.params if trained is None else trained
         self._users = asked_lib.Users(config, made.dataset)

@@ -1,21 +1,51 @@
-"""The sketches of a run, and whether they are wide enough."""
+"""The sketches of a run: what a loss reads of them, and whether they are wide enough."""
 
 import math
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from pinjax.data import batches
 from pinjax.data.spec import Spec
+from pinjax.distributed import sharding
 from pinjax.errors import InputError
-from pinjax.losses import count_min_sketch
+from pinjax.losses import count_min_sketch, sampled_softmax
 
 
 def sketch(key: jax.Array, config: ConfigDict, width: int) -> count_min_sketch.CountMinSketch:
     """A sketch of `width`, configured by the section `loss` of a run's config."""
     return count_min_sketch.init(key, count_min_sketch.DEPTH, width, config.sketch_decay)
+
+
+def add(
+    mesh: Mesh,
+    sketch: count_min_sketch.CountMinSketch,
+    ids: jax.Array,
+    where: jax.Array | None = None,
+) -> count_min_sketch.CountMinSketch:
+    """`count_min_sketch.add` of replicated ids, by each device for itself."""
+    return sharding.on_each(mesh, count_min_sketch.add)(sketch, ids, where)
+
+
+def log_q(
+    sketch: count_min_sketch.CountMinSketch,
+    ids: jax.Array,
+    num_batch: ArrayLike,
+    num_random: int,
+    num_items: ArrayLike,
+    *,
+    enabled: bool,
+) -> jax.Array:
+    """`sampled_softmax.log_expected_count` of items; 0 for id -1, and for all if not enabled."""
+    expected = sampled_softmax.log_expected_count(
+        count_min_sketch.log_probability(sketch, ids), num_batch, num_random, num_items
+    )
+    return jnp.where(enabled & (ids >= 0), expected, 0.0)
 
 
 class Counted(NamedTuple):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from pinjax.data import batches, pairs
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
-from pinjax.distributed import sharding
+from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
 from pinjax.systems import system
 
@@ -42,7 +42,7 @@ def batches_of(config: ConfigDict, spec: Spec, train: np.ndarray) -> batches.Pai
         steps=config.train.steps,
         seed=config.train.seed,
         largest_query={row: spec.largest_query[task.name] for row, task in tasks.items()},
-        shard=(jax.process_index(), jax.process_count()),
+        shard=processes.shard(),
     )
     for task, pairs_of_task in made.shares.items():
         if not pairs_of_task:

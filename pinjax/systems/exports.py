@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from pinjax.data import spec as spec_lib
 from pinjax.data.dataset import Dataset
 from pinjax.distributed import sharded_table
-from pinjax.models import hash_embedding, itemsage, pinnerformer, pinsage
+from pinjax.models import hash_embedding, item_input, itemsage, pinnerformer, pinsage
 from pinjax.systems import histories, query_tower
 
 # The tokens of all texts of a request and the text of each, as `gather_tokens` returns them. They
@@ -79,16 +79,15 @@ def of_timelines(
       spec: of the data set.
     """
     model = model.clone(kernels=False, mesh=None, tables=sharded_table.REPLICATED)
-    none = {"content": None, "popularity_times": None}
-    read = {name: constants[name] for name in none if constants[name] is not None}
+    read = {name: x for name, x in vars(constants["items"]).items() if x is not None}
 
     def users(params: Any, tables: dict[str, jax.Array], history: dict[str, jax.Array]):
-        return served(model, False, params, none | tables, histories.unpacked(history))
+        features = {"items": item_input.ItemFeatures(**tables)}
+        return served(model, False, params, features, histories.unpacked(history))
 
     def items(params: Any, tables: dict[str, jax.Array], inputs: dict[str, jax.Array]):
-        content, times = (none | tables).values()
-        rows = inputs["item"]
-        return model.apply(params, content, rows, popularity_times=times, method="items")
+        features = item_input.ItemFeatures(**tables)
+        return model.apply(params, features, inputs["item"], method="items")
 
     history = {
         name: (f"rows, {model.length}", field.dtype)

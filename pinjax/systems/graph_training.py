@@ -12,7 +12,7 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data import graph_batches, item_pairs
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
-from pinjax.distributed import sharding
+from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
 from pinjax.evaluation import graph_source, pair_source, source
 from pinjax.graph import csr, neighbourhoods, pagerank, walks
@@ -82,7 +82,7 @@ def batches_of(config: ConfigDict, mesh: Mesh, dataset: Dataset) -> graph_batche
         corpus=corpus,
         steps=config.train.steps,
         seed=seed,
-        shard=(jax.process_index(), jax.process_count()),
+        shard=processes.shard(),
     )
 
 
@@ -104,8 +104,13 @@ def _hard(graph: csr.Graph, config: ConfigDict, seed: int) -> np.ndarray:
     if not config.num_hard_negatives:
         return np.zeros((len(items), 0), np.int32)
     return pagerank.ranked(
-        *(graph, items, _PAGERANK, config.hard_first, config.hard_last),
-        *(_CANDIDATES * config.num_hard_negatives, seed),
+        graph,
+        items,
+        _PAGERANK,
+        config.hard_first,
+        config.hard_last,
+        _CANDIDATES * config.num_hard_negatives,
+        seed,
     )
 
 
@@ -132,7 +137,11 @@ def source_of(config: ConfigDict, dataset: Dataset) -> source.Source:
     eligible = products if products.any() else known
     tasks = tuple(row for row, name in enumerate(dataset.spec.tasks) if name.startswith("image/"))
     return pair_source.PairSource(
-        *("PinSage", dataset, eligible, config.evaluate, tasks),
+        "PinSage",
+        dataset,
+        eligible,
+        config.evaluate,
+        tasks,
         main_metrics=pair_source.OFFLINE_METRICS,
         depth=pair_source.HITS,
     )

@@ -14,7 +14,7 @@ from pinjax import settings
 from pinjax.data import batches, packing, statistics, timelines, windows
 from pinjax.data import spec as spec_lib
 from pinjax.data.dataset import Dataset
-from pinjax.distributed import batching, sharding
+from pinjax.distributed import batching, processes, sharding
 from pinjax.errors import InputError
 from pinjax.systems import system
 
@@ -99,7 +99,7 @@ def batches_of(
         layout=layout_of(sampler, dataset.spec, config.data.users, mesh),
         steps=config.train.steps,
         seed=config.train.seed,
-        shard=(jax.process_index(), jax.process_count()),
+        shard=processes.shard(),
     )
 
 

@@ -2,12 +2,10 @@
 
 They are, by name:
 
-    content           bfloat16 (rows, dim), with a `sharded_table.Layout`; None if items have only
-                      learned ids
-    corpus            int32 (n,), the items that existed when the training period ended, from which
-                      random negatives are drawn. Later items are never positives in training
-    popularity_times  uint32 (times,), unix seconds at which the rates, the last columns of
-                      `content`, were counted; None without rates
+    items   `item_input.ItemFeatures`: content bfloat16 (rows, dim), with a `sharded_table.Layout`,
+            and the times at which popularity rates, its last columns, were counted
+    corpus  int32 (n,), the items that existed when the training period ended, from which random
+            negatives are drawn. Later items are never positives in training
 """
 
 import dataclasses
@@ -25,6 +23,7 @@ from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.distributed import sharded_table, sharding
 from pinjax.errors import InputError
+from pinjax.models import item_input
 
 Constants = dict[str, Any]
 
@@ -65,7 +64,7 @@ class ItemTable:
 
     @classmethod
     def create(cls, config: ConfigDict, mesh: Mesh, spec: Spec) -> "ItemTable":
-        """From the section `data` of a run's config.
+        """From a run's config.
 
         Raises:
           InputError: if rates are configured and the data set has no times.
@@ -91,7 +90,7 @@ class ItemTable:
             times = jax.ShapeDtypeStruct((number,), jnp.uint32)
         corpus = jax.ShapeDtypeStruct((spec.num_existing,), jnp.int32)
         corpus, times = sharding.abstract(self.mesh, (corpus, times))
-        return {"content": content, "corpus": corpus, "popularity_times": times}
+        return {"items": item_input.ItemFeatures(content, times), "corpus": corpus}
 
     def place(self, dataset: Dataset) -> Constants:
         """The constants as of the end of the training period."""
@@ -105,7 +104,7 @@ class ItemTable:
             content = jax.jit(join, out_shardings=content.sharding)([content, columns])
         corpus = np.flatnonzero(dataset.catalogue.created <= as_of).astype(np.int32)
         corpus, times = jax.device_put((corpus, times), sharding.replicated(self.mesh))
-        return {"content": content, "corpus": corpus, "popularity_times": times}
+        return {"items": item_input.ItemFeatures(content, times), "corpus": corpus}
 
     def as_of(self, dataset: Dataset, constants: Constants, as_of: int) -> Constants:
         """The constants of `place`, with the rates known as of a time, when an index is built."""
@@ -113,11 +112,19 @@ class ItemTable:
             return constants
         times, columns = self.rates.counted(dataset, as_of)
         times = jax.device_put(times, sharding.replicated(self.mesh))
-        content = _with_last(constants["content"], self._place(columns))
-        return {**constants, "content": content, "popularity_times": times}
+        content = _with_last(constants["items"].content, self._place(columns))
+        return {**constants, "items": item_input.ItemFeatures(content, times)}
 
     def _place(self, table: np.ndarray) -> jax.Array:
         return sharding.place_table(self.mesh, self.tables, table.astype(jnp.bfloat16))
+
+
+def of_one(items: item_input.ItemFeatures, tables: sharded_table.Layout) -> item_input.ItemFeatures:
+    """Made-up features of one item, of the same types as abstract ones of all items."""
+    if items.content is not None:
+        shape = tables.num_rows(1), items.content.shape[1]
+        items = items.replace(content=jax.ShapeDtypeStruct(shape, items.content.dtype))
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), items)
 
 
 def place_content(

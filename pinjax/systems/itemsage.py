@@ -115,31 +115,24 @@ def loss(
     # Count products, queries and their pairs, over all devices.
     all_queries, all_products = everywhere((batch["query"], batch["item"]))
     seen = counted({"query": all_queries, "item": all_products})
-    add = sharding.on_each(mesh, count_min_sketch.add)
-    sketches = {name: add(sketches[name], ids) for name, ids in seen.items()}
+    sketches = {name: counts.add(mesh, sketches[name], ids) for name, ids in seen.items()}
     # log P(p | q) of each pair. The estimated count of a pair may exceed the count of its query.
     share = count_min_sketch.count(sketches["pairs"], seen["pairs"])
     share /= count_min_sketch.count(sketches["queries"], all_queries)
-    positive_log_q = jnp.log(jnp.minimum(share, 1))
+    positive_log_q = jnp.float32(config.log_q) * jnp.log(jnp.minimum(share, 1))
 
     scale = temperature.Temperature().apply(params["temperature"])
-    corrected = jnp.float32(config.log_q)
     # Masked are the product that a query itself is, -1 for a search, and all products of the query
     # in the batch, the pair's own among them.
     itself = encoder.tables.gather(constants["query_items"], batch["query"])
     excluded = jnp.concatenate([itself[:, None], batch["excluded"]], axis=1)
 
     def term(ids: jax.Array, embeddings: jax.Array, num_batch: int, num_random: int) -> jax.Array:
-        log_q = sampled_softmax.log_expected_count(
-            count_min_sketch.log_probability(sketches["products"], ids),
-            *(num_batch, num_random, len(corpus)),
+        log_q = counts.log_q(
+            sketches["products"], ids, num_batch, num_random, len(corpus), enabled=config.log_q
         )
-        negatives = sampled_softmax.Negatives(
-            embeddings, ids, corrected * log_q, corrected * positive_log_q[:, None]
-        )
-        return sampled_softmax.sampled_softmax(
-            queries[:, None], positives[:, None], negatives, scale, excluded
-        )[:, 0]
+        negatives = sampled_softmax.Negatives(embeddings, ids, log_q, positive_log_q)
+        return sampled_softmax.of_pairs(queries, positives, negatives, scale, excluded)
 
     in_batch = all_products, everywhere(positives)
     random = random_rows, everywhere(embed(random_rows, "random"))
@@ -283,14 +276,12 @@ def bind(
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        evaluated_on=evaluator.describe,
-        metrics=evaluator.metrics,
+        evaluator=evaluator,
         serve=serve,
-        as_of=spec.train_end,
         export=lambda params, as_of: exports.of_products(
             make_encoder(config, sum(spec.vocabulary), mesh), dataset
         ),
         check_training=check_training,
         summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
-        identity={"dataset": spec.digest, **dataset.frozen},
+        identity=dataset.frozen,
     )

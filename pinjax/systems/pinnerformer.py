@@ -50,12 +50,8 @@ def init(
     """Parameters, and the sketch that counts the labels."""
     params_key, sketch_key = jax.random.split(key)
     history = histories.unpacked(jax.tree.map(jnp.asarray, histories.made_up(model.length)))
-    content, times = constants["content"], constants["popularity_times"]
-    if content is not None:
-        content = jnp.zeros((model.tables.num_rows(1), content.shape[1]), content.dtype)
-    if times is not None:
-        times = jnp.zeros(times.shape, times.dtype)
-    params = model.clone(mesh=None).init(params_key, content, history, times)  # for one user
+    items = item_table.of_one(constants["items"], model.tables)
+    params = model.clone(mesh=None).init(params_key, items, history)  # for one user
     return params, counts.sketch(sketch_key, config, config.sketch_width)
 
 
@@ -73,17 +69,16 @@ def loss(
     """The loss of a global batch (§3.3), with labels as the objective drew them (§3.4)."""
     everywhere = sharding.everywhere(mesh)
     choice_key, random_key, dropout_key = jax.random.split(key, 3)
-    content, times = constants["content"], constants["popularity_times"]
     corpus, labels = constants["corpus"], batch["label_item"]
-    embed_items = functools.partial(
-        model.apply, params, content, popularity_times=times, method="items"
-    )
+    embed_items = functools.partial(model.apply, params, constants["items"], method="items")
 
     # Queries are the embeddings at `label_position`, positives the labels.
     queries = model.apply(
-        *(params, content, batch, batch["label_position"]),
+        params,
+        constants["items"],
+        batch,
+        batch["label_position"],
         train=True,
-        popularity_times=times,
         alone=layout.alone,
         rngs={"dropout": dropout_key},
         method="users",
@@ -113,21 +108,23 @@ def loss(
     excluded = excluded.reshape(len(labels), -1)
 
     # logQ (§3.3.2) is the log of the expected count of an item among the negatives.
-    sketch = count_min_sketch.add(sketch, all_labels, where=all_labels >= 0)
-
-    def log_q(ids: jax.Array, num_batch: jax.Array | int, num_random: int) -> jax.Array:
-        expected = sampled_softmax.log_expected_count(
-            count_min_sketch.log_probability(sketch, ids), num_batch, num_random, len(corpus)
-        )
-        return jnp.where(config.log_q & (ids >= 0), expected, 0.0)
+    sketch = counts.add(mesh, sketch, all_labels, where=all_labels >= 0)
 
     def term(ids, embeddings, num_batch, num_random) -> jax.Array:
+        log_q = functools.partial(
+            counts.log_q,
+            sketch,
+            num_batch=num_batch,
+            num_random=num_random,
+            num_items=len(corpus),
+            enabled=config.log_q,
+        )
         negatives = sampled_softmax.Negatives(
             # Gathered once, outside the loss's loop over blocks.
             embeddings=everywhere(embeddings),
             ids=ids,
-            log_q=log_q(ids, num_batch, num_random),
-            positive_log_q=log_q(labels, num_batch, num_random),
+            log_q=log_q(ids),
+            positive_log_q=log_q(labels),
         )
         return sampled_softmax.sampled_softmax(queries, positives, negatives, scale, excluded)
 
@@ -170,9 +167,8 @@ def make_sampler(config: ConfigDict, spec: Spec) -> windows.Sampler:
 
 def served(model: pinnerformer.PinnerFormer, alone: bool, params, constants, history) -> jax.Array:
     """User embeddings (users, dim) of packed histories: the output at the last action (§3.6)."""
-    content, times = constants["content"], constants["popularity_times"]
-    embed = functools.partial(model.apply, params, content, history, history["position"])
-    return embed(popularity_times=times, alone=alone, method="users")[:, 0]
+    embed = functools.partial(model.apply, params, constants["items"], method="users")
+    return embed(history, history["position"], alone=alone)[:, 0]
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
@@ -196,8 +192,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     constants = item_table.ItemTable.create(config, mesh, spec).abstract(spec)
 
     def items(params: Any, constants: dict[str, Any], rows: jax.Array) -> jax.Array:
-        content, times = constants["content"], constants["popularity_times"]
-        return model.apply(params, content, rows, popularity_times=times, method="items")
+        return model.apply(params, constants["items"], rows, method="items")
 
     rows = jax.ShapeDtypeStruct((min(spec.num_items, _ROWS),), jnp.int32)
     sampler = make_sampler(config, spec)
@@ -205,7 +200,6 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     served_layout = histories.served_layout(config, spec, mesh)
     history = histories.abstract_histories(served_layout, mesh)
     users = sharding.split_groups(mesh, functools.partial(served, model, served_layout.alone))
-    read = "content", "popularity_times"
     return system.Trainable(
         init=functools.partial(init, model, config.loss, constants),
         loss=functools.partial(loss, model, config.loss, mesh, layout),
@@ -214,8 +208,8 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch_size="data.users",
         batch_form=layout.describe(),
         embedders={
-            "users": system.Embedder(users, read, history),
-            "items": system.Embedder(sharding.split_rows(mesh, items), read, rows),
+            "users": system.Embedder(users, ("items",), history),
+            "items": system.Embedder(sharding.split_rows(mesh, items), ("items",), rows),
         },
         search=system.Search(
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 50
@@ -263,16 +257,13 @@ def bind(
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        evaluated_on=evaluator.describe,
-        metrics=evaluator.metrics,
+        evaluator=evaluator,
         serve=serve,
-        as_of=spec.train_end,
         export=lambda params, as_of: exports.of_timelines(
             make_model(config, spec, mesh), served, table.as_of(dataset, constants, as_of), spec
         ),
         check_training=check_training,
         summary=histories.summary(spec, train_batches) | counts.summary(config, counted),
-        identity={"dataset": spec.digest},
     )
 
 
@@ -293,7 +284,7 @@ def make_towers(
         def items(rows: np.ndarray) -> np.ndarray:
             return batching.in_batches(embed_items, rows.astype(np.int32), min(len(rows), _ROWS))
 
-        items_as_of = None if then["popularity_times"] is None else as_of
+        items_as_of = None if then["items"].popularity_times is None else as_of
         return users, vector_search.Towers(lambda one: users([one]), items, items_as_of)
 
     return make

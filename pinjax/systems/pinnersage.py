@@ -197,11 +197,8 @@ def bind(trainable: None, config: ConfigDict, mesh: Mesh, dataset: Dataset) -> s
         constants={},
         batches=None,
         evaluate=evaluate,
-        evaluated_on=evaluator.describe,
-        metrics=evaluator.metrics,
+        evaluator=evaluator,
         serve=serve,
-        as_of=spec.train_end,
         check_training=None,
         summary={},
-        identity={"dataset": spec.digest},
     )

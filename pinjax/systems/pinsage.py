@@ -14,7 +14,7 @@ convolution, over its items.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,17 @@ def init(
         for name in graph_training.sketched(config)
     }
     return params, sketches
+
+
+class Pairs(NamedTuple):
+    """Embedded pairs of items, or of groups and their items."""
+
+    queries: jax.Array  # float32 (pairs, dim)
+    positives: jax.Array  # float32 (pairs, dim)
+    ids: jax.Array  # int32 (pairs,), of the positives
+    excluded: jax.Array  # int32 (pairs, n), items that are no negatives; padded with -1
+    hard: jax.Array | None = None  # float32 (pairs, hard, dim), hard negatives of each pair
+    hard_ids: jax.Array | None = None  # int32 (pairs, hard), padded with -1
 
 
 def encode(
@@ -124,57 +135,48 @@ def loss(
     embedded = encode(model, inputs, mesh, params, constants, batch)
     random_ids, random = everywhere((batch["negatives"], embedded["negatives"]))
     scale = model.apply(params, method="scale")
-    add = sharding.on_each(mesh, count_min_sketch.add)
     sketches = {
-        name: add(sketches[name], everywhere(ids))
+        name: counts.add(mesh, sketches[name], everywhere(ids))
         for name, ids in counted(batch).items()
         if name in sketches
     }
 
-    def term(name, queries, positives, ids, excluded, hard, hard_ids) -> jax.Array:
+    def term(name: str, pairs: Pairs) -> jax.Array:
+        queries, positives, positive_ids, excluded, hard, hard_ids = pairs
         if config.name == "max_margin":
             # E[max(0, z_q · z_n - z_q · z_i + Δ)] over shared and hard negatives (§3.3).
             return max_margin.max_margin(
-                *(queries, positives, random, hard, config.margin),
-                *(random_ids, hard_ids, excluded),
+                queries, positives, random, random_ids, excluded, config.margin, hard, hard_ids
             )
-        all_ids, all_positives = everywhere((ids, positives))
-        negative_ids = jnp.concatenate([all_ids, random_ids])
-
-        def log_q(ids: jax.Array) -> jax.Array:
-            log_probability = count_min_sketch.log_probability(sketches[name], ids)
-            return jnp.float32(config.log_q) * sampled_softmax.log_expected_count(
-                log_probability, len(all_ids), len(random_ids), constants["candidates"]
-            )
-
+        all_ids, all_positives = everywhere((positive_ids, positives))
+        ids, number = jnp.concatenate([all_ids, random_ids]), constants["candidates"]
+        log_q = counts.log_q(
+            sketches[name], ids, len(all_ids), len(random_ids), number, enabled=config.log_q
+        )
         negatives = sampled_softmax.Negatives(
             embeddings=jnp.concatenate([all_positives, random]),
-            ids=negative_ids,
-            log_q=log_q(negative_ids),
-            positive_log_q=log_q(all_ids)[:, None],
+            ids=ids,
+            log_q=log_q,
+            positive_log_q=log_q[: len(all_ids)],
         )
-        ranks, number = config.hard_last - config.hard_first + 1, (hard_ids >= 0).sum(axis=1)
-        own_log_q = jnp.float32(config.log_q) * jnp.log(jnp.maximum(number, 1) / ranks)
-        own = sampled_softmax.HardNegatives(hard[:, None], hard_ids[:, None], own_log_q[:, None])
-        return sampled_softmax.sampled_softmax(
-            *(queries[:, None], positives[:, None], negatives, scale, excluded),
-            hard=own if hard_ids.size else None,
-        )[:, 0]
+        own = None
+        if hard is not None:
+            ranks, drawn = config.hard_last - config.hard_first + 1, (hard_ids >= 0).sum(axis=1)
+            own_log_q = jnp.float32(config.log_q) * jnp.log(jnp.maximum(drawn, 1) / ranks)
+            own = sampled_softmax.HardNegatives(hard, hard_ids, own_log_q)
+        return sampled_softmax.of_pairs(queries, positives, negatives, scale, excluded, hard=own)
 
-    # An item is no negative of its own, nor are the other positives of the same query.
+    # An item is never its own negative, and neither is another positive of the same query.
     excluded = jnp.concatenate([batch["query"][:, None], batch["excluded"]], axis=1)
-    terms = {
-        "items": term(
-            *("items", embedded["query"], embedded["item"], batch["item"], excluded),
-            *(embedded["hard"], batch["hard"]),
-        )
-    }
+    pairs = Pairs(embedded["query"], embedded["item"], batch["item"], excluded)
+    if batch["hard"].size:
+        pairs = pairs._replace(hard=embedded["hard"], hard_ids=batch["hard"])
+    terms = {"items": term("items", pairs)}
     if len(batch["group_item"]):
-        none = embedded["group"][:, None][:, :0], batch["group_excluded"][:, :0]
-        terms["groups"] = term(
-            *("groups", embedded["group"], embedded["group_item"], batch["group_item"]),
-            *(batch["group_excluded"], *none),
+        edges = Pairs(
+            embedded["group"], embedded["group_item"], batch["group_item"], batch["group_excluded"]
         )
+        terms["groups"] = term("groups", edges)
     metrics = {"temperature": 1 / scale}
     metrics |= {f"loss/{name}": losses.mean() for name, losses in terms.items()}
     return sum(losses.mean() for losses in terms.values()), (metrics, sketches)
@@ -243,7 +245,7 @@ def bind(
 
     def embed_items(params: Any) -> np.ndarray:
         """The vectors of all items after the last convolution, and their embeddings."""
-        return layerwise.embed_items(*(trainable.embedders, params, constants, near, scratch))
+        return layerwise.embed_items(trainable.embedders, params, constants, near, scratch)
 
     def embed_groups(params: Any, states: np.ndarray, groups: np.ndarray) -> np.ndarray:
         vectors = states[:, : -config.model.embedding_dim]
@@ -288,12 +290,9 @@ def bind(
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        evaluated_on=evaluator.describe,
-        metrics=evaluator.metrics,
+        evaluator=evaluator,
         serve=serve,
-        as_of=spec.train_end,
         export=export,
         check_training=functools.partial(counts.check, config, streams),
         summary=graph_training.summary(dataset, train_batches) | counts.summary(config, streams),
-        identity={"dataset": spec.digest},
     )

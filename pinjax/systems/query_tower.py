@@ -192,9 +192,13 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
         sizes, weights, _ = _read_weights(model.pretrained, length)
     else:
         sizes = {
-            **{"vocabulary": words + 1, "positions": length, "token_types": 0},
-            **{"layers": model.layers, "heads": model.heads},
-            **{"width": model.width, "ffn_width": 4 * model.width},
+            "vocabulary": words + 1,
+            "positions": length,
+            "token_types": 0,
+            "layers": model.layers,
+            "heads": model.heads,
+            "width": model.width,
+            "ffn_width": 4 * model.width,
         }
     encoder = bert.Bert(**sizes, dtype=model.dtype)
     tower = bert.QueryTower(encoder, item_features.item_vector_dim(spec))

@@ -63,7 +63,8 @@ def create(
     if fitted:
         dataset = dataset.with_fitted(fitted)
     made = module.bind(module.build(config, mesh, dataset.spec), config, mesh, dataset)
-    identity, summary = dict(made.identity), dict(made.summary)
+    identity = {"dataset": dataset.spec.digest, **made.identity}
+    summary = dict(made.summary)
     if found:
         identity["vectors"] = embeddings.identity(found)
         summary["vectors"] = f"{config.data.vectors}, {dataset.spec.content_dim} numbers"

@@ -52,19 +52,12 @@ def loss(
     queries = tower.embed(mesh, params["tower"], constants["texts"], batch["query"])
     positives = tower.tables.gather(constants["items"], batch["item"])
     ids, embeddings = everywhere((batch["item"], positives))
-    sketch = sharding.on_each(mesh, count_min_sketch.add)(sketch, ids)
-    log_q = jnp.float32(config.log_q) * sampled_softmax.log_expected_count(
-        count_min_sketch.log_probability(sketch, ids), len(ids), 0, len(constants["items"])
-    )
+    sketch = counts.add(mesh, sketch, ids)
+    log_q = counts.log_q(sketch, ids, len(ids), 0, len(constants["items"]), enabled=config.log_q)
+    negatives = sampled_softmax.Negatives(embeddings, ids, log_q, positive_log_q=log_q)
     scale = temperature.Temperature().apply(params["temperature"])
     # The items of a pair's query in the batch are masked, its own among them.
-    losses = sampled_softmax.sampled_softmax(
-        queries[:, None],
-        positives[:, None],
-        sampled_softmax.Negatives(embeddings, ids, log_q, log_q[:, None]),
-        scale,
-        batch["excluded"],
-    )
+    losses = sampled_softmax.of_pairs(queries, positives, negatives, scale, batch["excluded"])
     return losses.mean(), ({"temperature": 1 / scale}, sketch)
 
 
@@ -187,10 +180,8 @@ def bind(
         constants=constants,
         batches=functools.partial(train_batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        evaluated_on=evaluator.describe,
-        metrics=evaluator.metrics,
+        evaluator=evaluator,
         serve=serve,
-        as_of=spec.train_end,
         export=lambda params, as_of: exports.of_searches(
             query_tower.create(config, mesh, spec), config, dataset
         ),
@@ -198,5 +189,5 @@ def bind(
         summary=engagements.summary(dataset, train_batches)
         | ({"texts": trainable.batch_form} if trainable.batch_form else {})
         | counts.summary(config, counted),
-        identity={"dataset": spec.digest, **dataset.frozen},
+        identity=dataset.frozen,
     )

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
+from pinjax.evaluation.evaluator import Evaluator
 from pinjax.evaluation.tables import Table
 
 Batch = dict[str, np.ndarray]
@@ -148,18 +149,16 @@ class System:
       dataset: that it is bound to.
       trainable: of `build`; None for a system without training, whose `params` are None.
       constants: by name, pytrees of device arrays with the shapes of `trainable`.
-      batches: (first step) -> iterator of this process's share of the host batches.
+      batches: (first step) -> iterator of this process's share of the host batches; None without
+        training.
       evaluate: (params, split) -> a results table; `full` adds rows that take longer.
-      evaluated_on: (split) -> a description of the labels, such as "1,987 users, 4,530 labels". It
-        needs no model; raises InputError if the split has no labels.
-      metrics: names of the metrics in the first row of `evaluate(params, "valid")`, each with the
-        better direction, "max" or "min"; empty if the data set has no validation split.
+      evaluator: that makes the tables; it tells of metrics and labels without a model.
       serve: (params, as_of) -> the embedding functions as of a time, unix seconds.
-      as_of: the default of that time, the end of training.
       check_training: raises an InputError if training would learn nothing, or if sketches are too
-        narrow; it reads some batches.
+        narrow; it reads some batches. None without training.
       summary: lines to print at the start, by name.
-      identity: by name, hashes of the data set and frozen tables that a checkpoint belongs to.
+      identity: by name, hashes of frozen tables that a checkpoint belongs to; `registry` adds that
+        of the data set.
       export: (params, as_of) -> what a service needs, `exports.Exports`; None if there is nothing
         to export.
     """
@@ -167,15 +166,13 @@ class System:
     dataset: Dataset
     trainable: Trainable | None
     constants: dict[str, Any]
-    batches: Callable[[int], Iterator[Batch]]
+    batches: Callable[[int], Iterator[Batch]] | None
     evaluate: Callable[..., Table]
-    evaluated_on: Callable[[str], str]
-    metrics: Mapping[str, str]
+    evaluator: Evaluator
     serve: Callable[[Any, int], Served]
-    as_of: int
-    check_training: Callable[[], None]
+    check_training: Callable[[], None] | None
     summary: dict[str, str]
-    identity: dict[str, str]
+    identity: dict[str, str] = dataclasses.field(default_factory=dict)
     export: Callable[[Any, int], Any] | None = None
 
 

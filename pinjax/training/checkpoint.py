@@ -296,7 +296,9 @@ def of_run(
       InputError: if `train.select` is not a validation metric of the system, or there is none.
     """
     select = config.train.select
-    directions = {f"valid/{name}": direction for name, direction in system.metrics.items()}
+    directions = {
+        f"valid/{name}": direction for name, direction in system.evaluator.metrics.items()
+    }
     if select and select not in directions:
         reason = f"is none of {', '.join(directions)}" if directions else "needs a validation split"
         raise InputError(f"train.select: {select!r} {reason}")

@@ -152,7 +152,7 @@ def train(
 
 def _evaluate(system: system_lib.System, params: Any) -> dict[str, float]:
     """The first row of the table of the validation users, by the names of metrics, if any."""
-    if not system.metrics:
+    if not system.evaluator.metrics:
         return {}
     row = system.evaluate(params, "valid").rows[0]
     return {f"valid/{name}": estimate.value for name, estimate in row.metrics.items()}

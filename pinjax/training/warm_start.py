@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 
-from pinjax.distributed import sharded_table
+from pinjax.distributed import sharded_table, sharding
 from pinjax.errors import InputError
 from pinjax.ids import rows_of
 
@@ -54,14 +54,14 @@ def carry(
     Raises:
       InputError: if `params` are of another model, or hashed rows stand for others now.
     """
-    given = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    wanted = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
+    given = {sharding.path_name(path): x for path, x in jax.tree.leaves_with_path(params)}
+    wanted = {sharding.path_name(path): x for path, x in jax.tree.leaves_with_path(like)}
     if lacking := sorted(given.keys() ^ wanted.keys()):
         which = "this run has" if lacking[0] in given else "it has"
         raise InputError(f"{name}: of another model: {which} no {lacking[0]}")
 
     def of_leaf(path: Any, fresh: np.ndarray) -> np.ndarray:
-        about = _path(path)
+        about = sharding.path_name(path)
         old = given[about]
         kind = next((kind for pattern, kind in rows.items() if re.search(pattern, about)), None)
         if kind is None:
@@ -104,10 +104,6 @@ def place(params: Any, like: Any) -> Any:
         return jax.make_array_from_callback(to.shape, to.sharding, lambda index: array[index])
 
     return jax.tree.map(place_one, params, like)
-
-
-def _path(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _is_hashed(path: str, known: Mapping[str, Any]) -> bool:

@@ -14,8 +14,14 @@ RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
 # Fields that may differ between the calls of one run: they change parameters only by rounding. What
 # is in `data.vectors` is part of a system's identity, and so is the digest of `data.name`.
 _FREE = (
-    *("evaluate.", "data.dir", "data.vectors", "data.workers", "train.log_every"),
-    *("train.model_devices", "train.shard", "train.shard_optimizer"),
+    "evaluate.",
+    "data.dir",
+    "data.vectors",
+    "data.workers",
+    "train.log_every",
+    "train.model_devices",
+    "train.shard",
+    "train.shard_optimizer",
 )
 
 

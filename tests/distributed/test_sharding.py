@@ -37,7 +37,7 @@ def places(mesh, **config):
     found = sharding.of_state(mesh, ConfigDict(fields), state)
     flat, _ = jax.tree_util.tree_flatten_with_path(found)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): place.spec
+        sharding.path_name(path): place.spec
         for path, place in flat
         if place.spec != PartitionSpec()
     }

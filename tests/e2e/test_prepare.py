@@ -128,7 +128,7 @@ def test_what_is_proposed_can_be_run(prepare, variant, monkeypatch, tmp_path):
         config.data.update({name: 8 for name in ("neighbours", "walks") if name in config.data})
         config.data.dir = str(tmp_path)
         system = registry.create(config, mesh)
-        assert re.search("users|queries|groups", system.evaluated_on("valid"))
+        assert re.search("users|queries|groups", system.evaluator.source.describe("valid"))
         if system.trainable is None:
             continue
         system.check_training()

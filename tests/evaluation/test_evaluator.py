@@ -205,7 +205,7 @@ def test_a_table_says_what_it_rests_on(make_config):
         f"warning: {len(users)} users are too few to tell methods apart; for more, raise "
         "evaluate.users",
     ]
-    assert made.describe("test") == rests_on
+    assert made.source.describe("test") == rests_on
     assert table.rows[0].metrics.keys() == made.metrics.keys()
     config.evaluate.users = 1_000
     assert make(config)[0].source.notes("test")[1].endswith("split.test of pinjax.prepare")
@@ -214,7 +214,7 @@ def test_a_table_says_what_it_rests_on(make_config):
 def test_a_split_without_labels_is_refused(make_config):
     made, _ = make(make_config(evaluate={"window_starts": (900 * DAY,)}))
     with pytest.raises(InputError, match="split valid: in no evaluation window has a user a"):
-        made.describe("valid")
+        made.source.describe("valid")
 
 
 def test_each_window_has_its_own_towers(make_config):

@@ -194,7 +194,7 @@ def test_a_graph_without_a_validation_split_is_tested_alone(rng, boards):
     groups, items = vectors(rng)
     assert made.metrics == {}
     with pytest.raises(InputError, match="boards, split valid: no group with a training edge has"):
-        made.describe("valid")
+        made.source.describe("valid")
     table = made(search(groups, items), "test", full=True)
     of_loop, _ = expected(groups @ items.T, split, graph_source.known_items(opened))
     np.testing.assert_allclose(values(table.rows[0].metrics), of_loop)

@@ -191,9 +191,9 @@ def test_a_table_says_what_it_rests_on(rng):
     table = made(retriever(queries, items), "test", full=False)
     rows = np.unique(dataset.pairs("test")["query"])
     number, engagements = len(rows), len(dataset.pairs("test"))
-    assert made.describe("test") == f"{number} queries, {engagements} engagements"
+    assert made.source.describe("test") == f"{number} queries, {engagements} engagements"
     assert table.notes == [
-        made.describe("test"),
+        made.source.describe("test"),
         f"warning: {number} queries are too few to tell methods apart; for more, raise "
         "split.test or split.test_days of pinjax.prepare",
     ]

@@ -13,14 +13,15 @@ def test_item_input_is_content_and_learned_vector(rng):
     rows = np.array([[3, -1], [0, 19]])
     model = item_input.ItemInput(NUM_ITEMS, id_dim=4, tables=sharded_table.REPLICATED)
     params = {"params": {"id": {"embedding": jnp.asarray(table)}}}
-    vectors = np.asarray(model.apply(params, 100 * jnp.asarray(content), jnp.asarray(rows)))
+    items = item_input.ItemFeatures(100 * jnp.asarray(content))
+    vectors = np.asarray(model.apply(params, items, jnp.asarray(rows)))
 
     of_content = content[rows] / np.sqrt(np.square(content[rows]).mean(axis=-1, keepdims=True))
     expected = np.concatenate([of_content, 2 * table[rows]], axis=-1)  # sqrt(id_dim)
     expected[0, 1] = 0
     np.testing.assert_allclose(vectors, expected, rtol=1e-5)
 
-    ids_alone = np.asarray(model.apply(params, None, jnp.asarray(rows)))
+    ids_alone = np.asarray(model.apply(params, item_input.ItemFeatures(), jnp.asarray(rows)))
     np.testing.assert_array_equal(ids_alone, vectors[..., 5:])
 
 
@@ -31,7 +32,7 @@ def test_popularity_neither_shrinks_content_nor_is_scaled(rng):
     popularity = np.array([[0.05], [300.0], [0.05], [3.0]], np.float32)
     times = jnp.zeros(1, jnp.uint32)
     table = jnp.concatenate([content, popularity], axis=1)
-    found = np.asarray(model.apply({}, table, jnp.arange(4), popularity_times=times))
+    found = np.asarray(model.apply({}, item_input.ItemFeatures(table, times), jnp.arange(4)))
     size = np.sqrt(np.square(content.astype(np.float64)).mean(axis=1, keepdims=True))
     np.testing.assert_allclose(found[:, :6], content / np.maximum(size, 1e-9), rtol=1e-5)
     np.testing.assert_array_equal(found[:, 6:], popularity)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pinjax.data import packing
-from pinjax.models import history_sums, pinnerformer, residual_mlp
+from pinjax.models import history_sums, item_input, pinnerformer, residual_mlp
 
 LENGTH, NUM_ITEMS = 6, 20
 CHANGES = {"item": 5, "action": 1, "surface": 1, "duration": 7.5, "time": 3_000}
@@ -19,8 +19,9 @@ def make(**kwargs):
 
 
 @pytest.fixture(scope="module")
-def content():
-    return jnp.asarray(np.random.default_rng(0).standard_normal((NUM_ITEMS, 5)), jnp.float32)
+def catalogue():
+    content = np.random.default_rng(0).standard_normal((NUM_ITEMS, 5))
+    return item_input.ItemFeatures(jnp.asarray(content, jnp.float32))
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,8 @@ def params_of(model):
     fields = {"item": "i4", "action": "u1", "surface": "u2", "duration": "f4"}
     fields |= {"time": "u4", "request_time": "u4", "end": "i4"}
     history = {name: jax.ShapeDtypeStruct((1, LENGTH), dtype) for name, dtype in fields.items()}
-    content = jax.ShapeDtypeStruct((NUM_ITEMS, 5), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), content, history)
+    catalogue = item_input.ItemFeatures(jax.ShapeDtypeStruct((NUM_ITEMS, 5), jnp.float32))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), catalogue, history)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), shapes
     )
@@ -69,18 +70,18 @@ def users_of(model):
     return jax.jit(functools.partial(model.apply, method="users"))
 
 
-def users(model, content, history, params=None):
-    return np.asarray(users_of(model)(params or params_of(model), content, history))
+def users(model, catalogue, history, params=None):
+    return np.asarray(users_of(model)(params or params_of(model), catalogue, history))
 
 
 @pytest.mark.parametrize("history_sums", [False, True])
 @pytest.mark.parametrize("name", CHANGES)
-def test_causality(content, history, name, history_sums):
+def test_causality(catalogue, history, name, history_sums):
     first = {field: values[:1] for field, values in history.items()}
     # Row j of the batch: action j changed; the last row: none changed.
     rows = {field: np.repeat(values, LENGTH + 1, axis=0) for field, values in first.items()}
     rows[name][np.arange(LENGTH), np.arange(LENGTH)] += CHANGES[name]
-    outputs = users(make(history_sums=history_sums), content, rows)
+    outputs = users(make(history_sums=history_sums), catalogue, rows)
     changed = (np.abs(outputs[:-1] - outputs[-1]) > 1e-6).any(axis=-1)
     expected = np.tri(LENGTH, dtype=bool).T  # of action j, at positions j and later
     if name == "time":
@@ -88,27 +89,28 @@ def test_causality(content, history, name, history_sums):
     np.testing.assert_array_equal(changed, expected)
 
 
-def test_only_the_embedding_at_an_action_depends_on_its_request_time(content, history):
+def test_only_the_embedding_at_an_action_depends_on_its_request_time(catalogue, history):
     later = {**history, "request_time": history["request_time"].copy()}
     later["request_time"][0, 3] += 50_000
     model = make(features=pinnerformer.FEATURES)
-    changed = np.abs(users(model, content, later) - users(model, content, history)) > 1e-6
+    changed = np.abs(users(model, catalogue, later) - users(model, catalogue, history)) > 1e-6
     expected = np.zeros((2, LENGTH), bool)
     expected[0, 3] = True
     np.testing.assert_array_equal(changed.any(axis=-1), expected)
-    np.testing.assert_array_equal(users(make(), content, later), users(make(), content, history))
+    same = users(make(), catalogue, later)
+    np.testing.assert_array_equal(same, users(make(), catalogue, history))
 
 
-def test_positions_are_those_of_the_full_history(content, history):
+def test_positions_are_those_of_the_full_history(catalogue, history):
     model = make(features=pinnerformer.FEATURES, history_sums=True)
-    outputs = users(model, content, history)
+    outputs = users(model, catalogue, history)
     positions = jnp.array([[4, 0], [2 * LENGTH - 1, LENGTH + 4]])
-    some = users_of(model)(params_of(model), content, history, positions)
+    some = users_of(model)(params_of(model), catalogue, history, positions)
     np.testing.assert_allclose(some, np.stack([outputs[0, [4, 0]], outputs[1, [-1, 4]]]), atol=1e-6)
 
 
 @pytest.mark.parametrize("history_sums", [False, True])
-def test_users_who_share_a_row_are_embedded_as_alone(content, history, rng, history_sums):
+def test_users_who_share_a_row_are_embedded_as_alone(catalogue, history, rng, history_sums):
     """Windows of 1 to all cells and of no action, in any order, with gradients."""
     number = 12
     length = rng.integers(0, LENGTH + 1, number)
@@ -131,7 +133,7 @@ def test_users_who_share_a_row_are_embedded_as_alone(content, history, rng, hist
     @jax.jit
     @functools.partial(jax.grad, has_aux=True)
     def gradient(params, history, positions):
-        outputs = model.apply(params, content, history, positions, method="users")
+        outputs = model.apply(params, catalogue, history, positions, method="users")
         return (outputs * back).sum(), outputs
 
     padded = alone(windows)
@@ -143,56 +145,56 @@ def test_users_who_share_a_row_are_embedded_as_alone(content, history, rng, hist
 
 
 @pytest.mark.parametrize("history_sums", [False, True])
-def test_padding_has_no_influence(content, history, history_sums):
+def test_padding_has_no_influence(catalogue, history, history_sums):
     model = make(history_sums=history_sums)
-    outputs = users(model, content, history)
+    outputs = users(model, catalogue, history)
 
     padding = {field: values.copy() for field, values in history.items()}
     for name in ("action", "surface", "duration", "time"):
         padding[name][1, :2] += CHANGES[name]
-    np.testing.assert_array_equal(users(model, content, padding)[1, 2:], outputs[1, 2:])
+    np.testing.assert_array_equal(users(model, catalogue, padding)[1, 2:], outputs[1, 2:])
 
     # Positions are counted from the last action, so a shorter array is the same history.
     short = alone({field: values[1:, 2:] for field, values in history.items()})
-    np.testing.assert_allclose(users(model, content, short)[0], outputs[1, 2:], atol=1e-5)
+    np.testing.assert_allclose(users(model, catalogue, short)[0], outputs[1, 2:], atol=1e-5)
 
 
-def test_user_without_actions_has_an_embedding_of_no_one_else(content, history):
+def test_user_without_actions_has_an_embedding_of_no_one_else(catalogue, history):
     nobody = {field: np.zeros_like(values) for field, values in history.items()}
     nobody["item"][:] = -1
     nobody["item"][1, -1] = 3
-    outputs = users(make(), content, alone(nobody))
+    outputs = users(make(), catalogue, alone(nobody))
     np.testing.assert_allclose(np.linalg.norm(outputs, axis=-1), 1, rtol=1e-5)
     assert np.abs(outputs[0, -1] - outputs[1, -1]).max() > 1e-3
 
 
-def test_both_towers_give_unit_vectors_in_float32(content, history):
+def test_both_towers_give_unit_vectors_in_float32(catalogue, history):
     model = make(dtype=jnp.bfloat16)
     rows = jnp.arange(NUM_ITEMS).reshape(4, 5)
-    items = model.apply(params_of(model), content, rows, method="items")
-    outputs = users(model, content, history)
+    items = model.apply(params_of(model), catalogue, rows, method="items")
+    outputs = users(model, catalogue, history)
     for embeddings, shape in ((outputs, (2, 6, 8)), (items, (4, 5, 8))):
         assert embeddings.shape == shape
         assert embeddings.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(embeddings, axis=-1), 1, rtol=1e-5)
 
 
-def test_bfloat16_is_close(content, history):
+def test_bfloat16_is_close(catalogue, history):
     params = params_of(make())
-    exact = users(make(), content, history)
-    rounded = users(make(dtype=jnp.bfloat16), content, history, params)
+    exact = users(make(), catalogue, history)
+    rounded = users(make(dtype=jnp.bfloat16), catalogue, history, params)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert (exact * rounded).sum(axis=-1).min() > 0.999
 
 
-def test_features_left_out_are_not_seen(content, history):
+def test_features_left_out_are_not_seen(catalogue, history):
     first = {field: values[:1] for field, values in history.items()}
     changed = {
         field: values + np.asarray(CHANGES.get(field, 0) * (field != "item"), values.dtype)
         for field, values in first.items()
     }
     both = {field: np.concatenate([first[field], changed[field]]) for field in first}
-    outputs = users(make(features=("item",)), content, both)
+    outputs = users(make(features=("item",)), catalogue, both)
     np.testing.assert_array_equal(outputs[0], outputs[1])
 
 
@@ -212,7 +214,7 @@ def test_learned_positions():
 
 
 @pytest.mark.parametrize("name", ["users", "items"])
-def test_an_item_has_the_last_popularity_before_its_time(content, history, rng, name):
+def test_an_item_has_the_last_popularity_before_its_time(catalogue, history, rng, name):
     """The same as in a catalogue with an item for each pair of item and time."""
     popularity = rng.standard_normal((NUM_ITEMS, 3)).astype(np.float32)
     times = history["time"][0, [1, 3, 5]] + np.uint32([0, 5, 0])
@@ -222,49 +224,52 @@ def test_an_item_has_the_last_popularity_before_its_time(content, history, rng, 
 
     # Of each item one without popularity and three with each of them.
     known = np.concatenate([np.zeros((NUM_ITEMS, 1)), popularity], axis=1).reshape(-1, 1)
-    pairs = jnp.concatenate([jnp.repeat(content, 4, axis=0), known], axis=1)
-    content = jnp.concatenate([content, popularity], axis=1)
-    model = make(num_items=4 * NUM_ITEMS, id_dim=0)
-    measured_once = jnp.ones(1, jnp.uint32)  # before all times
-    params = jax.jit(functools.partial(model.init, jax.random.key(0)))(
-        pairs, jax.device_put(history), measured_once
+    pairs = item_input.ItemFeatures(
+        content=jnp.concatenate([jnp.repeat(catalogue.content, 4, axis=0), known], axis=1),
+        popularity_times=jnp.ones(1, jnp.uint32),  # before all times
     )
+    catalogue = item_input.ItemFeatures(
+        content=jnp.concatenate([catalogue.content, popularity], axis=1),
+        popularity_times=jnp.asarray(times),
+    )
+    model = make(num_items=4 * NUM_ITEMS, id_dim=0)
+    init = jax.jit(functools.partial(model.init, jax.random.key(0)))
+    params = init(pairs, jax.device_put(history))
     rows, now = history["item"], history["time"]
     paired = np.where(rows < 0, -1, 4 * rows + before(now)).astype(np.int32)
     assert set(np.unique(before(now))) == {0, 1, 2, 3}
     apply = functools.partial(model.apply, params, method=name)
     if name == "users":
-        found = apply(content, jax.device_put(history), popularity_times=jnp.asarray(times))
-        other = jax.device_put({**history, "item": paired})
-        expected = apply(pairs, other, popularity_times=measured_once)
+        found = apply(catalogue, jax.device_put(history))
+        expected = apply(pairs, jax.device_put({**history, "item": paired}))
         np.testing.assert_allclose(found, expected, atol=1e-5)
         return
-    expected = apply(pairs, jnp.asarray(paired), popularity_times=measured_once)[rows >= 0]
-    found = apply(content, jnp.asarray(rows), jnp.asarray(now), jnp.asarray(times))[rows >= 0]
+    expected = apply(pairs, jnp.asarray(paired))[rows >= 0]
+    found = apply(catalogue, jnp.asarray(rows), jnp.asarray(now))[rows >= 0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    current = apply(content, jnp.arange(4), popularity_times=jnp.asarray(times))
-    expected = apply(pairs, 4 * jnp.arange(4) + 3, popularity_times=measured_once)
+    current = apply(catalogue, jnp.arange(4))
+    expected = apply(pairs, 4 * jnp.arange(4) + 3)
     np.testing.assert_allclose(current, expected, atol=1e-5)
 
 
-def test_towers_share_the_learned_vectors(content, history):
+def test_towers_share_the_learned_vectors(catalogue, history):
     model = make()
     before = params_of(model)["params"]
     item = int(history["item"][0, -1])
     table = before["item_input"]["id"]["embedding"].at[item].add(1)
     after = before | {"item_input": {"id": {"embedding": table}}}
     items = [
-        model.apply({"params": params}, content, jnp.array([item]), method="items")
+        model.apply({"params": params}, catalogue, jnp.array([item]), method="items")
         for params in (before, after)
     ]
     outputs = [
-        users(model, content, history, {"params": params})[0, -1] for params in (before, after)
+        users(model, catalogue, history, {"params": params})[0, -1] for params in (before, after)
     ]
     assert np.abs(items[0] - items[1]).max() > 1e-3
     assert np.abs(outputs[0] - outputs[1]).max() > 1e-3
 
 
-def test_user_embedding_is_what_was_liked_and_what_the_head_makes_of_sums(content, history):
+def test_user_embedding_is_what_was_liked_and_what_the_head_makes_of_sums(catalogue, history):
     model = make(history_sums=True, gated_layers=1)
     params = jax.tree.map(lambda leaf: leaf, params_of(model))
     head = params["params"]["user_tower"]["head"]
@@ -273,8 +278,8 @@ def test_user_embedding_is_what_was_liked_and_what_the_head_makes_of_sums(conten
     other = model.width + model.embedding_dim  # the transformer's output and what was liked,
     head["mlp"]["hidden"]["kernel"] = hidden.at[:other].set(0)  # which the MLP ignores here
     rows = jnp.asarray(history["item"])
-    items = model.apply(params, content, rows, method="items")
-    inputs = model.apply(params, content, rows, method=lambda model, *x: model.item_input(*x))
+    items = model.apply(params, catalogue, rows, method="items")
+    inputs = model.apply(params, catalogue, rows, method=lambda model, *x: model.item_input(*x))
     halves = jnp.where(rows >= 0, 0.5, 0)
     time = jnp.asarray(history["time"])
     everywhere = jnp.arange(2 * LENGTH).reshape(2, LENGTH)
@@ -288,16 +293,16 @@ def test_user_embedding_is_what_was_liked_and_what_the_head_makes_of_sums(conten
     mlp = residual_mlp.ResidualMLP(*sizes, layers=2, gated=False)
     expected = liked + mlp.apply({"params": head["mlp"]}, seen) / 10
     expected /= np.maximum(np.linalg.norm(expected, axis=-1, keepdims=True), 1e-12)
-    np.testing.assert_allclose(users(model, content, history, params), expected, atol=1e-5)
+    np.testing.assert_allclose(users(model, catalogue, history, params), expected, atol=1e-5)
 
 
-def test_time_features_are_a_quarter_where_they_are_divided(content, history):
+def test_time_features_are_a_quarter_where_they_are_divided(catalogue, history):
     undivided, divided = make(features=("time",)), make(features=("time",), divided_time=True)
     params = jax.tree.map(lambda leaf: leaf, params_of(undivided))
-    expected = users(undivided, content, history, params)
+    expected = users(undivided, catalogue, history, params)
     projection = params["params"]["user_tower"]["projection"]
     projection["kernel"] = 4 * projection["kernel"]
-    np.testing.assert_allclose(users(divided, content, history, params), expected, atol=1e-5)
+    np.testing.assert_allclose(users(divided, catalogue, history, params), expected, atol=1e-5)
 
 
 def test_scale_is_bounded_and_never_stuck():
@@ -313,17 +318,17 @@ def test_scale_is_bounded_and_never_stuck():
         assert gradient < 0
 
 
-def test_unknown_feature(content, history):
+def test_unknown_feature(catalogue, history):
     model = make(features=("item", "colour"))
     with pytest.raises(ValueError, match=r"^unknown features \['colour'\], expected some of "):
-        jax.eval_shape(model.init, jax.random.key(0), content, history)
+        jax.eval_shape(model.init, jax.random.key(0), catalogue, history)
 
 
-def test_too_long_a_history(content, history):
+def test_too_long_a_history(catalogue, history):
     with pytest.raises(ValueError, match=r"^a history of 6 actions, expected at most 5"):
-        jax.eval_shape(make(length=5).init, jax.random.key(0), content, history)
+        jax.eval_shape(make(length=5).init, jax.random.key(0), catalogue, history)
 
 
 def test_items_of_which_nothing_is_known(history):
-    with pytest.raises(ValueError, match=r"^items have neither content vectors nor id_dim > 0"):
+    with pytest.raises(ValueError, match=r"^items have neither catalogue vectors nor id_dim > 0"):
         jax.eval_shape(make(id_dim=0).init, jax.random.key(0), None, history)

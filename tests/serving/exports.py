@@ -56,7 +56,7 @@ class Run:
         self.system = registry.create(self.config, mesh, fitted=earlier)
         self.dataset = self.system.dataset
         self.params = random_params(self.system)
-        self.as_of = self.system.as_of
+        self.as_of = self.system.dataset.spec.train_end
         write(out, self.config, self.system, self.params, self.as_of)
         self.exported = exported.load(out)
 

@@ -78,7 +78,7 @@ def check_sharded_tables():
         layout = sharded_table.Layout(many)
 
         def as_replicated(path, rows, like):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            name = sharding.path_name(path)
             if not re.search(sharded_table.PARAMETERS, name):
                 return rows
             return rows[layout.lies_at(np.arange(len(like)), len(rows))]

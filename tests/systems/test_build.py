@@ -116,7 +116,7 @@ def test_another_number_of_items(name, of_directory, data_dir):
         config.data.name = str(dataset_lib.ensure(config.data.name, config.data.dir))
     trainable = registry.build(config, mesh, 12_345)
     assert trainable.search.items == 12_345
-    table = {"itemsage": "products", "searchsage": "items"}.get(name, "content")
+    table = {"itemsage": "products", "pinsage": "content"}.get(name, "items")
     assert {len(x) for x in jax.tree.leaves(trainable.constants[table])} >= {12_345}
 
 

@@ -182,7 +182,7 @@ def test_items_of_the_future_are_in_no_batch(parts, make_config, mesh, other_dat
     assert len(future) > 20
     assert not np.isin(seen, future).any()
     params, _ = jax.jit(system.trainable.init)(jax.random.key(1))
-    served = system.serve(params, system.as_of).items
+    served = system.serve(params, system.dataset.spec.train_end).items
     assert np.isin(future, served.rows).all()
 
 

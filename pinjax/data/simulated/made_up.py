@@ -8,8 +8,17 @@ from pinjax.data.spec import Spec
 
 # Mean and standard deviation of the number of tokens of a product, as in pinworld/tiny.
 _TOKENS = {
-    **{"title": 52, "description": 138, "merchant_domain": 11, "link": 51, "category": 9},
-    **{"product_type": 5, "brand": 5, "colours": 6, "materials": 3, "patterns": 2, "size": 1},
+    "title": 52,
+    "description": 138,
+    "merchant_domain": 11,
+    "link": 51,
+    "category": 9,
+    "product_type": 5,
+    "brand": 5,
+    "colours": 6,
+    "materials": 3,
+    "patterns": 2,
+    "size": 1,
     "size_type": 1,
 }
 _DEVIATION = 63

@@ -33,8 +33,14 @@ _KINDS = {".parquet": "Parquet", ".npz": "npz"} | dict.fromkeys(
     (".jsonl", ".ndjson", ".json"), "JSON lines"
 )
 _UNREADABLE = (
-    *(duckdb.Error, pa.ArrowException, OSError, ValueError, EOFError),
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    duckdb.Error,
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
 )
 _UNPACK = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 

@@ -75,11 +75,8 @@ def bind(trainable, config, mesh, dataset):
         constants={},
         batches=functools.partial(batches.iterate, workers=config.data.workers),
         evaluate=evaluate,
-        evaluated_on=evaluator.describe,
-        metrics=evaluator.metrics,
+        evaluator=evaluator,
         serve=serve,
-        as_of=dataset.spec.train_end,
         check_training=functools.partial(engagements.check_training, batches, in_batch=True),
         summary=engagements.summary(dataset, batches),
-        identity={"dataset": dataset.spec.digest},
     )

@@ -38,11 +38,8 @@ def bind(trainable, config, mesh, dataset):
         constants={},
         batches=None,
         evaluate=evaluate,
-        evaluated_on=evaluator.describe,
-        metrics=evaluator.metrics,
+        evaluator=evaluator,
         serve=serve,
-        as_of=0,
         check_training=None,
         summary={},
-        identity={"dataset": dataset.spec.digest},
     )
