@@ -17,7 +17,7 @@ import pytest
 
 from pinjax import checksums
 from pinjax.data import catalogue, dataset
-from pinjax.data.sources import column_map, reading
+from pinjax.data.sources import column_map, events, reading
 from pinjax.data.sources import prepare as prepare_lib
 from pinjax.data.text import tokens
 from pinjax.errors import InputError
@@ -195,6 +195,13 @@ def test_a_catalogue_is_the_same_in_pieces(log, table, rng, prepare, monkeypatch
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), name)
     for a, b in zip(found.text("title"), expected.text("title"), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_log_in_several_shards_is_the_same_data_set(log, table, prepare, monkeypatch):
+    at_once, _ = prepare(make_config(), log, table, out="at once")
+    monkeypatch.setattr(events, "_ROWS_A_SHARD", 40)
+    made, _ = prepare(make_config(), log, table)
+    assert content_of(made.directory) == content_of(at_once.directory)
 
 
 def test_the_same_input_is_prepared_once(log, table, write, prepare):
