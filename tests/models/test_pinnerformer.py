@@ -90,6 +90,9 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+BLOCKS = jax.jit(transformer.Transformer(layers=1, heads=2).apply)
+
+
 def in_numpy(params, content, history):
     """All user embeddings in float64, except for the transformer's own blocks."""
     tower = params["user_tower"]
@@ -114,7 +117,7 @@ def in_numpy(params, content, history):
     x = x + tower["positions"]
     single = [jnp.asarray(x, jnp.float32), jnp.asarray(end)]
     blocks = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tower["transformer"])
-    out = jax.jit(transformer.Transformer(layers=1, heads=2).apply)({"params": blocks}, *single)
+    out = BLOCKS({"params": blocks}, *single)
     asked = [
         periodic(tower["request_time"]["absolute"]["phases"], requested, features.ABSOLUTE_PERIODS),
         periodic(
