@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from absl import flags
 
 from pinjax.data import batches, packing, pairs, timelines, windows
 
@@ -55,10 +56,11 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(value, b[name])
 
 
-@pytest.mark.parametrize("first", [0, 4])
-def test_iteration_from_any_step_gives_the_batches_of_those_steps(first):
+@pytest.mark.parametrize(("first", "workers"), [(0, 0), (4, 0), (4, 2)])
+def test_iteration_from_any_step_gives_the_batches_of_those_steps(first, workers, monkeypatch):
+    monkeypatch.setitem(vars(flags.FLAGS), "__flags_parsed", True)  # as in a command
     source = make()
-    found = list(source.iterate(first, workers=0))
+    found = list(source.iterate(first, workers))
     assert len(found) == 9 - first
     for step, batch in enumerate(found, start=first):
         assert_equal(batch, source[step])
@@ -235,6 +237,15 @@ def test_a_batch_with_more_pairs_of_a_query_than_expected_is_wider(rng):
         assert (expected >= 0).sum(axis=1).max() <= width < expected.shape[1]
         np.testing.assert_array_equal(found, expected[:, :width])
         assert (expected[:, width:] == -1).all()
+
+
+def test_worker_processes_make_the_batches_of_pairs(rng, monkeypatch):
+    monkeypatch.setitem(vars(flags.FLAGS), "__flags_parsed", True)
+    source = make_pair_batches(make_pairs(rng), steps=7)
+    found = list(source.iterate(0, workers=1))
+    assert len(found) == 7
+    for step, batch in enumerate(found):
+        assert_equal(batch, source[step])
 
 
 def test_hosts_share_a_batch_of_pairs(rng):

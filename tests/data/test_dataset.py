@@ -99,7 +99,9 @@ def write(directory, items, queries, **fields):
         return spec.finish(made, directory, dataclasses.replace(known, **fields))
 
 
-def test_what_is_written_is_read(items, queries, tmp_path):
+@pytest.mark.parametrize("rows_a_group", [2, catalogue.ROWS_A_GROUP])
+def test_what_is_written_is_read(items, queries, tmp_path, monkeypatch, rows_a_group):
+    monkeypatch.setattr(catalogue, "ROWS_A_GROUP", rows_a_group)
     written = write(tmp_path / "log", items, queries)
     found = dataset.load("log", tmp_path)
     assert found.spec == written
@@ -109,6 +111,13 @@ def test_what_is_written_is_read(items, queries, tmp_path):
         for name, value in vars(expected).items():
             if name != "texts":
                 np.testing.assert_array_equal(getattr(part, name), value)
+    for parts, expected in (
+        (found.catalogue.content_parts(), items.content),
+        (found.catalogue.image_parts(), items.images),
+    ):
+        rows, vectors = map(np.concatenate, zip(*parts, strict=True))
+        np.testing.assert_array_equal(rows, np.arange(len(expected)))
+        np.testing.assert_array_equal(vectors, expected)
     assert found.catalogue.text_features == ("title", "brand")
     for name, expected in items.texts.items():
         for a, b in zip(found.catalogue.text(name), expected, strict=True):

@@ -1,9 +1,11 @@
 """Batches of a graph: the same for any number of devices and hosts, and without leaks."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
+from absl import flags
 
 from pinjax.data import graph_batches, item_pairs
 from pinjax.graph import csr, walks
@@ -78,6 +80,26 @@ def test_shapes_are_those_of_every_batch(graph, layers, devices):
     expected = made.numbers.shapes(made.sizes, made.widths)
     for step in range(9):
         assert {name: (x.shape, x.dtype.type) for name, x in made[step].items()} == expected
+
+
+def test_worker_processes_make_the_same_batches_and_look_for_no_hard_negatives(graph, monkeypatch):
+    """Which all of them would hold; they get copies of what was found before."""
+    monkeypatch.setitem(vars(flags.FLAGS), "__flags_parsed", True)
+    made, here = make(graph), os.getpid()
+    every = np.arange(ITEMS, dtype=np.int32)
+
+    def find_hard():
+        assert os.getpid() == here
+        return np.stack([every[::-1], every - 1], axis=1)
+
+    made = dataclasses.replace(made, find_hard=find_hard)
+    found = list(made.iterate(4, workers=1))
+    assert len(found) == 5
+    for step, batch in enumerate(found, start=4):
+        expected = made[step]
+        assert batch.keys() == expected.keys()
+        for name, values in batch.items():
+            np.testing.assert_array_equal(values, expected[name])
 
 
 def test_hosts_and_devices_share_the_batch_of_one_device(graph):

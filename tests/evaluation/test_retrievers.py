@@ -94,10 +94,11 @@ def check(retriever, queries, index, scores, rounding=0.0):
         )
 
 
-@pytest.fixture(params=["everything", "a sample, without what was seen"])
-def setting(request, rng):
+@pytest.fixture(params=["everything", "a sample, without what was seen, some at a time"])
+def setting(request, rng, monkeypatch):
     if request.param == "everything":
         return make_queries(rng), make_index()
+    monkeypatch.setattr(vector_search, "_QUERIES", 8)
     excluded = np.argwhere(rng.random((USERS, ITEMS)) < 0.1)
     return make_queries(rng, excluded=excluded), make_index(rng.random(ITEMS) < 0.7)
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from pinjax.data import packing
-from pinjax.models import history_sums, item_input, pinnerformer, residual_mlp
+from pinjax.models import (
+    features,
+    history_sums,
+    item_input,
+    pinnerformer,
+    residual_mlp,
+    transformer,
+)
 
 LENGTH, NUM_ITEMS = 6, 20
 CHANGES = {"item": 5, "action": 1, "surface": 1, "duration": 7.5, "time": 3_000}
@@ -72,6 +79,94 @@ def users_of(model):
 
 def users(model, catalogue, history, params=None):
     return np.asarray(users_of(model)(params or params_of(model), catalogue, history))
+
+
+def periodic(phases, seconds, periods):
+    """`features.TimeEncoding` in float64."""
+    angles = 2 * np.pi * (seconds[..., None] / np.array(periods))
+    cosines, sines = np.cos(angles + phases[0]), np.sin(angles + phases[1])
+    return np.concatenate([cosines, sines, np.log1p(seconds)[..., None] / 4], axis=-1)
+
+
+def embedded(table, rows):
+    """Rows of a vocabulary; "unknown", and what is not in it, is zero."""
+    known = (rows > 0) & (rows < len(table))
+    return np.where(known[..., None], table[np.where(known, rows, 0)], 0)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+BLOCKS = jax.jit(transformer.Transformer(layers=1, heads=2).apply)
+
+
+def in_numpy(params, content, history):
+    """All user embeddings in float64, except for the transformer's own blocks."""
+    tower = params["user_tower"]
+    item, end = history["item"], history["end"]
+    time, requested = (history[name].astype(float) for name in ("time", "request_time"))
+    learned = params["item_input"]["id"]["embedding"]
+    items = [unit(np.asarray(content, float)) * 5**0.5, learned * 4**0.5]
+    items = np.where(item[..., None] >= 0, np.concatenate(items, axis=-1)[item], 0)
+    same = np.concatenate([np.zeros((2, 1), bool), end[:, 1:] == end[:, :-1]], axis=1)
+    gap = np.where(same, np.diff(time, axis=1, prepend=0), 0)
+    age = np.where(item >= 0, time[:, -1:] - time, 0)
+    x = [
+        items,
+        embedded(tower["action"]["embedding"], history["action"]),
+        embedded(tower["surface"]["embedding"], history["surface"]),
+        np.log1p(history["duration"].astype(float))[..., None] / 16,
+        periodic(tower["time"]["phases"], time, features.ABSOLUTE_PERIODS),
+        periodic(tower["age"]["phases"], age, features.RELATIVE_PERIODS),
+        periodic(tower["gap"]["phases"], gap, features.RELATIVE_PERIODS),
+    ]
+    x = np.concatenate(x, axis=-1) @ tower["projection"]["kernel"] + tower["projection"]["bias"]
+    x = x + tower["positions"]
+    single = [jnp.asarray(x, jnp.float32), jnp.asarray(end)]
+    blocks = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tower["transformer"])
+    out = BLOCKS({"params": blocks}, *single)
+    asked = [
+        periodic(tower["request_time"]["absolute"]["phases"], requested, features.ABSOLUTE_PERIODS),
+        periodic(
+            tower["request_time"]["since"]["phases"], requested - time, features.RELATIVE_PERIODS
+        ),
+    ]
+    hidden, last = tower["head"]["hidden"], tower["head"]["out"]
+    x = np.concatenate([out, *asked], axis=-1) @ hidden["kernel"] + hidden["bias"]
+    x = x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    return unit(x @ last["kernel"] + last["bias"])
+
+
+def test_users_are_the_formula_with_its_gradient(catalogue, history, rng):
+    """Along a random direction; some categories are unknown or not in the vocabulary."""
+    history = {name: values.copy() for name, values in history.items()}
+    history["action"][0, :3], history["surface"][0, 2:5] = (0, 3, 9), (0, 2, 7)
+    history["request_time"] += rng.integers(0, 90_000, (2, LENGTH)).astype(np.uint32)
+    model = make(features=pinnerformer.FEATURES)
+    params = params_of(model)
+    point = jax.tree.map(lambda leaf: np.asarray(leaf, float), params["params"])
+    there = history["item"] >= 0
+    found = users(model, catalogue, history)
+    np.testing.assert_allclose(
+        found[there], in_numpy(point, catalogue.content, history)[there], atol=2e-5
+    )
+
+    back = np.where(there[..., None], rng.standard_normal(found.shape), 0)
+    direction = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), point)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, history):
+        return (model.apply(params, catalogue, history, method="users") * back).sum()
+
+    def loss(step):
+        moved = jax.tree.map(lambda x, y: x + step * y, point, direction)
+        return (in_numpy(moved, catalogue.content, history) * back).sum()
+
+    products = jax.tree.map(np.vdot, gradient(params, history)["params"], direction)
+    expected = (loss(1e-3) - loss(-1e-3)) / 2e-3
+    assert sum(jax.tree.leaves(products)) == pytest.approx(expected, rel=5e-3)
 
 
 @pytest.mark.parametrize("history_sums", [False, True])

@@ -83,8 +83,12 @@ def test_the_nearest_are_found(rng, index, k):
 
 
 @pytest.mark.parametrize("share", [0, 0.003, 0.1, 0.8])
-def test_filters_leave_what_is_allowed_and_not_excluded(rng, index, share):
-    """Also where that is fewer than k, and where one query excludes most of what is near to it."""
+def test_filters_leave_what_is_allowed_and_not_excluded(rng, index, share, monkeypatch):
+    """Also where that is fewer than k, and where one query excludes most of what is near to it.
+
+    An exact search is of eight queries at a time.
+    """
+    monkeypatch.setattr(index_lib, "EXACT_QUERIES", 8)
     queries = unit_vectors(rng, 20)
     allowed = rng.random(ITEMS) < share
     out = rng.random((20, ITEMS)) < 0.01

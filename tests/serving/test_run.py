@@ -15,6 +15,7 @@ import pytest
 from pinjax import config_json, timestamps
 from pinjax.data import dataset as dataset_lib
 from pinjax.errors import InputError
+from pinjax.evaluation import vector_search
 from pinjax.retrieval import index as index_lib
 from pinjax.serving import asked
 from pinjax.serving import run as run_lib
@@ -132,7 +133,12 @@ def histories_of(dataset, as_of):
 
 
 @pytest.mark.parametrize("filter_seen", [True, False])
-def test_users_are_recommended_what_they_have_not_seen(dataset, items, open_run, filter_seen):
+def test_users_are_recommended_what_they_have_not_seen(
+    dataset, items, open_run, filter_seen, monkeypatch
+):
+    """Users in several parts, also those that are asked for by their ids."""
+    monkeypatch.setattr(asked, "_SOME", 37)
+    monkeypatch.setattr(vector_search, "_QUERIES", 16)
     vectors, _ = items
     as_of = dataset.spec.train_end - 5 * 86_400
     run = open_run(as_of, users=mean_of_items(vectors))
@@ -148,7 +154,7 @@ def test_users_are_recommended_what_they_have_not_seen(dataset, items, open_run,
             allowed[records["item"]] = False
         expected = best(vectors @ query, 7, allowed)
         assert found[user] == dataset.catalogue.ids[expected].tolist()
-    some = list(histories)[3::40]
+    some = list(histories)[3::4]
     again = lists(run.recommend(some[::-1], k=7, filter_seen=filter_seen), "user")
     assert again == {user: found[user] for user in some}
 
@@ -229,7 +235,8 @@ def test_of_several_vectors_the_best_counts(dataset, items, open_run, rng):
     assert run.embed_users(table)["user"].to_pylist() == [7]
 
 
-def test_items_are_not_similar_to_themselves(dataset, items, open_run):
+def test_items_are_not_similar_to_themselves(dataset, items, open_run, monkeypatch):
+    monkeypatch.setattr(asked, "_SOME", 3)
     vectors, rows = items
     run = open_run()
     ids = dataset.catalogue.ids[rows.rows[5:9]]
@@ -345,7 +352,8 @@ def test_groups_are_recommended_what_is_not_in_them(dataset, items, open_run, rn
         run.embed_users({"user": [], "item": []})
 
 
-def test_queries_and_texts(dataset, items, open_run, rng):
+def test_queries_and_texts(dataset, items, open_run, rng, monkeypatch):
+    monkeypatch.setattr(asked, "_SOME", 1)
     vectors, _ = items
     queries = rng.standard_normal((dataset.spec.num_queries, DIM)).astype(np.float32)
     of_rows = system.Rows(np.arange(len(queries)), queries.__getitem__)

@@ -10,7 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pinjax.data.sources import column_map, histories
+from pinjax.data import timelines
+from pinjax.data.sources import column_map, events, histories
 from pinjax.data.spec import SPLITS
 from pinjax.errors import InputError
 from pinjax.timestamps import DAY
@@ -128,7 +129,10 @@ def in_file(columns):
     "ids",
     [("int", "text"), ("text", "uint64"), ("uint64", "int"), ("decimal", "dictionary")],
 )
-def test_timelines_equal_a_pandas_reading(seed, ids, prepare):
+def test_timelines_equal_a_pandas_reading(seed, ids, prepare, monkeypatch):
+    if seed:  # in several shards and files
+        monkeypatch.setattr(events, "_ROWS_A_SHARD", 40)
+        monkeypatch.setattr(timelines, "ROWS_A_FILE", 3)
     rng = np.random.default_rng(seed)
     columns = columns_of(random_rows(rng), *ids)
     config = config_of(timelines__min_actions=1 + 4 * (seed % 2))
@@ -140,6 +144,9 @@ def test_timelines_equal_a_pandas_reading(seed, ids, prepare):
         of_split = {user for user in expected if split_of(user, config) == split}
         assert found[split] == {user: expected[user] for user in of_split}
         assert made.spec.users[split] == len(of_split) > 0
+        users = [user for chunk in made.chunks(split) for user in chunk.users]
+        rows = range(len(users))[::-1]
+        assert made.chunk_of(split, rows).users == [users[row] for row in rows]
     assert made.spec.integer_users == isinstance(next(iter(expected)), int)
     report = prepared.report
     assert report["rows read"] == report["events"] == len(frame)

@@ -1,6 +1,7 @@
 """Complete data sets: what they depend on, bad input, and what failures leave behind."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ import pytest
 
 from pinjax import checksums
 from pinjax.data import catalogue, dataset
-from pinjax.data.sources import column_map, reading
+from pinjax.data.sources import column_map, events, reading
 from pinjax.data.sources import prepare as prepare_lib
 from pinjax.data.text import tokens
 from pinjax.errors import InputError
@@ -167,6 +168,40 @@ def test_neither_threads_nor_memory_nor_the_order_of_files_matter(
     paths = split_over_files(log, "parquet", write, rng)
     made, _ = prepare(make_config(), paths[::-1], table, memory=memory)
     assert content_of(made.directory) == content_of(first.directory)
+
+
+@pytest.mark.parametrize("given", ["vectors and pictures", "tags"])
+def test_a_catalogue_is_the_same_in_pieces(log, table, rng, prepare, monkeypatch, given):
+    """Of vectors that are given, or made of tags and words; some items have none."""
+    config = make_config()
+    table["v"][3] = None
+    if given == "tags":
+        table["tags"] = [list(rng.choice(["red", "blue", "old", "new"], 2)) for _ in range(22)]
+        config.catalogue.update(content="", tags="tags", tag_dim=2)
+    else:
+        table["pictures"] = [np.ones((n % 3, 3)).tolist() for n in range(22)]
+        table["topic"] = rng.choice(["shoes", "hats"], 22)
+        config.catalogue.update(images="pictures", topic="topic", name="name")
+        config.pairs.sequence = ""  # of items with pictures alone
+    at_once, _ = prepare(config, log, table, out="at once")
+    monkeypatch.setattr(catalogue, "ROWS_A_GROUP", 8)
+    made, _ = prepare(config, log, table)
+    assert pq.read_metadata(made.directory / catalogue.FILE).num_row_groups == 3
+    assert made.spec == dataclasses.replace(at_once.spec, digest=made.spec.digest)
+    found, expected = made.catalogue, at_once.catalogue
+    assert found.has_images
+    for name in (*(field.name for field in dataclasses.fields(catalogue.Items)), "text_features"):
+        if name != "texts":
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), name)
+    for a, b in zip(found.text("title"), expected.text("title"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_log_in_several_shards_is_the_same_data_set(log, table, prepare, monkeypatch):
+    at_once, _ = prepare(make_config(), log, table, out="at once")
+    monkeypatch.setattr(events, "_ROWS_A_SHARD", 40)
+    made, _ = prepare(make_config(), log, table)
+    assert content_of(made.directory) == content_of(at_once.directory)
 
 
 def test_the_same_input_is_prepared_once(log, table, write, prepare):
@@ -404,7 +439,6 @@ def test_units_that_differ_between_files_are_refused(log, write, refuse):
     other["time"] = other["time"] * 1000
     config = make_config(events__query="", pairs__sequence="", events__group="")
     config.catalogue.update(content="", created="", texts=())
-    config.vectors.texts = ()
     paths = [write("1.parquet", half), write("2.parquet", other)]
     refuse(
         "2.parquet: row 1: time is 16.*expected a timestamp from 1970 to 2106 in s", config, paths
