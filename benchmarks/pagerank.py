@@ -60,7 +60,8 @@ def methods(graph: csr.Graph, restart: float) -> Iterator[tuple[str, Callable]]:
     count = LAST - FIRST + 1
 
     def pushed(epsilon, nodes):
-        return ranked(graph, nodes, PageRank(restart, epsilon), FIRST, LAST, count, 0, threads=1)
+        pagerank = PageRank(restart, epsilon)
+        return ranked(graph, nodes, pagerank, FIRST, LAST, count, 0, threads=1)[0]
 
     def walked(number, nodes):
         walks = Walks(number, STEPS, restart, LAST)

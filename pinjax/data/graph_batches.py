@@ -80,7 +80,9 @@ class Numbers:
             "item": ((n.pairs,), ids),
             "excluded": ((n.pairs, widths[0]), ids),
             "hard": ((n.pairs, n.hard), ids),
+            "hard_ranks": ((n.pairs,), ids),
             "group_item": ((n.groups,), ids),
+            "group_drawn": ((n.groups,), np.bool_),
             "group_excluded": ((n.groups, widths[1]), ids),
             "negatives": ((n.negatives,), ids),
         }
@@ -128,7 +130,7 @@ class GraphBatches(batches.RandomAccess):
     table: Neighbours
     walks: walks.Walks
     pairs: item_pairs.Source
-    find_hard: Callable[[], np.ndarray]
+    find_hard: Callable[[], tuple[np.ndarray, np.ndarray]]
     hard_after: int
     corpus: np.ndarray
     steps: int
@@ -143,9 +145,10 @@ class GraphBatches(batches.RandomAccess):
 
         Returns:
           of pairs: `query` and `item`, int32 (pairs,); `hard`, int32 (pairs, n), padded with -1;
-          `excluded`, int32 (pairs, n), the items of all pairs of the batch with the same query,
-          padded with -1.
-          Of edges: `group_item`, int32 (edges,), and `group_excluded`, likewise.
+          `hard_ranks`, int32 (pairs,), how many items these are drawn from; `excluded`, int32
+          (pairs, n), the items of all pairs of the batch with the same query, padded with -1.
+          Of edges: `group_item`, int32 (edges,); `group_drawn`, bool (edges,), whether that may be
+          a random negative; `group_excluded`, likewise.
           `negatives`, int32 (negatives,).
           By device, with names that begin with `BY_DEVICE`: `nodes`, `own_L`, `neighbours_L` and
           `weights_L`, see `subgraphs.Subgraph`. Its targets are the queries, the items, the items
@@ -172,8 +175,8 @@ class GraphBatches(batches.RandomAccess):
         return super().iterate(first_step, workers)
 
     @functools.cached_property
-    def hard(self) -> np.ndarray:
-        """Int32 (items, n), candidates for the hard negatives of a query, padded with -1."""
+    def hard(self) -> tuple[np.ndarray, np.ndarray]:
+        """Candidates for the hard negatives of each query, as `pagerank.ranked` finds them."""
         return self.find_hard()
 
     @functools.cached_property
@@ -215,8 +218,10 @@ class GraphBatches(batches.RandomAccess):
             "pair_group": pairs.group,
             "excluded": batches.of_same(pairs.query, pairs.item, self.widths[0]),
             "hard": self._hard(rng, pairs.query, step),
+            "hard_ranks": self.hard[1][pairs.query],
             "group": edges.group,
             "group_item": edges.item,
+            "group_drawn": self._may_be_drawn(edges.item),
             "group_excluded": batches.of_same(edges.group, edges.item, self.widths[1]),
             "negatives": rng.choice(self.corpus, self.numbers.negatives),
             "place": np.arange(self.numbers.pairs),
@@ -233,11 +238,16 @@ class GraphBatches(batches.RandomAccess):
 
     def _hard(self, rng: np.random.Generator, query: np.ndarray, step: int) -> np.ndarray:
         """Random candidates of each query: one more after every `hard_after` steps."""
-        candidates = self.hard[query]
+        candidates = self.hard[0][query]
         order = np.where(candidates >= 0, rng.random(candidates.shape), 2).argsort(axis=1)
         chosen = np.take_along_axis(candidates, order[:, : self.numbers.hard], axis=1)
         chosen[:, step // self.hard_after :] = -1
         return chosen
+
+    def _may_be_drawn(self, items: np.ndarray) -> np.ndarray:
+        """Bool (n,): whether items may be random negatives."""
+        place = np.searchsorted(self.corpus, items)
+        return self.corpus[np.minimum(place, len(self.corpus) - 1)] == items
 
     def _share(self, drawn: dict[str, np.ndarray], device: int) -> dict[str, np.ndarray]:
         """A device's share of the global batch."""

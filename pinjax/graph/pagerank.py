@@ -39,7 +39,7 @@ def ranked(
     count: int,
     seed: int,
     threads: int | None = None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Distinct random items among those of some ranks by personalised PageRank from each node.
 
     The node itself has no rank; equals (in float32) are ranked by row. A row is a function of its
@@ -56,14 +56,15 @@ def ranked(
       threads: number of them; one a core if None.
 
     Returns:
-      int32 (n, count), padded with -1 where fewer items have such a rank.
+      int32 (n, count), padded with -1 where fewer items have such a rank; int32 (n,), how many
+      have.
 
     Raises:
       IndexError: if a node is not in the graph.
     """
     nodes, arrays = nodes_of(graph.items, nodes), arrays_of(graph)
     items, groups = (len(side.offsets) - 1 for side in (graph.items, graph.groups))
-    chosen = np.full((len(nodes), count), -1, np.int32)
+    chosen, available = np.full((len(nodes), count), -1, np.int32), np.zeros(len(nodes), np.int32)
 
     def fill(start: int, stop: int) -> None:
         settled, moving, in_groups = np.zeros(items), np.zeros(items), np.zeros(groups)
@@ -76,10 +77,10 @@ def ranked(
             candidates = _by_score(found, scores)[first - 1 : last]
             rng = np.random.default_rng((seed, node))
             picked = rng.choice(candidates, min(count, len(candidates)), replace=False)
-            chosen[row, : len(picked)] = picked
+            chosen[row, : len(picked)], available[row] = picked, len(candidates)
 
     over_ranges(fill, len(nodes), threads)
-    return chosen
+    return chosen, available
 
 
 def _by_score(items: np.ndarray, scores: np.ndarray) -> np.ndarray:

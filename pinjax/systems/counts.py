@@ -36,7 +36,7 @@ def log_q(
     sketch: count_min_sketch.CountMinSketch,
     ids: jax.Array,
     num_batch: ArrayLike,
-    num_random: int,
+    num_random: ArrayLike,
     num_items: ArrayLike,
     *,
     enabled: bool,

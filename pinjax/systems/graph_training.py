@@ -98,11 +98,11 @@ def _walks(config: ConfigDict) -> walks.Walks:
     return walks.Walks(data.walks, data.walk_steps, data.walk_restart, data.neighbours)
 
 
-def _hard(graph: csr.Graph, config: ConfigDict, seed: int) -> np.ndarray:
+def _hard(graph: csr.Graph, config: ConfigDict, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Candidates for hard negatives, as the section `loss` says."""
     items = np.arange(len(graph.items.offsets) - 1, dtype=np.int32)
     if not config.num_hard_negatives:
-        return np.zeros((len(items), 0), np.int32)
+        return np.zeros((len(items), 0), np.int32), np.zeros(len(items), np.int32)
     return pagerank.ranked(
         graph,
         items,

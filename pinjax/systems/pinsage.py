@@ -67,9 +67,11 @@ class Pairs(NamedTuple):
     queries: jax.Array  # float32 (pairs, dim)
     positives: jax.Array  # float32 (pairs, dim)
     ids: jax.Array  # int32 (pairs,), of the positives
+    drawn: jax.Array  # bool (pairs,), whether the positives may be random negatives
     excluded: jax.Array  # int32 (pairs, n), items that are no negatives; padded with -1
     hard: jax.Array | None = None  # float32 (pairs, hard, dim), hard negatives of each pair
     hard_ids: jax.Array | None = None  # int32 (pairs, hard), padded with -1
+    hard_ranks: jax.Array | None = None  # int32 (pairs,), items that they are drawn from
 
 
 def encode(
@@ -142,16 +144,18 @@ def loss(
     }
 
     def term(name: str, pairs: Pairs) -> jax.Array:
-        queries, positives, positive_ids, excluded, hard, hard_ids = pairs
+        queries, positives, positive_ids, drawn, excluded, hard, hard_ids, hard_ranks = pairs
         if config.name == "max_margin":
             # E[max(0, z_q · z_n - z_q · z_i + Δ)] over shared and hard negatives (§3.3).
             return max_margin.max_margin(
                 queries, positives, random, random_ids, excluded, config.margin, hard, hard_ids
             )
-        all_ids, all_positives = everywhere((positive_ids, positives))
+        all_ids, all_positives, all_drawn = everywhere((positive_ids, positives, drawn))
         ids, number = jnp.concatenate([all_ids, random_ids]), constants["candidates"]
+        # Items that no pair leads to are positives of groups, and never random negatives.
+        num_random = len(random_ids) * jnp.concatenate([all_drawn, jnp.ones_like(random_ids, bool)])
         log_q = counts.log_q(
-            sketches[name], ids, len(all_ids), len(random_ids), number, enabled=config.log_q
+            sketches[name], ids, len(all_ids), num_random, number, enabled=config.log_q
         )
         negatives = sampled_softmax.Negatives(
             embeddings=jnp.concatenate([all_positives, random]),
@@ -161,20 +165,26 @@ def loss(
         )
         own = None
         if hard is not None:
-            ranks, drawn = config.hard_last - config.hard_first + 1, (hard_ids >= 0).sum(axis=1)
-            own_log_q = jnp.float32(config.log_q) * jnp.log(jnp.maximum(drawn, 1) / ranks)
+            expected = jnp.maximum((hard_ids >= 0).sum(axis=1), 1) / jnp.maximum(hard_ranks, 1)
+            own_log_q = jnp.float32(config.log_q) * jnp.log(expected)
             own = sampled_softmax.HardNegatives(hard, hard_ids, own_log_q)
         return sampled_softmax.of_pairs(queries, positives, negatives, scale, excluded, hard=own)
 
     # An item is never its own negative, and neither is another positive of the same query.
     excluded = jnp.concatenate([batch["query"][:, None], batch["excluded"]], axis=1)
-    pairs = Pairs(embedded["query"], embedded["item"], batch["item"], excluded)
+    drawn = jnp.ones_like(batch["item"], bool)
+    pairs = Pairs(embedded["query"], embedded["item"], batch["item"], drawn, excluded)
     if batch["hard"].size:
-        pairs = pairs._replace(hard=embedded["hard"], hard_ids=batch["hard"])
+        hard = {"hard": embedded["hard"], "hard_ids": batch["hard"]}
+        pairs = pairs._replace(**hard, hard_ranks=batch["hard_ranks"])
     terms = {"items": term("items", pairs)}
     if len(batch["group_item"]):
         edges = Pairs(
-            embedded["group"], embedded["group_item"], batch["group_item"], batch["group_excluded"]
+            embedded["group"],
+            embedded["group_item"],
+            batch["group_item"],
+            batch["group_drawn"],
+            batch["group_excluded"],
         )
         terms["groups"] = term("groups", edges)
     metrics = {"temperature": 1 / scale}

@@ -41,7 +41,7 @@ def make(graph, pairs=None, devices=1, shard=(0, 1), **fields):
         table=walks.neighbourhoods(graph, every, WALKS, 0),
         walks=WALKS,
         pairs=pairs or item_pairs.Memberships(graph, stream=1),
-        find_hard=lambda: hard.astype(np.int32),
+        find_hard=lambda: (hard.astype(np.int32), every),
         hard_after=3,
         corpus=every[:50],
         steps=9,
@@ -61,7 +61,7 @@ def test_the_last_batches_have_room_for_their_hard_negatives(tmp_path):
     made = dataclasses.replace(
         make(graph, items=items, hard=40),
         table=walks.neighbourhoods(graph, every, WALKS, 0),
-        find_hard=lambda: rng.integers(items, size=(items, 50)).astype(np.int32),
+        find_hard=lambda: (rng.integers(items, size=(items, 50)).astype(np.int32), every),
         hard_after=1,
         steps=41,
     )
@@ -90,7 +90,7 @@ def test_worker_processes_make_the_same_batches_and_look_for_no_hard_negatives(g
 
     def find_hard():
         assert os.getpid() == here
-        return np.stack([every[::-1], every - 1], axis=1)
+        return np.stack([every[::-1], every - 1], axis=1), every
 
     made = dataclasses.replace(made, find_hard=find_hard)
     found = list(made.iterate(4, workers=1))
@@ -177,7 +177,9 @@ def test_hard_negatives_come_one_after_the_other(graph):
         number = min(step // 3, 2)
         left = np.where(batch["query"] % 7 == 0, 1, 3)  # candidates
         np.testing.assert_array_equal((batch["hard"] >= 0).sum(axis=1), np.minimum(number, left))
-        candidates = made.hard[batch["query"]]
+        candidates = made.hard[0][batch["query"]]
+        np.testing.assert_array_equal(batch["hard_ranks"], batch["query"])
+        np.testing.assert_array_equal(batch["group_drawn"], batch["group_item"] < 50)
         assert all(set(row) <= {*of, -1} for row, of in zip(batch["hard"], candidates, strict=True))
 
 
@@ -201,7 +203,7 @@ def test_a_pairs_own_edge_does_not_tell_one_item_of_the_other(tmp_path, layers):
     made = dataclasses.replace(
         make(graph, pairs, layers=layers, items=4 * number),
         table=walks.neighbourhoods(graph, every, WALKS, 0),
-        find_hard=lambda: np.zeros((4 * number, 3), np.int32),
+        find_hard=lambda: (np.zeros((4 * number, 3), np.int32), every),
     )
     for step in range(5):
         batch = made[step]

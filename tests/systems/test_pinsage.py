@@ -41,11 +41,13 @@ def parts(make_config, mesh):
     ("name", "corrected"), [("softmax", True), ("softmax", False), ("max_margin", True)]
 )
 def test_loss_is_the_formula(parts, name, corrected):
-    changes = {"name": name, "sketch_width": 2**18, "log_q": corrected}
+    changes = {"name": name, "sketch_width": 2**18, "log_q": corrected, "hard_last": 900}
     _, dataset, system, params, sketches, batch, embedded = parts(loss=changes)
     arguments = params, system.constants, sketches, batch, jax.random.key(2)
     value, (metrics, _) = jax.jit(system.trainable.loss)(*arguments)
-    candidates = len(np.unique(_pairs(dataset)["item"]))
+    candidates = set(_pairs(dataset)["item"].tolist())
+    assert not set(batch["group_item"].tolist()) <= candidates
+    assert 1 < batch["hard_ranks"].min() < 850  # not so many are reached
     random = batch["negatives"].tolist()
 
     def loss(query, item, same, ids, hard=None, hard_ids=None):
@@ -64,13 +66,14 @@ def test_loss_is_the_formula(parts, name, corrected):
                 continue
 
             def log_q(id):
-                expected = ids.tolist().count(id) + len(random) / candidates
+                expected = ids.tolist().count(id)
+                expected += (id in candidates) * len(random) / len(candidates)
                 return np.log(expected) if corrected else 0
 
             logits = [q @ item[row] / 0.07 - log_q(positive)]
             logits += [q @ z / 0.07 - log_q(id) for id, z in negatives]
             drawn = 0 if hard_ids is None else (hard_ids[row] >= 0).sum()
-            own_log_q = np.log(drawn / 101) if drawn and corrected else 0  # ranks 50 to 150
+            own_log_q = np.log(drawn / batch["hard_ranks"][row]) if drawn and corrected else 0
             logits += [q @ z / 0.07 - own_log_q for z in own]
             losses.append(np.logaddexp.reduce(logits) - logits[0])
         return np.mean(losses)
