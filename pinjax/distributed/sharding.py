@@ -90,30 +90,30 @@ def by_rows(
     return apply
 
 
-def split_rows(mesh: Mesh, function: Callable[[Any, Any, Any], jax.Array]) -> Callable[..., Any]:
+def split_rows(
+    mesh: Mesh, function: Callable[[Any, Any, Any], jax.Array], pad: bool = True
+) -> Callable[..., Any]:
     """(a, b, rows) -> function(a, b, rows), compiled; the rows are split over the devices.
 
-    It is for functions that compute row by row. The result is replicated. `rows` is a pytree of
-    arrays, whose length need not be divisible by the number of devices; `a` and `b` may have any
+    It is for functions that compute row by row. The result is replicated. `a` and `b` may have any
     sharding.
+
+    Args:
+      mesh: of the devices.
+      function: of `a`, `b` and `rows`, a pytree of arrays.
+      pad: the arrays of `rows` have the same length, which need not be divisible by the number of
+        devices. Without, each has a length that is.
     """
 
-    def padded(a, b, rows):
+    def split(a, b, rows):
         count = len(jax.tree.leaves(rows)[0])
-        more = -count % mesh.shape["data"]
-        rows = jax.tree.map(
-            lambda x: jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)], mode="edge"), rows
-        )
-        return function(a, b, lax.with_sharding_constraint(rows, over_data(mesh)))[:count]
-
-    return jax.jit(padded, out_shardings=replicated(mesh))
-
-
-def split_groups(mesh: Mesh, function: Callable[[Any, Any, Any], jax.Array]) -> Callable[..., Any]:
-    """`split_rows` for a batch of groups, whose arrays all have as many for each device."""
-
-    def split(a, b, batch):
-        return function(a, b, lax.with_sharding_constraint(batch, over_data(mesh)))
+        more = -count % mesh.shape["data"] if pad else 0
+        if more:
+            rows = jax.tree.map(
+                lambda x: jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)], mode="edge"), rows
+            )
+        result = function(a, b, lax.with_sharding_constraint(rows, over_data(mesh)))
+        return result[:count] if more else result
 
     return jax.jit(split, out_shardings=replicated(mesh))
 

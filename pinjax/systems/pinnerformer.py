@@ -199,7 +199,9 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     layout = histories.layout_of(sampler, spec, config.data.users, mesh)
     served_layout = histories.served_layout(config, spec, mesh)
     history = histories.abstract_histories(served_layout, mesh)
-    users = sharding.split_groups(mesh, functools.partial(served, model, served_layout.alone))
+    users = sharding.split_rows(
+        mesh, functools.partial(served, model, served_layout.alone), pad=False
+    )
     return system.Trainable(
         init=functools.partial(init, model, config.loss, constants),
         loss=functools.partial(loss, model, config.loss, mesh, layout),
