@@ -30,9 +30,8 @@ from pinjax.systems import counts, engagements, exports, product_table, system
 def make_encoder(config: ConfigDict, num_tokens: int, mesh: Mesh) -> itemsage.ItemSage:
     """The product tower, for a vocabulary of `num_tokens`."""
     model = dict(config.model)
-    slots, texts = model.pop("image_slots"), model.pop("texts")
+    texts = model.pop("texts")
     return itemsage.ItemSage(
-        image_features=(("image", "image", slots),) if slots else (),
         text_features=texts,
         num_tokens=num_tokens,
         tables=sharding.table_layout(mesh, config.train),
@@ -50,8 +49,8 @@ def init(
     """Parameters, and sketches that count products, queries and their pairs."""
     params_key, sketch_key = jax.random.split(key)
     images = image_mask = tokens = segments = None
-    if encoder.image_features:
-        image_mask = jnp.ones((1, encoder.image_features[0][-1]), bool)
+    if encoder.image_slots:
+        image_mask = jnp.ones((1, encoder.image_slots), bool)
         images = jnp.zeros((*image_mask.shape, image_dim))
     if encoder.text_features:
         tokens = segments = jnp.zeros(1, jnp.int32)

@@ -106,10 +106,9 @@ def gather(
     """The encoder's inputs for some products, and whether their tokens fit in the capacity."""
     images = image_mask = tokens = segments = None
     fits = True
-    if encoder.image_features:
-        slots = encoder.image_features[0][-1]
+    if encoder.image_slots:
         images, image_mask = product_features.gather_images(
-            products["images"], rows, slots, encoder.tables
+            products["images"], rows, encoder.image_slots, encoder.tables
         )
     if encoder.text_features:
         tokens, segments, fits = product_features.gather_tokens(
