@@ -106,7 +106,7 @@ def widths_of_pairs(config: ConfigDict, spec: Spec) -> dict[str, int]:
 
 
 def of_pairs(width: int, ids: np.ndarray, made: batches.PairBatches) -> Counted:
-    """The stream of an id of each training pair.
+    """The stream of one id per training pair.
 
     Args:
       width: of the sketch.

@@ -22,7 +22,9 @@ _DRAWN = 2**12  # users of a device, in batches that have to fit
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Rejects actions without features, and batches with too many labels or for other devices."""
+    """Rejects `request_time` as the only feature, too many labels, and batches that the devices do
+    not divide.
+    """
     if set(config.model.features) == {"request_time"}:
         raise InputError("model.features: expected a feature of actions beside request_time")
     sharding.check(mesh, config.train)

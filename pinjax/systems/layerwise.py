@@ -84,7 +84,7 @@ def embedders(
 
 
 def _flat(rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What others send, their places for each row, and their weights; 0 for padding."""
+    """Neighbours' messages, their row indices, and their weights; padding is -1, its weight 0."""
     others, weights = rows["others"], rows["weights"]
     places = jnp.arange(weights.size, dtype=jnp.int32).reshape(weights.shape)
     others = others.reshape(-1, others.shape[-1])

@@ -146,7 +146,7 @@ class Users:
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Nothing of the config is for some meshes alone, nor are there fields to disagree."""
+    """PinnerSage has no field that depends on the mesh or on another field."""
 
 
 def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:

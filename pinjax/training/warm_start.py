@@ -24,7 +24,7 @@ Names = Callable[[str], Sequence[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """A data set whose rows parameters have, before or after.
+    """The data set that parameters were trained on, or are carried over to.
 
     Attributes:
       names: of what rows stand for, by the values of `Trainable.rows`.
