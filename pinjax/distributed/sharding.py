@@ -57,12 +57,12 @@ def over_data(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def everywhere(mesh: Mesh) -> Callable[[Any], Any]:
+def replicate(mesh: Mesh) -> Callable[[Any], Any]:
     """Replicates arrays over all devices; for use inside a compiled function."""
     return functools.partial(lax.with_sharding_constraint, shardings=replicated(mesh))
 
 
-def by_rows(
+def shard_map_rows(
     mesh: Mesh, layout: sharded_table.Layout, function: Callable[..., jax.Array]
 ) -> Callable[..., jax.Array]:
     """(params, constants, rows) -> function of them, run by each device on its share of the rows.
@@ -90,7 +90,7 @@ def by_rows(
     return apply
 
 
-def split_rows(
+def jit_over_rows(
     mesh: Mesh, function: Callable[[Any, Any, Any], jax.Array], pad: bool = True
 ) -> Callable[..., Any]:
     """(a, b, rows) -> function(a, b, rows), compiled; the rows are split over the devices.
@@ -118,15 +118,13 @@ def split_rows(
     return jax.jit(split, out_shardings=replicated(mesh))
 
 
-def on_each(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+def run_replicated(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function of replicated arguments, which every device computes in full.
 
     The compiler alone may split the work, and then communication costs more than it saves.
     """
-    everywhere = PartitionSpec()
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
-    )
+    spec = PartitionSpec()
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
 def path_name(path: Any) -> str:

@@ -29,7 +29,7 @@ def add(
     where: jax.Array | None = None,
 ) -> count_min_sketch.CountMinSketch:
     """`count_min_sketch.add` of replicated ids, by each device for itself."""
-    return sharding.on_each(mesh, count_min_sketch.add)(sketch, ids, where)
+    return sharding.run_replicated(mesh, count_min_sketch.add)(sketch, ids, where)
 
 
 def log_q(

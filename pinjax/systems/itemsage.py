@@ -81,7 +81,7 @@ def encode(
         inputs, fits = product_table.gather(on_device, products, rows, capacity)
         return jnp.where(fits, on_device.apply(params, *inputs), jnp.nan)
 
-    return sharding.by_rows(mesh, encoder.tables, of_device)(params, products, rows)
+    return sharding.shard_map_rows(mesh, encoder.tables, of_device)(params, products, rows)
 
 
 def loss(
@@ -97,7 +97,7 @@ def loss(
     key: jax.Array,
 ) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
     """The loss of a global batch of pairs (§4.2): L_pos + L_neg, or one softmax over both."""
-    everywhere = sharding.everywhere(mesh)
+    replicate = sharding.replicate(mesh)
     corpus = constants["corpus"]
     size, num_random = len(batch["item"]), config.num_random_negatives
 
@@ -112,7 +112,7 @@ def loss(
     random_rows = corpus[jax.random.randint(key, (num_random,), 0, len(corpus))]
 
     # Count products, queries and their pairs, over all devices.
-    all_queries, all_products = everywhere((batch["query"], batch["item"]))
+    all_queries, all_products = replicate((batch["query"], batch["item"]))
     seen = counted({"query": all_queries, "item": all_products})
     sketches = {name: counts.add(mesh, sketches[name], ids) for name, ids in seen.items()}
     # log P(p | q) of each pair. The estimated count of a pair may exceed the count of its query.
@@ -133,8 +133,8 @@ def loss(
         negatives = sampled_softmax.Negatives(embeddings, ids, log_q, positive_log_q)
         return sampled_softmax.of_pairs(queries, positives, negatives, scale, excluded)
 
-    in_batch = all_products, everywhere(positives)
-    random = random_rows, everywhere(embed(random_rows, "random"))
+    in_batch = all_products, replicate(positives)
+    random = random_rows, replicate(embed(random_rows, "random"))
     if config.terms == "joined":
         both = jax.tree.map(lambda *x: jnp.concatenate(x), in_batch, random)
         terms = {"joined": term(*both, size, num_random)}
@@ -205,7 +205,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch=engagements.abstract_batch(mesh, made_up),
         batch_size="data.pairs",
         embedders={
-            "products": system.Embedder(sharding.split_rows(mesh, products), ("products",), rows)
+            "products": system.Embedder(sharding.jit_over_rows(mesh, products), ("products",), rows)
         },
         search=system.Search(spec.num_items, config.model.embedding_dim, 100),
         rows=system.TEXTS,

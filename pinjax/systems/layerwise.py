@@ -62,8 +62,8 @@ def embedders(
         return on_device.bind(params).group(*_flat(rows))
 
     def embedder(function: Callable[..., jax.Array], constants: tuple[str, ...], batch: Any):
-        by_device = sharding.by_rows(mesh, model.tables, function)
-        return system.Embedder(sharding.split_rows(mesh, by_device), constants, batch)
+        by_device = sharding.shard_map_rows(mesh, model.tables, function)
+        return system.Embedder(sharding.jit_over_rows(mesh, by_device), constants, batch)
 
     rows = min(_ROWS, numbers.items)
 

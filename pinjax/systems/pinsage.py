@@ -115,7 +115,7 @@ def encode(
         }
 
     tables_of = {name: constants[name] for name in node_table.NAMES}
-    return sharding.by_rows(mesh, model.tables, of_device)(params, tables_of, batch)
+    return sharding.shard_map_rows(mesh, model.tables, of_device)(params, tables_of, batch)
 
 
 def loss(
@@ -131,12 +131,12 @@ def loss(
 ) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
     """The loss of a global batch: that of pairs of items, and that of groups and their items."""
     del key
-    everywhere = sharding.everywhere(mesh)
+    replicate = sharding.replicate(mesh)
     embedded = encode(model, inputs, mesh, params, constants, batch)
-    random_ids, random = everywhere((batch["negatives"], embedded["negatives"]))
+    random_ids, random = replicate((batch["negatives"], embedded["negatives"]))
     scale = model.apply(params, method="scale")
     sketches = {
-        name: counts.add(mesh, sketches[name], everywhere(ids))
+        name: counts.add(mesh, sketches[name], replicate(ids))
         for name, ids in counted(batch).items()
         if name in sketches
     }
@@ -148,7 +148,7 @@ def loss(
             return max_margin.max_margin(
                 queries, positives, random, random_ids, excluded, config.margin, hard, hard_ids
             )
-        all_ids, all_positives = everywhere((positive_ids, positives))
+        all_ids, all_positives = replicate((positive_ids, positives))
         ids, number = jnp.concatenate([all_ids, random_ids]), constants["candidates"]
         log_q = counts.log_q(
             sketches[name], ids, len(all_ids), len(random_ids), number, enabled=config.log_q

@@ -43,7 +43,7 @@ class Tower(NamedTuple):
 
     def embed(self, mesh: Mesh, params: Any, texts: Any, rows: jax.Array) -> jax.Array:
         """The embeddings of queries, float32 (rows, dim); each device computes its share."""
-        return sharding.by_rows(mesh, self.tables, self.apply)(params, texts, rows)
+        return sharding.shard_map_rows(mesh, self.tables, self.apply)(params, texts, rows)
 
 
 def create(config: ConfigDict, mesh: Mesh, spec: Spec) -> Tower:

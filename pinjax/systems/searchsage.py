@@ -48,10 +48,10 @@ def loss(
 ) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
     """The softmax of a global batch of pairs over the batch's items, with logQ correction."""
     del key
-    everywhere = sharding.everywhere(mesh)
+    replicate = sharding.replicate(mesh)
     queries = tower.embed(mesh, params["tower"], constants["texts"], batch["query"])
     positives = tower.tables.gather(constants["items"], batch["item"])
-    ids, embeddings = everywhere((batch["item"], positives))
+    ids, embeddings = replicate((batch["item"], positives))
     sketch = counts.add(mesh, sketch, ids)
     log_q = counts.log_q(sketch, ids, len(ids), 0, len(constants["items"]), enabled=config.log_q)
     negatives = sampled_softmax.Negatives(embeddings, ids, log_q, positive_log_q=log_q)
@@ -95,7 +95,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         return tower.embed(mesh, params["tower"], constants["texts"], rows)
 
     rows = jax.ShapeDtypeStruct((product_table.rows_at_once(mesh),), jnp.int32)
-    embedder = system.Embedder(sharding.split_rows(mesh, queries), ("texts",), rows)
+    embedder = system.Embedder(sharding.jit_over_rows(mesh, queries), ("texts",), rows)
     return system.Trainable(
         init=functools.partial(init, tower, config.loss),
         loss=functools.partial(loss, tower, config.loss, mesh),

@@ -30,7 +30,7 @@ def build(config, mesh, spec):
         return losses.mean(), ({}, sketches)
 
     def embedder(name):
-        embed = sharding.split_rows(mesh, lambda params, constants, rows: params[name][rows])
+        embed = sharding.jit_over_rows(mesh, lambda params, constants, rows: params[name][rows])
         return system.Embedder(embed, (), jax.ShapeDtypeStruct((64,), jnp.int32))
 
     return system.Trainable(
