@@ -42,7 +42,9 @@ class Users:
         one_out = dataset.spec.leave_one_out  # then all splits have all users
         self._splits = spec_lib.SPLITS[:1] if one_out else spec_lib.SPLITS
 
-    def known(self, embed: system.Users, as_of: int, wanted: pa.Array | None) -> Iterator[Some]:
+    def known(
+        self, embed: system.EmbedUsers, as_of: int, wanted: pa.Array | None
+    ) -> Iterator[Some]:
         """Users by their ids, or all; those who had not acted by then are left out.
 
         Raises:
@@ -61,7 +63,9 @@ class Users:
                 chunk = self._dataset.chunk_of(split, of_split[start : start + _SOME])
                 yield from self.of_chunk(embed, as_of, chunk)
 
-    def of_chunk(self, embed: system.Users, as_of: int, chunk: timelines.Chunk) -> Iterator[Some]:
+    def of_chunk(
+        self, embed: system.EmbedUsers, as_of: int, chunk: timelines.Chunk
+    ) -> Iterator[Some]:
         """The users of timelines, without those who had not acted by then."""
         users, last, history = histories.until(chunk, as_of, self._config.data.length)
         if len(users):
@@ -86,7 +90,7 @@ class Users:
 
 
 def of_rows(
-    table: system.Rows,
+    table: system.EmbeddedRows,
     ids: np.ndarray,
     name: str,
     wanted: pa.Array | None,

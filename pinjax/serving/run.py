@@ -213,7 +213,7 @@ class Run:
     def items(self, ids: Any = None) -> Asked:
         """Items by their embeddings; none is found for itself."""
         items, own = self._items(self.as_of), self.dataset.catalogue.ids
-        table, wanted = system.Rows(items.rows, items.of), asked_lib.as_array(ids)
+        table, wanted = system.EmbeddedRows(items.rows, items.of), asked_lib.as_array(ids)
         seen = functools.partial(asked_lib.themselves, np.arange(len(own)))
         return self._asked("from_item", asked_lib.of_rows(table, own, "items", wanted, seen))
 

@@ -143,7 +143,9 @@ def _abstract(
     }
 
 
-def users_of(embed: Callable[[system.Batch], jax.Array], layout: packing.Layout) -> system.Users:
+def users_of(
+    embed: Callable[[system.Batch], jax.Array], layout: packing.Layout
+) -> system.EmbedUsers:
     """The embeddings of histories by a function of packed ones."""
     return lambda parts: batching.of_batches(embed, packing.batches(parts, layout))
 

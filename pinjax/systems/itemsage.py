@@ -255,8 +255,8 @@ def bind(
 
     def serve(params: Any, as_of: int) -> system.Served:
         del as_of  # embeddings do not depend on time
-        items = system.Rows(rows, functools.partial(embed_items, params))
-        queries = system.Rows(np.arange(spec.num_queries), embed_queries)
+        items = system.EmbeddedRows(rows, functools.partial(embed_items, params))
+        queries = system.EmbeddedRows(np.arange(spec.num_queries), embed_queries)
         return system.Served(items, queries=queries)
 
     widths = counts.widths_of_pairs(config.loss, spec)

@@ -239,7 +239,9 @@ def bind(
 
     def serve(params: Any, as_of: int) -> system.Served:
         users, towers = make(params, as_of)
-        return system.Served(system.Rows(np.arange(spec.num_items), towers.items), users=users)
+        return system.Served(
+            system.EmbeddedRows(np.arange(spec.num_items), towers.items), users=users
+        )
 
     def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
         retriever = vector_search.VectorSearch(lambda as_of: make(params, as_of)[1])
@@ -275,10 +277,10 @@ def make_towers(
     table: item_table.ItemTable,
     dataset: Dataset,
     constants: item_table.Constants,
-) -> Callable[[Any, int], tuple[system.Users, vector_search.Towers]]:
+) -> Callable[[Any, int], tuple[system.EmbedUsers, vector_search.Towers]]:
     """(params, as_of) -> embedding functions; popularity is as of that time."""
 
-    def make(params: Any, as_of: int) -> tuple[system.Users, vector_search.Towers]:
+    def make(params: Any, as_of: int) -> tuple[system.EmbedUsers, vector_search.Towers]:
         then, embed = table.as_of(dataset, constants, as_of), trainable.embedders
         users = histories.users_of(functools.partial(embed["users"], params, then), layout)
         embed_items = functools.partial(embed["items"], params, then)

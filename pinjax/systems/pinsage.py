@@ -268,11 +268,11 @@ def bind(
     def serve(params: Any, as_of: int) -> system.Served:
         del as_of  # the graph is that of the end of training
         states = embed_items(params)
-        items = system.Rows(rows, states[:, -config.model.embedding_dim :].__getitem__)
+        items = system.EmbeddedRows(rows, states[:, -config.model.embedding_dim :].__getitem__)
         if not config.data.groups:
             return system.Served(items)
         has_items = np.flatnonzero(np.diff(graph.groups.offsets))
-        groups = system.Rows(has_items, functools.partial(embed_groups, params, states))
+        groups = system.EmbeddedRows(has_items, functools.partial(embed_groups, params, states))
         return system.Served(items, groups=groups)
 
     def export(params: Any, as_of: int) -> exports.Exports:

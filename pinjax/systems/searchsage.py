@@ -184,8 +184,8 @@ def bind(
         del as_of  # embeddings do not depend on time
         searches = np.flatnonzero(dataset.queries.kinds == "text")
         return system.Served(
-            items=system.Rows(np.flatnonzero(findable), items.__getitem__),
-            queries=system.Rows(searches, functools.partial(embed_queries, params)),
+            items=system.EmbeddedRows(np.flatnonzero(findable), items.__getitem__),
+            queries=system.EmbeddedRows(searches, functools.partial(embed_queries, params)),
             texts=functools.partial(embed_texts, params),
         )
 

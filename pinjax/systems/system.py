@@ -52,7 +52,7 @@ class Embedder:
         return self.function(params, self.reads(constants), batch)
 
 
-class Rows(NamedTuple):
+class EmbeddedRows(NamedTuple):
     """A table of the data set with embeddings.
 
     Attributes:
@@ -64,7 +64,7 @@ class Rows(NamedTuple):
     embed: Callable[[np.ndarray], np.ndarray]
 
 
-Users = Callable[[Iterable[Batch]], np.ndarray | None]
+EmbedUsers = Callable[[Iterable[Batch]], np.ndarray | None]
 
 
 class Served(NamedTuple):
@@ -80,10 +80,10 @@ class Served(NamedTuple):
       texts: from any texts of searches to embeddings (texts, dim).
     """
 
-    items: Rows
-    users: Users | None = None
-    queries: Rows | None = None
-    groups: Rows | None = None
+    items: EmbeddedRows
+    users: EmbedUsers | None = None
+    queries: EmbeddedRows | None = None
+    groups: EmbeddedRows | None = None
     texts: Callable[[list[str]], np.ndarray] | None = None
 
 

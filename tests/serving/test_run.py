@@ -59,7 +59,7 @@ def items(dataset, rng):
     """Of all items but every third one."""
     vectors = rng.standard_normal((dataset.spec.num_items, DIM)).astype(np.float32)
     rows = np.flatnonzero(np.arange(len(vectors)) % 3)
-    return vectors, system.Rows(rows, vectors.__getitem__)
+    return vectors, system.EmbeddedRows(rows, vectors.__getitem__)
 
 
 @pytest.fixture
@@ -331,7 +331,7 @@ def test_histories_alone_take_an_index_of_later(dataset, items, open_run, tmp_pa
 def test_groups_are_recommended_what_is_not_in_them(dataset, items, open_run, rng):
     vectors, _ = items
     groups = rng.standard_normal((dataset.spec.num_groups, DIM)).astype(np.float32)
-    run = open_run(groups=system.Rows(np.arange(len(groups)), groups.__getitem__))
+    run = open_run(groups=system.EmbeddedRows(np.arange(len(groups)), groups.__getitem__))
     some = np.arange(0, len(groups), 7)
     found = lists(run.recommend(dataset.groups[some], 6), "group")
     for group in some:
@@ -348,7 +348,7 @@ def test_groups_are_recommended_what_is_not_in_them(dataset, items, open_run, rn
 def test_queries_and_texts(dataset, items, open_run, rng):
     vectors, _ = items
     queries = rng.standard_normal((dataset.spec.num_queries, DIM)).astype(np.float32)
-    of_rows = system.Rows(np.arange(len(queries)), queries.__getitem__)
+    of_rows = system.EmbeddedRows(np.arange(len(queries)), queries.__getitem__)
     run = open_run(queries=of_rows)
     kinds, of_item = dataset.queries.kinds, dataset.queries.items
     some = [np.flatnonzero(kinds == "image")[3], np.flatnonzero(kinds == "text")[2]]

@@ -64,7 +64,9 @@ def bind(trainable, config, mesh, dataset):
 
     def serve(params, as_of):
         tables = {
-            name: system.Rows(np.arange(len(own)), functools.partial(embed_rows, name, params))
+            name: system.EmbeddedRows(
+                np.arange(len(own)), functools.partial(embed_rows, name, params)
+            )
             for name, own in ids.items()
         }
         return system.Served(**tables)
