@@ -208,7 +208,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
             "products": system.Embedder(sharding.jit_over_rows(mesh, products), ("products",), rows)
         },
         search=system.Search(spec.num_items, config.model.embedding_dim, 100),
-        rows=system.TEXTS,
+        row_meanings=system.TEXTS,
         counted=counted,
     )
 

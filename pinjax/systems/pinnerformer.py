@@ -216,7 +216,8 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         search=system.Search(
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 50
         ),
-        rows=system.IDS | {f"/{name}/embedding$": f"{name}s" for name in ("action", "surface")},
+        row_meanings=system.IDS
+        | {f"/{name}/embedding$": f"{name}s" for name in ("action", "surface")},
         counted=lambda batch: batch["label_item"],
     )
 

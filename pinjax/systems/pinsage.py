@@ -221,7 +221,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         search=system.Search(
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 500
         ),
-        rows=system.IDS | system.TEXTS,
+        row_meanings=system.IDS | system.TEXTS,
         counted=counted if graph_training.sketched(config.loss) else None,
     )
 

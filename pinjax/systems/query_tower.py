@@ -31,7 +31,7 @@ class Tower(NamedTuple):
       apply: (params, texts, rows) -> float32 (rows, dim), on each device.
       of_request: (params, inputs) -> the same, of texts that are in no table; see
         `exports.of_searches`.
-      rows: of `system.Trainable`.
+      row_meanings: of `system.Trainable`.
     """
 
     texts: Any
@@ -39,7 +39,7 @@ class Tower(NamedTuple):
     init: Callable[[jax.Array], Any]
     apply: Callable[..., jax.Array]
     of_request: Callable[[Any, dict[str, jax.Array]], jax.Array]
-    rows: Mapping[str, str]
+    row_meanings: Mapping[str, str]
 
     def embed(self, mesh: Mesh, params: Any, texts: Any, rows: jax.Array) -> jax.Array:
         """The embeddings of queries, float32 (rows, dim); each device computes its share."""
@@ -222,9 +222,9 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
         return sharding.abstract_table(mesh, tables, (spec.num_queries, length), dtype)
 
     # Pretrained weights have a vocabulary of their own.
-    rows = {} if model.pretrained else {"/token/embedding$": "words"}
+    row_meanings = {} if model.pretrained else {"/token/embedding$": "words"}
     texts = table(jnp.int32), table(jnp.bool_)
-    return Tower(texts, tables, init, apply, of_request, rows)
+    return Tower(texts, tables, init, apply, of_request, row_meanings)
 
 
 # A tower is made anew when the lengths of texts are known; its weights need not be read again.

@@ -105,7 +105,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch_form=query_tower.describe(config, mesh, spec),
         embedders={"queries": embedder},
         search=system.Search(spec.num_items, dim, 100),
-        rows=tower.rows,
+        row_meanings=tower.row_meanings,
         counted=lambda batch: batch["item"],
     )
 

@@ -101,7 +101,7 @@ class Search(NamedTuple):
     results: int
 
 
-# `Trainable.rows` of learned ids of items, and of bags of tokens.
+# `Trainable.row_meanings` of learned ids of items, and of bags of tokens.
 IDS = {"/id/(embedding|importance)$": "items"}
 TEXTS = {"/text/(embedding|importance)$": "tokens"}
 
@@ -123,8 +123,8 @@ class Trainable:
       batch_form: how a batch is packed, in words; "" if it is not.
       embedders: by name of the embedded table.
       search: sizes of the search for items.
-      rows: which parameters are tables with a row for each item, token and so on, and of what: by
-        pattern of the parameter's path, a name of `Dataset.names`.
+      row_meanings: which parameters are tables with a row for each item, token and so on, and of
+        what: by pattern of the parameter's path, a name of `Dataset.names`.
       counted: (batch) -> the ids of a host batch that the sketches count, in a tree of the same
         structure; -1 is not counted. None without sketches.
     """
@@ -137,7 +137,7 @@ class Trainable:
     embedders: dict[str, Embedder]
     search: Search
     batch_form: str = ""
-    rows: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    row_meanings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     counted: Callable[[Batch], Any] | None = None
 
 

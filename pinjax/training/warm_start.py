@@ -27,7 +27,7 @@ class End:
     """The data set that parameters were trained on, or are carried over to.
 
     Attributes:
-      names: of what rows stand for, by the values of `Trainable.rows`.
+      names: of what rows stand for, by the values of `Trainable.row_meanings`.
       tables: layout of the tables of `sharded_table.PARAMETERS`.
     """
 
