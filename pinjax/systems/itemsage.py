@@ -113,7 +113,7 @@ def loss(
 
     # Count products, queries and their pairs, over all devices.
     all_queries, all_products = replicate((batch["query"], batch["item"]))
-    seen = counted({"query": all_queries, "item": all_products})
+    seen = sketched_ids({"query": all_queries, "item": all_products})
     sketches = {name: counts.add(mesh, sketches[name], ids) for name, ids in seen.items()}
     # log P(p | q) of each pair. The estimated count of a pair may exceed the count of its query.
     share = count_min_sketch.count(sketches["pairs"], seen["pairs"])
@@ -154,7 +154,7 @@ def loss(
     return losses.mean(), (metrics, sketches)
 
 
-def counted(batch: system.Batch) -> dict[str, jax.Array]:
+def sketched_ids(batch: system.Batch) -> dict[str, jax.Array]:
     """The ids of a batch that are counted: of products, queries and their pairs."""
     pairs = count_min_sketch.pair_ids(batch["query"], batch["item"])
     return {"products": batch["item"], "queries": batch["query"], "pairs": pairs}
@@ -209,7 +209,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         },
         search=system.Search(spec.num_items, config.model.embedding_dim, 100),
         row_meanings=system.TEXTS,
-        counted=counted,
+        sketched_ids=sketched_ids,
     )
 
 
@@ -260,10 +260,10 @@ def bind(
         return system.Served(items, queries=queries)
 
     widths = counts.widths_of_pairs(config.loss, spec)
-    counted = counts.count_pairs(widths, train_batches)
+    streams = counts.count_pairs(widths, train_batches)
 
     def check_training() -> None:
-        counts.check(config, counted)
+        counts.check(config, streams)
         engagements.check_training(train_batches, in_batch=config.loss.terms == "in_batch")
 
     return system.System(
@@ -278,6 +278,6 @@ def bind(
             make_encoder(config, sum(spec.vocabulary), mesh), dataset
         ),
         check_training=check_training,
-        summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
+        summary=engagements.summary(dataset, train_batches) | counts.summary(config, streams),
         identity=dataset.frozen,
     )

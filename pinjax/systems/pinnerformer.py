@@ -218,7 +218,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         ),
         row_meanings=system.IDS
         | {f"/{name}/embedding$": f"{name}s" for name in ("action", "surface")},
-        counted=lambda batch: batch["label_item"],
+        sketched_ids=lambda batch: batch["label_item"],
     )
 
 
@@ -250,10 +250,10 @@ def bind(
 
     acted = dataset.catalogue.counts  # of all actions; labels are distributed much alike
     stream = counts.Counted(config.loss.sketch_width, acted[acted > 0], train_batches.layout.labels)
-    counted = {"items": stream} if config.loss.num_in_batch_negatives else {}  # else Q is uniform
+    streams = {"items": stream} if config.loss.num_in_batch_negatives else {}  # else Q is uniform
 
     def check_training() -> None:
-        counts.check(config, counted)
+        counts.check(config, streams)
         histories.check_training(config, dataset, train_batches)
 
     return system.System(
@@ -268,7 +268,7 @@ def bind(
             make_model(config, spec, mesh), served, table.as_of(dataset, constants, as_of), spec
         ),
         check_training=check_training,
-        summary=histories.summary(spec, train_batches) | counts.summary(config, counted),
+        summary=histories.summary(spec, train_batches) | counts.summary(config, streams),
     )
 
 

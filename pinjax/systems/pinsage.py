@@ -137,7 +137,7 @@ def loss(
     scale = model.apply(params, method="scale")
     sketches = {
         name: counts.add(mesh, sketches[name], replicate(ids))
-        for name, ids in counted(batch).items()
+        for name, ids in sketched_ids(batch).items()
         if name in sketches
     }
 
@@ -182,7 +182,7 @@ def loss(
     return sum(losses.mean() for losses in terms.values()), (metrics, sketches)
 
 
-def counted(batch: system.Batch) -> dict[str, jax.Array]:
+def sketched_ids(batch: system.Batch) -> dict[str, jax.Array]:
     """The ids of a batch that are counted: the positives of items, and of groups."""
     return {"items": batch["item"], "groups": batch["group_item"]}
 
@@ -222,7 +222,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 500
         ),
         row_meanings=system.IDS | system.TEXTS,
-        counted=counted if graph_training.sketched(config.loss) else None,
+        sketched_ids=sketched_ids if graph_training.sketched(config.loss) else None,
     )
 
 
@@ -282,7 +282,7 @@ def bind(
         model, number = make_model(config, spec, mesh), config.data.group_items
         return exports.of_groups(model, vectors, number)
 
-    streams = graph_training.counted(config, train_batches)
+    streams = graph_training.streams(config, train_batches)
 
     return system.System(
         dataset=dataset,

@@ -106,7 +106,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         embedders={"queries": embedder},
         search=system.Search(spec.num_items, dim, 100),
         row_meanings=tower.row_meanings,
-        counted=lambda batch: batch["item"],
+        sketched_ids=lambda batch: batch["item"],
     )
 
 
@@ -190,10 +190,10 @@ def bind(
         )
 
     engaged = train_batches.pairs["item"]
-    counted = {"items": counts.of_pairs(config.loss.sketch_width, engaged, train_batches)}
+    streams = {"items": counts.of_pairs(config.loss.sketch_width, engaged, train_batches)}
 
     def check_training() -> None:
-        counts.check(config, counted)
+        counts.check(config, streams)
         engagements.check_training(train_batches, in_batch=True)
 
     return system.System(
@@ -210,6 +210,6 @@ def bind(
         check_training=check_training,
         summary=engagements.summary(dataset, train_batches)
         | ({"texts": trainable.batch_form} if trainable.batch_form else {})
-        | counts.summary(config, counted),
+        | counts.summary(config, streams),
         identity=dataset.frozen,
     )

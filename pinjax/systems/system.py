@@ -125,8 +125,8 @@ class Trainable:
       search: sizes of the search for items.
       row_meanings: which parameters are tables with a row for each item, token and so on, and of
         what: by pattern of the parameter's path, a name of `Dataset.names`.
-      counted: (batch) -> the ids of a host batch that the sketches count, in a tree of the same
-        structure; -1 is not counted. None without sketches.
+      sketched_ids: (batch) -> the ids of a host batch that the sketches count, in a tree of the
+        same structure; -1 is not counted. None without sketches.
     """
 
     init: Callable[[jax.Array], tuple[Any, Any]]
@@ -138,7 +138,7 @@ class Trainable:
     search: Search
     batch_form: str = ""
     row_meanings: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    counted: Callable[[Batch], Any] | None = None
+    sketched_ids: Callable[[Batch], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
