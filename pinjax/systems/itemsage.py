@@ -23,8 +23,15 @@ from pinjax.errors import InputError
 from pinjax.evaluation import evaluator as evaluator_lib
 from pinjax.evaluation import pair_source, tables, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
-from pinjax.models import features, itemsage, product_features, temperature
-from pinjax.systems import counts, engagements, exports, product_table, system
+from pinjax.models import features, itemsage, temperature
+from pinjax.systems import (
+    counts,
+    engagements,
+    exports,
+    product_table,
+    ragged_features,
+    system,
+)
 
 
 def make_encoder(config: ConfigDict, num_tokens: int, mesh: Mesh) -> itemsage.ItemSage:
@@ -67,7 +74,7 @@ def encode(
     mesh: Mesh,
     capacity: int,
     params: Any,
-    products: dict[str, product_features.Ragged],
+    products: dict[str, ragged_features.DeviceRagged],
     rows: jax.Array,
 ) -> jax.Array:
     """The embeddings of products, float32 (rows, dim); each device computes its share of the rows.

@@ -12,8 +12,7 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data.spec import Spec
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
-from pinjax.models import product_features
-from pinjax.systems import counts, engagements, itemsage, product_table, registry
+from pinjax.systems import counts, engagements, itemsage, product_table, ragged_features, registry
 from pinjax.training import checkpoint, workdirs
 
 SYSTEM = "itemsage"
@@ -315,7 +314,7 @@ def test_there_is_room_for_the_tokens_of_what_is_drawn(make_config, data_dir, te
         weights += share * counts / counts.sum()
     corpus = np.isin(np.arange(len(lengths)), train["item"])
     capacity = functools.partial(
-        product_features.token_capacity, lengths, number=128, chance=1e-12 / (2 * 30 * 2)
+        ragged_features.token_capacity, lengths, number=128, chance=1e-12 / (2 * 30 * 2)
     )
     for kind, least in (("positives", capacity(weights)), ("random", capacity(corpus))):
         assert least <= found[kind] <= 1.4 * least
