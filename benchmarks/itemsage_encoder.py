@@ -31,7 +31,7 @@ VOCABULARY = 200_000 + 1_000_000 + 64_000
 REPEATS = 11
 
 MODEL = itemsage.ItemSage(
-    image_features=(("images", "image", IMAGES),),
+    image_slots=IMAGES,
     text_features=tuple((f"text_{i}", str(i)) for i in range(TEXTS)),
     num_tokens=VOCABULARY,
     token_buckets=100_000,

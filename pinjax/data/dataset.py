@@ -83,7 +83,7 @@ class Dataset:
         return np.array([ids[name] for name in own], np.int32)
 
     def names(self, rows: str) -> Sequence[Any]:
-        """What rows of a learned table stand for, a name of `Trainable.rows`."""
+        """What rows of a learned table stand for, a name of `Trainable.row_meanings`."""
         match rows:
             case "items":
                 return self.catalogue.ids

@@ -5,7 +5,7 @@ users lie in its rows. Each has neighbouring cells, its oldest action first. The
 has for each cell the column of its window's last cell, -1 for padding. A user without actions has
 one cell, whose item is -1.
 
-Labels lie in shorter rows, those of a user in one or more that follow one another.
+Labels lie in shorter rows; those of a user fill one row or several consecutive ones.
 """
 
 import itertools
@@ -299,7 +299,7 @@ def _present(items: np.ndarray) -> np.ndarray:
 
 
 def _fit_shortened(lengths: np.ndarray, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths with which windows fit, and their first cells."""
+    """The lengths to which windows are cut so that they fit, and the first cell of each."""
     most = length
     while (places := _fit(np.minimum(lengths, most), rows, length)) is None:
         most -= 1

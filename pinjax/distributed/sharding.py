@@ -57,12 +57,12 @@ def over_data(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def everywhere(mesh: Mesh) -> Callable[[Any], Any]:
+def replicate(mesh: Mesh) -> Callable[[Any], Any]:
     """Replicates arrays over all devices; for use inside a compiled function."""
     return functools.partial(lax.with_sharding_constraint, shardings=replicated(mesh))
 
 
-def by_rows(
+def shard_map_rows(
     mesh: Mesh, layout: sharded_table.Layout, function: Callable[..., jax.Array]
 ) -> Callable[..., jax.Array]:
     """(params, constants, rows) -> function of them, run by each device on its share of the rows.
@@ -90,43 +90,41 @@ def by_rows(
     return apply
 
 
-def split_rows(mesh: Mesh, function: Callable[[Any, Any, Any], jax.Array]) -> Callable[..., Any]:
+def jit_over_rows(
+    mesh: Mesh, function: Callable[[Any, Any, Any], jax.Array], pad: bool = True
+) -> Callable[..., Any]:
     """(a, b, rows) -> function(a, b, rows), compiled; the rows are split over the devices.
 
-    It is for functions that compute row by row. The result is replicated. `rows` is a pytree of
-    arrays, whose length need not be divisible by the number of devices; `a` and `b` may have any
+    It is for functions that compute row by row. The result is replicated. `a` and `b` may have any
     sharding.
+
+    Args:
+      mesh: of the devices.
+      function: of `a`, `b` and `rows`, a pytree of arrays.
+      pad: the arrays of `rows` have the same length, which need not be divisible by the number of
+        devices. Without, each has a length that is.
     """
 
-    def padded(a, b, rows):
+    def split(a, b, rows):
         count = len(jax.tree.leaves(rows)[0])
-        more = -count % mesh.shape["data"]
-        rows = jax.tree.map(
-            lambda x: jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)], mode="edge"), rows
-        )
-        return function(a, b, lax.with_sharding_constraint(rows, over_data(mesh)))[:count]
-
-    return jax.jit(padded, out_shardings=replicated(mesh))
-
-
-def split_groups(mesh: Mesh, function: Callable[[Any, Any, Any], jax.Array]) -> Callable[..., Any]:
-    """`split_rows` for a batch of groups, whose arrays all have as many for each device."""
-
-    def split(a, b, batch):
-        return function(a, b, lax.with_sharding_constraint(batch, over_data(mesh)))
+        more = -count % mesh.shape["data"] if pad else 0
+        if more:
+            rows = jax.tree.map(
+                lambda x: jnp.pad(x, [(0, more), *[(0, 0)] * (x.ndim - 1)], mode="edge"), rows
+            )
+        result = function(a, b, lax.with_sharding_constraint(rows, over_data(mesh)))
+        return result[:count] if more else result
 
     return jax.jit(split, out_shardings=replicated(mesh))
 
 
-def on_each(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+def run_replicated(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function of replicated arguments, which every device computes in full.
 
     The compiler alone may split the work, and then communication costs more than it saves.
     """
-    everywhere = PartitionSpec()
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
-    )
+    spec = PartitionSpec()
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
 def path_name(path: Any) -> str:

@@ -69,7 +69,14 @@ def init(key: Key[Array, ""], depth: int, width: int, decay: float = 1.0) -> Cou
     Raises:
       ValueError: an argument is out of its range.
     """
-    check(depth, width, decay)
+    if depth < 1:
+        raise ValueError(f"depth is {depth}, expected at least 1")
+    if not 2 <= width <= MAX_WIDTH or width & (width - 1):
+        raise ValueError(f"width is {width}, expected a power of two from 2 to {MAX_WIDTH}")
+    if depth * width >= 2**31:
+        raise ValueError(f"depth * width is {depth * width}, expected less than 2^31")
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay is {decay}, expected more than 0 and at most 1")
     dtype = jnp.uint32 if decay == 1 else jnp.float32
     bits = jax.random.bits(key, (depth, 5), jnp.uint32)
     return CountMinSketch(
@@ -79,18 +86,6 @@ def init(key: Key[Array, ""], depth: int, width: int, decay: float = 1.0) -> Cou
         total=jnp.zeros((), dtype),
         decay=float(decay),
     )
-
-
-def check(depth: int, width: int, decay: float) -> None:
-    """Raises a ValueError for an argument of `init` that is out of its range."""
-    if depth < 1:
-        raise ValueError(f"depth is {depth}, expected at least 1")
-    if not 2 <= width <= MAX_WIDTH or width & (width - 1):
-        raise ValueError(f"width is {width}, expected a power of two from 2 to {MAX_WIDTH}")
-    if depth * width >= 2**31:
-        raise ValueError(f"depth * width is {depth * width}, expected less than 2^31")
-    if not 0 < decay <= 1:
-        raise ValueError(f"decay is {decay}, expected more than 0 and at most 1")
 
 
 def add(

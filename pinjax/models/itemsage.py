@@ -17,9 +17,8 @@ ENCODERS = ("transformer", "sum", "sum_mlp", "mlp_concat_mlp")
 class ItemSage(nn.Module):
     """Products as vectors of unit length, each made of a set of feature vectors.
 
-    A product has slots: those of its image features, in their order, then one for each text
-    feature. Empty slots, masked images and texts without tokens have no influence. The
-    encoder of the other slots is one of:
+    A product has slots: those of its images, then one for each text feature. Empty slots, masked
+    images and texts without tokens have no influence. The encoder of the other slots is one of:
 
       transformer     a linear map by group to `width`, a learned [CLS] vector beside them,
                       transformer blocks, and an MLP on the output at [CLS];
@@ -32,9 +31,9 @@ class ItemSage(nn.Module):
     product without engagements stays near similar queries.
 
     Attributes:
-      image_features: (name, group, slots) of each feature that is a number of vectors. Features of
-        one group share the weights of their map.
-      text_features: (name, group) of each feature that is a text.
+      image_slots: images of a product, at most; all share the weights of their map.
+      text_features: (name, group) of each feature that is a text. Features of one group share the
+        weights of their map.
       num_tokens: size of the vocabulary of all texts.
       token_buckets: rows of the hash embedding of tokens; 0: one for each token.
       token_dim: dimension of a text's vector, the sum over its tokens.
@@ -49,7 +48,7 @@ class ItemSage(nn.Module):
       tables: how the hash embedding of tokens lies on the devices.
     """
 
-    image_features: tuple[tuple[str, str, int], ...]
+    image_slots: int
     text_features: tuple[tuple[str, str], ...]
     num_tokens: int
     token_buckets: int
@@ -75,8 +74,7 @@ class ItemSage(nn.Module):
         """Embeds products.
 
         Args:
-          images: the vectors of the image features, of any scale; None if there are no such
-            features.
+          images: their vectors, of any scale; None without image slots.
           image_mask: False where there is no image.
           tokens: of all texts, one text after the other; None if there are no text features.
           segments: product * len(text_features) + text feature of each token, ascending; past the
@@ -95,10 +93,7 @@ class ItemSage(nn.Module):
             image_sum = vectors.sum(axis=1, dtype=jnp.float32)
             # To a root mean square of 1, as `item_input.ItemInput` does.
             vectors *= math.sqrt(images.shape[-1])
-            start = 0
-            for _, group, count in self.image_features:
-                slots.append((f"image_{group}", vectors[:, start : start + count]))
-                start += count
+            slots.append(("image_image", vectors))  # a name that checkpoints have
             masks.append(image_mask)
         if num_products is None:
             raise ValueError("without images, num_products says how many products there are")
@@ -154,26 +149,25 @@ class ItemSage(nn.Module):
                 f"{self.layers} layers of width {self.width} and {self.heads} heads, expected "
                 "at least 1, and heads that divide the width"
             )
-        if not self.image_features and not self.text_features:
-            raise ValueError("neither image nor text features: nothing is known of a product")
-        for kind, listed, arrays in (
-            ("image", self.image_features, (images, image_mask)),
-            ("text", self.text_features, (tokens, segments)),
+        if not self.image_slots and not self.text_features:
+            raise ValueError("neither image slots nor text features: nothing is known of a product")
+        for kind, number, arrays in (
+            ("image slots", self.image_slots, (images, image_mask)),
+            ("text features", len(self.text_features), (tokens, segments)),
         ):
             given = [array is not None for array in arrays]
-            if given != [bool(listed)] * 2:
+            if given != [number > 0] * 2:
                 raise ValueError(
-                    f"{len(listed)} {kind} features and {sum(given)} of their 2 arrays, expected "
-                    "both arrays where there are features, else None"
+                    f"{number} {kind} and {sum(given)} of their 2 arrays, expected both arrays "
+                    f"where there are {kind}, else None"
                 )
         if self.residual and (images is None or images.shape[-1] != self.embedding_dim):
             size = "no images" if images is None else f"images of {images.shape[-1]} numbers"
             raise ValueError(
                 f"a residual of {size}, expected {self.embedding_dim}, those of an embedding"
             )
-        slots = sum(count for _, _, count in self.image_features)
-        if images is not None and images.shape[1] != slots:
-            raise ValueError(f"{images.shape[1]} images a product, expected {slots}")
+        if images is not None and images.shape[1] != self.image_slots:
+            raise ValueError(f"{images.shape[1]} images a product, expected {self.image_slots}")
 
     def _transformer(self, x, mask):
         """The output at [CLS]: (products, width)."""

@@ -54,7 +54,9 @@ def measure(system: System, sketches: Any, steps: int) -> list[Calibration]:
     named = jax.tree_util.tree_flatten_with_path(
         sketches, is_leaf=lambda node: isinstance(node, count_min_sketch.CountMinSketch)
     )[0]
-    streams = zip(*(jax.tree.leaves(system.trainable.counted(x)) for x in batches), strict=True)
+    streams = zip(
+        *(jax.tree.leaves(system.trainable.sketched_ids(x)) for x in batches), strict=True
+    )
     found = []
     for (path, sketch), stream in zip(named, streams, strict=True):
         ids, counted = shares([np.ravel(ids) for ids in stream], _ENOUGH if first else 1)

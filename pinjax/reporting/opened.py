@@ -122,7 +122,7 @@ class Opened:
         group.neighbours.append(browser.answers(near, group.items, group.shown))
         if group.users is not None:
             self._recommend(number, run, opened, group)
-        if opened.system.trainable is not None and opened.system.trainable.counted is not None:
+        if opened.system.trainable is not None and opened.system.trainable.sketched_ids is not None:
             self._calibrate(number, run, opened)
 
     def _group(self, key: tuple[str, str], opened: serving.Run, embedded: pa.Table) -> Group:

@@ -47,7 +47,9 @@ class Users:
         """The type of ids in tables."""
         return pa.int64() if self._dataset.spec.integer_users else pa.string()
 
-    def known(self, embed: system.Users, as_of: int, wanted: pa.Array | None) -> Iterator[Some]:
+    def known(
+        self, embed: system.EmbedUsers, as_of: int, wanted: pa.Array | None
+    ) -> Iterator[Some]:
         """Users by their ids, or all; those who had not acted by then are left out.
 
         Raises:
@@ -66,7 +68,9 @@ class Users:
                 chunk = self._dataset.chunk_of(split, of_split[start : start + _SOME])
                 yield from self.of_chunk(embed, as_of, chunk)
 
-    def of_chunk(self, embed: system.Users, as_of: int, chunk: timelines.Chunk) -> Iterator[Some]:
+    def of_chunk(
+        self, embed: system.EmbedUsers, as_of: int, chunk: timelines.Chunk
+    ) -> Iterator[Some]:
         """The users of timelines, without those who had not acted by then."""
         users, last, history = histories.until(chunk, as_of, self._config.data.length)
         if len(users):
@@ -91,7 +95,7 @@ class Users:
 
 
 def of_rows(
-    table: system.Rows,
+    table: system.EmbeddedRows,
     ids: np.ndarray,
     name: str,
     wanted: pa.Array | None,

@@ -194,7 +194,7 @@ class Former:
             for dataset, of_run in ((self.dataset, self.config), (made.dataset, config))
         ]
         params = jax.tree.map(processes.gathered, params)
-        return warm_start.carry(params, like, made.trainable.rows, *ends, str(self.workdir))
+        return warm_start.carry(params, like, made.trainable.row_meanings, *ends, str(self.workdir))
 
     def _by_rows(self, saved: Any) -> jax.ShapeDtypeStruct:
         """The saved shape, over all devices if they divide its rows."""

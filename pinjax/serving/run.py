@@ -221,7 +221,7 @@ class Run:
     def items(self, ids: Any = None) -> Asked:
         """Items by their embeddings; none is found for itself."""
         items, own = self._items(self.as_of), self.dataset.catalogue.ids
-        table, wanted = system.Rows(items.rows, items.of), asked_lib.as_array(ids)
+        table, wanted = system.EmbeddedRows(items.rows, items.of), asked_lib.as_array(ids)
         seen = functools.partial(asked_lib.themselves, np.arange(len(own)))
         return self._rows("from_item", table, own, "items", wanted, seen)
 
@@ -281,7 +281,7 @@ class Run:
             names += self.system.identity
         return {name: found[name] for name in names}
 
-    def _rows(self, name: str, table: system.Rows, ids: np.ndarray, *more: Any) -> Asked:
+    def _rows(self, name: str, table: system.EmbeddedRows, ids: np.ndarray, *more: Any) -> Asked:
         parts = asked_lib.of_rows(table, ids, *more)
         return Asked(name, catalogue.id_array(ids).type, self.as_of, parts)
 

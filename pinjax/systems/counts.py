@@ -29,7 +29,7 @@ def add(
     where: jax.Array | None = None,
 ) -> count_min_sketch.CountMinSketch:
     """`count_min_sketch.add` of replicated ids, by each device for itself."""
-    return sharding.on_each(mesh, count_min_sketch.add)(sketch, ids, where)
+    return sharding.run_replicated(mesh, count_min_sketch.add)(sketch, ids, where)
 
 
 def log_q(
@@ -68,9 +68,9 @@ class Counted(NamedTuple):
         )
 
 
-def summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
+def summary(config: ConfigDict, streams: dict[str, Counted]) -> dict[str, str]:
     """A line about the accuracy of sketches at the end of a run; none if nothing is counted."""
-    found = {name: things.accuracy(config) for name, things in counted.items()}
+    found = {name: stream.accuracy(config) for name, stream in streams.items()}
     parts = [
         f"{name}: mean count {x.mean:,.1f}, a label's median {x.median:,.1f}, "
         f"too high by at most {x.error:,.1f}"
@@ -79,18 +79,18 @@ def summary(config: ConfigDict, counted: dict[str, Counted]) -> dict[str, str]:
     return {"sketches": "; ".join(parts)} if parts else {}
 
 
-def check(config: ConfigDict, counted: dict[str, Counted]) -> None:
+def check(config: ConfigDict, streams: dict[str, Counted]) -> None:
     """Rejects sketches whose error exceeds the median count that the loss looks up."""
-    for name, things in counted.items():
-        found = things.accuracy(config)
+    for name, stream in streams.items():
+        found = stream.accuracy(config)
         if not config.loss.log_q or found.error <= found.median:
             continue
         least = f"at least {found.least_width}"
         if found.least_width > count_min_sketch.MAX_WIDTH:
             least = "loss.sketch_decay below 1, so that fewer are remembered, or loss.log_q=False"
         raise InputError(
-            f"loss.sketch_width: with {things.width} counters a row, the counts of "
-            f"{len(things.counts):,} {name}, whose median is {found.median:,.1f}, may be too high "
+            f"loss.sketch_width: with {stream.width} counters a row, the counts of "
+            f"{len(stream.counts):,} {name}, whose median is {found.median:,.1f}, may be too high "
             f"by {found.error:,.1f}; expected {least}"
         )
 
@@ -106,7 +106,7 @@ def widths_of_pairs(config: ConfigDict, spec: Spec) -> dict[str, int]:
 
 
 def of_pairs(width: int, ids: np.ndarray, made: batches.PairBatches) -> Counted:
-    """The stream of an id of each training pair.
+    """The stream of one id per training pair.
 
     Args:
       width: of the sketch.

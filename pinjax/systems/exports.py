@@ -113,7 +113,7 @@ def of_products(encoder: itemsage.ItemSage, dataset: Dataset) -> Exports:
     """Products from their texts and images."""
     encoder = encoder.clone(tables=sharded_table.REPLICATED)
     texts, dim = [name for name, _ in encoder.text_features], dataset.spec.image_dim
-    slots = encoder.image_features[0][-1] if encoder.image_features else 0
+    slots = encoder.image_slots
 
     def products(params: Any, tables: dict[str, jax.Array], inputs: dict[str, jax.Array]):
         images = mask = tokens = segments = None

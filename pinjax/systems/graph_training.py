@@ -152,15 +152,15 @@ def sketched(loss: ConfigDict) -> tuple[str, ...]:
     return ("items", "groups") if loss.name == "softmax" else ()
 
 
-def counted(config: ConfigDict, made: graph_batches.GraphBatches) -> dict[str, counts.Counted]:
+def streams(config: ConfigDict, made: graph_batches.GraphBatches) -> dict[str, counts.Counted]:
     """The streams of positives, of pairs of items and of edges of groups."""
     width, edges = config.loss.sketch_width, item_pairs.Memberships(made.graph, stream=2)
-    streams = {"items": (made.pairs.counts, made.numbers.pairs)}
+    found = {"items": (made.pairs.counts, made.numbers.pairs)}
     if made.numbers.groups:
-        streams["groups"] = edges.counts, made.numbers.groups
+        found["groups"] = edges.counts, made.numbers.groups
     return {
         name: counts.Counted(width, number[number > 0], batch)
-        for name, (number, batch) in streams.items()
+        for name, (number, batch) in found.items()
         if name in sketched(config.loss)
     }
 

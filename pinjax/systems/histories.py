@@ -22,7 +22,9 @@ _DRAWN = 2**12  # users of a device, in batches that have to fit
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Rejects actions without features, and batches with too many labels or for other devices."""
+    """Rejects `request_time` as the only feature, too many labels, and batches that the devices do
+    not divide.
+    """
     if set(config.model.features) == {"request_time"}:
         raise InputError("model.features: expected a feature of actions beside request_time")
     sharding.check(mesh, config.train)
@@ -141,7 +143,9 @@ def _abstract(
     }
 
 
-def users_of(embed: Callable[[system.Batch], jax.Array], layout: packing.Layout) -> system.Users:
+def users_of(
+    embed: Callable[[system.Batch], jax.Array], layout: packing.Layout
+) -> system.EmbedUsers:
     """The embeddings of histories by a function of packed ones."""
     return lambda parts: batching.of_batches(embed, packing.batches(parts, layout))
 

@@ -23,16 +23,22 @@ from pinjax.errors import InputError
 from pinjax.evaluation import evaluator as evaluator_lib
 from pinjax.evaluation import pair_source, tables, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
-from pinjax.models import features, itemsage, product_features, temperature
-from pinjax.systems import counts, engagements, exports, product_table, system
+from pinjax.models import features, itemsage, temperature
+from pinjax.systems import (
+    counts,
+    engagements,
+    exports,
+    product_table,
+    ragged_features,
+    system,
+)
 
 
 def make_encoder(config: ConfigDict, num_tokens: int, mesh: Mesh) -> itemsage.ItemSage:
     """The product tower, for a vocabulary of `num_tokens`."""
     model = dict(config.model)
-    slots, texts = model.pop("image_slots"), model.pop("texts")
+    texts = model.pop("texts")
     return itemsage.ItemSage(
-        image_features=(("image", "image", slots),) if slots else (),
         text_features=texts,
         num_tokens=num_tokens,
         tables=sharding.table_layout(mesh, config.train),
@@ -50,8 +56,8 @@ def init(
     """Parameters, and sketches that count products, queries and their pairs."""
     params_key, sketch_key = jax.random.split(key)
     images = image_mask = tokens = segments = None
-    if encoder.image_features:
-        image_mask = jnp.ones((1, encoder.image_features[0][-1]), bool)
+    if encoder.image_slots:
+        image_mask = jnp.ones((1, encoder.image_slots), bool)
         images = jnp.zeros((*image_mask.shape, image_dim))
     if encoder.text_features:
         tokens = segments = jnp.zeros(1, jnp.int32)
@@ -68,7 +74,7 @@ def encode(
     mesh: Mesh,
     capacity: int,
     params: Any,
-    products: dict[str, product_features.Ragged],
+    products: dict[str, ragged_features.DeviceRagged],
     rows: jax.Array,
 ) -> jax.Array:
     """The embeddings of products, float32 (rows, dim); each device computes its share of the rows.
@@ -82,7 +88,7 @@ def encode(
         inputs, fits = product_table.gather(on_device, products, rows, capacity)
         return jnp.where(fits, on_device.apply(params, *inputs), jnp.nan)
 
-    return sharding.by_rows(mesh, encoder.tables, of_device)(params, products, rows)
+    return sharding.shard_map_rows(mesh, encoder.tables, of_device)(params, products, rows)
 
 
 def loss(
@@ -98,7 +104,7 @@ def loss(
     key: jax.Array,
 ) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
     """The loss of a global batch of pairs (§4.2): L_pos + L_neg, or one softmax over both."""
-    everywhere = sharding.everywhere(mesh)
+    replicate = sharding.replicate(mesh)
     corpus = constants["corpus"]
     size, num_random = len(batch["item"]), config.num_random_negatives
 
@@ -113,8 +119,8 @@ def loss(
     random_rows = corpus[jax.random.randint(key, (num_random,), 0, len(corpus))]
 
     # Count products, queries and their pairs, over all devices.
-    all_queries, all_products = everywhere((batch["query"], batch["item"]))
-    seen = counted({"query": all_queries, "item": all_products})
+    all_queries, all_products = replicate((batch["query"], batch["item"]))
+    seen = sketched_ids({"query": all_queries, "item": all_products})
     sketches = {name: counts.add(mesh, sketches[name], ids) for name, ids in seen.items()}
     # log P(p | q) of each pair. The estimated count of a pair may exceed the count of its query.
     share = count_min_sketch.count(sketches["pairs"], seen["pairs"])
@@ -134,8 +140,8 @@ def loss(
         negatives = sampled_softmax.Negatives(embeddings, ids, log_q, positive_log_q)
         return sampled_softmax.of_pairs(queries, positives, negatives, scale, excluded)
 
-    in_batch = all_products, everywhere(positives)
-    random = random_rows, everywhere(embed(random_rows, "random"))
+    in_batch = all_products, replicate(positives)
+    random = random_rows, replicate(embed(random_rows, "random"))
     if config.terms == "joined":
         both = jax.tree.map(lambda *x: jnp.concatenate(x), in_batch, random)
         terms = {"joined": term(*both, size, num_random)}
@@ -155,7 +161,7 @@ def loss(
     return losses.mean(), (metrics, sketches)
 
 
-def counted(batch: system.Batch) -> dict[str, jax.Array]:
+def sketched_ids(batch: system.Batch) -> dict[str, jax.Array]:
     """The ids of a batch that are counted: of products, queries and their pairs."""
     pairs = count_min_sketch.pair_ids(batch["query"], batch["item"])
     return {"products": batch["item"], "queries": batch["query"], "pairs": pairs}
@@ -206,11 +212,11 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch=engagements.abstract_batch(mesh, made_up),
         batch_size="data.pairs",
         embedders={
-            "products": system.Embedder(sharding.split_rows(mesh, products), ("products",), rows)
+            "products": system.Embedder(sharding.jit_over_rows(mesh, products), ("products",), rows)
         },
         search=system.Search(spec.num_items, config.model.embedding_dim, 100),
-        rows=system.TEXTS,
-        counted=counted,
+        row_meanings=system.TEXTS,
+        sketched_ids=sketched_ids,
     )
 
 
@@ -259,15 +265,15 @@ def bind(
 
     def serve(params: Any, as_of: int) -> system.Served:
         del as_of  # embeddings do not depend on time
-        items = system.Rows(rows, functools.partial(embed_items, params))
-        queries = system.Rows(np.arange(spec.num_queries), embed_queries)
+        items = system.EmbeddedRows(rows, functools.partial(embed_items, params))
+        queries = system.EmbeddedRows(np.arange(spec.num_queries), embed_queries)
         return system.Served(items, queries=queries)
 
     widths = counts.widths_of_pairs(config.loss, spec)
-    counted = counts.count_pairs(widths, train_batches)
+    streams = counts.count_pairs(widths, train_batches)
 
     def check_training() -> None:
-        counts.check(config, counted)
+        counts.check(config, streams)
         engagements.check_training(train_batches, in_batch=config.loss.terms == "in_batch")
 
     return system.System(
@@ -282,6 +288,6 @@ def bind(
             make_encoder(config, sum(spec.vocabulary), mesh), dataset
         ),
         check_training=check_training,
-        summary=engagements.summary(dataset, train_batches) | counts.summary(config, counted),
+        summary=engagements.summary(dataset, train_batches) | counts.summary(config, streams),
         identity=dataset.frozen,
     )

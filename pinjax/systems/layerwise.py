@@ -62,8 +62,8 @@ def embedders(
         return on_device.bind(params).group(*_flat(rows))
 
     def embedder(function: Callable[..., jax.Array], constants: tuple[str, ...], batch: Any):
-        by_device = sharding.by_rows(mesh, model.tables, function)
-        return system.Embedder(sharding.split_rows(mesh, by_device), constants, batch)
+        by_device = sharding.shard_map_rows(mesh, model.tables, function)
+        return system.Embedder(sharding.jit_over_rows(mesh, by_device), constants, batch)
 
     rows = min(_ROWS, numbers.items)
 
@@ -84,7 +84,7 @@ def embedders(
 
 
 def _flat(rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What others send, their places for each row, and their weights; 0 for padding."""
+    """Neighbours' messages, their row indices, and their weights; padding is -1, its weight 0."""
     others, weights = rows["others"], rows["weights"]
     places = jnp.arange(weights.size, dtype=jnp.int32).reshape(weights.shape)
     others = others.reshape(-1, others.shape[-1])

@@ -4,7 +4,7 @@ The constants of a step are, by name:
 
     content     bfloat16 (items, dim), None without content vectors
     log_degree  float32 (items,), None without it
-    texts       `Ragged`, a list of the first tokens of each item; None without texts
+    texts       `DeviceRagged`, a list of the first tokens of each item; None without texts
 
 Tables have a `sharded_table.Layout`.
 """
@@ -25,8 +25,7 @@ from pinjax.data.spec import Spec
 from pinjax.data.text import tokens as tokens_lib
 from pinjax.distributed import sharded_table, sharding
 from pinjax.errors import InputError
-from pinjax.models import product_features
-from pinjax.systems import item_table
+from pinjax.systems import item_table, ragged_features
 
 NAMES = ("content", "log_degree", "texts")
 
@@ -96,7 +95,7 @@ class NodeTable:
             log_degree = table(jnp.float32, spec.num_items)
         if self.texts:
             values = table(jnp.int32, self._most_tokens(spec))
-            texts = product_features.Ragged(values, table(jnp.int32, spec.num_items, 2))
+            texts = ragged_features.DeviceRagged(values, table(jnp.int32, spec.num_items, 2))
         return {"content": content, "log_degree": log_degree, "texts": texts}
 
     def place(self, dataset: Dataset) -> dict[str, Any]:
@@ -111,7 +110,7 @@ class NodeTable:
             joined = tokens_lib.Ragged(joined.tokens, joined.offsets[:: len(self.texts)])
             values, offsets = tokens_lib.first(joined, self.tokens)
             more = self._most_tokens(dataset.spec) - len(values)
-            texts = product_features.Ragged.create(np.pad(values, (0, more)), offsets)
+            texts = ragged_features.DeviceRagged.create(np.pad(values, (0, more)), offsets)
         place = functools.partial(sharding.place_table, self.mesh, self.tables)
         return {
             "content": content,
@@ -122,7 +121,7 @@ class NodeTable:
         """The arguments of `PinSage.inputs` for some items; on each device."""
         tokens = segments = None
         if self.texts:
-            tokens, segments, _ = product_features.gather_tokens(
+            tokens, segments, _ = ragged_features.gather_tokens(
                 constants["texts"], rows, len(rows) * self.tokens, self.tables.on_device()
             )
         return rows, constants["content"], constants["log_degree"], tokens, segments

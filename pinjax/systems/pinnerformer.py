@@ -67,7 +67,7 @@ def loss(
     key: jax.Array,
 ) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
     """The loss of a global batch (§3.3), with labels as the objective drew them (§3.4)."""
-    everywhere = sharding.everywhere(mesh)
+    replicate = sharding.replicate(mesh)
     choice_key, random_key, dropout_key = jax.random.split(key, 3)
     corpus, labels = constants["corpus"], batch["label_item"]
     embed_items = functools.partial(model.apply, params, constants["items"], method="items")
@@ -89,7 +89,7 @@ def loss(
 
     # Negatives (§3.3.1) are labels of the global batch and random items. Only ids are gathered
     # from all devices, and the chosen items are embedded again: embeddings would be far more data.
-    all_labels = everywhere(labels.ravel())
+    all_labels = replicate(labels.ravel())
     chosen = all_labels[choose(choice_key, all_labels, config.num_in_batch_negatives)]
     num_chosen = (chosen >= 0).sum()
     random_items = corpus[
@@ -97,14 +97,14 @@ def loss(
     ]
     in_batch_times, random_times = item_table.times_of_negatives(
         random_key,
-        everywhere(request_times.ravel()),
+        replicate(request_times.ravel()),
         all_labels >= 0,
         (len(chosen), len(random_items)),
     )
 
     # All of the user's labels in the batch are masked.
     same = batch["same_user"]
-    excluded = jnp.where(same[..., None] >= 0, everywhere(labels)[same], -1)
+    excluded = jnp.where(same[..., None] >= 0, replicate(labels)[same], -1)
     excluded = excluded.reshape(len(labels), -1)
 
     # logQ (§3.3.2) is the log of the expected count of an item among the negatives.
@@ -121,7 +121,7 @@ def loss(
         )
         negatives = sampled_softmax.Negatives(
             # Gathered once, outside the loss's loop over blocks.
-            embeddings=everywhere(embeddings),
+            embeddings=replicate(embeddings),
             ids=ids,
             log_q=log_q(ids),
             positive_log_q=log_q(labels),
@@ -199,7 +199,9 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     layout = histories.layout_of(sampler, spec, config.data.users, mesh)
     served_layout = histories.served_layout(config, spec, mesh)
     history = histories.abstract_histories(served_layout, mesh)
-    users = sharding.split_groups(mesh, functools.partial(served, model, served_layout.alone))
+    users = sharding.jit_over_rows(
+        mesh, functools.partial(served, model, served_layout.alone), pad=False
+    )
     return system.Trainable(
         init=functools.partial(init, model, config.loss, constants),
         loss=functools.partial(loss, model, config.loss, mesh, layout),
@@ -209,13 +211,14 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch_form=layout.describe(),
         embedders={
             "users": system.Embedder(users, ("items",), history),
-            "items": system.Embedder(sharding.split_rows(mesh, items), ("items",), rows),
+            "items": system.Embedder(sharding.jit_over_rows(mesh, items), ("items",), rows),
         },
         search=system.Search(
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 50
         ),
-        rows=system.IDS | {f"/{name}/embedding$": f"{name}s" for name in ("action", "surface")},
-        counted=lambda batch: batch["label_item"],
+        row_meanings=system.IDS
+        | {f"/{name}/embedding$": f"{name}s" for name in ("action", "surface")},
+        sketched_ids=lambda batch: batch["label_item"],
     )
 
 
@@ -237,7 +240,9 @@ def bind(
 
     def serve(params: Any, as_of: int) -> system.Served:
         users, towers = make(params, as_of)
-        return system.Served(system.Rows(np.arange(spec.num_items), towers.items), users=users)
+        return system.Served(
+            system.EmbeddedRows(np.arange(spec.num_items), towers.items), users=users
+        )
 
     def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
         retriever = vector_search.VectorSearch(lambda as_of: make(params, as_of)[1])
@@ -245,10 +250,10 @@ def bind(
 
     acted = dataset.catalogue.counts  # of all actions; labels are distributed much alike
     stream = counts.Counted(config.loss.sketch_width, acted[acted > 0], train_batches.layout.labels)
-    counted = {"items": stream} if config.loss.num_in_batch_negatives else {}  # else Q is uniform
+    streams = {"items": stream} if config.loss.num_in_batch_negatives else {}  # else Q is uniform
 
     def check_training() -> None:
-        counts.check(config, counted)
+        counts.check(config, streams)
         histories.check_training(config, dataset, train_batches)
 
     return system.System(
@@ -263,7 +268,7 @@ def bind(
             make_model(config, spec, mesh), served, table.as_of(dataset, constants, as_of), spec
         ),
         check_training=check_training,
-        summary=histories.summary(spec, train_batches) | counts.summary(config, counted),
+        summary=histories.summary(spec, train_batches) | counts.summary(config, streams),
     )
 
 
@@ -273,10 +278,10 @@ def make_towers(
     table: item_table.ItemTable,
     dataset: Dataset,
     constants: item_table.Constants,
-) -> Callable[[Any, int], tuple[system.Users, vector_search.Towers]]:
+) -> Callable[[Any, int], tuple[system.EmbedUsers, vector_search.Towers]]:
     """(params, as_of) -> embedding functions; popularity is as of that time."""
 
-    def make(params: Any, as_of: int) -> tuple[system.Users, vector_search.Towers]:
+    def make(params: Any, as_of: int) -> tuple[system.EmbedUsers, vector_search.Towers]:
         then, embed = table.as_of(dataset, constants, as_of), trainable.embedders
         users = histories.users_of(functools.partial(embed["users"], params, then), layout)
         embed_items = functools.partial(embed["items"], params, then)

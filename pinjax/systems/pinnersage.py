@@ -146,7 +146,7 @@ class Users:
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Nothing of the config is for some meshes alone, nor are there fields to disagree."""
+    """PinnerSage has no field that depends on the mesh or on another field."""
 
 
 def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> None:
@@ -169,7 +169,7 @@ def bind(trainable: None, config: ConfigDict, mesh: Mesh, dataset: Dataset) -> s
     items = item_features.unit_length(dataset.catalogue.content)
     users = Users(items, positives, config)
 
-    def in_parts(embed: Callable[[system.Batch], np.ndarray]) -> system.Users:
+    def in_parts(embed: Callable[[system.Batch], np.ndarray]) -> system.EmbedUsers:
         def of_parts(parts: Iterable[system.Batch]) -> np.ndarray | None:
             return batching.over_parts(embed, parts, config.evaluate.batch)
 
@@ -188,7 +188,7 @@ def bind(trainable: None, config: ConfigDict, mesh: Mesh, dataset: Dataset) -> s
         return evaluator(search(users.drawn), split, full, oracles)
 
     def serve(params: None, as_of: int) -> system.Served:
-        rows = system.Rows(np.flatnonzero(users.known), items.__getitem__)
+        rows = system.EmbeddedRows(np.flatnonzero(users.known), items.__getitem__)
         return system.Served(rows, users=in_parts(users.drawn))
 
     return system.System(

@@ -117,7 +117,7 @@ def encode(
         }
 
     tables_of = {name: constants[name] for name in node_table.NAMES}
-    return sharding.by_rows(mesh, model.tables, of_device)(params, tables_of, batch)
+    return sharding.shard_map_rows(mesh, model.tables, of_device)(params, tables_of, batch)
 
 
 def loss(
@@ -133,13 +133,13 @@ def loss(
 ) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
     """The loss of a global batch: that of pairs of items, and that of groups and their items."""
     del key
-    everywhere = sharding.everywhere(mesh)
+    replicate = sharding.replicate(mesh)
     embedded = encode(model, inputs, mesh, params, constants, batch)
-    random_ids, random = everywhere((batch["negatives"], embedded["negatives"]))
+    random_ids, random = replicate((batch["negatives"], embedded["negatives"]))
     scale = model.apply(params, method="scale")
     sketches = {
-        name: counts.add(mesh, sketches[name], everywhere(ids))
-        for name, ids in counted(batch).items()
+        name: counts.add(mesh, sketches[name], replicate(ids))
+        for name, ids in sketched_ids(batch).items()
         if name in sketches
     }
 
@@ -150,7 +150,7 @@ def loss(
             return max_margin.max_margin(
                 queries, positives, random, random_ids, excluded, config.margin, hard, hard_ids
             )
-        all_ids, all_positives, all_drawn = everywhere((positive_ids, positives, drawn))
+        all_ids, all_positives, all_drawn = replicate((positive_ids, positives, drawn))
         ids, number = jnp.concatenate([all_ids, random_ids]), constants["candidates"]
         # Items that no pair leads to are positives of groups, and never random negatives.
         num_random = len(random_ids) * jnp.concatenate([all_drawn, jnp.ones_like(random_ids, bool)])
@@ -192,7 +192,7 @@ def loss(
     return sum(losses.mean() for losses in terms.values()), (metrics, sketches)
 
 
-def counted(batch: system.Batch) -> dict[str, jax.Array]:
+def sketched_ids(batch: system.Batch) -> dict[str, jax.Array]:
     """The ids of a batch that are counted: the positives of items, and of groups."""
     return {"items": batch["item"], "groups": batch["group_item"]}
 
@@ -231,8 +231,8 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         search=system.Search(
             min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 500
         ),
-        rows=system.IDS | system.TEXTS,
-        counted=counted if graph_training.sketched(config.loss) else None,
+        row_meanings=system.IDS | system.TEXTS,
+        sketched_ids=sketched_ids if graph_training.sketched(config.loss) else None,
     )
 
 
@@ -278,11 +278,11 @@ def bind(
     def serve(params: Any, as_of: int) -> system.Served:
         del as_of  # the graph is that of the end of training
         states = embed_items(params)
-        items = system.Rows(rows, states[:, -config.model.embedding_dim :].__getitem__)
+        items = system.EmbeddedRows(rows, states[:, -config.model.embedding_dim :].__getitem__)
         if not config.data.groups:
             return system.Served(items)
         has_items = np.flatnonzero(np.diff(graph.groups.offsets))
-        groups = system.Rows(has_items, functools.partial(embed_groups, params, states))
+        groups = system.EmbeddedRows(has_items, functools.partial(embed_groups, params, states))
         return system.Served(items, groups=groups)
 
     def export(params: Any, as_of: int) -> exports.Exports:
@@ -292,7 +292,7 @@ def bind(
         model, number = make_model(config, spec, mesh), config.data.group_items
         return exports.of_groups(model, vectors, number)
 
-    streams = graph_training.counted(config, train_batches)
+    streams = graph_training.streams(config, train_batches)
 
     return system.System(
         dataset=dataset,

@@ -18,12 +18,13 @@ from pinjax.data.spec import Spec
 from pinjax.data.text import tokens as tokens_lib
 from pinjax.distributed import batching, sharded_table, sharding
 from pinjax.errors import InputError
-from pinjax.models import itemsage, product_features
+from pinjax.models import itemsage
+from pinjax.systems import ragged_features
 
 ENCODED = 512  # products encoded at a time when a catalogue is embedded
 OVERFLOW = 1e-12  # probability that a run fails because tokens exceed the capacity
 
-Products = dict[str, product_features.Ragged]
+Products = dict[str, ragged_features.DeviceRagged]
 
 
 def check(config: ConfigDict, spec: Spec) -> None:
@@ -63,11 +64,11 @@ def abstract(config: ConfigDict, mesh: Mesh, tables: sharded_table.Layout, spec:
         return sharding.abstract_table(mesh, tables, shape, dtype)
 
     offsets = table((spec.num_items, max(1, len(names)) + 1), jnp.int32)
-    made = {"texts": product_features.Ragged(table((tokens,), jnp.int32), offsets)}
+    made = {"texts": ragged_features.DeviceRagged(table((tokens,), jnp.int32), offsets)}
     if config.model.image_slots:
         images = table((spec.num_images, spec.image_dim), jnp.bfloat16)
         offsets = table((spec.num_items, 2), jnp.int32)
-        made["images"] = product_features.Ragged(images, offsets)
+        made["images"] = ragged_features.DeviceRagged(images, offsets)
     return made
 
 
@@ -79,9 +80,9 @@ def read(config: ConfigDict, dataset: Dataset) -> Products:
     catalogue = dataset.catalogue
     none = tokens_lib.Ragged(np.zeros(0, np.int32), np.zeros(len(catalogue) + 1, np.int64))
     texts = [dataset.text(name) for name in _features(config)] or [none]
-    made = {"texts": product_features.Ragged.create(*tokens_lib.interleave(texts), len(texts))}
+    made = {"texts": ragged_features.DeviceRagged.create(*tokens_lib.interleave(texts), len(texts))}
     if config.model.image_slots:
-        made["images"] = product_features.Ragged.create(None, catalogue.image_offsets)
+        made["images"] = ragged_features.DeviceRagged.create(None, catalogue.image_offsets)
     return made
 
 
@@ -107,19 +108,18 @@ def gather(
     """The encoder's inputs for some products, and whether their tokens fit in the capacity."""
     images = image_mask = tokens = segments = None
     fits = True
-    if encoder.image_features:
-        slots = encoder.image_features[0][-1]
-        images, image_mask = product_features.gather_images(
-            products["images"], rows, slots, encoder.tables
+    if encoder.image_slots:
+        images, image_mask = ragged_features.gather_images(
+            products["images"], rows, encoder.image_slots, encoder.tables
         )
     if encoder.text_features:
-        tokens, segments, fits = product_features.gather_tokens(
+        tokens, segments, fits = ragged_features.gather_tokens(
             products["texts"], rows, capacity, encoder.tables
         )
     return (images, image_mask, tokens, segments, len(rows)), fits
 
 
-def num_values(feature: product_features.Ragged) -> np.ndarray:
+def num_values(feature: ragged_features.DeviceRagged) -> np.ndarray:
     """The number of tokens, or images, of each item: int32 (items,)."""
     return feature.offsets[:, -1] - feature.offsets[:, 0]
 
@@ -178,7 +178,7 @@ def token_capacities(
         lengths = [spec.tokens_of_items(task, names) for task in shares]
         weights = [share * statistics.MASSES for share in shares.values()]
         lengths, weights = np.concatenate(lengths), np.concatenate(weights)
-        return product_features.token_capacity(lengths, weights, products // devices, chance)
+        return ragged_features.token_capacity(lengths, weights, products // devices, chance)
 
     shares = {spec.tasks[task]: count for task, count in train_batches.shares.items()}
     return {
@@ -211,7 +211,7 @@ def embed_rows(
       capacity: the most tokens of a device.
     """
     devices = mesh.shape["data"]
-    packed = product_features.pack(lengths[rows], rows_at_once(mesh) // devices, capacity)
+    packed = ragged_features.pack(lengths[rows], rows_at_once(mesh) // devices, capacity)
     shares = np.where(packed >= 0, rows[packed], -1).astype(np.int32)
 
     def embed_shares(shares: np.ndarray) -> jax.Array:

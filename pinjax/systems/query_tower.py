@@ -17,8 +17,8 @@ from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.data.text import pretrained, word_ids
 from pinjax.distributed import sharded_table, sharding
-from pinjax.models import bert, features, product_features, searchsage
-from pinjax.systems import product_table, system
+from pinjax.models import bert, features, searchsage
+from pinjax.systems import product_table, ragged_features, system
 
 
 class Tower(NamedTuple):
@@ -31,7 +31,7 @@ class Tower(NamedTuple):
       apply: (params, texts, rows) -> float32 (rows, dim), on each device.
       of_request: (params, inputs) -> the same, of texts that are in no table; see
         `exports.of_searches`.
-      rows: of `system.Trainable`.
+      row_meanings: of `system.Trainable`.
     """
 
     texts: Any
@@ -39,11 +39,11 @@ class Tower(NamedTuple):
     init: Callable[[jax.Array], Any]
     apply: Callable[..., jax.Array]
     of_request: Callable[[Any, dict[str, jax.Array]], jax.Array]
-    rows: Mapping[str, str]
+    row_meanings: Mapping[str, str]
 
     def embed(self, mesh: Mesh, params: Any, texts: Any, rows: jax.Array) -> jax.Array:
         """The embeddings of queries, float32 (rows, dim); each device computes its share."""
-        return sharding.by_rows(mesh, self.tables, self.apply)(params, texts, rows)
+        return sharding.shard_map_rows(mesh, self.tables, self.apply)(params, texts, rows)
 
 
 def create(config: ConfigDict, mesh: Mesh, spec: Spec) -> Tower:
@@ -67,7 +67,7 @@ def capacity(config: ConfigDict, mesh: Mesh, spec: Spec, queries: int) -> int:
     shares = [weight * statistics.MASSES for weight in weights.values()]
     chance = product_table.OVERFLOW / (config.train.steps * mesh.shape["data"])
     drawn = np.concatenate(lengths), np.concatenate(shares)
-    return max(length, product_features.token_capacity(*drawn, queries, chance))
+    return max(length, ragged_features.token_capacity(*drawn, queries, chance))
 
 
 def describe(config: ConfigDict, mesh: Mesh, spec: Spec) -> str:
@@ -122,23 +122,25 @@ def encode(config: ConfigDict, dataset: Dataset, searches: list[str]) -> Any:
     vectors = np.where(rows[:, None] >= 0, queries.vectors[rows], 0)
 
     def fixed(texts: Any) -> Any:
-        if not isinstance(texts, product_features.Ragged):
+        if not isinstance(texts, ragged_features.DeviceRagged):
             return texts
         kept = np.minimum(np.diff(texts.offsets)[:, 0], longest)
         values = np.zeros(longest * len(searches), np.int32)
         for row, (start, number) in enumerate(zip(texts.offsets[:, 0], kept, strict=True)):
             values[row * longest :][:number] = texts.values[start : start + number]
         starts = np.arange(len(searches)) * longest
-        return product_features.Ragged(values, np.c_[starts, starts + kept].astype(np.int32))
+        return ragged_features.DeviceRagged(values, np.c_[starts, starts + kept].astype(np.int32))
 
     encoded = _encode(config, dataset, searches, vectors)
-    return jax.tree.map(fixed, encoded, is_leaf=lambda x: isinstance(x, product_features.Ragged))
+    return jax.tree.map(
+        fixed, encoded, is_leaf=lambda x: isinstance(x, ragged_features.DeviceRagged)
+    )
 
 
 def _encode(config: ConfigDict, dataset: Dataset, searches: list[str], vectors: np.ndarray) -> Any:
     model = config.model
     if model.encoder == "bag":
-        texts = product_features.Ragged.create(*dataset.encode(searches))
+        texts = ragged_features.DeviceRagged.create(*dataset.encode(searches))
     elif model.pretrained:
         texts = pretrained.Tokenizer(model.pretrained, model.length)(searches)
     else:
@@ -165,7 +167,7 @@ def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layou
         return model.init(key, one, one, 1)
 
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
-        tokens, segments, _ = product_features.gather_tokens(
+        tokens, segments, _ = ragged_features.gather_tokens(
             texts, rows, len(rows) * longest, on_device.tables
         )
         return on_device.apply(params, tokens, segments, len(rows))
@@ -177,7 +179,9 @@ def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layou
     def table(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         return sharding.abstract_table(mesh, tables, shape, jnp.int32)
 
-    texts = product_features.Ragged(table((spec.num_search_tokens,)), table((spec.num_queries, 2)))
+    texts = ragged_features.DeviceRagged(
+        table((spec.num_search_tokens,)), table((spec.num_queries, 2))
+    )
     return Tower(texts, tables, init, apply, of_request, system.TEXTS)
 
 
@@ -222,9 +226,9 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
         return sharding.abstract_table(mesh, tables, (spec.num_queries, length), dtype)
 
     # Pretrained weights have a vocabulary of their own.
-    rows = {} if model.pretrained else {"/token/embedding$": "words"}
+    row_meanings = {} if model.pretrained else {"/token/embedding$": "words"}
     texts = table(jnp.int32), table(jnp.bool_)
-    return Tower(texts, tables, init, apply, of_request, rows)
+    return Tower(texts, tables, init, apply, of_request, row_meanings)
 
 
 # A tower is made anew when the lengths of texts are known; its weights need not be read again.

@@ -48,10 +48,10 @@ def loss(
 ) -> tuple[jax.Array, tuple[system.Metrics, Any]]:
     """The softmax of a global batch of pairs over the batch's items, with logQ correction."""
     del key
-    everywhere = sharding.everywhere(mesh)
+    replicate = sharding.replicate(mesh)
     queries = tower.embed(mesh, params["tower"], constants["texts"], batch["query"])
     positives = tower.tables.gather(constants["items"], batch["item"])
-    ids, embeddings = everywhere((batch["item"], positives))
+    ids, embeddings = replicate((batch["item"], positives))
     sketch = counts.add(mesh, sketch, ids)
     log_q = counts.log_q(sketch, ids, len(ids), 0, len(constants["items"]), enabled=config.log_q)
     negatives = sampled_softmax.Negatives(embeddings, ids, log_q, positive_log_q=log_q)
@@ -95,7 +95,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         return tower.embed(mesh, params["tower"], constants["texts"], rows)
 
     rows = jax.ShapeDtypeStruct((product_table.rows_at_once(mesh),), jnp.int32)
-    embedder = system.Embedder(sharding.split_rows(mesh, queries), ("texts",), rows)
+    embedder = system.Embedder(sharding.jit_over_rows(mesh, queries), ("texts",), rows)
     return system.Trainable(
         init=functools.partial(init, tower, config.loss),
         loss=functools.partial(loss, tower, config.loss, mesh),
@@ -105,8 +105,8 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch_form=query_tower.describe(config, mesh, spec),
         embedders={"queries": embedder},
         search=system.Search(spec.num_items, dim, 100),
-        rows=tower.rows,
-        counted=lambda batch: batch["item"],
+        row_meanings=tower.row_meanings,
+        sketched_ids=lambda batch: batch["item"],
     )
 
 
@@ -162,16 +162,16 @@ def bind(
         del as_of  # embeddings do not depend on time
         searches = np.flatnonzero(dataset.queries.kinds == "text")
         return system.Served(
-            items=system.Rows(np.flatnonzero(findable), items.__getitem__),
-            queries=system.Rows(searches, functools.partial(embed_queries, params)),
+            items=system.EmbeddedRows(np.flatnonzero(findable), items.__getitem__),
+            queries=system.EmbeddedRows(searches, functools.partial(embed_queries, params)),
             texts=functools.partial(embed_texts, params),
         )
 
     engaged = train_batches.pairs["item"]
-    counted = {"items": counts.of_pairs(config.loss.sketch_width, engaged, train_batches)}
+    streams = {"items": counts.of_pairs(config.loss.sketch_width, engaged, train_batches)}
 
     def check_training() -> None:
-        counts.check(config, counted)
+        counts.check(config, streams)
         engagements.check_training(train_batches, in_batch=True)
 
     return system.System(
@@ -188,6 +188,6 @@ def bind(
         check_training=check_training,
         summary=engagements.summary(dataset, train_batches)
         | ({"texts": trainable.batch_form} if trainable.batch_form else {})
-        | counts.summary(config, counted),
+        | counts.summary(config, streams),
         identity=dataset.frozen,
     )

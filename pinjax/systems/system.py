@@ -52,7 +52,7 @@ class Embedder:
         return self.function(params, self.reads(constants), batch)
 
 
-class Rows(NamedTuple):
+class EmbeddedRows(NamedTuple):
     """A table of the data set with embeddings.
 
     Attributes:
@@ -64,7 +64,7 @@ class Rows(NamedTuple):
     embed: Callable[[np.ndarray], np.ndarray]
 
 
-Users = Callable[[Iterable[Batch]], np.ndarray | None]
+EmbedUsers = Callable[[Iterable[Batch]], np.ndarray | None]
 
 
 class Served(NamedTuple):
@@ -80,10 +80,10 @@ class Served(NamedTuple):
       texts: from any texts of searches to embeddings (texts, dim).
     """
 
-    items: Rows
-    users: Users | None = None
-    queries: Rows | None = None
-    groups: Rows | None = None
+    items: EmbeddedRows
+    users: EmbedUsers | None = None
+    queries: EmbeddedRows | None = None
+    groups: EmbeddedRows | None = None
     texts: Callable[[list[str]], np.ndarray] | None = None
 
 
@@ -101,7 +101,7 @@ class Search(NamedTuple):
     results: int
 
 
-# `Trainable.rows` of learned ids of items, and of bags of tokens.
+# `Trainable.row_meanings` of learned ids of items, and of bags of tokens.
 IDS = {"/id/(embedding|importance)$": "items"}
 TEXTS = {"/text/(embedding|importance)$": "tokens"}
 
@@ -123,10 +123,10 @@ class Trainable:
       batch_form: how a batch is packed, in words; "" if it is not.
       embedders: by name of the embedded table.
       search: sizes of the search for items.
-      rows: which parameters are tables with a row for each item, token and so on, and of what: by
-        pattern of the parameter's path, a name of `Dataset.names`.
-      counted: (batch) -> the ids of a host batch that the sketches count, in a tree of the same
-        structure; -1 is not counted. None without sketches.
+      row_meanings: which parameters are tables with a row for each item, token and so on, and of
+        what: by pattern of the parameter's path, a name of `Dataset.names`.
+      sketched_ids: (batch) -> the ids of a host batch that the sketches count, in a tree of the
+        same structure; -1 is not counted. None without sketches.
     """
 
     init: Callable[[jax.Array], tuple[Any, Any]]
@@ -137,8 +137,8 @@ class Trainable:
     embedders: dict[str, Embedder]
     search: Search
     batch_form: str = ""
-    rows: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    counted: Callable[[Batch], Any] | None = None
+    row_meanings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sketched_ids: Callable[[Batch], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,7 +97,11 @@ def abstract_state(
 
 
 def begin(trainable: system_lib.Trainable, config: ConfigDict, mesh: Mesh) -> State:
-    """The state before the first step, sharded as the `train` section says; raises as above."""
+    """The state before the first step, sharded as the `train` section says.
+
+    Raises:
+      InputError: as `abstract_state`.
+    """
     optimizer = make_optimizer(config)
     like = abstract_state(trainable, optimizer, config, mesh)
     init = functools.partial(init_state, trainable, optimizer, config.seed)

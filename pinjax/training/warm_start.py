@@ -24,10 +24,10 @@ Names = Callable[[str], Sequence[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """A data set whose rows parameters have, before or after.
+    """The data set that parameters were trained on, or are carried over to.
 
     Attributes:
-      names: of what rows stand for, by the values of `Trainable.rows`.
+      names: of what rows stand for, by the values of `Trainable.row_meanings`.
       tables: layout of the tables of `sharded_table.PARAMETERS`.
     """
 

@@ -8,12 +8,12 @@ import pytest
 from pinjax.models import hash_embedding, itemsage, transformer
 
 PRODUCTS, IMAGE_DIM, NUM_TOKENS, BUCKETS = 6, 5, 30, 8
-IMAGE_FEATURES = (("main", "main", 1), ("others", "more", 2), ("videos", "more", 1))
+IMAGE_SLOTS = 4
 TEXT_FEATURES = (("title", "words"), ("brand", "name"), ("shop", "name"))
 
 
 def make(**kwargs):
-    features = dict(image_features=IMAGE_FEATURES, text_features=TEXT_FEATURES)
+    features = dict(image_slots=IMAGE_SLOTS, text_features=TEXT_FEATURES)
     tokens = dict(num_tokens=NUM_TOKENS, token_buckets=BUCKETS, token_dim=4)
     size = dict(width=8, embedding_dim=6, layers=1, heads=2)
     return itemsage.ItemSage(**(features | tokens | size | kwargs))
@@ -22,8 +22,8 @@ def make(**kwargs):
 MODELS = {
     "transformer": make(),
     "two layers": make(layers=2),
-    "only titles": make(image_features=(), text_features=(("title", "words"),)),
-    "one image": make(image_features=(("main", "main", 1),), text_features=()),
+    "only titles": make(image_slots=0, text_features=(("title", "words"),)),
+    "one image": make(image_slots=1, text_features=()),
     "sum": make(encoder="sum"),
     "sum_mlp": make(encoder="sum_mlp"),
     "mlp_concat_mlp": make(encoder="mlp_concat_mlp"),
@@ -38,10 +38,10 @@ def inputs_of(model, rng):
     Some tokens at the end are padding.
     """
     images = image_mask = tokens = segments = None
-    if model.image_features:
-        slots = sum(count for _, _, count in model.image_features)
-        images = rng.standard_normal((PRODUCTS, slots, IMAGE_DIM)).astype(np.float32)
-        image_mask = rng.random((PRODUCTS, slots)) < 0.7
+    if model.image_slots:
+        shape = PRODUCTS, model.image_slots
+        images = rng.standard_normal((*shape, IMAGE_DIM)).astype(np.float32)
+        image_mask = rng.random(shape) < 0.7
         image_mask[[0, 2]] = False
         image_mask[-1] = True
     if model.text_features:
@@ -132,7 +132,6 @@ def as_full_block(last):
 def oracle(model, params, images, image_mask, tokens, segments):
     """Embeddings in float64, a product and a slot at a time; empty slots are left out."""
     params = params["params"]
-    groups = [group for _, group, count in model.image_features for _ in range(count)]
     if tokens is not None:
         rows = np.asarray(hash_embedding.hash_ids(jnp.asarray(tokens)) % BUCKETS)
         table, importance = params["text"]["embedding"], params["text"]["importance"]
@@ -140,10 +139,10 @@ def oracle(model, params, images, image_mask, tokens, segments):
     embeddings = []
     for product in range(PRODUCTS):
         slots = []  # the map of each, and its vector or None
-        for slot, group in enumerate(groups):
+        for slot in range(model.image_slots):
             image = images[product, slot]
             vector = image / np.sqrt(np.square(image).mean())
-            slots.append((f"image_{group}", vector if image_mask[product, slot] else None))
+            slots.append(("image_image", vector if image_mask[product, slot] else None))
         for text, (_, group) in enumerate(model.text_features):
             inside = segments == product * len(model.text_features) + text
             vector = by_token[inside].sum(axis=0) if inside.any() else None
@@ -287,14 +286,14 @@ NO_IMAGES, NO_TEXTS = (None, None, *BOTH[2:]), (*BOTH[:2], None, None)
         (make(encoder="mean"), BOTH, r"unknown encoder 'mean', expected one of \("),
         (make(layers=0), BOTH, "0 layers of width 8 and 2 heads, expected at least 1"),
         (make(heads=3), BOTH, "1 layers of width 8 and 3 heads, expected .* divide the width"),
-        (make(image_features=(), text_features=()), BOTH, "neither image nor text features"),
-        (make(), NO_IMAGES, "3 image features and 0 of their 2 arrays, expected both"),
-        (make(), (BOTH[0], None, *BOTH[2:]), "3 image features and 1 of their 2 arrays"),
+        (make(image_slots=0, text_features=()), BOTH, "neither image slots nor text features"),
+        (make(), NO_IMAGES, "4 image slots and 0 of their 2 arrays, expected both"),
+        (make(), (BOTH[0], None, *BOTH[2:]), "4 image slots and 1 of their 2 arrays"),
         (make(), NO_TEXTS, "3 text features and 0 of their 2 arrays"),
         (make(text_features=()), BOTH, "0 text features and 2 of their 2 arrays"),
-        (make(image_features=()), NO_IMAGES, "without images, num_products says"),
+        (make(image_slots=0), NO_IMAGES, "without images, num_products says"),
         (make(residual=True), BOTH, "a residual of images of 5 numbers, expected 6"),
-        (make(residual=True, image_features=()), NO_IMAGES, "a residual of no images, expected 6"),
+        (make(residual=True, image_slots=0), NO_IMAGES, "a residual of no images, expected 6"),
         (MODELS["one image"], NO_TEXTS, "4 images a product, expected 1"),
     ],
 )

@@ -60,7 +60,7 @@ def items(dataset, rng):
     """Of all items but every third one."""
     vectors = rng.standard_normal((dataset.spec.num_items, DIM)).astype(np.float32)
     rows = np.flatnonzero(np.arange(len(vectors)) % 3)
-    return vectors, system.Rows(rows, vectors.__getitem__)
+    return vectors, system.EmbeddedRows(rows, vectors.__getitem__)
 
 
 @pytest.fixture
@@ -338,7 +338,7 @@ def test_histories_alone_take_an_index_of_later(dataset, items, open_run, tmp_pa
 def test_groups_are_recommended_what_is_not_in_them(dataset, items, open_run, rng):
     vectors, _ = items
     groups = rng.standard_normal((dataset.spec.num_groups, DIM)).astype(np.float32)
-    run = open_run(groups=system.Rows(np.arange(len(groups)), groups.__getitem__))
+    run = open_run(groups=system.EmbeddedRows(np.arange(len(groups)), groups.__getitem__))
     some = np.arange(0, len(groups), 7)
     found = lists(run.recommend(dataset.groups[some], 6), "group")
     for group in some:
@@ -356,7 +356,7 @@ def test_queries_and_texts(dataset, items, open_run, rng, monkeypatch):
     monkeypatch.setattr(asked, "_SOME", 1)
     vectors, _ = items
     queries = rng.standard_normal((dataset.spec.num_queries, DIM)).astype(np.float32)
-    of_rows = system.Rows(np.arange(len(queries)), queries.__getitem__)
+    of_rows = system.EmbeddedRows(np.arange(len(queries)), queries.__getitem__)
     run = open_run(queries=of_rows)
     kinds, of_item = dataset.queries.kinds, dataset.queries.items
     some = [np.flatnonzero(kinds == "image")[3], np.flatnonzero(kinds == "text")[2]]
@@ -395,7 +395,7 @@ def test_a_user_is_embedded_without_the_catalogue(dataset, open_run, rng):
     def embed(rows):
         raise AssertionError
 
-    everything = system.Rows(np.arange(dataset.spec.num_items), embed)
+    everything = system.EmbeddedRows(np.arange(dataset.spec.num_items), embed)
     vectors = rng.standard_normal((dataset.spec.num_items, DIM)).astype(np.float32)
     run = open_run(users=mean_of_items(vectors), items=everything)
     one = {"user": ["me"], "item": [int(dataset.catalogue.ids[0])], "time": [1_743_000_000]}

@@ -69,7 +69,7 @@ def test_what_is_built_is_what_is_bound(name, changes, shard_tables, data_dir):
     value, (_, after) = jax.eval_shape(trainable.loss, params, *arguments)
     assert value.shape == ()
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, sketches)
-    counted = jax.eval_shape(trainable.counted, trainable.batch)
+    counted = jax.eval_shape(trainable.sketched_ids, trainable.batch)
     one_each = jax.tree.map(lambda _: 0, sketches, is_leaf=lambda node: hasattr(node, "table"))
     assert jax.tree.structure(counted) == jax.tree.structure(one_each)
     for part, embedder in trainable.embedders.items():

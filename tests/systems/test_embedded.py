@@ -34,7 +34,9 @@ class Histories:
     def serve(self, params, as_of):
         del params, as_of
         rows = np.arange(3)
-        return system.Served(system.Rows(rows, lambda rows: np.ones((len(rows), 4))), self._users)
+        return system.Served(
+            system.EmbeddedRows(rows, lambda rows: np.ones((len(rows), 4))), self._users
+        )
 
     def _users(self, parts):
         return batching.over_parts(self._embed, parts, BATCH)

@@ -13,8 +13,7 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data.spec import Spec
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
-from pinjax.models import product_features
-from pinjax.systems import counts, engagements, itemsage, product_table, registry
+from pinjax.systems import counts, engagements, itemsage, product_table, ragged_features, registry
 from pinjax.training import checkpoint, workdirs
 
 SYSTEM = "itemsage"
@@ -336,7 +335,7 @@ def test_there_is_room_for_the_tokens_of_what_is_drawn(make_config, data_dir, te
 
     weights = np.minimum(many, cap) if cap else many
     capacity = functools.partial(
-        product_features.token_capacity, number=128, chance=1e-12 / (2 * 30 * 2)
+        ragged_features.token_capacity, number=128, chance=1e-12 / (2 * 30 * 2)
     )
     least = {
         "positives": capacity(lengths, weights),

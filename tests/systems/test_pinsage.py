@@ -95,7 +95,7 @@ def test_only_a_softmax_needs_counts(make_config, mesh):
     config = make_config(loss={"name": "max_margin", "sketch_width": 64})
     system = registry.create(config, mesh)
     system.check_training()
-    assert system.trainable.counted is None
+    assert system.trainable.sketched_ids is None
     assert "sketches" not in system.summary
     config.loss.name = "softmax"
     with pytest.raises(InputError, match=r"loss.sketch_width: with 64 counters a row, .* items"):

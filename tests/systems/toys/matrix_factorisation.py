@@ -30,7 +30,7 @@ def build(config, mesh, spec):
         return losses.mean(), ({}, sketches)
 
     def embedder(name):
-        embed = sharding.split_rows(mesh, lambda params, constants, rows: params[name][rows])
+        embed = sharding.jit_over_rows(mesh, lambda params, constants, rows: params[name][rows])
         return system.Embedder(embed, (), jax.ShapeDtypeStruct((64,), jnp.int32))
 
     return system.Trainable(
@@ -64,7 +64,9 @@ def bind(trainable, config, mesh, dataset):
 
     def serve(params, as_of):
         tables = {
-            name: system.Rows(np.arange(len(own)), functools.partial(embed_rows, name, params))
+            name: system.EmbeddedRows(
+                np.arange(len(own)), functools.partial(embed_rows, name, params)
+            )
             for name, own in ids.items()
         }
         return system.Served(**tables)

@@ -30,7 +30,7 @@ def bind(trainable, config, mesh, dataset):
         return evaluator(vector_search.of_vectors(embed, items), split, full)
 
     def serve(params, as_of):
-        return system.Served(system.Rows(np.flatnonzero(findable), items.__getitem__))
+        return system.Served(system.EmbeddedRows(np.flatnonzero(findable), items.__getitem__))
 
     return system.System(
         dataset=dataset,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pinjax.models import product_features
+from pinjax.systems import ragged_features
 
 PRODUCTS, FEATURES, SLOTS = 30, 3, 4
 
@@ -21,7 +21,9 @@ def make(rng):
 
     def ragged(lists, dtype, number):
         offsets = np.cumsum([0, *map(len, lists)])
-        made = product_features.Ragged.create(np.concatenate(lists).astype(dtype), offsets, number)
+        made = ragged_features.DeviceRagged.create(
+            np.concatenate(lists).astype(dtype), offsets, number
+        )
         return jax.tree.map(jnp.asarray, made)
 
     return ragged(images, np.float32, 1), ragged(flat, np.int32, FEATURES), images, texts
@@ -30,7 +32,7 @@ def make(rng):
 def test_images_fill_the_first_slots(rng):
     made, _, images, _ = make(rng)
     rows = rng.integers(0, PRODUCTS, 12)
-    found, mask = product_features.gather_images(made, jnp.asarray(rows), SLOTS)
+    found, mask = ragged_features.gather_images(made, jnp.asarray(rows), SLOTS)
     for row, vectors, exists in zip(rows, np.asarray(found), np.asarray(mask), strict=True):
         number = min(len(images[row]), SLOTS)
         np.testing.assert_array_equal(exists, np.arange(SLOTS) < number)
@@ -39,7 +41,7 @@ def test_images_fill_the_first_slots(rng):
 
 def test_tokens_are_those_of_the_rows_in_order(rng):
     _, made, _, texts = make(rng)
-    gather = jax.jit(functools.partial(product_features.gather_tokens, capacity=100))
+    gather = jax.jit(functools.partial(ragged_features.gather_tokens, capacity=100))
     for number in (1, 3, 5):
         rows = rng.integers(0, PRODUCTS, number)
         tokens, segments, fits = map(np.asarray, gather(made, jnp.asarray(rows)))
@@ -60,7 +62,7 @@ def test_what_does_not_fit_is_told(rng):
     rows = np.arange(PRODUCTS)
     total = sum(len(tokens) for product in texts for tokens in product)
     for capacity in (total - 1, total):
-        *_, fits = product_features.gather_tokens(made, jnp.asarray(rows), capacity)
+        *_, fits = ragged_features.gather_tokens(made, jnp.asarray(rows), capacity)
         assert bool(fits) == (capacity == total)
 
 
@@ -69,7 +71,7 @@ def test_what_does_not_fit_is_told(rng):
 def test_capacity_is_exceeded_as_seldom_as_said(rng, longest, chance):
     lengths, weights = rng.integers(0, 10, 500), rng.random(500)
     lengths[7], number = longest, 64
-    capacity = product_features.token_capacity(lengths, weights, number, chance)
+    capacity = ragged_features.token_capacity(lengths, weights, number, chance)
     assert capacity % 128 == 0
     # The distribution of the sum, by doubling.
     of_sum = np.bincount(lengths, weights) / weights.sum()
@@ -81,7 +83,7 @@ def test_capacity_is_exceeded_as_seldom_as_said(rng, longest, chance):
 
 
 def test_capacity_of_what_cannot_be_more():
-    capacity = functools.partial(product_features.token_capacity, chance=1e-30)
+    capacity = functools.partial(ragged_features.token_capacity, chance=1e-30)
     assert capacity(np.array([64, 300]), np.array([2.0, 0.0]), 8) == 512
     assert capacity(np.zeros(3, int), np.ones(3), 8) == 0
 
@@ -89,7 +91,7 @@ def test_capacity_of_what_cannot_be_more():
 @pytest.mark.parametrize("capacity", [8, 20, 1_000])
 def test_products_are_packed_in_order_and_have_room(rng, capacity):
     lengths = rng.integers(0, 9, 53)
-    packed = product_features.pack(lengths, 5, capacity)
+    packed = ragged_features.pack(lengths, 5, capacity)
     assert packed[packed >= 0].tolist() == list(range(53))
     for group, after in itertools.pairwise(packed):
         places = group[group >= 0]
@@ -97,4 +99,4 @@ def test_products_are_packed_in_order_and_have_room(rng, capacity):
         # No more than there is room for.
         assert len(places) == 5 or lengths[places].sum() + lengths[after[0]] > capacity
         assert (group[len(places) :] == -1).all()
-    assert product_features.pack(lengths[:0], 5, capacity).shape == (0, 5)
+    assert ragged_features.pack(lengths[:0], 5, capacity).shape == (0, 5)

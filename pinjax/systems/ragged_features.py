@@ -12,7 +12,7 @@ from pinjax.distributed import sharded_table
 
 
 @struct.dataclass
-class Ragged:
+class DeviceRagged:
     """A variable-length feature of all products, without padding.
 
     Attributes:
@@ -25,14 +25,16 @@ class Ragged:
     offsets: Any
 
     @classmethod
-    def create(cls, values: np.ndarray | None, offsets: np.ndarray, lists: int = 1) -> "Ragged":
+    def create(
+        cls, values: np.ndarray | None, offsets: np.ndarray, lists: int = 1
+    ) -> "DeviceRagged":
         """From flat offsets, (products * lists + 1,)."""
         last = offsets[lists::lists]
         return cls(values, np.c_[offsets[:-1].reshape(-1, lists), last].astype(np.int32))
 
 
 def gather_images(
-    images: Ragged,
+    images: DeviceRagged,
     rows: Int32[Array, " products"],
     slots: int,
     tables: sharded_table.Layout = sharded_table.REPLICATED,
@@ -52,7 +54,7 @@ def gather_images(
 
 
 def gather_tokens(
-    texts: Ragged,
+    texts: DeviceRagged,
     rows: Int32[Array, " products"],
     capacity: int,
     tables: sharded_table.Layout = sharded_table.REPLICATED,
