@@ -106,10 +106,8 @@ class Exported:
         """
         about = self._inputs("users")
         as_of = int(time.time()) if as_of is None else as_of
-        codes = {
-            field: {name: row for row, name in enumerate(about[f"{field}s"])}
-            for field in ("action", "surface")
-        }
+        names = {field: about[f"{field}s"] for field in ("action", "surface")}
+        codes = {field: {name: row for row, name in enumerate(x)} for field, x in names.items()}
         shapes, length = self._shapes("users"), about["length"]
 
         def prepare(histories: Sequence[Sequence[Action]]) -> tuple[dict[str, np.ndarray], Any]:

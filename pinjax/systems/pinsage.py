@@ -69,9 +69,7 @@ class Pairs(NamedTuple):
     ids: jax.Array  # int32 (pairs,), of the positives
     drawn: jax.Array  # bool (pairs,), whether the positives may be random negatives
     excluded: jax.Array  # int32 (pairs, n), items that are no negatives; padded with -1
-    hard: jax.Array | None = None  # float32 (pairs, hard, dim), hard negatives of each pair
-    hard_ids: jax.Array | None = None  # int32 (pairs, hard), padded with -1
-    hard_ranks: jax.Array | None = None  # int32 (pairs,), items that they are drawn from
+    hard: sampled_softmax.HardNegatives | None = None
 
 
 def encode(
@@ -144,11 +142,12 @@ def loss(
     }
 
     def term(name: str, pairs: Pairs) -> jax.Array:
-        queries, positives, positive_ids, drawn, excluded, hard, hard_ids, hard_ranks = pairs
+        queries, positives, positive_ids, drawn, excluded, hard = pairs
         if config.name == "max_margin":
             # E[max(0, z_q · z_n - z_q · z_i + Δ)] over shared and hard negatives (§3.3).
+            own = (hard.embeddings, hard.ids) if hard else ()
             return max_margin.max_margin(
-                queries, positives, random, random_ids, excluded, config.margin, hard, hard_ids
+                queries, positives, random, random_ids, excluded, config.margin, *own
             )
         all_ids, all_positives, all_drawn = replicate((positive_ids, positives, drawn))
         ids, number = jnp.concatenate([all_ids, random_ids]), constants["candidates"]
@@ -163,29 +162,21 @@ def loss(
             log_q=log_q,
             positive_log_q=log_q[: len(all_ids)],
         )
-        own = None
-        if hard is not None:
-            expected = jnp.maximum((hard_ids >= 0).sum(axis=1), 1) / jnp.maximum(hard_ranks, 1)
-            own_log_q = jnp.float32(config.log_q) * jnp.log(expected)
-            own = sampled_softmax.HardNegatives(hard, hard_ids, own_log_q)
-        return sampled_softmax.of_pairs(queries, positives, negatives, scale, excluded, hard=own)
+        return sampled_softmax.of_pairs(queries, positives, negatives, scale, excluded, hard=hard)
 
     # An item is never its own negative, and neither is another positive of the same query.
     excluded = jnp.concatenate([batch["query"][:, None], batch["excluded"]], axis=1)
-    drawn = jnp.ones_like(batch["item"], bool)
-    pairs = Pairs(embedded["query"], embedded["item"], batch["item"], drawn, excluded)
+    drawn, hard = jnp.ones_like(batch["item"], bool), None
     if batch["hard"].size:
-        hard = {"hard": embedded["hard"], "hard_ids": batch["hard"]}
-        pairs = pairs._replace(**hard, hard_ranks=batch["hard_ranks"])
+        number = (batch["hard"] >= 0).sum(axis=1)
+        expected = jnp.maximum(number, 1) / jnp.maximum(batch["hard_ranks"], 1)
+        log_q = jnp.float32(config.log_q) * jnp.log(expected)
+        hard = sampled_softmax.HardNegatives(embedded["hard"], batch["hard"], log_q)
+    pairs = Pairs(embedded["query"], embedded["item"], batch["item"], drawn, excluded, hard)
     terms = {"items": term("items", pairs)}
     if len(batch["group_item"]):
-        edges = Pairs(
-            embedded["group"],
-            embedded["group_item"],
-            batch["group_item"],
-            batch["group_drawn"],
-            batch["group_excluded"],
-        )
+        of_edges = (batch[f"group_{name}"] for name in ("item", "drawn", "excluded"))
+        edges = Pairs(embedded["group"], embedded["group_item"], *of_edges)
         terms["groups"] = term("groups", edges)
     metrics = {"temperature": 1 / scale}
     metrics |= {f"loss/{name}": losses.mean() for name, losses in terms.items()}
