@@ -25,12 +25,28 @@ CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 jax.config.update("jax_platforms", os.environ.get("TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)  # compiles three times faster
+# And twice as fast again, here and in the commands that tests start, without XLA's newer emitters
+# and with one LLVM module a program.
+os.environ["XLA_FLAGS"] = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
+    + os.environ.get("XLA_FLAGS", "")
+)
 
 
 # A shell's background jobs ignore Ctrl-C, and nohup's ignore SIGHUP. So would the commands that the
 # tests stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# Begun first, so that of two processes neither waits for a long file at the end.
+LONG = (
+    *("test_commands.py", "test_configs.py", "test_docs.py", "test_lift.py", "test_transformer.py"),
+    *("test_pinnerformer.py", "test_itemsage.py", "test_searchsage.py", "test_pinsage.py"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture
