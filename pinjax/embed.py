@@ -68,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
     if SINCE.value is not None:
         with processes.first_before_others():
             since = app.directory("--since", SINCE.value)
+            if since.resolve() == out.resolve():
+                raise InputError(f"--since={since} is --out, too; expected another directory")
             former = embeddings.open_directory(
                 since, dataset.copies(config.data.dir), app.verifies()
             )

@@ -26,7 +26,7 @@ AS_OF = app.as_of_flag("time of the items' popularity")
 
 def main(argv: Sequence[str]) -> int:
     del argv
-    out = app.directory("--out", OUT.value)
+    out = app.local_directory("--out", OUT.value)
     as_of = app.as_of_value(AS_OF)
     config, workdir = app.run_of(CONFIG, WORKDIR)
     run = run_lib.create(config, workdir, as_of, app.verifies())

@@ -146,4 +146,5 @@ class NodeTable:
     def _most_tokens(self, spec: Spec) -> int:
         """The length of the list of all tokens."""
         total = sum(spec.num_tokens[name] for name in self.texts)
-        return min(total, spec.num_items * self.tokens)
+        about = f"model.texts: those of {spec.name}"
+        return ragged_features.check_size(about, min(total, spec.num_items * self.tokens), "tokens")

@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pinjax import settings
 from pinjax.data import batches, statistics
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
@@ -50,15 +49,11 @@ def abstract(config: ConfigDict, mesh: Mesh, tables: sharded_table.Layout, spec:
     """The abstract shapes of `read`, on the devices.
 
     Raises:
-      InputError: if the total length of the texts is too large.
+      InputError: if the texts or the images are too many.
     """
     names = _features(config)
     tokens = sum(spec.num_tokens[name] for name in names)
-    if tokens > settings.INT32:
-        raise InputError(
-            f"model.texts: those of {spec.name} have {tokens:,} tokens together; expected under "
-            "2^31"
-        )
+    ragged_features.check_size(f"model.texts: those of {spec.name}", tokens, "tokens")
 
     def table(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return sharding.abstract_table(mesh, tables, shape, dtype)
@@ -66,7 +61,9 @@ def abstract(config: ConfigDict, mesh: Mesh, tables: sharded_table.Layout, spec:
     offsets = table((spec.num_items, max(1, len(names)) + 1), jnp.int32)
     made = {"texts": ragged_features.DeviceRagged(table((tokens,), jnp.int32), offsets)}
     if config.model.image_slots:
-        images = table((spec.num_images, spec.image_dim), jnp.bfloat16)
+        about = f"model.image_slots: items of {spec.name}"
+        number = ragged_features.check_size(about, spec.num_images, "images")
+        images = table((number, spec.image_dim), jnp.bfloat16)
         offsets = table((spec.num_items, 2), jnp.int32)
         made["images"] = ragged_features.DeviceRagged(images, offsets)
     return made

@@ -179,9 +179,8 @@ def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layou
     def table(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         return sharding.abstract_table(mesh, tables, shape, jnp.int32)
 
-    texts = ragged_features.DeviceRagged(
-        table((spec.num_search_tokens,)), table((spec.num_queries, 2))
-    )
+    number = ragged_features.check_size(f"{spec.name}: searches", spec.num_search_tokens, "tokens")
+    texts = ragged_features.DeviceRagged(table((number,)), table((spec.num_queries, 2)))
     return Tower(texts, tables, init, apply, of_request, system.TEXTS)
 
 

@@ -8,7 +8,9 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Int32, Shaped
 
+from pinjax import settings
 from pinjax.distributed import sharded_table
+from pinjax.errors import InputError
 
 
 @struct.dataclass
@@ -31,6 +33,17 @@ class DeviceRagged:
         """From flat offsets, (products * lists + 1,)."""
         last = offsets[lists::lists]
         return cls(values, np.c_[offsets[:-1].reshape(-1, lists), last].astype(np.int32))
+
+
+def check_size(about: str, number: int, what: str) -> int:
+    """The number of values of all products.
+
+    Raises:
+      InputError: if there are more than offsets of int32 can tell.
+    """
+    if number > settings.INT32:
+        raise InputError(f"{about} have {number:,} {what} together; expected under 2^31")
+    return number
 
 
 def gather_images(

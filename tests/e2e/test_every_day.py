@@ -93,6 +93,9 @@ def test_a_night(home, call, first):
     lost.unlink()
     err = call("embed", run, later, f"--out={home}/second", as_of, code=2)
     assert "holds embeddings of since" in err
+    second = f"--out={home}/second", f"--since={home}/second"
+    assert "is --out, too" in call("embed", run, later, *second, as_of, code=2)
+    assert "this machine" in call("export", run, later, "--out=gs://bucket/export", code=2)
     call("embed", run, later, f"--out={home}/second", f"--since={former}", as_of)
     assert lost.read_bytes() == before
 

@@ -373,6 +373,9 @@ def test_more_tokens_than_can_be_numbered_are_refused(make_config, mesh):
     spec = dataclasses.replace(spec, num_tokens={"title": 2**31})
     with pytest.raises(InputError, match=r"those of shop have 2,147,483,648 tokens together"):
         product_table.abstract(config, mesh, tables, spec)
+    spec = dataclasses.replace(spec, num_tokens={"title": 9}, num_images=2**31)
+    with pytest.raises(InputError, match=r"items of shop have 2,147,483,648 images together"):
+        product_table.abstract(config, mesh, tables, spec)
 
 
 def test_a_task_without_pairs_is_refused(make_config, mesh):

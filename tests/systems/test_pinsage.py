@@ -1,5 +1,6 @@
 """The page against its formulas, against itself on several devices, and layer by layer."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from pinjax.data import catalogue, graph_batches
 from pinjax.data import dataset as dataset_lib
+from pinjax.data.spec import Spec
 from pinjax.errors import InputError
 from pinjax.evaluation import graph_source
 from pinjax.graph import groups
@@ -100,6 +102,14 @@ def test_only_a_softmax_needs_counts(make_config, mesh):
     config.loss.name = "softmax"
     with pytest.raises(InputError, match=r"loss.sketch_width: with 64 counters a row, .* items"):
         registry.create(config, mesh).check_training()
+
+
+def test_more_tokens_than_can_be_numbered_are_refused(make_config, mesh):
+    config = make_config(model={"texts": ("title",), "tokens": 32})
+    spec = Spec("shop", 2**26, text_features=("title",), num_tokens={"title": 2**32})
+    inputs = node_table.NodeTable.create(config, mesh, spec)
+    with pytest.raises(InputError, match=r"those of shop have 2,147,483,648 tokens together"):
+        inputs.abstract(dataclasses.replace(spec, content_dim=1))
 
 
 def _pairs(dataset):

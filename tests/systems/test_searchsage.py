@@ -272,6 +272,12 @@ def test_searches_are_needed(make_config, other_data, mesh, fields, message):
             create(config, mesh)
 
 
+def test_more_tokens_than_can_be_numbered_are_refused(make_config, mesh):
+    spec = Spec("shop", 9, num_queries=9, num_search_tokens=2**31, vocabulary=(1, 0, 0))
+    with pytest.raises(InputError, match=r"^shop: searches have 2,147,483,648 tokens together"):
+        query_tower.create(make_config(), mesh, spec)
+
+
 def test_pretrained_weights_are_read_once(make_config, mesh, data_dir, rng, tmp_path):
     tensors = test_pretrained.make_tensors(rng, "bert")
     test_pretrained.write(tmp_path, tensors, test_pretrained.BERT_CONFIG)
