@@ -24,6 +24,7 @@ import numpy as np
 import tqdm
 from absl import flags
 from etils import epath
+from ml_collections import ConfigDict
 
 from pinjax import app, checksums, config_json, files, timestamps
 from pinjax.data import dataset, embeddings
@@ -33,6 +34,7 @@ from pinjax.errors import InputError
 from pinjax.serving import former as former_lib
 from pinjax.serving import spaces
 from pinjax.systems import embedded as embedded_lib
+from pinjax.systems.system import System
 from pinjax.training import checkpoint
 
 CONFIG, WORKDIR = app.run_flags(config_required=False)
@@ -56,27 +58,12 @@ def main(argv: Sequence[str]) -> int:
     as_of = app.as_of_value(AS_OF)
     if as_of is None:
         as_of = system.dataset.spec.train_end
-    manifest = {
-        **checkpoint.identity(config, system, params, int(state.step)),
-        "as_of": timestamps.iso(as_of),
-        "precision": PRECISION.value,
-    }
-    if config.data.vectors:
-        found = embeddings.find(config.data.vectors, dataset.copies(config.data.dir), verify=False)
-        manifest["spaces"] = embeddings.spaces(found)
+    identity = checkpoint.identity(config, system, params, int(state.step))
+    manifest = _manifest(config, identity, as_of)
     kept = None
     if SINCE.value is not None:
-        with processes.first_before_others():
-            since = app.directory("--since", SINCE.value)
-            if since.resolve() == out.resolve():
-                raise InputError(f"--since={since} is --out, too; expected another directory")
-            former = embeddings.open_directory(
-                since, dataset.copies(config.data.dir), app.verifies()
-            )
-        kept_lib.check(former, manifest)
-        if system.trainable is None:  # all data sets have the same checkpoint then
-            spaces.check_since(former, system, as_of)
-        manifest["since"], kept = former.identity, kept_lib.Kept(former)
+        since = _since(config, system, manifest, as_of)
+        manifest["since"], kept = since.identity, kept_lib.Kept(since)
     with contextlib.ExitStack() as stack:
         with processes.first_before_others():
             if processes.is_first():
@@ -84,38 +71,56 @@ def main(argv: Sequence[str]) -> int:
                 written = _claim(out, manifest)
         embedded = embedded_lib.tables(config, system, state.params, as_of, kept)
         names = {name: embeddings.file_names(name, len(x)) for name, x in embedded.items()}
+        writer = None
         if processes.is_first():
             written = {file: written.get(file) for table in names.values() for file in table}
-            files.write_json(out / embeddings.MANIFEST, {**manifest, "files": written})
-
-        def write(path: epath.Path, part: embedded_lib.Part) -> None:
-            table = embeddings.to_arrow(*part, PRECISION.value)
-            with files.replacing(path) as file:
-                embeddings.write(table, file)
-            written[path.name] = checksums.of_file(path)
-            files.write_json(out / embeddings.MANIFEST, {**manifest, "files": written})
-
-        thread = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
-        writing = thread.submit(lambda: None)
+            thread = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+            writer = _Writer(out, manifest, written, thread)
         for name, shards in embedded.items():
             paths = [out / file for file in names[name]]
-            missing = [False] * len(paths)
-            if processes.is_first():
-                writing.result()
-                missing = [not _is_there(path, written) for path in paths]
+            missing = writer.missing(paths) if writer else [False] * len(paths)
             missing = processes.as_first(np.array(missing))
-            progress = tqdm.tqdm(shards, name, unit="file", disable=not processes.is_first())
+            progress = tqdm.tqdm(shards, name, unit="file", disable=not writer)
             for path, shard, wanted in zip(paths, progress, missing, strict=True):
                 if wanted:
                     part = shard()
-                    writing.result()  # of the file before, while this one was computed
-                    if processes.is_first():
-                        writing = thread.submit(write, path, part)
-        writing.result()
+                    if writer:
+                        writer.write(path, part)
+        if writer:
+            writer.wait()
     print(f"{out}: {', '.join(embedded)} as of {timestamps.iso(as_of)}, step {manifest['step']:,}")
     flags_of_index = f"--embeddings={shlex.quote(str(out))} --out={shlex.quote(f'{workdir}/index')}"
     print(f"next  python -m pinjax.index build {flags_of_index}")
     return 0
+
+
+def _manifest(config: ConfigDict, identity: dict[str, int | str], as_of: int) -> dict[str, Any]:
+    """What the embeddings are made from."""
+    manifest = {**identity, "as_of": timestamps.iso(as_of), "precision": PRECISION.value}
+    if config.data.vectors:
+        found = embeddings.find(config.data.vectors, dataset.copies(config.data.dir), verify=False)
+        manifest["spaces"] = embeddings.spaces(found)
+    return manifest
+
+
+def _since(
+    config: ConfigDict, system: System, manifest: dict[str, Any], as_of: int
+) -> embeddings.Embeddings:
+    """The embeddings of --since.
+
+    Raises:
+      InputError: if they cannot be mixed with those of the manifest.
+    """
+    with processes.first_before_others():
+        since = app.directory("--since", SINCE.value)
+        if since.resolve() == app.directory("--out", OUT.value).resolve():
+            raise InputError(f"--since={since} is --out, too; expected another directory")
+        copies = dataset.copies(config.data.dir)
+        previous = embeddings.open_directory(since, copies, app.verifies())
+    kept_lib.check(previous, manifest)
+    if system.trainable is None:  # all data sets have the same checkpoint then
+        spaces.check_since(previous, system, as_of)
+    return previous
 
 
 def _claim(out: epath.Path, manifest: dict[str, int | str]) -> dict[str, Any]:
@@ -141,17 +146,67 @@ def _claim(out: epath.Path, manifest: dict[str, int | str]) -> dict[str, Any]:
     return {}
 
 
-def _is_there(path: epath.Path, written: dict[str, Any]) -> bool:
-    """Whether a file agrees with the manifest; by its checksum, if checksums are compared."""
-    if not written[path.name]:
-        return False
-    if not app.verifies():
-        return path.exists()
-    try:
-        checksums.verify_file(path, written[path.name])
-    except InputError:
-        return False
-    return True
+class _Writer:
+    """Writes files in another thread while the next ones are computed, and the manifest with each.
+
+    Only the first process has one.
+    """
+
+    def __init__(
+        self,
+        out: epath.Path,
+        manifest: dict[str, Any],
+        written: dict[str, Any],
+        thread: concurrent.futures.Executor,
+    ):
+        """Writes the manifest.
+
+        Args:
+          out: the directory.
+          manifest: without the files.
+          written: by name of all files, the checksum; None of those that are not there.
+          thread: in which one file at a time is written.
+        """
+        self._out, self._manifest, self._written = out, manifest, written
+        self._thread = thread
+        self._write_manifest()
+        self._writing = thread.submit(lambda: None)
+
+    def missing(self, paths: list[epath.Path]) -> list[bool]:
+        """Whether files do not agree with the manifest; by checksums, if these are compared."""
+        self.wait()
+        return [not self._is_there(path) for path in paths]
+
+    def write(self, path: epath.Path, part: embedded_lib.Part) -> None:
+        """Begins to write a file, once the one before is written."""
+        self.wait()
+        self._writing = self._thread.submit(self._write, path, part)
+
+    def wait(self) -> None:
+        """Waits until the last file is written, and raises its error."""
+        self._writing.result()
+
+    def _write(self, path: epath.Path, part: embedded_lib.Part) -> None:
+        table = embeddings.to_arrow(*part, PRECISION.value)
+        with files.replacing(path) as file:
+            embeddings.write(table, file)
+        self._written[path.name] = checksums.of_file(path)
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        content = {**self._manifest, "files": self._written}
+        files.write_json(self._out / embeddings.MANIFEST, content)
+
+    def _is_there(self, path: epath.Path) -> bool:
+        if not self._written[path.name]:
+            return False
+        if not app.verifies():
+            return path.exists()
+        try:
+            checksums.verify_file(path, self._written[path.name])
+        except InputError:
+            return False
+        return True
 
 
 if __name__ == "__main__":
