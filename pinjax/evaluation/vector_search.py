@@ -15,7 +15,6 @@ from pinjax.evaluation.retrievers import Found
 from pinjax.retrieval import exact, tuning
 from pinjax.retrieval import index as index_lib
 
-_QUERIES = 1024  # the most that are searched at a time
 _COMPARED = 2048  # by which an approximate search is measured
 
 
@@ -134,7 +133,7 @@ def nearest(
     """
 
     def search_all(flat: np.ndarray, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        size = min(_QUERIES, 1 << max(len(flat) - 1, 0).bit_length())
+        size = min(exact.QUERIES, 1 << max(len(flat) - 1, 0).bit_length())
         pairs_of = _batches_of_pairs(*excluded.T, items, len(flat), size)
 
         def search_some(some: tuple[np.ndarray, np.ndarray]) -> tuple[jax.Array, jax.Array]:
@@ -271,7 +270,7 @@ def _label_ranks(
     label, item = queries.excluded_by(queries.label_query).T
     label = np.concatenate([label, np.arange(len(queries.label_item))])
     item = np.concatenate([item, queries.label_item])
-    excluded = _batches_of_pairs(label, item, items, len(queries.label_item), _QUERIES)
+    excluded = _batches_of_pairs(label, item, items, len(queries.label_item), exact.QUERIES)
 
     def count_some(some: tuple[np.ndarray, ...]) -> jax.Array:
         query, score, row = some
@@ -282,7 +281,7 @@ def _label_ranks(
 
     rows = np.arange(len(queries.label_item))
     arrays = queries.label_query, found.label_scores, rows
-    return batching.in_batches(count_some, arrays, _QUERIES)
+    return batching.in_batches(count_some, arrays, exact.QUERIES)
 
 
 def _batches_of_pairs(

@@ -128,6 +128,13 @@ def _pairs(config: ConfigDict, dataset: Dataset, graph: csr.Graph) -> item_pairs
     return item_pairs.Engagements(query[known], train["item"][known], graph.items)
 
 
+def depth(config: ConfigDict) -> int:
+    """The number of results of a query in an evaluation."""
+    if config.data.pairs_from == "groups":
+        return graph_source.GraphSource.depth
+    return pair_source.HITS
+
+
 def source_of(config: ConfigDict, dataset: Dataset) -> source.Source:
     """The queries of an evaluation: items and what they led to, or groups and their items."""
     known = graph_source.known_items(dataset)
@@ -143,7 +150,7 @@ def source_of(config: ConfigDict, dataset: Dataset) -> source.Source:
         config.evaluate,
         tasks,
         main_metrics=pair_source.OFFLINE_METRICS,
-        depth=pair_source.HITS,
+        depth=depth(config),
     )
 
 
