@@ -56,7 +56,7 @@ def draw(
     else:
         known = LOGS[kind]
         lengths = np.interp(shares, (np.arange(len(known)) + 0.5) / len(known), known)
-    return np.clip(np.rint(lengths), 1, length).astype(np.int64)[:, batches.spread(users)]
+    return np.clip(np.rint(lengths), 1, length).astype(np.int64)[:, batches.balanced_order(users)]
 
 
 def layouts_of(config: ConfigDict, lengths: np.ndarray, groups: int) -> dict[str, packing.Layout]:

@@ -19,8 +19,6 @@ from pinjax.retrieval import exact
 from pinjax.systems import system
 from pinjax.training import step
 
-_QUERIES = 1024  # searched at a time, as in evaluation
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -150,7 +148,7 @@ def _search(search: system.Search, mesh: Mesh) -> Program:
 
     vectors = jax.ShapeDtypeStruct((items, dim), jnp.float32)
     index = vectors, jax.ShapeDtypeStruct((items,), jnp.bool_)
-    queries = jax.ShapeDtypeStruct((_QUERIES, dim), jnp.float32)
+    queries = jax.ShapeDtypeStruct((exact.QUERIES, dim), jnp.float32)
     queries, index = sharding.abstract(mesh, (queries, index))
     forward = flops.of_matmuls(function, queries, index, devices=1)
     return Program("search", jax.jit(function), {"batch": queries, "index": index}, forward)

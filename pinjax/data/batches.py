@@ -86,7 +86,7 @@ class Batches(RandomAccess):
         batch = packing.pack(made, own)
         same = batch["same_user"]
         if self._copies > 1:  # where each has one row
-            batch["same_user"] = of_same(rows, np.arange(users), self._copies)[share]
+            batch["same_user"] = values_by_group(rows, np.arange(users), self._copies)[share]
         else:
             batch["same_user"] = np.where(same < 0, same, same + self.shard[0] * own.label_rows)
         return batch
@@ -113,14 +113,14 @@ class Batches(RandomAccess):
             kept = rng.permutation(self._copies * len(self.lengths))[: users * steps]
             kept %= len(self.lengths)
             kept = kept[np.argsort(self.lengths[kept], kind="stable")]
-            found = rng.permuted(kept.reshape(users, steps), axis=1)[spread(users)]
+            found = rng.permuted(kept.reshape(users, steps), axis=1)[balanced_order(users)]
             for old in [old for old in self._epochs if abs(old - epoch) > 1]:
                 self._epochs.pop(old, None)
             self._epochs[epoch] = found
         return found
 
 
-def spread(number: int) -> np.ndarray:
+def balanced_order(number: int) -> np.ndarray:
     """The numbers from 0 in an order whose equal parts have about the same sum: int64 (number,).
 
     They are dealt to two halves by the sequence of Thue and Morse, and so on within each half. So
@@ -194,7 +194,7 @@ class PairBatches(RandomAccess):
         share = share_of(self.size, self.shard)
         return {
             **{name: batch[name][share].astype(np.int32) for name in ("query", "item", "task")},
-            "excluded": of_same(batch["query"], batch["item"], self.widest)[share],
+            "excluded": values_by_group(batch["query"], batch["item"], self.widest)[share],
         }
 
     @functools.cached_property
@@ -256,7 +256,7 @@ def _rank_within(groups: np.ndarray) -> np.ndarray:
     return rank
 
 
-def of_same(groups: np.ndarray, values: np.ndarray, width: int) -> np.ndarray:
+def values_by_group(groups: np.ndarray, values: np.ndarray, width: int) -> np.ndarray:
     """The values of all rows with the same group, for each row: int32 (n, width), padded with -1.
 
     The width is doubled until it fits.

@@ -22,7 +22,7 @@ _MARGIN = 1.1  # by which the sizes exceed these counts
 
 
 @dataclasses.dataclass(frozen=True)
-class Numbers:
+class BatchSizes:
     """How much is in a batch.
 
     Attributes:
@@ -111,7 +111,7 @@ class GraphBatches(batches.RandomAccess):
     """Batches of pairs of items and of edges of groups.
 
     Attributes:
-      numbers: what is in a batch.
+      batch_sizes: what is in a batch.
       graph: of items and groups.
       table: neighbours of all items.
       walks: from the ends of pairs and edges. They do not take the step from one end to the other
@@ -125,7 +125,7 @@ class GraphBatches(batches.RandomAccess):
       shard: (index, count), the share of the devices that this process has.
     """
 
-    numbers: Numbers
+    batch_sizes: BatchSizes
     graph: csr.Graph
     table: Neighbours
     walks: walks.Walks
@@ -157,7 +157,8 @@ class GraphBatches(batches.RandomAccess):
           weights.
         """
         drawn = self._draw(step)
-        devices = range(self.numbers.devices)[batches.share_of(self.numbers.devices, self.shard)]
+        number = self.batch_sizes.devices
+        devices = range(number)[batches.share_of(number, self.shard)]
         shares = [self._share(drawn, device) for device in devices]
         fields = {
             name: np.concatenate([share[name] for share in shares])
@@ -186,7 +187,7 @@ class GraphBatches(batches.RandomAccess):
         They suffice for the batches that are probed, with a margin. These are the last, which have
         the most hard negatives.
         """
-        n, counted = self.numbers, []
+        n, counted = self.batch_sizes, []
         for step in range(max(0, self.steps - _PROBED), self.steps):
             drawn = self._draw(step)
             for device in range(min(_PROBED, n.devices)):
@@ -216,31 +217,31 @@ class GraphBatches(batches.RandomAccess):
             "query": pairs.query,
             "item": pairs.item,
             "pair_group": pairs.group,
-            "excluded": batches.of_same(pairs.query, pairs.item, self.widths[0]),
+            "excluded": batches.values_by_group(pairs.query, pairs.item, self.widths[0]),
             "hard": self._hard(rng, pairs.query, step),
             "hard_ranks": self.hard[1][pairs.query],
             "group": edges.group,
             "group_item": edges.item,
             "group_drawn": self._may_be_drawn(edges.item),
-            "group_excluded": batches.of_same(edges.group, edges.item, self.widths[1]),
-            "negatives": rng.choice(self.corpus, self.numbers.negatives),
-            "place": np.arange(self.numbers.pairs),
-            "group_place": np.arange(self.numbers.groups),
+            "group_excluded": batches.values_by_group(edges.group, edges.item, self.widths[1]),
+            "negatives": rng.choice(self.corpus, self.batch_sizes.negatives),
+            "place": np.arange(self.batch_sizes.pairs),
+            "group_place": np.arange(self.batch_sizes.groups),
         }
 
     def _ends(self, step: int) -> tuple[item_pairs.Pairs, item_pairs.Pairs]:
         """The pairs of items and the edges of groups of the global batch."""
         edges = item_pairs.Memberships(self.graph, stream=2)
         return (
-            self.pairs(self.seed, step, self.numbers.pairs),
-            edges(self.seed, step, self.numbers.groups),
+            self.pairs(self.seed, step, self.batch_sizes.pairs),
+            edges(self.seed, step, self.batch_sizes.groups),
         )
 
     def _hard(self, rng: np.random.Generator, query: np.ndarray, step: int) -> np.ndarray:
         """Random candidates of each query: one more after every `hard_after` steps."""
         candidates = self.hard[0][query]
         order = np.where(candidates >= 0, rng.random(candidates.shape), 2).argsort(axis=1)
-        chosen = np.take_along_axis(candidates, order[:, : self.numbers.hard], axis=1)
+        chosen = np.take_along_axis(candidates, order[:, : self.batch_sizes.hard], axis=1)
         chosen[:, step // self.hard_after :] = -1
         return chosen
 
@@ -252,7 +253,7 @@ class GraphBatches(batches.RandomAccess):
     def _share(self, drawn: dict[str, np.ndarray], device: int) -> dict[str, np.ndarray]:
         """A device's share of the global batch."""
         return {
-            name: values[batches.share_of(len(values), (device, self.numbers.devices))]
+            name: values[batches.share_of(len(values), (device, self.batch_sizes.devices))]
             for name, values in drawn.items()
         }
 
@@ -264,7 +265,7 @@ class GraphBatches(batches.RandomAccess):
         group_items = groups_lib.members(
             self.graph.groups,
             share["group"],
-            self.numbers.group_items,
+            self.batch_sizes.group_items,
             self.seed,
             share["group_item"],
         )
@@ -275,7 +276,7 @@ class GraphBatches(batches.RandomAccess):
         negatives_at, hard_at, group_at = (
             place.reshape(x.shape) for place, x in zip(places, others, strict=True)
         )
-        targets = np.full(self.numbers.targets, -1, np.int32)
+        targets = np.full(self.batch_sizes.targets, -1, np.int32)
         targets[: len(ends)] = ends
         targets[len(ends) : len(ends) + len(distinct)] = distinct
 
@@ -283,9 +284,9 @@ class GraphBatches(batches.RandomAccess):
         avoid = np.concatenate([share["pair_group"], share["pair_group"], share["group"]])
         walked = np.flatnonzero(avoid >= 0)
         # A stream of random numbers for each end in the run; those of the table are items.
-        pairs = self.numbers.pairs
+        pairs = self.batch_sizes.pairs
         place = share["place"], pairs + share["place"], 2 * pairs + share["group_place"]
-        first = (1 << 63) + step * (2 * pairs + self.numbers.groups)
+        first = (1 << 63) + step * (2 * pairs + self.batch_sizes.groups)
         near.ids[walked], near.weights[walked] = walks.neighbourhoods(
             self.graph,
             ends[walked],
@@ -309,7 +310,7 @@ class GraphBatches(batches.RandomAccess):
     def _subgraph(self, step: int, share: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The fields of a device."""
         targets, near, places = self._targets(step, share)
-        ends = self.numbers.ends
+        ends = self.batch_sizes.ends
         nodes, hops = subgraphs.sample(targets, ends, near, self.table, self.sizes)
         fields = {"nodes": nodes, **places}
         for layer, hop in enumerate(hops):

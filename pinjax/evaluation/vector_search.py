@@ -16,7 +16,6 @@ from pinjax.evaluation.retrievers import Found
 from pinjax.retrieval import exact, tuning
 from pinjax.retrieval import index as index_lib
 
-_QUERIES = 1024  # the most that are searched at a time
 _COMPARED = 2048  # by which an approximate search is measured
 
 
@@ -144,7 +143,7 @@ def nearest(
     """
 
     def search_all(flat: np.ndarray, excluded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        size = min(_QUERIES, ragged.power_of_two(len(flat)))
+        size = min(exact.QUERIES, ragged.power_of_two(len(flat)))
         pairs_of = _batches_of_pairs(*excluded.T, items, len(flat), size)
 
         def search_some(some: tuple[np.ndarray, np.ndarray]) -> tuple[jax.Array, jax.Array]:
@@ -281,7 +280,7 @@ def _label_ranks(
     label, item = queries.excluded_by(queries.label_query).T
     label = np.concatenate([label, np.arange(len(queries.label_item))])
     item = np.concatenate([item, queries.label_item])
-    excluded = _batches_of_pairs(label, item, items, len(queries.label_item), _QUERIES)
+    excluded = _batches_of_pairs(label, item, items, len(queries.label_item), exact.QUERIES)
 
     def count_some(some: tuple[np.ndarray, ...]) -> jax.Array:
         query, score, row = some
@@ -292,7 +291,7 @@ def _label_ranks(
 
     rows = np.arange(len(queries.label_item))
     arrays = queries.label_query, found.label_scores, rows
-    return batching.in_batches(count_some, arrays, _QUERIES)
+    return batching.in_batches(count_some, arrays, exact.QUERIES)
 
 
 def _batches_of_pairs(

@@ -1,13 +1,11 @@
-"""BERT's encoder, and the query tower of SearchSage on top of it."""
+"""BERT's encoder."""
 
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int, Shaped
-
-from pinjax.models import features
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 _INIT = nn.initializers.truncated_normal(0.02)
 
@@ -160,27 +158,3 @@ class Block(nn.Module):
         y = nn.gelu(linear(self.ffn_width, "ffn_in")(x), approximate=False)
         x = added(linear(width, "ffn_out")(y), "ffn_norm")
         return x, None
-
-
-class QueryTower(nn.Module):
-    """Queries as vectors of unit length (SearchSage, Pinterest Engineering, 2021).
-
-    Attributes:
-      encoder: of text.
-      dim: embedding dimension.
-    """
-
-    encoder: Bert
-    dim: int = 256
-
-    @nn.compact
-    def __call__(
-        self,
-        ids: Int[Array, "queries length"],
-        mask: Bool[Array, "queries length"],
-        capacity: int | None = None,
-    ) -> Float32[Array, "queries {self.dim}"]:
-        """Embeds queries: a linear map of the output at position 0, [CLS]. See `Bert`."""
-        x = self.encoder(ids, mask, capacity)[:, 0]
-        x = nn.Dense(self.dim, dtype=self.encoder.dtype, name="out")(x)
-        return features.unit_length(x)

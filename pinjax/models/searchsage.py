@@ -1,13 +1,37 @@
-"""The cheap query tower of SearchSage: a bag of hashed tokens."""
+"""The query towers of SearchSage (Pinterest Engineering, 2021): BERT, or a bag of hashed tokens."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float32, Int
+from jaxtyping import Array, Bool, Float32, Int
 
 from pinjax.distributed import sharded_table
-from pinjax.models import features, hash_embedding, mlp
+from pinjax.models import bert, features, hash_embedding, mlp
+
+
+class BertTower(nn.Module):
+    """Queries as vectors of unit length, by a transformer: the published tower.
+
+    Attributes:
+      encoder: of text.
+      dim: embedding dimension.
+    """
+
+    encoder: bert.Bert
+    dim: int = 256
+
+    @nn.compact
+    def __call__(
+        self,
+        ids: Int[Array, "queries length"],
+        mask: Bool[Array, "queries length"],
+        capacity: int | None = None,
+    ) -> Float32[Array, "queries {self.dim}"]:
+        """Embeds queries: a linear map of the output at position 0, [CLS]. See `bert.Bert`."""
+        x = self.encoder(ids, mask, capacity)[:, 0]
+        x = nn.Dense(self.dim, dtype=self.encoder.dtype, name="out")(x)
+        return features.unit_length(x)
 
 
 class BagTower(nn.Module):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
+QUERIES = 1024  # the most that evaluations search at a time
+
 
 @functools.partial(jax.jit, static_argnames=("k", "chunk"))
 def search(

@@ -23,13 +23,13 @@ _PAGERANK = pagerank.PageRank(restart=0.5, epsilon=1e-6)
 _CANDIDATES = 8  # for each hard negative of a pair
 
 
-def numbers(config: ConfigDict, spec: Spec, mesh: Mesh) -> graph_batches.Numbers:
+def batch_sizes(config: ConfigDict, spec: Spec, mesh: Mesh) -> graph_batches.BatchSizes:
     """What is in a batch.
 
     Raises:
       InputError: if it is too much.
     """
-    found = graph_batches.Numbers(
+    found = graph_batches.BatchSizes(
         pairs=config.data.pairs,
         groups=config.data.groups,
         group_items=config.data.group_items,
@@ -49,9 +49,9 @@ def numbers(config: ConfigDict, spec: Spec, mesh: Mesh) -> graph_batches.Numbers
     return found
 
 
-def abstract_batch(numbers: graph_batches.Numbers, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(sizes: graph_batches.BatchSizes, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """The abstract shapes of a global batch with the largest possible subgraphs."""
-    shapes = numbers.shapes(numbers.most_nodes, (_SAME, _SAME))
+    shapes = sizes.shapes(sizes.most_nodes, (_SAME, _SAME))
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.over_data(mesh))
         for name, (shape, dtype) in shapes.items()
@@ -70,9 +70,9 @@ def batches_of(config: ConfigDict, mesh: Mesh, dataset: Dataset) -> graph_batche
     pairs = _pairs(config, dataset, graph)
     # Random negatives are items of pairs: of others a model only learns that they are never found.
     corpus = np.flatnonzero(pairs.counts).astype(np.int32)
-    counted = numbers(config, spec, mesh)
+    sizes = batch_sizes(config, spec, mesh)
     return graph_batches.GraphBatches(
-        numbers=counted,
+        batch_sizes=sizes,
         graph=graph,
         table=neighbours_in(config, dataset, graph),
         walks=_walks(config),
@@ -128,6 +128,13 @@ def _pairs(config: ConfigDict, dataset: Dataset, graph: csr.Graph) -> item_pairs
     return item_pairs.Engagements(query[known], train["item"][known], graph.items)
 
 
+def depth(config: ConfigDict) -> int:
+    """The number of results of a query in an evaluation."""
+    if config.data.pairs_from == "groups":
+        return graph_source.GraphSource.depth
+    return pair_source.HITS
+
+
 def source_of(config: ConfigDict, dataset: Dataset) -> source.Source:
     """The queries of an evaluation: items and what they led to, or groups and their items."""
     known = graph_source.known_items(dataset)
@@ -143,7 +150,7 @@ def source_of(config: ConfigDict, dataset: Dataset) -> source.Source:
         config.evaluate,
         tasks,
         main_metrics=pair_source.OFFLINE_METRICS,
-        depth=pair_source.HITS,
+        depth=depth(config),
     )
 
 
@@ -155,9 +162,9 @@ def sketched(loss: ConfigDict) -> tuple[str, ...]:
 def streams(config: ConfigDict, made: graph_batches.GraphBatches) -> dict[str, counts.Counted]:
     """The streams of positives, of pairs of items and of edges of groups."""
     width, edges = config.loss.sketch_width, item_pairs.Memberships(made.graph, stream=2)
-    found = {"items": (made.pairs.counts, made.numbers.pairs)}
-    if made.numbers.groups:
-        found["groups"] = edges.counts, made.numbers.groups
+    found = {"items": (made.pairs.counts, made.batch_sizes.pairs)}
+    if made.batch_sizes.groups:
+        found["groups"] = edges.counts, made.batch_sizes.groups
     return {
         name: counts.Counted(width, number[number > 0], batch)
         for name, (number, batch) in found.items()
@@ -167,7 +174,7 @@ def streams(config: ConfigDict, made: graph_batches.GraphBatches) -> dict[str, c
 
 def summary(dataset: Dataset, made: graph_batches.GraphBatches) -> dict[str, str]:
     """Lines to print at the start, by name."""
-    spec, n = dataset.spec, made.numbers
+    spec, n = dataset.spec, made.batch_sizes
     return {
         "data set": f"{spec.name}: {spec.num_items:,} items, {spec.num_groups:,} groups, "
         f"{spec.edges['train']:,} edges",

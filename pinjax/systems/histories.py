@@ -83,7 +83,7 @@ def _actions(spec: spec_lib.Spec, users: int) -> np.ndarray:
     """The actions of the users of a batch, as `Batches` draws it: float (users,)."""
     shares = (np.arange(users) + 0.5) / users
     actions = np.interp(shares, statistics.LENGTH_SHARES, spec.length_quantiles)
-    return actions[batches.spread(users)]
+    return actions[batches.balanced_order(users)]
 
 
 def _layout(lengths: np.ndarray, mesh: Mesh, length: int) -> packing.Layout:

@@ -214,7 +214,9 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         embedders={
             "products": system.Embedder(sharding.jit_over_rows(mesh, products), ("products",), rows)
         },
-        search=system.Search(spec.num_items, config.model.embedding_dim, 100),
+        search=system.Search(
+            spec.num_items, config.model.embedding_dim, pair_source.PairSource.depth
+        ),
         row_meanings=system.TEXTS,
         sketched_ids=sketched_ids,
     )

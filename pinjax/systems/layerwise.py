@@ -31,7 +31,7 @@ def embedders(
     model: pinsage.PinSage,
     inputs: node_table.NodeTable,
     mesh: Mesh,
-    numbers: graph_batches.Numbers,
+    sizes: graph_batches.BatchSizes,
     input_dim: int,
 ) -> dict[str, system.Embedder]:
     """The functions from the states below to the states of a layer, and to groups' embeddings.
@@ -40,7 +40,7 @@ def embedders(
       model: of the run.
       inputs: the features of items.
       mesh: of the devices.
-      numbers: of items, neighbours, and items of a group.
+      sizes: of items, neighbours, and items of a group.
       input_dim: numbers of an item's features.
     """
     on_device = model.clone(tables=model.tables.on_device())
@@ -65,7 +65,7 @@ def embedders(
         by_device = sharding.shard_map_rows(mesh, model.tables, function)
         return system.Embedder(sharding.jit_over_rows(mesh, by_device), constants, batch)
 
-    rows = min(_ROWS, numbers.items)
+    rows = min(_ROWS, sizes.items)
 
     def read(number: int, dim: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {
@@ -76,11 +76,11 @@ def embedders(
     made = {"layer 0": embedder(of_inputs, node_table.NAMES, jax.ShapeDtypeStruct((rows,), "i4"))}
     width = input_dim
     for layer in range(1, model.layers + 1):
-        batch = read(numbers.neighbours, model.message_width)
+        batch = read(sizes.neighbours, model.message_width)
         batch["own"] = jax.ShapeDtypeStruct((rows, width), jnp.float32)
         made[f"layer {layer}"] = embedder(functools.partial(of_layer, layer), (), batch)
         width = model.width
-    return made | {"groups": embedder(of_groups, (), read(numbers.group_items, width))}
+    return made | {"groups": embedder(of_groups, (), read(sizes.group_items, width))}
 
 
 def _flat(rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -214,7 +214,9 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
             "items": system.Embedder(sharding.jit_over_rows(mesh, items), ("items",), rows),
         },
         search=system.Search(
-            min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 50
+            items=min(spec.num_items, config.evaluate.index_size),
+            dim=config.model.embedding_dim,
+            results=timeline_source.TimelineSource.depth,
         ),
         row_meanings=system.IDS
         | {f"/{name}/embedding$": f"{name}s" for name in ("action", "surface")},

@@ -210,17 +210,18 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         spec.need("pairs")
     model = make_model(config, spec, mesh)
     inputs = node_table.NodeTable.create(config, mesh, spec)
-    numbers = graph_training.numbers(config, spec, mesh)
+    sizes = graph_training.batch_sizes(config, spec, mesh)
     candidates = sharding.abstract(mesh, jax.ShapeDtypeStruct((), jnp.float32))
+    depth = graph_training.depth(config)
     return system.Trainable(
         init=functools.partial(init, model, config.loss, inputs.made_up(spec)),
         loss=functools.partial(loss, model, inputs, config.loss, mesh),
         constants={**inputs.abstract(spec), "candidates": candidates},
-        batch=graph_training.abstract_batch(numbers, mesh),
+        batch=graph_training.abstract_batch(sizes, mesh),
         batch_size="data.pairs",
-        embedders=layerwise.embedders(model, inputs, mesh, numbers, inputs.dim(config, spec)),
+        embedders=layerwise.embedders(model, inputs, mesh, sizes, inputs.dim(config, spec)),
         search=system.Search(
-            min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, 500
+            min(spec.num_items, config.evaluate.index_size), config.model.embedding_dim, depth
         ),
         row_meanings=system.IDS | system.TEXTS,
         sketched_ids=sketched_ids if graph_training.sketched(config.loss) else None,

@@ -204,7 +204,7 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
             "ffn_width": 4 * model.width,
         }
     encoder = bert.Bert(**sizes, dtype=model.dtype)
-    tower = bert.QueryTower(encoder, item_features.item_vector_dim(spec))
+    tower = searchsage.BertTower(encoder, item_features.item_vector_dim(spec))
 
     def init(key: jax.Array) -> Any:
         ids, mask = jnp.zeros((1, length), jnp.int32), jnp.zeros((1, length), bool)

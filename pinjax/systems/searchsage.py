@@ -104,7 +104,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         batch_size="data.pairs",
         batch_form=query_tower.describe(config, mesh, spec),
         embedders={"queries": embedder},
-        search=system.Search(spec.num_items, dim, 100),
+        search=system.Search(spec.num_items, dim, pair_source.PairSource.depth),
         row_meanings=tower.row_meanings,
         sketched_ids=lambda batch: batch["item"],
     )

@@ -25,7 +25,7 @@ def graph(tmp_path_factory):
 
 
 def make(graph, pairs=None, devices=1, shard=(0, 1), **fields):
-    numbers = graph_batches.Numbers(
+    sizes = graph_batches.BatchSizes(
         **{
             **{"pairs": 8, "groups": 4, "group_items": 3, "negatives": 12, "hard": 2},
             **{"layers": 2, "neighbours": WALKS.top, "items": ITEMS, "devices": devices},
@@ -36,7 +36,7 @@ def make(graph, pairs=None, devices=1, shard=(0, 1), **fields):
     hard = (every[:, None] + [1, 2, 3]) % ITEMS
     hard[::7, 1:] = -1
     return graph_batches.GraphBatches(
-        numbers=numbers,
+        batch_sizes=sizes,
         graph=graph,
         table=walks.neighbourhoods(graph, every, WALKS, 0),
         walks=WALKS,
@@ -77,7 +77,7 @@ def test_the_last_batches_have_room_for_their_hard_negatives(tmp_path):
 @pytest.mark.parametrize("devices", [1, 2])
 def test_shapes_are_those_of_every_batch(graph, layers, devices):
     made = make(graph, layers=layers, devices=devices)
-    expected = made.numbers.shapes(made.sizes, made.widths)
+    expected = made.batch_sizes.shapes(made.sizes, made.widths)
     for step in range(9):
         assert {name: (x.shape, x.dtype.type) for name, x in made[step].items()} == expected
 

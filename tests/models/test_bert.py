@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pinjax.models import bert
+from pinjax.models import bert, searchsage
 
 VOCABULARY, POSITIONS, TYPES, LAYERS, HEADS, WIDTH, FFN, DIM = 11, 7, 2, 3, 2, 8, 12, 5
 EPSILON = 1e-3  # large enough to be seen
@@ -193,7 +193,7 @@ def test_bert_base_has_109_million_parameters():
 
 
 def test_query_tower_is_a_unit_vector_of_the_first_position():
-    model = bert.QueryTower(make(), dim=DIM)
+    model = searchsage.BertTower(make(), dim=DIM)
     params = params_of(model)
     exact = in_float64(params)
     expected = numpy_bert(exact["encoder"], IDS, MASK)[:, 0]
@@ -202,7 +202,7 @@ def test_query_tower_is_a_unit_vector_of_the_first_position():
     outputs = forward(model)(params, IDS, MASK)
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
 
-    low = forward(bert.QueryTower(make(dtype=jnp.bfloat16), dim=DIM))(params, IDS, MASK)
+    low = forward(searchsage.BertTower(make(dtype=jnp.bfloat16), dim=DIM))(params, IDS, MASK)
     assert low.dtype == jnp.float32
     np.testing.assert_allclose(np.linalg.norm(low, axis=-1), 1, rtol=1e-5)
     np.testing.assert_allclose(low, expected, atol=0.05)
