@@ -211,6 +211,37 @@ def test_a_table_says_what_it_rests_on(make_config):
     assert make(config)[0].source.notes("test")[1].endswith("split.test of pinjax.prepare")
 
 
+def test_records_tell_of_each_label_what_a_loop_does(make_config):
+    """Of two windows, by every cadence; a baseline that has none is asked at the start."""
+    evaluate = {"users": 12, "window_starts": (0, 7 * DAY)}
+    made, source = make(make_config(evaluate=evaluate))
+    spec, catalogue = source.dataset.spec, source.dataset.catalogue
+    items = np.ones((len(catalogue), 2), np.float32)
+    records = made(same_for_all(items), "test", full=True).records
+    trained = np.concatenate([chunk.records for chunk in source.dataset.chunks("train")])
+    timelines = {}
+    for chunk in source.dataset.chunks("test"):
+        timelines |= zip(chunk.users, np.split(chunk.records, chunk.offsets[1:-1]), strict=True)
+    assert set(records.labels["window"]) == {spec.train_end, spec.train_end + 7 * DAY}
+    row = {own: number for number, own in enumerate(catalogue.ids.tolist())}
+    requests = {"window": [], "daily": [], "realtime": []}
+    names = ("user", "window", "label", "label_time", "label_age", "label_popularity", "history")
+    for values in zip(*(records.labels[name].tolist() for name in names), strict=True):
+        user, start, label, time, age, popularity, history = values
+        item, own = row[label], timelines[user]
+        assert age == time - int(catalogue.created[item])
+        assert popularity == ((trained["item"] == item) & (trained["time"] <= start)).sum()
+        assert history == (own["time"] <= start).sum()
+        assert time in own["time"][own["item"] == item]
+        requests["window"].append(start)
+        requests["daily"].append(max(range(start, time, DAY)))
+        requests["realtime"].append(max(start, int(own["time"][own["time"] < time].max())))
+    for (method, cadence), ranks in records.methods.items():
+        assert ranks.request_time.tolist() == requests[cadence], (method, cadence)
+    assert {cadence for _, cadence in records.methods} == set(requests)
+    assert len({*map(tuple, requests.values())}) == 3
+
+
 def test_a_split_without_labels_is_refused(make_config):
     made, _ = make(make_config(evaluate={"window_starts": (900 * DAY,)}))
     with pytest.raises(InputError, match="split valid: in no evaluation window has a user a"):

@@ -153,6 +153,22 @@ def test_co_occurrence_knows_what_queries_led_to(rng):
     assert found["co-occurrence"]["R@10"].value == pytest.approx(np.mean(hits))
 
 
+@pytest.mark.parametrize("lengths", [(1, 3), (1, 5, 80)])
+def test_a_context_is_the_last_that_a_query_led_to_and_then_itself(rng, monkeypatch, lengths):
+    """Oldest first, of the tasks that count, as many as the longest context has."""
+    monkeypatch.setattr(pair_source.PairSource, "context_lengths", lengths)
+    dataset = Dataset(rng)
+    queries = queries_of(dataset, tasks=(0, 2))
+    assert len(queries) == QUERIES
+    assert queries.context.shape == (QUERIES, max(lengths))
+    train = dataset.pairs("train")
+    for query, found in zip(queries.features["query"], queries.context.tolist(), strict=True):
+        of_query = train[(train["query"] == query) & (train["task"] != 1)]
+        expected = of_query["item"].tolist()
+        expected += [dataset.queries.items[query]] if dataset.queries.items[query] >= 0 else []
+        assert ([-1] * max(lengths) + expected)[-max(lengths) :] == found
+
+
 def test_the_order_of_items_changes_nothing(rng):
     likelihood = rng.integers(1, 9, (3, QUERIES, ITEMS)).astype(np.float32)
     queries, items = unit(rng, QUERIES, DIM), unit(rng, 9, DIM)[rng.integers(0, 9, ITEMS)]

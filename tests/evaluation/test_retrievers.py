@@ -201,6 +201,7 @@ def test_co_occurrence_is_the_dense_one(rng, setting, few_queries, may_repeat, m
     queries, index = setting
     context = np.fmod(queries.context, 20)
     context[1::2, :-1], context[0, -3:] = context[::2, 1:][: len(context) // 2], (1, 2, 3)
+    context[2, :-1] = context[1, 1:]
     queries = dataclasses.replace(queries, context=context)
     if few_queries:  # than there are items in their histories
         keep = queries.label_query < 3
@@ -216,7 +217,11 @@ def test_co_occurrence_is_the_dense_one(rng, setting, few_queries, may_repeat, m
             },
         )
     assert few_queries == (len(np.unique(queries.context[:, -5:])) > len(queries))
+    # Two queries at a time; the third is the first of its batch, and a change from the second.
     monkeypatch.setattr(baselines, "_SCORES", 2 * ITEMS)
+    last = queries.context[:3, -5:]
+    entries = [np.bincount(row[row >= 0], minlength=ITEMS) for row in last]
+    assert np.count_nonzero(entries[2] - entries[1]) < np.count_nonzero(entries[2])
     made, actions = make_engagements(rng)
     engaged, counts = np.zeros((25, ITEMS)), np.zeros(ITEMS)
     for actor, item, time, positive in zip(*actions, strict=True):

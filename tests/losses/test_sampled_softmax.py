@@ -219,14 +219,19 @@ def test_joined_and_summed_sets(rng):
 
 def test_no_gradient_to_the_correction(rng):
     args = jax.tree.map(jnp.asarray, problem(rng))
+    embeddings = jnp.asarray(rng.normal(size=(GROUPS, PAIRS, 3, DIM)), jnp.float32)
+    ids = jnp.full((GROUPS, PAIRS, 3), 10**6)
 
-    def loss(log_q, positive_log_q):
+    def loss(log_q, positive_log_q, hard_log_q):
         negatives = lib.Negatives(args["embeddings"], args["ids"], log_q, positive_log_q)
         return lib.sampled_softmax(
-            args["queries"], args["positives"], negatives, args["scale"], args["excluded_ids"]
+            *(args["queries"], args["positives"], negatives, args["scale"], args["excluded_ids"]),
+            hard=lib.HardNegatives(embeddings, ids, hard_log_q),
         ).sum()
 
-    for grad in jax.grad(loss, argnums=(0, 1))(args["log_q"], args["positive_log_q"]):
+    corrections = args["log_q"], args["positive_log_q"], args["positive_log_q"]
+    assert loss(*corrections) != loss(*corrections[:2], 0 * corrections[2])
+    for grad in jax.grad(loss, argnums=(0, 1, 2))(*corrections):
         np.testing.assert_array_equal(grad, np.zeros(grad.shape))
 
 

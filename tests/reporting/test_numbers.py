@@ -99,6 +99,20 @@ def test_recall_by_bins_is_what_a_loop_counts(records, by):
     assert tables.best_baseline(records) == best
 
 
+@pytest.mark.parametrize("days", [31, 32, 60])
+def test_days_of_an_evaluation_are_weeks_from_a_month_on(days):
+    """The last second of a day belongs to it; empty weeks stay."""
+    last = np.array([1, 7 * DAY, 7 * DAY + 1, 14 * DAY, 29 * DAY, days * DAY])
+    bins = breakdowns.staleness({"label_time": WINDOW + last, "window": np.full(6, WINDOW)})
+    if days == 31:
+        assert bins.names == [str(day) for day in range(1, 32)]
+        assert bins.part.tolist() == [0, 6, 7, 13, 28, 30]
+    else:
+        weeks = [f"{first}–{first + 6}" for first in range(1, days + 1, 7)]
+        assert bins.names == weeks
+        assert bins.part.tolist() == [0, 0, 1, 1, 4, len(weeks) - 1]
+
+
 def test_bins_are_named_by_their_ends():
     values = np.array([0, 1, 2, 3, 9, 10, 999, 1_000, 2_999, 3_000, 10**6, -1, 5])
     known = np.arange(len(values)) < 12

@@ -47,22 +47,31 @@ def test_steps_are_adamw_with_clipping_warm_up_and_cosine(unbroken, regression):
     del keys
     kernel = np.asarray(jax.random.normal(params[0], (3,)), np.float64)
     theta = np.append(kernel, 0.0)
-    m, v = np.zeros(4), np.zeros(4)
+    m, v, losses, norms = np.zeros(4), np.zeros(4), [], []
     for number, batch in enumerate(regression().batches(0)):
         key = jax.random.fold_in(params[1], number)
         noise = 0.01 * np.asarray(jax.random.normal(key, (8, 3)))
         x = np.column_stack([(batch["x"] + noise) * 2.0, np.ones(8)])
-        grad = 2 * x.T @ (x @ theta - batch["y"]) / 8
+        error = x @ theta - batch["y"]
+        grad = 2 * x.T @ error / 8
+        losses.append(np.mean(error**2))
+        norms.append(np.linalg.norm(grad))
         grad *= min(1.0, 0.5 / np.linalg.norm(grad))
         m, v = 0.9 * m + 0.1 * grad, 0.98 * v + 0.02 * grad**2
         m_hat, v_hat = m / (1 - 0.9 ** (number + 1)), v / (1 - 0.98 ** (number + 1))
         rate = 0.1 * (number / 2 if number < 2 else 0.5 * (1 + np.cos(np.pi * (number - 2) / 10)))
         decay = 0.1 * np.append(theta[:3], 0.0)
         theta -= rate * (m_hat / (np.sqrt(v_hat) + 1e-8) + decay)
-    state, _ = unbroken
+    state, logged = unbroken
     np.testing.assert_allclose(state.params["kernel"], theta[:3], rtol=1e-4)
     np.testing.assert_allclose(state.params["bias"], theta[3], rtol=1e-3, atol=1e-5)
     assert int(state.sketches) == int(state.step) == 12
+    # Means over the steps since the last line, and norms before clipping.
+    assert min(norms) > 0.5
+    assert list(logged) == [2, 4, 6, 8, 10, 12]
+    for name, values in (("loss", losses), ("gradient_norm", norms)):
+        found = [line[name] for line in logged.values()]
+        np.testing.assert_allclose(found, np.reshape(values, (6, 2)).mean(axis=1), rtol=1e-3)
 
 
 class KilledError(Exception):
