@@ -98,7 +98,7 @@ def check(retriever, queries, index, scores, rounding=0.0):
 def setting(request, rng, monkeypatch):
     if request.param == "everything":
         return make_queries(rng), make_index()
-    monkeypatch.setattr(vector_search, "_QUERIES", 8)
+    monkeypatch.setattr(exact, "QUERIES", 8)
     excluded = np.argwhere(rng.random((USERS, ITEMS)) < 0.1)
     return make_queries(rng, excluded=excluded), make_index(rng.random(ITEMS) < 0.7)
 

@@ -15,7 +15,7 @@ import pytest
 from pinjax import config_json, timestamps
 from pinjax.data import dataset as dataset_lib
 from pinjax.errors import InputError
-from pinjax.evaluation import vector_search
+from pinjax.retrieval import exact
 from pinjax.retrieval import index as index_lib
 from pinjax.serving import asked
 from pinjax.serving import run as run_lib
@@ -138,7 +138,7 @@ def test_users_are_recommended_what_they_have_not_seen(
 ):
     """Users in several parts, also those that are asked for by their ids."""
     monkeypatch.setattr(asked, "_SOME", 37)
-    monkeypatch.setattr(vector_search, "_QUERIES", 16)
+    monkeypatch.setattr(exact, "QUERIES", 16)
     vectors, _ = items
     as_of = dataset.spec.train_end - 5 * 86_400
     run = open_run(as_of, users=mean_of_items(vectors))
