@@ -16,7 +16,7 @@ from pinjax import config_json, timestamps
 from pinjax.data import dataset as dataset_lib
 from pinjax.errors import InputError
 from pinjax.retrieval import index as index_lib
-from pinjax.serving import asked
+from pinjax.serving import requests
 from pinjax.serving import run as run_lib
 from pinjax.systems import system
 from pinjax.training import checkpoint, workdirs
@@ -40,13 +40,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 )
 def test_ids_that_are_none_are_refused(wanted, message):
     with pytest.raises(InputError, match=message):
-        asked.places(asked.as_array(wanted), pa.array([1, 2]), "items")
+        requests.places(requests.as_array(wanted), pa.array([1, 2]), "items")
 
 
 @pytest.mark.parametrize("columns", [5, "text", [1], np.zeros(3), {"user": [1], "item": [1, 2]}])
 def test_histories_that_are_no_table_are_refused(columns):
     with pytest.raises(InputError, match="histories: expected a table"):
-        asked.as_table(columns)
+        requests.as_table(columns)
 
 
 @pytest.fixture

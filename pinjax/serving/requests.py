@@ -19,8 +19,8 @@ _SOME = 4096  # that are embedded and searched for at a time
 _UNREADABLE = TypeError, ValueError, NotImplementedError  # errors of Arrow are of these types
 
 
-class Some(NamedTuple):
-    """Some of what is asked for.
+class RequestBatch(NamedTuple):
+    """Some ids of a request, embedded.
 
     Attributes:
       ids: own ids (n,).
@@ -33,6 +33,20 @@ class Some(NamedTuple):
     seen: np.ndarray
 
 
+class Request(NamedTuple):
+    """Requests for recommendations.
+
+    Attributes:
+      name: "user", "query", "group" or "from_item": the column of its ids.
+      as_of: unix seconds, of the items that are searched.
+      batches: of its ids, in order.
+    """
+
+    name: str
+    as_of: int
+    batches: Iterator[RequestBatch]
+
+
 class Users:
     """The users of a data set, and others by their histories."""
 
@@ -42,7 +56,9 @@ class Users:
         one_out = dataset.spec.leave_one_out  # then all splits have all users
         self._splits = spec_lib.SPLITS[:1] if one_out else spec_lib.SPLITS
 
-    def known(self, embed: system.Users, as_of: int, wanted: pa.Array | None) -> Iterator[Some]:
+    def known(
+        self, embed: system.Users, as_of: int, wanted: pa.Array | None
+    ) -> Iterator[RequestBatch]:
         """Users by their ids, or all; those who had not acted by then are left out.
 
         Raises:
@@ -61,14 +77,16 @@ class Users:
                 chunk = self._dataset.chunk_of(split, of_split[start : start + _SOME])
                 yield from self.of_chunk(embed, as_of, chunk)
 
-    def of_chunk(self, embed: system.Users, as_of: int, chunk: timelines.Chunk) -> Iterator[Some]:
+    def of_chunk(
+        self, embed: system.Users, as_of: int, chunk: timelines.Chunk
+    ) -> Iterator[RequestBatch]:
         """The users of timelines, without those who had not acted by then."""
         users, last, history = histories.until(chunk, as_of, self._config.data.length)
         if len(users):
             vectors = embed([history])
             seen = timeline_source.seen(chunk.records, chunk.offsets[users], last)
             ids = pa.array([chunk.users[user] for user in users])
-            yield Some(ids, vectors, np.unique(seen, axis=0))
+            yield RequestBatch(ids, vectors, np.unique(seen, axis=0))
 
     @property
     def _all(self) -> tuple[pa.Array, np.ndarray]:
@@ -91,7 +109,7 @@ def of_rows(
     name: str,
     wanted: pa.Array | None,
     seen: Callable[[np.ndarray], np.ndarray],
-) -> Iterator[Some]:
+) -> Iterator[RequestBatch]:
     """Rows of a table of the data set.
 
     Args:
@@ -99,7 +117,7 @@ def of_rows(
       ids: own ids of all rows, also those without an embedding.
       name: of what they are, for messages.
       wanted: some ids; None: all that have an embedding.
-      seen: from rows (n,) to the pairs of `Some`.
+      seen: from rows (n,) to the pairs of `RequestBatch`.
 
     Raises:
       InputError: if an id has no row, or its row no embedding.
@@ -110,14 +128,14 @@ def of_rows(
     for start in range(0, len(rows), _SOME):
         some = rows[start : start + _SOME]
         vectors = np.asarray(table.embed(some), np.float32)
-        yield Some(catalogue.id_array(ids[some]), vectors, seen(some))
+        yield RequestBatch(catalogue.id_array(ids[some]), vectors, seen(some))
 
 
-def of_texts(embed: Callable[[list[str]], np.ndarray], texts: pa.Array) -> Iterator[Some]:
+def of_texts(embed: Callable[[list[str]], np.ndarray], texts: pa.Array) -> Iterator[RequestBatch]:
     """Any texts of searches."""
     for start in range(0, len(texts), _SOME):
         some = texts.slice(start, _SOME)
-        yield Some(some, embed(some.to_pylist()), np.zeros((0, 2), np.int64))
+        yield RequestBatch(some, embed(some.to_pylist()), np.zeros((0, 2), np.int64))
 
 
 def themselves(items: np.ndarray, rows: np.ndarray) -> np.ndarray:
