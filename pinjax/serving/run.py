@@ -33,8 +33,8 @@ from pinjax.data.sources import histories as histories_lib
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.evaluation import vector_search
-from pinjax.serving import former, requests
 from pinjax.serving import found as found_lib
+from pinjax.serving import previous, requests
 from pinjax.serving.requests import Request, RequestBatch
 from pinjax.systems import system
 from pinjax.training import checkpoint, step, workdirs
@@ -303,7 +303,7 @@ def create(
 ) -> Run:
     """Opens a run by its config. Other arguments and errors as `open_run`."""
     mesh = sharding.mesh_of(config)
-    made, state, trained = former.bind(epath.Path(workdir), config, mesh, verify)
+    made, state, trained = previous.bind(epath.Path(workdir), config, mesh, verify)
     return Run(config, made, state, as_of, trained)
 
 
