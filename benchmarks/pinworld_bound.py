@@ -18,7 +18,7 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data import windows
 from pinjax.data.simulated.oracle import Oracle
 from pinjax.evaluation import evaluator, formatting, retrievers, timeline_source
-from pinjax.evaluation.queries import EvalQueries, Index
+from pinjax.evaluation.queries import Candidates, EvalQueries
 from pinjax.retrieval import exact
 from pinjax.timestamps import DAY
 
@@ -59,15 +59,17 @@ class FromTheLog:
             for user, records in zip(chunk.users, timelines, strict=True):
                 self._past[user] = records[positives(records)]
 
-    def answer(self, queries: EvalQueries, index: Index) -> retrievers.Found:
-        choice = self._oracle.choice(index.time, WINDOW)
+    def answer(self, queries: EvalQueries, candidates: Candidates) -> retrievers.Found:
+        choice = self._oracle.choice(candidates.time, WINDOW)
         scores = []
         for user in queries.query_user:
             past = self._past[queries.users[user]]
-            past = past[past["time"] <= index.time]
-            scores.append(expected(self._oracle, choice, past, index.time))
+            past = past[past["time"] <= candidates.time]
+            scores.append(expected(self._oracle, choice, past, candidates.time))
         scores = np.stack(scores)
-        found, rows = exact.best(scores, index.held, queries.searched(len(index.held)))
+        found, rows = exact.best(
+            scores, candidates.included, queries.searched(len(candidates.included))
+        )
         own = scores[queries.label_query, queries.label_item]
         return retrievers.Found(rows, found, own, rounding=0.0)
 

@@ -126,7 +126,7 @@ def sasrec(
         item=train.records["item"][past],
         time=train.records["time"][past],
         window=np.repeat(np.arange(len(parts)), [len(part) for part in parts.values()]),
-        index=np.stack([source.index(start).held for start in parts]),
+        index=np.stack([source.candidates(start).included for start in parts]),
         length=source.length,
         history_query=seen[:, 0],
         history_item=seen[:, 1],

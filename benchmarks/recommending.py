@@ -17,7 +17,7 @@ from absl import app, flags
 from pinjax.evaluation import vector_search
 from pinjax.retrieval import index as index_lib
 from pinjax.retrieval import tuning
-from pinjax.serving import asked, found
+from pinjax.serving import found, requests
 
 _USERS = flags.DEFINE_integer("users", 100_000, "who get recommendations")
 _EXACTLY = flags.DEFINE_integer("exactly", 2_048, "of the users, for exact search")
@@ -74,7 +74,7 @@ def main(_):
 def _recommend(find: found.Find, users: np.ndarray, seen: np.ndarray, own: pa.Array) -> pa.Table:
     tables = []
     for start in range(0, len(users), _SOME):
-        some = asked.Some(
+        some = requests.RequestBatch(
             pa.array(np.arange(start, min(start + _SOME, len(users)))),
             users[start : start + _SOME],
             _pairs(seen[start : start + _SOME]),

@@ -31,7 +31,7 @@ from pinjax.data import dataset, embeddings
 from pinjax.data import kept as kept_lib
 from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
-from pinjax.serving import former as former_lib
+from pinjax.serving import previous as previous_lib
 from pinjax.serving import spaces
 from pinjax.systems import embedded as embedded_lib
 from pinjax.systems.system import System
@@ -43,7 +43,7 @@ AS_OF = app.as_of_flag("embed users as of this time")
 SINCE = flags.DEFINE_string(
     "since",
     None,
-    "directory of former embeddings by the same parameters: compute only users who acted since, "
+    "directory of previous embeddings by the same parameters: compute only users who acted since, "
     "and keep the others' vectors and their times",
 )
 PRECISION = flags.DEFINE_enum("precision", "float16", ["float16", "float32"], "of the vectors")
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     out = app.directory("--out", OUT.value)
     config, workdir = app.run_of(CONFIG, WORKDIR)
     mesh = sharding.mesh_of(config)
-    system, state, params = former_lib.bind(workdir, config, mesh, app.verifies())
+    system, state, params = previous_lib.bind(workdir, config, mesh, app.verifies())
     as_of = app.as_of_value(AS_OF)
     if as_of is None:
         as_of = system.dataset.spec.train_end

@@ -11,7 +11,7 @@ from absl import flags
 
 from pinjax import app, results
 from pinjax.distributed import sharding
-from pinjax.serving import former
+from pinjax.serving import previous
 from pinjax.systems import registry
 from pinjax.training import checkpoint
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     del argv
     config, workdir = app.run_of(CONFIG, WORKDIR)
     mesh = sharding.mesh_of(config)
-    system = registry.create(config, mesh, app.verifies(), former.fitted_of(workdir))
+    system = registry.create(config, mesh, app.verifies(), previous.fitted_of(workdir))
     if system.trainable is None:
         checkpoint.claim(workdir, config, system.identity)
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())

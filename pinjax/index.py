@@ -102,15 +102,15 @@ def query() -> None:
         rows = index.rows_of(pa.array(IDS.value))
         if (rows < 0).any():
             raise InputError(f"--ids: {IDS.value[np.argmin(rows)]} is not in {INDEX.value}")
-        asked, vectors = index.ids_of(rows), index.vectors[rows]
+        query_ids, vectors = index.ids_of(rows), index.vectors[rows]
         own = np.stack([np.arange(len(rows)), rows], axis=1)
     else:
-        (asked, vectors), own = _read_vectors(VECTORS.value), None
+        (query_ids, vectors), own = _read_vectors(VECTORS.value), None
     scores, rows = index.search(vectors, K.value, excluded=own)
     query, place = np.nonzero(rows >= 0)
     table = pa.table(
         {
-            "query" if own is None else "from_item": asked.take(pa.array(query)),
+            "query" if own is None else "from_item": query_ids.take(pa.array(query)),
             "item": index.ids_of(rows[query, place]),
             "score": scores[query, place],
             "rank": pa.array(place + 1, pa.int32()),
@@ -119,7 +119,7 @@ def query() -> None:
     if OUT.value is not None:
         with files.replacing(app.directory("--out", OUT.value)) as file:
             pq.write_table(table, file)
-        print(f"{OUT.value}: {len(table):,} results of {len(asked):,} queries")
+        print(f"{OUT.value}: {len(table):,} results of {len(query_ids):,} queries")
         return
     for row in table.slice(0, _SHOWN).to_pylist():
         print("\t".join(f"{x:.4f}" if isinstance(x, float) else str(x) for x in row.values()))

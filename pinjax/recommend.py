@@ -49,20 +49,20 @@ def main(argv: Sequence[str]) -> int:
     config, workdir = app.run_of(CONFIG, WORKDIR)
     run = run_lib.create(config, workdir, as_of, app.verifies())
     if HISTORIES.value is not None:
-        asked = run.histories(HISTORIES.value)
+        request = run.histories(HISTORIES.value)
     elif texts is not None:
-        asked = run.texts(texts)
+        request = run.texts(texts)
     else:
-        asked = run.items(users) if TO.value else run.known(users)
+        request = run.items(users) if TO.value else run.known(users)
     rows, writer = 0, None
-    with files.replacing(out) as file, tqdm.tqdm(desc=asked.name, unit="", delay=1) as found:
-        for table in run.answer(asked, K.value, FILTER_SEEN.value, allow, deny, index):
+    with files.replacing(out) as file, tqdm.tqdm(desc=request.name, unit="", delay=1) as found:
+        for table in run.answer(request, K.value, FILTER_SEEN.value, allow, deny, index):
             writer = writer or pq.ParquetWriter(file, table.schema)
             writer.write_table(table)
             rows += len(table)
             found.update(int((table["rank"].to_numpy() == 1).sum()))
         writer.close()
-    about = f"{found.n:,} values of {asked.name}, as of {timestamps.iso(asked.as_of)}"
+    about = f"{found.n:,} values of {request.name}, as of {timestamps.iso(request.as_of)}"
     print(f"{out}: {rows:,} rows, {about}")
     if workdir.exists():
         print(f"next  {results.command('report', workdir)}")

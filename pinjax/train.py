@@ -3,7 +3,7 @@
     python -m pinjax.train --config=configs/pinnerformer.py --workdir=DIR
 
 A run that was stopped goes on with the same command, and on an accelerator it does not compile
-its programs again. On a longer log, a new run takes fewer steps from a former one's parameters:
+its programs again. On a longer log, a new run takes fewer steps from a previous one's parameters:
 
     python -m pinjax.train --config=configs/pinnerformer.py --config.data.name=TODAY \
         --config.train.steps=40 --workdir=NEW --warm_start=FORMER
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from pinjax import app, files, results
 from pinjax.distributed import processes, sharding
 from pinjax.errors import InputError
-from pinjax.serving import former
+from pinjax.serving import previous
 from pinjax.systems import registry
 from pinjax.systems import system as system_lib
 from pinjax.training import checkpoint, loop, step
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
                 if first:
                     system.dataset.fitted.save(workdir)
         stack.enter_context(checkpoints)
-        if first:  # so that the run goes on from here, whatever becomes of the former one
+        if first:  # so that the run goes on from here, whatever becomes of the previous one
             checkpoints.save(0, first)
             checkpoints.wait()
         print(results.summary(system, config, mesh, workdir, evaluated_on))
@@ -82,8 +82,8 @@ def main(argv: Sequence[str]) -> int:
 def _begin(
     config: ConfigDict, workdir: epath.Path, mesh: Mesh
 ) -> tuple[system_lib.System, step.State | None]:
-    """The system, and the state to begin from if that is a former run's."""
-    fitted, given = former.fitted_of(workdir), WARM_START.value
+    """The system, and the state to begin from if that is a previous run's."""
+    fitted, given = previous.fitted_of(workdir), WARM_START.value
     if given is not None and checkpoint.Checkpoints(workdir).steps:
         if fitted is None:
             raise InputError(
@@ -91,7 +91,7 @@ def _begin(
             )
     elif given is not None:
         directory = app.directory("--warm_start", given)
-        return former.Former.open(directory, config, mesh, app.verifies()).begin(config)
+        return previous.PreviousRun.open(directory, config, mesh, app.verifies()).begin(config)
     return registry.create(config, mesh, app.verifies(), fitted), None
 
 

@@ -95,7 +95,7 @@ class Dataset:
         return {"actions": self.spec.actions, "surfaces": self.spec.surfaces}[rows]
 
     def with_fitted(self, fitted: fitted_lib.Fitted) -> "Dataset":
-        """The data set with what the features of a former model were fitted to."""
+        """The data set with what the features of a previous model were fitted to."""
         made, vocabulary = dataclasses.replace(self, fitted=fitted), self.spec.vocabulary
         if any(vocabulary):
             *first, _ = vocabulary

@@ -53,7 +53,7 @@ class Fitted:
 
     @classmethod
     def load(cls, directory: epath.Path) -> "Fitted | None":
-        """What `save` wrote; None if training did not begin from a former run.
+        """What `save` wrote; None if training did not begin from a previous run.
 
         Raises:
           InputError: if the file is damaged.

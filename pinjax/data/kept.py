@@ -38,10 +38,10 @@ class Kept:
       dim: numbers of a vector; None if it has no users.
     """
 
-    def __init__(self, former: Embeddings):
-        self._paths = former.paths(_TABLE)
-        self._about = f"{former.directory}: {_TABLE}"
-        self.as_of = timestamps.parse(f"{former.directory}: as_of", former.manifest["as_of"])
+    def __init__(self, previous: Embeddings):
+        self._paths = previous.paths(_TABLE)
+        self._about = f"{previous.directory}: {_TABLE}"
+        self.as_of = timestamps.parse(f"{previous.directory}: as_of", previous.manifest["as_of"])
         self.dim, self._text, keys = None, None, [np.zeros(0, np.uint64)]
         for path in self._paths:
             schema = parquet.schema(path)
@@ -90,26 +90,26 @@ class Kept:
         return catalogue.vectors(table["vector"]), times.to_numpy()
 
 
-def check(former: Embeddings, manifest: Mapping[str, Any]) -> None:
+def check(previous: Embeddings, manifest: Mapping[str, Any]) -> None:
     """Checks that the previous vectors can be mixed with new ones.
 
     Args:
-      former: the previous embeddings.
+      previous: the previous embeddings.
       manifest: of the new ones.
 
     Raises:
       InputError: if they are by other parameters, of another precision, or as of a later time.
     """
-    about = f"--since={former.directory}"
+    about = f"--since={previous.directory}"
     compared = "system", "checkpoint", "config", "spaces", "precision"
-    if different := config_json.first_difference(former.manifest, manifest, compared):
+    if different := config_json.first_difference(previous.manifest, manifest, compared):
         name, old, new = different
         raise InputError(
             f"{about} holds embeddings of {name} {old}, not {new}; without it all are computed"
         )
-    if former.manifest["as_of"] > manifest["as_of"]:
+    if previous.manifest["as_of"] > manifest["as_of"]:
         raise InputError(
-            f"{about} holds embeddings as of {former.manifest['as_of']}, which is later than "
+            f"{about} holds embeddings as of {previous.manifest['as_of']}, which is later than "
             f"{manifest['as_of']}"
         )
 

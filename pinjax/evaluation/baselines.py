@@ -9,7 +9,7 @@ import scipy.sparse
 
 from pinjax.evaluation import metrics, retrievers
 from pinjax.evaluation.engagements import Engagements
-from pinjax.evaluation.queries import EvalQueries, Index
+from pinjax.evaluation.queries import Candidates, EvalQueries
 from pinjax.evaluation.retrievers import Found, Retriever
 from pinjax.evaluation.source import Source
 from pinjax.timestamps import DAY, HOUR
@@ -39,20 +39,20 @@ class Popularity:
 
     Attributes:
       engagements: of the training users.
-      seconds: the span before the time of the index; None: all time. Ties are in order of the
+      seconds: the span before the time of the candidates; None: all time. Ties are in order of the
         popularity of all time.
     """
 
     engagements: Engagements
     seconds: int | None = None
 
-    def answer(self, queries: EvalQueries, index: Index) -> Found:
-        score = self.engagements.counts(index.time).astype(np.float64)
+    def answer(self, queries: EvalQueries, candidates: Candidates) -> Found:
+        score = self.engagements.counts(candidates.time).astype(np.float64)
         if self.seconds is not None:
             score /= 1 + score.max(initial=0)
-            score += self.engagements.counts(index.time, self.seconds)
-        held = np.flatnonzero(index.held)
-        best = held[np.argsort(-score[held], kind="stable")].astype(np.int32)
+            score += self.engagements.counts(candidates.time, self.seconds)
+        included = np.flatnonzero(candidates.included)
+        best = included[np.argsort(-score[included], kind="stable")].astype(np.int32)
         rows = np.full((len(queries), queries.listed), -1, np.int32)
         query, item = queries.excluded_by(np.arange(len(queries))).T
         excluded = np.split(item, np.searchsorted(query, np.arange(1, len(queries))))
@@ -62,16 +62,16 @@ class Popularity:
             own[: len(left)] = left
         scores = np.where(rows >= 0, score[rows], -np.inf)
         label_scores = score[queries.label_item]
-        ranks = self._ranks(queries, index, score) if queries.rank_all else None
+        ranks = self._ranks(queries, candidates, score) if queries.rank_all else None
         return Found(rows, scores, label_scores, ranks, rounding=0.0)
 
-    def _ranks(self, queries: EvalQueries, index: Index, score: np.ndarray) -> np.ndarray:
+    def _ranks(self, queries: EvalQueries, candidates: Candidates, score: np.ndarray) -> np.ndarray:
         """Int (labels,): the number of other items that score as high and are not excluded."""
         own, item = score[queries.label_item], queries.label_item
         label, other = queries.excluded_by(queries.label_query).T
-        before = index.held[other] & (score[other] >= own[label]) & (other != item[label])
-        held = np.sort(score[index.held])
-        ranks = len(held) - np.searchsorted(held, own) - index.held[item]
+        before = candidates.included[other] & (score[other] >= own[label]) & (other != item[label])
+        included = np.sort(score[candidates.included])
+        ranks = len(included) - np.searchsorted(included, own) - candidates.included[item]
         return ranks - np.bincount(label, before, len(item)).astype(np.int64)
 
 
@@ -93,11 +93,11 @@ class CoOccurrence:
     length: int
     may_repeat: bool
 
-    def answer(self, queries: EvalQueries, index: Index) -> Found:
-        counts = self.engagements.counts(index.time)
+    def answer(self, queries: EvalQueries, candidates: Candidates) -> Found:
+        counts = self.engagements.counts(candidates.time)
         tie = 1e-8 * counts / (1 + counts.max(initial=0))
-        scored = retrievers.Scored(queries, index)
-        for start, overlaps in self._overlaps(queries, index.time):
+        scored = retrievers.Scored(queries, candidates)
+        for start, overlaps in self._overlaps(queries, candidates.time):
             scored.add(np.arange(start, start + len(overlaps)), overlaps + tie)
         return scored.found()
 
@@ -207,8 +207,8 @@ def _recalls(source: Source, retriever: Retriever) -> tuple[np.ndarray, np.ndarr
     """
     values, users = [], []
     for start, queries in source.queries("valid").items():
-        index = source.index(start)
-        found = retriever.answer(queries, index)
+        candidates = source.candidates(start)
+        found = retriever.answer(queries, candidates)
         found = retrievers.without_excluded(found, queries)
         ranks = retrievers.ranks(found, queries)
         if source.averaged_over == "labels":

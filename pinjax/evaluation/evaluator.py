@@ -1,7 +1,7 @@
 """Evaluators: a source of queries, the retrievers that answer them, and the table of results.
 
 Every full table has the system, ScaNN over its vectors, the baselines, and an oracle if there is
-one. All of them answer the same queries over the same index.
+one. All of them answer the same queries with the same candidates.
 """
 
 import collections
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pinjax.evaluation import baselines, metrics, records, retrievers, tables, vector_search
-from pinjax.evaluation.queries import EvalQueries, Index
+from pinjax.evaluation.queries import Candidates, EvalQueries
 from pinjax.evaluation.retrievers import Retriever
 from pinjax.evaluation.source import Source
 from pinjax.ids import ids_of
@@ -67,13 +67,13 @@ class Evaluator:
         for cadence in dict.fromkeys(["window", *(method.cadence for method in methods)]):
             of_cadence = [method for method in methods if method.cadence == cadence]
             for start, queries in self.source.queries(split, cadence).items():
-                index = self.source.index(start)
+                candidates = self.source.candidates(start)
                 if cadence == "window":
                     gathered.add_labels(start, queries)
                 for method in of_cadence:
-                    found = method.retriever.answer(queries, index)
+                    found = method.retriever.answer(queries, candidates)
                     answered = queries if found.queries is None else found.queries
-                    gathered.add(method.name, cadence, answered, index, found)
+                    gathered.add(method.name, cadence, answered, candidates, found)
         return tables.table_of(self._records(gathered, methods, full, notes))
 
     @property
@@ -177,7 +177,7 @@ class _Gathered:
         method: str,
         cadence: str,
         queries: EvalQueries,
-        index: Index,
+        candidates: Candidates,
         found: retrievers.Found,
     ) -> None:
         """Adds the results of a method in a window."""
@@ -196,7 +196,7 @@ class _Gathered:
             self._ranks[key][name].append(values)
         top = metrics.untied_top(found.rows, found.scores, 10, found.rounding)
         figures = {
-            tables.COVERAGE: metrics.coverage(top, int(index.held.sum())),
+            tables.COVERAGE: metrics.coverage(top, int(candidates.included.sum())),
             tables.OVERLAP: metrics.overlap(top),
             **found.figures,
         }

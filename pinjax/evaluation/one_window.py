@@ -10,7 +10,7 @@ from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
 from pinjax.evaluation import tables
 from pinjax.evaluation.engagements import TIERS, Engagements
-from pinjax.evaluation.queries import EvalQueries, Index
+from pinjax.evaluation.queries import Candidates, EvalQueries
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,7 +20,7 @@ class OneWindow:
     Attributes:
       name: of the system, for messages.
       dataset: where queries, items and engagements come from.
-      eligible: bool (items,), the items that may be in an index, for any method.
+      eligible: bool (items,), the items that may be candidates, for any method.
       config: the `evaluate` section of a run's config.
     """
 
@@ -50,8 +50,8 @@ class OneWindow:
         raise NotImplementedError
 
     @functools.cache  # noqa: B019, it lives as long as its command
-    def index(self, start: int) -> Index:
-        return Index.create(start, self.eligible, self.config.index_size)
+    def candidates(self, start: int) -> Candidates:
+        return Candidates.create(start, self.eligible, self.config.index_size)
 
     def item_tiers(self, start: int) -> np.ndarray:
         """Int (items,), row of `tiers`."""

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from pinjax.data.simulated.oracle import Oracle
-from pinjax.evaluation.queries import EvalQueries, Index
+from pinjax.evaluation.queries import Candidates, EvalQueries
 from pinjax.evaluation.retrievers import Found, Scored
 from pinjax.retrieval import exact
 
@@ -26,17 +26,17 @@ class UserOracle:
     horizon: int
     in_session: bool
 
-    def answer(self, queries: EvalQueries, index: Index) -> Found:
+    def answer(self, queries: EvalQueries, candidates: Candidates) -> Found:
         expected = self.oracle.expect(
             [queries.users[user] for user in queries.query_user],
             queries.query_time,
             self.horizon,
             queries.features if self.in_session else None,
         )
-        depth = queries.searched(len(index.held))
+        depth = queries.searched(len(candidates.included))
         rows = np.empty((len(queries), depth), np.int32)
         scores = np.empty(rows.shape, np.float32)
-        for some, items, expectation in expected.candidates(index.held, depth):
+        for some, items, expectation in expected.candidates(candidates.included, depth):
             every = np.ones(len(items), bool)
             scores[some], columns = exact.best(expectation, every, depth)
             rows[some] = np.where(columns >= 0, items[columns], -1)
@@ -50,9 +50,9 @@ class PairOracle:
 
     oracle: Oracle
 
-    def answer(self, queries: EvalQueries, index: Index) -> Found:
+    def answer(self, queries: EvalQueries, candidates: Candidates) -> Found:
         queries = queries.by_task()
-        scored = Scored(queries, index)
+        scored = Scored(queries, candidates)
         tasks = queries.features["task"]
         for task in np.unique(tasks):
             of_task = np.flatnonzero(tasks == task)

@@ -16,28 +16,28 @@ MISSED = 2**31 - 1  # the rank of a label that was not found, where every rank c
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Index:
-    """The items that may be found.
+class Candidates:
+    """The items that may be found in an evaluation window.
 
     Attributes:
-      time: unix seconds, when the index is built.
-      eligible: bool (items,), items that may be in an index. Every method misses other labels.
-      held: bool (items,), items in this index: the eligible ones, or a sample of them.
+      time: unix seconds, when they are chosen.
+      eligible: bool (items,), items that may be candidates. Every method misses other labels.
+      included: bool (items,), the candidates: the eligible items, or a sample of them.
     """
 
     time: int
     eligible: np.ndarray
-    held: np.ndarray
+    included: np.ndarray
 
     @classmethod
-    def create(cls, time: int, eligible: np.ndarray, size: int) -> "Index":
-        """An index of at most `size` items: a seeded sample if more are eligible."""
-        held = eligible.copy()
-        surplus = int(held.sum()) - size
+    def create(cls, time: int, eligible: np.ndarray, size: int) -> "Candidates":
+        """At most `size` candidates: a seeded sample if more items are eligible."""
+        included = eligible.copy()
+        surplus = int(included.sum()) - size
         if surplus > 0:
-            out = np.random.default_rng(0).choice(np.flatnonzero(held), surplus, replace=False)
-            held[out] = False
-        return cls(time, eligible, held)
+            out = np.random.default_rng(0).choice(np.flatnonzero(included), surplus, replace=False)
+            included[out] = False
+        return cls(time, eligible, included)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class EvalQueries:
         engagements of a query of pairs, training items of a group.
       label_query: int64 (labels,), row of the query.
       label_item: int32 (labels,).
-      label_exists: bool (labels,), whether the item is eligible for the index.
+      label_exists: bool (labels,), whether the item is eligible as a candidate.
       label_task: uint8 (labels,), row of the tasks.
       label_time: int64 (labels,), unix seconds of the engagement.
       excluded: int64 (n, 2), queries and items that are not allowed as their results.

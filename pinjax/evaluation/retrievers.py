@@ -1,6 +1,6 @@
-"""Retrievers answer evaluation queries with items of an index.
+"""Retrievers answer evaluation queries with candidates.
 
-A retriever returns the best items of an index, and the scores of the labels. It may ignore
+A retriever returns the best candidates, and the scores of the labels. It may ignore
 exclusions, if it lists more results, and labels that are not eligible: `without_excluded` and
 `ranks` handle these for all retrievers.
 """
@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from pinjax.evaluation import metrics
-from pinjax.evaluation.queries import EvalQueries, Index, runs
+from pinjax.evaluation.queries import Candidates, EvalQueries, runs
 from pinjax.retrieval import exact
 
 
@@ -24,7 +24,7 @@ class Found(NamedTuple):
       scores: floats (queries, k), -inf where there are fewer results.
       label_scores: floats (labels,), the labels' own scores for their queries, -inf if one
         cannot be found.
-      label_ranks: int (labels,), the number of items of the index, without the excluded ones, that
+      label_ranks: int (labels,), the number of candidates, without the excluded ones, that
         come before each label; None: known of those in the lists alone.
       rounding: by how much equal scores may differ.
       figures: figures of the retriever itself, by name.
@@ -43,8 +43,8 @@ class Found(NamedTuple):
 class Retriever(Protocol):
     """Anything that ranks items for queries."""
 
-    def answer(self, queries: EvalQueries, index: Index) -> Found:
-        """The best `queries.listed` items of the index for every query, without the excluded ones.
+    def answer(self, queries: EvalQueries, candidates: Candidates) -> Found:
+        """The best `queries.listed` candidates for every query, without the excluded ones.
 
         Or else the best `queries.searched` items, with them.
         """
@@ -88,19 +88,19 @@ def ranks(found: Found, queries: EvalQueries) -> np.ndarray:
 class Answers:
     """A retriever of given answers. Labels that are not among them are missed."""
 
-    def __init__(self, rows: Callable[[EvalQueries, Index], np.ndarray]):
+    def __init__(self, rows: Callable[[EvalQueries, Candidates], np.ndarray]):
         """A retriever.
 
         Args:
-          rows: from queries and index to rows of items, int (queries, k), best first, -1 for
-            padding; items that are not in the index do not count.
+          rows: from queries and candidates to rows of items, int (queries, k), best first, -1 for
+            padding; items that are no candidates do not count.
         """
         self._rows = rows
 
-    def answer(self, queries: EvalQueries, index: Index) -> Found:
-        rows = self._rows(queries, index)
+    def answer(self, queries: EvalQueries, candidates: Candidates) -> Found:
+        rows = self._rows(queries, candidates)
         scores = np.broadcast_to(-np.arange(rows.shape[1], dtype=np.float32), rows.shape)
-        rows, scores = metrics.leave_out(rows, scores, (rows < 0) | ~index.held[rows])
+        rows, scores = metrics.leave_out(rows, scores, (rows < 0) | ~candidates.included[rows])
         more = (0, 0), (0, max(0, queries.listed - rows.shape[1]))
         return Found(
             np.pad(rows, more, constant_values=-1),
@@ -112,8 +112,8 @@ class Answers:
 class Scored:
     """Gathers the answers of a retriever that scores all items, for some queries at a time."""
 
-    def __init__(self, queries: EvalQueries, index: Index):
-        self._queries, self._index = queries, index
+    def __init__(self, queries: EvalQueries, candidates: Candidates):
+        self._queries, self._candidates = queries, candidates
         self._labels = np.argsort(queries.label_query, kind="stable")
         self._excluded = queries.excluded[np.argsort(queries.excluded[:, 0], kind="stable")]
         shape, labels = (len(queries), queries.listed), len(queries.label_item)
@@ -127,15 +127,15 @@ class Scored:
           some: int (n,), rows of queries.
           scores: floats (n, items); they are overwritten.
         """
-        queries, held = self._queries, self._index.held
+        queries, included = self._queries, self._candidates.included
         row, place = runs(queries.label_query[self._labels], some)
         label = self._labels[place]
         own = self._label_scores[label] = scores[row, queries.label_item[label]]
         out_row, out = runs(self._excluded[:, 0], some)
         scores[out_row, self._excluded[out, 1]] = -np.inf
-        self._scores[some], self._rows[some] = exact.best(scores, held, queries.listed)
+        self._scores[some], self._rows[some] = exact.best(scores, included, queries.listed)
         if queries.rank_all:
-            scores[:, ~held] = -np.inf
+            scores[:, ~included] = -np.inf
             ends = np.searchsorted(row, np.arange(len(some)), "right")
             for of_query, labels in zip(scores, np.split(np.arange(len(row)), ends), strict=False):
                 self._label_ranks[label[labels]] = (of_query >= own[labels, None]).sum(axis=1)

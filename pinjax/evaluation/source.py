@@ -6,7 +6,7 @@ import numpy as np
 
 from pinjax.data.dataset import Dataset
 from pinjax.evaluation.engagements import Engagements
-from pinjax.evaluation.queries import EvalQueries, Index
+from pinjax.evaluation.queries import Candidates, EvalQueries
 from pinjax.evaluation.retrievers import Retriever
 
 
@@ -57,8 +57,8 @@ class Source(Protocol):
     def queries(self, split: str, cadence: str = "window") -> dict[int, EvalQueries]:
         """The queries of a split by the start of the window; only windows with labels."""
 
-    def index(self, start: int) -> Index:
-        """The index of a window."""
+    def candidates(self, start: int) -> Candidates:
+        """The candidates of a window."""
 
     def item_tiers(self, start: int) -> np.ndarray:
         """Int (items,), row of `tiers` at the start of a window."""

@@ -18,7 +18,7 @@ from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
 from pinjax.evaluation import baselines, oracles, tables
 from pinjax.evaluation.engagements import Engagements
-from pinjax.evaluation.queries import EvalQueries, Index, concatenate
+from pinjax.evaluation.queries import Candidates, EvalQueries, concatenate
 from pinjax.timestamps import DAY
 
 # The latest time before a label at which an embedding of the cadence is computed, from the time of
@@ -103,11 +103,11 @@ class TimelineSource:
         return tuple(self.dataset.spec.train_end + start for start in self.config.window_starts)
 
     @functools.lru_cache(maxsize=64)  # noqa: B019, it lives as long as its command
-    def index(self, start: int) -> Index:
+    def candidates(self, start: int) -> Candidates:
         created = self.dataset.catalogue.created
         everything = np.ones(len(created), bool)
         exists = everything if self.dataset.spec.leave_one_out else created <= start
-        return Index.create(start, exists, self.config.index_size)
+        return Candidates.create(start, exists, self.config.index_size)
 
     @functools.cached_property
     def engagements(self) -> Engagements:
@@ -248,7 +248,7 @@ class TimelineSource:
             history=ends + 1 - starts,
             label_query=label_query,
             label_item=records["item"][label],
-            label_exists=self.index(start).eligible[records["item"][label]],
+            label_exists=self.candidates(start).eligible[records["item"][label]],
             label_task=np.zeros(len(label), np.uint8),
             label_time=actions.time[label],
             excluded=seen(records, starts, ends) if self.config.filter_seen else nothing,

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pinjax import ragged
 from pinjax.distributed import batching
-from pinjax.evaluation.queries import EvalQueries, Index
+from pinjax.evaluation.queries import Candidates, EvalQueries
 from pinjax.evaluation.retrievers import Found
 from pinjax.retrieval import exact, tuning
 from pinjax.retrieval import index as index_lib
@@ -63,7 +63,7 @@ class VectorSearch:
         """A retriever.
 
         Args:
-          towers: from the time of an index to the embedding functions.
+          towers: from the time of candidates to the embedding functions.
         """
         self._towers = functools.lru_cache(maxsize=1)(towers)
         self._items: tuple[int | None, Items] | None = None
@@ -79,26 +79,26 @@ class VectorSearch:
         towers = Towers(queries, items)
         return cls(lambda time: towers)
 
-    def answer(self, queries: EvalQueries, index: Index) -> Found:
-        return search(*self.embed(queries, index), queries, index)
+    def answer(self, queries: EvalQueries, candidates: Candidates) -> Found:
+        return search(*self.embed(queries, candidates), queries, candidates)
 
-    def embed(self, queries: EvalQueries, index: Index) -> tuple[np.ndarray, Items]:
-        """The vectors of queries, and of the items that may be in the index and the labels.
+    def embed(self, queries: EvalQueries, candidates: Candidates) -> tuple[np.ndarray, Items]:
+        """The vectors of queries, and of the items that may be candidates and the labels.
 
         The vectors of the last call are cached for ScaNN.
         """
         if self._embedded is None or self._embedded[0] is not queries:
-            towers = self._towers(index.time)
+            towers = self._towers(candidates.time)
             vectors = np.asarray(towers.queries(queries.features))
-            self._embedded = queries, (vectors, self._embed_items(towers, queries, index))
+            self._embedded = queries, (vectors, self._embed_items(towers, queries, candidates))
         return self._embedded[1]
 
-    def _embed_items(self, towers: Towers, queries: EvalQueries, index: Index) -> Items:
-        if (index.held != index.eligible).any():  # too many to embed all of them
-            rows = np.union1d(np.flatnonzero(index.held), queries.label_item)
+    def _embed_items(self, towers: Towers, queries: EvalQueries, candidates: Candidates) -> Items:
+        if (candidates.included != candidates.eligible).any():  # too many to embed all of them
+            rows = np.union1d(np.flatnonzero(candidates.included), queries.label_item)
             return Items.create(rows, towers.items(rows))
         if self._items is None or self._items[0] != towers.as_of:
-            rows = np.arange(len(index.held))
+            rows = np.arange(len(candidates.included))
             self._items = towers.as_of, Items.create(rows, towers.items(rows))
         return self._items[1]
 
@@ -115,9 +115,11 @@ def of_vectors(
     return VectorSearch.fixed(lambda x: embed_queries(x["query"]), items.__getitem__)
 
 
-def search(vectors: np.ndarray, items: Items, queries: EvalQueries, index: Index) -> Found:
+def search(
+    vectors: np.ndarray, items: Items, queries: EvalQueries, candidates: Candidates
+) -> Found:
     """The items nearest to the vectors of queries, as `Towers.queries` gives them."""
-    valid = jnp.asarray(index.held[items.rows])
+    valid = jnp.asarray(candidates.included[items.rows])
     scores, rows = nearest(vectors, items, queries.listed, valid, queries.excluded)
     found = Found(rows, scores, _label_scores(vectors, items, queries))
     if queries.rank_all and vectors.ndim == 2:
@@ -204,40 +206,40 @@ class NearestVector:
         """
         self._several, self._number = several, number
 
-    def answer(self, queries: EvalQueries, index: Index) -> Found:
-        vectors, items = self._several.embed(queries, index)
+    def answer(self, queries: EvalQueries, candidates: Candidates) -> Found:
+        vectors, items = self._several.embed(queries, candidates)
         vectors = vectors[:, : self._number]
         nearest = _scores_of_vectors(vectors, items, queries).argmax(axis=1)
         split = queries.split(nearest, "vector")
         query = np.empty(len(split), np.int64)
         query[split.label_query] = queries.label_query
         own = vectors[query, split.features["vector"]][:, None]
-        found = search(own, items, split, index)
+        found = search(own, items, split, candidates)
         return found._replace(queries=split)
 
 
 class ScannSearch:
     """Approximate search with ScaNN over the same vectors.
 
-    A label in the index that was not found is missed, however high its score.
+    A label among the candidates that was not found is missed, however high its score.
     """
 
     def __init__(self, exactly: VectorSearch):
         self._exactly = exactly
 
-    def answer(self, queries: EvalQueries, index: Index) -> Found:
-        vectors, items = self._exactly.embed(queries, index)
-        depth = queries.searched(len(index.held))
-        rows = np.flatnonzero(index.held).astype(np.int32)
-        held = items.vectors[index.held[items.rows]]
-        made = index_lib.create(pa.array(rows), held, "scann", depth)
+    def answer(self, queries: EvalQueries, candidates: Candidates) -> Found:
+        vectors, items = self._exactly.embed(queries, candidates)
+        depth = queries.searched(len(candidates.included))
+        rows = np.flatnonzero(candidates.included).astype(np.int32)
+        included = items.vectors[candidates.included[items.rows]]
+        made = index_lib.create(pa.array(rows), included, "scann", depth)
         nothing = np.zeros((0, 2), np.int64)
         scores, columns = by_vector(lambda flat, _: made.search(flat, depth), vectors, nothing)
         label_scores = _label_scores(vectors, items, queries)
         return Found(
             np.where(columns >= 0, rows[columns], -1),
             scores,
-            np.where(index.held[queries.label_item], -np.inf, label_scores),
+            np.where(candidates.included[queries.label_item], -np.inf, label_scores),
             figures=_figures(made, vectors),
         )
 

@@ -13,10 +13,10 @@ from pinjax.data import embeddings
 from pinjax.errors import InputError
 from pinjax.evaluation import vector_search
 from pinjax.retrieval import index as index_lib
-from pinjax.serving import asked
+from pinjax.serving import requests
 
-# From vectors and the pairs of `asked.Some` to scores and rows of the catalogue, each (n, k), best
-# first; -inf and -1 where there are fewer.
+# From vectors and the pairs of a `RequestBatch` to scores and rows of the catalogue, each (n, k),
+# best first; -inf and -1 where there are fewer.
 Find = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -64,7 +64,7 @@ def open_index(
 
 def by_index(index: index_lib.Index, own: pa.Array, k: int, allowed: np.ndarray) -> Find:
     """The search of an index. Arguments as `exactly`; `own` are the ids of the catalogue."""
-    rows = asked.places(index.ids, own, "index")
+    rows = requests.places(index.ids, own, "index")
     place = np.full(len(own), -1)  # of a row of the catalogue in the index
     place[rows] = np.arange(len(rows))
 

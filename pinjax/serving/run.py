@@ -20,7 +20,7 @@ pinjax.errors.InputError: pinnersage embeds no texts of searches
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,27 +33,11 @@ from pinjax.data.sources import histories as histories_lib
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
 from pinjax.evaluation import vector_search
-from pinjax.serving import asked as asked_lib
-from pinjax.serving import former
 from pinjax.serving import found as found_lib
+from pinjax.serving import previous, requests
+from pinjax.serving.requests import Request
 from pinjax.systems import system
 from pinjax.training import checkpoint, step, workdirs
-
-
-class Asked(NamedTuple):
-    """Requests for recommendations.
-
-    Attributes:
-      name: "user", "query", "group" or "from_item": the column of its ids.
-      kind: the type of its ids.
-      as_of: unix seconds, of the items that are searched.
-      parts: some at a time.
-    """
-
-    name: str
-    kind: pa.DataType
-    as_of: int
-    parts: Iterator[asked_lib.Some]
 
 
 class Run:
@@ -95,7 +79,7 @@ class Run:
         self.as_of = made.dataset.spec.train_end if as_of is None else as_of
         self._given_as_of = as_of
         self.trained = state.params if trained is None else trained
-        self._users = asked_lib.Users(config, made.dataset)
+        self._users = requests.Users(config, made.dataset)
 
     @property
     def dataset(self) -> Dataset:
@@ -132,8 +116,8 @@ class Run:
         Raises:
           InputError: for unknown ids or wrong histories.
         """
-        asked = self.known(ids) if histories is None else self.histories(histories)
-        return pa.concat_tables(self.answer(asked, k, filter_seen, allow, deny, index))
+        request = self.known(ids) if histories is None else self.histories(histories)
+        return pa.concat_tables(self.answer(request, k, filter_seen, allow, deny, index))
 
     def similar(self, ids: Any, k: int = 10, *, allow: Any = None, deny: Any = None) -> pa.Table:
         """The items nearest to items. Arguments and result as `recommend`."""
@@ -154,7 +138,7 @@ class Run:
           important first. A user with no known item has no row.
         """
         tables = []
-        for some in self.histories(histories).parts:
+        for some in self.histories(histories).batches:
             vectors = some.vectors.reshape(len(some.ids), -1, some.vectors.shape[-1])
             user, place = np.nonzero(vectors.any(axis=2))
             tables.append(_vectors("user", some.ids.take(pa.array(user)), vectors[user, place]))
@@ -173,7 +157,7 @@ class Run:
         own = catalogue.id_array(self.dataset.catalogue.ids[items.rows])
         if ids is None:
             return _vectors("item", own, items.vectors)
-        place = asked_lib.places(asked_lib.as_array(ids), own, "items")
+        place = requests.places(requests.as_array(ids), own, "items")
         return _vectors("item", own.take(pa.array(place)), items.vectors[place])
 
     def evaluate(self, split: str = "test") -> pa.Table:
@@ -190,14 +174,14 @@ class Run:
         ]
         return pa.Table.from_pylist(cells)
 
-    def known(self, ids: Any = None) -> Asked:
+    def known(self, ids: Any = None) -> Request:
         """Users of the data set by their ids, or all; or else queries, groups or items."""
-        served, dataset, wanted = self._served(self.as_of), self.dataset, asked_lib.as_array(ids)
+        served, dataset, wanted = self._served(self.as_of), self.dataset, requests.as_array(ids)
         if served.users:
             parts = self._users.known(served.users, self.as_of, wanted)
-            return Asked("user", self._users.kind, self.as_of, parts)
+            return Request("user", self._users.kind, self.as_of, parts)
         if served.queries:
-            seen = functools.partial(asked_lib.themselves, dataset.queries.items)
+            seen = functools.partial(requests.themselves, dataset.queries.items)
             table, own = served.queries, dataset.queries.ids
             return self._rows("query", table, own, "queries", wanted, seen)
         if served.groups:
@@ -205,73 +189,73 @@ class Run:
             return self._rows("group", table, own, "groups", wanted, seen)
         return self.items(ids)
 
-    def histories(self, histories: Any) -> Asked:
+    def histories(self, histories: Any) -> Request:
         """Users by what they did."""
         if not self._served(self.as_of).users:
             raise InputError(f"{self.config.system} embeds no users, so it reads no histories")
         if not isinstance(histories, str):
-            histories = asked_lib.as_table(histories)
+            histories = requests.as_table(histories)
         chunk = histories_lib.read(self.dataset, histories)
         as_of = self._given_as_of
         if as_of is None:
             as_of = int(chunk.records["time"].max(initial=0))
         parts = self._users.of_chunk(self._served(as_of).users, as_of, chunk)
-        return Asked("user", self._users.kind, as_of, parts)
+        return Request("user", self._users.kind, as_of, parts)
 
-    def items(self, ids: Any = None) -> Asked:
+    def items(self, ids: Any = None) -> Request:
         """Items by their embeddings; none is found for itself."""
         items, own = self._items(self.as_of), self.dataset.catalogue.ids
-        table, wanted = system.EmbeddedRows(items.rows, items.of), asked_lib.as_array(ids)
-        seen = functools.partial(asked_lib.themselves, np.arange(len(own)))
+        table, wanted = system.EmbeddedRows(items.rows, items.of), requests.as_array(ids)
+        seen = functools.partial(requests.themselves, np.arange(len(own)))
         return self._rows("from_item", table, own, "items", wanted, seen)
 
-    def texts(self, texts: Any) -> Asked:
+    def texts(self, texts: Any) -> Request:
         """Texts of searches."""
-        served, wanted = self._served(self.as_of), asked_lib.as_texts(texts)
+        served, wanted = self._served(self.as_of), requests.as_texts(texts)
         if served.texts:
-            parts = asked_lib.of_texts(served.texts, wanted)
-            return Asked("query", wanted.type, self.as_of, parts)
+            parts = requests.of_texts(served.texts, wanted)
+            return Request("query", wanted.type, self.as_of, parts)
         if not served.queries:
             raise InputError(f"{self.config.system} embeds no texts of searches")
         queries, rows = self.dataset.queries, served.queries.rows
         table = served.queries._replace(rows=rows[queries.kinds[rows] == "text"])
-        seen = functools.partial(asked_lib.themselves, queries.items)
+        seen = functools.partial(requests.themselves, queries.items)
         return self._rows("query", table, queries.ids, "texts", wanted, seen)
 
     def answer(
         self,
-        asked: Asked,
+        request: Request,
         k: int,
         filter_seen: bool = True,
         allow: Any = None,
         deny: Any = None,
         index: epath.PathLike | None = None,
     ) -> Iterator[pa.Table]:
-        """The table of `recommend`, some of those who are asked for at a time.
+        """The table of `recommend`, some of the requests at a time.
 
         Args:
-          asked: of `known`, `histories`, `items` or `texts`.
+          request: of `known`, `histories`, `items` or `texts`.
           k, filter_seen, allow, deny, index: as in `recommend`.
         """
         if k < 1:
             raise InputError(f"k is {k}; expected 1 or more")
         own = catalogue.id_array(self.dataset.catalogue.ids)
-        allowed, k, number = self._allowed(asked.as_of, own, allow, deny), min(k, len(own)), 0
+        allowed, k, number = self._allowed(request.as_of, own, allow, deny), min(k, len(own)), 0
         if index is None:
-            find = found_lib.exactly(self._items(asked.as_of), k, allowed)
+            find = found_lib.exactly(self._items(request.as_of), k, allowed)
         else:
             # Histories alone are as of their latest action; an index may be of later.
-            as_of = asked.as_of if asked.as_of == self.as_of else None
+            as_of = request.as_of if request.as_of == self.as_of else None
             checked = found_lib.open_index(index, self._made_from(), as_of, self._verify)
             find = found_lib.by_index(checked, own, k, allowed)
-        for number, some in enumerate(asked.parts, start=1):  # noqa: B007, read below
+        for number, some in enumerate(request.batches, start=1):  # noqa: B007, read below
             seen = some.seen
-            if asked.name in ("user", "group") and not filter_seen:
+            if request.name in ("user", "group") and not filter_seen:
                 seen = seen[:0]
-            yield found_lib.table(asked.name, some.ids, own, *find(some.vectors, seen))
+            yield found_lib.table(request.name, some.ids, own, *find(some.vectors, seen))
         if not number:
             none = np.zeros((0, 1), np.int64)
-            yield found_lib.table(asked.name, pa.nulls(0, asked.kind), own, none, none)
+            yield found_lib.table(request.name, pa.nulls(0, request.kind), own, none, none)
 
     def _made_from(self) -> dict[str, Any]:
         """What embeddings of this run say that they were made from."""
@@ -281,9 +265,9 @@ class Run:
             names += self.system.identity
         return {name: found[name] for name in names}
 
-    def _rows(self, name: str, table: system.EmbeddedRows, ids: np.ndarray, *more: Any) -> Asked:
-        parts = asked_lib.of_rows(table, ids, *more)
-        return Asked(name, catalogue.id_array(ids).type, self.as_of, parts)
+    def _rows(self, name: str, table: system.EmbeddedRows, ids: np.ndarray, *more: Any) -> Request:
+        parts = requests.of_rows(table, ids, *more)
+        return Request(name, catalogue.id_array(ids).type, self.as_of, parts)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019, runs are few
     def _served(self, as_of: int) -> system.Served:
@@ -301,10 +285,10 @@ class Run:
             allowed = self.dataset.catalogue.created <= as_of
         if allow is not None:
             listed = np.zeros(len(own), bool)
-            listed[asked_lib.places(asked_lib.as_array(allow), own, "allow")] = True
+            listed[requests.places(requests.as_array(allow), own, "allow")] = True
             allowed &= listed
         if deny is not None:
-            allowed[asked_lib.places(asked_lib.as_array(deny), own, "deny")] = False
+            allowed[requests.places(requests.as_array(deny), own, "deny")] = False
         return allowed
 
 
@@ -327,7 +311,7 @@ def create(
 ) -> Run:
     """Opens a run by its config. Other arguments and errors as `open_run`."""
     mesh = sharding.mesh_of(config)
-    made, state, trained = former.bind(epath.Path(workdir), config, mesh, verify)
+    made, state, trained = previous.bind(epath.Path(workdir), config, mesh, verify)
     return Run(config, made, state, as_of, trained, verify)
 
 

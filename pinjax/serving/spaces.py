@@ -61,31 +61,31 @@ def queries(dataset: Dataset) -> dict[str, Vectors]:
     return found
 
 
-def check_since(former: Embeddings, made: system.System, as_of: int) -> None:
-    """Checks that a system without parameters embeds items in the space of former embeddings.
+def check_since(previous: Embeddings, made: system.System, as_of: int) -> None:
+    """Checks that a system without parameters embeds items in the space of previous embeddings.
 
     Raises:
       InputError: if it does not.
     """
-    vectors = next(former.vectors(embeddings.ITEMS), None)
+    vectors = next(previous.vectors(embeddings.ITEMS), None)
     if vectors is None:
         return
     # The items of the first file are enough.
-    ids = former.ids(embeddings.ITEMS).to_numpy()[: len(vectors)]
+    ids = previous.ids(embeddings.ITEMS).to_numpy()[: len(vectors)]
     items, dataset = made.serve(None, as_of).items, made.dataset
     check(
         Vectors(ids, vectors.__getitem__),
         Vectors(dataset.catalogue.ids[items.rows], lambda some: items.embed(items.rows[some])),
-        f"--since={former.directory}: {dataset.spec.name} has other vectors of the same items",
+        f"--since={previous.directory}: {dataset.spec.name} has other vectors of the same items",
         "without it all are computed",
     )
 
 
-def check(former: Vectors, later: Vectors, about: str, expected: str) -> None:
+def check(previous: Vectors, later: Vectors, about: str, expected: str) -> None:
     """Checks that vectors lie in one space, by those that both have.
 
     Args:
-      former: before.
+      previous: before.
       later: after.
       about: what the message begins with.
       expected: what it ends with.
@@ -93,10 +93,10 @@ def check(former: Vectors, later: Vectors, about: str, expected: str) -> None:
     Raises:
       InputError: if they do not.
     """
-    place = warm_start.match(former.ids, later.ids, f"{about}: ids")
+    place = warm_start.match(previous.ids, later.ids, f"{about}: ids")
     both = np.flatnonzero(place >= 0)
     both = both[:: 1 + len(both) // _SAMPLE]
-    before, after = former.of(place[both]), later.of(both)
+    before, after = previous.of(place[both]), later.of(both)
     if before.shape[1] != after.shape[1]:
         return  # parameters have another shape then
     one, other = (item_features.unit_length(x) for x in (before, after))

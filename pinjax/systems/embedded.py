@@ -48,10 +48,10 @@ def tables(
       made: the system.
       params: of its checkpoint.
       as_of: unix seconds; what users did later is not read.
-      kept: users of former embeddings. Those who did nothing since keep their vectors.
+      kept: users of previous embeddings. Those who did nothing since keep their vectors.
 
     Raises:
-      InputError: if the former vectors have another dimension.
+      InputError: if the previous vectors have another dimension.
     """
     dataset, served = made.dataset, made.serve(params, as_of)
     ids = {

@@ -87,7 +87,7 @@ def test_a_night(home, call, first):
     assert exported["checkpoint"] == manifests[0]["checkpoint"]  # an index of the night is of it
     assert "since" not in manifests[1]
 
-    # An interruption; it is repeated with the same former directory only.
+    # An interruption; it is repeated with the same previous directory only.
     lost = sorted((home / "second").glob("users-*"))[0]
     before = lost.read_bytes()
     lost.unlink()
@@ -108,7 +108,7 @@ def test_a_week(home, call, first):
     call("train", home / "next", later, *flags)
     assert checkpoint.Checkpoints(home / "next").steps == [0, 8]
     end = digest(home / "next")
-    # It was killed after its first checkpoint, and the former run is gone.
+    # It was killed after its first checkpoint, and the previous run is gone.
     shutil.rmtree(home / "next/checkpoints/8")
     shutil.rmtree(moved)
     call("train", home / "next", later, *flags)

@@ -50,7 +50,7 @@ def test_popularity_is_the_same_list_for_everybody(make_config, rng, filter_seen
 
     def recall(score, split):
         ((start, queries),) = source.queries(split).items()
-        score = np.where(source.index(start).held, score, -1)
+        score = np.where(source.candidates(start).included, score, -1)
         hits = []
         for user in range(len(queries)):
             allowed = score.copy()
@@ -92,7 +92,7 @@ def test_the_oracle_gets_the_queries_of_the_other_methods(make_config, rng, filt
     table = made(same_for_all(items), "test", full=True)
     found = {row.method: row.metrics for row in table.rows}
     start, oracle = source.dataset.spec.train_end, source.dataset.oracle
-    held = source.index(start).held
+    held = source.candidates(start).included
     for cadence, part in (("window", ""), ("daily", ", daily")):
         queries = source.queries("test", cadence)[start]
         recalls = [[] for _ in queries.users]
@@ -150,7 +150,7 @@ def test_an_oracle_of_several_vectors_shows_a_list_for_each_label(make_config, r
     table = made(several, "test", full=True, others=others)
     (found,) = [row.metrics for row in table.rows if row.method == "model, oracle"]
 
-    held = np.flatnonzero(source.index(start).held)
+    held = np.flatnonzero(source.candidates(start).included)
     hits, entropies = ([[] for _ in queries.users] for _ in range(2))
     for query, item, exists in zip(
         queries.label_query, queries.label_item, queries.label_exists, strict=True

@@ -305,9 +305,9 @@ def test_a_sampled_index_and_sampled_queries(rng):
     dataset = Dataset(rng)
     queries, items = unit(rng, QUERIES, DIM), unit(rng, ITEMS, DIM)
     eligible = rng.random(ITEMS) < 0.5
-    assert (make(dataset, eligible=eligible).source.index(0).held == eligible).all()
+    assert (make(dataset, eligible=eligible).source.candidates(0).included == eligible).all()
     made = make(dataset, eligible=eligible, queries=5, index_size=20)
-    held = made.source.index(0).held
+    held = made.source.candidates(0).included
     assert held.sum() == 20
     assert not held[~eligible].any()
     (sample,) = made.source.queries("test").values()

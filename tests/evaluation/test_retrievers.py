@@ -48,7 +48,7 @@ def make_queries(rng, order=None, excluded=None, depth=50):
 
 def make_index(held=None):
     held = np.ones(ITEMS, bool) if held is None else held
-    return queries_lib.Index(TIME, np.ones(ITEMS, bool), held)
+    return queries_lib.Candidates(TIME, np.ones(ITEMS, bool), held)
 
 
 def make_engagements(rng, levels=400, order=None):
@@ -73,7 +73,7 @@ def check(retriever, queries, index, scores, rounding=0.0):
     """Compares with all scores (queries, items), where a label's ties count against it."""
     found, ranks = searched(retriever, queries, index)
     scores = scores.astype(np.float64)
-    allowed = np.where(index.held, scores, -np.inf)
+    allowed = np.where(index.included, scores, -np.inf)
     allowed[tuple(queries.excluded.T)] = -np.inf
     for query, item, rank in zip(queries.label_query, queries.label_item, ranks, strict=True):
         others = np.delete(allowed[query], item)
@@ -169,7 +169,7 @@ def test_the_oracle_of_several_vectors_searches_with_that_nearest_to_a_label(rng
         if scores is None:
             assert (shown == -1).all()
         else:
-            allowed = index.held & ~np.isin(np.arange(ITEMS), excluded)
+            allowed = index.included & ~np.isin(np.arange(ITEMS), excluded)
             order = np.flatnonzero(allowed)[np.argsort(-scores[allowed])]
             assert shown[:50].tolist() == np.pad(order, (0, 50), constant_values=-1)[:50].tolist()
             if item not in excluded:
@@ -248,7 +248,7 @@ def test_answers_from_outside_are_taken_as_they_come(rng, setting):
     for query, rows in enumerate(answers):
         scores[query, rows[:35]] = -np.arange(35)
     found, ranks = searched(retrievers.Answers(lambda *_: answers), queries, index)
-    scores[:, ~index.held] = -np.inf
+    scores[:, ~index.included] = -np.inf
     scores[tuple(queries.excluded.T)] = -np.inf
     for query, item, rank in zip(queries.label_query, queries.label_item, ranks, strict=True):
         place = np.flatnonzero(np.argsort(-scores[query], kind="stable") == item)[0]

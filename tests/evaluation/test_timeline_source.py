@@ -183,14 +183,14 @@ def test_leave_one_out(rows, split, held):
 
 
 def test_index_holds_what_existed_and_a_sample_of_a_large_one(rows):
-    index = make(rows).index(T)
-    np.testing.assert_array_equal(index.held, np.arange(ITEMS) <= 20)
-    np.testing.assert_array_equal(index.eligible, index.held)
-    sample = make(rows, index_size=7).index(T)
-    assert sample.held.sum() == 7
-    assert not sample.held[21:].any()
+    index = make(rows).candidates(T)
+    np.testing.assert_array_equal(index.included, np.arange(ITEMS) <= 20)
+    np.testing.assert_array_equal(index.eligible, index.included)
+    sample = make(rows, index_size=7).candidates(T)
+    assert sample.included.sum() == 7
+    assert not sample.included[21:].any()
     np.testing.assert_array_equal(sample.eligible, index.eligible)
-    np.testing.assert_array_equal(sample.held, make(rows, index_size=7).index(T).held)
+    np.testing.assert_array_equal(sample.included, make(rows, index_size=7).candidates(T).included)
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])

@@ -17,7 +17,7 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.errors import InputError
 from pinjax.retrieval import exact
 from pinjax.retrieval import index as index_lib
-from pinjax.serving import asked
+from pinjax.serving import requests
 from pinjax.serving import run as run_lib
 from pinjax.systems import system
 from pinjax.training import checkpoint, workdirs
@@ -41,13 +41,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 )
 def test_ids_that_are_none_are_refused(wanted, message):
     with pytest.raises(InputError, match=message):
-        asked.places(asked.as_array(wanted), pa.array([1, 2]), "items")
+        requests.places(requests.as_array(wanted), pa.array([1, 2]), "items")
 
 
 @pytest.mark.parametrize("columns", [5, "text", [1], np.zeros(3), {"user": [1], "item": [1, 2]}])
 def test_histories_that_are_no_table_are_refused(columns):
     with pytest.raises(InputError, match="histories: expected a table"):
-        asked.as_table(columns)
+        requests.as_table(columns)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_users_are_recommended_what_they_have_not_seen(
     dataset, items, open_run, filter_seen, monkeypatch
 ):
     """Users in several parts, also those that are asked for by their ids."""
-    monkeypatch.setattr(asked, "_SOME", 37)
+    monkeypatch.setattr(requests, "_SOME", 37)
     monkeypatch.setattr(exact, "QUERIES", 16)
     vectors, _ = items
     as_of = dataset.spec.train_end - 5 * 86_400
@@ -236,7 +236,7 @@ def test_of_several_vectors_the_best_counts(dataset, items, open_run, rng):
 
 
 def test_items_are_not_similar_to_themselves(dataset, items, open_run, monkeypatch):
-    monkeypatch.setattr(asked, "_SOME", 3)
+    monkeypatch.setattr(requests, "_SOME", 3)
     vectors, rows = items
     run = open_run()
     ids = dataset.catalogue.ids[rows.rows[5:9]]
@@ -353,7 +353,7 @@ def test_groups_are_recommended_what_is_not_in_them(dataset, items, open_run, rn
 
 
 def test_queries_and_texts(dataset, items, open_run, rng, monkeypatch):
-    monkeypatch.setattr(asked, "_SOME", 1)
+    monkeypatch.setattr(requests, "_SOME", 1)
     vectors, _ = items
     queries = rng.standard_normal((dataset.spec.num_queries, DIM)).astype(np.float32)
     of_rows = system.EmbeddedRows(np.arange(len(queries)), queries.__getitem__)

@@ -19,8 +19,8 @@ _SOME = 4096  # that are embedded and searched for at a time
 _UNREADABLE = TypeError, ValueError, NotImplementedError  # errors of Arrow are of these types
 
 
-class Some(NamedTuple):
-    """Some of what is asked for.
+class RequestBatch(NamedTuple):
+    """Some ids of a request, embedded.
 
     Attributes:
       ids: own ids (n,).
@@ -31,6 +31,22 @@ class Some(NamedTuple):
     ids: pa.Array
     vectors: np.ndarray
     seen: np.ndarray
+
+
+class Request(NamedTuple):
+    """Requests for recommendations.
+
+    Attributes:
+      name: "user", "query", "group" or "from_item": the column of its ids.
+      kind: the type of its ids.
+      as_of: unix seconds, of the items that are searched.
+      batches: of its ids, in order.
+    """
+
+    name: str
+    kind: pa.DataType
+    as_of: int
+    batches: Iterator[RequestBatch]
 
 
 class Users:
@@ -49,7 +65,7 @@ class Users:
 
     def known(
         self, embed: system.EmbedUsers, as_of: int, wanted: pa.Array | None
-    ) -> Iterator[Some]:
+    ) -> Iterator[RequestBatch]:
         """Users by their ids, or all; those who had not acted by then are left out.
 
         Raises:
@@ -70,14 +86,14 @@ class Users:
 
     def of_chunk(
         self, embed: system.EmbedUsers, as_of: int, chunk: timelines.Chunk
-    ) -> Iterator[Some]:
+    ) -> Iterator[RequestBatch]:
         """The users of timelines, without those who had not acted by then."""
         users, last, history = histories.until(chunk, as_of, self._config.data.length)
         if len(users):
             vectors = embed([history])
             seen = timeline_source.seen(chunk.records, chunk.offsets[users], last)
             ids = pa.array([chunk.users[user] for user in users])
-            yield Some(ids, vectors, np.unique(seen, axis=0))
+            yield RequestBatch(ids, vectors, np.unique(seen, axis=0))
 
     @property
     def _all(self) -> tuple[pa.Array, np.ndarray]:
@@ -100,7 +116,7 @@ def of_rows(
     name: str,
     wanted: pa.Array | None,
     seen: Callable[[np.ndarray], np.ndarray],
-) -> Iterator[Some]:
+) -> Iterator[RequestBatch]:
     """Rows of a table of the data set.
 
     Args:
@@ -108,7 +124,7 @@ def of_rows(
       ids: own ids of all rows, also those without an embedding.
       name: of what they are, for messages.
       wanted: some ids; None: all that have an embedding.
-      seen: from rows (n,) to the pairs of `Some`.
+      seen: from rows (n,) to the pairs of `RequestBatch`.
 
     Raises:
       InputError: if an id has no row, or its row no embedding.
@@ -119,14 +135,14 @@ def of_rows(
     for start in range(0, len(rows), _SOME):
         some = rows[start : start + _SOME]
         vectors = np.asarray(table.embed(some), np.float32)
-        yield Some(catalogue.id_array(ids[some]), vectors, seen(some))
+        yield RequestBatch(catalogue.id_array(ids[some]), vectors, seen(some))
 
 
-def of_texts(embed: Callable[[list[str]], np.ndarray], texts: pa.Array) -> Iterator[Some]:
+def of_texts(embed: Callable[[list[str]], np.ndarray], texts: pa.Array) -> Iterator[RequestBatch]:
     """Any texts of searches."""
     for start in range(0, len(texts), _SOME):
         some = texts.slice(start, _SOME)
-        yield Some(some, embed(some.to_pylist()), np.zeros((0, 2), np.int64))
+        yield RequestBatch(some, embed(some.to_pylist()), np.zeros((0, 2), np.int64))
 
 
 def themselves(items: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from pinjax import checksums
 from pinjax.data import catalogue, pairs, spec
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
-from pinjax.serving import former
+from pinjax.serving import previous
 from pinjax.systems import embedded, registry
 from pinjax.training import checkpoint, step
 from tests import days
@@ -105,7 +105,7 @@ def test_embeddings_stay_what_they_were(data_dir, data, tmp_path, name):
     earlier, later = (make_config(name, data_dir, directory) for directory in data)
     made, params = write_run(workdir, earlier, mesh)
     before = by_id(earlier, made, params, days.EARLIER)
-    served, state, own = former.bind(workdir, later, mesh, verify=True)
+    served, state, own = previous.bind(workdir, later, mesh, verify=True)
     assert int(state.step) == 7
     assert checkpoint.hash_of(own) == checkpoint.hash_of(params)
     after = by_id(later, served, state.params, days.EARLIER)
@@ -113,7 +113,7 @@ def test_embeddings_stay_what_they_were(data_dir, data, tmp_path, name):
     check_same(after, before)
 
     # Training begins with the same parameters.
-    begins, begun = former.Former.open(workdir, later, mesh, verify=True).begin(later)
+    begins, begun = previous.PreviousRun.open(workdir, later, mesh, verify=True).begin(later)
     assert int(begun.step) == 0
     assert begins.identity["warm_start"] == checkpoint.hash_of(params)
     check_same(by_id(later, begins, begun.params, days.EARLIER), before)
@@ -126,13 +126,13 @@ def test_embeddings_stay_what_they_were(data_dir, data, tmp_path, name):
     begins.dataset.fitted.save(workdir)
     with checkpoint.Checkpoints(workdir) as checkpoints:
         checkpoints.save(0, begun)
-    opened, state, _ = former.bind(workdir, later, mesh, verify=True)
+    opened, state, _ = previous.bind(workdir, later, mesh, verify=True)
     assert opened.identity == begins.identity
     check_same(by_id(later, opened, state.params, days.EARLIER), before)
 
     # A run that began otherwise has none of it, even if an attempt before left the file.
     begins.dataset.fitted.save(tmp_path / "run")
-    assert former.fitted_of(tmp_path / "run") is None
+    assert previous.fitted_of(tmp_path / "run") is None
 
 
 def check_same(found, expected):
@@ -144,17 +144,17 @@ def test_refusals(data_dir, data, tmp_path):
     mesh, workdir = sharding.make_mesh(jax.devices()[:1]), epath.Path(tmp_path / "run")
     earlier, later = (make_config("searchsage", data_dir, directory) for directory in data)
     with pytest.raises(InputError, match="holds no run"):
-        former.bind(workdir, later, mesh, verify=True)
+        previous.bind(workdir, later, mesh, verify=True)
     write_run(workdir, earlier, mesh)
     later.model.width *= 2
     with pytest.raises(InputError, match=r"holds a run with model\.width=16, not 32"):
-        former.bind(workdir, later, mesh, verify=True)
-    opened = former.Former.open(workdir, later, mesh, verify=True)
+        previous.bind(workdir, later, mesh, verify=True)
+    opened = previous.PreviousRun.open(workdir, later, mesh, verify=True)
     with pytest.raises(InputError, match=r"run: .* has the shape \[.*\], this run's has \["):
         opened.begin(later)
     users = make_config("pinnerformer", data_dir, data[1])
     with pytest.raises(InputError, match="a run with system=searchsage, not pinnerformer"):
-        former.Former.open(workdir, users, mesh, verify=True)
+        previous.PreviousRun.open(workdir, users, mesh, verify=True)
 
     earlier.data.name = str(tmp_path / "data")
     shutil.copytree(data[1], earlier.data.name)
@@ -162,7 +162,7 @@ def test_refusals(data_dir, data, tmp_path):
 
     # The run's data set has moved; then it is not there any more.
     moved = make_config("searchsage", data_dir, data[1])
-    made, state, trained = former.bind(epath.Path(tmp_path / "other"), moved, mesh, verify=True)
+    made, state, trained = previous.bind(epath.Path(tmp_path / "other"), moved, mesh, verify=True)
     assert made.dataset.directory == epath.Path(data[1])
     assert state.params is trained
     metadata = tmp_path / "data" / spec.METADATA_FILE
@@ -170,7 +170,7 @@ def test_refusals(data_dir, data, tmp_path):
     metadata.write_text(json.dumps(changed))
     checksums.record(tmp_path / "data")
     with pytest.raises(InputError, match="is now prepared anew; keep a run's data set for as long"):
-        former.Former.open(epath.Path(tmp_path / "other"), later, mesh, verify=True)
+        previous.PreviousRun.open(epath.Path(tmp_path / "other"), later, mesh, verify=True)
 
 
 def turn(directory, file, column):
@@ -200,10 +200,10 @@ def test_another_space_is_refused(data_dir, data, tmp_path, name, file, column, 
     earlier, later = (make_config(name, data_dir, x) for x in (data[0], str(tmp_path / "turned")))
     write_run(workdir, earlier, mesh)
     if message is None:
-        former.bind(workdir, later, mesh, verify=True)
+        previous.bind(workdir, later, mesh, verify=True)
         return
     expected = f"run: later has other {message}, with a median cosine of .*the space of training"
     with pytest.raises(InputError, match=expected):
-        former.bind(workdir, later, mesh, verify=True)
+        previous.bind(workdir, later, mesh, verify=True)
     with pytest.raises(InputError, match=expected):
-        former.Former.open(workdir, later, mesh, verify=True).begin(later)
+        previous.PreviousRun.open(workdir, later, mesh, verify=True).begin(later)

@@ -1,4 +1,4 @@
-"""A former run, on an earlier state of the log, from which training or embedding goes on."""
+"""A previous run, on an earlier state of the log, from which training or embedding goes on."""
 
 import dataclasses
 from typing import Any
@@ -46,10 +46,10 @@ def bind(
       the system, its state, and the parameters as they are on the run's own data set.
 
     Raises:
-      InputError: as `checkpoint.load_chosen` or `Former.serve`.
+      InputError: as `checkpoint.load_chosen` or `PreviousRun.serve`.
     """
     if "train" in config and _is_of_another_log(workdir, config):
-        return Former.open(workdir, config, mesh, verify).serve(config)
+        return PreviousRun.open(workdir, config, mesh, verify).serve(config)
     made = registry.create(config, mesh, verify, fitted_of(workdir))
     state = checkpoint.load_chosen(workdir, config, made, mesh, verify)
     return made, state, state.params
@@ -63,8 +63,8 @@ def _is_of_another_log(workdir: epath.Path, config: ConfigDict) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Former:
-    """A former run.
+class PreviousRun:
+    """A previous run.
 
     Attributes:
       workdir: of the run.
@@ -83,7 +83,9 @@ class Former:
     verify: bool
 
     @classmethod
-    def open(cls, workdir: epath.Path, config: ConfigDict, mesh: Mesh, verify: bool) -> "Former":
+    def open(
+        cls, workdir: epath.Path, config: ConfigDict, mesh: Mesh, verify: bool
+    ) -> "PreviousRun":
         """Opens a run and its data set.
 
         Args:
@@ -204,7 +206,7 @@ class Former:
         return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=place)
 
 
-def _check_spaces(former: Dataset, made: system.System, config: ConfigDict, name: str) -> None:
+def _check_spaces(previous: Dataset, made: system.System, config: ConfigDict, name: str) -> None:
     """Rejects vectors of another space than those that a model was trained with."""
     read = [spaces.content]
     if "image vectors" in made.identity:
@@ -216,7 +218,7 @@ def _check_spaces(former: Dataset, made: system.System, config: ConfigDict, name
             read.append(spaces.queries)
     later = made.dataset
     for vectors in read:
-        before, after = vectors(former), vectors(later)
+        before, after = vectors(previous), vectors(later)
         for what in before:
             if what in after:
                 about = f"{name}: {later.spec.name} has other {what}"
