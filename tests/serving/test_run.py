@@ -75,7 +75,6 @@ def open_run(make_config, dataset, items):
         )
         made.__dict__.update(
             dataset=dataset,
-            as_of=dataset.spec.train_end,
             identity={"dataset": "this"},
             serve=lambda params, as_of: system.Served(items[1], users and embed, **served),
         )
