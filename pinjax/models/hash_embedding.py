@@ -32,13 +32,13 @@ class HashEmbeddingBag(nn.Module):
       num_tokens: tokens are 0 to num_tokens - 1.
       num_buckets: rows of the table; 0 or at least `num_tokens`: a row for each token.
       dim: embedding dimension.
-      tables: layout of the table.
+      table_layout: layout of the table.
     """
 
     num_tokens: int
     num_buckets: int
     dim: int
-    tables: sharded_table.Layout = sharded_table.REPLICATED
+    table_layout: sharded_table.Layout = sharded_table.REPLICATED
 
     @nn.compact
     def __call__(
@@ -53,7 +53,7 @@ class HashEmbeddingBag(nn.Module):
           num_segments: number of segments.
         """
         table, rows, weights = self._look_up(tokens)
-        table, places = self.tables.fetch(table, rows.ravel())
+        table, places = self.table_layout.fetch(table, rows.ravel())
         sums = _weighted_sums(num_segments, table, places.reshape(rows.shape), weights, segments)
         return sums * self.dim**0.5
 
@@ -61,13 +61,15 @@ class HashEmbeddingBag(nn.Module):
         """The table, and for each token its rows and their weights, (tokens, hashes) each."""
         init = nn.initializers.normal(_STDDEV)
         if 0 < self.num_buckets < self.num_tokens:
-            shape = self.tables.num_rows(self.num_buckets), self.dim
+            shape = self.table_layout.num_rows(self.num_buckets), self.dim
             table = self.param("embedding", init, shape)
-            shape = self.tables.num_rows(self.num_tokens), _HASHES
+            shape = self.table_layout.num_rows(self.num_tokens), _HASHES
             importance = self.param("importance", nn.initializers.ones, shape)
             rows = (hash_ids(tokens) % self.num_buckets).astype(jnp.int32)
-            return table, rows, self.tables.gather(importance, tokens)
-        table = self.param("embedding", init, (self.tables.num_rows(self.num_tokens), self.dim))
+            return table, rows, self.table_layout.gather(importance, tokens)
+        table = self.param(
+            "embedding", init, (self.table_layout.num_rows(self.num_tokens), self.dim)
+        )
         return table, tokens[:, None], jnp.ones((*tokens.shape, 1), table.dtype)
 
 

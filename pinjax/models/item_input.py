@@ -36,12 +36,12 @@ class ItemInput(nn.Module):
     Attributes:
       num_items: rows of the catalogue.
       id_dim: dimension of the learned vector; 0: none.
-      tables: layout of content and learned vectors.
+      table_layout: layout of content and learned vectors.
     """
 
     num_items: int
     id_dim: int
-    tables: sharded_table.Layout
+    table_layout: sharded_table.Layout
 
     @nn.compact
     def __call__(
@@ -53,7 +53,7 @@ class ItemInput(nn.Module):
         """The input vectors of catalogue rows; -1 is padding and zero.
 
         Args:
-          items: of the catalogue; `content` has the layout `tables`.
+          items: of the catalogue; `content` is laid out as `table_layout` says.
           rows: of the catalogue.
           times: unix seconds of the as-of popularity; None: the last of `popularity_times`.
 
@@ -62,7 +62,7 @@ class ItemInput(nn.Module):
         """
         parts = []
         if items.content is not None:
-            vectors, measured = self.tables.gather(items.content, rows), None
+            vectors, measured = self.table_layout.gather(items.content, rows), None
             if items.popularity_times is not None:
                 dim = vectors.shape[-1] - len(items.popularity_times)
                 vectors, measured = jnp.split(vectors, [dim], axis=-1)
@@ -71,7 +71,7 @@ class ItemInput(nn.Module):
             if measured is not None:
                 parts.append(popularity.as_of(measured, times, items.popularity_times))
         if self.id_dim:
-            ids = learned_ids.LearnedIds(self.num_items, self.id_dim, self.tables, name="id")
+            ids = learned_ids.LearnedIds(self.num_items, self.id_dim, self.table_layout, name="id")
             parts.append(ids(rows))
         if not parts:
             raise ValueError("items have neither content vectors nor id_dim > 0: nothing is known")

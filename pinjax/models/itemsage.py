@@ -45,7 +45,7 @@ class ItemSage(nn.Module):
       residual: whether the encoder's output is added to the images, whose vectors are then
         `embedding_dim` long.
       dtype: of the arithmetic. Parameters, normalisation, softmax and outputs are float32.
-      tables: how the hash embedding of tokens lies on the devices.
+      table_layout: how the hash embedding of tokens lies on the devices.
     """
 
     image_slots: int
@@ -60,7 +60,7 @@ class ItemSage(nn.Module):
     encoder: str = "transformer"
     residual: bool = False
     dtype: Any = jnp.float32
-    tables: sharded_table.Layout = sharded_table.REPLICATED
+    table_layout: sharded_table.Layout = sharded_table.REPLICATED
 
     @nn.compact
     def __call__(
@@ -103,7 +103,7 @@ class ItemSage(nn.Module):
                 self.num_tokens,
                 self.token_buckets,
                 self.token_dim,
-                tables=self.tables,
+                table_layout=self.table_layout,
                 name="text",
             )(tokens, segments, math.prod(shape)).reshape(*shape, self.token_dim)
             for i, (_, group) in enumerate(self.text_features):

@@ -17,20 +17,20 @@ class LearnedIds(nn.Module):
     Attributes:
       num_items: items are 0 to num_items - 1.
       dim: dimension of a vector.
-      tables: layout of the table.
+      table_layout: layout of the table.
     """
 
     num_items: int
     dim: int
-    tables: sharded_table.Layout = sharded_table.REPLICATED
+    table_layout: sharded_table.Layout = sharded_table.REPLICATED
 
     @nn.compact
     def __call__(self, items: Int[Array, "*shape"]) -> Float[Array, "*shape {self.dim}"]:
         """The items' vectors; -1 is padding and zero."""
-        shape = self.tables.num_rows(self.num_items), self.dim
+        shape = self.table_layout.num_rows(self.num_items), self.dim
         table = self.param("embedding", nn.initializers.zeros, shape)
         exists = items >= 0
-        rows = self.tables.gather(table, jnp.where(exists, items, 0))
+        rows = self.table_layout.gather(table, jnp.where(exists, items, 0))
         # Adam moves each number of a table by about the learning rate: too slow for rare rows,
         # so rows are scaled up when they are read.
         return jnp.where(exists[..., None], rows * self.dim**0.5, 0)

@@ -65,7 +65,7 @@ class PinnerFormer(nn.Module):
       dropout: rate, in the user tower.
       dtype: of the arithmetic. Parameters, normalisation and outputs are float32.
       remat: recompute blocks in the backward pass: less memory, more time.
-      tables: layout of content and learned vectors.
+      table_layout: layout of content and learned vectors.
       kernels: see `transformer.Transformer`; False to export for several platforms at once.
       mesh: rows and users are sharded over its axis `data`; None: one device.
     """
@@ -89,12 +89,12 @@ class PinnerFormer(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     remat: bool = False
-    tables: sharded_table.Layout = sharded_table.REPLICATED
+    table_layout: sharded_table.Layout = sharded_table.REPLICATED
     kernels: bool = True
     mesh: Mesh | None = None
 
     def setup(self):
-        self.item_input = item_input.ItemInput(self.num_items, self.id_dim, self.tables)
+        self.item_input = item_input.ItemInput(self.num_items, self.id_dim, self.table_layout)
         self.user_tower = UserTower(
             num_actions=self.num_actions,
             num_surfaces=self.num_surfaces,
@@ -142,8 +142,8 @@ class PinnerFormer(nn.Module):
         """User embeddings at positions of their histories; the one at the last is served (§3.2).
 
         Args:
-          items: of the catalogue; content has the layout `tables`. Popularity is as of the time of
-            the action.
+          items: of the catalogue; content is laid out as `table_layout` says. Popularity is as of
+            the time of the action.
           history: see the class; its rows may be shorter than `length`.
           positions: cells, all of a user in the same window; None, on one device: all cells.
           train: apply dropout, from the rng stream "dropout".
@@ -162,7 +162,7 @@ class PinnerFormer(nn.Module):
         """Item embeddings (§3.2): an MLP on an item's content. A row of -1 gives any vector.
 
         Args:
-          items: of the catalogue; content has the layout `tables`.
+          items: of the catalogue; content is laid out as `table_layout` says.
           rows: of the catalogue.
           times: see `item_input.ItemInput`.
         """

@@ -43,7 +43,7 @@ class PinSage(nn.Module):
       token_dim: dimension of a text's vector, the sum over its tokens.
       dtype: of the arithmetic. Parameters, sums over neighbours, normalisation and outputs are
         float32.
-      tables: layout of content, log degrees and hash embeddings.
+      table_layout: layout of content, log degrees and hash embeddings.
     """
 
     num_items: int
@@ -59,7 +59,7 @@ class PinSage(nn.Module):
     token_buckets: int = 0
     token_dim: int = 0
     dtype: Any = jnp.float32
-    tables: sharded_table.Layout = sharded_table.REPLICATED
+    table_layout: sharded_table.Layout = sharded_table.REPLICATED
 
     def setup(self):
         self.node_input = NodeInput(
@@ -70,7 +70,7 @@ class PinSage(nn.Module):
             num_tokens=self.num_tokens,
             token_buckets=self.token_buckets,
             token_dim=self.token_dim,
-            tables=self.tables,
+            table_layout=self.table_layout,
         )
         self.message = [self._dense(self.message_width) for _ in range(self.layers)]
         self.update = [self._dense(self.width) for _ in range(self.layers)]
@@ -186,7 +186,7 @@ class NodeInput(nn.Module):
     num_tokens: int
     token_buckets: int
     token_dim: int
-    tables: sharded_table.Layout
+    table_layout: sharded_table.Layout
 
     @nn.compact
     def __call__(
@@ -201,8 +201,9 @@ class NodeInput(nn.Module):
 
         Args:
           rows: of the catalogue.
-          content: of the catalogue, of any scale, with the layout `tables`; None: items have none.
-          log_degree: of the catalogue, with the layout `tables`.
+          content: of the catalogue, of any scale, laid out as `table_layout` says; None: items have
+            none.
+          log_degree: of the catalogue, laid out likewise.
           tokens: of the texts of all `rows`, one text after the other.
           segments: the index into `rows` of each token, ascending; past the last for padding.
 
@@ -211,20 +212,28 @@ class NodeInput(nn.Module):
         """
         parts = []
         if content is not None:
-            vectors = self.tables.gather(content, rows)
+            vectors = self.table_layout.gather(content, rows)
             # To a root mean square of 1, as `item_input.ItemInput` does.
             parts.append(features.unit_length(vectors) * math.sqrt(vectors.shape[-1]))
         if self.log_degree:
-            parts.append(self.tables.gather(log_degree, rows)[:, None])
+            parts.append(self.table_layout.gather(log_degree, rows)[:, None])
         if self.num_tokens:
             text = hash_embedding.HashEmbeddingBag(
-                self.num_tokens, self.token_buckets, self.token_dim, tables=self.tables, name="text"
+                self.num_tokens,
+                self.token_buckets,
+                self.token_dim,
+                table_layout=self.table_layout,
+                name="text",
             )
             parts.append(text(tokens, segments, len(rows)))
         if self.id_dim:
             # Not `learned_ids`, which are zero at first: without content nothing would be learned.
             ids = hash_embedding.HashEmbeddingBag(
-                self.num_items, self.id_buckets, self.id_dim, tables=self.tables, name="id"
+                self.num_items,
+                self.id_buckets,
+                self.id_dim,
+                table_layout=self.table_layout,
+                name="id",
             )
             parts.append(ids(jnp.maximum(rows, 0), jnp.arange(len(rows)), len(rows)))
         if not parts:

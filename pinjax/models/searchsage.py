@@ -44,7 +44,7 @@ class BagTower(nn.Module):
       width: hidden width of the MLP.
       dim: embedding dimension.
       dtype: of the MLP's arithmetic.
-      tables: layout of the hash embedding.
+      table_layout: layout of the hash embedding.
     """
 
     num_tokens: int
@@ -53,7 +53,7 @@ class BagTower(nn.Module):
     width: int
     dim: int
     dtype: Any = jnp.float32
-    tables: sharded_table.Layout = sharded_table.REPLICATED
+    table_layout: sharded_table.Layout = sharded_table.REPLICATED
 
     @nn.compact
     def __call__(
@@ -67,7 +67,11 @@ class BagTower(nn.Module):
           num_queries: number of queries.
         """
         x = hash_embedding.HashEmbeddingBag(
-            self.num_tokens, self.token_buckets, self.token_dim, tables=self.tables, name="text"
+            self.num_tokens,
+            self.token_buckets,
+            self.token_dim,
+            table_layout=self.table_layout,
+            name="text",
         )(tokens, segments, num_queries)
         x = mlp.MLP(self.width, self.dim, self.dtype, name="head")(x)
         return features.unit_length(x)

@@ -78,7 +78,7 @@ def of_timelines(
       constants: of `item_table`, with popularity as of the time of the export.
       spec: of the data set.
     """
-    model = model.clone(kernels=False, mesh=None, tables=sharded_table.REPLICATED)
+    model = model.clone(kernels=False, mesh=None, table_layout=sharded_table.REPLICATED)
     read = {name: x for name, x in vars(constants["items"]).items() if x is not None}
 
     def users(params: Any, tables: dict[str, jax.Array], history: dict[str, jax.Array]):
@@ -111,7 +111,7 @@ def of_timelines(
 
 def of_products(encoder: itemsage.ItemSage, dataset: Dataset) -> Exports:
     """Products from their texts and images."""
-    encoder = encoder.clone(tables=sharded_table.REPLICATED)
+    encoder = encoder.clone(table_layout=sharded_table.REPLICATED)
     texts, dim = [name for name, _ in encoder.text_features], dataset.spec.image_dim
     slots = encoder.image_slots
 
@@ -178,7 +178,7 @@ def of_groups(model: pinsage.PinSage, states: np.ndarray, number: int) -> Export
       states: float32 (items, width), of all items after the last layer.
       number: of items that are read of a group.
     """
-    model = model.clone(tables=sharded_table.REPLICATED)
+    model = model.clone(table_layout=sharded_table.REPLICATED)
 
     def groups(params: Any, tables: dict[str, jax.Array], inputs: dict[str, jax.Array]):
         exists = inputs["item"] >= 0

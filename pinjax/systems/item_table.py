@@ -50,14 +50,14 @@ class ItemTable:
 
     Attributes:
       mesh: of the devices.
-      tables: layout of `content`.
+      table_layout: layout of `content`.
       has_content: whether there is `content`.
       pca_dim: PCA dimension of the content; 0: no PCA.
       rates: None without rates.
     """
 
     mesh: Mesh
-    tables: sharded_table.Layout
+    table_layout: sharded_table.Layout
     has_content: bool
     pca_dim: int
     rates: popularity.Popularity | None
@@ -71,8 +71,8 @@ class ItemTable:
         """
         data = config.data
         rates = popularity.Popularity.create(spec, data.popularity_window, data.popularity_times)
-        tables = sharding.table_layout(mesh, config.train)
-        return cls(mesh, tables, data.content, data.pca_dim, rates)
+        table_layout = sharding.table_layout(mesh, config.train)
+        return cls(mesh, table_layout, data.content, data.pca_dim, rates)
 
     def abstract(self, spec: Spec) -> Constants:
         """The abstract shapes of the constants.
@@ -85,7 +85,7 @@ class ItemTable:
         if self.has_content:
             dim = item_features.content_dim(spec, self.pca_dim) + number
             shape = spec.num_items, dim
-            content = sharding.abstract_table(self.mesh, self.tables, shape, jnp.bfloat16)
+            content = sharding.abstract_table(self.mesh, self.table_layout, shape, jnp.bfloat16)
         if number:
             times = jax.ShapeDtypeStruct((number,), jnp.uint32)
         corpus = jax.ShapeDtypeStruct((spec.num_existing,), jnp.int32)
@@ -96,7 +96,7 @@ class ItemTable:
         """The constants as of the end of the training period."""
         content, times, as_of = None, None, dataset.spec.train_end
         if self.has_content:
-            content = place_content(self.mesh, self.tables, dataset, self.pca_dim)
+            content = place_content(self.mesh, self.table_layout, dataset, self.pca_dim)
         if self.rates:
             times, columns = self.rates.counted(dataset, as_of)
             join = functools.partial(jnp.concatenate, axis=1)
@@ -116,24 +116,26 @@ class ItemTable:
         return {**constants, "items": item_input.ItemFeatures(content, times)}
 
     def _place(self, table: np.ndarray) -> jax.Array:
-        return sharding.place_table(self.mesh, self.tables, table.astype(jnp.bfloat16))
+        return sharding.place_table(self.mesh, self.table_layout, table.astype(jnp.bfloat16))
 
 
-def of_one(items: item_input.ItemFeatures, tables: sharded_table.Layout) -> item_input.ItemFeatures:
+def of_one(
+    items: item_input.ItemFeatures, table_layout: sharded_table.Layout
+) -> item_input.ItemFeatures:
     """Made-up features of one item, of the same types as abstract ones of all items."""
     if items.content is not None:
-        shape = tables.num_rows(1), items.content.shape[1]
+        shape = table_layout.num_rows(1), items.content.shape[1]
         items = items.replace(content=jax.ShapeDtypeStruct(shape, items.content.dtype))
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), items)
 
 
 def place_content(
-    mesh: Mesh, tables: sharded_table.Layout, dataset: Dataset, components: int
+    mesh: Mesh, table_layout: sharded_table.Layout, dataset: Dataset, components: int
 ) -> jax.Array:
     """`item_features.content` on the devices, of which a process keeps its share."""
     shape = len(dataset.catalogue), item_features.content_dim(dataset.spec, components)
     parts = item_features.content(dataset, components)
-    return sharding.place_rows(mesh, tables, shape, jnp.bfloat16, parts)
+    return sharding.place_rows(mesh, table_layout, shape, jnp.bfloat16, parts)
 
 
 def times_of_negatives(

@@ -41,7 +41,7 @@ def make_encoder(config: ConfigDict, num_tokens: int, mesh: Mesh) -> itemsage.It
     return itemsage.ItemSage(
         text_features=texts,
         num_tokens=num_tokens,
-        tables=sharding.table_layout(mesh, config.train),
+        table_layout=sharding.table_layout(mesh, config.train),
         **model,
     )
 
@@ -82,13 +82,13 @@ def encode(
     All are NaN if their tokens exceed the capacity (`token_capacities`).
     """
 
-    on_device = encoder.clone(tables=encoder.tables.on_device())
+    on_device = encoder.clone(table_layout=encoder.table_layout.on_device())
 
     def of_device(params, products, rows):
         inputs, fits = product_table.gather(on_device, products, rows, capacity)
         return jnp.where(fits, on_device.apply(params, *inputs), jnp.nan)
 
-    return sharding.shard_map_rows(mesh, encoder.tables, of_device)(params, products, rows)
+    return sharding.shard_map_rows(mesh, encoder.table_layout, of_device)(params, products, rows)
 
 
 def loss(
@@ -114,7 +114,9 @@ def loss(
             encoder, mesh, capacities[capacity], params["encoder"], constants["products"], rows
         )
 
-    queries = features.unit_length(encoder.tables.gather(constants["queries"], batch["query"]))
+    queries = features.unit_length(
+        encoder.table_layout.gather(constants["queries"], batch["query"])
+    )
     positives = embed(batch["item"], "positives")
     random_rows = corpus[jax.random.randint(key, (num_random,), 0, len(corpus))]
 
@@ -130,7 +132,7 @@ def loss(
     scale = temperature.Temperature().apply(params["temperature"])
     # Masked are the product that a query itself is, -1 for a search, and all products of the query
     # in the batch, the pair's own among them.
-    itself = encoder.tables.gather(constants["query_items"], batch["query"])
+    itself = encoder.table_layout.gather(constants["query_items"], batch["query"])
     excluded = jnp.concatenate([itself[:, None], batch["excluded"]], axis=1)
 
     def term(ids: jax.Array, embeddings: jax.Array, num_batch: int, num_random: int) -> jax.Array:
@@ -188,9 +190,11 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     encoder = make_encoder(config, sum(spec.vocabulary), mesh)
     capacities = product_table.token_capacities(config, mesh, spec, made_up)
     queries = sharding.abstract_table(
-        mesh, encoder.tables, (spec.num_queries, spec.query_dim), jnp.bfloat16
+        mesh, encoder.table_layout, (spec.num_queries, spec.query_dim), jnp.bfloat16
     )
-    query_items = sharding.abstract_table(mesh, encoder.tables, (spec.num_queries,), jnp.int32)
+    query_items = sharding.abstract_table(
+        mesh, encoder.table_layout, (spec.num_queries,), jnp.int32
+    )
     corpus = jax.ShapeDtypeStruct((spec.num_engaged,), jnp.int32)
 
     def products(params: Any, constants: dict[str, Any], rows: jax.Array) -> jax.Array:
@@ -204,7 +208,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         init=functools.partial(init, encoder, config.loss, widths, spec.image_dim),
         loss=functools.partial(loss, encoder, config.loss, mesh, capacities, tasks),
         constants={
-            "products": product_table.abstract(config, mesh, encoder.tables, spec),
+            "products": product_table.abstract(config, mesh, encoder.table_layout, spec),
             "queries": queries,
             "query_items": query_items,
             "corpus": sharding.abstract(mesh, corpus),

@@ -43,7 +43,7 @@ def embedders(
       sizes: of items, neighbours, and items of a group.
       input_dim: numbers of an item's features.
     """
-    on_device = model.clone(tables=model.tables.on_device())
+    on_device = model.clone(table_layout=model.table_layout.on_device())
 
     def state(bound: pinsage.PinSage, layer: int, z: jax.Array) -> jax.Array:
         last = layer == model.layers
@@ -62,7 +62,7 @@ def embedders(
         return on_device.bind(params).group(*_flat(rows))
 
     def embedder(function: Callable[..., jax.Array], constants: tuple[str, ...], batch: Any):
-        by_device = sharding.shard_map_rows(mesh, model.tables, function)
+        by_device = sharding.shard_map_rows(mesh, model.table_layout, function)
         return system.Embedder(sharding.jit_over_rows(mesh, by_device), constants, batch)
 
     rows = min(_ROWS, sizes.items)

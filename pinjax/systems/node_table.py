@@ -47,7 +47,7 @@ class NodeTable:
 
     Attributes:
       mesh: of the devices.
-      tables: layout of the tables.
+      table_layout: layout of the tables.
       content: whether there are content vectors.
       log_degree: whether there are degrees.
       texts: names of text features.
@@ -55,7 +55,7 @@ class NodeTable:
     """
 
     mesh: Mesh
-    tables: sharded_table.Layout
+    table_layout: sharded_table.Layout
     content: bool
     log_degree: bool
     texts: tuple[str, ...]
@@ -72,10 +72,15 @@ class NodeTable:
             if name not in spec.text_features:
                 known = ", ".join(spec.text_features) or "none"
                 raise InputError(f"model.texts: {spec.name} has no {name!r}, only {known}")
-        tables = sharding.table_layout(mesh, config.train)
+        table_layout = sharding.table_layout(mesh, config.train)
         model = config.model
         return cls(
-            mesh, tables, config.data.content, model.log_degree, tuple(model.texts), model.tokens
+            mesh,
+            table_layout,
+            config.data.content,
+            model.log_degree,
+            tuple(model.texts),
+            model.tokens,
         )
 
     def abstract(self, spec: Spec) -> dict[str, Any]:
@@ -86,7 +91,7 @@ class NodeTable:
         """
 
         def table(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-            return sharding.abstract_table(self.mesh, self.tables, shape, dtype)
+            return sharding.abstract_table(self.mesh, self.table_layout, shape, dtype)
 
         content = log_degree = texts = None
         if self.content:
@@ -102,7 +107,7 @@ class NodeTable:
         """The constants."""
         content = log_degree = texts = None
         if self.content:
-            content = item_table.place_content(self.mesh, self.tables, dataset, 0)
+            content = item_table.place_content(self.mesh, self.table_layout, dataset, 0)
         if self.log_degree:
             log_degree = item_features.log_degree(dataset)
         if self.texts:
@@ -111,7 +116,7 @@ class NodeTable:
             values, offsets = tokens_lib.first(joined, self.tokens)
             more = self._most_tokens(dataset.spec) - len(values)
             texts = ragged_features.DeviceRagged.create(np.pad(values, (0, more)), offsets)
-        place = functools.partial(sharding.place_table, self.mesh, self.tables)
+        place = functools.partial(sharding.place_table, self.mesh, self.table_layout)
         return {
             "content": content,
             **jax.tree.map(place, {"log_degree": log_degree, "texts": texts}),
@@ -122,7 +127,7 @@ class NodeTable:
         tokens = segments = None
         if self.texts:
             tokens, segments, _ = ragged_features.gather_tokens(
-                constants["texts"], rows, len(rows) * self.tokens, self.tables.on_device()
+                constants["texts"], rows, len(rows) * self.tokens, self.table_layout.on_device()
             )
         return rows, constants["content"], constants["log_degree"], tokens, segments
 
@@ -136,7 +141,7 @@ class NodeTable:
         """The arguments of `PinSage.inputs` for one item, to initialise parameters."""
 
         def one(table: Any) -> jax.Array:
-            return jnp.zeros((self.tables.num_rows(1), *table.shape[1:]), table.dtype)
+            return jnp.zeros((self.table_layout.num_rows(1), *table.shape[1:]), table.dtype)
 
         like, row = self.abstract(spec), jnp.zeros(1, jnp.int32)
         content, log_degree = jax.tree.map(one, (like["content"], like["log_degree"]))

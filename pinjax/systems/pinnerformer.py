@@ -38,7 +38,7 @@ def make_model(config: ConfigDict, spec: Spec, mesh: Mesh) -> pinnerformer.Pinne
         num_actions=len(spec.actions),
         num_surfaces=len(spec.surfaces),
         length=config.data.length,
-        tables=sharding.table_layout(mesh, config.train),
+        table_layout=sharding.table_layout(mesh, config.train),
         mesh=mesh,
         **config.model,
     )
@@ -50,7 +50,7 @@ def init(
     """Parameters, and the sketch that counts the labels."""
     params_key, sketch_key = jax.random.split(key)
     history = histories.unpacked(jax.tree.map(jnp.asarray, histories.made_up(model.length)))
-    items = item_table.of_one(constants["items"], model.tables)
+    items = item_table.of_one(constants["items"], model.table_layout)
     params = model.clone(mesh=None).init(params_key, items, history)  # for one user
     return params, counts.sketch(sketch_key, config, config.sketch_width)
 

@@ -43,7 +43,7 @@ def make_model(config: ConfigDict, spec: Spec, mesh: Mesh) -> pinsage.PinSage:
     return pinsage.PinSage(
         num_items=spec.num_items,
         num_tokens=sum(spec.vocabulary) if config.model.texts else 0,
-        tables=sharding.table_layout(mesh, config.train),
+        table_layout=sharding.table_layout(mesh, config.train),
         **model,
     )
 
@@ -86,7 +86,7 @@ def encode(
       of pairs `query` and `item`, (pairs, dim), and `hard`, (pairs, num_hard, dim); of edges
       `group` and `group_item`, (edges, dim); and `negatives`, (negatives, dim).
     """
-    on_device = model.clone(tables=model.tables.on_device())
+    on_device = model.clone(table_layout=model.table_layout.on_device())
 
     def of_device(params: Any, constants: Any, batch: system.Batch) -> dict[str, jax.Array]:
         bound = on_device.bind(params)
@@ -115,7 +115,7 @@ def encode(
         }
 
     tables_of = {name: constants[name] for name in node_table.NAMES}
-    return sharding.shard_map_rows(mesh, model.tables, of_device)(params, tables_of, batch)
+    return sharding.shard_map_rows(mesh, model.table_layout, of_device)(params, tables_of, batch)
 
 
 def loss(

@@ -45,7 +45,9 @@ def check(config: ConfigDict, spec: Spec) -> None:
             raise InputError(f"model.texts: {name} has no {feature!r}, only {known}")
 
 
-def abstract(config: ConfigDict, mesh: Mesh, tables: sharded_table.Layout, spec: Spec) -> Products:
+def abstract(
+    config: ConfigDict, mesh: Mesh, table_layout: sharded_table.Layout, spec: Spec
+) -> Products:
     """The abstract shapes of `read`, on the devices.
 
     Raises:
@@ -56,7 +58,7 @@ def abstract(config: ConfigDict, mesh: Mesh, tables: sharded_table.Layout, spec:
     ragged_features.check_size(f"model.texts: those of {spec.name}", tokens, "tokens")
 
     def table(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return sharding.abstract_table(mesh, tables, shape, dtype)
+        return sharding.abstract_table(mesh, table_layout, shape, dtype)
 
     offsets = table((spec.num_items, max(1, len(names)) + 1), jnp.int32)
     made = {"texts": ragged_features.DeviceRagged(table((tokens,), jnp.int32), offsets)}
@@ -84,14 +86,14 @@ def read(config: ConfigDict, dataset: Dataset) -> Products:
 
 
 def place(
-    products: Products, dataset: Dataset, mesh: Mesh, tables: sharded_table.Layout
+    products: Products, dataset: Dataset, mesh: Mesh, table_layout: sharded_table.Layout
 ) -> Products:
     """The result of `read` on the devices, and the images, of which a process keeps its share."""
-    placed = jax.tree.map(functools.partial(sharding.place_table, mesh, tables), products)
+    placed = jax.tree.map(functools.partial(sharding.place_table, mesh, table_layout), products)
     if "images" in placed:
         shape, images = (dataset.spec.num_images, dataset.spec.image_dim), placed["images"]
         parts = dataset.catalogue.image_parts()
-        values = sharding.place_rows(mesh, tables, shape, jnp.bfloat16, parts)
+        values = sharding.place_rows(mesh, table_layout, shape, jnp.bfloat16, parts)
         placed["images"] = images.replace(values=values)
     return placed
 
@@ -107,11 +109,11 @@ def gather(
     fits = True
     if encoder.image_slots:
         images, image_mask = ragged_features.gather_images(
-            products["images"], rows, encoder.image_slots, encoder.tables
+            products["images"], rows, encoder.image_slots, encoder.table_layout
         )
     if encoder.text_features:
         tokens, segments, fits = ragged_features.gather_tokens(
-            products["texts"], rows, capacity, encoder.tables
+            products["texts"], rows, capacity, encoder.table_layout
         )
     return (images, image_mask, tokens, segments, len(rows)), fits
 

@@ -26,7 +26,7 @@ class Tower(NamedTuple):
 
     Attributes:
       texts: pytree of abstract shapes, its tables of all queries' texts.
-      tables: layout of these tables and of the tables among the parameters.
+      table_layout: layout of these tables and of the tables among the parameters.
       init: (key) -> params.
       apply: (params, texts, rows) -> float32 (rows, dim), on each device.
       of_request: (params, inputs) -> the same, of texts that are in no table; see
@@ -35,7 +35,7 @@ class Tower(NamedTuple):
     """
 
     texts: Any
-    tables: sharded_table.Layout
+    table_layout: sharded_table.Layout
     init: Callable[[jax.Array], Any]
     apply: Callable[..., jax.Array]
     of_request: Callable[[Any, dict[str, jax.Array]], jax.Array]
@@ -43,7 +43,7 @@ class Tower(NamedTuple):
 
     def embed(self, mesh: Mesh, params: Any, texts: Any, rows: jax.Array) -> jax.Array:
         """The embeddings of queries, float32 (rows, dim); each device computes its share."""
-        return sharding.shard_map_rows(mesh, self.tables, self.apply)(params, texts, rows)
+        return sharding.shard_map_rows(mesh, self.table_layout, self.apply)(params, texts, rows)
 
 
 def create(config: ConfigDict, mesh: Mesh, spec: Spec) -> Tower:
@@ -149,7 +149,7 @@ def _encode(config: ConfigDict, dataset: Dataset, searches: list[str], vectors: 
     return (texts, vectors.astype(jnp.bfloat16)) if model.residual else texts
 
 
-def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layout) -> Tower:
+def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, table_layout: sharded_table.Layout) -> Tower:
     """A bag of hashed tokens: the cheap tower."""
     model = searchsage.BagTower(
         num_tokens=sum(spec.vocabulary),
@@ -158,9 +158,9 @@ def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layou
         width=config.model.width,
         dim=item_features.item_vector_dim(spec),
         dtype=config.model.dtype,
-        tables=tables,
+        table_layout=table_layout,
     )
-    on_device, longest = model.clone(tables=tables.on_device()), spec.longest_search
+    on_device, longest = model.clone(table_layout=table_layout.on_device()), spec.longest_search
 
     def init(key: jax.Array) -> Any:
         one = jnp.zeros(1, jnp.int32)
@@ -168,7 +168,7 @@ def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layou
 
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
         tokens, segments, _ = ragged_features.gather_tokens(
-            texts, rows, len(rows) * longest, on_device.tables
+            texts, rows, len(rows) * longest, on_device.table_layout
         )
         return on_device.apply(params, tokens, segments, len(rows))
 
@@ -177,14 +177,14 @@ def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layou
         return model.apply(params, inputs["tokens"], inputs["segments"], rows)
 
     def table(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-        return sharding.abstract_table(mesh, tables, shape, jnp.int32)
+        return sharding.abstract_table(mesh, table_layout, shape, jnp.int32)
 
     number = ragged_features.check_size(f"{spec.name}: searches", spec.num_search_tokens, "tokens")
     texts = ragged_features.DeviceRagged(table((number,)), table((spec.num_queries, 2)))
-    return Tower(texts, tables, init, apply, of_request, system.TEXTS)
+    return Tower(texts, table_layout, init, apply, of_request, system.TEXTS)
 
 
-def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layout) -> Tower:
+def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, table_layout: sharded_table.Layout) -> Tower:
     """A transformer with the weights in `model.pretrained`, or else from scratch.
 
     From scratch its tokens are [CLS] and the words of the vocabulary.
@@ -214,7 +214,7 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
         return params
 
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
-        ids, mask = (tables.on_device().gather(table, rows) for table in texts)
+        ids, mask = (table_layout.on_device().gather(table, rows) for table in texts)
         mask &= rows[:, None] >= 0  # of no query nothing is computed
         return tower.apply(params, ids, mask, capacity=capacity(config, mesh, spec, len(rows)))
 
@@ -222,12 +222,12 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, tables: sharded_table.Layo
         return tower.apply(params, inputs["ids"], inputs["mask"])
 
     def table(dtype: Any) -> jax.ShapeDtypeStruct:
-        return sharding.abstract_table(mesh, tables, (spec.num_queries, length), dtype)
+        return sharding.abstract_table(mesh, table_layout, (spec.num_queries, length), dtype)
 
     # Pretrained weights have a vocabulary of their own.
     row_meanings = {} if model.pretrained else {"/token/embedding$": "words"}
     texts = table(jnp.int32), table(jnp.bool_)
-    return Tower(texts, tables, init, apply, of_request, row_meanings)
+    return Tower(texts, table_layout, init, apply, of_request, row_meanings)
 
 
 # A tower is made anew when the lengths of texts are known; its weights need not be read again.
@@ -241,7 +241,7 @@ def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
     training stays near similar items.
     """
     shape = spec.num_queries, spec.query_dim
-    vectors = sharding.abstract_table(mesh, tower.tables, shape, jnp.bfloat16)
+    vectors = sharding.abstract_table(mesh, tower.table_layout, shape, jnp.bfloat16)
 
     def init(key: jax.Array) -> Any:
         return {"tower": tower.init(key), "gain": jnp.zeros(())}
@@ -251,7 +251,7 @@ def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
 
     def apply(params: Any, tables: Any, rows: jax.Array) -> jax.Array:
         texts, vectors = tables
-        own = tower.tables.on_device().gather(vectors, rows)
+        own = tower.table_layout.on_device().gather(vectors, rows)
         return added(params, own, tower.apply(params["tower"], texts, rows))
 
     def of_request(params: Any, inputs: dict[str, jax.Array]) -> jax.Array:

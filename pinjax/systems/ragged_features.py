@@ -50,7 +50,7 @@ def gather_images(
     images: DeviceRagged,
     rows: Int32[Array, " products"],
     slots: int,
-    tables: sharded_table.Layout = sharded_table.REPLICATED,
+    table_layout: sharded_table.Layout = sharded_table.REPLICATED,
 ) -> tuple[Shaped[Array, "products {slots} dim"], Bool[Array, "products {slots}"]]:
     """The first `slots` images of products, and the mask of the slots.
 
@@ -58,19 +58,19 @@ def gather_images(
       images: vectors, one list per product.
       rows: of the products.
       slots: the most images of a product.
-      tables: layout of both arrays.
+      table_layout: layout of both arrays.
     """
-    offsets = tables.gather(images.offsets, rows)
+    offsets = table_layout.gather(images.offsets, rows)
     place = offsets[:, :1] + jnp.arange(slots)
     exists = place < offsets[:, 1:]
-    return tables.gather(images.values, jnp.where(exists, place, -1)), exists
+    return table_layout.gather(images.values, jnp.where(exists, place, -1)), exists
 
 
 def gather_tokens(
     texts: DeviceRagged,
     rows: Int32[Array, " products"],
     capacity: int,
-    tables: sharded_table.Layout = sharded_table.REPLICATED,
+    table_layout: sharded_table.Layout = sharded_table.REPLICATED,
 ) -> tuple[Int32[Array, " {capacity}"], Int32[Array, " {capacity}"], Bool[Array, ""]]:
     """The flattened tokens of products, without padding of short texts.
 
@@ -78,13 +78,13 @@ def gather_tokens(
       texts: tokens, a list for each text feature.
       rows: of the products; -1 has no tokens.
       capacity: the most tokens, see `token_capacity`.
-      tables: layout of both arrays.
+      table_layout: layout of both arrays.
 
     Returns:
       the tokens; their segments, product * text features + feature, ascending, and the number of
       segments for padding; whether all tokens fit.
     """
-    offsets = tables.gather(texts.offsets, rows)
+    offsets = table_layout.gather(texts.offsets, rows)
     starts = offsets[:, :-1].ravel()
     lengths = jnp.where(rows[:, None] >= 0, jnp.diff(offsets), 0).ravel()
     ends = jnp.cumsum(lengths)
@@ -93,7 +93,7 @@ def gather_tokens(
     known = jnp.minimum(segment, len(ends) - 1)
     source = starts[known] + place - (ends - lengths)[known]
     exists = place < ends[-1]
-    tokens = tables.gather(texts.values, jnp.where(exists, source, -1))
+    tokens = table_layout.gather(texts.values, jnp.where(exists, source, -1))
     tokens = jnp.where(exists, tokens, 0)
     return tokens, jnp.where(exists, segment, len(ends)), ends[-1] <= capacity
 

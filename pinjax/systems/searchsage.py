@@ -50,7 +50,7 @@ def loss(
     del key
     replicate = sharding.replicate(mesh)
     queries = tower.embed(mesh, params["tower"], constants["texts"], batch["query"])
-    positives = tower.tables.gather(constants["items"], batch["item"])
+    positives = tower.table_layout.gather(constants["items"], batch["item"])
     ids, embeddings = replicate((batch["item"], positives))
     sketch = counts.add(mesh, sketch, ids)
     log_q = counts.log_q(sketch, ids, len(ids), 0, len(constants["items"]), enabled=config.log_q)
@@ -89,7 +89,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
     made_up = engagements.without_data(config, spec)
     tower = query_tower.create(config, mesh, spec)
     dim = item_features.item_vector_dim(spec)
-    items = sharding.abstract_table(mesh, tower.tables, (spec.num_items, dim), jnp.float32)
+    items = sharding.abstract_table(mesh, tower.table_layout, (spec.num_items, dim), jnp.float32)
 
     def queries(params: Any, constants: dict[str, Any], rows: jax.Array) -> jax.Array:
         return tower.embed(mesh, params["tower"], constants["texts"], rows)
@@ -137,8 +137,8 @@ def bind(
 
     tokens = query_tower.num_tokens(config, texts)
 
-    def embed_rows(params: Any, tokens: np.ndarray, tables: Any, rows: np.ndarray) -> np.ndarray:
-        embed = functools.partial(trainable.embedders["queries"], params, tables)
+    def embed_rows(params: Any, tokens: np.ndarray, constants: Any, rows: np.ndarray) -> np.ndarray:
+        embed = functools.partial(trainable.embedders["queries"], params, constants)
         return product_table.embed_rows(embed, rows, tokens, mesh, capacity)
 
     def embed_queries(params: Any, rows: np.ndarray) -> np.ndarray:
@@ -153,9 +153,9 @@ def bind(
         for start in range(0, len(texts), at_once):
             some = texts[start : start + at_once]
             encoded = query_tower.encode(config, dataset, some + [""] * (at_once - len(some)))
-            tables = {"texts": jax.tree.map(place, encoded)}
+            of_texts = {"texts": jax.tree.map(place, encoded)}
             of_some = query_tower.num_tokens(config, encoded)
-            parts.append(embed_rows(params, of_some, tables, np.arange(len(some))))
+            parts.append(embed_rows(params, of_some, of_texts, np.arange(len(some))))
         return np.concatenate(parts)
 
     def serve(params: Any, as_of: int) -> system.Served:

@@ -28,11 +28,11 @@ class End:
 
     Attributes:
       names: of what rows stand for, by the values of `Trainable.row_meanings`.
-      tables: layout of the tables of `sharded_table.PARAMETERS`.
+      table_layout: layout of the tables of `sharded_table.PARAMETERS`.
     """
 
     names: Names
-    tables: sharded_table.Layout
+    table_layout: sharded_table.Layout
 
 
 def carry(
@@ -75,7 +75,7 @@ def carry(
             _check_shape(name, about, old.shape[1:], fresh.shape[1:])
             found = match(former.names(kind), later.names(kind), f"{name}: {kind}")
         known = np.flatnonzero(found >= 0)
-        before, after = former.tables, later.tables
+        before, after = former.table_layout, later.table_layout
         if not re.search(sharded_table.PARAMETERS, f"/{about}"):
             before = after = sharded_table.REPLICATED
         carried = fresh.copy()

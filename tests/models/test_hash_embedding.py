@@ -102,7 +102,7 @@ def test_a_bag_of_a_sharded_table_equals_the_replicated_one(rng, num_buckets):
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     layout = sharded_table.Layout(mesh)
     replicated = hash_embedding.HashEmbeddingBag(num_tokens=50, num_buckets=num_buckets, dim=4)
-    on_device = replicated.clone(tables=layout.on_device())
+    on_device = replicated.clone(table_layout=layout.on_device())
     tokens = (50 * rng.random(devices * tokens_each) ** 3).astype(np.int32)
     segments = np.sort(rng.integers(0, segments_each + 1, (devices, tokens_each))).astype(np.int32)
     weights = rng.standard_normal((devices * segments_each, 4)).astype(np.float32)

@@ -11,7 +11,7 @@ def test_item_input_is_content_and_learned_vector(rng):
     content = rng.standard_normal((NUM_ITEMS, 5)).astype(np.float32)
     table = rng.standard_normal((NUM_ITEMS, 4)).astype(np.float32)
     rows = np.array([[3, -1], [0, 19]])
-    model = item_input.ItemInput(NUM_ITEMS, id_dim=4, tables=sharded_table.REPLICATED)
+    model = item_input.ItemInput(NUM_ITEMS, id_dim=4, table_layout=sharded_table.REPLICATED)
     params = {"params": {"id": {"embedding": jnp.asarray(table)}}}
     items = item_input.ItemFeatures(100 * jnp.asarray(content))
     vectors = np.asarray(model.apply(params, items, jnp.asarray(rows)))
@@ -26,7 +26,7 @@ def test_item_input_is_content_and_learned_vector(rng):
 
 
 def test_popularity_neither_shrinks_content_nor_is_scaled(rng):
-    model = item_input.ItemInput(4, id_dim=0, tables=sharded_table.REPLICATED)
+    model = item_input.ItemInput(4, id_dim=0, table_layout=sharded_table.REPLICATED)
     content = rng.standard_normal((4, 6)).astype(np.float32)
     content[2:] = 0  # unknown
     popularity = np.array([[0.05], [300.0], [0.05], [3.0]], np.float32)

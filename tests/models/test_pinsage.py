@@ -279,7 +279,7 @@ def test_inputs_of_sharded_tables_equal_replicated_ones(rng):
     ]
 
     def of_device(tables, content, log_degree, rows, segments):
-        sharded = model.clone(tables=layout.on_device())
+        sharded = model.clone(table_layout=layout.on_device())
         inputs = rows[0], content, log_degree, tokens, segments[0]
         return sharded.apply({"params": {"node_input": tables}}, *inputs, method="inputs")
 

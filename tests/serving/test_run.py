@@ -76,7 +76,6 @@ def open_run(make_config, dataset, items):
         )
         made.__dict__.update(
             dataset=dataset,
-            as_of=dataset.spec.train_end,
             identity={"dataset": "this"},
             serve=lambda params, as_of: system.Served(items, users and embed, **served),
         )
