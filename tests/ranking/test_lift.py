@@ -30,13 +30,16 @@ def prepared():
     users, items, noise, other = rng.normal(size=(4, 200, DIM)).astype(np.float32)
     user = np.repeat(np.arange(USERS), EACH)
     item = rng.integers(0, ITEMS, len(user))
-    wanted = rng.random(len(user)) < 1 / (1 + np.exp(-(users[user] * items[item]).sum(axis=1)))
+    likely = 1 / (1 + np.exp(-(users[user] * items[item]).sum(axis=1)))
+    wanted = rng.random(len(user)) < likely
     kind = rng.random(len(user)) < 0.5
-    labels = np.stack([wanted, wanted & kind, wanted & ~kind], axis=1)
+    # Items that are far away are hidden: whoever mixes up types ranks worse than by chance.
+    hidden = np.random.default_rng(1).random(len(user)) < 1 - likely
+    labels = np.stack([wanted, wanted & kind, hidden], axis=1)
     time = START + np.tile(np.arange(EACH) * 3600, USERS)
     request = np.arange(len(user)) // 10
     rows = Rows(
-        ("any", "save", "click"),
+        ("any", "save", "hide"),
         user,
         item,
         time,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pinjax.evaluation import metrics as evaluation_metrics
-from pinjax.ranking import metrics
+from pinjax.ranking import metrics, rows
 
 
 def area(logits, labels):
@@ -73,6 +73,53 @@ def test_the_interval_of_an_area_is_that_of_a_bootstrap_over_users(rng):
     for estimate, draws in zip(found, np.array(drawn).T, strict=True):
         half = (estimate.high - estimate.low) / 2
         np.testing.assert_allclose(half, 1.96 * draws.std(), rtol=0.15)
+
+
+def test_each_type_method_and_seed_is_measured_by_itself(rng):
+    """On the test rows alone."""
+    number, types, seeds = 300, ("any", "save"), 3
+    request = np.sort(rng.integers(0, 50, number))
+    made = rows.Rows(
+        types=types,
+        user=request // 3,
+        item=rng.integers(0, 9, number),
+        time=np.zeros(number, np.int64),
+        request=request,
+        labels=rng.random((number, 2)) < [0.3, 0.6],
+        test=request % 5 > 1,
+        sampled=0,
+    )
+    logits = {
+        name: [rng.normal(size=(made.test.sum(), 2)).astype(np.float32) for _ in range(seeds)]
+        for name in ("nothing", "ours")
+    }
+    found = metrics.measure(logits, made)
+    own_request, own_labels = request[made.test], made.labels[made.test]
+    rows_of = [np.flatnonzero(own_request == one) for one in np.unique(own_request)]
+
+    def hits(values, label):
+        shares = []
+        for some in rows_of:
+            wanted = some[label[some]]
+            ranks = [(values[some] > values[row]).sum() for row in wanted]
+            shares.append(np.mean(np.array(ranks) < 3) if len(some) > 3 and ranks else np.nan)
+        return np.nanmean(shares)
+
+    def log_loss(values, label):
+        return np.log1p(np.exp(np.where(label, -values, values))).mean()
+
+    for metric, function in (("AUC", area), ("log loss", log_loss), ("HIT@3", hits)):
+        for method, of_method in logits.items():
+            expected = [
+                [function(x[:, n].astype(float), own_labels[:, n]) for n in range(2)]
+                for x in of_method
+            ]
+            np.testing.assert_allclose(found.seeds[metric][method], expected, rtol=1e-6)
+            means = [np.nanmean(values) for values in found.values[metric][method]]
+            np.testing.assert_allclose(means, np.mean(expected, axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(found.users["AUC"], made.user[made.test])
+    of_requests = [made.user[made.test][some[0]] for some in rows_of]
+    np.testing.assert_array_equal(found.users["HIT@3"], of_requests)
 
 
 def test_a_type_that_the_test_lacks_has_no_figure():
