@@ -36,6 +36,12 @@ def random_params(system):
     return jax.tree.map(lambda x: jnp.asarray(0.1 * rng.standard_normal(x.shape, "f4")), like)
 
 
+def random_state(system):
+    """Random parameters and empty sketches; to compile their `init` would take longer."""
+    sketches = jax.jit(lambda key: system.trainable.init(key)[1])
+    return random_params(system), sketches(jax.random.key(1))
+
+
 class Run:
     """A system on pinworld/tiny with random parameters, and its export."""
 

@@ -16,6 +16,7 @@ from pinjax.data.spec import Spec
 from pinjax.distributed import sharded_table, sharding
 from pinjax.errors import InputError
 from pinjax.systems import embedded, histories, item_table, pinnerformer, registry
+from tests.serving import exports
 
 SYSTEM = "pinnerformer"
 
@@ -47,7 +48,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
     )
     config = make_config(loss=loss, data=data)
     system = registry.create(config, mesh)
-    params, sketch = jax.jit(system.trainable.init)(jax.random.key(1))
+    params, sketch = exports.random_state(system)
     batch = dict(next(system.batches(0)))
     few = np.arange(4) >= 1 + np.arange(len(batch["label_item"]))[:, None] % 4
     batch["label_item"] = np.where(few, -1, batch["label_item"])  # else all weights are the same
@@ -127,7 +128,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
     (found,) = jax.tree.leaves(gradient["params"]["temperature"])
     np.testing.assert_allclose(found, -slope * scale**2 * (1 / scale - 0.01), rtol=1e-3)
     assert int(sketch.total) == (flat >= 0).sum()
-    np.testing.assert_allclose(metrics["temperature"], 0.07, rtol=1e-5)
+    np.testing.assert_allclose(metrics["temperature"], 1 / scale, rtol=1e-5)
 
 
 def test_users_who_share_rows_learn_what_they_learn_alone(make_config, mesh):
@@ -138,10 +139,8 @@ def test_users_who_share_rows_learn_what_they_learn_alone(make_config, mesh):
     model = pinnerformer.make_model(config, dataset.spec, mesh)
     sampler = pinnerformer.make_sampler(config, dataset.spec)
     source = histories.batches_of(config, mesh, sampler, dataset)
-    constants = registry.create(config, mesh).constants
-    params, sketch = jax.jit(functools.partial(pinnerformer.init, model, config.loss, constants))(
-        jax.random.key(1)
-    )
+    system = registry.create(config, mesh)
+    params, sketch = exports.random_state(system)
     users, pairs = source.layout.users, sampler.pairs
     alone = packing.Layout(1, users, users, 64, 1.0, users, pairs)
     packed = source.layout._replace(label_rows=2 * users, label_width=pairs - 1)
@@ -151,7 +150,7 @@ def test_users_who_share_rows_learn_what_they_learn_alone(make_config, mesh):
         batch = dataclasses.replace(source, layout=layout)[0]
         of_layout = functools.partial(pinnerformer.loss, model, config.loss, mesh, layout)
         step = jax.jit(jax.value_and_grad(of_layout, has_aux=True))
-        arguments = params, constants, sketch, jax.device_put(batch), jax.random.key(2)
+        arguments = params, system.constants, sketch, jax.device_put(batch), jax.random.key(2)
         (value, (metrics, counted)), gradient = step(*arguments)
         found.append((value, metrics, counted.table, gradient))
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
@@ -162,7 +161,7 @@ def test_a_user_is_not_their_own_negative(make_config, mesh):
     """In a batch of a single user nothing is left to learn from."""
     config = make_config(loss={"num_random_negatives": 0})
     system = registry.create(config, mesh)
-    params, sketch = jax.jit(system.trainable.init)(jax.random.key(1))
+    params, sketch = exports.random_state(system)
     batch = dict(next(system.batches(0)))
     step = jax.jit(jax.grad(system.trainable.loss, has_aux=True))
     different = np.tile(np.arange(16)[:, None], 16)  # as wide as the other: one compilation
@@ -229,16 +228,16 @@ def assert_close(found, expected):
     jax.tree_util.tree_map_with_path(close, found, expected)
 
 
-def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
+def test_one_and_eight_devices_agree(make_config, train_on_devices):
     """The same global batches give the same losses and the same parameters, with every option."""
     data = {"pca_dim": 8, "popularity_window": 84 * 86_400}
     features = ("item", "action", "surface", "duration", "time", "request_time")
     model = {"history_sums": True, "gated_layers": 2, "features": features}
-    (losses, state), *others = train_on_devices(make_config(data=data, model=model), 4)
-    for other_losses, other in others:
-        np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
-        np.testing.assert_array_equal(other.sketches.table, state.sketches.table)
-        assert_close(other.params, state.params)
+    config = make_config(data=data, model=model)
+    (losses, state), (other_losses, other) = train_on_devices(config, 4)
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+    np.testing.assert_array_equal(other.sketches.table, state.sketches.table)
+    assert_close(other.params, state.params)
 
 
 @pytest.mark.slow
@@ -289,7 +288,7 @@ def test_integer_user_ids_come_back_as_integers(make_config, other_data, data_di
     for name in ("pinworld/tiny", config.data.name):
         config.data.name = name
         system = registry.create(config, mesh)
-        params, _ = jax.jit(system.trainable.init)(jax.random.key(0))
+        params = exports.random_params(system)
         for as_of in (0, system.dataset.spec.train_end):  # at first nobody has acted
             parts = [
                 shard()[:2] for shard in embedded.tables(config, system, params, as_of)["users"]
@@ -323,7 +322,7 @@ def test_nobody_knows_what_is_done_later(make_config, mesh):
 
     of_items = [table.place(data)["items"] for data in (dataset, Other())]
     system = registry.create(config, mesh)
-    params, _ = jax.jit(system.trainable.init)(jax.random.key(0))
+    params = exports.random_params(system)
     embed_users, embed_items = (
         jax.jit(functools.partial(model.apply, params, method=name)) for name in ("users", "items")
     )
@@ -369,7 +368,7 @@ def test_towers_know_the_popularity_as_of_their_time(make_config, mesh):
     config = make_config(data=data, model={"id_dim": 0})
     dataset = dataset_lib.load(config.data.name, config.data.dir)
     page = registry.create(config, mesh)
-    params, _ = jax.jit(page.trainable.init)(jax.random.key(1))
+    params = exports.random_params(page)
     model = pinnerformer.make_model(config, dataset.spec, mesh)
     table = item_table.ItemTable.create(config, mesh, dataset.spec)
     layout = histories.served_layout(config, dataset.spec, mesh)
@@ -403,7 +402,7 @@ def test_towers_know_the_popularity_as_of_their_time(make_config, mesh):
         jax.tree.map(np.testing.assert_array_equal, found, then)
         close(page.trainable.embedders["users"](params, found, batch), served(params, then, batch))
         close(page.serve(params, as_of).items.embed(np.arange(len(items))), items)
-        assert np.abs(items - last).max() > 0.1
+        assert np.abs(items - last).max() > 0.01
         last = items
 
 

@@ -210,12 +210,11 @@ def test_groups_may_be_left_out(parts):
 
 
 @pytest.mark.slow
-def test_one_two_and_eight_devices_agree(make_config, train_on_devices):
-    (losses, state), *others = train_on_devices(make_config(), 3)
-    for other_losses, other in others:
-        np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
-        close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-4)
-        jax.tree.map(close, other.params, state.params)
+def test_one_and_eight_devices_agree(make_config, train_on_devices):
+    (losses, state), (other_losses, other) = train_on_devices(make_config(), 3)
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-4)
+    jax.tree.map(close, other.params, state.params)
 
 
 @pytest.mark.slow
