@@ -67,7 +67,7 @@ class Pairs(NamedTuple):
     queries: jax.Array  # float32 (pairs, dim)
     positives: jax.Array  # float32 (pairs, dim)
     ids: jax.Array  # int32 (pairs,), of the positives
-    drawn: jax.Array  # bool (pairs,), whether the positives may be random negatives
+    drawn: jax.Array  # bool (pairs,), whether positives may be random negatives
     excluded: jax.Array  # int32 (pairs, n), items that are no negatives; padded with -1
     hard: sampled_softmax.HardNegatives | None = None
 
@@ -285,7 +285,6 @@ def bind(
         return exports.of_groups(model, vectors, number)
 
     streams = graph_training.streams(config, train_batches)
-
     return system.System(
         dataset=dataset,
         trainable=trainable,

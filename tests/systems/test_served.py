@@ -38,9 +38,9 @@ def test_items_of_a_graph_in_several_passes_are_the_same(create, monkeypatch):
     """Groups, too."""
     at_once = create("pinsage")
     params, _ = init(at_once)
-    expected = at_once.serve(params, at_once.as_of)
+    expected = at_once.serve(params, at_once.dataset.spec.train_end)
     monkeypatch.setattr(layerwise, "_ROWS", 300)
-    found = create("pinsage").serve(params, at_once.as_of)
+    found = create("pinsage").serve(params, at_once.dataset.spec.train_end)
     for a, b in ((found.items, expected.items), (found.groups, expected.groups)):
         assert len(a.rows) > 300
         np.testing.assert_array_equal(a.rows, b.rows)
@@ -55,8 +55,8 @@ def test_dropout_is_of_training_alone(create):
         arguments = params, made.constants, sketch, next(made.batches(0)), jax.random.key(2)
         losses.append(float(jax.jit(made.trainable.loss)(*arguments)[0]))
         chunk = made.dataset.chunk("valid", 0, 9)
-        history = histories.until(chunk, made.as_of, 16)[2]
-        users.append(made.serve(params, made.as_of).users([history]))
+        history = histories.until(chunk, made.dataset.spec.train_end, 16)[2]
+        users.append(made.serve(params, made.dataset.spec.train_end).users([history]))
     assert losses[0] != losses[1]
     np.testing.assert_array_equal(*users)
 
@@ -71,10 +71,10 @@ def test_what_is_evaluated_is_what_is_served(name, create, monkeypatch):
     ((evaluator, retriever, split, full),) = given
     assert (split, full) == ("test", False)
     start, queries = next(iter(evaluator.source.queries("test").items()))
-    index = evaluator.source.index(start)
-    vectors, items = retriever.embed(queries, index)
+    candidates = evaluator.source.candidates(start)
+    vectors, items = retriever.embed(queries, candidates)
     served = made.serve(params, start)
-    rows = np.flatnonzero(index.held)
+    rows = np.flatnonzero(candidates.included)
     assert np.isin(rows, served.items.rows).all()
     np.testing.assert_allclose(items.of(rows), served.items.embed(rows), atol=1e-6)
     if name == "pinnerformer":
