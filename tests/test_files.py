@@ -138,9 +138,10 @@ def test_a_file_is_replaced_only_by_a_complete_one(tmp_path):
 
 
 def test_writers_of_one_file_take_turns(tmp_path):
-    path, may_end = tmp_path / "file", threading.Event()
+    path, started, may_end = tmp_path / "file", threading.Event(), threading.Event()
 
     def write_later():
+        started.set()
         with files.replacing(path) as file:
             may_end.wait()
             file.write(b"other")
@@ -150,6 +151,7 @@ def test_writers_of_one_file_take_turns(tmp_path):
         file.write(b"one")
         file.flush()
         other.start()
+        started.wait()
         other.join(0.1)
     assert path.read_bytes() == b"one"
     may_end.set()

@@ -35,7 +35,15 @@ from pinjax.errors import InputError
         (f"{'a' * 300}:1234", 2, 1, "there is no host aaa"),
     ],
 )
-def test_a_wrong_job_is_refused(coordinator, count, index, message):
+def test_a_wrong_job_is_refused(coordinator, count, index, message, monkeypatch):
+    resolve = socket.getaddrinfo
+
+    def resolve_here(host, *args):  # some resolvers know every name, or take long
+        if host == "nowhere.invalid":
+            raise socket.gaierror(f"no {host}")
+        return resolve(host, *args)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_here)
     with pytest.raises(InputError, match=message):
         processes.join(coordinator, count, index)
 
@@ -47,27 +55,29 @@ def test_a_port_in_use_is_refused():
             processes.join(f"localhost:{port}", 2, 0)
 
 
-def test_a_first_process_that_listens_late_is_waited_for(monkeypatch, capsys):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    servers = []
-    monkeypatch.setattr(
-        time, "sleep", lambda seconds: servers.append(socket.create_server(("127.0.0.1", port)))
-    )
+@pytest.fixture
+def bound():
+    """A socket with a port that nobody else gets, and on which nobody listens."""
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        yield made
+
+
+def test_a_first_process_that_listens_late_is_waited_for(monkeypatch, capsys, bound):
+    port = bound.getsockname()[1]
+    monkeypatch.setattr(time, "sleep", lambda seconds: bound.listen())
     joined = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *job, **_: joined.append(job))
     for name, value in (("process_count", 2), ("process_index", 1)):
         monkeypatch.setattr(jax, name, lambda value=value: value)
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     processes.join(f"127.0.0.1:{port}", 2, 1)
-    servers[0].close()
     assert joined == [(f"127.0.0.1:{port}", 2, 1)]
     assert capsys.readouterr().err == f"waiting for process 0 at 127.0.0.1:{port}\n"
 
 
-def test_a_first_process_that_never_listens_is_named(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
+def test_a_first_process_that_never_listens_is_named(monkeypatch, bound):
+    port = bound.getsockname()[1]
     monkeypatch.setattr(processes, "_START", 0)
     with pytest.raises(InputError, match=f"127.0.0.1:{port}: process 0 did not answer in 0 sec.*"):
         processes.join(f"127.0.0.1:{port}", 2, 1)
