@@ -155,7 +155,7 @@ def _test(config: Section) -> None:
     """Every part of a run, in seconds; without `_options`."""
     config.data.update(name="pinworld/tiny", users=16, length=16)
     config.objective.labels = 4
-    config.model.update(layers=2, width=16, heads=2, embedding_dim=8, id_dim=8, pin_hidden=16)
+    config.model.update(layers=1, width=16, heads=2, embedding_dim=8, id_dim=8, pin_hidden=16)
     config.loss.update(num_in_batch_negatives=32, num_random_negatives=64, sketch_width=2**12)
     config.train.update(steps=30, warmup_steps=5, log_every=5)
     config.train.update(checkpoint_every=10, evaluate_every=20)
