@@ -155,7 +155,7 @@ def _test(config: Section) -> None:
     """Every part of a run, in seconds; without `_options`."""
     config.data.update(name="pinworld/tiny", users=16, length=16)
     config.objective.labels = 4
-    config.model.update(layers=2, width=16, heads=2, embedding_dim=8, id_dim=8, pin_hidden=16)
+    config.model.update(layers=1, width=16, heads=2, embedding_dim=8, id_dim=8, pin_hidden=16)
     config.loss.update(num_in_batch_negatives=32, num_random_negatives=64, sketch_width=2**12)
     common.few_steps(config)
     config.evaluate.update(users=40, batch=32)

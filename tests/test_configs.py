@@ -214,9 +214,10 @@ def test_an_unknown_variant_is_refused(path):
 
 
 @pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
-def test_the_test_variant_learns(path, tmp_path):
+def test_the_test_variant_learns(path, data_dir, tmp_path):
     config = get_config(path, "test")
-    config.data.dir = str(tmp_path)
+    config.data.dir = str(data_dir)
+    config.train.update(steps=12, evaluate_every=0)  # with hard negatives of PinSage
     config.train.weight_decay = 0.0  # it would move every parameter by itself
     mesh = sharding.make_mesh(jax.devices()[:1])
     system = registry.create(config, mesh)

@@ -41,26 +41,32 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("e2e")
 
 
-def start(home, command, workdir, *flags, within=(), by_config=True):
-    config = [
+def config_flags(home):
+    return (
         *(f"--config={ROOT}/configs/pinnerformer.py:test", f"--config.data.dir={home}/data"),
         *("--config.train.log_every=1", "--config.train.checkpoint_every=4"),
-    ]
+    )
+
+
+def settings(home):
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def start(home, command, workdir, *flags, within=(), by_config=True):
     return subprocess.Popen(
         [
             *within,
             *(sys.executable, "-c", RUN, f"pinjax.{command}", f"--workdir={workdir}"),
-            *(config if by_config else ()),
+            *(config_flags(home) if by_config else ()),
             *flags,
         ],
         cwd=ROOT,
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        },
+        env=os.environ | settings(home),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -71,6 +77,26 @@ def finish(process, code=0):
     out, err = process.communicate()
     assert process.returncode == code, err
     return out, err
+
+
+@pytest.fixture(scope="module")
+def forked(home):
+    """`commands.Commands`, for what needs no process that imports everything anew."""
+    modules = ("pinjax.serving.run", "pinjax.training.loop")
+    with commands.Commands(*modules, **settings(home)) as forked:
+        yield forked
+
+
+@pytest.fixture(scope="module")
+def run(home, forked):
+    """(command, work directory, flags) -> the errors of one that ends with `code`."""
+
+    def run(command, workdir, *flags, code=0):
+        found, _, err = forked(command, f"--workdir={workdir}", *config_flags(home), *flags)
+        assert found == code, err
+        return err
+
+    return run
 
 
 def steps_logged(workdir):
@@ -179,7 +205,7 @@ def test_evaluate_measures_what_training_did(home, unbroken):
     assert max(map(len, results.table(again).splitlines())) <= 100
 
 
-def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
+def test_embed_writes_what_serving_needs_and_resumes(home, unbroken, run):
     workdir, _ = unbroken
     out = home / "embeddings"
     finish(start(home, "embed", workdir, f"--out={out}", "--precision=float32"))
@@ -205,30 +231,28 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken):
     damaged.write_bytes(before[damaged][:-1] + b"?")
     kept = {path: path.stat().st_mtime_ns for path in (out / files[0], out / files[2])}
     same = ("--precision=float32", "--config.evaluate.users=7", "--config.data.workers=1")
-    finish(start(home, "embed", workdir, f"--out={out}", *same))
+    run("embed", workdir, f"--out={out}", *same)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     assert all(path.stat().st_mtime_ns == t for path, t in kept.items())
 
     # With another time the embeddings differ.
     early = ("--as_of=2025-02-01", "--precision=float32")
-    _, err = finish(start(home, "embed", workdir, f"--out={out}", *early), code=2)
+    err = run("embed", workdir, f"--out={out}", *early, code=2)
     assert "holds embeddings of as_of" in err.splitlines()[-1]
-    _, err = finish(
-        start(home, "embed", workdir, f"--out={home}/never", "--as_of=9999-12-31"), code=2
-    )
+    err = run("embed", workdir, f"--out={home}/never", "--as_of=9999-12-31", code=2)
     assert err.splitlines()[-1].endswith("'9999-12-31'; expected ISO 8601, from 1970 to 2106")
     # Before the first action there are no users. A kill may have left an unnamed file.
     (home / "early").mkdir()
     (home / "early/manifest.json.tmp").write_text("{")
     (home / "early/writer.lock").write_text("process 1 on elsewhere")
-    finish(start(home, "embed", workdir, f"--out={home}/early", "--as_of=1990-01-01"))
+    run("embed", workdir, f"--out={home}/early", "--as_of=1990-01-01")
     assert not any(len(pq.read_table(path)) for path in (home / "early").glob("users-*"))
 
 
-def test_recommend_knows_the_run_from_its_directory(home, unbroken, recommend):
+def test_recommend_knows_the_run_from_its_directory(home, unbroken, forked):
     workdir, out = unbroken[0], home / "recommended.parquet"
     flags = f"--workdir={workdir}", f"--out={out}"
-    code, printed, err = recommend("recommend", *flags, "--k=3")
+    code, printed, err = forked("recommend", *flags, "--k=3")
     assert code == 0, err
     assert f"python -m pinjax.report --workdir={workdir}" in printed
     found = pq.read_table(out)
@@ -240,7 +264,7 @@ def test_recommend_knows_the_run_from_its_directory(home, unbroken, recommend):
     (home / "items.txt").write_text("\n".join(map(str, known.catalogue.ids[:50])), "utf-8-sig")
     (home / "utf16.txt").write_text("u00000003\n", "utf-16")
     lists = f"--users={home}/users.txt", f"--allow={home}/items.txt", "--nofilter_seen"
-    code, printed, err = recommend("recommend", *flags, "--k=3", *lists)
+    code, printed, err = forked("recommend", *flags, "--k=3", *lists)
     assert code == 0, err
     some = pq.read_table(out)
     assert set(some["user"].to_pylist()) == {"u00000001", "u00000003"}
@@ -255,7 +279,7 @@ def test_recommend_knows_the_run_from_its_directory(home, unbroken, recommend):
         ([f"--users={home}/utf16.txt"], "utf16.txt: expected text in UTF-8"),
         (["--as_of=noon"], "--as_of is 'noon'; expected ISO 8601, from 1970 to 2106"),
     ):
-        code, _, err = recommend("recommend", *flags, *wrong)
+        code, _, err = forked("recommend", *flags, *wrong)
         assert (code, err.count("\n")) == (2, 1)
         assert message in err
     assert out.read_bytes() == before
@@ -272,18 +296,12 @@ def test_the_notebook_runs(unbroken, monkeypatch):
     assert {"PinnerFormer", "oracle"} < set(names["results"]["method"])
 
 
-@pytest.fixture(scope="module")
-def recommend():
-    with commands.Commands("pinjax.serving.run") as command:
-        yield command
-
-
-def test_a_second_run_on_a_directory_hears_of_the_first(home, unbroken):
+def test_a_second_run_on_a_directory_hears_of_the_first(home, unbroken, run):
     del unbroken  # the data set is there
     workdir = home / "two"
     first = start(home, "train", workdir, "--config.train.steps=100_000")  # no end in sight
     wait_for_step(first, workdir, 1)
-    _, err = finish(start(home, "train", workdir), code=2)
+    err = run("train", workdir, code=2)
     assert err.startswith(f"error: {workdir}: process {first.pid} on ")
     assert err.count("\n") == 1
     first.send_signal(signal.SIGINT)
@@ -317,13 +335,13 @@ def test_a_signal_while_a_config_file_runs_is_one_line(tmp_path, signum, code):
     assert err == f"stopped by {signum.name}; run the same command again to continue\n"
 
 
-def test_a_damaged_data_set_is_named(home, unbroken):
+def test_a_damaged_data_set_is_named(home, unbroken, run):
     data = next((home / "data").rglob("checksums.json")).parent
     (path,) = data.glob("timelines/*valid.array_record*")
     kept = path.read_bytes()
     path.write_bytes(kept[:100] + bytes([kept[100] ^ 1]) + kept[101:])
     try:
-        _, err = finish(start(home, "evaluate", unbroken[0]), code=2)
+        err = run("evaluate", unbroken[0], code=2)
         assert err == f"error: {path}: damaged: its checksum is not that of what was written\n"
     finally:
         path.write_bytes(kept)
@@ -398,7 +416,7 @@ def test_wrong_input_is_one_line(home, unbroken, train, flags, message):
     assert not (home / "wrong").exists()
 
 
-def test_another_config_in_the_same_directory_is_refused(home, unbroken):
+def test_another_config_in_the_same_directory_is_refused(unbroken, run):
     flags = ("--config.train.learning_rate=0.5",)
-    _, err = finish(start(home, "train", unbroken[0], *flags), code=2)
+    err = run("train", unbroken[0], *flags, code=2)
     assert "holds a run with train.learning_rate=0.002, this one has" in err
