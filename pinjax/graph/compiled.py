@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numba
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from pinjax.graph import csr
 
 
-def compiled(function: Callable) -> Callable:
+def compiled(function: Callable, **options: Any) -> Callable:
     """Compiles a function when it is first called; it runs without Python's lock.
 
     It may call compiled functions of its own module alone: the cache does not notice that another
@@ -19,11 +20,15 @@ def compiled(function: Callable) -> Callable:
     Threads are ours, by `over_ranges`, and not those of Numba's `parallel`: of its layers OpenMP
     ends a process that forks later, workqueue one that calls it from two threads at once, as the
     input pipeline does, and TBB would be one more dependency.
+
+    Args:
+      function: to compile.
+      options: more of `numba.njit`.
     """
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        return numba.njit(nogil=True, cache=True, **options)(function)
     except RuntimeError:  # neither the package nor the user's cache directory can be written
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, **options)(function)
 
 
 def read_only(array: np.ndarray) -> np.ndarray:

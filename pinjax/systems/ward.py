@@ -13,10 +13,13 @@ The tree is that of SciPy's `linkage(method="ward")`, ties included. For 200 poi
 it is found three times as fast.
 """
 
+import functools
 import math
 
 import numba
 import numpy as np
+
+from pinjax.graph.compiled import compiled
 
 
 def linkage(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +54,7 @@ def clusters(points: np.ndarray, threshold: float) -> np.ndarray:
 
 
 # Sums of squares may be reordered, so that they are computed several at a time.
-@numba.njit(nogil=True, fastmath={"reassoc", "contract"})
+@functools.partial(compiled, fastmath={"reassoc", "contract"})
 def _distances(points):
     """Float64 (points, points): Euclidean distances, infinite from a point to itself.
 
@@ -68,7 +71,7 @@ def _distances(points):
     return distances
 
 
-@numba.njit(nogil=True)
+@compiled
 def _merge(distances):
     """`linkage` of distances, which are overwritten by those of clusters."""
     points = len(distances)
