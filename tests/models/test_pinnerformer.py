@@ -425,5 +425,5 @@ def test_too_long_a_history(catalogue, history):
 
 
 def test_items_of_which_nothing_is_known(history):
-    with pytest.raises(ValueError, match=r"^items have neither catalogue vectors nor id_dim > 0"):
+    with pytest.raises(ValueError, match=r"^items have neither content vectors nor id_dim > 0"):
         jax.eval_shape(make(id_dim=0).init, jax.random.key(0), item_input.ItemFeatures(), history)
