@@ -213,6 +213,7 @@ def test_an_unknown_variant_is_refused(path):
         get_config(path, "papr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
 def test_the_test_variant_learns(path, data_dir, tmp_path):
     config = get_config(path, "test")

@@ -323,6 +323,7 @@ def trained(home, run, quick):
     return trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", sorted(TESTS), ids=str)
 def test_a_command_runs_in_its_test_form(run, trained, quick, make_embeddings, tmp_path, call):
     if call.name == "train":

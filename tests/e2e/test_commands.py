@@ -158,6 +158,7 @@ def test_killed_at_three_random_steps_a_run_ends_the_same(home, unbroken, rng):
     assert steps_logged(workdir) == 30
 
 
+@pytest.mark.slow
 def test_preempted_a_run_says_so_and_ends_the_same(home, unbroken):
     workdir = home / "preempted"
     process = start(home, "train", workdir)
@@ -171,6 +172,7 @@ def test_preempted_a_run_says_so_and_ends_the_same(home, unbroken):
     assert_same_end(home, workdir, unbroken)
 
 
+@pytest.mark.slow
 def test_a_trace_of_some_steps(home, unbroken):
     """In a process of its own: a trace once crashed a process that had run many tests."""
     workdir = home / "traced"
@@ -296,6 +298,7 @@ def test_the_notebook_runs(unbroken, monkeypatch):
     assert {"PinnerFormer", "oracle"} < set(names["results"]["method"])
 
 
+@pytest.mark.slow
 def test_a_second_run_on_a_directory_hears_of_the_first(home, unbroken, run):
     del unbroken  # the data set is there
     workdir = home / "two"

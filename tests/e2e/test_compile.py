@@ -25,6 +25,7 @@ def run(config, *flags):
     return done
 
 
+@pytest.mark.slow
 def test_pinnerformer_as_json():
     done = run("pinnerformer.py:test", "--json")
     found = json.loads(done.stdout)

@@ -229,8 +229,9 @@ def test_a_run_without_records_says_what_makes_them(untrained, report, tmp_path)
     assert f"python -m pinjax.evaluate --workdir={bare}" in found.missing[0]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
-@pytest.mark.parametrize("runs_of", ["reported", pytest.param("compared", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs_of", ["reported", "compared"])
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 def test_a_browser_opens_every_tab_without_an_error(request, tmp_path, runs_of, scheme, width):
     sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")

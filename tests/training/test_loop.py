@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +130,8 @@ def test_without_a_validation_split_nothing_is_evaluated(tmp_path, unbroken, reg
     def refuse(params, split):
         raise AssertionError("evaluated")
 
-    system = dataclasses.replace(regression(), evaluate=refuse, metrics={})
+    nothing = types.SimpleNamespace(metrics={})
+    system = dataclasses.replace(regression(), evaluate=refuse, evaluator=nothing)
     state = train(tmp_path, system=system).state
     assert_same(state, unbroken[0])
     assert checkpoint.Checkpoints(tmp_path).steps[-1] == 12

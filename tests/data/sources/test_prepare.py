@@ -439,6 +439,7 @@ def test_units_that_differ_between_files_are_refused(log, write, refuse):
     other["time"] = other["time"] * 1000
     config = make_config(events__query="", pairs__sequence="", events__group="")
     config.catalogue.update(content="", created="", texts=())
+    config.vectors.texts = ()
     paths = [write("1.parquet", half), write("2.parquet", other)]
     refuse(
         "2.parquet: row 1: time is 16.*expected a timestamp from 1970 to 2106 in s", config, paths
