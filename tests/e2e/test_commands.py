@@ -350,6 +350,7 @@ def test_a_damaged_data_set_is_named(home, unbroken, run):
         path.write_bytes(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [1, 100])
 def test_a_disk_that_takes_no_more_is_one_line(home, unbroken, blocks):
     """A limit on the size of files, which the system reports like a full disk."""
