@@ -1,6 +1,6 @@
 """A run, from command to table: wall time, peak memory, and the table.
 
-    python -m benchmarks.default_run                                     # two minutes
+    python -m benchmarks.default_run                                     # three minutes
     python -m benchmarks.default_run --config=configs/itemsage.py
     python -m benchmarks.default_run --config=configs/pinnerformer.py:hour
 

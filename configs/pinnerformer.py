@@ -8,7 +8,7 @@ python -m pinjax.train --config=configs/pinnerformer.py:paper      # published s
 python -m pinjax.train --config=configs/pinnerformer.py:test       # seconds
 python -m pinjax.train --config=configs/pinnerformer.py:ml1m --config.data.name=DIR
 
-On two CPU cores the default takes 1.3 minutes and finds 0.147 of the test labels in the top 10
+On two CPU cores the default takes 2.8 minutes and finds 0.147 of the test labels in the top 10
 (Recall@10; the oracle 0.230, co-occurrence 0.124, popularity 0.011), `:hour` an hour of one core
 for 0.185.
 """
