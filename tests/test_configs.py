@@ -149,7 +149,7 @@ def test_what_means_nothing_is_allowed_where_it_says_so(path):
             config[section][key] = 2**32 - 1
 
 
-@pytest.mark.parametrize("bound", ["at_least", "at_most"])
+@pytest.mark.parametrize("bound", ["at_least", pytest.param("at_most", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
 def test_a_step_has_shapes_at_the_bounds_of_all_integers(path, bound):
     config = get_config(path, "test")

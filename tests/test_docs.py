@@ -38,6 +38,7 @@ INLINE = re.compile(r"`([^`]+)`")
 RUN_AS_THEY_STAND = [path for path in GUIDES[1:] if "```python\n" in path.read_text()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", RUN_AS_THEY_STAND, ids=lambda path: path.stem)
 def test_examples_run(guide, tmp_path, make_embeddings, rng):
     any_dataset = types.SimpleNamespace(spec=types.SimpleNamespace(digest=""))

@@ -189,6 +189,7 @@ def without_speeds(rows):
     }
 
 
+@pytest.mark.slow
 def test_evaluate_measures_what_training_did(home, unbroken):
     workdir, _ = unbroken
     written = workdir / "results_test.json"
@@ -207,6 +208,7 @@ def test_evaluate_measures_what_training_did(home, unbroken):
     assert max(map(len, results.table(again).splitlines())) <= 100
 
 
+@pytest.mark.slow
 def test_embed_writes_what_serving_needs_and_resumes(home, unbroken, run):
     workdir, _ = unbroken
     out = home / "embeddings"
@@ -251,6 +253,7 @@ def test_embed_writes_what_serving_needs_and_resumes(home, unbroken, run):
     assert not any(len(pq.read_table(path)) for path in (home / "early").glob("users-*"))
 
 
+@pytest.mark.slow
 def test_recommend_knows_the_run_from_its_directory(home, unbroken, forked):
     workdir, out = unbroken[0], home / "recommended.parquet"
     flags = f"--workdir={workdir}", f"--out={out}"

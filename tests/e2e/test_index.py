@@ -110,6 +110,7 @@ def test_the_curve_of_several_backends_is_printed_and_drawn(command, embedded, t
     assert "faiss_ivf" in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_query_that_is_indexed_is_no_result_of_its_own(command, rng, make_embeddings):
     """Else the least effort would find the only result of each user, the user."""
     users = rng.standard_normal((ITEMS, DIM)).astype(np.float32)

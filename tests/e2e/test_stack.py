@@ -213,6 +213,7 @@ def test_stages_that_the_data_set_cannot_carry_are_left_out(
     assert err == f"error: --data={name}: no stage can be run on it\n"
 
 
+@pytest.mark.slow
 def test_a_config_that_a_stage_refuses_ends_the_stack(command, home):
     flags = "--variant=test", "--data=pinworld/tiny", "--pinsage=--config.train.select=valid/R@11"
     given = f"--workdir={home}/refused", f"--config.data.dir={home}/data", *flags

@@ -224,7 +224,14 @@ def lowered(dtype, platforms, alone=False, **kwargs):
     return traced.lower(lowering_platforms=platforms).as_text()
 
 
-@pytest.mark.parametrize(("remat", "alone"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("remat", "alone"),
+    [
+        (False, False),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+    ],
+)
 def test_each_platform_gets_its_attention(monkeypatch, remat, alone):
     # As on a machine with GPUs.
     monkeypatch.setattr(attention, "has_cudnn", lambda *_: True)

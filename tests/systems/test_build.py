@@ -39,7 +39,7 @@ def assert_same(shapes, arrays, largest=False):
     jax.tree.map(same, shapes, arrays)
 
 
-@pytest.mark.parametrize("shard_tables", [False, True])
+@pytest.mark.parametrize("shard_tables", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

@@ -228,6 +228,7 @@ def assert_close(found, expected):
     jax.tree_util.tree_map_with_path(close, found, expected)
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_agree(make_config, train_on_devices):
     """The same global batches give the same losses and the same parameters, with every option."""
     data = {"pca_dim": 8, "popularity_window": 84 * 86_400}
