@@ -105,6 +105,7 @@ class Users:
                 row = np.arange(len(of_split))
                 rows.append(np.stack([np.full_like(row, number), row], axis=1))
                 ids += of_split
+            # Those of all users may be more text than a string array holds, 2 GiB.
             kind = pa.large_string() if self.kind == pa.string() else self.kind
             self._known = pa.array(ids, kind), np.concatenate(rows)
         return self._known
