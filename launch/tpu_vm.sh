@@ -192,7 +192,7 @@ stop_workers() {  # which save their state; and what still waits for them here
 # workers' logs, as ssh may not tell it: preferably one that no restart mends, otherwise one that a
 # restart does, and nothing if no worker has told its code.
 train() {  # train ARGUMENT ...
-  local i remote code=0 pids=()
+  local i pid remote code=0 pids=()
   trap 'trap "" INT TERM HUP; echo "stopping the workers of $name ..." >&2; stop_workers; exit 130' \
     INT TERM HUP
   for i in "${!workers[@]}"; do
@@ -217,7 +217,9 @@ train() {  # train ARGUMENT ...
     sleep "$poll"  # the others may have seen it first
     ended=$(decisive_code)
     stop_workers
-    wait
+    for pid in "${pids[@]}"; do  # a plain `wait` would leave their codes to the next `wait -n`
+      wait "$pid" || true
+    done
   fi
   trap - INT TERM HUP
   return "$code"
@@ -247,7 +249,8 @@ run() {  # run ARGUMENT ...
   local code ended state began brief=0
   while true; do
     code=0 ended='' began=$SECONDS
-    if find_workers; then train "$@" || code=$?; else workers=() code=1; fi
+    find_workers || workers=()
+    if [ ${#workers[@]} -gt 0 ]; then train "$@" || code=$?; else code=1; fi
     [ "$code" -ne 0 ] || break
     state=$(health_at_last) || { echo "error: $name: $state" >&2; return "$code"; }
     if [ "$state" != READY ] && [ -n "$spot" ]; then

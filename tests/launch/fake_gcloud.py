@@ -91,8 +91,8 @@ class Cloud(socketserver.ThreadingTCPServer):
       calls: of gcloud, each as its words.
       resources: the flags with which each was created, by "KIND NAME".
       answers: dicts that each replace what the cloud would do for a call that contains `match`:
-        `stdout`, `stderr` and the exit code `code`, given `once` or always, as soon as another
-        call contains `until`.
+        `stdout`, `stderr` and the exit code `code`, given `once` or always, after `delay` seconds
+        and as soon as another call contains `until`.
       refusals: of calls.
     """
 
@@ -119,6 +119,7 @@ class Cloud(socketserver.ThreadingTCPServer):
                 if answer := next((a for a in self.answers if a["match"] in line), None):
                     if answer.get("once"):
                         self.answers.remove(answer)
+                    self.changed.wait_for(lambda: False, answer.get("delay", 0))
                     if until := answer.get("until"):
                         self.changed.wait_for(lambda: any(until in c for c in self.lines()))
                     return answer.get("code", 0), answer.get("stdout", ""), answer.get("stderr", "")

@@ -287,6 +287,26 @@ def test_a_worker_that_is_out_of_reach_is_tried_three_times(launch):
     assert "error: a worker ended with 255 within minutes, three times" in done.stderr
 
 
+def test_how_a_worker_ended_that_was_stopped_is_not_told_of_the_next_try(launch):
+    """The other worker ends while the first try is stopped, and before worker 0 in the next."""
+    answers = [
+        {"match": "--worker=0", "code": 255, "once": True},
+        {"match": "--worker=0", "code": 255, "delay": 0.5},
+        {"match": "--worker=1", "delay": 0.1},
+    ]
+    done, calls = launch("run", "x", *V5E, "--", "--config=a.py", answers=answers, poll=0.3)
+    assert done.returncode == 255
+    assert sum("--worker=0" in call for call in calls) == 3
+
+
+def test_a_slice_without_hosts_has_not_ended_its_run(launch):
+    answers = [{"match": "networkEndpoints", "stdout": "0"}]
+    done, calls = launch("run", "x", *V5E, "--", "--config=a.py", answers=answers)
+    assert done.returncode == 1
+    assert done.stderr == "error: the hosts of x are not known\n"
+    assert not any("--worker" in call for call in calls)
+
+
 def test_a_slice_is_not_given_up_because_it_could_not_be_asked(launch):
     """Say, as this machine was offline for a moment."""
     launch.create(V5E)
