@@ -270,6 +270,8 @@ def check(config: ConfigDict, items: bool, queries: bool) -> None:
     expect(not (catalogue.tags and catalogue.content), "catalogue.tags", "'' beside content")
     expect(not queries or "pairs" in made, "queries.id", "no --queries without pairs")
     features = dict(catalogue.texts)
+    cases = {name.lower() for name in features}
+    expect(len(cases) == len(features), "catalogue.texts", "features that differ in more than case")
     known = all(name in features for name in config.vectors.texts)
     expect(known, "vectors.texts", f"some of {', '.join(features) or 'catalogue.texts'}")
     if not items:

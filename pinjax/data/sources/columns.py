@@ -19,7 +19,7 @@ _TEXT = f"VARCHAR|UUID|{WRITTEN}"
 _NULL = '"NULL"'
 _ID = rf"{_INTEGER}|DECIMAL\(\d+,0\)|{_TEXT}|{_NULL}"
 _PLAIN = r"(?!(?:BLOB|INTERVAL|OBJECT)$)(?:DECIMAL.*|[^\])]*)"
-_TIME = "(?:TIMESTAMP|DATE).*"
+_TIME = r"(?:TIMESTAMP|DATE)[^\[]*"
 _CANONICAL = "0|-?[1-9][0-9]{0,17}"  # integers in canonical form: neither 007 nor 7.0
 _SPACES = "".join(map(chr, filter(lambda code: chr(code).isspace(), range(0x3001))))
 
@@ -59,8 +59,13 @@ class Column:
         return f"{value} IS NOT NULL" if integers else f"{value} <> ''"
 
     def text(self) -> str:
-        """Scalars as text."""
-        return self._cast(_PLAIN, "text", "VARCHAR")
+        """Scalars as text; a whole number is written alike in every type."""
+        text = self._cast(_PLAIN, "text", "VARCHAR")
+        if self.type not in ("FLOAT", "DOUBLE"):
+            return text
+        name = name_of(self.name)
+        whole = f"{name} = trunc({name}) AND abs({name}) < 1e15"
+        return f"CASE WHEN {whole} THEN CAST(CAST({name} AS BIGINT) AS VARCHAR) ELSE {text} END"
 
     def trimmed(self) -> str:
         """Text without surrounding spaces, null if nothing is left."""

@@ -53,7 +53,7 @@ def make_word_vectors(job: Job, table: str, searches: bool) -> WordVectors:
 
     Args:
       job: with `items` and `given`.
-      table: the file of items, for messages.
+      table: the file of items, for messages; "" for none.
       searches: whether searches need vectors.
 
     Raises:
@@ -61,7 +61,7 @@ def make_word_vectors(job: Job, table: str, searches: bool) -> WordVectors:
     """
     config = job.config
     shown = bool(config.catalogue.images)
-    if shown and not searches:
+    if not searches and (shown or not table):
         return WordVectors()
     names = config.vectors.texts
     # From all items: words that no engaged item has also tell which items are similar.
@@ -127,7 +127,7 @@ def write(
             some = slice(rows[0], rows[-1] + 1)
             of_piece: dict[str, Any] = {}
             if named.content:
-                of_piece["content"] = first_vectors(piece["content"], dims["content"])
+                of_piece["content"] = only_vectors(piece["content"], dims["content"])
             elif content is not None:
                 of_piece["content"] = content[some]
             if named.images:
@@ -166,8 +166,8 @@ def dim_of(database: Database, name: str) -> int:
     return database.row(f"SELECT len({name}[1]) FROM given WHERE len({name}) > 0 LIMIT 1")[0]
 
 
-def first_vectors(column: pa.ChunkedArray, dim: int) -> np.ndarray:
-    """The first vector of each list, float16 (n, dim), zeros for empty lists."""
+def only_vectors(column: pa.ChunkedArray, dim: int) -> np.ndarray:
+    """The only vector of each list, float16 (n, dim), zeros where there is no list."""
     made = np.zeros((len(column), dim), np.float16)
     known = column.is_valid().to_numpy()
     flat = column.combine_chunks().filter(pa.array(known)).flatten().flatten()

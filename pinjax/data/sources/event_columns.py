@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from pinjax import timestamps
@@ -75,8 +76,10 @@ def checks(
         since = timestamps.parse("config.events.since", events.since) * SECOND
         late = f"coalesce({values['time']} >= {since}, true)"
         found.append(Check("dropped as too early", late, events.time))
-    numbers = [(column, Column(file, column).number(), least) for column, least in events.least]
-    for column, number, least in numbers:
+    numbers = [(column, Column(file, column).number()) for column, _ in events.least]
+    for (column, number), (_, least) in zip(numbers, events.least, strict=True):
+        if file.type_of(column) == "FLOAT":  # which has no 2.3, but the nearest number to it
+            least = float(np.float32(least))
         enough = f"coalesce({number} >= {least!r}, true)"
         found.append(Check("dropped as too little", enough, column))
 
@@ -86,7 +89,7 @@ def checks(
     def expect_id(what: str, name: str, column: str, expected: str) -> None:
         expect(what, Column(file, column).is_id(integers[name]), column, expected)
 
-    for column, number, _ in numbers:
+    for column, number in numbers:
         expect(column, f"{number} IS NOT NULL", column, "a number")
     if events.user:
         expect_id("user", "user", events.user, "a user's id")

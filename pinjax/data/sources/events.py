@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from pinjax.data.sources import event_columns, rows
+from pinjax.data.sources import event_columns, reading, rows
 from pinjax.data.sources.columns import Column, are_integers
 from pinjax.data.sources.engine import Job, literal, name_of, numbered
 from pinjax.data.sources.event_columns import BAD_TIME, SECOND, Check
@@ -91,9 +91,10 @@ def read(job: Job, files: Sequence[File], integer_items: bool) -> Log:
         of_file["state"] = f"CASE {cases} ELSE 0 END"
     database.run(f"CREATE VIEW stated AS {rows.select(files, values)}")
     if not all(file.numbered for file in files):  # parse text and number its rows only once
-        target = literal(str(database.directory / "read.parquet"))
-        database.run(f"COPY stated TO {target}")
-        database.run(f"CREATE OR REPLACE VIEW stated AS SELECT * FROM read_parquet({target})")
+        target = str(database.directory / "read.parquet")
+        database.run(f"COPY stated TO {literal(target)}")
+        parsed = f"read_parquet({reading.exactly(target)}, {reading.PLAIN})"
+        database.run(f"CREATE OR REPLACE VIEW stated AS SELECT * FROM {parsed}")
     found = database.rows(
         f"SELECT place // {rows.PLACES}, state, coalesce(time < {_EARLY}, false), count(*), "
         "min(place), min(time), max(time) FROM stated GROUP BY ALL ORDER BY ALL"
@@ -194,18 +195,18 @@ def divide(job: Job, log: Log) -> int:
     shard = f"CAST(users.row * CAST({shards} AS BIGINT) // (SELECT count(*) FROM users) AS INTEGER)"
     fields["shard"] = shard if shards > 1 else "0"
     selected = ", ".join(f"{value} AS {name_of(name)}" for name, value in fields.items())
-    target = literal(str(database.directory / "events"))
+    target = str(database.directory / "events")
     # Each shard buffers few rows before it writes them, unordered; `place` restores the order.
     database.run("SET partitioned_write_flush_threshold = 65536")
     database.run("SET preserve_insertion_order = false")
     database.run(
-        f"COPY (SELECT {selected} FROM rows r {joins}) TO {target} (FORMAT parquet, "
-        "PARTITION_BY (shard), COMPRESSION uncompressed, DICTIONARY_SIZE_LIMIT 1000, "
-        "ROW_GROUP_SIZE 16384)"
+        f"COPY (SELECT {selected} FROM rows r {joins}) TO {literal(target)} (FORMAT parquet, "
+        "PARTITION_BY (shard), WRITE_PARTITION_COLUMNS true, COMPRESSION uncompressed, "
+        "DICTIONARY_SIZE_LIMIT 1000, ROW_GROUP_SIZE 16384)"
     )
     absent = [name for name in event_columns.COLUMNS if name not in fields]
     nulls = "".join(f", NULL AS {name}" for name in absent)
-    source = f"read_parquet({target} || '/*/*.parquet')"
+    source = f"read_parquet({reading.exactly(target)} || '/*/*.parquet', {reading.PLAIN})"
     database.run(f"CREATE VIEW events AS SELECT *{nulls} FROM {source}")
     database.run("RESET preserve_insertion_order")
     return shards

@@ -13,6 +13,7 @@ from pinjax.data import catalogue, timelines
 from pinjax.data import spec as spec_lib
 from pinjax.data.dataset import Dataset
 from pinjax.data.sources import column_map, event_columns, events, reading, timelines_part
+from pinjax.data.sources.columns import Column, are_integers
 from pinjax.data.sources.engine import Job, open_database
 from pinjax.data.sources.event_columns import SECOND
 from pinjax.ids import rows_of
@@ -47,9 +48,10 @@ def read(dataset: Dataset, source: str | pa.Table) -> timelines.Chunk:
             _find_action(config, paths)
             files = reading.open_files(db, paths, event_columns.named(config), config.events)
         ids = catalogue.id_array(dataset.catalogue.ids)
-        events.read(
-            Job(db, config, pathlib.Path(scratch), {}), files, pa.types.is_integer(ids.type)
-        )
+        integers = pa.types.is_integer(ids.type)
+        if integers and not are_integers(db, [Column(file, config.events.item) for file in files]):
+            integers, ids = False, ids.cast(pa.string())
+        events.read(Job(db, config, pathlib.Path(scratch), {}), files, integers)
         table = db.table("SELECT * FROM rows ORDER BY user, time, place")
     item = _codes(table["item"], ids)
     known = item >= 0

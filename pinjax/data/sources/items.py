@@ -158,13 +158,6 @@ def read(job: Job, sources: Sources, integers: bool) -> None:
                 "expected ids that are written alike"
             )
         job.report[f"items whose {on} is in {name}"] = f"{share:.1%}"
-    for field in fields:
-        if field.name in VECTORS:
-            some = f"len(list_filter({field.name}, {rows.NOT_ZERO})) > 0"
-            if not database.row(f"SELECT bool_or({some}) FROM item_rows")[0]:
-                paths = tables.get(field.side, main).paths
-                told = "is 0 or null in all rows; expected vectors"
-                raise InputError(f"{paths}: {field.column} {told}")
     if tags:
         database.run(
             "CREATE TABLE tags AS SELECT DISTINCT id, trim(tag) AS tag FROM "
@@ -175,6 +168,15 @@ def read(job: Job, sources: Sources, integers: bool) -> None:
         f"CREATE TABLE given AS SELECT {kept} FROM item_rows "
         "QUALIFY row_number() OVER (PARTITION BY id ORDER BY place) = 1"
     )
+    for field in fields:
+        if field.name in VECTORS:
+            some = f"len(list_filter({field.name}, {rows.NOT_ZERO})) > 0"
+            if not database.row(f"SELECT bool_or({some}) FROM given")[0]:
+                paths = tables.get(field.side, main).paths
+                where = "all rows" if once else "the first row of each item"
+                raise InputError(
+                    f"{paths}: {field.column} is 0 or null in {where}; expected vectors"
+                )
     database.run("DROP VIEW item_rows")
     for table in (main, *tables.values()):
         database.run(f"DROP TABLE {table.table}")

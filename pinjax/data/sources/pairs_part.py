@@ -117,13 +117,15 @@ def write(job: Job) -> dict[str, Any]:
     codes = pa.array(range(len(names)), pa.uint8())
     database.make_table("tasks", kind=pa.array(kinds), action=pa.array(actions), code=codes)
     directory.mkdir()
+    # Where the last actions are left out, times are ranks, and pairs have none.
+    time = "NULL" if job.config.split.kind == "leave_one_out" else f"time // {SECOND}"
     for number, (name, of_task) in enumerate(zip(SPLITS, by_split, strict=True)):
         job.report |= {f"pairs, {name}, {n}": c for n, c in zip(names, of_task, strict=True)}
         if not any(of_task):
             raise InputError(f"no pair falls into {name}; see config.split")
         found = database.pieces(
             "SELECT CAST(q.row AS INTEGER) AS query, f.item, t.code AS task, "
-            "CAST(coalesce(time // 1000000, 0) AS UINTEGER) AS time "
+            f"CAST(coalesce({time}, 0) AS UINTEGER) AS time "
             "FROM split_pairs f JOIN queries q ON f.kind = q.kind AND f.query = q.id "
             "JOIN tasks t ON f.kind = t.kind AND coalesce(f.action, 0) = t.action "
             f"WHERE f.split = {number} ORDER BY f.time, q.row, f.item, t.code"

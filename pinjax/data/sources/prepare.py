@@ -33,7 +33,7 @@ from pinjax.data.sources.columns import Column, are_integers
 from pinjax.data.sources.engine import Job, open_database
 from pinjax.errors import InputError
 
-VERSION = "4.1.0"
+VERSION = "4.2.0"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,7 +104,7 @@ def write(job: Job, given: bool, made: content.WordVectors) -> dict[str, int]:
     dim = _dim(job, given, made)
     written = {name: [] for name in ("ids", "kinds", "items", "vectors")}
     for piece in database.pieces(found):
-        of_piece = content.first_vectors(piece["vector"], dim)
+        of_piece = content.only_vectors(piece["vector"], dim)
         search = piece["item"].is_null().to_numpy()
         item = piece["item"].fill_null(-1).to_numpy().astype(np.int32)
         ids = piece["id"].to_numpy()

@@ -29,6 +29,8 @@ from pinjax.errors import InputError
 
 WRITTEN = "WRITTEN"  # the type of a column in a file without types
 ROW = '"@row"'  # SQL of the column of row numbers; users' columns cannot have this name
+# Else a directory `name=value` in a path would be a column, in place of the file's own.
+PLAIN = "hive_partitioning=false"
 _KINDS = {".parquet": "Parquet", ".npz": "npz"} | dict.fromkeys(
     (".jsonl", ".ndjson", ".json"), "JSON lines"
 )
@@ -43,6 +45,7 @@ _UNREADABLE = (
     lzma.LZMAError,
 )
 _UNPACK = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_VIEWS = itertools.count()  # so that two tables of one name have two views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +84,7 @@ def expand(flag: str, names: Sequence[str]) -> list[str]:
     """Paths of local files, with expanded globs, in order.
 
     Raises:
-      InputError: if a name is not a file.
+      InputError: if a name is not a file, or two are the same one.
     """
     paths = []
     for name in names:
@@ -95,6 +98,11 @@ def expand(flag: str, names: Sequence[str]) -> list[str]:
         if not found:
             raise InputError(f"{name}: no such file")
         paths += found
+    seen = set()
+    for path in paths:
+        if (file := os.path.realpath(path)) in seen:
+            raise InputError(f"--{flag} names {path} twice; expected each file once")
+        seen.add(file)
     return paths
 
 
@@ -106,6 +114,8 @@ def open_files(
 ) -> list[File]:
     """Opens files of one kind, by their suffixes: Parquet, JSON lines, npz, and CSV else.
 
+    Files without rows, which some programs write among others, are left out.
+
     Args:
       database: to read them with.
       paths: of `expand`.
@@ -113,7 +123,7 @@ def open_files(
       section: of the column map, with the format of CSV files.
 
     Raises:
-      InputError: for a file that is unreadable, has no rows, or lacks a column.
+      InputError: for a file that is unreadable or lacks a column, or if none has a row.
     """
     opened = []
     for path in paths:
@@ -133,11 +143,12 @@ def open_files(
             if isinstance(error, InputError | duckdb.OutOfMemoryException):
                 raise
             raise InputError(f"{path}: not readable as {kind}: {one_line(error)}") from error
-        if not file.rows:
-            raise InputError(f"{path}: has no rows")
-        for column in columns:
-            file.type_of(column)
-        opened.append(file)
+        if file.rows:
+            for column in columns:
+                file.type_of(column)
+            opened.append(file)
+    if not opened:
+        raise InputError(f"{', '.join(paths)}: has no rows")
     return opened
 
 
@@ -145,7 +156,7 @@ def _parquet(database: Database, path: str) -> File:
     with pq.ParquetFile(path, memory_map=True) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
     _check_names(path, schema.names)
-    table = f"read_parquet({_exactly(path)}, file_row_number=true)"
+    table = f"read_parquet({exactly(path)}, file_row_number=true, {PLAIN})"
     types = _types(database, table)
     del types["file_row_number"]
     # Which Parquet has as integers of any unit.
@@ -169,7 +180,7 @@ def of_table(database: Database, name: str, table: pa.Table) -> File:
     Raises:
       InputError: if it has columns of a type that DuckDB lacks.
     """
-    view = f"table {name}"
+    view = f"table {next(_VIEWS)}"
     try:
         database.connection.register(view, table)
         types = _types(database, name_of(view))
@@ -189,7 +200,7 @@ def _lists(array: np.ndarray) -> pa.Array:
 
 
 def _json_lines(database: Database, path: str, columns: Sequence[str]) -> File:
-    objects = f"read_ndjson_objects({_exactly(path)})"
+    objects = f"read_ndjson_objects({exactly(_unpacked(database, path))}, {PLAIN})"
     columns = list(dict.fromkeys(columns))
     kinds = [f"json_type(json, {_key(name)})" for name in columns]
     kinds += [f"list_distinct(json_type(json, {_key(name, '[*]')}))" for name in columns]
@@ -245,7 +256,7 @@ def _csv(database: Database, path: str, section: ConfigDict) -> File:
         "strict_mode": "true",
     }
     settings = ", ".join(f"{name}={value}" for name, value in options.items())
-    table = f"read_csv({_exactly(plain)}, {settings})"
+    table = f"read_csv({exactly(plain)}, {settings}, {PLAIN})"
     if alone:
         table = f"(FROM {table} WHERE {name_of(names[0])} IS NOT NULL)"
     (rows,) = database.row(f"SELECT count(*) FROM {table}")
@@ -307,7 +318,7 @@ def _check_names(path: str, names: Sequence[str]) -> None:
         known[name.lower()] = name
 
 
-def _exactly(path: str) -> str:
+def exactly(path: str) -> str:
     """SQL of a path with escaped globs."""
     return literal(re.sub(r"[\[*?]", r"[\g<0>]", path))
 

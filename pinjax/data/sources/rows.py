@@ -105,11 +105,12 @@ class Rows:
             f"v IS NULL OR len(v) <> {first} OR len(list_filter(v, {odd})) > 0 "
             f"OR ({_SIZE} > 0 AND {_SIZE} < {_LEAST!r})"
         )
-        missing, rest = "false", ""
+        missing, rest, each = "false", "", " an image"
         if not zeros:
             bad, missing = f"{bad} OR {_SIZE} = 0", f"{name} IS NULL"
             rest = ", not all of them 0"
-        each = " an image" if name == "images" else ""
+        if name != "images":
+            missing, each = f"{missing} OR len({name}) <> 1", ""
         expected = (
             f"{first} finite numbers{each} as in the first row{rest}, the largest in size from "
             f"{_LEAST:.2g} to {_LARGEST:,}"

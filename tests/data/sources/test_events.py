@@ -374,6 +374,19 @@ def test_rows_with_too_little_are_dropped(rng, prepare):
     assert prepared.report["dropped as too little"] == len(frame) - len(kept)
 
 
+def test_a_row_with_just_enough_is_kept_in_every_type(prepare):
+    """A float32 has no 2.3 but 2.2999999523162842."""
+    columns = {
+        "user": [user for user in "abcdefghij" for _ in range(4)],
+        "item": [*range(4)] * 10,
+        "ms": [(START + n * DAY) * 1000 for n in range(4)] * 10,
+        "rating": pa.array([2.2, 2.3, 2.3, 2.4] * 10, pa.float32()),
+    }
+    config = config_of(events__action="", events__least=(("rating", 2.3),))
+    config.events.update(surface=(), duration="")
+    assert prepare(config, columns)[1].report["dropped as too little"] == 10
+
+
 def test_since_drops_and_tolerance_bounds_what_is_bad(rng, prepare, refuse):
     rows = random_rows(rng, 450)
     total = len(rows["ms"])

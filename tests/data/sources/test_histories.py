@@ -41,6 +41,9 @@ def test_what_the_data_set_does_not_know_is_left_out_or_unknown(prepare):
     known |= {"user": [-5] * 3, "what": ["see", "see", "sing"], "device": [9, 9, 9]}
     found = histories.read(made, pa.table(known))
     assert found.users == [-5]
+    as_text = {**known, "item": [str(known["item"][0]), "no number", str(known["item"][0])]}
+    again = histories.read(made, pa.table(as_text))
+    np.testing.assert_array_equal(again.records, found.records)
     assert found.records["time"].tolist() == [1, 3]
     assert made.catalogue.ids[found.records["item"]].tolist() == known["item"][::2]
     assert found.records["action"].tolist() == [0, made.spec.actions.index("see")]

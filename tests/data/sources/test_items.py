@@ -294,6 +294,10 @@ BAD = {
         column("v", pa.nulls(15, pa.list_(pa.float32()))),
         "v has no numbers; expected a v",
     ),
+    "several vectors": (
+        column("v", [[[1.0] * 4], [[1.0] * 4, [9.0] * 4], [], *[[[1.0] * 4]] * 12]),
+        r"row 2: v is \[\[1.0.*9.0.*expected 4 finite numbers as in the first row",
+    ),
     "bad date": (put("created", 1, -5), "row 2: created is -5; expected a timestamp"),
     "date in text": (column("created", ["soon"] * 15), "row 1: created is 'soon'; expected a tim"),
     "late date": (put("created", 1, 2**33), "row 2: created is 8589934592; expected a timestamp"),
@@ -321,7 +325,7 @@ def test_refuses_tags_that_tell_nothing_apart(refuse, tags):
     refuse(message, make_config(tags="tag"), make_log([1, 2]), table)
 
 
-def test_the_first_row_of_an_item_counts_where_it_may_repeat(prepare):
+def test_the_first_row_of_an_item_counts_where_it_may_repeat(prepare, refuse):
     table = {"item": [1, 2, 3], "v": [[1.0], [2.0], [3.0]], "kind": ["x", "y", "z"]}
     twice = {name: [*values, *values[::-1]] for name, values in table.items()}
     twice["kind"][3:] = ["other"] * 3
@@ -330,6 +334,9 @@ def test_the_first_row_of_an_item_counts_where_it_may_repeat(prepare):
     config.catalogue.repeats = True
     made, _ = prepare(config, make_log([1, 2]), twice)
     assert made.spec.digest == once.spec.digest
+    twice["v"][:3] = [None] * 3
+    message = "i.parquet: v is 0 or null in the first row of each item; expected vectors"
+    refuse(message, config, make_log([1, 2]), twice, out="other")
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -420,9 +427,9 @@ def test_refuses_bad_sides(tmp_path, sides, write, refuse):
         write("lines.dat", "\n".join(written).encode())
 
     refused("--items has lines after .*i.parquet; expected lines, posters", SIDES[1:])
-    refused(
-        "--items has .*lines.dat and .*lines.dat; expected one of a name", (SIDES[1], *SIDES[::-1])
-    )
+    write("other/lines.dat", b"31::a::b")
+    named = "other/lines.dat", *SIDES[::-1]
+    refused("--items has .*lines.dat and .*lines.dat; expected one of a name", named)
     row = 1 + list(numbers).index(31)
     lines()
     refused(rf"i.parquet: row {row}: key is 31; expected an id of .*lines.dat \(1 of 32")

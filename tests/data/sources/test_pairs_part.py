@@ -117,6 +117,7 @@ def read_plainly(events, config):
     for column, least in config.events.least:
         rows = [row for row in rows if row[column] >= least]
     times = bool(config.events.time)
+    dated = times and config.split.kind != "leave_one_out"
     if config.events.since:
         rows = [row for row in rows if row["time"] >= SINCE]
     found = []
@@ -129,7 +130,7 @@ def read_plainly(events, config):
                 "kind": kind,
                 "item": row["item"],
                 "task": f"{kind}/{'buy' if row['bought'] else 'click'}",
-                "time": max(one["time"] for one in both) if times else 0,
+                "time": max(one["time"] for one in both) if dated else 0,
                 "key": key,
                 "tests": any(one["tests"] for one in both),
                 "left_out": max(one.get("left_out", 0) for one in both),
@@ -407,6 +408,13 @@ def test_queries_have_their_own_vectors(events, table, prepare, queries):
         np.testing.assert_array_equal(vector, own[query])
 
 
+def test_pairs_need_no_table_of_items_where_queries_have_vectors(events, prepare, queries):
+    config = make_config(catalogue__texts=(), catalogue__topic="", vectors__texts=())
+    made, _ = prepare(config, events, queries=queries)
+    assert made.spec.query_dim == 3
+    assert sum(made.spec.pairs.values()) == 400
+
+
 @pytest.mark.parametrize("kind", [int, str])
 def test_items_as_queries_have_their_own_vectors(events, table, prepare, rng, kind):
     table["v"][7] = None  # which is no matter here
@@ -435,6 +443,14 @@ BAD_QUERIES = {
     "huge": (1, "vector", lambda old, other: [0.0, 1.0, 1e6], "row 2: vector is .*to 65,504"),
     "tiny": (1, "vector", lambda old, other: [0.0, 0.0, 1e-9], r"row 2: vector is .*from 6.1e-05"),
 }
+
+
+@pytest.mark.parametrize("lists", [2, 0])
+def test_a_query_has_one_vector(events, table, queries, refuse, lists):
+    queries["vector"] = [[vector] for vector in queries["vector"]]
+    queries["vector"][1] *= lists
+    message = r"q.parquet: row 2: vector is \[.*expected 3 finite numbers as in the first row"
+    refuse(message, make_config(), events, table, queries)
 
 
 @pytest.mark.parametrize("case", BAD_QUERIES)

@@ -159,6 +159,40 @@ def test_the_same_log_in_other_files_is_the_same_data_set(log, table, rng, write
     assert content_of(made.directory) == content_of(first.directory)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_where_files_lie_changes_nothing(log, table, write, prepare, kind):
+    """Neither a directory named like a column nor one like a glob is read as such."""
+    table = [write("i.parquet", table)]
+    prepare(make_config(), [write(f"e.{kind}", log)], table, out="plain")
+    odd = "item=5/shard=1/[a]*"
+    prepare(make_config(), [write(f"what=see/e.{kind}", log)], table, out=f"{odd}/out")
+    directory = write("x", b"")[:-1]
+    assert content_of(directory + f"{odd}/out") == content_of(directory + "plain")
+
+
+def test_one_file_may_be_events_and_items(log, write, prepare, refuse):
+    del log["query"]
+    table = {"item": np.unique(log["item"]), "name": [f"an item {n}" for n in range(20)]}
+    both = {name: np.asarray(values) for name, values in log.items()}
+    both["name"] = np.array([f"an item {n - 100}" for n in log["item"]])
+    config = make_config(catalogue__content="", catalogue__created="", events__query="")
+    apart, _ = prepare(config, [write("e.npz", both)], table, out="apart")
+    config.catalogue.repeats = True
+    path = write("both.npz", both)
+    one, _ = prepare(config, [path], [path])
+    assert content_of(one.directory).keys() == content_of(apart.directory).keys()
+    assert one.catalogue.ids.tolist() == apart.catalogue.ids.tolist()
+    refuse("--events names .*both.npz twice; expected each", config, [path, path], out="twice")
+
+
+def test_files_without_rows_among_others_are_left_out(log, table, write, prepare):
+    path = write("e.parquet", log)
+    one, _ = prepare(make_config(), [path], table, out="one")
+    none = pq.read_table(path).slice(0, 0)
+    several, _ = prepare(make_config(), [write("part-0.parquet", none), path], table)
+    assert content_of(one.directory) == content_of(several.directory)
+
+
 @pytest.mark.parametrize(("threads", "memory"), [(1, None), (7, None), (4, 2**29), (1, 2**27)])
 def test_neither_threads_nor_memory_nor_the_order_of_files_matter(
     log, table, rng, write, prepare, monkeypatch, threads, memory
@@ -360,6 +394,10 @@ BAD_LOGS = {
         column("seconds", lambda x: pa.array(x.astype(int), pa.duration("us"))),
         "seconds is INTERVAL; expected numbers",
     ),
+    "list of times": (
+        column("time", lambda x: [[v] for v in np.array(x, "datetime64[s]")]),
+        r"time is TIMESTAMP.*\[\]; expected numbers",
+    ),
     "nested action": (column("what", lambda x: [[v] for v in x]), r"what is VARCHAR\[\]; expected"),
     "missing column": (rename("time", "tiem"), "no column 'time' among .*did you mean 'tiem'"),
     "no rows": (
@@ -408,6 +446,10 @@ BAD_CONFIGS = {
     "leave one out of two": ({"split.kind": "leave_one_out"}, "min_actions is 1; expected 3"),
     "all rows dropped": ({"events.since": "2031-01-01"}, "no usable row is left"),
     "empty split": ({"split.valid": 1e-9}, "no user of 40 falls into valid"),
+    "texts of one name": (
+        {"catalogue.texts": (("title", "name"), ("Title", "name"))},
+        "catalogue.texts is .*; expected features that differ in more than case",
+    ),
     "tags beside content": ({"catalogue.tags": "name"}, "catalogue.tags is 'name'; expected ''"),
 }
 

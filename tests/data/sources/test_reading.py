@@ -24,6 +24,18 @@ def test_arrays_of_an_npz_file_are_columns(rng, write, read):
         assert found[name] == array.tolist()
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_a_directory_is_no_column(write, read, kind):
+    """Some programs write a column as directories, and read such names as one."""
+    path = write(f"x=7[1]/a.{kind}", {"x": ["a", "b"], "y": ["c", "d"]})
+    assert read(path, ["x", "y"])[1] == {"x": ["a", "b"], "y": ["c", "d"]}
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz"])
+def test_lines_of_json_may_be_packed(write, read, suffix):
+    assert read(write(f"a.jsonl{suffix}", {"x": [1, 2]}), ["x"])[1] == {"x": [1, 2]}
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz"])
 def test_a_delimiter_may_have_several_characters(write, read, suffix):
     import bz2
