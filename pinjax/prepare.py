@@ -44,8 +44,11 @@ flags.mark_flags_as_required(["events", "out"])
 
 _WINDOW, _PCA_DIM = 14 * DAY, 24  # of configs/pinnerformer.py:own
 _UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-# Action types that are no sign of interest.
-_NEGATIVE = re.compile(r"(?i)(un|dis)_?like|hat(e|ed)|hid(e|den)|block|report|skip|unfollow|remov")
+# Action types that are no sign of interest, by how one of their words begins.
+_NEGATIVE = re.compile(
+    r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))"
+    r"(?i:(un|dis)_?like|hat(e|ed)|hid(e|den)|block|report|skip|unfollow|remov)"
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -122,17 +125,19 @@ def _next(dataset: dataset_lib.Dataset) -> dict[str, str]:
         found["ItemSage"] = "no pairs: it needs events.query or pairs.sequence"
     elif not described:
         found["ItemSage"] = "no texts and no images: it needs catalogue.texts or catalogue.images"
+    elif not (shares := _shares(dataset, spec.tasks, 0)):
+        found["ItemSage"] = f"no engagement that could be learned among {', '.join(spec.tasks)}"
     else:
         found["ItemSage"] = (
-            f"{_itemsage(dataset)}\n{'':14}# {_queries_evaluated(dataset, spec.tasks)}"
+            f"{_itemsage(spec, shares)}\n{'':14}# {_queries_evaluated(dataset, spec.tasks)}"
         )
     if not searches:
         found["SearchSage"] = "no text of a search: it needs events.query"
+    elif not (shares := _shares(dataset, searches, 50)):
+        found["SearchSage"] = f"no engagement that could be learned among {', '.join(searches)}"
     else:
-        found["SearchSage"] = (
-            f"{_command('searchsage.py', _tasks(dataset, searches, 50))}\n"
-            f"{'':14}# {_queries_evaluated(dataset, searches)}"
-        )
+        command = _command("searchsage.py", f"--config.tasks={_literal(shares)}", *_residual())
+        found["SearchSage"] = f"{command}\n{'':14}# {_queries_evaluated(dataset, searches)}"
     found["PinSage"] = _pinsage(dataset)
     if "timelines" in spec.parts and spec.content_dim and _positives(spec):
         found["PinnerSage"] = _pinnersage(spec)
@@ -161,15 +166,22 @@ def _pinnerformer(spec: Spec) -> str:
     return _command("pinnerformer.py:own", positives, *whole)
 
 
-def _itemsage(dataset: dataset_lib.Dataset) -> str:
+def _itemsage(spec: Spec, shares: tuple) -> str:
     """Training on all tasks, with all texts and images."""
-    spec = dataset.spec
-    settings = [_tasks(dataset, spec.tasks, 0), f"--config.model.embedding_dim={spec.query_dim}"]
+    settings = [f"--config.tasks={_literal(shares)}"]
+    settings.append(f"--config.model.embedding_dim={spec.query_dim}")
     texts = tuple((name, name) for name in spec.text_features)
     settings.append(f"--config.model.texts={_literal(texts)}")
     if not spec.image_dim:
         settings.append("--config.model.image_slots=0")
-    return _command("itemsage.py", *settings)
+    return _command("itemsage.py", *settings, *_residual())
+
+
+def _residual() -> tuple[str, ...]:
+    """The flag to start from the vectors, if those of items and queries are made of words."""
+    config = _CONFIG.value
+    in_one_space = config.vectors.texts and not config.catalogue.images and not _QUERIES.value
+    return ("--config.model.residual=True",) if in_one_space else ()
 
 
 def _pinsage(dataset: dataset_lib.Dataset) -> str:
@@ -200,15 +212,14 @@ def _pinnersage(spec: Spec) -> str:
     return _command("pinnersage.py", *flags_, module="evaluate")
 
 
-def _tasks(dataset: dataset_lib.Dataset, names: Sequence[str], cap: int) -> str:
-    """Shares of tasks as in configs/itemsage.py: equal ones would bring the rarest all the time."""
+def _shares(dataset: dataset_lib.Dataset, names: Sequence[str], cap: int) -> tuple:
+    """Tasks as in configs/itemsage.py: with equal shares the rarest would come all the time."""
     tasks = dataset.spec.tasks
     counts = np.bincount(dataset.pairs("train")["task"], minlength=len(tasks))
     of_task = {name: int(counts[tasks.index(name)]) for name in names}
     of_task = {name: n for name, n in of_task.items() if n and not _NEGATIVE.search(name)}
     fewest = min(of_task.values(), default=1)
-    shares = [(name, round((count / fewest) ** 0.5, 1), cap) for name, count in of_task.items()]
-    return f"--config.tasks={_literal(tuple(shares))}"
+    return tuple((name, round((n / fewest) ** 0.5, 1), cap) for name, n in of_task.items())
 
 
 def _literal(value: tuple | str | float) -> str:

@@ -18,7 +18,8 @@ from tests import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = ("oak", "chair", "red", "lamp", "desk", "blue")
-ACTIONS = ("buy", "close, up", " save ", 'say "hi"', "a>=b", "hide", "Unlike")
+ACTIONS = ("buy", "close, up", " save ", 'say "hi"', "a>=b", "whatever")
+ACTIONS += ("hide", "Unlike", "isHated")  # which are no sign of interest
 MAP = """
 from pinjax.data.sources import column_map
 
@@ -122,6 +123,8 @@ def test_what_is_proposed_can_be_run(prepare, variant, monkeypatch, tmp_path):
     mesh = sharding.make_mesh(jax.devices()[:1])
     for flags in made:
         flags = [flag for flag in flags if not flag.startswith("--workdir=")]
+        of_words = re.search("(item|search)sage.py", flags[0])
+        assert ("--config.model.residual=True" in flags) == bool(of_words)
         config = config_flag.load(flags[0].partition("=")[2])
         settings.check(config)
         for flag in flags[1:]:
@@ -140,9 +143,26 @@ def test_what_is_proposed_can_be_run(prepare, variant, monkeypatch, tmp_path):
         args = params, system.constants, sketches, batch, jax.random.key(0)
         assert jax.eval_shape(system.trainable.loss, *args)[0].shape == ()
         if config.system == "pinnerformer":
-            assert "hide" not in config.data.positives
-            assert "Unlike" not in config.data.positives
-            assert '"close, up"' in config.data.positives
+            for name in ("hide", "Unlike", "isHated"):
+                assert name not in config.data.positives
+            for name in ('"close, up"', "whatever"):
+                assert name in config.data.positives
+
+
+def test_images_lie_in_another_space_than_words(prepare, tmp_path):
+    flags = "--config.catalogue.images=vector", f"--out={tmp_path}/shown"
+    code, out, _ = prepare("searches", *flags)
+    assert code == 0
+    assert "configs/itemsage.py" in out
+    assert "residual" not in out
+
+
+def test_dislike_is_no_engagement_to_learn(prepare, tmp_path):
+    named = "--config.events.action=", '--config.events.action_by_file=(("e", "hide"),)'
+    code, out, _ = prepare("searches", *named, f"--out={tmp_path}/hidden")
+    assert code == 0
+    for system in ("ItemSage      ", "SearchSage    "):
+        assert f"{system}no engagement that could be learned among text/hide" in out
 
 
 def test_the_report_and_a_second_call(prepare):
