@@ -4,7 +4,7 @@ python -m pinjax.train --config=configs/itemsage.py            # pinworld
 python -m pinjax.train --config=configs/itemsage.py:paper      # published size, a TPU slice
 python -m pinjax.train --config=configs/itemsage.py:test       # seconds
 
-On two CPU cores the default takes 3.4 minutes and reaches 0.90 of the oracle's Recall@10, 15 times
+On one CPU core the default takes 10 minutes and reaches 0.89 of the oracle's Recall@10, 15 times
 popularity's.
 """
 

@@ -90,7 +90,7 @@ def _options(config: Section) -> None:
     """What a run of minutes does not learn without, beyond the paper.
 
     Counts and sums over a history tell what a user likes. How popular an item is comes from
-    `popularity_window`: learned ids would be learned by heart.
+    `popularity_window`: learned ids would be memorised.
     """
     config.data.update(pca_dim=24, popularity_window=84 * DAY)
     config.model.update(history_sums=True, gated_layers=2, id_dim=0)
@@ -180,8 +180,8 @@ def _ml1m(config: Section) -> None:
 def _ifdb(config: Section) -> None:
     """Interactive fiction, by the evaluation of `common.ifdb_timelines`.
 
-    There are few users, of whom learned ids are soon learned by heart; so games are their tags, and
-    how much they were played in the year before, at many times of the log's 15 years.
+    There are few users, which learned ids soon memorise; so games are their tags, and how much they
+    were played in the year before, at many times of the log's 15 years.
     """
     common.ifdb_timelines(config)
     config.data.update(popularity_window=365 * DAY, popularity_times=180)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs pinjax into .venv (the first time) and trains and evaluates PinnerFormer, or whatever
-# the arguments say: they go to `python -m pinjax.train`. After --stack, --evaluate or --embed they go
+# Installs what pinjax needs into .venv (the first time) and trains and evaluates PinnerFormer, or
+# whatever the arguments say: they go to `python -m pinjax.train`. After --stack, --evaluate or --embed they go
 # to the command of that name; `python -m pinjax.stack` runs all systems.
 #
 #   launch/run.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs pinjax and what its tests need into .venv (the first time) and runs pytest with the
-# arguments; without any, it runs all tests in two processes.
+# Installs what pinjax and its tests need into .venv (the first time) and runs pytest with the
+# arguments; without any, it runs the fast tests in two processes.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
