@@ -13,7 +13,7 @@ from pinjax import app, results
 from pinjax.distributed import sharding
 from pinjax.serving import previous
 from pinjax.systems import registry
-from pinjax.training import checkpoint
+from pinjax.training import checkpoint, workdirs
 
 CONFIG, WORKDIR = app.run_flags(config_required=False)
 SPLIT = flags.DEFINE_enum("split", "test", ["valid", "test"], "split to evaluate on")
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     mesh = sharding.mesh_of(config)
     system = registry.create(config, mesh, app.verifies(), previous.fitted_of(workdir))
     if system.trainable is None:
-        checkpoint.claim(workdir, config, system.identity)
+        workdirs.claim(workdir, config, system.identity)
     state = checkpoint.load_chosen(workdir, config, system, mesh, app.verifies())
     table = system.evaluate(state.params, SPLIT.value, full=True)
     print(f"{workdir}, step {int(state.step):,}, split {SPLIT.value}\n")

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from absl import flags
 
@@ -198,7 +199,20 @@ def _items() -> tuple[embeddings.Embeddings, pa.Array, np.ndarray]:
     if ids is None:
         names = {name.partition("-")[0] for name in found.manifest["files"]}
         raise InputError(f"{found.directory} has no table {TABLE.value} among {sorted(names)}")
-    return found, ids.combine_chunks(), _vectors(found, TABLE.value)
+    where = f"{found.directory}: table {TABLE.value}"
+    if not len(ids):
+        raise InputError(f"{where} is empty; expected vectors to index")
+    return found, _once(ids.combine_chunks(), where), _vectors(found, TABLE.value)
+
+
+def _once(ids: pa.Array, where: str) -> pa.Array:
+    """Ids with one vector each: the results of several are not merged here."""
+    if len(pc.unique(ids)) < len(ids):
+        raise InputError(
+            f"{where} has several vectors of an id, by all of which pinjax.recommend searches; "
+            "expected one"
+        )
+    return ids
 
 
 def _vectors(found: embeddings.Embeddings, table: str) -> np.ndarray:
@@ -243,7 +257,7 @@ def _read_vectors(path: str) -> tuple[pa.Array, np.ndarray]:
     if not {"id", "vector"} <= set(table.column_names):
         raise InputError(f"--vectors={path}: columns {table.column_names}; expected id and vector")
     vectors = catalogue.given_vectors(table["vector"], f"--vectors={path}: vector")
-    return table["id"].combine_chunks(), vectors
+    return _once(table["id"].combine_chunks(), f"--vectors={path}"), vectors
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from pinjax import app, files, results
+from pinjax import app, files
 from pinjax.data import catalogue
 from pinjax.data import dataset as dataset_lib
 from pinjax.data.dataset import Dataset
@@ -77,12 +77,15 @@ def _rank(workdir: epath.Path, config: ConfigDict, dataset: Dataset, runs: list[
         with files.replacing(workdir / RESULTS) as file:
             file.write(lift.to_json(measured).encode())
     print(f"\nmade  {', '.join(map(str, written))}")
-    print(f"next  {results.command('rank', workdir, export_features='FILE.parquet')}")
+    if EXPORT.value is None:
+        print("next  the same command with --export_features=FILE.parquet writes the features")
     return 0
 
 
 def _probe(dataset: Dataset, runs: list[vectors.Run]) -> int:
     ids, column = dataset.catalogue.ids, PROBE.value
+    if column in ("item", "probability"):
+        raise InputError(f"--probe={column}: --out has a column of this name; rename it")
     if ITEMS.value:
         attribute = probe.read(ITEMS.value, column, ITEM_ID.value, ids)
     elif column == probe.TOPIC:

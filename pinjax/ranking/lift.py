@@ -90,8 +90,6 @@ def prepare(
         content, whose = vectors.item_vectors(runs[0], dataset), f"the items of {runs[0].name}"
     methods = {AGGREGATE: vectors.aggregate(content, runs[0].as_of, log, rows)}
     for run in runs:
-        if run.name in methods:
-            raise InputError(f"--embeddings: two runs are named {run.name}")
         methods[run.name] = vectors.of_run(run, log, rows, dataset)
     about = [
         f"{(~rows.test).sum():,} rows train, {rows.test.sum():,} test",

@@ -1,7 +1,7 @@
 """The rows that a ranking model is trained and tested on: a user, an item, a time and labels.
 
-They are actions of the evaluation users, of whom no embedding was trained, after the training
-period. A row without a label was shown but not wanted. A log that holds labels alone says nothing
+They are actions of the evaluation users after the training period, on which no embedding was
+trained. A row without a label was shown but not wanted. A log that holds labels alone says nothing
 about what was shown; there, items that existed are sampled beside each label.
 """
 

@@ -71,7 +71,8 @@ def find(names: Sequence[str], dataset: Dataset, copies: epath.Path, verify: boo
       verify: whether checksums are compared.
 
     Raises:
-      InputError: for a directory that is no embeddings, or of another data set.
+      InputError: for a directory that is no embeddings, or of another data set, and for two runs of
+        one name.
     """
     runs: dict[tuple, list[tuple[str, Embeddings]]] = {}
     for name in names:
@@ -81,7 +82,11 @@ def find(names: Sequence[str], dataset: Dataset, copies: epath.Path, verify: boo
             raise InputError(f"{name} has no vectors of items")
         made_by = tuple(found.manifest.get(x) for x in ("checkpoint", "config", "vectors"))
         runs.setdefault(made_by, []).append((name, found))
-    return [_run(*zip(*of_run, strict=True)) for of_run in runs.values()]
+    made = [_run(*zip(*of_run, strict=True)) for of_run in runs.values()]
+    called = [run.name for run in made]
+    if repeated := [name for name in called if called.count(name) > 1]:
+        raise InputError(f"--embeddings: two runs are named {repeated[0]}")
+    return made
 
 
 def _run(names: Sequence[str], directories: Sequence[Embeddings]) -> Run:

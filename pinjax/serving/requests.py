@@ -16,7 +16,8 @@ from pinjax.evaluation import timeline_source
 from pinjax.systems import histories, system
 
 _SOME = 4096  # that are embedded and searched for at a time
-_UNREADABLE = TypeError, ValueError, NotImplementedError  # errors of Arrow are of these types
+# Errors of Arrow are of these types.
+_UNREADABLE = TypeError, ValueError, OverflowError, NotImplementedError
 
 
 class RequestBatch(NamedTuple):

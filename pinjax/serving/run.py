@@ -80,6 +80,8 @@ class Run:
         self._given_as_of = as_of
         self.trained = state.params if trained is None else trained
         self._users = requests.Users(config, made.dataset)
+        self._served = functools.lru_cache(maxsize=1)(functools.partial(made.serve, self.params))
+        self._items = functools.lru_cache(maxsize=1)(self._embed_items)
 
     @property
     def dataset(self) -> Dataset:
@@ -114,8 +116,10 @@ class Run:
           whom fewer than k items are left has fewer rows.
 
         Raises:
-          InputError: for unknown ids or wrong histories.
+          InputError: for unknown ids or wrong histories, or both at once.
         """
+        if ids is not None and histories is not None:
+            raise InputError("ids and histories are given; expected one of them")
         request = self.known(ids) if histories is None else self.histories(histories)
         return pa.concat_tables(self.answer(request, k, filter_seen, allow, deny, index))
 
@@ -165,7 +169,12 @@ class Run:
 
         Args:
           split: "valid" or "test".
+
+        Raises:
+          InputError: for another split.
         """
+        if split not in ("valid", "test"):
+            raise InputError(f"split is {split!r}; expected valid or test")
         rows = self.system.evaluate(self.params, split, full=True).rows
         cells = [
             {"method": row.method, "task": row.task, "metric": name, **x._asdict()}
@@ -269,12 +278,7 @@ class Run:
         parts = requests.of_rows(table, ids, *more)
         return Request(name, catalogue.id_array(ids).type, self.as_of, parts)
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019, runs are few
-    def _served(self, as_of: int) -> system.Served:
-        return self.system.serve(self.params, as_of)
-
-    @functools.lru_cache(maxsize=1)  # noqa: B019, runs are few
-    def _items(self, as_of: int) -> vector_search.Items:
+    def _embed_items(self, as_of: int) -> vector_search.Items:
         items = self._served(as_of).items
         return vector_search.Items.create(items.rows, items.embed(items.rows))
 
@@ -301,9 +305,11 @@ def open_run(workdir: epath.PathLike, as_of: int | None = None, verify: bool = T
       verify: whether checksums of the checkpoint, the data set and an index are compared.
 
     Raises:
-      InputError: if it holds no run, or its data set is not there.
+      InputError: if it holds no run, or its data set is not there or is another one now.
     """
-    return create(workdirs.config_of(workdir), workdir, as_of, verify)
+    run = create(workdirs.config_of(workdir), workdir, as_of, verify)
+    workdirs.check(workdir, run.config, run.system.identity)
+    return run
 
 
 def create(

@@ -18,12 +18,12 @@ import pyarrow as pa
 import pydantic
 from fastapi import exceptions, responses
 
-from pinjax import ragged
 from pinjax.errors import InputError
 from pinjax.retrieval import index as index_lib
 from pinjax.serving import exported as exported_lib
 
 MOST = 100  # items of an answer
+_WIDTHS = (0, 16, 256, 16_384)  # of seen items
 
 
 class _Strict(pydantic.BaseModel):
@@ -81,23 +81,28 @@ def create(export: str, index: str | None = None) -> fastapi.FastAPI:
     own = items.ids.to_pylist()
     place = {item: row for row, item in enumerate(own)}
 
+    def find(user: np.ndarray, seen: set[int], k: int) -> tuple[np.ndarray, np.ndarray]:
+        excluded = np.array([(0, row) for row in seen], np.int64).reshape(-1, 2)
+        if items.backend is None:  # exact search is compiled for each number of either
+            k = MOST
+            excluded = np.resize(excluded, (_width(len(seen)), 2))  # pairs may be repeated
+        return items.search(user, k, excluded=excluded)
+
     def search(history: list[Action], k: int, as_of: int | None, filter_seen: bool) -> list[Item]:
         user = exported.embed_users([[action.model_dump() for action in history]], as_of)
         if not user.any():  # nothing is known of the user
             return []
         seen = {place[x.item] for x in history if filter_seen and x.item in place}
-        excluded = np.array([(0, row) for row in seen], np.int64).reshape(-1, 2)
-        most = ragged.power_of_two(k)  # exact search is compiled for each number of results
-        found = items.search(user, most, excluded=excluded)
-        scores, rows = (x[0, :k].tolist() for x in found)
+        scores, rows = (x[0, :k].tolist() for x in find(user, seen, k))
         best = zip(rows, scores, strict=True)
         return [Item(item=own[row], score=score) for row, score in best if row >= 0]
 
     @contextlib.asynccontextmanager
     async def compiled(app: fastapi.FastAPI) -> AsyncIterator[None]:
         """Compiles before the first request."""
-        first = Action(item=own[0], time=0)
-        search([first], 10, None, filter_seen=True)
+        user = exported.embed_users([[{"item": own[0], "time": 0}]], None)
+        for width in _WIDTHS if items.backend is None else (0,):
+            find(user, set(range(width)), MOST)
         yield
 
     app = fastapi.FastAPI(title="pinjax", lifespan=compiled)
@@ -121,6 +126,10 @@ def create(export: str, index: str | None = None) -> fastapi.FastAPI:
         return Answer(items=items, unknown_items=unknown)
 
     return app
+
+
+def _width(seen: int) -> int:
+    return next(width for width in _WIDTHS if width >= seen)
 
 
 def __getattr__(name: str) -> fastapi.FastAPI:

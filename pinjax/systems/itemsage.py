@@ -272,8 +272,8 @@ def bind(
     def serve(params: Any, as_of: int) -> system.Served:
         del as_of  # embeddings do not depend on time
         items = system.EmbeddedRows(rows, functools.partial(embed_items, params))
-        queries = system.EmbeddedRows(np.arange(spec.num_queries), embed_queries)
-        return system.Served(items, queries=queries)
+        known = np.flatnonzero(dataset.queries.vectors.any(axis=1))
+        return system.Served(items, queries=system.EmbeddedRows(known, embed_queries))
 
     widths = counts.widths_of_pairs(config.loss, spec)
     streams = counts.count_pairs(widths, train_batches)

@@ -41,6 +41,18 @@ def write(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, st
     files.write_json(epath.Path(workdir) / RUN_FILE, _run(config, identity))
 
 
+def claim(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, str]) -> None:
+    """Records in `workdir` which run it belongs to, or checks it if it belongs to one.
+
+    Raises:
+      InputError: as `check`.
+    """
+    if (epath.Path(workdir) / RUN_FILE).exists():
+        check(workdir, config, identity)
+    else:
+        write(workdir, config, identity)
+
+
 def check(workdir: epath.PathLike, config: ConfigDict, identity: Mapping[str, str]) -> None:
     """Checks that `workdir` belongs to a run.
 

@@ -87,6 +87,24 @@ def test_of_an_empty_table_of_users_there_are_no_queries(command, rng, make_embe
     made = make_embeddings("nobody", OF, tables)
     build = "build", f"--embeddings={made}", f"--out={tmp_path}/index", "--backend=exact"
     assert re.search(r"recall@10 1\.0000 ± 0\.0000 on 25 other queries", run(command, *build))
+    build = "build", build[1], f"--out={tmp_path}/users", "--backend=exact", "--table=users"
+    assert f"{made}: table users is empty; expected vectors" in run(command, *build, code=2)
+    assert not (tmp_path / "users").exists()
+
+
+def test_several_vectors_of_an_id_are_refused(command, rng, make_embeddings, tmp_path):
+    vectors = rng.standard_normal((50, DIM)).astype(np.float32)
+    several = np.array(["a", "b"] * 25, object)
+    made = make_embeddings("several", OF, {"items": (np.arange(50), vectors)})
+    users = make_embeddings("users", OF, {"users": (several, vectors)})
+    flags = "--backend=exact", f"--out={tmp_path}/index"
+    error = run(command, "build", f"--embeddings={users}", "--table=users", *flags, code=2)
+    assert f"{users}: table users has several vectors of an id" in error
+    run(command, "build", f"--embeddings={made}", *flags)
+    table = embeddings.to_arrow(several, vectors, 0, "float32")
+    pq.write_table(table, tmp_path / "users.parquet")
+    flags = f"--index={tmp_path}/index", f"--vectors={tmp_path}/users.parquet"
+    assert "has several vectors of an id" in run(command, "query", *flags, code=2)
 
 
 def test_a_backend_that_cannot_be_built_is_named(embedded, tmp_path):

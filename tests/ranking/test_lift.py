@@ -153,11 +153,9 @@ def test_rows_begin_where_no_embedding_has_seen(world):
     assert "of the vectors of of/pinsage" in other.about
 
 
-def test_a_run_without_labels_or_with_the_name_of_another_is_refused(world):
+def test_a_run_without_labels_is_refused(world):
     dataset, make = world
     name = make("run", dataset.spec.train_end)
     runs = vectors.find([name], dataset, epath.Path("/nowhere"), verify=True)
     with pytest.raises(InputError, match="system='itemsage' does not say which actions are labels"):
         lift.prepare(config_of("itemsage"), dataset, runs, None)
-    with pytest.raises(InputError, match="two runs are named"):
-        lift.prepare(config_of(positives="save", surfaces=""), dataset, runs * 2, None)

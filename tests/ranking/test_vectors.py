@@ -1,6 +1,7 @@
 """Vectors of rows are the latest before each row, by own ids."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -70,6 +71,11 @@ def test_directories_of_two_runs_are_two_methods(world, make_embeddings):
     names = [make_embeddings(name, dataset, tables) for name in ("one", "other")]
     runs = vectors.find(names, dataset, epath.Path("/nowhere"), verify=True)
     assert [run.name.rpartition("/")[2] for run in runs] == ["one", "other"]
+    parent = epath.Path(names[0]).parent
+    namesake = parent / "else" / parent.name / "one"
+    shutil.copytree(make_embeddings("two", dataset, tables), namesake)
+    with pytest.raises(InputError, match=r"--embeddings: two runs are named .*/one$"):
+        vectors.find([*names, namesake], dataset, epath.Path("/nowhere"), verify=True)
     name = make_embeddings("foreign", dataset, tables, dataset="01")
     with pytest.raises(InputError, match="holds embeddings of data set 01; expected those of"):
         vectors.find([name], dataset, epath.Path("/nowhere"), verify=True)

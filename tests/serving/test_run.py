@@ -33,6 +33,7 @@ ROOT = pathlib.Path(__file__).parents[2]
         ("text", "'text' is one text; expected a list of them"),
         (5, "expected a list of one kind"),
         ([1, "a"], "expected a list of one kind"),
+        ([2**70], "expected a list of one kind"),
         ([object()], "expected a list of one kind"),
         (np.zeros((2, 2), int), "expected a list of one kind"),
         ([[1], [2]], r"ids such as \[1\] are list<item: int64>; expected int64"),
@@ -44,7 +45,9 @@ def test_ids_that_are_none_are_refused(wanted, message):
         requests.places(requests.as_array(wanted), pa.array([1, 2]), "items")
 
 
-@pytest.mark.parametrize("columns", [5, "text", [1], np.zeros(3), {"user": [1], "item": [1, 2]}])
+@pytest.mark.parametrize(
+    "columns", [5, "text", [1], np.zeros(3), {"user": [1], "item": [1, 2]}, {"item": [2**70]}]
+)
 def test_histories_that_are_no_table_are_refused(columns):
     with pytest.raises(InputError, match="histories: expected a table"):
         requests.as_table(columns)
@@ -234,6 +237,28 @@ def test_of_several_vectors_the_best_counts(dataset, items, open_run, rng):
     assert run.embed_users(table)["user"].to_pylist() == [7]
 
 
+def test_what_contradicts_itself_is_refused(items, open_run):
+    run = open_run(users=mean_of_items(items[0]))
+    with pytest.raises(InputError, match="ids and histories are given; expected one of them"):
+        run.recommend(["u00000001"], histories={"user": []})
+    with pytest.raises(InputError, match="split is 'train'; expected valid or test"):
+        run.evaluate("train")
+
+
+def test_each_of_two_runs_embeds_its_items_once(dataset, items, open_run):
+    vectors, table = items
+    embedded = []
+
+    def embed(rows):
+        embedded.append(len(rows))
+        return vectors[rows]
+
+    runs = [open_run(items=table._replace(embed=embed)) for _ in range(2)]
+    for run in runs * 2:
+        run.similar([dataset.catalogue.ids[table.rows[0]]], 2)
+    assert embedded == [len(table.rows)] * 2
+
+
 def test_items_are_not_similar_to_themselves(dataset, items, open_run, monkeypatch):
     monkeypatch.setattr(requests, "_SOME", 3)
     vectors, rows = items
@@ -420,6 +445,9 @@ def test_doctest(make_config, dataset, tmp_path, monkeypatch):
     workdirs.write(tmp_path / "work/pinnersage", config, {"dataset": dataset.spec.digest})
     monkeypatch.chdir(tmp_path)
     assert doctest.testmod(run_lib).failed == 0
+    workdirs.write(tmp_path / "work/pinnersage", config, {"dataset": "another"})
+    with pytest.raises(InputError, match="holds a run with dataset=another, this one has dataset="):
+        run_lib.open_run("work/pinnersage")
 
 
 def test_a_config_comes_back_from_a_work_directory(make_config, tmp_path):

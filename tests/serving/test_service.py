@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 
 from pinjax.errors import InputError
+from pinjax.retrieval import exact
 from pinjax.retrieval import index as index_lib
 from pinjax.serving import service
 from tests.serving import exports
@@ -84,6 +85,18 @@ def test_items_for_a_history_are_those_of_exact_search(ask, make, history):
     found = {item["item"] for item in ask("/recommend", body)[1]["items"]}
     assert len(found) == 100
     assert found & seen
+
+
+def test_no_request_waits_for_a_compilation(ask, make):
+    """Whatever number of items a user has seen, or asks for."""
+    compiled = exact.search._cache_size()
+    items = make("pinnerformer").dataset.catalogue.ids.tolist()
+    for seen, k in ((1, 1), (2, 33), (20, 100), (300, 7)):
+        actions = [{"item": item, "time": 1_700_000_000} for item in items[:seen]]
+        status, answer = ask("/recommend", {"history": actions, "k": k, "as_of": 1_800_000_000})
+        assert (status, len(answer["items"])) == (200, min(k, len(items) - seen))
+        assert not {item["item"] for item in answer["items"]} & set(items[:seen])
+    assert exact.search._cache_size() == compiled
 
 
 def test_unknown_items_are_counted(ask, history):

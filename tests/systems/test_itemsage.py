@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pinjax.data import dataset as dataset_lib
+from pinjax.data import pairs
 from pinjax.data.spec import Spec
 from pinjax.distributed import sharding
 from pinjax.errors import InputError
@@ -237,6 +238,19 @@ def test_other_frozen_tables_are_refused(make_config, tmp_path, mesh):
     for name in ("query vectors", "image vectors", "vocabulary"):
         with pytest.raises(InputError, match=f"holds a run with {name}=.*, this one has {name}=x"):
             workdirs.check(tmp_path, config, {**identity, name: "x"})
+
+
+def test_a_query_without_a_vector_is_not_answered(make_config, other_data, mesh):
+    """Else it would get the first products of the catalogue."""
+
+    def change(directory):
+        queries = pairs.Queries.read(directory / pairs.QUERIES_FILE)
+        vectors = np.where(np.isin(np.arange(len(queries)), [3, 5])[:, None], 0, queries.vectors)
+        dataclasses.replace(queries, vectors=vectors).write(directory / pairs.QUERIES_FILE)
+
+    system = registry.create(make_config(data={"name": other_data(change)}), mesh)
+    rows = system.serve(None, 0).queries.rows
+    assert rows.tolist() == [r for r in range(system.dataset.spec.num_queries) if r not in (3, 5)]
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,10 @@ def test_it_is_evaluated_without_training(command, tmp_path):
     )
     assert 0 < once["R@10"].value < few["R@10"].value < many["R@10"].value
     assert {tables.ENTROPY, tables.COVERAGE} <= few.keys()
+    # Else the tables of two splits in one directory would be of two configs.
+    code, _, err = command("evaluate", f"--workdir={workdir}", "--config.model.vectors=1")
+    assert code == 2
+    assert f"{workdir} holds a run with model.vectors=3, this one has model.vectors=1; " in err
 
 
 def test_a_user_is_embedded_by_several_rows(command, data_dir, tmp_path):
