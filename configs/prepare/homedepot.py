@@ -4,9 +4,9 @@ python -m pinjax.prepare --config=configs/prepare/homedepot.py \
     --events=train.parquet --items=train.parquet --out=DIR
 python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
     '--config.tasks=(("text/relevant", 1.0, 0),)' '--config.model.texts=(("title", "title"),)' \
-    --config.model.embedding_dim=3072
+    --config.model.embedding_dim=3072 --config.model.residual=True
 python -m pinjax.train --config=configs/searchsage.py --config.data.name=DIR \
-    '--config.tasks=(("text/relevant", 1.0, 50),)'
+    '--config.tasks=(("text/relevant", 1.0, 50),)' --config.model.residual=True
 
 Pairs alone: a product is engaged with where its relevance, from 1 to 3 and the mean of several
 judges, is at least 2.33. Entire searches are held out. Vectors are made of the words of titles.

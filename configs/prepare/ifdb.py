@@ -5,7 +5,7 @@ python -m pinjax.prepare --config=configs/prepare/ifdb.py \
     --items=gametags.parquet,game_docs_retrieval.parquet --out=DIR
 python -m pinjax.train --config=configs/pinnerformer.py:ifdb --config.data.name=DIR
 python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
-    --config.model.embedding_dim=1024 \
+    --config.model.embedding_dim=1024 --config.model.residual=True \
     '--config.tasks=(("image/played", 1.0, 0), ("image/wish-listed", 1.0, 0))' \
     '--config.model.texts=(("title", "title"), ("author", "author"), ("tags", "tags"),
                            ("document", "document"))'

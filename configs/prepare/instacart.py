@@ -4,7 +4,8 @@ python -m pinjax.prepare --config=configs/prepare/instacart.py \
     --events=order_products__train.parquet \
     --items=products.parquet,aisles.parquet,departments.parquet --out=DIR
 python -m pinjax.train --config=configs/itemsage.py --config.data.name=DIR \
-    --config.model.embedding_dim=1024 --config.loss.sketch_width=4194304 \
+    --config.model.embedding_dim=1024 --config.model.residual=True \
+    --config.loss.sketch_width=4194304 \
     '--config.tasks=(("image/reorder", 1.0, 0), ("image/add", 1.0, 0))' \
     '--config.model.texts=(("name", "name"), ("aisle", "aisle"), ("department", "department"))'
 

@@ -315,7 +315,10 @@ def test_a_second_run_on_a_directory_hears_of_the_first(home, unbroken, run):
     assert "run the same command again to continue" in out
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 75)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow)],
+)
 def test_a_signal_while_data_are_made_leaves_nothing(tmp_path, signum, code):
     process = start(tmp_path, "train", tmp_path / "run", "--config.data.name=pinworld/small")
     while not list((tmp_path / "data/pinworld/small").glob(".*.unfinished")):
@@ -329,7 +332,10 @@ def test_a_signal_while_data_are_made_leaves_nothing(tmp_path, signum, code):
     assert not list((tmp_path / "data/pinworld/small").iterdir())
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_while_a_config_file_runs_is_one_line(tmp_path, signum, code):
     path = tmp_path / "config.py"
     path.write_text("print('inside', flush=True)\nwhile True:\n  pass\n")

@@ -105,7 +105,7 @@ LACKS = {
 
 @pytest.mark.parametrize(
     "variant",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name == "all")) for name in CASES],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("all", "one_out"))) for name in CASES],
 )
 def test_what_is_proposed_can_be_run(prepare, variant, monkeypatch, tmp_path):
     code, out, err = prepare(variant)

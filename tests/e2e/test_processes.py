@@ -214,6 +214,7 @@ app.run(main, trains=True)
 """
 
 
+@pytest.mark.slow
 def test_each_process_ends_with_the_code_of_its_own_error():
     """It waits for no other, and is not taken for one that has lost another."""
     ends = finish(start_code(4, FAILING))

@@ -204,7 +204,7 @@ def test_positions_are_those_of_the_full_history(catalogue, history):
     np.testing.assert_allclose(some, np.stack([outputs[0, [4, 0]], outputs[1, [-1, 4]]]), atol=1e-6)
 
 
-@pytest.mark.parametrize("history_sums", [False, True])
+@pytest.mark.parametrize("history_sums", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_users_who_share_a_row_are_embedded_as_alone(catalogue, history, rng, history_sums):
     """Windows of 1 to all cells and of no action, in any order, with gradients."""
     number = 12

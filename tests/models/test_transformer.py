@@ -177,7 +177,7 @@ def test_heads_must_divide_the_width(inputs):
         jax.eval_shape(model.init, jax.random.key(0), *inputs)
 
 
-@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_on_gpus_it_is_the_same_model(params, inputs, monkeypatch, alone):
     """Tokens as a matrix, layers without a loop; attention by XLA, since there is no GPU."""
     x, end = map(jnp.asarray, inputs)

@@ -65,11 +65,11 @@ def expected_losses(config, queries, itself, products, batch, random, num_corpus
     ("terms", "log_q", "encoder"),
     [
         ("joined", True, "transformer"),
-        ("joined", False, "sum"),
         ("summed", True, "sum"),
-        ("summed", False, "sum"),
-        ("in_batch", True, "sum"),
-        ("random", True, "sum"),
+        pytest.param("joined", False, "sum", marks=pytest.mark.slow),
+        pytest.param("summed", False, "sum", marks=pytest.mark.slow),
+        pytest.param("in_batch", True, "sum", marks=pytest.mark.slow),
+        pytest.param("random", True, "sum", marks=pytest.mark.slow),
     ],
 )
 def test_loss_is_the_formula(make_config, terms, log_q, encoder, mesh):

@@ -25,9 +25,9 @@ SYSTEM = "pinnerformer"
     ("terms", "log_q", "equal_labels", "popularity_times"),
     [
         ("joined", True, False, 3),
-        ("joined", False, True, 0),
-        ("summed", True, True, 3),
-        ("summed", False, False, 0),
+        ("summed", False, True, 0),
+        pytest.param("joined", False, True, 0, marks=pytest.mark.slow),
+        pytest.param("summed", True, True, 3, marks=pytest.mark.slow),
     ],
 )
 def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity_times, mesh):
@@ -131,6 +131,7 @@ def test_loss_is_the_formula(make_config, terms, log_q, equal_labels, popularity
     np.testing.assert_allclose(metrics["temperature"], 1 / scale, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_users_who_share_rows_learn_what_they_learn_alone(make_config, mesh):
     """Windows in full rows, and labels in narrow ones."""
     loss = {"num_in_batch_negatives": 1_000}  # all labels, in whatever order

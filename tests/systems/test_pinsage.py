@@ -40,7 +40,12 @@ def parts(make_config, mesh):
 
 
 @pytest.mark.parametrize(
-    ("name", "corrected"), [("softmax", True), ("softmax", False), ("max_margin", True)]
+    ("name", "corrected"),
+    [
+        ("softmax", True),
+        ("max_margin", True),
+        pytest.param("softmax", False, marks=pytest.mark.slow),
+    ],
 )
 def test_loss_is_the_formula(parts, name, corrected):
     changes = {"name": name, "sketch_width": 2**18, "log_q": corrected, "hard_last": 900}

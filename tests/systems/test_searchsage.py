@@ -84,6 +84,7 @@ def test_one_and_eight_devices_agree(make_config, train_on_devices):
     jax.tree.map(close, other.params, state.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["bag", "bert"])
 def test_where_tables_lie_changes_nothing(make_config, check_sharded_tables, encoder):
     check_sharded_tables(make_config(model={"encoder": encoder}))
