@@ -9,10 +9,10 @@ install() {  # install REQUIREMENTS: does nothing where it is already installed
   stamp=.venv/installed-$(cat requirements*.txt | cksum | cut -d' ' -f1)-$requirements
   [ -e "$stamp" ] && return
   # Each command has to succeed, also where a caller's && or || turns `set -e` off.
-  if [ ! -x .venv/bin/python ]; then
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then  # it may have been interrupted
     python=$(find_python) || return
     echo "making .venv and installing $requirements (a minute or two) ..." >&2
-    "$python" -m venv .venv || return
+    "$python" -m venv --clear .venv || return
   fi
   pip_install -r "$requirements" $(accelerator) || return
   touch "$stamp"

@@ -13,4 +13,17 @@ show() { printf '%q' "$1"; printf ' %q' "${@:2}"; echo; }  # show WORD ...: to b
 
 call() { if [ -n "$dry" ]; then show "$@"; else "$@"; fi; }  # call COMMAND ARGUMENT ...
 
+# Of the exit codes in the last lines of logs, "ended with CODE": preferably one that no restart
+# mends, otherwise one that a restart does, and nothing if none tells a code above 0.
+decisive_code() {  # decisive_code LOG ...
+  local log line code=''
+  for log; do
+    line=$(tail -n 1 "$log" 2>/dev/null) || continue
+    [[ $line == 'ended with '[!0]* ]] || continue
+    code=${line##* }
+    restarts "$code" || break
+  done
+  echo "$code"
+}
+
 restarts() { [[ $1 =~ ^(75|76|134)$ ]]; }  # restarts CODE: whether to start again, see pinjax/app.py

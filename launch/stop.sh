@@ -14,3 +14,5 @@ for _ in {1..10}; do
   pgrep -f -- "$running" >/dev/null || exit 0
   sleep 1
 done
+echo "error: still runs, though it was killed: $(pgrep -f -- "$running" | xargs)" >&2
+exit 1

@@ -18,13 +18,13 @@ verify() {  # verify LABEL FACT WORD ...: reports the fact if this gcloud comman
 }
 
 check_bucket() {  # check_bucket gs://BUCKET/...: whether it is near the slice
-  local bucket region=${zone%-*} words said where kind
+  local bucket region=${zone%-*} words said errors where kind
   bucket=gs://$(cut -d/ -f3 <<<"$1")
   words=(storage buckets describe "$bucket" '--format=value(location,location_type)')
   if [ -n "$dry" ]; then
     cloud "${words[@]}"
-  elif ! said=$(gcloud "${words[@]}" 2>&1); then
-    problem bucket "$(meaning "$said")"
+  elif errors=$(mktemp) && ! said=$(gcloud "${words[@]}" 2>"$errors"); then
+    problem bucket "$(meaning "$(<"$errors")")"
   else
     read -r where kind <<<"${said,,}"
     if [ "$where" = "$region" ]; then

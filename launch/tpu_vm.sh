@@ -85,9 +85,24 @@ esac
 
 created=()  # the kinds of resources to delete if the creation fails, the newest first
 
+there() {  # there KIND: whether one of this name exists
+  local word words described=()
+  deletion "$1"
+  for word in "${words[@]}"; do
+    case $word in
+      delete) described+=(describe) ;;
+      --force) ;;
+      *) described+=("$word") ;;
+    esac
+  done
+  gcloud "${described[@]}" --format=none >/dev/null 2>&1
+}
+
 create_resource() {  # create_resource KIND WORD ...: by this gcloud command
   local said
   if [ -n "$dry" ]; then cloud "${@:2}"; return; fi
+  # Whatever fails or interrupts the creation, what was there before must not be deleted.
+  if there "$1"; then give_up "the $1 already exists"; return; fi
   created=("$1" "${created[@]}")
   said=$(gcloud "${@:2}" 2>&1) && return
   [ "$(reason "$said")" != exists ] || created=("${created[@]:1}")  # it was there before
@@ -189,10 +204,9 @@ stop_workers() {  # which save their state; and what still waits for them here
 }
 
 # Fails with the first worker that does. $ended is then the exit code that decides what to do, by the
-# workers' logs, as ssh may not tell it: preferably one that no restart mends, otherwise one that a
-# restart does, and nothing if no worker has told its code.
+# workers' logs, as ssh may not tell it.
 train() {  # train ARGUMENT ...
-  local i pid remote code=0 pids=()
+  local i pid remote code=0 pids=() written=()
   trap 'trap "" INT TERM HUP; echo "stopping the workers of $name ..." >&2; stop_workers; exit 130' \
     INT TERM HUP
   for i in "${!workers[@]}"; do
@@ -207,7 +221,7 @@ train() {  # train ARGUMENT ...
       mkdir -p "$logs"
       echo "started with $*" >>"$logs/worker-$i.log"
       on_worker "${workers[i]}" "$remote" >>"$logs/worker-$i.log" 2>&1 &
-      pids+=($!)
+      pids+=($!) written+=("$logs/worker-$i.log")
     fi
   done
   for _ in "${pids[@]}"; do
@@ -215,7 +229,7 @@ train() {  # train ARGUMENT ...
   done
   if [ "$code" -ne 0 ]; then
     sleep "$poll"  # the others may have seen it first
-    ended=$(decisive_code)
+    ended=$(decisive_code "${written[@]}")
     stop_workers
     for pid in "${pids[@]}"; do  # a plain `wait` would leave their codes to the next `wait -n`
       wait "$pid" || true
@@ -225,19 +239,12 @@ train() {  # train ARGUMENT ...
   return "$code"
 }
 
-decisive_code() {
-  local i line code=''
-  for i in "${!workers[@]}"; do
-    line=$(tail -n 1 "$logs/worker-$i.log")
-    [[ $line == 'ended with '[!0]* ]] || continue
-    code=${line##* }
-    restarts "$code" || break
-  done
-  echo "$code"
-}
-
 report_failure() {  # report_failure CODE ...: fails with it
   local i
+  if [ ${#workers[@]} -eq 0 ]; then
+    echo "error: the hosts of $name are not known" >&2
+    return "$1"
+  fi
   for i in "${!workers[@]}"; do
     tail -n 20 "$logs/worker-$i.log" >&2
   done
@@ -246,7 +253,7 @@ report_failure() {  # report_failure CODE ...: fails with it
 }
 
 run() {  # run ARGUMENT ...
-  local code ended state began brief=0
+  local code ended state began brief=0 failures=0
   while true; do
     code=0 ended='' began=$SECONDS
     find_workers || workers=()
@@ -255,7 +262,10 @@ run() {  # run ARGUMENT ...
     state=$(health_at_last) || { echo "error: $name: $state" >&2; return "$code"; }
     if [ "$state" != READY ] && [ -n "$spot" ]; then
       echo "$name is $state: creating it again, where the run resumes" >&2
-      delete_resources "${kinds[@]}" || return
+      until delete_resources "${kinds[@]}"; do
+        [ $((++failures)) -lt 60 ] || return 1
+        sleep "$poll"
+      done
       until create; do
         [[ $gave_up =~ ^(capacity|lost)$ ]] || return 1
         sleep $((6 * poll))
@@ -265,9 +275,6 @@ run() {  # run ARGUMENT ...
     fi
     if [ "$state" != READY ]; then
       echo "error: $name is $state" >&2
-      return "$code"
-    elif [ ${#workers[@]} -eq 0 ]; then
-      echo "error: the hosts of $name are not known" >&2
       return "$code"
     fi
     [ -z "$ended" ] || restarts "$ended" || report_failure "$ended" || return
@@ -279,17 +286,20 @@ run() {  # run ARGUMENT ...
 }
 
 health_at_last() {  # the state of the slice, GONE if it is not there; fails if it can't be known
-  local said failures=0
-  until said=$(health 2>&1); do
+  local state said errors failures=0
+  errors=$(mktemp)
+  until state=$(health 2>"$errors"); do  # which also has warnings of a call that succeeds
+    said=$(<"$errors")
     case $(reason "$said") in
-      missing) said=GONE; break ;;
+      missing) state=GONE; break ;;
       forbidden | disabled | outdated) failures=60 ;;
     esac
     [ $((++failures)) -lt 60 ] || { meaning "$said"; return 1; }
     [ "$failures" -gt 1 ] || echo "$name is out of sight: $(meaning "$said")" >&2
     sleep "$poll"
   done
-  echo "$said"
+  rm "$errors"
+  echo "$state"
 }
 
 case $command in

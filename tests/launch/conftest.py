@@ -59,8 +59,10 @@ class Launch:
         )
 
     def __call__(self, *arguments, answers=(), poll=0):
+        """The calls are without those that ask whether something is there already."""
         process = self.start(*arguments, answers=answers, poll=poll)
-        return self.finish(process), self.cloud.lines()
+        done = self.finish(process)
+        return done, [line for line in self.cloud.lines() if "--format=none" not in line]
 
     def finish(self, process):
         out, error = process.communicate()

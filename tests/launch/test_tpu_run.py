@@ -303,8 +303,33 @@ def test_a_slice_without_hosts_has_not_ended_its_run(launch):
     answers = [{"match": "networkEndpoints", "stdout": "0"}]
     done, calls = launch("run", "x", *V5E, "--", "--config=a.py", answers=answers)
     assert done.returncode == 1
-    assert done.stderr == "error: the hosts of x are not known\n"
+    assert done.stderr.endswith("error: the hosts of x are not known\n")
     assert not any("--worker" in call for call in calls)
+
+
+def test_a_warning_of_gcloud_is_no_state(launch):
+    """Else a healthy slice would be deleted, and created again."""
+    launch.create(V5E)
+    answers = [
+        {"match": "--worker=0", "code": 75, "once": True},
+        {"match": "value(state)", "stdout": "READY", "stderr": "WARNING: an old Python"},
+    ]
+    done, calls = launch("run", "x", *V5E, "--spot", "--", "--config=a.py", answers=answers)
+    assert done.returncode == 0
+    assert not any(" delete " in call or " create " in call for call in calls)
+
+
+def test_a_deletion_that_fails_once_is_tried_again(launch):
+    launch.create(V5E)
+    answers = [
+        {"match": "--worker=0", "code": 75, "once": True},
+        {"match": "value(state)", "stdout": "PREEMPTED", "once": True},
+        {"match": " delete ", "stderr": "TransportError", "code": 1, "once": True},
+    ]
+    done, calls = launch("run", "x", *V5E, "--spot", "--", "--config=a.py", answers=answers)
+    assert done.returncode == 0
+    assert sum(" delete " in call for call in calls) == 2
+    assert sum(" create " in call for call in calls) == 1
 
 
 def test_a_slice_is_not_given_up_because_it_could_not_be_asked(launch):
@@ -340,7 +365,8 @@ def test_what_still_runs_on_a_host_is_waited_for(tmp_path, found, left, killed):
     (tmp_path / "found").write_text(str(found))
     (tmp_path / "left").write_text(str(left))
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    subprocess.run([str(ROOT / "launch/stop.sh")], cwd=tmp_path, env=env, check=True)
+    done = subprocess.run([str(ROOT / "launch/stop.sh")], cwd=tmp_path, env=env)
+    assert done.returncode == killed  # as this one is still there
     kill, *forced = (tmp_path / "calls").read_text().splitlines()
     assert kill == "-f -- -m pinjax[.]"
     assert forced == ["-KILL -f -- -m pinjax[.]"] * killed
@@ -353,7 +379,7 @@ def test_what_still_runs_on_a_host_is_waited_for(tmp_path, found, left, killed):
     [
         ("setup", "tpu-vm scp", 13),  # a host may not answer yet
         ("setup", "tpu-vm ssh", 3),
-        ("run", "networkEndpoints", 2),  # and what the slice's state is
+        ("run", "networkEndpoints", 6),  # and what the slice's state is, three times
         ("status", "queued-resources describe", 1),
         ("status", "value(state,health)", 2),
         ("delete", "queued-resources delete", 1),

@@ -303,7 +303,7 @@ def test_a_slice_that_is_lost_from_sight_is_given_back(launch, where, words, tri
 @pytest.mark.parametrize("where", RESOURCES)
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_creation_leaves_nothing(launch, where, signum):
-    asked = "list-instances" if where == MANY else "describe"
+    asked = "list-instances" if where == MANY else "--format=value("
     process = launch.start("create", "x", *where, answers=[{"match": asked, "until": "never"}])
     with launch.cloud.changed:
         launch.cloud.changed.wait_for(lambda: any(asked in call for call in launch.cloud.lines()))
@@ -322,6 +322,17 @@ def test_a_slice_of_the_same_name_stays(launch, where):
     done, _ = launch("create", "x", *where)
     assert done.returncode == 1
     assert "the name is taken" in done.stderr
+    assert launch.resources() == before
+
+
+@pytest.mark.parametrize("where", RESOURCES)
+def test_a_slice_of_the_same_name_stays_whatever_creating_it_would_say(launch, where):
+    launch.create(where)
+    before = launch.resources()
+    answers = [{"match": " create ", "stderr": "INVALID_ARGUMENT", "code": 1}]
+    done, calls = launch("create", "x", *where, answers=answers)
+    assert done.returncode == 1
+    assert not any(" delete " in call for call in calls)
     assert launch.resources() == before
 
 
