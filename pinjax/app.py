@@ -202,6 +202,9 @@ def _told(error: Exception) -> int:
     match error:
         case InputError():
             return _complain(error)
+        case ConnectionError() | TimeoutError() if not isinstance(error, BrokenPipeError):
+            _complain(f"the network failed, start again: {error!r}")
+            return EXIT_LOST
         case OSError():
             return _complain(f"{error.filename}: {error.strerror}" if error.filename else error)
         case ImportError() if "gcsfs" in str(error):

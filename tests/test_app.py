@@ -90,6 +90,14 @@ def test_closed_streams_change_nothing(run):
     assert run(">&-") == (2, "", "begun\nerror: what, where, what was expected\n")
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), TimeoutError()])
+def test_where_the_network_fails_a_job_is_to_be_started_again(error, capsys):
+    assert app._told(error) == app.EXIT_LOST
+    line = f"error: the network failed, start again: {error!r}\n"
+    assert capsys.readouterr().err == line
+    assert app._told(BrokenPipeError(32, "broken")) == app.EXIT_INPUT
+
+
 @pytest.mark.parametrize("platform", ["nonsense", "cuda"])
 def test_a_platform_that_is_not_there_is_refused(run, platform):
     if platform == "cuda" and importlib.util.find_spec("jax_cuda12_plugin"):

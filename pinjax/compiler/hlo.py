@@ -105,13 +105,13 @@ class _Walk:
             kind = line.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
                 self._add_collective(kind, line, by_name, times, fused)
-            elif kind in ("dot", "convolution"):
+            elif kind in ("dot", "convolution") or _is_cublas(line):
                 self._flops += times * _product_flops(line, by_name)
             if not fused:
                 self._bytes += times * self._traffic(line, by_name)
             if kind in COLLECTIVES or line.opcode in ("reduce", "sort", "scatter", "map"):
                 continue  # what they apply is a scalar's work
-            inside = fused or line.opcode == "fusion"
+            inside = fused or kind == "fusion"
             runs = times * self._trips(line) if line.opcode == "while" else times
             called = line.called()
             if line.opcode == "conditional":  # a bound on a step has the cheaper branch
@@ -168,7 +168,8 @@ class _Walk:
         opcode = line.opcode
         if opcode in _FREE or opcode.endswith("-done"):
             return 0
-        results = sum(array.bytes for array in line.arrays if array.main)
+        arrays = line.arrays[:1] if _is_cublas(line) else line.arrays  # then scratch space
+        results = sum(array.bytes for array in arrays if array.main)
         if opcode in ("dynamic-slice", "slice", "gather"):
             return 2 * results
         reads = [sum(a.bytes for a in by_name[name].arrays if a.main) for name in line.operands]
@@ -224,12 +225,19 @@ class _Walk:
         return users
 
 
+def _is_cublas(line: hlo_text.Instruction) -> bool:
+    """Whether it is a matrix product by NVIDIA's library."""
+    return line.opcode == "custom-call" and 'custom_call_target="__cublas' in line.attributes
+
+
 def _product_flops(line: hlo_text.Instruction, by_name: dict[str, hlo_text.Instruction]) -> float:
     left, right = (by_name[name].arrays[0].dims for name in line.operands[:2])
     outputs = math.prod(line.arrays[0].dims)
-    if line.opcode == "dot":
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.attributes)[1]
-        return 2.0 * outputs * math.prod(left[int(i)] for i in contracted.split(",") if i)
+    if line.opcode in ("dot", "custom-call"):
+        contracted = re.search(
+            r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)[\]}]', line.attributes
+        )[1]
+        return 2.0 * outputs * math.prod(left[int(i)] for i in re.findall(r"\d+", contracted))
     # TPUs write a matrix product as a convolution.
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes)
     left_labels, right_labels, out_labels = labels[1], labels[2], labels[3]

@@ -35,6 +35,7 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
     Raises:
       InputError: if the arguments or SLURM's variables name no job, the first process does not
         listen, there is no device, or the devices are those of other processes, too.
+      ConnectionError: if a host of a TPU slice is out of reach.
     """
     _check_job(coordinator, count, index)
     reason = ""
@@ -53,7 +54,7 @@ def join(coordinator: str | None, count: int | None, index: int | None) -> None:
         except (ValueError, OSError) as error:  # a single host, or another device of that name
             reason = f" ({error})"
         except RuntimeError as error:  # say, a name that DNS does not know
-            raise InputError(f"a host of the TPU slice is out of reach: {error}") from None
+            raise ConnectionError(f"a host of the TPU slice is out of reach: {error}") from None
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # AssertionError: for cuda without its plugin

@@ -105,7 +105,7 @@ def train(
                     evaluation = _evaluate(system, state.params)
             if writer:
                 writer.write(done, means | (evaluation or {}))
-            if saving:
+            if saving and (evaluation is not None or done > first):  # else it lies there already
                 checkpoints.save(done, state, evaluation)
             return evaluation is not None or not evaluating
 

@@ -300,3 +300,31 @@ def test_of_a_table_only_the_rows_that_are_touched_count():
     row, index = 8 * 4, 4
     read, written, added = row + index + row, index + row + row, index + row + 2 * row
     assert hlo.cost(IN_PLACE).bytes == read + written + added
+
+
+# A matrix product by NVIDIA's library, with its scratch space, and a fusion beside others.
+OF_GPUS = """\
+HloModule jit_f, is_scheduled=true
+
+%doubled (p: f32[16,8]) -> f32[16,8] {
+  %p = f32[16,8]{1,0} parameter(0)
+  ROOT %sum = f32[16,8]{1,0} add(%p, %p)
+}
+
+ENTRY %main (x: f32[16,4], w: f32[4,8]) -> f32[16,8] {
+  %x = f32[16,4]{1,0} parameter(0)
+  %w = f32[4,8]{1,0} parameter(1)
+  %gemm = (f32[16,8]{1,0}, s8[4194304]{0}) custom-call(%x, %w), \
+custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":\
+{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  %y = f32[16,8]{1,0} get-tuple-element(%gemm), index=0
+  %start = ((f32[16,8]{1,0}), f32[16,8]{1,0}) fusion-start(%y), kind=kLoop, calls=%doubled
+  ROOT %done = f32[16,8]{1,0} fusion-done(%start)
+}
+"""
+
+
+def test_what_the_gpu_compiler_writes():
+    cost = hlo.cost(OF_GPUS)
+    assert cost.flops == 2 * 16 * 4 * 8
+    assert cost.bytes == (16 * 4 + 4 * 8 + 16 * 8) * 4 + 2 * 16 * 8 * 4

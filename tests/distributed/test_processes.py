@@ -191,7 +191,7 @@ def test_a_host_of_a_slice_that_is_out_of_reach_is_named(tpu, monkeypatch):
     monkeypatch.setattr(socket, "gethostbyname", lookup)
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "x-0.x,x-1.x")
     monkeypatch.setenv("TPU_WORKER_ID", "0")
-    with pytest.raises(InputError, match=r"out of reach.*x-0\.x"):
+    with pytest.raises(ConnectionError, match=r"out of reach.*x-0\.x"):
         tpu({}, (2, 0))
 
 

@@ -165,6 +165,21 @@ def test_a_signal_amid_an_evaluation_breaks_it_off_and_the_next_call_makes_up_fo
     assert written(tmp_path)[at]["valid/error"] == unbroken[1][at]["valid/error"]
 
 
+def test_a_checkpoint_is_not_written_again_without_its_evaluation(tmp_path, train):
+    """It would be deleted first, and may be the only one."""
+
+    def interrupt(metrics):
+        os.kill(os.getpid(), signal.SIGTERM)
+        signals.check()
+
+    written = []
+    for _ in range(2):
+        train(tmp_path, disturb_evaluation=interrupt)
+        path = tmp_path / "checkpoints" / str(checkpoint.Checkpoints(tmp_path).steps[-1])
+        written.append((path.name, path.stat().st_ino, path.stat().st_mtime_ns))
+    assert written[0] == written[1]
+
+
 def test_a_trace_of_more_steps_than_are_left_is_refused(tmp_path, train):
     with pytest.raises(InputError, match=r"^a trace of 3 steps takes 13, but only 12 are left"):
         train(tmp_path, traced=3)
