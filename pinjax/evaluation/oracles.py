@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from pinjax.data.simulated.oracle import Oracle
-from pinjax.evaluation.queries import Candidates, EvalQueries
-from pinjax.evaluation.retrievers import Found, Scored
+from pinjax.evaluation.queries import Candidates, EvalQueries, runs
+from pinjax.evaluation.retrievers import Found, Scored, without_excluded
 from pinjax.retrieval import exact
 
 _QUERIES = 1024  # scored at a time
@@ -27,6 +27,7 @@ class UserOracle:
     in_session: bool
 
     def answer(self, queries: EvalQueries, candidates: Candidates) -> Found:
+        queries = _without_engaged(queries)
         expected = self.oracle.expect(
             [queries.users[user] for user in queries.query_user],
             queries.query_time,
@@ -41,7 +42,20 @@ class UserOracle:
             scores[some], columns = exact.best(expectation, every, depth)
             rows[some] = np.where(columns >= 0, items[columns], -1)
         label_scores = expected.of(queries.label_query, queries.label_item)
-        return Found(rows, scores, label_scores, rounding=0.0)
+        return without_excluded(Found(rows, scores, label_scores, rounding=0.0), queries)
+
+
+def _without_engaged(queries: EvalQueries) -> EvalQueries:
+    """Queries that exclude what their users have engaged with since the window began.
+
+    A label is the first engagement with an item, so none of these is one again.
+    """
+    order = np.argsort(queries.label_user, kind="stable")
+    query, place = runs(queries.label_user[order], queries.query_user)
+    label = order[place]
+    done = queries.label_time[label] <= queries.query_time[query]
+    pairs = np.stack([query, queries.label_item[label]], axis=1)[done].astype(np.int64)
+    return dataclasses.replace(queries, excluded=np.concatenate([queries.excluded, pairs]))
 
 
 @dataclasses.dataclass(frozen=True)
