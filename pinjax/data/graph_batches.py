@@ -266,7 +266,7 @@ class GraphBatches(batches.RandomAccess):
             self.graph.groups,
             share["group"],
             self.batch_sizes.group_items,
-            self.seed,
+            (self.seed << 32) + step,  # others of a large group in each step
             share["group_item"],
         )
         others = share["negatives"], share["hard"], group_items

@@ -132,6 +132,7 @@ def _hop(nodes: np.ndarray, neighbours: Neighbours, kept: int, size: int) -> tup
         moved[keep] = np.arange(size)
         found, place, own = found[keep], moved[place], moved[own]
         weights = np.where(place >= 0, weights, 0)
+        weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
     below = np.full(kept + size, -1, np.int32)
     below[:kept], below[kept : kept + len(found)] = nodes[:kept], found
     own = np.concatenate([np.arange(kept, dtype=np.int32), kept + np.maximum(own, 0)])

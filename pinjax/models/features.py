@@ -126,3 +126,15 @@ def unit_length(x: Float[Array, "*shape dim"]) -> Float32[Array, "*shape dim"]:
     """
     x = x.astype(jnp.float32)
     return x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-12))
+
+
+def plus_residual(
+    own: Float32[Array, "*shape dim"], gain: Float32[Array, ""], x: Float[Array, "*shape dim"]
+) -> Float32[Array, "*shape dim"]:
+    """Own vectors plus a residual times a learned gain, which begins at 0.
+
+    Where there is no own vector the residual stands alone. The gain would have the gradient of a
+    vector of zeros there, see `unit_length`.
+    """
+    known = own.any(axis=-1, keepdims=True)
+    return own + jnp.where(known, gain, 1) * x.astype(jnp.float32)

@@ -138,7 +138,7 @@ class ItemSage(nn.Module):
             x = perceptron("head")(x.reshape(num_products, -1))
         if self.residual:
             gain = self.param("gain", nn.initializers.zeros, ())
-            x = features.unit_length(image_sum) + gain * x.astype(jnp.float32)
+            x = features.plus_residual(features.unit_length(image_sum), gain, x)
         return features.unit_length(x)
 
     def _check(self, images, image_mask, tokens, segments):

@@ -247,7 +247,8 @@ def _with_residual(tower: Tower, mesh: Mesh, spec: Spec) -> Tower:
         return {"tower": tower.init(key), "gain": jnp.zeros(())}
 
     def added(params: Any, vectors: jax.Array, embedded: jax.Array) -> jax.Array:
-        return features.unit_length(features.unit_length(vectors) + params["gain"] * embedded)
+        own = features.unit_length(vectors)
+        return features.unit_length(features.plus_residual(own, params["gain"], embedded))
 
     def apply(params: Any, tables: Any, rows: jax.Array) -> jax.Array:
         texts, vectors = tables

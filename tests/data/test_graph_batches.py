@@ -73,6 +73,20 @@ def test_the_last_batches_have_room_for_their_hard_negatives(tmp_path):
     assert (kept >= 0).sum() == (near.ids >= 0).sum() > len(targets)
 
 
+def test_of_a_large_group_each_step_reads_others(tmp_path):
+    """Each item is in a group of all, and in one of its own, of which nothing is left to read."""
+    every = np.arange(ITEMS, dtype=np.int32)
+    edges = np.concatenate([np.stack([every, 0 * every], 1), np.stack([every, every + 1], 1)])
+    csr.write(tmp_path, edges, ITEMS, ITEMS + 1)
+    made, found = make(csr.read(tmp_path), layers=0), set()
+    for step in range(9):
+        batch = made[step]
+        parts = ("nodes", "group_at", "group_weights")
+        nodes, places, weights = (batch[graph_batches.BY_DEVICE + name][0] for name in parts)
+        found |= set(nodes[places[weights > 0]].tolist())
+    assert len(found) > 20
+
+
 @pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize("devices", [1, 2])
 def test_shapes_are_those_of_every_batch(graph, layers, devices):

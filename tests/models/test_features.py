@@ -130,3 +130,21 @@ def test_relative_times():
     np.testing.assert_array_equal(gap[1], [0, 1, 2, 4, 2**31 + 1])
     np.testing.assert_array_equal(age[2], [0, 2, 0, 2**31 + 1, 0])
     np.testing.assert_array_equal(gap[2], [0, 0, 2, 0, 2**31 + 1])
+
+
+def test_a_residual_is_all_there_is_where_there_is_no_own_vector(rng):
+    own, x = (rng.standard_normal((4, 8)).astype(np.float32) for _ in range(2))
+    own /= np.linalg.norm(own, axis=1, keepdims=True)
+    own[2] = 0
+
+    def embed(gain):
+        return features.unit_length(features.plus_residual(jnp.asarray(own), gain, jnp.asarray(x)))
+
+    for gain in (0.0, 0.3):
+        expected = own + np.array([gain, gain, 1, gain])[:, None] * x
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(embed(jnp.float32(gain)), expected, atol=1e-6)
+    # The projection of x: with the gain beside no vector it would be a million times as large.
+    slope = jax.jacobian(embed)(jnp.float32(0))
+    ideal = x - (x * own).sum(axis=1, keepdims=True) * own
+    np.testing.assert_allclose(slope, np.where(own.any(axis=1)[:, None], ideal, 0), atol=1e-5)

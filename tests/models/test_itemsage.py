@@ -166,7 +166,8 @@ def oracle(model, params, images, image_mask, tokens, segments):
         if model.residual:
             units = images[product] / np.linalg.norm(images[product], axis=1, keepdims=True)
             mean = units[image_mask[product]].sum(axis=0)
-            x = mean / max(np.linalg.norm(mean), 1e-6) + params["gain"] * x
+            gain = params["gain"] if mean.any() else 1
+            x = mean / max(np.linalg.norm(mean), 1e-6) + gain * x
         embeddings.append(x / np.sqrt(max(np.square(x).sum(), 1e-12)))
     return np.stack(embeddings)
 
