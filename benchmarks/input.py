@@ -13,6 +13,7 @@ Beside both is the rate at which one H200 could at best consume such batches, fr
 and the GPU's published rate of bfloat16 products.
 """
 
+import bisect
 import dataclasses
 import os
 import pathlib
@@ -116,17 +117,19 @@ def _timeline(actions: int, spec: Spec, rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_in_python(row, positives, sampler, rng):
-    """A window and its labels, written without thought of speed."""
+    """A window and its labels, an action at a time."""
     actions = [
         (int(a["item"]), int(a["time"]), float(a["duration"]), int(a["surface"]), int(a["action"]))
         for a in row
         if a["time"] <= sampler.train_end
     ]
     good = [p for p in actions if p[2] >= positives.min_seconds[p[4]] and positives.surfaces[p[3]]]
-    labels = [
-        [p[0] for p in good if action[1] < p[1] <= action[1] + sampler.horizon]
-        for action in actions
-    ]
+    times = [p[1] for p in good]  # ascending
+    labels = []
+    for action in actions:
+        first = bisect.bisect_right(times, action[1])
+        last = bisect.bisect_right(times, action[1] + sampler.horizon)
+        labels.append([p[0] for p in good[first:last]])
     ends = [i for i, of_action in enumerate(labels) if of_action]
     if not ends:
         return [], []

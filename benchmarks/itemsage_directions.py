@@ -69,6 +69,7 @@ def _run(method: str, seed: int, settings: tuple[str, ...]) -> runs.Rows:
         pathlib.Path(_WORKDIR.value, runs.directory(method, seed)),
         *(f"--config.train.seed={seed}", f"--config.train.steps={_STEPS.value}"),
         *("--config.train.evaluate_every=0", f"--config.data.dir={_DATA_DIR.value}"),
+        "--config.evaluate.queries=1000000",  # all: those of one task are a part of them
         *settings,
     )
 

@@ -7,9 +7,10 @@ own could start from together, with three seeds. Sizes and labels are the set's 
 fewer. It takes hours; a run that is finished in --workdir is not made again, so it can be
 interrupted.
 
-Recall@10 is over test users; nothing is chosen by it but what `:own` and `:own_ids` start from, by
-the mean rank over the sets with content and without. An option helps if every seed is ahead of the
-same seed without it, and the mean difference is more than half the range over seeds.
+Recall@10 is over test users. `:own` and `:own_ids` were chosen by it, by the mean rank over sets
+with content and without, so that for them the same users are no test. An option helps if every seed
+is ahead of the same seed without it, and the mean difference is more than half the range over
+seeds; it hurts if every seed is behind, likewise.
 """
 
 import pathlib
@@ -127,8 +128,9 @@ def _measure(name: str) -> dict[str, float]:
         found[row] = recalls(options)
         more = [a - b for a, b in zip(found[row], base, strict=True)]
         spread = (max(more) - min(more)) / 2
-        helps = min(more) > 0 and statistics.mean(more) > spread
-        verdict = "helps" if helps else "hurts" if max(more) < 0 else "no finding"
+        clear = abs(statistics.mean(more)) > spread
+        helps, hurts = clear and min(more) > 0, clear and max(more) < 0
+        verdict = "helps" if helps else "hurts" if hurts else "no finding"
         print(
             f"{row:<20}{runs.mean_and_range(found[row]):>18}{runs.mean_and_range(more):>18}  "
             f"{verdict}",

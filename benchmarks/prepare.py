@@ -5,10 +5,10 @@
 
 The log has text ids of users and of 200,000 items, times in ms, durations, actions and surfaces, in
 one Parquet file. pandas reads it, numbers the ids, sorts by user and time and drops repeated rows;
-it writes nothing. Each runs in a process of its own. Memory is the peak of the resident set of all
-its processes.
+it writes nothing. Each runs in a process of its own. Memory is the peak of its resident set.
 """
 
+import multiprocessing
 import os
 import pathlib
 import subprocess
@@ -55,9 +55,13 @@ prepared.prepare([{log!r}], None, {out!r}, config)
 
 def main(argv: list[str]) -> None:
     del argv
+    size = _ROWS.value, _USERS.value
     with tempfile.TemporaryDirectory() as directory:
         log, out = f"{directory}/log.parquet", f"{directory}/out"
-        _write(log)
+        # In a process of its own: children would have this one's memory as theirs.
+        writer = multiprocessing.get_context("spawn").Process(target=_write, args=(log, *size))
+        writer.start()
+        writer.join()
         pathlib.Path(directory, "map.py").write_text(_MAP)
         command = [sys.executable, "-m", "pinjax.prepare", f"--config={directory}/map.py"]
         command += [f"--events={log}", f"--out={out}", f"--memory={_MEMORY.value}"]
@@ -78,17 +82,17 @@ def main(argv: list[str]) -> None:
             )
 
 
-def _write(path: str) -> None:
+def _write(path: str, rows: int, users: int) -> None:
     with duckdb.connect(config={"memory_limit": "4GB"}) as connection:
         connection.execute("SET preserve_insertion_order = false")
         connection.execute(
-            f"COPY (SELECT 'u' || lpad(CAST(hash(i) % {_USERS.value} AS VARCHAR), 8, '0') AS user, "
+            f"COPY (SELECT 'u' || lpad(CAST(hash(i) % {users} AS VARCHAR), 8, '0') AS user, "
             "'i' || CAST(floor(pow(random(), 2) * 200000) AS BIGINT) AS item, "
             "1600000000000 + CAST(random() * 8640000000 AS BIGINT) AS time, "
             "CAST(random() * 30 AS FLOAT) AS seconds, "
             "['click', 'save', 'hide'][1 + CAST(random() * 3 AS INTEGER) % 3] AS action, "
             "['home', 'search'][1 + CAST(random() * 2 AS INTEGER) % 2] AS surface "
-            f"FROM range({_ROWS.value}) rows(i)) TO '{path}' (FORMAT parquet)"
+            f"FROM range({rows}) rows(i)) TO '{path}' (FORMAT parquet)"
         )
 
 

@@ -247,7 +247,8 @@ def measure(name: str, raw: pathlib.Path, workdir: pathlib.Path) -> None:
             settings = () if with_images else ("--config.model.image_slots=0",)
             made, _ = train(source, dataset, fields if with_texts else [], directory, *settings)
             own = NAMES[source.system]
-            rows |= {row.replace(own, method): cells for row, cells in made.items()}
+            made = {row.replace(own, method): cells for row, cells in made.items()}
+            rows = made | rows  # the baselines of the first, whose candidates are the most
     index = min(int(pairs.eligible.sum()), pairs.config.index_size)
     rows["chance"] = {
         metric: metrics.Estimate(K / index) for metric in dict.fromkeys(("R@10", source.metric))

@@ -20,8 +20,19 @@ Rows = dict[str, dict[str, Estimate]]
 
 
 def train(config: str, workdir: pathlib.Path, *flags: str) -> Rows:
-    """The rows of a run's table; a run that is finished in `workdir` is not made again."""
-    if not is_finished(workdir):
+    """The rows of a run's table; a run that is finished in `workdir` is not made again.
+
+    Raises:
+      SystemExit: if it was made with other flags.
+    """
+    made_with = workdir / "flags.json"
+    if is_finished(workdir):
+        before = json.loads(made_with.read_text()) if made_with.exists() else None
+        if before != [config, *flags]:
+            raise SystemExit(f"{workdir} holds a run with other flags, {before}; remove it")
+    else:
+        workdir.mkdir(parents=True, exist_ok=True)
+        made_with.write_text(json.dumps([config, *flags]))
         call("train", config, workdir, *flags)
     return {row.name: row.metrics for row in tables.table_of(records(workdir)).rows}
 
