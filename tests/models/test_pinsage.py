@@ -260,6 +260,7 @@ def test_nothing_known_of_nodes_is_refused():
         make().init(jax.random.key(0), jnp.zeros(3, jnp.int32))
 
 
+@pytest.mark.slow
 def test_inputs_of_sharded_tables_equal_replicated_ones(rng):
     """Eight devices with nodes of their own, under shard_map."""
     name, devices = "importance", 8

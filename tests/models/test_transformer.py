@@ -177,7 +177,8 @@ def test_heads_must_divide_the_width(inputs):
         jax.eval_shape(model.init, jax.random.key(0), *inputs)
 
 
-@pytest.mark.parametrize("alone", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", [False, True])
 def test_on_gpus_it_is_the_same_model(params, inputs, monkeypatch, alone):
     """Tokens as a matrix, layers without a loop; attention by XLA, since there is no GPU."""
     x, end = map(jnp.asarray, inputs)
@@ -244,6 +245,7 @@ def test_each_platform_gets_its_attention(monkeypatch, remat, alone):
         assert found == {platform} & kernels.keys()
 
 
+@pytest.mark.slow
 def test_without_kernels_one_program_serves_all_platforms(monkeypatch):
     monkeypatch.setattr(attention, "has_cudnn", lambda *_: True)
     text = lowered(jnp.bfloat16, ("cpu", "tpu", "cuda"), kernels=False)
@@ -251,12 +253,14 @@ def test_without_kernels_one_program_serves_all_platforms(monkeypatch):
     assert "cudnn" not in text
 
 
+@pytest.mark.slow
 def test_gpus_that_are_not_there_are_served_by_xla():
     text = lowered(jnp.bfloat16, ("cuda",))
     assert "cudnn" not in text
     assert "stablehlo.while" not in text  # and layers are not a loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 def test_only_blocks_that_are_recomputed_are_a_loop(remat):
     text = lowered(jnp.float32, ("cpu",), layers=3, remat=remat)

@@ -47,6 +47,7 @@ def test_items_of_a_graph_in_several_passes_are_the_same(create, monkeypatch):
         np.testing.assert_allclose(a.embed(a.rows), b.embed(b.rows), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_is_of_training_alone(create):
     losses, users = [], []
     systems = [create("pinnerformer", {"model": {"dropout": rate}}) for rate in (0.0, 0.5)]

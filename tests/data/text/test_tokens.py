@@ -134,7 +134,7 @@ def test_each_adversarial_text_alone(string):
 
 
 def test_very_long_words(rng):
-    long = "".join(rng.choice(list("abcé漢"), 100_000))
+    long = "".join(rng.choice(list("abcé漢"), 30_000))
     texts = [long, f"{long[:-1]}z {long}", "x", long[1:] + " " + long]
     vocabulary = tokens.Vocabulary.build(texts, **ALL)
     assert as_tuples(vocabulary) == rows_of(texts, **ALL)
