@@ -12,7 +12,7 @@ install() {  # install REQUIREMENTS: does nothing where it is already installed
   if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then  # it may have been interrupted
     python=$(find_python) || return
     echo "making .venv and installing $requirements (a minute or two) ..." >&2
-    "$python" -m venv --clear .venv || return
+    "$python" -m venv .venv || return
   fi
   pip_install -r "$requirements" $(accelerator) || return
   touch "$stamp"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what pinjax needs into .venv (the first time) and trains and evaluates PinnerFormer, or
-# whatever the arguments say: they go to `python -m pinjax.train`. After --stack, --evaluate or --embed they go
-# to the command of that name; `python -m pinjax.stack` runs all systems.
+# whatever the arguments say: they go to `python -m pinjax.train`. After --stack, --evaluate or
+# --embed they go to the command of that name; `python -m pinjax.stack` runs all systems.
 #
 #   launch/run.sh
 #   launch/run.sh --config=configs/pinnerformer.py:test --workdir=/tmp/trial

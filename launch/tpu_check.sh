@@ -25,7 +25,9 @@ check_bucket() {  # check_bucket gs://BUCKET/...: whether it is near the slice
     cloud "${words[@]}"
   elif errors=$(mktemp) && ! said=$(gcloud "${words[@]}" 2>"$errors"); then
     problem bucket "$(meaning "$(<"$errors")")"
+    rm "$errors"
   else
+    rm "$errors"
     read -r where kind <<<"${said,,}"
     if [ "$where" = "$region" ]; then
       report bucket "$bucket is in $where, like the slice"

@@ -294,7 +294,7 @@ health_at_last() {  # the state of the slice, GONE if it is not there; fails if 
       missing) state=GONE; break ;;
       forbidden | disabled | outdated) failures=60 ;;
     esac
-    [ $((++failures)) -lt 60 ] || { meaning "$said"; return 1; }
+    [ $((++failures)) -lt 60 ] || { rm "$errors"; meaning "$said"; return 1; }
     [ "$failures" -gt 1 ] || echo "$name is out of sight: $(meaning "$said")" >&2
     sleep "$poll"
   done

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 HEADER = "| NVIDIA-SMI 580.1   Driver Version: 580.1   CUDA Version: {} |"
 # A Python that fits. Asked for a venv it puts a copy of itself there; it notes what pip is to do.
 FITS = """case $* in
-  "-m venv --clear .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+  "-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
   "-m pip --version") ;;
   "-m pip "*) echo "$0 $*" >>calls; exit ${PIP:-0} ;;
 esac"""
