@@ -41,7 +41,7 @@ there_note() {  # there_note LINE: on a line of its own, whatever a progress bar
 
 there_setup() {
   ! there_going || there_refuse "a run is going on $host: stop it first"
-  tar -xzf ~/pinjax.tar.gz
+  tar --recursive-unlink -xzf ~/pinjax.tar.gz
   . launch/env.sh
   local jax
   jax=$(accelerator)

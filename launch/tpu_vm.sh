@@ -171,7 +171,7 @@ install_code() {
     echo "$name does not answer yet ..." >&2
     sleep "$poll"
   done
-  on_all 'mkdir -p pinjax && tar -xzf pinjax.tar.gz -C pinjax && cd pinjax && . launch/env.sh &&'\
+  on_all 'mkdir -p pinjax && tar --recursive-unlink -xzf pinjax.tar.gz -C pinjax && cd pinjax && . launch/env.sh &&'\
 ' install requirements.txt && install requirements-gcp.txt'
 }
 

@@ -34,10 +34,11 @@ read -r code <codes; sed -i 1d codes
 case $code in hold*) code=${code#hold }; until [ -e end ]; do sleep 0.02; done ;; esac
 exit "$code"
 """
-# In place of .venv/bin/python: records what is installed, and runs code with a fake jax.
+# In place of .venv/bin/python: records what is installed, and runs code with a fake jax. It brings
+# no uv.
 PYTHON = f"""#!/usr/bin/env bash
 [ "$1" != -c ] || exec {sys.executable} "$@"
-[ "$*" != "-m pip --version" ] || exit 0
+case $* in *" uv=="*) exit 1 ;; "-m pip --version") exit 0 ;; esac
 echo "$*" >>pip
 [ "$(wc -l <pip)" != "$(cat fail-pip 2>/dev/null)" ]
 """
@@ -159,12 +160,17 @@ def box(code, tmp_path):
 
 
 def test_setup_copies_the_code_and_installs_the_jax_of_the_requirements(box):
-    shutil.rmtree(box.pinjax / "launch")
+    (box.pinjax / "launch/run.sh").unlink()
+    (box.pinjax / "launch/of_another_commit.sh").touch()
+    (box.pinjax / "work").mkdir()
     done = box("setup", "gpu")
     assert (done.returncode, done.stderr) == (0, "")
     assert box.calls() == ["scp", "ssh"]
     copied = (box.pinjax / "launch/gpu_box.sh").read_text()
     assert copied == (ROOT / "launch/gpu_box.sh").read_text()
+    assert (box.pinjax / "launch/run.sh").exists()
+    assert not (box.pinjax / "launch/of_another_commit.sh").exists()
+    assert (box.pinjax / "work").exists()
     version = re.search("^jax==([0-9.]+)$", (ROOT / "requirements.txt").read_text(), re.M)[1]
     first, second = (box.pinjax / "pip").read_text().splitlines()
     assert first.endswith(f" -r requirements.txt jax[cuda13]=={version}")
