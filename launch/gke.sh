@@ -123,6 +123,6 @@ NODE:.spec.nodeName,PHASE:.status.phase,\
 CODE:.status.containerStatuses[0].state.terminated.exitCode,\
 WAITS:.status.conditions[?(@.type==\"PodScheduled\")].message"
     ;;
-  delete) call kubectl delete jobset "$name" ;;
+  delete) call kubectl delete jobset "$name" --cascade=foreground ;;  # when its pods have ended
   *) fail "$command is none of apply, render, logs, status, delete" ;;
 esac

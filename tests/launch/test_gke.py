@@ -96,7 +96,7 @@ FLAGS = {
     "create": {"--filename"},
     "get": {"--selector", "--output"},
     "logs": {"--selector", "--follow", "--prefix", "--tail", "--max-log-requests"},
-    "delete": set(),
+    "delete": {"--cascade"},
 }
 
 
