@@ -10,10 +10,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 HEADER = "| NVIDIA-SMI 580.1   Driver Version: 580.1   CUDA Version: {} |"
-# A Python that fits. Asked for a venv it puts a copy of itself there; it notes what pip is to do.
+# A Python that fits. Asked for a venv it puts a copy of itself there; it notes what pip is to do,
+# which for uv is a command that notes what it is to do, too.
 FITS = """case $* in
   "-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
   "-m pip --version") ;;
+  *" uv=="*)
+    printf '#!/bin/sh\\necho "$0 $*" >>calls; exit %s\\n' ${UV:-0} >.venv/bin/uv
+    chmod +x .venv/bin/uv ;;
   "-m pip "*) echo "$0 $*" >>calls; exit ${PIP:-0} ;;
 esac"""
 # A Python of which `lacks` says what does not fit.
@@ -106,8 +110,17 @@ def test_uv_brings_a_python_where_the_systems_does_not_fit(machine, system):
     (call,) = lines(machine.root / "curl-calls")
     assert re.search(r" https://astral\.sh/uv/\d+\.\d+\.\d+/install\.sh$", call)
     (call,) = lines(machine.root / "calls")
-    assert call.startswith(".venv/bin/python -m pip install ")
-    assert "-r requirements.txt" in call
+    assert call.startswith(".venv/bin/uv pip install ")
+    assert call.endswith(" -r requirements.txt")
+
+
+def test_pip_installs_where_uv_fails(machine):
+    write(machine.root / "bin/python3", FITS)
+    assert machine(UV="1").stdout == "installed\n"
+    uv, pip = lines(machine.root / "calls")
+    assert uv.startswith(".venv/bin/uv pip install ")
+    assert pip.startswith(".venv/bin/python -m pip install ")
+    assert pip.endswith(" -r requirements.txt")
 
 
 @pytest.mark.parametrize("name", ["python3", "python3.12"])
@@ -149,6 +162,6 @@ def test_offline_it_says_what_to_install(machine, command, code):
 
 
 def test_an_installation_that_failed_is_tried_again(machine):
-    assert machine(PIP="1").returncode == 1
+    assert machine(UV="1", PIP="1").returncode == 1
     assert machine().returncode == 0
-    assert len(lines(machine.root / "calls")) == 2
+    assert len(lines(machine.root / "calls")) == 3
