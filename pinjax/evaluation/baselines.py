@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 
 from pinjax.evaluation import metrics, retrievers
-from pinjax.evaluation.engagements import Engagements
+from pinjax.evaluation.engagements import MOST, Engagements
 from pinjax.evaluation.queries import Candidates, EvalQueries
 from pinjax.evaluation.retrievers import Found, Retriever
 from pinjax.evaluation.source import Source
@@ -178,8 +178,12 @@ def choose(source: Source) -> Baselines:
         found[span] = recent[span]
     length = _longest(source, by_length)
     found[CO_OCCURRENCE] = by_length[length]
-    notes = [f"{CO_OCCURRENCE}: of the last {length} items of a query"]
-    return Baselines(found, notes if len(by_length) > 1 else [])
+    notes = []
+    if len(by_length) > 1:
+        notes.append(f"{CO_OCCURRENCE}: of the last {length} items of a query")
+    if engagements.pairs > MOST:
+        notes.append(f"{CO_OCCURRENCE}: of the latest {MOST:,} of {engagements.pairs:,} pairs")
+    return Baselines(found, notes)
 
 
 def recall(source: Source, retriever: Retriever) -> float:

@@ -33,7 +33,10 @@ class Engagements:
           positive: bool (n,), whether an engagement is positive; only these count.
           items: number of items.
         """
-        order = np.argsort(time, kind="stable")
+        # At equal times, as all of a graph's are, actors are in random order, so that the latest
+        # engagements are those of any of them.
+        place = np.random.default_rng(0).permutation(int(actor.max(initial=-1)) + 1)
+        order = np.lexsort((place[actor], time))
         self.items = items
         self._item, self._time = item[order], time[order].astype(np.int64)
         self._actor, self._positive = actor[order], positive[order]
@@ -42,6 +45,11 @@ class Engagements:
     def seconds(self) -> int:
         """Seconds from the first engagement to the last."""
         return int(self._time[-1] - self._time[0]) if len(self._time) else 0
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs of an actor and an item with a positive engagement."""
+        return len(self._first[0])
 
     def counts(self, until: int, seconds: int | None = None) -> np.ndarray:
         """Int64 (items,): positive engagements in (until - seconds, until], or all until then."""

@@ -1,7 +1,8 @@
 """Evaluators: a source of queries, the retrievers that answer them, and the table of results.
 
-Every full table has the system, ScaNN over its vectors, the baselines, and an oracle if there is
-one. All of them answer the same queries with the same candidates.
+Every full table has the system, the baselines, and an oracle if there is one; and ScaNN over the
+system's vectors, unless queries exclude many items. All of them answer the same queries with the
+same candidates.
 """
 
 import collections
@@ -214,13 +215,10 @@ class _Gathered:
         }
 
     def figures(self, order: list[tuple[str, str]]) -> tuple:
-        """Means of the figures over windows."""
-        means = {
-            key: {name: float(np.mean(values)) for name, values in self._figures[key].items()}
-            for key in order
-            if key in self._figures
-        }
-        return tuple(
-            (*key, {name: value for name, value in of_key.items() if np.isfinite(value)})
-            for key, of_key in means.items()
-        )
+        """Means of the figures over the windows that have them."""
+
+        def means(of_key: dict[str, list[float]]) -> dict[str, float]:
+            known = {name: [x for x in values if np.isfinite(x)] for name, values in of_key.items()}
+            return {name: float(np.mean(values)) for name, values in known.items() if values}
+
+        return tuple((*key, means(self._figures[key])) for key in order if key in self._figures)

@@ -10,7 +10,7 @@ from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
 from pinjax.evaluation import tables
 from pinjax.evaluation.engagements import TIERS, Engagements
-from pinjax.evaluation.queries import Candidates, EvalQueries
+from pinjax.evaluation.queries import Candidates, EvalQueries, missed_labels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,7 +80,10 @@ class OneWindow:
 
     def notes(self, split: str) -> list[str]:
         """The description, and a warning if there are few queries."""
-        description, number = self.describe(split), len(self._of_split(split))
+        description, found = self.describe(split), self._of_split(split)
+        not_eligible = f"{self.name} does not embed the item"
+        description += missed_labels([found], not_eligible, "its query leaves it out")
+        number = len(found)
         more = f"split.{split} or split.test_days of pinjax.prepare"
         if number == self.config.queries:
             more = "evaluate.queries"

@@ -6,7 +6,7 @@ the items that the user then engaged with.
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -155,6 +155,25 @@ class EvalQueries:
             label_query=label_query,
             excluded=excluded,
         )
+
+
+def missed_labels(parts: Iterable[EvalQueries], not_eligible: str, excluded: str) -> str:
+    """The number of labels that every method misses, and why, as the end of a sentence.
+
+    Args:
+      parts: queries, of several windows.
+      not_eligible: why items are not eligible as candidates.
+      excluded: why queries exclude items.
+
+    Returns:
+      It, empty if there are none.
+    """
+    number = {not_eligible: 0, excluded: 0}
+    for part in parts:
+        number[not_eligible] += int((~part.label_exists).sum())
+        number[excluded] += int((part.label_exists & part.label_excluded).sum())
+    reasons = ", or ".join(reason for reason in number if number[reason])
+    return f", {sum(number.values()):,} of which every method misses: {reasons}" if reasons else ""
 
 
 def runs(ascending: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ SHARE = "of oracle"
 ORACLE = "oracle"
 SUFFIXES = {"window": "", "daily": ", daily", "realtime": ", real time"}  # of a row, by cadence
 
+_LISTS = 10  # of a window on average, before a small coverage is suspicious
 _ALIKE = 0.9  # overlap of lists that are nearly the same
 _METRICS = {
     "R": metrics.recall,
@@ -91,7 +92,7 @@ def table_of(records: Records) -> Table:
     notes = list(about.notes)
     if best:
         notes.append(f"{DIFFERENCE}: R@10 less that of {best}, the best baseline of this table")
-    return Table(rows, notes + _collapsed(records, figures), records)
+    return Table(rows, notes + _collapsed(records, figures, measured.of_window), records)
 
 
 def difference(records: Records, method: str, other: str) -> Estimate:
@@ -134,9 +135,12 @@ class _Measured:
         self._records, labels = records, records.labels
         self._user = pa.array(labels["user"]).dictionary_encode().indices.to_numpy()
         self._group = np.arange(len(self._user))
+        pairs = np.stack([labels["window"], self._user.astype(np.int64)])
+        pairs, pair = np.unique(pairs, axis=1, return_inverse=True)
         if records.about.averaged_over == "users":
-            pairs = np.stack([labels["window"], self._user.astype(np.int64)])
-            _, self._group = np.unique(pairs, axis=1, return_inverse=True)
+            self._group = pair
+        # Users, or queries, of a window.
+        self.of_window = pairs.shape[1] / max(1, len(np.unique(pairs[0])))
         self._groups = int(self._group.max(initial=-1)) + 1
         self._cluster = np.zeros(self._groups, np.int64)
         self._cluster[self._group] = self._user
@@ -208,20 +212,27 @@ def too_few(number: int, what: str, more: str) -> list[str]:
     return [f"{WARNING}{number} {what} are too few to tell methods apart; for more, raise {more}"]
 
 
-def _collapsed(records: Records, figures: dict[tuple[str, str], dict[str, float]]) -> list[str]:
-    """A warning for each row of the system whose results are nearly the same for all queries."""
+def _collapsed(
+    records: Records, figures: dict[tuple[str, str], dict[str, float]], of_window: float
+) -> list[str]:
+    """A warning for each row of the system whose results are nearly the same for all queries.
+
+    Coverage tells that only where there are several times as many lists as twice popularity's one,
+    and an index of several times as many items.
+    """
     coverages = [
         figures.get((name, "window"), {}).get(COVERAGE)
         for name in records.about.baselines
         if name.startswith("popularity")
     ]
     usual = max((coverage for coverage in coverages if coverage is not None), default=0.0)
+    tells = of_window >= _LISTS and usual <= 1 / _LISTS
     notes = []
     for (method, cadence), cells in figures.items():
         if not is_of(method, records.about.system):
             continue
         why = []
-        if cells[COVERAGE] < 2 * usual:
+        if tells and cells[COVERAGE] < 2 * usual:
             why.append(f"its {COVERAGE} is below twice popularity's")
         if cells.get(OVERLAP, 0) > _ALIKE:
             why.append(f"two of its lists have {cells[OVERLAP]:.0%} in common")

@@ -18,7 +18,7 @@ from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
 from pinjax.evaluation import baselines, oracles, tables
 from pinjax.evaluation.engagements import Engagements
-from pinjax.evaluation.queries import Candidates, EvalQueries, concatenate
+from pinjax.evaluation.queries import Candidates, EvalQueries, concatenate, missed_labels
 from pinjax.timestamps import DAY
 
 # The latest time before a label at which an embedding of the cadence is computed, from the time of
@@ -120,12 +120,13 @@ class TimelineSource:
             keep = left > 2 if spec.leave_one_out else np.ones(len(records), bool)
             user = np.repeat(users + np.arange(len(lengths)), lengths)
             time = np.zeros_like(time) if spec.leave_one_out else time
-            columns = user, records["item"], time, self.positives(records)
+            columns = user.astype(np.int32), records["item"], time, self.positives(records)
             parts.append([column[keep] for column in columns])
             users += len(lengths)
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         if not parts:
-            columns = [np.zeros(0, kind) for kind in (np.int64, np.int32, np.uint32, bool)]
+            columns = [np.zeros(0, kind) for kind in (np.int32, np.int32, np.uint32, bool)]
+        parts.clear()  # of a large log these are gigabytes
         return Engagements(*columns, spec.num_items)
 
     def item_tiers(self, start: int) -> np.ndarray:
@@ -155,14 +156,11 @@ class TimelineSource:
 
     def notes(self, split: str) -> list[str]:
         """The description, and warnings if a window begins in training, or there are few users."""
-        notes = [self.describe(split)]
-        parts = self.queries(split).values()
-        missing = sum(int((~part.label_exists).sum()) for part in parts)
-        seen = sum(int((part.label_exists & part.label_excluded).sum()) for part in parts)
-        if missing or seen:
-            notes[0] += f", {missing + seen:,} of which every method misses: "
-            whys = (missing, "the item did not exist yet"), (seen, "the user had acted on it")
-            notes[0] += ", or ".join(why for number, why in whys if number)
+        description, parts = self.describe(split), self.queries(split).values()
+        description += missed_labels(
+            parts, "the item did not exist yet", "the user had acted on it"
+        )
+        notes = [description]
         spec, starts = self.dataset.spec, self.window_starts
         early = 0 if spec.leave_one_out else sum(start < spec.train_end for start in starts)
         if early:
@@ -238,6 +236,12 @@ class TimelineSource:
         user, query_user = np.unique(actions.owner(ends), return_inverse=True)
         starts = offsets[user][query_user]
         histories = windows.history(records, starts, ends, self.length, times[:, None])
+        # The same labels at any cadence: an item that is first seen in the window may be found.
+        before = ends
+        if not self.dataset.spec.leave_one_out:
+            before = windows.last_action_before(
+                actions.keys, user[query_user], np.full_like(ends, start)
+            )
         nothing = np.zeros((0, 2), np.int64)
         return EvalQueries(
             users=[actions.users[u] for u in user],
@@ -251,7 +255,7 @@ class TimelineSource:
             label_exists=self.candidates(start).eligible[records["item"][label]],
             label_task=np.zeros(len(label), np.uint8),
             label_time=actions.time[label],
-            excluded=seen(records, starts, ends) if self.config.filter_seen else nothing,
+            excluded=seen(records, starts, before) if self.config.filter_seen else nothing,
             depth=self.depth,
         )
 
@@ -281,8 +285,9 @@ class TimelineSource:
 
 
 def seen(records: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Int64 (n, 2): pairs of a query and an item that its user had acted on."""
+    """Int64 (n, 2): pairs, each once, of a query and an item that its user had acted on."""
     lengths = ends + 1 - starts
     query = np.repeat(np.arange(len(ends)), lengths)
-    action = ragged.positions(starts, lengths)
-    return np.stack([query, records["item"][action]], axis=1)
+    item = records["item"][ragged.positions(starts, lengths)].astype(np.int64)
+    width = 1 + int(item.max(initial=0))
+    return np.stack(np.divmod(np.unique(query * width + item), width), axis=1)

@@ -17,6 +17,7 @@ from pinjax.retrieval import exact, tuning
 from pinjax.retrieval import index as index_lib
 
 _COMPARED = 2048  # by which an approximate search is measured
+_LABELS = 2**14  # whose queries' vectors are held at a time
 
 
 class Towers(NamedTuple):
@@ -94,7 +95,9 @@ class VectorSearch:
         return self._embedded[1]
 
     def _embed_items(self, towers: Towers, queries: EvalQueries, candidates: Candidates) -> Items:
-        if (candidates.included != candidates.eligible).any():  # too many to embed all of them
+        # Of a small part of the catalogue, no more is embedded; all of it once, else.
+        few = 2 * candidates.included.sum() < len(candidates.included)
+        if few or (candidates.included != candidates.eligible).any():
             rows = np.union1d(np.flatnonzero(candidates.included), queries.label_item)
             return Items.create(rows, towers.items(rows))
         if self._items is None or self._items[0] != towers.as_of:
@@ -270,9 +273,13 @@ def _label_scores(vectors: np.ndarray, items: Items, queries: EvalQueries) -> np
 
 def _scores_of_vectors(vectors: np.ndarray, items: Items, queries: EvalQueries) -> np.ndarray:
     """Float32 (labels, vectors): the labels' scores for each vector of their queries."""
-    own = np.asarray(vectors[queries.label_query], np.float32)
-    scores = np.einsum("lvd,ld->lv", own, items.of(queries.label_item))
-    return np.where(own.any(axis=2), scores, -np.inf)
+    scores = np.empty((len(queries.label_query), vectors.shape[1]), np.float32)
+    for start in range(0, len(scores), _LABELS):
+        some = slice(start, start + _LABELS)
+        own = np.asarray(vectors[queries.label_query[some]], np.float32)
+        products = np.einsum("lvd,ld->lv", own, items.of(queries.label_item[some]))
+        scores[some] = np.where(own.any(axis=2), products, -np.inf)
+    return scores
 
 
 def _label_ranks(

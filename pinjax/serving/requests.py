@@ -94,7 +94,7 @@ class Users:
             vectors = embed([history])
             seen = timeline_source.seen(chunk.records, chunk.offsets[users], last)
             ids = pa.array([chunk.users[user] for user in users])
-            yield RequestBatch(ids, vectors, np.unique(seen, axis=0))
+            yield RequestBatch(ids, vectors, seen)
 
     @property
     def _all(self) -> tuple[pa.Array, np.ndarray]:

@@ -15,6 +15,7 @@ from pinjax.evaluation import (
     timeline_source,
     vector_search,
 )
+from pinjax.evaluation import queries as queries_lib
 from pinjax.timestamps import DAY
 
 SYSTEM = "pinnerformer"
@@ -286,3 +287,27 @@ def test_items_that_depend_on_no_time_are_embedded_once(make_config):
     assert embedded == [source.dataset.spec.num_items]
     made(vector_search.VectorSearch(towers(True)), "test", full=False)
     assert len(embedded) == 4
+
+
+def test_of_a_small_part_of_the_catalogue_no_more_is_embedded(make_config):
+    _, source = make(make_config())
+    (queries,) = source.queries("test").values()
+    eligible = np.arange(source.dataset.spec.num_items) < 9
+    candidates = queries_lib.Candidates(0, eligible, eligible)
+    search = vector_search.VectorSearch.fixed(
+        lambda features: np.ones((len(features["item"]), 2), np.float32),
+        lambda rows: np.stack([rows, rows], axis=1).astype(np.float32),
+    )
+    _, items = search.embed(queries, candidates)
+    np.testing.assert_array_equal(items.rows, np.union1d(np.arange(9), queries.label_item))
+    np.testing.assert_array_equal(items.vectors[:, 0], items.rows)
+
+
+def test_a_figure_that_a_window_lacks_is_of_the_others(make_config, monkeypatch):
+    starts = tuple(7 * DAY * week for week in range(3))
+    made, _ = make(make_config(evaluate={"window_starts": starts, "cadences": ("window",)}))
+    overlaps = iter([0.5, np.nan, 0.7])
+    monkeypatch.setattr(evaluator.metrics, "overlap", lambda top: next(overlaps))
+    table = made(same_for_all(np.ones((made.source.dataset.spec.num_items, 2))), "test", full=False)
+    ((_, _, figures),) = table.records.about.figures
+    assert figures[tables.OVERLAP] == pytest.approx(0.6)

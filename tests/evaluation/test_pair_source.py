@@ -84,6 +84,18 @@ def test_table_is_what_a_loop_counts(rng, share):
     assert len(missing) == 0 if share == 1 else len(missing) > 10
 
     itself = dataset.queries.items
+    pairs = dataset.pairs("test")
+    own = itself[pairs["query"]] == pairs["item"]
+    reasons = {
+        "ours does not embed the item": ~eligible[pairs["item"]],
+        "its query leaves it out": own & eligible[pairs["item"]],
+    }
+    missed = sum(which.sum() for which in reasons.values())
+    why = ", or ".join(reason for reason, which in reasons.items() if which.any())
+    if missed:
+        assert table.notes[0].endswith(f", {missed} of which every method misses: {why}")
+    else:
+        assert "misses" not in table.notes[0]
 
     def recall(score, k, keep):
         hits = []

@@ -1,5 +1,7 @@
 """Records against the table that they were made for, and against a loop over their rows."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -120,10 +122,31 @@ def test_collapsed_methods_of_the_system_are_said_to_be(made):
     notes = [note for note in tables.table_of(made).notes if "collapsed" in note]
     why = "two of its lists have 95% in common"
     below = "its P90 cov@10 is below twice popularity's and "
-    assert notes == [
-        f"warning: {name} has collapsed: {below}{why}"
-        for name in ("ours", "ours, ScaNN", "ours, daily")
+    names = ("ours", "ours, ScaNN", "ours, daily")
+    assert notes == [f"warning: {name} has collapsed: {why}" for name in names]
+
+    def collapsed(popularity, users):
+        figures = [(*key, dict(cells)) for *key, cells in made.about.figures]
+        for method, _, cells in figures:
+            if method == "popularity, all time":
+                cells[tables.COVERAGE] = popularity
+            elif method.startswith("ours"):
+                cells[tables.COVERAGE] = 0.01
+        about = dataclasses.replace(made.about, figures=tuple(figures))
+        some = np.isin(made.labels["user"], np.unique(made.labels["user"])[:users])
+        labels = {name: values[some] for name, values in made.labels.items()}
+        methods = {
+            key: records.Ranks(**{name: values[some] for name, values in vars(ranks).items()})
+            for key, ranks in made.methods.items()
+        }
+        found = tables.table_of(records.Records(about, labels, methods))
+        return [note for note in found.notes if "collapsed" in note]
+
+    assert collapsed(0.1, USERS) == [
+        f"warning: {name} has collapsed: {below}{why}" for name in names
     ]
+    assert collapsed(0.1, 5) == notes  # of a few lists none is large
+    assert collapsed(0.2, USERS) == notes  # and of few items none is small
 
 
 def test_what_is_no_record_is_refused(tmp_path):

@@ -376,3 +376,13 @@ def test_co_occurrence_of_a_long_log_looks_at_the_latest_engagements(rng, monkey
     expected = np.zeros_like(found)
     expected[tuple(zip(*latest, strict=True))] = True
     np.testing.assert_array_equal(found, expected)
+
+
+def test_co_occurrence_without_times_looks_at_actors_of_any_row(monkeypatch):
+    monkeypatch.setattr(engagements, "MOST", 300)
+    actor, item = np.repeat(np.arange(200), 3), np.tile(np.arange(3), 200)
+    made = engagements.Engagements(actor, item, np.zeros(600), np.ones(600, bool), 3)
+    assert made.pairs == 600
+    engaged = np.diff(made.matrix(0).indptr)
+    assert (engaged == 3).sum() == 100  # all engagements of half of them
+    assert 30 < (engaged[:100] == 3).sum() < 70

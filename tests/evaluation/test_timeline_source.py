@@ -102,7 +102,8 @@ def test_queries_are_the_enumerated_ones(rows, cadence):
     labels = zip(user, *of_labels, queries.label_excluded, strict=True)
     for u, item, query, label_time, excluded in labels:
         known, request_time, time = answers[u, item]
-        assert excluded == (item in known["item"])
+        before = rows[u]["item"][rows[u]["time"] <= T]
+        assert excluded == (item in before)
         assert label_time == time
         assert queries.query_time[query] == request_time
         assert queries.features["request_time"][query, -1] == request_time
@@ -115,7 +116,7 @@ def test_queries_are_the_enumerated_ones(rows, cadence):
         np.testing.assert_array_equal(queries.context[query], [-1] * (320 - len(engaged)) + engaged)
         assert queries.history[query] == len(known)
         seen = queries.excluded[queries.excluded[:, 0] == query, 1]
-        np.testing.assert_array_equal(seen, known["item"])
+        np.testing.assert_array_equal(seen, np.unique(before))
     # Items appear every other day, the last of them after T.
     np.testing.assert_array_equal(queries.label_exists, queries.label_item <= 20)
     assert not queries.label_exists.all()
@@ -125,14 +126,18 @@ def test_queries_are_the_enumerated_ones(rows, cadence):
 def test_what_happens_later_reaches_no_history(rows, cadence):
     before = queries_of(make(rows), cadence=cadence)
     for row in rows:
-        late = row["time"] > T + 14 * DAY
-        row["item"][late], row["action"][late], row["surface"][late] = 0, 1, 0
+        late = row["time"] > (T if cadence == "window" else T + 14 * DAY)
+        late &= (row["time"] > T + 14 * DAY) | ~np.array([is_positive(action) for action in row])
+        row["item"][late], row["surface"][late], row["duration"][late] = 0, 1, 99
     after = queries_of(make(rows), cadence=cadence)
     np.testing.assert_array_equal(after.label_item, before.label_item)
     for name, values in before.features.items():
         np.testing.assert_array_equal(after.features[name], values)
     last_time = before.features["time"].max(axis=1)
-    assert (last_time[before.label_query] <= T + 14 * DAY).all()
+    assert (last_time <= before.query_time).all()
+    assert (before.query_time[before.label_query] < before.label_time).all()
+    if cadence == "window":
+        assert (before.query_time == T).all()
 
 
 def test_windows_have_the_same_queries_together_as_alone(rows):
@@ -175,9 +180,8 @@ def test_leave_one_out(rows, split, held):
     np.testing.assert_array_equal(queries.label_item, [row["item"][-held] for row in long_enough])
     assert queries.label_exists.all()
     for query, row in enumerate(long_enough):
-        np.testing.assert_array_equal(
-            queries.excluded[queries.excluded[:, 0] == query, 1], row["item"][:-held]
-        )
+        seen = queries.excluded[queries.excluded[:, 0] == query, 1]
+        np.testing.assert_array_equal(seen, np.unique(row["item"][:-held]))
         assert queries.features["item"][query, -1] == row["item"][-held - 1]
         assert queries.query_time[query] == row["time"][-held - 1]
 
