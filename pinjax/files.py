@@ -88,10 +88,11 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
       OSError: if it cannot be written, with the path; then the new file is removed.
     """
     path = epath.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    local, left = not is_remote(path), [temporary]
-    if local and os.path.exists(path) and not os.path.isfile(path):
+    local = not is_remote(path)
+    if not path.name or (local and os.path.exists(path) and not os.path.isfile(path)):
         raise InputError(f"{path}: expected a file, or a name that is free")
+    temporary = path.with_name(path.name + ".tmp")
+    left = [temporary]
 
     def remove() -> None:
         while left:

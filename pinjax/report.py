@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     out = app.directory("--out", OUT.value)
     if out.is_dir() or not out.parent.is_dir():
         raise InputError(f"--out={OUT.value}: expected a file, in a directory that exists")
-    directories = [app.directory("--workdir", name) for name in WORKDIR.value]
+    directories = [app.local_directory("--workdir", name) for name in WORKDIR.value or [""]]
     if len(set(directories)) < len(directories):
         raise InputError(f"--workdir={','.join(WORKDIR.value)}: expected each directory once")
     found = runs.read(directories)

@@ -16,6 +16,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -285,12 +286,17 @@ class _Run:
         if code == app.EXIT_INPUT and errors:
             reason = errors[-1].removeprefix("error: ")
             # What a data set lacks is said with its name. A wrong config is to be mended instead.
-            lacks = command != "embed" and self.spec.name in reason
+            lacks = command != "embed" and names(reason, self.spec.name)
             if lacks and not (self.directory / workdirs.RUN_FILE).exists():
                 raise _LeftOut(reason)
             raise InputError(f"{self.stage.title}: {reason}")
         if code:  # negative after a signal that cannot be caught
             raise _Ended(code if code > 0 else 1, f"{self.stage.title}, {command}: {reason}")
+
+
+def names(reason: str, data: str) -> bool:
+    """Whether a message names a data set, and not only a path or a field with such a part."""
+    return re.search(rf"(?<![\w./-]){re.escape(data)}(?![\w./-])", reason) is not None
 
 
 def _wait(process: subprocess.Popen, deferral: signals.Deferral) -> int:

@@ -114,8 +114,9 @@ class Batches(RandomAccess):
             kept %= len(self.lengths)
             kept = kept[np.argsort(self.lengths[kept], kind="stable")]
             found = rng.permuted(kept.reshape(users, steps), axis=1)[balanced_order(users)]
-            for old in [old for old in self._epochs if abs(old - epoch) > 1]:
-                self._epochs.pop(old, None)
+            for old in list(self._epochs):  # which another thread may change
+                if abs(old - epoch) > 1:
+                    self._epochs.pop(old, None)
             self._epochs[epoch] = found
         return found
 

@@ -12,7 +12,7 @@
 import array
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -97,6 +97,20 @@ class Chunk:
     users: list[int | str]
     records: np.ndarray
     offsets: np.ndarray
+
+    @classmethod
+    def join(cls, chunks: Sequence["Chunk"]) -> "Chunk":
+        """The users of chunks, one after the other."""
+        users = [user for chunk in chunks for user in chunk.users]
+        lengths = np.concatenate([np.diff(chunk.offsets) for chunk in chunks])
+        records = np.concatenate([chunk.records for chunk in chunks])
+        return cls(users, records, ragged.offsets_of(lengths))
+
+    def take(self, rows: np.ndarray) -> "Chunk":
+        """The users of some rows, int (n,), in their order."""
+        lengths = np.diff(self.offsets)[rows]
+        records = self.records[ragged.positions(self.offsets[rows], lengths)]
+        return Chunk([self.users[row] for row in rows], records, ragged.offsets_of(lengths))
 
 
 @dataclasses.dataclass(frozen=True)

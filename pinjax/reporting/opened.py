@@ -194,5 +194,5 @@ class Opened:
     def _calibrate(self, number: int, run: Run, opened: serving.Run) -> None:
         mesh, config = sharding.mesh_of(opened.config), opened.config
         state = checkpoint.load_chosen(run.workdir, config, opened.system, mesh, self._verify)
-        for found in calibration.measure(opened.system, state.sketches, opened.step):
+        for found in calibration.measure(opened.system, state.sketches, int(state.step)):
             self.calibrations.append(calibration.block(run.name, figures.colour(number), found))

@@ -12,7 +12,7 @@ from pinjax.data import catalogue, timelines
 from pinjax.data import spec as spec_lib
 from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
-from pinjax.evaluation import timeline_source
+from pinjax.evaluation import queries, timeline_source
 from pinjax.systems import histories, system
 
 _SOME = 4096  # that are embedded and searched for at a time
@@ -67,7 +67,7 @@ class Users:
     def known(
         self, embed: system.EmbedUsers, as_of: int, wanted: pa.Array | None
     ) -> Iterator[RequestBatch]:
-        """Users by their ids, or all; those who had not acted by then are left out.
+        """Users by their ids, each once, or all; those who had not acted by then are left out.
 
         Raises:
           InputError: if an id is unknown.
@@ -79,22 +79,31 @@ class Users:
             return
         ids, rows = self._all
         place = places(wanted, ids, "users")
-        for number, split in enumerate(self._splits):
-            of_split = rows[place[rows[place, 0] == number], 1].tolist()
-            for start in range(0, len(of_split), _SOME):
-                chunk = self._dataset.chunk_of(split, of_split[start : start + _SOME])
-                yield from self.of_chunk(embed, as_of, chunk)
+        place = place[np.sort(np.unique(place, return_index=True)[1])]
+        for start in range(0, len(place), _SOME):
+            chunk = self._chunk(rows[place[start : start + _SOME]])
+            yield from self.of_chunk(embed, as_of, chunk)
 
     def of_chunk(
         self, embed: system.EmbedUsers, as_of: int, chunk: timelines.Chunk
     ) -> Iterator[RequestBatch]:
         """The users of timelines, without those who had not acted by then."""
-        users, last, history = histories.until(chunk, as_of, self._config.data.length)
-        if len(users):
-            vectors = embed([history])
-            seen = timeline_source.seen(chunk.records, chunk.offsets[users], last)
-            ids = pa.array([chunk.users[user] for user in users])
-            yield RequestBatch(ids, vectors, seen)
+        for start in range(0, len(chunk.users), _SOME):
+            some = chunk.take(np.arange(start, min(start + _SOME, len(chunk.users))))
+            users, last, history = histories.until(some, as_of, self._config.data.length)
+            if len(users):
+                vectors = embed([history])
+                seen = timeline_source.seen(some.records, some.offsets[users], last)
+                yield RequestBatch(pa.array([some.users[user] for user in users]), vectors, seen)
+
+    def _chunk(self, rows: np.ndarray) -> timelines.Chunk:
+        """The timelines of users, int64 (n, 2), in their order."""
+        order = np.argsort(rows[:, 0], kind="stable")
+        chunks = []
+        for number in np.unique(rows[:, 0]):
+            of_split = rows[rows[:, 0] == number, 1].tolist()
+            chunks.append(self._dataset.chunk_of(self._splits[number], of_split))
+        return timelines.Chunk.join(chunks).take(np.argsort(order))
 
     @property
     def _all(self) -> tuple[pa.Array, np.ndarray]:
@@ -145,6 +154,21 @@ def of_texts(embed: Callable[[list[str]], np.ndarray], texts: pa.Array) -> Itera
     for start in range(0, len(texts), _SOME):
         some = texts.slice(start, _SOME)
         yield RequestBatch(some, embed(some.to_pylist()), np.zeros((0, 2), np.int64))
+
+
+def of_groups(dataset: Dataset, as_of: int, rows: np.ndarray) -> np.ndarray:
+    """The pairs of rows of groups and the items that are in them.
+
+    Edges after training have no times, so that all of them count if `as_of` is later.
+    """
+    pairs = [dataset.graph.groups.pairs(rows)]
+    if as_of > dataset.spec.train_end:
+        for split in spec_lib.SPLITS[1:]:
+            edges = dataset.held_out_edges(split)
+            edges = edges[np.argsort(edges[:, 0], kind="stable")]
+            place, edge = queries.runs(edges[:, 0], rows)
+            pairs.append(np.stack([place, edges[edge, 1]], axis=1))
+    return np.concatenate(pairs)
 
 
 def themselves(items: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -194,7 +194,8 @@ class Run:
             table, own = served.queries, dataset.queries.ids
             return self._rows("query", table, own, "queries", wanted, seen)
         if served.groups:
-            seen, table, own = dataset.graph.groups.pairs, served.groups, dataset.groups
+            seen = functools.partial(requests.of_groups, dataset, self.as_of)
+            table, own = served.groups, dataset.groups
             return self._rows("group", table, own, "groups", wanted, seen)
         return self.items(ids)
 

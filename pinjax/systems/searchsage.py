@@ -70,11 +70,18 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def check_spec(config: ConfigDict, spec: Spec) -> None:
-    """Rejects data sets without searches, or with query vectors of another space than the items."""
+    """Rejects data sets without searches, or with query vectors of another space than the items,
+    and tasks of other queries."""
     if not any(task.startswith("text/") for task in spec.tasks):
         raise InputError(
             f"data.name: {spec.name} has no text of a search: SearchSage needs events.query"
         )
+    for name, *_ in config.tasks:
+        if not name.startswith("text/"):
+            raise InputError(
+                f"tasks: queries of {name!r} have no text, which is all that SearchSage reads; "
+                "expected tasks that begin with text/"
+            )
     if config.model.residual and spec.query_dim != item_features.item_vector_dim(spec):
         raise InputError(
             f"model.residual: queries of {spec.name} have {spec.query_dim} numbers, not the items' "

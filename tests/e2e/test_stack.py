@@ -213,6 +213,22 @@ def test_stages_that_the_data_set_cannot_carry_are_left_out(
     assert err == f"error: --data={name}: no stage can be run on it\n"
 
 
+@pytest.mark.parametrize(
+    ("reason", "named"),
+    [
+        ("data.name: log has no pairs, only timelines", True),
+        ("log has no action 'sav'", True),
+        ("log, split test: no label", True),
+        ("data/log/items.parquet: damaged", False),
+        ("/data/log: No space left on device", False),
+        ("train.log_every: expected 1 or more", False),
+        ("/work/log-stack/run.json: No space left on device", False),
+    ],
+)
+def test_a_data_set_is_named_by_more_than_a_path(reason, named):
+    assert stack.names(reason, "log") == named
+
+
 @pytest.mark.slow
 def test_a_config_that_a_stage_refuses_ends_the_stack(command, home):
     flags = "--variant=test", "--data=pinworld/tiny", "--pinsage=--config.train.select=valid/R@11"

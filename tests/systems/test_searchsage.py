@@ -274,6 +274,15 @@ def test_searches_are_needed(make_config, other_data, mesh, fields, message):
             create(config, mesh)
 
 
+def test_queries_without_texts_are_refused(make_config, mesh, data_dir):
+    config = make_config()
+    config.tasks = (*config.tasks, ("image/click", 1.0, 5))
+    message = r"^tasks: queries of 'image/click' have no text, which is all that SearchSage reads; "
+    for create in (registry.create, registry.build):
+        with pytest.raises(InputError, match=message):
+            create(config, mesh)
+
+
 def test_more_tokens_than_can_be_numbered_are_refused(make_config, mesh):
     spec = Spec("shop", 9, num_queries=9, num_search_tokens=2**31, vocabulary=(1, 0, 0))
     with pytest.raises(InputError, match=r"^shop: searches have 2,147,483,648 tokens together"):
