@@ -37,10 +37,17 @@ class WordVectors:
     images: np.ndarray | None = None
 
 
-def make_vocabulary(job: Job, trained: str) -> tokens.Vocabulary:
-    """Makes the vocabulary of the texts of the items for which the SQL `trained` holds."""
+def make_vocabulary(job: Job, trained: str, searches: bool) -> tokens.Vocabulary:
+    """Makes the vocabulary of the texts of the items for which the SQL `trained` holds.
+
+    With `searches` it is of each search in training, too, whose words may be no item's.
+    """
     features = [feature for feature, _ in job.config.catalogue.texts]
-    lines = _lines(_texts(job.database, features, trained))
+    pieces = [_texts(job.database, features, trained)]
+    if searches:
+        found = "SELECT DISTINCT query FROM split_pairs WHERE kind = 'text' AND split = 0"
+        pieces.append(job.database.pieces(found, 2**14))
+    lines = _lines(itertools.chain(*pieces))
     vocabulary = tokens.Vocabulary.build(lines, **job.config.vocabulary)
     vocabulary.save(job.made / spec_lib.VOCABULARY_FILE)
     sizes = zip(tokens.KINDS, vocabulary.sizes, strict=True)

@@ -33,7 +33,7 @@ from pinjax.data.sources.columns import Column, are_integers
 from pinjax.data.sources.engine import Job, open_database
 from pinjax.errors import InputError
 
-VERSION = "4.2.0"
+VERSION = "4.3.0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _make(
     begins("catalogue")
     vocabulary = None
     if config.catalogue.texts or "pairs" in parts:
-        vocabulary = content.make_vocabulary(job, trained)
+        vocabulary = content.make_vocabulary(job, trained, "pairs" in parts)
         spec = dataclasses.replace(spec, vocabulary=vocabulary.sizes)
     of_items = content.write(job, counts, vocabulary, made, table)
     spec = dataclasses.replace(spec, **of_items)

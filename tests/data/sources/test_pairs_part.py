@@ -248,13 +248,16 @@ def test_pairs_equal_a_plain_reading(events, table, prepare, case):
     else:
         assert not made.catalogue.created.any()
 
-    # The vocabulary is counted over the items in training pairs, each once.
+    # The vocabulary is counted over the items and the searches in training pairs, each once.
     texts = [
         line
         for column in ("name", "note")
         for item, line in zip(table["item"], table[column], strict=True)
         if item in trained_on
     ]
+    trained_by = made.pairs("train")["query"]
+    searched = np.unique(trained_by[queries.kinds[trained_by] == "text"])
+    texts += queries.ids[searched].tolist()
     vocabulary = tokens.Vocabulary.build(texts, unigrams=10**6, bigrams=10**6, trigrams=10**6)
     assert made.vocabulary.rows.equals(vocabulary.rows)
     for feature, column in (("title", "name"), ("note", "note")):
