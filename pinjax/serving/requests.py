@@ -156,19 +156,23 @@ def of_texts(embed: Callable[[list[str]], np.ndarray], texts: pa.Array) -> Itera
         yield RequestBatch(some, embed(some.to_pylist()), np.zeros((0, 2), np.int64))
 
 
-def of_groups(dataset: Dataset, as_of: int, rows: np.ndarray) -> np.ndarray:
-    """The pairs of rows of groups and the items that are in them.
+def in_groups(dataset: Dataset, as_of: int) -> Callable[[np.ndarray], np.ndarray]:
+    """From rows of groups to the pairs of them and the items that are in them.
 
     Edges after training have no times, so that all of them count if `as_of` is later.
     """
-    pairs = [dataset.graph.groups.pairs(rows)]
+    later = [np.zeros((0, 2), np.int32)]
     if as_of > dataset.spec.train_end:
-        for split in spec_lib.SPLITS[1:]:
-            edges = dataset.held_out_edges(split)
-            edges = edges[np.argsort(edges[:, 0], kind="stable")]
-            place, edge = queries.runs(edges[:, 0], rows)
-            pairs.append(np.stack([place, edges[edge, 1]], axis=1))
-    return np.concatenate(pairs)
+        later += [dataset.held_out_edges(split) for split in spec_lib.SPLITS[1:]]
+    edges = np.concatenate(later)
+    edges = edges[np.argsort(edges[:, 0], kind="stable")]
+
+    def pairs(rows: np.ndarray) -> np.ndarray:
+        place, edge = queries.runs(edges[:, 0], rows)
+        added = np.stack([place, edges[edge, 1]], axis=1)
+        return np.concatenate([dataset.graph.groups.pairs(rows), added])
+
+    return pairs
 
 
 def themselves(items: np.ndarray, rows: np.ndarray) -> np.ndarray:

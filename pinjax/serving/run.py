@@ -194,7 +194,7 @@ class Run:
             table, own = served.queries, dataset.queries.ids
             return self._rows("query", table, own, "queries", wanted, seen)
         if served.groups:
-            seen = functools.partial(requests.of_groups, dataset, self.as_of)
+            seen = requests.in_groups(dataset, self.as_of)
             table, own = served.groups, dataset.groups
             return self._rows("group", table, own, "groups", wanted, seen)
         return self.items(ids)
