@@ -222,7 +222,7 @@ def test_stages_that_the_data_set_cannot_carry_are_left_out(
         ("data/log/items.parquet: damaged", False),
         ("/data/log: No space left on device", False),
         ("train.log_every: expected 1 or more", False),
-        ("/work/log-stack/run.json: No space left on device", False),
+        ("/runs/log-stack/run.json: No space left on device", False),
     ],
 )
 def test_a_data_set_is_named_by_more_than_a_path(reason, named):
