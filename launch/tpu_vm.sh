@@ -171,8 +171,8 @@ install_code() {
     echo "$name does not answer yet ..." >&2
     sleep "$poll"
   done
-  on_all 'mkdir -p pinjax && tar --recursive-unlink -xzf pinjax.tar.gz -C pinjax && cd pinjax && . launch/env.sh &&'\
-' install requirements.txt && install requirements-gcp.txt'
+  on_all 'mkdir -p pinjax && tar --recursive-unlink -xzf pinjax.tar.gz -C pinjax &&'\
+' cd pinjax && . launch/env.sh && install requirements.txt && install requirements-gcp.txt'
 }
 
 setup() {  # setup [--workdir=...]

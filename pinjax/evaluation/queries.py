@@ -5,6 +5,7 @@ the items that the user then engaged with.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -88,7 +89,7 @@ class EvalQueries:
     def label_user(self) -> np.ndarray:
         return self.query_user[self.label_query]
 
-    @property
+    @functools.cached_property
     def label_excluded(self) -> np.ndarray:
         """Bool (labels,), whether the label's query does not allow it."""
         return self.excludes(self.label_query, self.label_item)

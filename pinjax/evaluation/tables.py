@@ -1,6 +1,7 @@
 """Tables of results, made from records."""
 
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -135,15 +136,23 @@ class _Measured:
         self._records, labels = records, records.labels
         self._user = pa.array(labels["user"]).dictionary_encode().indices.to_numpy()
         self._group = np.arange(len(self._user))
-        pairs = np.stack([labels["window"], self._user.astype(np.int64)])
-        pairs, pair = np.unique(pairs, axis=1, return_inverse=True)
         if records.about.averaged_over == "users":
-            self._group = pair
-        # Users, or queries, of a window.
-        self.of_window = pairs.shape[1] / max(1, len(np.unique(pairs[0])))
+            _, self._group = self._pairs
         self._groups = int(self._group.max(initial=-1)) + 1
         self._cluster = np.zeros(self._groups, np.int64)
         self._cluster[self._group] = self._user
+
+    @functools.cached_property
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Windows and their users, or queries, (2, pairs); and the pair of each label."""
+        pairs = np.stack([self._records.labels["window"], self._user.astype(np.int64)])
+        return np.unique(pairs, axis=1, return_inverse=True)
+
+    @property
+    def of_window(self) -> float:
+        """Users, or queries, of a window on average."""
+        pairs, _ = self._pairs
+        return pairs.shape[1] / max(1, len(np.unique(pairs[0])))
 
     def _values(self, key: tuple[str, str], name: str, where: np.ndarray | None) -> np.ndarray:
         metric, _, k = name.partition("@")

@@ -236,13 +236,14 @@ class TimelineSource:
         user, query_user = np.unique(actions.owner(ends), return_inverse=True)
         starts = offsets[user][query_user]
         histories = windows.history(records, starts, ends, self.length, times[:, None])
-        # The same labels at any cadence: an item that is first seen in the window may be found.
-        before = ends
-        if not self.dataset.spec.leave_one_out:
-            before = windows.last_action_before(
-                actions.keys, user[query_user], np.full_like(ends, start)
-            )
-        nothing = np.zeros((0, 2), np.int64)
+        excluded = np.zeros((0, 2), np.int64)
+        if self.config.filter_seen:
+            before = ends
+            if not self.dataset.spec.leave_one_out:
+                # The same at any cadence: an item that is first seen in the window may be found.
+                owner, time = user[query_user], np.full_like(ends, start)
+                before = windows.last_action_before(actions.keys, owner, time)
+            excluded = seen(records, starts, before)
         return EvalQueries(
             users=[actions.users[u] for u in user],
             query_user=query_user,
@@ -255,7 +256,7 @@ class TimelineSource:
             label_exists=self.candidates(start).eligible[records["item"][label]],
             label_task=np.zeros(len(label), np.uint8),
             label_time=actions.time[label],
-            excluded=seen(records, starts, before) if self.config.filter_seen else nothing,
+            excluded=excluded,
             depth=self.depth,
         )
 

@@ -75,26 +75,31 @@ class Users:
         if wanted is None:
             for split in self._splits:
                 for chunk in self._dataset.chunks(split, _SOME):
-                    yield from self.of_chunk(embed, as_of, chunk)
+                    yield from self._of_some(embed, as_of, chunk)
             return
         ids, rows = self._all
         place = places(wanted, ids, "users")
         place = place[np.sort(np.unique(place, return_index=True)[1])]
         for start in range(0, len(place), _SOME):
             chunk = self._chunk(rows[place[start : start + _SOME]])
-            yield from self.of_chunk(embed, as_of, chunk)
+            yield from self._of_some(embed, as_of, chunk)
 
     def of_chunk(
         self, embed: system.EmbedUsers, as_of: int, chunk: timelines.Chunk
     ) -> Iterator[RequestBatch]:
-        """The users of timelines, without those who had not acted by then."""
+        """The users of any number of timelines, without those who had not acted by then."""
         for start in range(0, len(chunk.users), _SOME):
-            some = chunk.take(np.arange(start, min(start + _SOME, len(chunk.users))))
-            users, last, history = histories.until(some, as_of, self._config.data.length)
-            if len(users):
-                vectors = embed([history])
-                seen = timeline_source.seen(some.records, some.offsets[users], last)
-                yield RequestBatch(pa.array([some.users[user] for user in users]), vectors, seen)
+            rows = np.arange(start, min(start + _SOME, len(chunk.users)))
+            yield from self._of_some(embed, as_of, chunk.take(rows))
+
+    def _of_some(
+        self, embed: system.EmbedUsers, as_of: int, chunk: timelines.Chunk
+    ) -> Iterator[RequestBatch]:
+        users, last, history = histories.until(chunk, as_of, self._config.data.length)
+        if len(users):
+            vectors = embed([history])
+            seen = timeline_source.seen(chunk.records, chunk.offsets[users], last)
+            yield RequestBatch(pa.array([chunk.users[user] for user in users]), vectors, seen)
 
     def _chunk(self, rows: np.ndarray) -> timelines.Chunk:
         """The timelines of users, int64 (n, 2), in their order."""

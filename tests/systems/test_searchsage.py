@@ -274,7 +274,7 @@ def test_searches_are_needed(make_config, other_data, mesh, fields, message):
             create(config, mesh)
 
 
-def test_queries_without_texts_are_refused(make_config, mesh, data_dir):
+def test_queries_without_texts_are_refused(make_config, mesh):
     config = make_config()
     config.tasks = (*config.tasks, ("image/click", 1.0, 5))
     message = r"^tasks: queries of 'image/click' have no text, which is all that SearchSage reads; "
