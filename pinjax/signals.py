@@ -5,9 +5,11 @@ import functools
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
+import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -57,6 +59,7 @@ class Deferral:
 
 _deferrals: list[Deferral] = []
 _clean_ups: list[Callable[[], None]] = []
+_paused: queue.SimpleQueue[None] = queue.SimpleQueue()  # which handlers may use, nested too
 
 
 def check() -> None:
@@ -121,9 +124,9 @@ def handle() -> None:
     """
     heard, hears = os.pipe()
     os.set_blocking(hears, False)
-    _set_handler(_ignore)
     signal.set_wakeup_fd(hears, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(heard,), daemon=True).start()
+    _set_handler(_pause)  # last: it waits for that thread
 
 
 def _set_handler(
@@ -142,8 +145,10 @@ def _pass_on(signum: int, frame: object) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _ignore(signum: int, frame: object) -> None:
-    """Replaces Python's own handler; `_watch` ends the process."""
+def _pause(signum: int, frame: object) -> None:
+    """Keeps the main thread from writing to what `_watch` removes, before it ends the process."""
+    _paused.put(None)
+    time.sleep(60)  # not for ever: the main thread may hold a lock that the end needs
 
 
 def _watch(heard: int) -> None:
@@ -154,11 +159,13 @@ def _watch(heard: int) -> None:
         interrupts += signums[0] == signal.SIGINT
         if interrupts == 2:
             os._exit(EXIT_INTERRUPTED)
-        if signal.getsignal(signums[0]) == _ignore:  # and it is not deferred
+        if signal.getsignal(signums[0]) == _pause:  # and it is not deferred
             _end(Stopped(signums[0]))
 
 
 def _end(stopped: Stopped) -> NoReturn:
+    with contextlib.suppress(queue.Empty):  # a main thread that is compiling does not pause
+        _paused.get(timeout=0.5)
     for clean_up in reversed(_clean_ups):
         with contextlib.suppress(OSError):
             clean_up()

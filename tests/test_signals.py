@@ -64,6 +64,26 @@ def test_a_signal_ends_a_command_at_once_with_a_line_and_cleans_up(
     assert not (tmp_path / "file").exists()
 
 
+def test_a_directory_that_is_being_filled_is_removed(tmp_path):
+    code = f"""
+import itertools
+from pinjax import files, signals
+signals.handle()
+with files.unfinished({str(tmp_path / "made")!r}) as made:
+    for number in itertools.count():
+        (made / str(number)).mkdir()
+        (made / str(number) / "file").write_text("")
+        if number == 100:
+            print("inside", flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
+    assert process.stdout.readline() == "inside\n"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert err == "stopped by SIGTERM; run the same command again to continue\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_deferred_signals_are_noted_and_a_second_interrupt_ends_at_once(command):
     process = command("deferred")
     for signum in (signal.SIGTERM, signal.SIGINT):
