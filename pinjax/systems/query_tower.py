@@ -1,6 +1,5 @@
 """Towers that embed the texts of searches, and the tables of texts that they read."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,7 +10,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pinjax import settings
 from pinjax.data import item_features, statistics
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
@@ -19,6 +17,9 @@ from pinjax.data.text import pretrained, word_ids
 from pinjax.distributed import sharded_table, sharding
 from pinjax.models import bert, features, searchsage
 from pinjax.systems import product_table, ragged_features, system
+
+# By task, the tokens of a query at each of `statistics.LEVELS`: int (levels,).
+Lengths = Mapping[str, np.ndarray]
 
 
 class Tower(NamedTuple):
@@ -46,63 +47,83 @@ class Tower(NamedTuple):
         return sharding.shard_map_rows(mesh, self.table_layout, self.apply)(params, texts, rows)
 
 
-def create(config: ConfigDict, mesh: Mesh, spec: Spec) -> Tower:
-    """The tower that the section `model` names, with the dimension of the items' vectors."""
+def create(config: ConfigDict, mesh: Mesh, spec: Spec, lengths: Lengths) -> Tower:
+    """The tower that the section `model` names, with the dimension of the items' vectors.
+
+    Args:
+      config: of the run.
+      mesh: of the devices.
+      spec: of the data set.
+      lengths: of `known_lengths` or `lengths_of`.
+    """
     make = {"bag": _bag, "bert": _bert}[config.model.encoder]
-    tower = make(config, mesh, spec, sharding.table_layout(mesh, config.train))
+    room = functools.partial(capacity, config, mesh, spec, lengths)
+    tower = make(config, mesh, spec, sharding.table_layout(mesh, config.train), room)
     return _with_residual(tower, mesh, spec) if config.model.residual else tower
 
 
-def capacity(config: ConfigDict, mesh: Mesh, spec: Spec, queries: int) -> int:
+def capacity(config: ConfigDict, mesh: Mesh, spec: Spec, lengths: Lengths, queries: int) -> int:
     """The most tokens that a tower takes of the queries of a device; it gives NaN for more.
 
     A device's share of a batch exceeds it with a probability below `product_table.OVERFLOW` in a
-    run.
+    run. There is always room for one query.
     """
-    length = config.model.length
-    if config.model.encoder != "bert":
-        return settings.INT32
-    weights = {task: weight for task, weight, _ in config.tasks}
-    lengths = [np.minimum(1 + np.array(spec.search_quantiles[task]), length) for task in weights]
-    shares = [weight * statistics.MASSES for weight in weights.values()]
+    shares = [weight * statistics.MASSES for _, weight, _ in config.tasks]
+    of_tasks = np.concatenate([lengths[task] for task, *_ in config.tasks])
     chance = product_table.OVERFLOW / (config.train.steps * mesh.shape["data"])
-    drawn = np.concatenate(lengths), np.concatenate(shares)
-    return max(length, ragged_features.token_capacity(*drawn, queries, chance))
+    room = ragged_features.token_capacity(of_tasks, np.concatenate(shares), queries, chance)
+    return max(_longest(config, spec), room)
 
 
-def describe(config: ConfigDict, mesh: Mesh, spec: Spec) -> str:
-    """How a batch's texts are packed, in words; "" if they are not."""
+def _longest(config: ConfigDict, spec: Spec) -> int:
+    """The most tokens of a query."""
+    return config.model.length if config.model.encoder == "bert" else spec.longest_search
+
+
+def describe(config: ConfigDict, mesh: Mesh, spec: Spec, lengths: Lengths) -> str:
+    """How a batch's texts are packed, in words; "" for the bag, which never pads one."""
     if config.model.encoder != "bert":
         return ""
     queries = config.data.pairs // mesh.shape["data"]
     cells = queries * config.model.length
-    tokens = min(cells, capacity(config, mesh, spec, queries))
+    tokens = min(cells, capacity(config, mesh, spec, lengths, queries))
     return f"{queries:,} queries on each device in {tokens:,} tokens, with padding {cells:,}"
 
 
 def num_tokens(config: ConfigDict, texts: Any) -> np.ndarray:
-    """The tokens of each query that count towards the capacity: int64 (queries,)."""
+    """The tokens of each query: int64 (queries,)."""
     texts = texts[0] if config.model.residual else texts
-    if config.model.encoder != "bert":
-        return np.zeros(len(texts.offsets), np.int64)
-    return texts[1].sum(axis=1)
+    if config.model.encoder == "bert":
+        return texts[1].sum(axis=1)
+    return np.diff(texts.offsets)[:, 0].astype(np.int64)
 
 
-def with_lengths(config: ConfigDict, spec: Spec, texts: Any, pairs: np.ndarray) -> Spec:
-    """A spec with the lengths of the texts of a run's own pairs, by its tokenizer.
+def known_lengths(config: ConfigDict, spec: Spec) -> Lengths:
+    """What a spec alone tells of the lengths of all training pairs.
+
+    For the bag, whose tokens it does not count by task, each is the longest.
+    """
+    longest = _longest(config, spec)
+    if config.model.encoder == "bert":  # the words, after [CLS]
+        return {x: np.minimum(1 + np.array(n), longest) for x, n in spec.search_quantiles.items()}
+    return {task: np.full(len(statistics.LEVELS), longest) for task in spec.tasks}
+
+
+def lengths_of(config: ConfigDict, spec: Spec, texts: Any, pairs: np.ndarray) -> Lengths:
+    """The lengths of the texts of a run's own pairs, by its tokenizer.
 
     Args:
       config: of the run.
-      spec: of the data set, whose lengths are in words, and of all training pairs.
+      spec: of the data set.
       texts: of `read`.
       pairs: `pairs.PAIR` (n,), the pairs that the run trains on.
     """
-    words, found = num_tokens(config, texts) - 1, {}  # [CLS] is no word
+    tokens, found = num_tokens(config, texts), {}
     for row, task in enumerate(spec.tasks):
-        count = np.bincount(pairs["query"][pairs["task"] == row], minlength=len(words))
+        count = np.bincount(pairs["query"][pairs["task"] == row], minlength=len(tokens))
         if count.any():
-            found[task] = statistics.quantiles(words, [count, count > 0])
-    return dataclasses.replace(spec, search_quantiles=found)
+            found[task] = np.array(statistics.quantiles(tokens, [count, count > 0]))
+    return found
 
 
 def read(config: ConfigDict, dataset: Dataset) -> Any:
@@ -149,7 +170,13 @@ def _encode(config: ConfigDict, dataset: Dataset, searches: list[str], vectors: 
     return (texts, vectors.astype(jnp.bfloat16)) if model.residual else texts
 
 
-def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, table_layout: sharded_table.Layout) -> Tower:
+def _bag(
+    config: ConfigDict,
+    mesh: Mesh,
+    spec: Spec,
+    table_layout: sharded_table.Layout,
+    room: Callable[[int], int],
+) -> Tower:
     """A bag of hashed tokens: the cheap tower."""
     model = searchsage.BagTower(
         num_tokens=sum(spec.vocabulary),
@@ -160,17 +187,17 @@ def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, table_layout: sharded_table
         dtype=config.model.dtype,
         table_layout=table_layout,
     )
-    on_device, longest = model.clone(table_layout=table_layout.on_device()), spec.longest_search
+    on_device = model.clone(table_layout=table_layout.on_device())
 
     def init(key: jax.Array) -> Any:
         one = jnp.zeros(1, jnp.int32)
         return model.init(key, one, one, 1)
 
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
-        tokens, segments, _ = ragged_features.gather_tokens(
-            texts, rows, len(rows) * longest, on_device.table_layout
+        tokens, segments, fits = ragged_features.gather_tokens(
+            texts, rows, room(len(rows)), on_device.table_layout
         )
-        return on_device.apply(params, tokens, segments, len(rows))
+        return jnp.where(fits, on_device.apply(params, tokens, segments, len(rows)), jnp.nan)
 
     def of_request(params: Any, inputs: dict[str, jax.Array]) -> jax.Array:
         rows = inputs["known"].shape[0]
@@ -184,7 +211,13 @@ def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, table_layout: sharded_table
     return Tower(texts, table_layout, init, apply, of_request, system.TEXTS)
 
 
-def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, table_layout: sharded_table.Layout) -> Tower:
+def _bert(
+    config: ConfigDict,
+    mesh: Mesh,
+    spec: Spec,
+    table_layout: sharded_table.Layout,
+    room: Callable[[int], int],
+) -> Tower:
     """A transformer with the weights in `model.pretrained`, or else from scratch.
 
     From scratch its tokens are [CLS] and the words of the vocabulary.
@@ -216,7 +249,7 @@ def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, table_layout: sharded_tabl
     def apply(params: Any, texts: Any, rows: jax.Array) -> jax.Array:
         ids, mask = (table_layout.on_device().gather(table, rows) for table in texts)
         mask &= rows[:, None] >= 0  # of no query nothing is computed
-        return tower.apply(params, ids, mask, capacity=capacity(config, mesh, spec, len(rows)))
+        return tower.apply(params, ids, mask, capacity=room(len(rows)))
 
     def of_request(params: Any, inputs: dict[str, jax.Array]) -> jax.Array:
         return tower.apply(params, inputs["ids"], inputs["mask"])

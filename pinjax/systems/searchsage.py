@@ -89,12 +89,22 @@ def check_spec(config: ConfigDict, spec: Spec) -> None:
         )
 
 
-def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
-    """The query tower and its loss, for a data set with searches."""
+def build(
+    config: ConfigDict, mesh: Mesh, spec: Spec, lengths: query_tower.Lengths | None = None
+) -> system.Trainable:
+    """The query tower and its loss, for a data set with searches.
+
+    Args:
+      config: of the run.
+      mesh: of the devices.
+      spec: of the data set.
+      lengths: of the texts; None: what the spec tells.
+    """
     spec.need("pairs")
     check_spec(config, spec)
     made_up = engagements.without_data(config, spec)
-    tower = query_tower.create(config, mesh, spec)
+    lengths = lengths or query_tower.known_lengths(config, spec)
+    tower = query_tower.create(config, mesh, spec, lengths)
     dim = item_features.item_vector_dim(spec)
     items = sharding.abstract_table(mesh, tower.table_layout, (spec.num_items, dim), jnp.float32)
 
@@ -109,7 +119,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         constants={"items": items, "texts": tower.texts},
         batch=engagements.abstract_batch(mesh, made_up),
         batch_size="data.pairs",
-        batch_form=query_tower.describe(config, mesh, spec),
+        batch_form=query_tower.describe(config, mesh, spec, lengths),
         embedders={"queries": embedder},
         search=system.Search(spec.num_items, dim, pair_source.PairSource.depth),
         row_meanings=tower.row_meanings,
@@ -127,10 +137,9 @@ def bind(
     train = engagements.pairs_of(config, dataset, findable, "vector")
     train_batches = engagements.batches_of(config, spec, train)
     texts = query_tower.read(config, dataset)
-    if config.model.encoder == "bert":
-        kept = train_batches.pairs[train_batches.visits > 0]
-        spec = query_tower.with_lengths(config, spec, texts, kept)
-        trainable = build(config, mesh, spec)
+    kept = train_batches.pairs[train_batches.visits > 0]
+    lengths = query_tower.lengths_of(config, spec, texts, kept)
+    trainable = build(config, mesh, spec, lengths)
     layout = sharding.table_layout(mesh, config.train)
     place = functools.partial(sharding.place_table, mesh, layout)
     constants = jax.tree.map(place, {"items": items, "texts": texts})
@@ -140,8 +149,7 @@ def bind(
     evaluator = evaluator_lib.Evaluator("SearchSage", source)
 
     at_once = product_table.rows_at_once(mesh)
-    capacity = query_tower.capacity(config, mesh, spec, at_once // mesh.shape["data"])
-
+    capacity = query_tower.capacity(config, mesh, spec, lengths, at_once // mesh.shape["data"])
     tokens = query_tower.num_tokens(config, texts)
 
     def embed_rows(params: Any, tokens: np.ndarray, constants: Any, rows: np.ndarray) -> np.ndarray:
@@ -190,7 +198,7 @@ def bind(
         evaluator=evaluator,
         serve=serve,
         export=lambda params, as_of: exports.of_searches(
-            query_tower.create(config, mesh, spec), config, dataset
+            query_tower.create(config, mesh, spec, lengths), config, dataset
         ),
         check_training=check_training,
         summary=engagements.summary(dataset, train_batches)

@@ -21,6 +21,10 @@ from tests.serving import exports
 SYSTEM = "searchsage"
 
 
+def create(config, mesh, spec):
+    return query_tower.create(config, mesh, spec, query_tower.known_lengths(config, spec))
+
+
 @pytest.mark.parametrize(("encoder", "corrected"), [("bag", True), ("bert", False)])
 def test_loss_is_the_formula(make_config, encoder, corrected, mesh):
     loss = {"sketch_width": 2**18, "log_q": corrected}
@@ -32,7 +36,7 @@ def test_loss_is_the_formula(make_config, encoder, corrected, mesh):
     value, (metrics, sketch) = jax.jit(system.trainable.loss)(*arguments)
 
     dataset = dataset_lib.load(config.data.name, config.data.dir)
-    tower = query_tower.create(config, mesh, dataset.spec)
+    tower = create(config, mesh, dataset.spec)
     texts = jax.tree.map(jnp.asarray, query_tower.read(config, dataset))
     queries = np.asarray(jax.jit(tower.apply)(params["tower"], texts, jnp.asarray(batch["query"])))
     items = item_features.item_vectors(dataset).astype(np.float64)
@@ -96,8 +100,8 @@ def test_residual_is_added_to_the_queries_own_vectors(make_config, mesh, check_s
     params, _ = jax.jit(system.trainable.init)(jax.random.key(1))
     dataset = dataset_lib.load(config.data.name, config.data.dir)
     without = make_config()
-    tower = query_tower.create(without, mesh, dataset.spec)
-    with_residual = query_tower.create(config, mesh, dataset.spec)
+    tower = create(without, mesh, dataset.spec)
+    with_residual = create(config, mesh, dataset.spec)
     rows = jnp.arange(0, len(dataset.queries), 3)
     without_one = np.flatnonzero(dataset.queries.kinds[rows] == "text")[2]
     vectors = jnp.asarray(dataset.queries.vectors, jnp.bfloat16).at[rows[without_one]].set(0)
@@ -215,6 +219,39 @@ def test_there_is_room_for_the_texts_that_a_cap_leaves(make_config, mesh, data_d
         assert tokens[batch["query"]].sum() <= room * mesh.shape["data"]
 
 
+def test_a_long_search_needs_no_room_in_every_row(make_config, mesh, data_dir, other_data):
+    """One text is 400 times as long as others; a bag has what it needs, and no more."""
+    dataset = dataset_lib.load("pinworld/tiny", data_dir)
+    queries = dataset.queries
+    often = np.bincount(dataset.pairs("train")["query"], minlength=len(queries))
+    row = np.where((queries.kinds == "text") & (often > 0), often, often.max()).argmin()
+    queries.ids[row] = " ".join([queries.ids[row]] * 400)
+    lengths = np.diff(dataset.encode(queries.searches).offsets)
+    name = other_data(
+        lambda directory: queries.write(directory / pairs.QUERIES_FILE),
+        longest_search=int(lengths.max()),
+        num_search_tokens=int(lengths.sum()),
+    )
+    config = make_config(data={"name": name})
+    system = registry.create(config, mesh)
+    dataset = system.dataset
+    texts, train = query_tower.read(config, dataset), dataset.pairs("train")
+    assert lengths[row] > 1000
+    assert 0 < (train["query"] == row).mean() < 0.002
+    drawn = query_tower.lengths_of(config, dataset.spec, texts, train)
+    room = query_tower.capacity(config, mesh, dataset.spec, drawn, 512)
+    assert lengths[row] <= room < 0.05 * 512 * lengths[row]
+    params, _ = jax.jit(system.trainable.init)(jax.random.key(1))
+    rows = np.resize(row + np.arange(-5, 5), 300)  # the long one 30 times
+    served = system.serve(params, 0).queries.embed(rows)
+    tower = create(config, mesh, dataset.spec)
+    expected = jax.jit(tower.apply)(params["tower"], jax.tree.map(jnp.asarray, texts), rows[:10])
+    np.testing.assert_allclose(served, np.resize(expected, served.shape), atol=1e-6)
+    little = query_tower.create(config, mesh, dataset.spec, dict.fromkeys(drawn, np.ones(33)))
+    at_once = jnp.asarray(np.resize(row, 8))
+    assert np.isnan(little.embed(mesh, params["tower"], texts, at_once)).all()
+
+
 def check_texts(dataset, served):
     """Any texts are embedded as searches are, and of a long one the first tokens."""
     rows = np.resize(served.queries.rows, 300)  # more than are embedded at a time
@@ -286,7 +323,7 @@ def test_queries_without_texts_are_refused(make_config, mesh):
 def test_more_tokens_than_can_be_numbered_are_refused(make_config, mesh):
     spec = Spec("shop", 9, num_queries=9, num_search_tokens=2**31, vocabulary=(1, 0, 0))
     with pytest.raises(InputError, match=r"^shop: searches have 2,147,483,648 tokens together"):
-        query_tower.create(make_config(), mesh, spec)
+        create(make_config(), mesh, spec)
 
 
 def test_pretrained_weights_are_read_once(make_config, mesh, data_dir, rng, tmp_path):
