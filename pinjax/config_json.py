@@ -14,7 +14,7 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
 
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
     """The config of `to_json`; lists become tuples, as which configs have them."""
-    return ConfigDict(_with_tuples(values))
+    return ConfigDict(with_tuples(values))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -44,7 +44,8 @@ def first_difference(
     return None
 
 
-def _with_tuples(value: Any) -> Any:
+def with_tuples(value: Any) -> Any:
+    """A value of JSON with tuples for lists."""
     if isinstance(value, Mapping):
-        return {name: _with_tuples(of_name) for name, of_name in value.items()}
-    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+        return {name: with_tuples(of_name) for name, of_name in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, list) else value

@@ -15,6 +15,14 @@ def positions(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
 
 
+def places_of(ascending: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of values in an ascending array, as (row of the value, place), by row."""
+    first, last = (np.searchsorted(ascending, values, side) for side in ("left", "right"))
+    number = last - first
+    row = np.repeat(np.arange(len(number)), number)
+    return row, positions(first, number)
+
+
 def power_of_two(least: int) -> int:
     """The smallest power of two that is not below `least`."""
     return 1 << max(least - 1, 0).bit_length()

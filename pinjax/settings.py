@@ -278,11 +278,6 @@ def override(config: ConfigDict, name: str, text: str) -> None:
     raise InputError(f"--config.{name}: no such field{_did_you_mean(name, names)}")
 
 
-def flat(config: ConfigDict) -> dict[str, Any]:
-    """The values of all fields, by name: "train.steps"."""
-    return {name: section[key] for name, section, key in _fields(config)}
-
-
 def named(known: Mapping[str, T], name: str, what: str = "variant") -> T:
     """The value of a name.
 

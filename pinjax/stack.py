@@ -14,7 +14,6 @@ At the end a table compares every stage with its baselines.
 import contextlib
 import dataclasses
 import itertools
-import json
 import pathlib
 import re
 import shlex
@@ -27,7 +26,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from pinjax import app, checksums, config_flag, config_json, files, settings, signals
+from pinjax import app, checksums, config_flag, config_json, files, signals
 from pinjax.data import dataset as dataset_lib
 from pinjax.data import embeddings
 from pinjax.data.spec import Spec
@@ -150,7 +149,7 @@ def _arguments() -> dict[str, list[str]]:
             rest = [f"--config=configs/{system}.py" + (VARIANT.value and f":{VARIANT.value}")]
         if len(rest) > 1 or not rest[0].startswith("--config="):
             raise wrong
-        fields = settings.flat(_config(rest))
+        fields = config_json.flat(config_json.to_json(_config(rest)))
         known |= fields.keys()
         overrides = [*((name, text) for name, text in shared if name in fields), *own]
         found[system] = rest + [f"--config.{name}={text}" for name, text in overrides]
@@ -236,13 +235,12 @@ class _Run:
             added.append(f"--config.{stage.dim}={dim}")
         source, *overrides = arguments
         arguments = [source, *added, *overrides]
-        fields = settings.flat(_config(arguments))
+        fields = config_json.flat(config_json.to_json(_config(arguments)))
         made_from = {
             "data set": self.spec.digest,
             "vectors": identity,
             "config": {name: value for name, value in fields.items() if name not in _FREE},
         }
-        made_from = json.loads(json.dumps(made_from))  # with lists for tuples, as it is read again
         return [*arguments, f"--workdir={self.directory}"], made_from
 
     def _read(self, made_from: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,12 +2,11 @@
 
 import datetime
 
+from pinjax import settings
 from pinjax.errors import InputError
 
 HOUR = 60 * 60
 DAY = 24 * HOUR
-
-_UINT32 = 2**32 - 1
 
 
 def iso(time: int) -> str:
@@ -31,6 +30,6 @@ def parse(name: str, iso: str) -> int:
         seconds = int(parsed.timestamp())
     except ValueError:
         seconds = -1
-    if not 0 <= seconds <= _UINT32:
+    if not 0 <= seconds <= settings.UINT32:
         raise InputError(f"{name} is {iso!r}; expected ISO 8601, from 1970 to 2106")
     return seconds

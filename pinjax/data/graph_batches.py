@@ -176,6 +176,11 @@ class GraphBatches(batches.RandomAccess):
         return super().iterate(first_step, workers)
 
     @functools.cached_property
+    def edges(self) -> item_pairs.Memberships:
+        """Draws the edges of groups."""
+        return item_pairs.Memberships(self.graph, stream=2)
+
+    @functools.cached_property
     def hard(self) -> tuple[np.ndarray, np.ndarray]:
         """Candidates for the hard negatives of each query, as `pagerank.ranked` finds them."""
         return self.find_hard()
@@ -231,10 +236,9 @@ class GraphBatches(batches.RandomAccess):
 
     def _ends(self, step: int) -> tuple[item_pairs.Pairs, item_pairs.Pairs]:
         """The pairs of items and the edges of groups of the global batch."""
-        edges = item_pairs.Memberships(self.graph, stream=2)
         return (
             self.pairs(self.seed, step, self.batch_sizes.pairs),
-            edges(self.seed, step, self.batch_sizes.groups),
+            self.edges(self.seed, step, self.batch_sizes.groups),
         )
 
     def _hard(self, rng: np.random.Generator, query: np.ndarray, step: int) -> np.ndarray:

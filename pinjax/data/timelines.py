@@ -115,16 +115,7 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True)
 class MadeUp:
-    """Timelines of one action each, like `Dataset.timelines`, for the shapes of batches.
-
-    Attributes:
-      users: number of users.
-    """
-
-    users: int
-
-    def __len__(self) -> int:
-        return self.users
+    """Timelines of one action each, like `Dataset.timelines`, for the shapes of batches."""
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, np.ndarray]]:
         return [{"actions": pack(np.zeros(1, ACTION))} for _ in rows]

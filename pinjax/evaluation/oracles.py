@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from pinjax import ragged
 from pinjax.data.simulated.oracle import Oracle
-from pinjax.evaluation.queries import Candidates, EvalQueries, runs
+from pinjax.evaluation.queries import Candidates, EvalQueries
 from pinjax.evaluation.retrievers import Found, Scored, without_excluded
 from pinjax.retrieval import exact
 
@@ -51,7 +52,7 @@ def _without_engaged(queries: EvalQueries) -> EvalQueries:
     A label is the first engagement with an item, so none of these is one again.
     """
     order = np.argsort(queries.label_user, kind="stable")
-    query, place = runs(queries.label_user[order], queries.query_user)
+    query, place = ragged.places_of(queries.label_user[order], queries.query_user)
     label = order[place]
     done = queries.label_time[label] <= queries.query_time[query]
     pairs = np.stack([query, queries.label_item[label]], axis=1)[done].astype(np.int64)

@@ -126,7 +126,7 @@ class EvalQueries:
     def excluded_by(self, query: np.ndarray) -> np.ndarray:
         """What some queries exclude: int64 (n, 2), places in `query` and items."""
         order = np.argsort(self.excluded[:, 0], kind="stable")
-        row, place = runs(self.excluded[order, 0], query)
+        row, place = ragged.places_of(self.excluded[order, 0], query)
         return np.stack([row, self.excluded[order[place], 1]], axis=1)
 
     def by_task(self) -> "EvalQueries":
@@ -143,7 +143,7 @@ class EvalQueries:
         pairs = np.stack([parts.astype(np.int64), self.label_query])
         (part, query), label_query = np.unique(pairs, axis=1, return_inverse=True)
         order = np.argsort(query, kind="stable")
-        again, nth = runs(query[order], self.excluded[:, 0])
+        again, nth = ragged.places_of(query[order], self.excluded[:, 0])
         excluded = np.stack([order[nth], self.excluded[again, 1]], axis=1)
         features = {name: values[query] for name, values in self.features.items()}
         return dataclasses.replace(
@@ -175,14 +175,6 @@ def missed_labels(parts: Iterable[EvalQueries], not_eligible: str, excluded: str
         number[excluded] += int((part.label_exists & part.label_excluded).sum())
     reasons = ", or ".join(reason for reason in number if number[reason])
     return f", {sum(number.values()):,} of which every method misses: {reasons}" if reasons else ""
-
-
-def runs(ascending: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The places of values in an ascending array, as (row of the value, place), by row."""
-    first, last = (np.searchsorted(ascending, values, side) for side in ("left", "right"))
-    number = last - first
-    row = np.repeat(np.arange(len(number)), number)
-    return row, ragged.positions(first, number)
 
 
 def concatenate(parts: Sequence[EvalQueries]) -> EvalQueries:

@@ -24,14 +24,13 @@ Every method has the same labels in the same order. The file's metadata, as JSON
 
 import dataclasses
 import json
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from pinjax import files
+from pinjax import config_json, files
 from pinjax.data import parquet
 from pinjax.errors import InputError
 
@@ -137,7 +136,7 @@ def read(path: epath.PathLike) -> Records:
     if _KEY not in metadata:
         raise InputError(f"{path}: no records of an evaluation, expected metadata of pinjax")
     try:
-        about = About(**{k: _tuples(v) for k, v in json.loads(metadata[_KEY]).items()})
+        about = About(**config_json.with_tuples(json.loads(metadata[_KEY])))
     except (ValueError, TypeError, AttributeError):
         raise InputError(f"{path}: damaged, or of another version: evaluate anew") from None
     columns = {name: _values(table[name]) for name in table.column_names}
@@ -162,7 +161,3 @@ def _values(column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     return column.to_numpy()
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

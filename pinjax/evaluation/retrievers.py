@@ -11,8 +11,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from pinjax import ragged
 from pinjax.evaluation import metrics
-from pinjax.evaluation.queries import Candidates, EvalQueries, runs
+from pinjax.evaluation.queries import Candidates, EvalQueries
 from pinjax.retrieval import exact
 
 
@@ -128,10 +129,10 @@ class Scored:
           scores: floats (n, items); they are overwritten.
         """
         queries, included = self._queries, self._candidates.included
-        row, place = runs(queries.label_query[self._labels], some)
+        row, place = ragged.places_of(queries.label_query[self._labels], some)
         label = self._labels[place]
         own = self._label_scores[label] = scores[row, queries.label_item[label]]
-        out_row, out = runs(self._excluded[:, 0], some)
+        out_row, out = ragged.places_of(self._excluded[:, 0], some)
         scores[out_row, self._excluded[out, 1]] = -np.inf
         self._scores[some], self._rows[some] = exact.best(scores, included, queries.listed)
         if queries.rank_all:

@@ -56,10 +56,8 @@ def _name(low: int, high: int) -> str:
     return f"{low / unit:g}{sign}–{high / unit:g}{sign}"
 
 
-def history(labels: Labels) -> Bins | None:
-    """Bins of how much is known of the query; None if records do not tell."""
-    if "history" not in labels:
-        return None
+def history(labels: Labels) -> Bins:
+    """Bins of how much is known of the query."""
     return half_decades(labels["history"], np.ones(len(labels["history"]), bool))
 
 

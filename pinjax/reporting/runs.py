@@ -100,8 +100,6 @@ def _read(workdir: epath.Path, name: str) -> Run:
     evaluate = f"python -m pinjax.evaluate --workdir={workdir}"
     if not records:
         missing.append(f"tables, and what is made of single queries: {evaluate}")
-    elif "history" not in next(iter(records.values())).labels:
-        missing.append(f"recall by history, since its records are of an older version: {evaluate}")
     if not metrics:
         missing.append("curves: it has no metrics.jsonl, as a system without training")
     return Run(name, workdir, config, metrics, results, records, missing)

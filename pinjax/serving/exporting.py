@@ -1,6 +1,5 @@
 """Writes what a service needs of a trained run, in the format of `exported`."""
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -79,7 +78,6 @@ def write(
             "inputs": made.inputs,
             "tables": {name: str(table.dtype) for name, table in made.tables.items()},
         }
-        manifest = json.loads(json.dumps(manifest))  # with lists for tuples, as they are read
         (directory / exported.MANIFEST).write_text(checksums.dump(manifest))
         files.finish(directory, out)
     return made

@@ -8,11 +8,12 @@ import pyarrow as pa
 from ml_collections import ConfigDict
 
 from pinjax import ids as ids_lib
+from pinjax import ragged
 from pinjax.data import catalogue, timelines
 from pinjax.data import spec as spec_lib
 from pinjax.data.dataset import Dataset
 from pinjax.errors import InputError
-from pinjax.evaluation import queries, timeline_source
+from pinjax.evaluation import timeline_source
 from pinjax.systems import histories, system
 
 _SOME = 4096  # that are embedded and searched for at a time
@@ -173,7 +174,7 @@ def in_groups(dataset: Dataset, as_of: int) -> Callable[[np.ndarray], np.ndarray
     edges = edges[np.argsort(edges[:, 0], kind="stable")]
 
     def pairs(rows: np.ndarray) -> np.ndarray:
-        place, edge = queries.runs(edges[:, 0], rows)
+        place, edge = ragged.places_of(edges[:, 0], rows)
         added = np.stack([place, edges[edge, 1]], axis=1)
         return np.concatenate([dataset.graph.groups.pairs(rows), added])
 

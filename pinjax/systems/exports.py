@@ -19,7 +19,7 @@ from pinjax.data import spec as spec_lib
 from pinjax.data.dataset import Dataset
 from pinjax.distributed import sharded_table
 from pinjax.models import hash_embedding, item_input, itemsage, pinnerformer, pinsage
-from pinjax.systems import histories, query_tower
+from pinjax.systems import histories, layerwise, query_tower
 
 # The tokens of all texts of a request and the text of each, as `gather_tokens` returns them. They
 # come in blocks, as the hash embedding sums them: so their number may be unknown.
@@ -182,11 +182,10 @@ def of_groups(model: pinsage.PinSage, states: np.ndarray, number: int) -> Export
 
     def groups(params: Any, tables: dict[str, jax.Array], inputs: dict[str, jax.Array]):
         exists = inputs["item"] >= 0
-        places = jnp.arange(exists.size, dtype=jnp.int32).reshape(exists.shape)
-        members = tables["states"][jnp.maximum(inputs["item"], 0).ravel()]
         weights = exists / jnp.maximum(exists.sum(axis=1, keepdims=True), 1)
-        where = jnp.where(exists, places, -1)
-        return model.apply(params, members, where, weights.astype(jnp.float32), method="group")
+        members = tables["states"][jnp.maximum(inputs["item"], 0)]
+        rows = {"others": members, "weights": weights.astype(jnp.float32)}
+        return model.apply(params, *layerwise.flat(rows), method="group")
 
     shapes = {"item": (f"rows, {number}", np.int32)}
     return Exports(

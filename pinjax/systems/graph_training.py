@@ -161,10 +161,10 @@ def sketched(loss: ConfigDict) -> tuple[str, ...]:
 
 def streams(config: ConfigDict, made: graph_batches.GraphBatches) -> dict[str, counts.Counted]:
     """The streams of positives, of pairs of items and of edges of groups."""
-    width, edges = config.loss.sketch_width, item_pairs.Memberships(made.graph, stream=2)
+    width = config.loss.sketch_width
     found = {"items": (made.pairs.counts, made.batch_sizes.pairs)}
     if made.batch_sizes.groups:
-        found["groups"] = edges.counts, made.batch_sizes.groups
+        found["groups"] = made.edges.counts, made.batch_sizes.groups
     return {
         name: counts.Counted(width, number[number > 0], batch)
         for name, (number, batch) in found.items()

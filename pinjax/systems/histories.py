@@ -110,7 +110,7 @@ def abstract_batch(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The abstract shapes of a global batch, from a batch of made-up timelines."""
     one = packing.Layout(1, 1, 1, layout.length, 1.0, 1, layout.label_width)
-    users = timelines.MadeUp(1)
+    users = timelines.MadeUp()
     fields = batches.Batches(users, np.ones(1, np.int64), sampler, one, steps=1, seed=0)[0]
     copies = math.ceil(layout.users / spec.users["train"])  # of a user in a batch
     if copies > 1:

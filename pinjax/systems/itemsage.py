@@ -201,7 +201,7 @@ def build(config: ConfigDict, mesh: Mesh, spec: Spec) -> system.Trainable:
         room = capacities["catalogue"]
         return encode(encoder, mesh, room, params["encoder"], constants["products"], rows)
 
-    rows = jax.ShapeDtypeStruct((product_table.rows_at_once(mesh),), jnp.int32)
+    rows = jax.ShapeDtypeStruct((ragged_features.rows_at_once(mesh),), jnp.int32)
     widths = counts.widths_of_pairs(config.loss, spec)
     tasks = {row: task.name for row, task in made_up.tasks.items()}
     return system.Trainable(
@@ -258,7 +258,7 @@ def bind(
 
     def embed_items(params: Any, rows: np.ndarray) -> np.ndarray:
         embed = functools.partial(trainable.embedders["products"], params, constants)
-        return product_table.embed_rows(embed, rows, lengths, mesh, capacities["catalogue"])
+        return ragged_features.embed_rows(embed, rows, lengths, mesh, capacities["catalogue"])
 
     def embed_queries(rows: np.ndarray) -> np.ndarray:
         return np.asarray(features.unit_length(jnp.asarray(dataset.queries.vectors[rows])))

@@ -55,11 +55,11 @@ def embedders(
 
     def of_layer(layer: int, params: Any, constants: Any, rows: dict[str, jax.Array]) -> jax.Array:
         bound = on_device.bind(params)
-        pooled = importance_pooling.pool(*_flat(rows), model.pooling)
+        pooled = importance_pooling.pool(*flat(rows), model.pooling)
         return state(bound, layer, bound.combine(layer - 1, rows["own"], pooled))
 
     def of_groups(params: Any, constants: Any, rows: dict[str, jax.Array]) -> jax.Array:
-        return on_device.bind(params).group(*_flat(rows))
+        return on_device.bind(params).group(*flat(rows))
 
     def embedder(function: Callable[..., jax.Array], constants: tuple[str, ...], batch: Any):
         by_device = sharding.shard_map_rows(mesh, model.table_layout, function)
@@ -83,7 +83,7 @@ def embedders(
     return made | {"groups": embedder(of_groups, (), read(sizes.group_items, width))}
 
 
-def _flat(rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+def flat(rows: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Neighbours' messages, their row indices, and their weights; padding is -1, its weight 0."""
     others, weights = rows["others"], rows["weights"]
     places = jnp.arange(weights.size, dtype=jnp.int32).reshape(weights.shape)

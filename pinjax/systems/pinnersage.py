@@ -15,7 +15,7 @@ medoids of the user's most important clusters.
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -170,10 +170,7 @@ def bind(trainable: None, config: ConfigDict, mesh: Mesh, dataset: Dataset) -> s
     users = Users(items, positives, config)
 
     def in_parts(embed: Callable[[system.Batch], np.ndarray]) -> system.EmbedUsers:
-        def of_parts(parts: Iterable[system.Batch]) -> np.ndarray | None:
-            return batching.over_parts(embed, parts, config.evaluate.batch)
-
-        return of_parts
+        return functools.partial(batching.over_parts, embed, size=config.evaluate.batch)
 
     def search(embed: Callable[[system.Batch], np.ndarray]) -> vector_search.VectorSearch:
         of_parts = in_parts(embed)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,13 +14,10 @@ from pinjax.data import batches, statistics
 from pinjax.data.dataset import Dataset
 from pinjax.data.spec import Spec
 from pinjax.data.text import tokens as tokens_lib
-from pinjax.distributed import batching, sharded_table, sharding
+from pinjax.distributed import sharded_table, sharding
 from pinjax.errors import InputError
 from pinjax.models import itemsage
 from pinjax.systems import ragged_features
-
-ENCODED = 512  # products encoded at a time when a catalogue is embedded
-OVERFLOW = 1e-12  # probability that a run fails because tokens exceed the capacity
 
 Products = dict[str, ragged_features.DeviceRagged]
 
@@ -165,13 +161,14 @@ def token_capacities(
 ) -> dict[str, int]:
     """The capacities for tokens of the products that a device encodes at once.
 
-    A batch of a run exceeds them with a probability below `OVERFLOW`. A device's share of a batch
-    is drawn without replacement from the pairs of the tasks, in proportion to their shares. When a
-    catalogue is embedded, its products are packed into the capacity (`embed_rows`).
+    A batch of a run exceeds them with a probability below `ragged_features.OVERFLOW`. A device's
+    share of a batch is drawn without replacement from the pairs of the tasks, in proportion to
+    their shares. When a catalogue is embedded, its products are packed into the capacity.
     """
     names, devices = _features(config), mesh.shape["data"]
+    at_once = ragged_features.rows_at_once(mesh)
     # For the tokens of one device in one step.
-    chance = OVERFLOW / (2 * config.train.steps * devices)
+    chance = ragged_features.OVERFLOW / (2 * config.train.steps * devices)
 
     def capacity(shares: dict[str, float], products: int) -> int:
         lengths = [spec.tokens_of_items(task, names) for task in shares]
@@ -183,40 +180,8 @@ def token_capacities(
     return {
         "positives": capacity(shares, config.data.pairs),
         "random": capacity({"": 1.0}, config.loss.num_random_negatives),
-        "catalogue": max(capacity({"": 1.0}, rows_at_once(mesh)), spec.longest_item(names)),
+        "catalogue": max(capacity({"": 1.0}, at_once), spec.longest_item(names)),
     }
-
-
-def rows_at_once(mesh: Mesh) -> int:
-    """Products that are encoded at a time when a catalogue is embedded."""
-    return max(1, ENCODED // mesh.shape["data"]) * mesh.shape["data"]
-
-
-def embed_rows(
-    embed: Callable[[np.ndarray], jax.Array],
-    rows: np.ndarray,
-    lengths: np.ndarray,
-    mesh: Mesh,
-    capacity: int,
-) -> np.ndarray:
-    """The embeddings of products, float32 (rows, dim).
-
-    Args:
-      embed: from `rows_at_once` rows, -1 for padding, to their embeddings; each device computes
-        its share.
-      rows: int (rows,), of the catalogue.
-      lengths: int (items,), tokens of each item of the catalogue.
-      mesh: of the devices.
-      capacity: the most tokens of a device.
-    """
-    devices = mesh.shape["data"]
-    packed = ragged_features.pack(lengths[rows], rows_at_once(mesh) // devices, capacity)
-    shares = np.where(packed >= 0, rows[packed], -1).astype(np.int32)
-
-    def embed_shares(shares: np.ndarray) -> jax.Array:
-        return embed(shares.ravel()).reshape(*shares.shape, -1)
-
-    return batching.in_batches(embed_shares, shares, devices)[packed >= 0]
 
 
 def _features(config: ConfigDict) -> list[str]:

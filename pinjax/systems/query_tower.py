@@ -16,7 +16,7 @@ from pinjax.data.spec import Spec
 from pinjax.data.text import pretrained, word_ids
 from pinjax.distributed import sharded_table, sharding
 from pinjax.models import bert, features, searchsage
-from pinjax.systems import product_table, ragged_features, system
+from pinjax.systems import ragged_features, system
 
 # By task, the tokens of a query at each of `statistics.LEVELS`: int (levels,).
 Lengths = Mapping[str, np.ndarray]
@@ -65,12 +65,12 @@ def create(config: ConfigDict, mesh: Mesh, spec: Spec, lengths: Lengths) -> Towe
 def capacity(config: ConfigDict, mesh: Mesh, spec: Spec, lengths: Lengths, queries: int) -> int:
     """The most tokens that a tower takes of the queries of a device; it gives NaN for more.
 
-    A device's share of a batch exceeds it with a probability below `product_table.OVERFLOW` in a
+    A device's share of a batch exceeds it with a probability below `ragged_features.OVERFLOW` in a
     run. There is always room for one query.
     """
     shares = [weight * statistics.MASSES for _, weight, _ in config.tasks]
     of_tasks = np.concatenate([lengths[task] for task, *_ in config.tasks])
-    chance = product_table.OVERFLOW / (config.train.steps * mesh.shape["data"])
+    chance = ragged_features.OVERFLOW / (config.train.steps * mesh.shape["data"])
     room = ragged_features.token_capacity(of_tasks, np.concatenate(shares), queries, chance)
     return max(_longest(config, spec), room)
 

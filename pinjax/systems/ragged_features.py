@@ -1,16 +1,22 @@
-"""The features of all products in device memory, and gathers of those of some products."""
+"""Texts and images of different lengths in device memory, and gathers of those of some rows."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int32, Shaped
 
 from pinjax import settings
-from pinjax.distributed import sharded_table
+from pinjax.distributed import batching, sharded_table
 from pinjax.errors import InputError
+
+ENCODED = 512  # rows encoded at a time when a table is embedded
+OVERFLOW = 1e-12  # probability that a run fails because tokens exceed the capacity
 
 
 @struct.dataclass
@@ -148,3 +154,35 @@ def pack(lengths: np.ndarray, most: int, capacity: int) -> np.ndarray:
         groups.append(np.where(places < stop, places, -1))
         start = stop
     return np.array(groups, np.int64).reshape(-1, most)
+
+
+def rows_at_once(mesh: Mesh) -> int:
+    """Rows that are encoded at a time when a table is embedded."""
+    return max(1, ENCODED // mesh.shape["data"]) * mesh.shape["data"]
+
+
+def embed_rows(
+    embed: Callable[[np.ndarray], jax.Array],
+    rows: np.ndarray,
+    lengths: np.ndarray,
+    mesh: Mesh,
+    capacity: int,
+) -> np.ndarray:
+    """The embeddings of products or queries, float32 (rows, dim).
+
+    Args:
+      embed: from `rows_at_once` rows, -1 for padding, to their embeddings; each device computes
+        its share.
+      rows: int (rows,), of the table.
+      lengths: int (size of the table,), tokens of each of its rows.
+      mesh: of the devices.
+      capacity: the most tokens of a device.
+    """
+    devices = mesh.shape["data"]
+    packed = pack(lengths[rows], rows_at_once(mesh) // devices, capacity)
+    shares = np.where(packed >= 0, rows[packed], -1).astype(np.int32)
+
+    def embed_shares(shares: np.ndarray) -> jax.Array:
+        return embed(shares.ravel()).reshape(*shares.shape, -1)
+
+    return batching.in_batches(embed_shares, shares, devices)[packed >= 0]

@@ -23,7 +23,7 @@ from pinjax.evaluation import evaluator as evaluator_lib
 from pinjax.evaluation import pair_source, tables, vector_search
 from pinjax.losses import count_min_sketch, sampled_softmax
 from pinjax.models import temperature
-from pinjax.systems import counts, engagements, exports, product_table, query_tower, system
+from pinjax.systems import counts, engagements, exports, query_tower, ragged_features, system
 
 
 def init(tower: query_tower.Tower, config: ConfigDict, key: jax.Array) -> tuple[Any, Any]:
@@ -111,7 +111,7 @@ def build(
     def queries(params: Any, constants: dict[str, Any], rows: jax.Array) -> jax.Array:
         return tower.embed(mesh, params["tower"], constants["texts"], rows)
 
-    rows = jax.ShapeDtypeStruct((product_table.rows_at_once(mesh),), jnp.int32)
+    rows = jax.ShapeDtypeStruct((ragged_features.rows_at_once(mesh),), jnp.int32)
     embedder = system.Embedder(sharding.jit_over_rows(mesh, queries), ("texts",), rows)
     return system.Trainable(
         init=functools.partial(init, tower, config.loss),
@@ -148,13 +148,13 @@ def bind(
     )
     evaluator = evaluator_lib.Evaluator("SearchSage", source)
 
-    at_once = product_table.rows_at_once(mesh)
+    at_once = ragged_features.rows_at_once(mesh)
     capacity = query_tower.capacity(config, mesh, spec, lengths, at_once // mesh.shape["data"])
     tokens = query_tower.num_tokens(config, texts)
 
     def embed_rows(params: Any, tokens: np.ndarray, constants: Any, rows: np.ndarray) -> np.ndarray:
         embed = functools.partial(trainable.embedders["queries"], params, constants)
-        return product_table.embed_rows(embed, rows, tokens, mesh, capacity)
+        return ragged_features.embed_rows(embed, rows, tokens, mesh, capacity)
 
     def embed_queries(params: Any, rows: np.ndarray) -> np.ndarray:
         return embed_rows(params, tokens, constants, rows)

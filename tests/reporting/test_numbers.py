@@ -126,7 +126,7 @@ def test_bins_are_named_by_their_ends():
     assert bins.names[-1] == "1M–3M"
 
 
-@pytest.mark.parametrize("without", ["times", "dates", "popularity", "history"])
+@pytest.mark.parametrize("without", ["times", "dates", "popularity"])
 def test_what_records_do_not_tell_has_no_figure(records, without):
     labels = dict(records.labels)
     if without == "times":
@@ -137,9 +137,6 @@ def test_what_records_do_not_tell_has_no_figure(records, without):
     if without == "popularity":
         zeros = np.zeros(LABELS, np.int32)
         assert breakdowns.popularity(labels | {"label_popularity": zeros}) is None
-    if without == "history":
-        del labels["history"]
-        assert breakdowns.history(labels) is None
 
 
 def test_concentration_is_as_defined(rng):

@@ -391,9 +391,9 @@ def test_products_are_embedded_wherever_they_stand(make_config, mesh, data_dir):
     lengths = product_table.num_values(products["texts"])
     rows = np.flatnonzero(product_table.findable(products))[:40]
     embed = functools.partial(system.trainable.embedders["products"], params, system.constants)
-    everything = product_table.embed_rows(embed, rows, lengths, mesh, 2**20)
+    everything = ragged_features.embed_rows(embed, rows, lengths, mesh, 2**20)
     for some, capacity in ((slice(3, 4), 2**20), (slice(None), int(lengths.max()))):
-        few = product_table.embed_rows(embed, rows[some], lengths, mesh, capacity)
+        few = ragged_features.embed_rows(embed, rows[some], lengths, mesh, capacity)
         np.testing.assert_allclose(few, everything[some], atol=1e-5)
 
 

@@ -81,7 +81,7 @@ class Inputs:
         main = reading.expand("items", items[:1])
         sides = {}
         for path in reading.expand("items", items[1:]):
-            name = pathlib.Path(path).name.split(".")[0]
+            name = event_columns.stem(path)
             if name in sides:
                 raise InputError(f"--items has {path} and {sides[name][0]}; expected one of a name")
             sides[name] = [path]
@@ -97,8 +97,7 @@ class Inputs:
         for part in (self.events, self.items, *self.sides.items(), self.queries):
             name, paths = part if isinstance(part, tuple) else ("", part)
             of_files = [
-                f"{pathlib.Path(path).name.split('.')[0]} "
-                f"{checksums.of_file(epath.Path(path))['xxh3_128']}"
+                f"{event_columns.stem(path)} {checksums.of_file(epath.Path(path))['xxh3_128']}"
                 for path in paths
             ]
             if config.events.time:
