@@ -18,6 +18,8 @@ from pinjax import signals
 from pinjax.data import packing, windows
 from pinjax.data import timelines as timelines_lib
 
+_ROUNDS = 32  # of a shuffle; a row changes place in none of them with a probability of 2^-32
+
 
 class RandomAccess:
     """Random access to the batch of every step; subclasses define length and items."""
@@ -242,10 +244,35 @@ def share_of(size: int, shard: tuple[int, int]) -> slice:
     return slice(index * size // count, (index + 1) * size // count)
 
 
-def visited(number: int, seed: int, visits: range) -> list[int]:
-    """The rows at some visits of `number` rows, which every epoch visits in a new order."""
-    order = grain.MapDataset.range(number).shuffle(seed=seed).repeat()
-    return [order[visit] for visit in visits]
+def visited(number: int, seed: int, visits: range) -> np.ndarray:
+    """The rows at some visits of `number` rows, which every epoch visits in a new order.
+
+    The order is a swap-or-not shuffle (Hoang, Morris and Rogaway, CRYPTO 2012), which gives any
+    place of a permutation without the others: in each round rows are paired by a random sum, and
+    the two rows of half of the pairs change places.
+
+    Returns:
+      int64 (visits,).
+    """
+    # With an int64, NumPy would make floats of them.
+    seeds, rounds, size = np.array([seed]), np.arange(_ROUNDS, dtype=np.uint64), np.uint64(number)
+    epoch, row = np.divmod(np.arange(visits.start, visits.stop, dtype=np.uint64), size)
+    epochs, of_visit = np.unique(epoch, return_inverse=True)
+    keys = _mixed(_mixed(_mixed(seeds.astype(np.uint64)) + epochs) + rounds[:, None])
+    for key, total in zip(keys, keys % size, strict=True):
+        other = total[of_visit] + (size - row)
+        other -= size * (other >= size)
+        swaps = _mixed(key[of_visit] + np.maximum(row, other)) >> np.uint64(63)
+        row = np.where(swaps, other, row)
+    return row.astype(np.int64)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """Random bits, uint64, of uint64: the output of SplitMix64 (Steele et al., OOPSLA 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
 
 
 def _rank_within(groups: np.ndarray) -> np.ndarray:
