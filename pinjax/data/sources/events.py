@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pinjax.data.sources import event_columns, reading, rows
 from pinjax.data.sources.columns import Column, are_integers
-from pinjax.data.sources.engine import Job, literal, name_of, numbered
+from pinjax.data.sources.engine import Database, Job, literal, name_of, numbered
 from pinjax.data.sources.event_columns import BAD_TIME, SECOND, Check
 from pinjax.data.sources.reading import File
 from pinjax.data.timelines import UNKNOWN
@@ -206,10 +206,21 @@ def divide(job: Job, log: Log) -> int:
     )
     absent = [name for name in event_columns.COLUMNS if name not in fields]
     nulls = "".join(f", NULL AS {name}" for name in absent)
-    source = f"read_parquet({reading.exactly(target)} || '/*/*.parquet', {reading.PLAIN})"
-    database.run(f"CREATE VIEW events AS SELECT *{nulls} FROM {source}")
+    shard_files = f"{reading.exactly(target)} || '/shard=' || shard || '/*.parquet'"
+    for made, files in (
+        ("VIEW events AS", f"{reading.exactly(target)} || '/*/*.parquet'"),
+        ("MACRO events_of(shard) AS TABLE", shard_files),
+    ):
+        source = f"read_parquet({files}, {reading.PLAIN})"
+        database.run(f"CREATE {made} SELECT *{nulls} FROM {source}")
     database.run("RESET preserve_insertion_order")
     return shards
+
+
+def of_shard(database: Database, shard: int) -> str:
+    """SQL of the rows of `events` in a shard, without opening the files of all others."""
+    some = (database.directory / "events" / f"shard={shard}").exists()
+    return f"events_of({shard})" if some else "(FROM events LIMIT 0)"
 
 
 def make_vocabularies(job: Job) -> dict[str, tuple[str, ...]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from pinjax.data import timelines
+from pinjax.data.sources import events
 from pinjax.data.sources.engine import Database, Job
 from pinjax.data.sources.event_columns import SECOND
 from pinjax.data.sources.splits import LEFT_OUT, split_of
@@ -85,8 +86,8 @@ def write(job: Job, shards: int, items: int, train_end: int) -> tuple[dict[str, 
 def _shard(database: Database, shard: int) -> tuple[list[int | str], np.ndarray, np.ndarray, int]:
     """Users of a shard, their `timelines.ACTION` (n,), offsets, and number of repeated rows."""
     table = database.table(
-        "SELECT user, item, time, duration, action, surface FROM events "
-        f"WHERE shard = {shard} AND user IS NOT NULL ORDER BY user, time, place"
+        "SELECT user, item, time, duration, action, surface "
+        f"FROM {events.of_shard(database, shard)} WHERE user IS NOT NULL ORDER BY user, time, place"
     )
     user = table["user"].to_numpy()
     first, end = (int(user[0]), int(user[-1]) + 1) if len(user) else (0, 0)
