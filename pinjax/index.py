@@ -215,12 +215,17 @@ def _once(ids: pa.Array, where: str) -> pa.Array:
     return ids
 
 
-def _vectors(found: embeddings.Embeddings, table: str) -> np.ndarray:
+def _vectors(
+    found: embeddings.Embeddings, table: str, rows: np.ndarray | None = None
+) -> np.ndarray:
+    """Float32 (rows, dim), of all rows or of some; it holds no others in memory."""
+    rows = np.arange(len(found.ids(table))) if rows is None else rows
     vectors, start = None, 0
-    for part in found.vectors(table):  # not concatenated, which would hold all of them twice
+    for part in found.vectors(table):
         if vectors is None:
-            vectors = np.empty((len(found.ids(table)), part.shape[1]), np.float32)
-        vectors[start : start + len(part)] = part
+            vectors = np.empty((len(rows), part.shape[1]), np.float32)
+        here = (start <= rows) & (rows < start + len(part))
+        vectors[here] = part[rows[here] - start]
         start += len(part)
     return vectors
 
@@ -234,10 +239,11 @@ def _queries(found: embeddings.Embeddings, index: index_lib.Index) -> Iterator[t
     table = tables[0] if tables else TABLE.value
     same = source.directory.resolve() == found.directory.resolve()
     indexed = same and table == TABLE.value
-    vectors = index.vectors if indexed else _vectors(source, table)
-    rows = np.random.default_rng(0).permutation(len(vectors))[: 2 * _QUERIES]
+    number = len(index.vectors) if indexed else len(source.ids(table))
+    rows = np.random.default_rng(0).permutation(number)[: 2 * _QUERIES]
     for half in np.array_split(rows, 2) if len(rows) > 1 else (rows, rows):
-        yield tuning.queries(index, vectors[half], K.value, half if indexed else None)
+        vectors = index.vectors[half] if indexed else _vectors(source, table, half)
+        yield tuning.queries(index, vectors, K.value, half if indexed else None)
 
 
 def _read_vectors(path: str) -> tuple[pa.Array, np.ndarray]:
