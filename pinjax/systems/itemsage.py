@@ -248,10 +248,8 @@ def bind(
         "query_items": place(dataset.queries.items),
         "corpus": jax.device_put(corpus, sharding.replicated(mesh)),
     }
-    rows = np.flatnonzero(found)
-    source = pair_source.PairSource(
-        "ItemSage", dataset, found, config.evaluate, tuple(train_batches.tasks)
-    )
+    tasks = tuple(train_batches.tasks)
+    source = pair_source.PairSource("ItemSage", dataset, found, config.evaluate, tasks)
     evaluator = evaluator_lib.Evaluator("ItemSage", source)
     lengths = product_table.num_values(products["texts"])
     capacities = product_table.token_capacities(config, mesh, spec, train_batches)
@@ -264,19 +262,21 @@ def bind(
         return np.asarray(features.unit_length(jnp.asarray(dataset.queries.vectors[rows])))
 
     def evaluate(params: Any, split: str, full: bool = False) -> tables.Table:
-        items = np.zeros((spec.num_items, config.model.embedding_dim), np.float32)
-        items[rows] = embed_items(params, rows)
-        retriever = vector_search.of_vectors(embed_queries, items)
+        def items(some: np.ndarray) -> np.ndarray:
+            vectors = np.zeros((len(some), config.model.embedding_dim), np.float32)
+            vectors[found[some]] = embed_items(params, some[found[some]])
+            return vectors
+
+        retriever = vector_search.VectorSearch.fixed(lambda x: embed_queries(x["query"]), items)
         return evaluator(retriever, split, full)
 
     def serve(params: Any, as_of: int) -> system.Served:
         del as_of  # embeddings do not depend on time
-        items = system.EmbeddedRows(rows, functools.partial(embed_items, params))
+        items = system.EmbeddedRows(np.flatnonzero(found), functools.partial(embed_items, params))
         known = np.flatnonzero(dataset.queries.vectors.any(axis=1))
         return system.Served(items, queries=system.EmbeddedRows(known, embed_queries))
 
-    widths = counts.widths_of_pairs(config.loss, spec)
-    streams = counts.count_pairs(widths, train_batches)
+    streams = counts.count_pairs(counts.widths_of_pairs(config.loss, spec), train_batches)
 
     def check_training() -> None:
         counts.check(config, streams)
