@@ -162,6 +162,10 @@ class Catalogue:
             lists = parquet.batches(self.path, "images", ROWS_A_GROUP)
             yield from _numbered(list_.flatten() for list_ in lists)
 
+    def ordered_images(self) -> Iterator[np.ndarray]:
+        """The vectors of `images`, in their order, some at a time."""
+        return (vectors for _, vectors in self.image_parts())
+
     @functools.cached_property
     def image_offsets(self) -> np.ndarray:
         """int64 (n + 1,); zeros if there are no images."""

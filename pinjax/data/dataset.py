@@ -178,10 +178,16 @@ class Dataset:
     def frozen(self) -> dict[str, str]:
         """Digests of the frozen tables that a model of pairs depends on."""
         return {
-            "query vectors": _digest(self.queries.vectors),
-            "image vectors": _digest(self.catalogue.images),
+            "query vectors": _digest([self.queries.vectors], *self.queries.vectors.shape),
+            "image vectors": self._digest_of_images(),
             "vocabulary": self.vocabulary.digest,
         }
+
+    def _digest_of_images(self) -> str:
+        if not self.catalogue.has_images:
+            return ""
+        number = int(self.catalogue.image_offsets[-1])
+        return _digest(self.catalogue.ordered_images(), number, self.spec.image_dim)
 
 
 def ensure(name: str, data_dir: str) -> epath.Path:
@@ -275,9 +281,9 @@ def _copy(source: epath.Path, copies: epath.Path) -> epath.Path:
     return target
 
 
-def _digest(array: np.ndarray | None) -> str:
-    if array is None:
-        return ""
-    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
+def _digest(parts: Iterable[np.ndarray], number: int, dim: int) -> str:
+    """Hash of float16 vectors, (number, dim), that come in parts."""
+    digest = hashlib.sha256(f"float16 {(number, dim)}".encode())
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()[:16]

@@ -106,6 +106,9 @@ class _Catalogue(catalogue.Catalogue):
             for rows, some in self.content_parts():
                 yield self.image_offsets[rows[has[rows]]], some[has[rows]]
 
+    def ordered_images(self) -> Iterator[np.ndarray]:
+        yield self.images  # embeddings are in an order of their own
+
     @functools.cached_property
     def image_offsets(self) -> np.ndarray:
         """int64 (n + 1,); an item that has images has one, unless it has no vector."""

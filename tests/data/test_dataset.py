@@ -186,6 +186,17 @@ def test_identity_tells_frozen_tables_apart(items, queries, tmp_path):
     assert len(digests) == 2
 
 
+def test_images_are_identified_without_holding_them_all(items, queries, tmp_path, monkeypatch):
+    write(tmp_path / "a", items, queries)
+    whole = dataset.load("a", tmp_path).frozen["image vectors"]
+    monkeypatch.setattr(catalogue, "ROWS_A_GROUP", 1)
+    monkeypatch.delattr(catalogue.Catalogue, "images")
+    assert dataset.load("a", tmp_path).frozen["image vectors"] == whole
+    items.images[-1, -1] += 1
+    write(tmp_path / "b", items, queries)
+    assert dataset.load("b", tmp_path).frozen["image vectors"] != whole
+
+
 def test_of_two_that_write_at_once_the_first_stays(items, queries, tmp_path):
     first = write(tmp_path / "log", items, queries)
     queries.vectors[0, 0] += 1
