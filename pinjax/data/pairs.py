@@ -9,6 +9,7 @@ all pairs of a split are held in memory.
 """
 
 import dataclasses
+import functools
 import os
 
 import numpy as np
@@ -50,6 +51,11 @@ class Queries:
     def searches(self) -> list[str]:
         """The text of every query, "" for items."""
         return np.where(self.kinds == "text", self.ids, "").tolist()
+
+    @functools.cached_property
+    def row_of(self) -> dict[str, int]:
+        """The rows of searches, by text."""
+        return {text: row for row, text in enumerate(self.searches) if text}
 
     def write(self, path: epath.PathLike) -> None:
         columns = {

@@ -110,11 +110,10 @@ def of_pairs(width: int, ids: np.ndarray, made: batches.PairBatches) -> Counted:
 
     Args:
       width: of the sketch.
-      ids: int (pairs,), of each of `made.pairs`.
+      ids: int (pairs,), of each of `made.pairs`, not negative; memory grows with the largest.
       made: the batches, which have pairs of some tasks more often, and leave out those above a cap.
     """
-    _, row = np.unique(ids, return_inverse=True)
-    counts = np.bincount(row, made.visits)
+    counts = np.bincount(ids, made.visits)
     return Counted(width, counts[counts > 0], made.size)
 
 
@@ -127,5 +126,6 @@ def count_pairs(widths: dict[str, int], made: batches.PairBatches) -> dict[str, 
     """
     train = made.pairs
     ids = {"products": train["item"], "queries": train["query"]}
-    ids["pairs"] = (train["query"].astype(np.int64) << 32) + train["item"]
+    pairs = (train["query"].astype(np.int64) << 32) + train["item"]
+    ids["pairs"] = np.unique(pairs, return_inverse=True)[1]
     return {name: of_pairs(width, ids[name], made) for name, width in widths.items()}

@@ -137,10 +137,10 @@ def encode(config: ConfigDict, dataset: Dataset, searches: list[str]) -> Any:
     Of a text with more tokens than the data set's longest search the last ones are left out. A text
     that is not among the data set's queries has no vector of its own.
     """
-    queries, longest = dataset.queries, dataset.spec.longest_search
-    row_of = {text: row for row, text in enumerate(queries.searches) if text}
-    rows = np.array([row_of.get(text, -1) for text in searches])
-    vectors = np.where(rows[:, None] >= 0, queries.vectors[rows], 0)
+    queries, longest, vectors = dataset.queries, dataset.spec.longest_search, None
+    if config.model.residual:
+        rows = np.array([queries.row_of.get(text, -1) for text in searches])
+        vectors = np.where(rows[:, None] >= 0, queries.vectors[rows], 0)
 
     def fixed(texts: Any) -> Any:
         if not isinstance(texts, ragged_features.DeviceRagged):
@@ -158,7 +158,9 @@ def encode(config: ConfigDict, dataset: Dataset, searches: list[str]) -> Any:
     )
 
 
-def _encode(config: ConfigDict, dataset: Dataset, searches: list[str], vectors: np.ndarray) -> Any:
+def _encode(
+    config: ConfigDict, dataset: Dataset, searches: list[str], vectors: np.ndarray | None
+) -> Any:
     model = config.model
     if model.encoder == "bag":
         texts = ragged_features.DeviceRagged.create(*dataset.encode(searches))
