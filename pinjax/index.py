@@ -241,9 +241,10 @@ def _queries(found: embeddings.Embeddings, index: index_lib.Index) -> Iterator[t
     indexed = same and table == TABLE.value
     number = len(index.vectors) if indexed else len(source.ids(table))
     rows = np.random.default_rng(0).permutation(number)[: 2 * _QUERIES]
-    for half in np.array_split(rows, 2) if len(rows) > 1 else (rows, rows):
-        vectors = index.vectors[half] if indexed else _vectors(source, table, half)
-        yield tuning.queries(index, vectors, K.value, half if indexed else None)
+    vectors = index.vectors[rows] if indexed else _vectors(source, table, rows)
+    places = np.arange(len(rows))
+    for half in np.array_split(places, 2) if len(rows) > 1 else (places, places):
+        yield tuning.queries(index, vectors[half], K.value, rows[half] if indexed else None)
 
 
 def _read_vectors(path: str) -> tuple[pa.Array, np.ndarray]:
