@@ -58,7 +58,7 @@ def create(config: ConfigDict, mesh: Mesh, spec: Spec, lengths: Lengths) -> Towe
     """
     make = {"bag": _bag, "bert": _bert}[config.model.encoder]
     room = functools.partial(capacity, config, mesh, spec, lengths)
-    tower = make(config, mesh, spec, sharding.table_layout(mesh, config.train), room)
+    tower = make(config, mesh, spec, room)
     return _with_residual(tower, mesh, spec) if config.model.residual else tower
 
 
@@ -172,14 +172,9 @@ def _encode(
     return (texts, vectors.astype(jnp.bfloat16)) if model.residual else texts
 
 
-def _bag(
-    config: ConfigDict,
-    mesh: Mesh,
-    spec: Spec,
-    table_layout: sharded_table.Layout,
-    room: Callable[[int], int],
-) -> Tower:
+def _bag(config: ConfigDict, mesh: Mesh, spec: Spec, room: Callable[[int], int]) -> Tower:
     """A bag of hashed tokens: the cheap tower."""
+    table_layout = sharding.table_layout(mesh, config.train)
     model = searchsage.BagTower(
         num_tokens=sum(spec.vocabulary),
         token_buckets=config.model.token_buckets,
@@ -213,18 +208,13 @@ def _bag(
     return Tower(texts, table_layout, init, apply, of_request, system.TEXTS)
 
 
-def _bert(
-    config: ConfigDict,
-    mesh: Mesh,
-    spec: Spec,
-    table_layout: sharded_table.Layout,
-    room: Callable[[int], int],
-) -> Tower:
+def _bert(config: ConfigDict, mesh: Mesh, spec: Spec, room: Callable[[int], int]) -> Tower:
     """A transformer with the weights in `model.pretrained`, or else from scratch.
 
     From scratch its tokens are [CLS] and the words of the vocabulary.
     """
     model, length, words = config.model, config.model.length, spec.vocabulary[0]
+    table_layout = sharding.table_layout(mesh, config.train)
     weights = None
     if model.pretrained:
         sizes, weights, _ = _read_weights(model.pretrained, length)
