@@ -149,7 +149,7 @@ def _arguments() -> dict[str, list[str]]:
             rest = [f"--config=configs/{system}.py" + (VARIANT.value and f":{VARIANT.value}")]
         if len(rest) > 1 or not rest[0].startswith("--config="):
             raise wrong
-        fields = config_json.flat(config_json.to_json(_config(rest)))
+        fields = _fields(rest)
         known |= fields.keys()
         overrides = [*((name, text) for name, text in shared if name in fields), *own]
         found[system] = rest + [f"--config.{name}={text}" for name, text in overrides]
@@ -167,6 +167,11 @@ def _config(arguments: Sequence[str]) -> ConfigDict:
     flag.overrides = overrides
     flag.parse(source.removeprefix("--config="))
     return flag.value
+
+
+def _fields(arguments: Sequence[str]) -> dict[str, Any]:
+    """The values of its fields by name, as in JSON."""
+    return config_json.flat(config_json.to_json(_config(arguments)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +240,7 @@ class _Run:
             added.append(f"--config.{stage.dim}={dim}")
         source, *overrides = arguments
         arguments = [source, *added, *overrides]
-        fields = config_json.flat(config_json.to_json(_config(arguments)))
+        fields = _fields(arguments)
         made_from = {
             "data set": self.spec.digest,
             "vectors": identity,

@@ -255,10 +255,11 @@ def visited(number: int, seed: int, visits: range) -> np.ndarray:
       int64 (visits,).
     """
     # With an int64, NumPy would make floats of them.
-    seeds, rounds, size = np.array([seed]), np.arange(_ROUNDS, dtype=np.uint64), np.uint64(number)
+    seeds, rounds = np.array([seed], np.uint64), np.arange(_ROUNDS, dtype=np.uint64)
+    size = np.uint64(number)
     epoch, row = np.divmod(np.arange(visits.start, visits.stop, dtype=np.uint64), size)
     epochs, of_visit = np.unique(epoch, return_inverse=True)
-    keys = _mixed(_mixed(_mixed(seeds.astype(np.uint64)) + epochs) + rounds[:, None])
+    keys = _mixed(_mixed(_mixed(seeds) + epochs) + rounds[:, None])
     for key, total in zip(keys, keys % size, strict=True):
         other = total[of_visit] + (size - row)
         other -= size * (other >= size)
