@@ -119,15 +119,16 @@ def write_json(path: epath.PathLike, content: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def unfinished(directory: epath.PathLike) -> Iterator[epath.Path]:
-    """A new directory beside `directory`, which `finish` then renames to it.
+def new_directory(directory: epath.PathLike) -> Iterator[epath.Path]:
+    """A directory to fill, which becomes `directory` at the end, with the checksums of its files.
 
-    The directory is private to this call: it is locked while the process lives, and removed at the
-    end, even after a failure. If the process is killed, `.NAME.RANDOM.unfinished` remains until the
-    next call for the same `directory` removes it.
+    Until then it lies beside it and is private to this call: it is locked while the process lives,
+    and removed after a failure. If the process is killed, `.NAME.RANDOM.unfinished` remains until
+    the next call for the same `directory` removes it. If another process was first to finish, its
+    directory stays.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError: if it cannot be written or renamed.
     """
     directory = pathlib.Path(directory)
     with contextlib.ExitStack() as stack:
@@ -146,23 +147,12 @@ def unfinished(directory: epath.PathLike) -> Iterator[epath.Path]:
                 stack.enter_context(_locked(made, _DIRECTORY))
                 locked = True
         yield epath.Path(made)
-
-
-def finish(made: epath.PathLike, directory: epath.PathLike) -> None:
-    """Records the checksums of a directory and renames it.
-
-    If another process was first, its directory stays.
-
-    Raises:
-      OSError: if that failed, and there is no such directory.
-    """
-    directory = epath.Path(directory)
-    checksums.record(made)
-    try:
-        os.rename(made, directory)
-    except OSError:
-        if not directory.is_dir() or not any(directory.iterdir()):
-            raise
+        checksums.record(made)
+        try:
+            made.rename(directory)
+        except OSError:
+            if not directory.is_dir() or not any(directory.iterdir()):
+                raise
 
 
 @contextlib.contextmanager

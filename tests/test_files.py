@@ -14,20 +14,19 @@ from pinjax.errors import InputError
 
 
 def test_the_first_to_finish_gives_the_name(tmp_path):
-    with files.unfinished(tmp_path / "a") as one, files.unfinished(tmp_path / "a") as other:
-        (one / "file").write_text("one")
-        (other / "file").write_text("other")
-        files.finish(other, tmp_path / "a")
-        files.finish(one, tmp_path / "a")
+    directory = tmp_path / "a"
+    with files.new_directory(directory) as last, files.new_directory(directory) as first:
+        (last / "file").write_text("last")
+        (first / "file").write_text("first")
     assert os.listdir(tmp_path) == ["a"]
-    assert (tmp_path / "a" / "file").read_text() == "other"
+    assert (tmp_path / "a" / "file").read_text() == "first"
     checksums.verify(tmp_path / "a")
 
 
 def test_a_rename_that_fails_is_not_taken_for_a_lost_one(tmp_path):
     (tmp_path / "a").touch()
-    with pytest.raises(OSError, match=r"a'$"), files.unfinished(tmp_path / "a") as made:
-        files.finish(made, tmp_path / "a")
+    with pytest.raises(OSError, match=r"a'$"), files.new_directory(tmp_path / "a"):
+        pass
     assert os.listdir(tmp_path) == ["a"]
 
 
@@ -67,24 +66,23 @@ def holder():
 def test_what_another_call_has_just_removed_is_passed_over(tmp_path, monkeypatch):
     gone = tmp_path / ".a.0.unfinished"
     monkeypatch.setattr(pathlib.Path, "glob", lambda *_: [gone])
-    with files.unfinished(tmp_path / "a") as made:
+    with files.new_directory(tmp_path / "a") as made:
         assert [path.name for path in tmp_path.iterdir()] == [made.name]
 
 
 def test_the_next_call_removes_what_a_killed_process_left_and_only_that(tmp_path, holder):
     directory = tmp_path / "a[1]"
-    killed, writing = (holder("unfinished", directory) for _ in range(2))
+    killed, writing = (holder("new_directory", directory) for _ in range(2))
     (tmp_path / ".b.0.unfinished").mkdir()  # of another directory's
     before = set(os.listdir(tmp_path))
     assert len(before) == 3
     killed.kill()
     killed.wait()
-    with files.unfinished(directory) as made:
+    with files.new_directory(directory) as made:
         left = set(os.listdir(tmp_path)) - {made.name}
         assert len(left) == 2
         assert left < before
         assert writing.poll() is None
-        files.finish(made, directory)
 
 
 def test_one_process_writes_and_the_others_hear_which(tmp_path, holder):

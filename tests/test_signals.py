@@ -69,7 +69,7 @@ def test_a_directory_that_is_being_filled_is_removed(tmp_path):
 import itertools
 from pinjax import files, signals
 signals.handle()
-with files.unfinished({str(tmp_path / "made")!r}) as made:
+with files.new_directory({str(tmp_path / "made")!r}) as made:
     for number in itertools.count():
         (made / str(number)).mkdir()
         (made / str(number) / "file").write_text("")

@@ -10,7 +10,7 @@
       oracle.npz          the best possible rankings, only of a simulated world
       checksums.json
 
-Parts that the source does not allow are missing. `spec.finish` completes a directory.
+Parts that the source does not allow are missing. `spec.write` comes last.
 """
 
 import dataclasses
@@ -272,12 +272,11 @@ def _copy(source: epath.Path, copies: epath.Path) -> epath.Path:
     identity = os.fspath(source).encode() + (source / checksums.FILE).read_bytes()
     target = copies / f"{source.name}-{hashlib.sha256(identity).hexdigest()[:16]}"
     if not target.exists():
-        with files.unfinished(target) as unfinished:
+        with files.new_directory(target) as made:
             for name in (*checksums.read(source / checksums.FILE)["files"], checksums.FILE):
-                (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
-                (source / name).copy(unfinished / name)
-            checksums.verify(unfinished)
-            files.finish(unfinished, target)
+                (made / name).parent.mkdir(parents=True, exist_ok=True)
+                (source / name).copy(made / name)
+            checksums.verify(made)
     return target
 
 

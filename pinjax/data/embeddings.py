@@ -199,9 +199,8 @@ def spaces(found: list[Embeddings]) -> str:
 def _copy(source: Embeddings, copies: epath.Path) -> Embeddings:
     target = copies / f"{source.directory.name}-{source.identity}"
     if not target.exists():
-        with files.unfinished(target) as made:
+        with files.new_directory(target) as made:
             for name, checksum in source.manifest["files"].items():
                 (source.directory / name).copy(made / name)
                 checksums.verify_file(made / name, checksum)
-            files.finish(made, target)
     return Embeddings(target, source.manifest)

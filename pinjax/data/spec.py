@@ -9,7 +9,7 @@ from collections.abc import Collection
 import numpy as np
 from etils import epath
 
-from pinjax import checksums, files
+from pinjax import checksums
 from pinjax.data import statistics
 from pinjax.errors import InputError
 
@@ -163,31 +163,25 @@ class Spec:
         raise InputError(f"{path}: its format is {found}; expected {FORMAT}: prepare it anew")
 
 
-def finish(made: epath.Path, directory: epath.PathLike, spec: Spec) -> Spec:
-    """Writes the spec beside the parts of a data set, and renames the directory.
-
-    If another process was first, its directory stays.
+def write(directory: epath.Path, spec: Spec) -> Spec:
+    """Writes the spec beside all parts of a data set.
 
     Args:
-      made: the directory of `files.unfinished`, with all parts in it.
-      directory: its name.
+      directory: of `files.new_directory`, with the parts.
       spec: without the digest and the fields of `statistics.measure`.
 
     Returns:
       the complete spec.
-
-    Raises:
-      OSError: if that failed, and there is no such directory.
     """
-    counted = statistics.measure(made, made / VOCABULARY_FILE, spec.train_end, spec.tasks)
+    vocabulary = directory / VOCABULARY_FILE
+    counted = statistics.measure(directory, vocabulary, spec.train_end, spec.tasks)
     spec = dataclasses.replace(spec, **counted)
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
-    for path in sorted(pathlib.Path(made).glob("**/*")):
+    for path in sorted(pathlib.Path(directory).glob("**/*")):
         if path.is_file() and path.name != SOURCE_FILE:
             checksum = checksums.of_file(path)["xxh3_128"]
-            digest.update(f"{path.relative_to(made)} {checksum}".encode())
+            digest.update(f"{path.relative_to(directory)} {checksum}".encode())
     spec = dataclasses.replace(spec, digest=digest.hexdigest()[:16])
     content = json.dumps({"format": FORMAT, **dataclasses.asdict(spec)})
-    (made / METADATA_FILE).write_text(content + "\n")
-    files.finish(made, directory)
+    (directory / METADATA_FILE).write_text(content + "\n")
     return spec

@@ -68,7 +68,7 @@ def write(
       OSError: if they cannot be written.
     """
     items = len(graph.items.offsets) - 1
-    with files.unfinished(directory) as made:
+    with files.new_directory(directory) as made:
         table = Neighbours(
             *(
                 np.lib.format.open_memmap(made / f"{name}.npy", "w+", dtype, (items, walks.top))
@@ -83,7 +83,6 @@ def write(
                 whole[start : start + len(nodes)] = part
         for whole in table:
             whole.flush()
-        files.finish(made, directory)
 
 
 def open(directory: epath.PathLike) -> Neighbours:

@@ -145,7 +145,7 @@ class Index:
         Raises:
           OSError: if it cannot be written.
         """
-        with files.unfinished(directory) as made:
+        with files.new_directory(directory) as made:
             if self.backend is not None:
                 self.backend.save(made)
             if _vectors_file(self.backend) == backends.VECTORS:
@@ -156,7 +156,6 @@ class Index:
             backend = EXACT if self.backend is None else self.backend.name
             manifest = {**manifest, "backend": backend, "setting": dict(self.setting)}
             (made / _MANIFEST).write_text(checksums.dump(manifest))
-            files.finish(made, directory)
         return dataclasses.replace(self, manifest=manifest)
 
     def _search_exactly(

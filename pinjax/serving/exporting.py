@@ -57,7 +57,7 @@ def write(
         made.tables[exported.ITEM_VECTORS] = _item_vectors(system, params, as_of)
     leaves = jax.tree.leaves_with_path(params)
     flat = {sharding.path_name(path): np.asarray(x) for path, x in leaves}
-    with files.unfinished(out) as directory:
+    with files.new_directory(out) as directory:
         (directory / exported.PARAMS).write_bytes(safetensors.save(flat))
         for name, program in made.programs.items():
             tables = {table: made.tables[table] for table in program.tables}
@@ -79,7 +79,6 @@ def write(
             "tables": {name: str(table.dtype) for name, table in made.tables.items()},
         }
         (directory / exported.MANIFEST).write_text(checksums.dump(manifest))
-        files.finish(directory, out)
     return made
 
 

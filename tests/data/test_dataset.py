@@ -64,7 +64,7 @@ def write(directory, items, queries, **fields):
     """A data set with all parts, as `fields` say."""
     vocabulary = tokens.Vocabulary.build(["red chair", "chair"], **SIZES)
     splits = dict(zip(spec.SPLITS, (DRAWN[:1], DRAWN[2:], DRAWN[1:2]), strict=True))
-    with files.unfinished(directory) as made:
+    with files.new_directory(directory) as made:
         with catalogue.writer(made / catalogue.FILE) as add:
             add(items)
         with timelines.writer(made / "timelines") as writer:
@@ -96,7 +96,7 @@ def write(directory, items, queries, **fields):
             edges={"train": 3},
             num_groups=2,
         )
-        return spec.finish(made, directory, dataclasses.replace(known, **fields))
+        return spec.write(made, dataclasses.replace(known, **fields))
 
 
 @pytest.mark.parametrize("rows_a_group", [2, catalogue.ROWS_A_GROUP])

@@ -32,7 +32,7 @@ def boards(rng, tmp_path):
         order = np.arange(ITEMS) if order is None else order
         here = split[:, order] if valid else np.where(split == 1, 0, split)[:, order]
         path = tmp_path / f"boards {len(list(tmp_path.iterdir()))}"
-        with files.unfinished(path) as made:
+        with files.new_directory(path) as made:
             nothing = np.zeros(ITEMS, np.int64)
             with catalogue.writer(made / catalogue.FILE) as write:
                 write(catalogue.Items(1_000 + order, nothing - 1, nothing, nothing))
@@ -46,7 +46,7 @@ def boards(rng, tmp_path):
                 if counts[name]:
                     held_out = pa.table(np.argwhere(here == i).T.tolist(), schema=schema)
                     parquet.write(made / "graph" / f"{name}.parquet", schema, [held_out])
-            spec.finish(made, path, spec.Spec("boards", ITEMS, edges=counts, num_groups=GROUPS))
+            spec.write(made, spec.Spec("boards", ITEMS, edges=counts, num_groups=GROUPS))
         opened = dataset.open_directory(path)
         return opened, here
 

@@ -142,7 +142,7 @@ def write(size: Size, name: str, directory: epath.PathLike) -> None:
     world = draw_world(size)
     shop = draw_shop(world, size)
     queries = shop.queries
-    with files.unfinished(directory) as made:
+    with files.new_directory(directory) as made:
         users, counts, boards = _write_timelines(made / "timelines", world, size)
         _write_graph(made, boards, size.pins)
         vocabulary = tokens.Vocabulary.build(_known_texts(shop), **VOCABULARY)
@@ -175,7 +175,7 @@ def write(size: Size, name: str, directory: epath.PathLike) -> None:
             edges={"train": len(boards.pins)},
             num_groups=len(boards.ids),
         )
-        spec_lib.finish(made, directory, spec)
+        spec_lib.write(made, spec)
 
 
 def draw_world(size: Size) -> World:

@@ -132,7 +132,7 @@ def prepare(
     if (known := _there(out, identity)) is not None:
         return known
     try:
-        with files.unfinished(out) as made:
+        with files.new_directory(out) as made:
             staging = pathlib.Path(made) / "staging"
             staging.mkdir()
             report: dict[str, int | str] = {}
@@ -143,7 +143,7 @@ def prepare(
             source = {"identity": identity, "report": report, "remarks": remarks}
             source["columns"] = config_json.to_json(config)
             (made / spec_lib.SOURCE_FILE).write_text(checksums.dump(source))
-            spec = spec_lib.finish(made, out, spec)
+            spec = spec_lib.write(made, spec)
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
     _there(out, identity)  # rejects another data set that was written there meanwhile

@@ -79,15 +79,15 @@ def test_ensure_names_the_sizes_there_are(tmp_path):
 
 
 def test_of_two_that_build_a_world_at_once_the_first_stays(tmp_path, monkeypatch):
-    finish, first = spec.finish, []
+    write, first = spec.write, []
 
-    def finish_after_another(*args):
+    def write_after_another(*args):
         if not first:
             first.append(True)
             (pinworld.ensure("tiny", tmp_path) / "of the first").touch()
-        finish(*args)
+        return write(*args)
 
-    monkeypatch.setattr(spec, "finish", finish_after_another)
+    monkeypatch.setattr(spec, "write", write_after_another)
     directory = pinworld.ensure("tiny", tmp_path)
     assert (directory / "of the first").exists()
     assert list(directory.parent.iterdir()) == [directory]
