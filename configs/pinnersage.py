@@ -3,7 +3,8 @@
 python -m pinjax.evaluate --config=configs/pinnersage.py            # pinworld
 python -m pinjax.evaluate --config=configs/pinnersage.py:test       # seconds
 python -m pinjax.embed --config=configs/pinnersage.py --out=DIR
-python -m pinjax.evaluate --config=configs/pinnersage.py --config.data.name=DIR  # your own log
+python -m pinjax.evaluate --config=configs/pinnersage.py --config.data.name=DIR \
+    --config.data.positives=ACTION,ACTION --config.data.surfaces=    # your own log
 
 On two CPU cores the default takes a minute and finds 0.068 of the test labels in the top 10
 (Recall@10; with an oracle that chooses among 20 clusters 0.102; PinnerFormer 0.147).

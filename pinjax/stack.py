@@ -4,7 +4,8 @@
 
 A stage trains or evaluates a system and embeds by it, in DIR/STAGE, with commands that are printed.
 A stage that is finished is not run again, one that was stopped goes on, and one whose data set,
-config or vectors have changed since is refused. Stages that the data set cannot carry are left out.
+config or vectors have changed since is refused. Stages that the data set or their config cannot
+carry are left out.
 At the end a table compares every stage with its baselines.
 
     --config.train.seed=1              sets a field in the config of every stage that has it
@@ -86,7 +87,7 @@ _PATIENCE = 0.2  # seconds until a process hears of a signal
 
 
 class _LeftOut(Exception):
-    """The data set cannot carry a stage."""
+    """The data set or the config cannot carry a stage."""
 
 
 class _Ended(Exception):
@@ -230,6 +231,8 @@ class _Run:
         there = list(itertools.takewhile(lambda name: name not in left_out, stage.vectors))
         if stage.needs_all and len(there) < len(stage.vectors):
             raise _LeftOut(f"it needs the embeddings of {stage.vectors[len(there)]}")
+        if stage.needs_all and not _config(arguments).data.get("content", True):
+            raise _LeftOut("its config reads no vectors, by data.content=False")
         dim, identity, added = self.spec.query_dim, "", [f"--config.data.name={DATA.value}"]
         if there:
             names = ",".join(str(self.workdir / name / _EMBEDDINGS) for name in there)

@@ -6,7 +6,7 @@ A run that was stopped goes on with the same command, and on an accelerator it d
 its programs again. On a longer log, a new run takes fewer steps from a previous one's parameters:
 
     python -m pinjax.train --config=configs/pinnerformer.py --config.data.name=TODAY \
-        --config.train.steps=40 --workdir=NEW --warm_start=FORMER
+        --config.train.steps=40 --config.train.warmup_steps=10 --workdir=NEW --warm_start=FORMER
 """
 
 import contextlib

@@ -230,6 +230,17 @@ def test_a_data_set_is_named_by_more_than_a_path(reason, named):
 
 
 @pytest.mark.slow
+def test_pinnerformer_without_content_has_no_stage_on_vectors(finished, start, home):
+    workdir = shutil.copytree(finished[0], home / "without content")
+    for directory in workdir.glob("pinnerformer*"):
+        shutil.rmtree(directory)
+    out, _ = finish(start(workdir, "--pinnerformer=--config.data.content=False"))
+    for title in ("PinSage", "ItemSage"):
+        assert f"PinnerFormer on {title} is left out: its config reads no vectors" in out
+    assert "PinnerSage" in table_of(out)
+
+
+@pytest.mark.slow
 def test_a_config_that_a_stage_refuses_ends_the_stack(command, home):
     flags = "--variant=test", "--data=pinworld/tiny", "--pinsage=--config.train.select=valid/R@11"
     given = f"--workdir={home}/refused", f"--config.data.dir={home}/data", *flags

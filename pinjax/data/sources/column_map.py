@@ -45,8 +45,8 @@ def default() -> Section:
     config = Section()
     config.name = Text("log", ".+")  # the data set's name, as printed in tables
     # The share of what may be unusable, which is dropped and counted: of the rows of an events
-    # file; for pairs, of the events whose item is not in the catalogue's table, and of the pairs
-    # whose query has no vector.
+    # file; for pairs, of the events whose item has no text or image in the catalogue's table, and
+    # of the pairs whose query has no vector.
     config.tolerance = Float(0.0, at_least=0, below=1)
 
     events = config.events = _files()
