@@ -1,7 +1,7 @@
 """Training batches, a function of (seed, step) alone.
 
-A run that resumes at any step, on any number of hosts, gets exactly the batches of an uninterrupted
-run on one host.
+A run that resumes at any step, on any number of hosts with as many devices in all, gets exactly the
+batches of an uninterrupted run on one host.
 """
 
 import contextlib
@@ -190,7 +190,8 @@ class PairBatches(RandomAccess):
         for task, rows in self._rows.items():
             count = self.shares[task]
             visits = range(step * count, (step + 1) * count)
-            parts.append(rows[visited(len(rows), self.seed, visits)])
+            seed = task << 32 | self.seed  # tasks with as many pairs are in different orders
+            parts.append(rows[visited(len(rows), seed, visits)])
         batch = self.pairs[np.concatenate(parts)]
         # Shuffled, so that every device has pairs of every task.
         batch = np.random.default_rng([self.seed, step]).permutation(batch)

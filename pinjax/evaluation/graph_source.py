@@ -1,8 +1,9 @@
 """Evaluation queries from the graph: groups, and the items of their held-out edges.
 
 A group is a board, a basket, or the user of a bipartite graph. The protocol is that of LightGCN
-(He et al., SIGIR 2020): all items are ranked but those that the group has in training; recall is
-over all held-out items of a group, and means are over groups.
+(He et al., SIGIR 2020): all items are ranked but those that the group has in training, and in
+testing those that it has in validation; recall is over all held-out items of a group, and means are
+over groups.
 """
 
 import dataclasses
@@ -76,9 +77,18 @@ class GraphSource(one_window.OneWindow):
             label_exists=self.eligible[edges[:, 1]],
             label_task=np.zeros(len(edges), np.uint8),
             label_time=np.full(len(edges), start, np.int64),
-            excluded=self.dataset.graph.groups.pairs(groups),
+            excluded=self._excluded(groups, split),
             depth=self.depth,
         )
+
+    def _excluded(self, groups: np.ndarray, split: str) -> np.ndarray:
+        """Int64 (n, 2): places among ascending groups, and the items that are known of them."""
+        known = self.dataset.graph.groups.pairs(groups)
+        if split != "test":
+            return known
+        edges = self.dataset.held_out_edges("valid")
+        group, item = edges[np.isin(edges[:, 0], groups)].T
+        return np.concatenate([known, np.stack([np.searchsorted(groups, group), item], axis=1)])
 
     def _context(self, groups: np.ndarray) -> np.ndarray:
         """The training items of groups; evenly spaced ones of a group with more than `CONTEXT`."""

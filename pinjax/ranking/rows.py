@@ -104,6 +104,8 @@ def make(
 ) -> Rows:
     """The rows after a time.
 
+    Actions on one item in a request are one row, of the first one's time.
+
     Args:
       log: of the data set.
       positives: the actions that are labels; rows are on their surfaces.
@@ -111,8 +113,8 @@ def make(
       created: uint32 (items,), unix seconds from which items exist.
       start: unix seconds; rows are later.
       sampled: how many items are sampled for each label, of those in the log that existed before.
-        0: none; the log's other actions are the rows without a label, but for those on an item
-        that has a label in the same request. None: 0 if there are such actions, else `SAMPLED`.
+        0: none; items on which there are only other actions are the rows without a label. None: 0
+        if there are other actions, else `SAMPLED`.
 
     Raises:
       InputError: if there are no labels, or nothing else.
@@ -130,18 +132,24 @@ def make(
         # told from all that are sampled.
         kept &= log.positive & (created[log.records["item"]] < time)
     found = np.flatnonzero(kept)
-    request = np.arange(len(found)) if sampled else _requests(log.user[found], time[found])
-    # What is wanted was shown first: without this, each label would have its twin without one.
-    listed, positive = request * len(created) + log.records["item"][found], log.positive[found]
-    single = positive | ~np.isin(listed, listed[positive])
-    found, request = found[single], request[single]
-    records, user, time = log.records[found], log.user[found], time[found]
+    request = _requests(log.user[found], time[found])
     types = [row for row, least in enumerate(positives.min_seconds) if np.isfinite(least)]
-    labels = log.positive[found, None] & (records["action"][:, None] == types)
+    records = log.records[found]
+    wanted = log.positive[found, None] & (records["action"][:, None] == types)
+    # An item is one row of a request, as of the first action on it: what is wanted was shown
+    # before, and a later row would count that.
+    listed = request * len(created) + records["item"]
+    _, first, row = np.unique(listed, return_index=True, return_inverse=True)
+    labels = np.zeros((len(first), len(types)), bool)
+    np.logical_or.at(labels, row, wanted)
+    order = np.argsort(first)
+    first, labels = first[order], labels[order]
     names = tuple(spec.actions[row] for row in types)
     if len(types) > 1:
         names, labels = (ANY, *names), np.c_[labels.any(axis=1), labels]
-    item = records["item"].astype(np.int64)
+    found = found[first]
+    request = np.arange(len(found)) if sampled else request[first]
+    user, item, time = log.user[found], log.records["item"][found].astype(np.int64), time[found]
     test = time >= np.quantile(time, 1 - TEST_SHARE, method="higher") if len(found) else kept[found]
     rows = Rows(names, user, item, time, request, labels, test, sampled)
     if sampled:

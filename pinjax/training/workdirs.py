@@ -11,8 +11,9 @@ from pinjax import checksums, config_json, files
 from pinjax.errors import InputError
 
 RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
-# Fields that may differ between the calls of one run: they change parameters only by rounding. What
-# is in `data.vectors` is part of a system's identity, and so is the digest of `data.name`.
+# Fields that may differ between the calls of one run: they change parameters by rounding, or as
+# another number of devices does. What is in `data.vectors` is part of a system's identity, and so
+# is the digest of `data.name`.
 _FREE = (
     "evaluate.",
     "data.dir",

@@ -211,6 +211,17 @@ def test_all_orders_are_equally_likely():
     assert ((counts - 250) ** 2 / 250).sum() < 60
 
 
+def test_tasks_with_as_many_pairs_are_in_different_orders():
+    """A query's click and purchase of an item are seldom in one batch."""
+    made = np.zeros(600, pairs.PAIR)
+    made["task"] = np.repeat([1, 2], 300)
+    made["item"] = np.tile(np.arange(300), 2)
+    tasks = {task: batches.Task(str(task), 1.0, 0) for task in (1, 2)}
+    batch = make_pair_batches(made, tasks=tasks, size=60)[0]
+    of_tasks = [batch["item"][batch["task"] == task] for task in (1, 2)]
+    assert len(np.intersect1d(*of_tasks)) < 15  # 3 are expected
+
+
 def test_every_batch_has_each_tasks_share(rng):
     source = make_pair_batches(make_pairs(rng))
     assert source.shares == {1: 11, 2: 3}  # 10.5 and 3.5: the first of equal remainders

@@ -18,24 +18,33 @@ def created(rng):
 
 
 def test_rows_of_a_log_are_its_actions(make_log, positives, spec, created):
-    log = make_log()
+    """One of each item that a user acts on without a pause, of the first action's time."""
+    log = make_log(actions=4_000)
     rows = rows_lib.make(log, positives, spec, created, START)
-    expected = [
-        (user, int(record["item"]), int(record["time"]), ACTIONS[record["action"]], record)
-        for user, record in zip(log.user, log.records, strict=True)
-        if user >= 8 and record["time"] > START and record["surface"] == 1
-    ]
+    expected, before = {}, (-1, 0)
+    for user, record in zip(log.user.tolist(), log.records, strict=True):
+        time = int(record["time"])
+        if user < 8 or time <= START or record["surface"] != 1:
+            continue
+        if user != before[0] or time - before[1] > 30 * 60:
+            listed = {}
+        before = user, time
+        key = user, int(record["item"])
+        if key not in listed:
+            listed[key] = len(expected)
+            expected[len(expected)] = (*key, time, set())
+        action = ACTIONS[record["action"]]
+        if action == "save" or (action == "click" and record["duration"] >= 10):
+            expected[listed[key]][3].add(action)
     assert rows.sampled == 0
     assert len(rows) == len(expected)
     assert rows.types == ("any", "save", "click")
-    for row, (user, item, time, action, record) in enumerate(expected):
+    for row, (user, item, time, labels) in expected.items():
         assert (rows.user[row], rows.item[row], rows.time[row]) == (user, item, time)
-        is_label = action == "save" or (action == "click" and record["duration"] >= 10)
-        assert list(rows.labels[row]) == [
-            is_label,
-            is_label and action == "save",
-            is_label and action == "click",
-        ]
+        wanted = [bool(labels), "save" in labels, "click" in labels]
+        assert rows.labels[row].tolist() == wanted
+    several = [len(labels) for *_, labels in expected.values()]
+    assert set(several) == {0, 1, 2}
     assert rows.time[rows.test].min() > rows.time[~rows.test].max()
     assert abs(rows.test.mean() - 1 / 3) < 0.05
 
@@ -48,10 +57,8 @@ def test_a_request_ends_with_a_pause(make_log, positives, spec, created):
         assert (rows.request[before] == rows.request[after]) == same
 
 
-def test_what_is_shown_and_then_wanted_is_no_row_without_a_label(
-    make_log, positives, spec, created
-):
-    """Looking at each item 5 seconds before it is wanted adds no row."""
+def test_a_row_is_as_of_when_its_item_was_shown(make_log, positives, spec, created):
+    """Looking at each item 5 seconds before it is wanted adds no row, and is not counted in it."""
     log = make_log()
     seen = log.records[log.positive]
     seen["time"] -= 5
@@ -62,8 +69,9 @@ def test_what_is_shown_and_then_wanted_is_no_row_without_a_label(
     longer = dataclasses.replace(log, user=user, records=records, positive=positives(records))
     found, expected = (rows_lib.make(x, positives, spec, created, START) for x in (longer, log))
     assert len(longer.user) > len(log.user)
-    for name in ("user", "item", "time", "request", "labels", "test"):
+    for name in ("user", "item", "request", "labels", "test"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), name)
+    np.testing.assert_array_equal(found.time, expected.time - 5 * expected.labels[:, 0])
 
 
 def test_sampled_items_existed_and_are_not_wanted(make_log, positives, spec, created):
