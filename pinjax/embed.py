@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
         if writer:
             writer.wait()
     print(f"{out}: {', '.join(embedded)} as of {timestamps.iso(as_of)}, step {manifest['step']:,}")
-    flags_of_index = f"--embeddings={shlex.quote(str(out))} --out={shlex.quote(f'{workdir}/index')}"
+    flags_of_index = f"--embeddings={shlex.quote(str(out))} --out={shlex.quote(f'{out}-index')}"
     print(f"next  python -m pinjax.index build {flags_of_index}")
     return 0
 

@@ -9,6 +9,8 @@ shows recall against queries a second; `query` searches. Recall is the share of 
 that are found, on users of DIR (or else queries, or else items) by which no setting was chosen.
 """
 
+import csv
+import io
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -69,7 +71,9 @@ def build() -> None:
     print(f"recall@{others.k} {point.recall:.4f} ± {within:.4f} on {number:,} other queries")
     print(f"{point.queries_per_second:,.0f} queries/s; exact search {others.exact_per_second:,.0f}")
     print(f"{out}: built in {time.monotonic() - start:.1f} s; next:")
-    about = f"--index={shlex.quote(str(out))} --ids={shlex.quote(str(ids[0]))}"
+    listed = io.StringIO()  # as --ids reads it, which is comma-separated values
+    csv.writer(listed, lineterminator="").writerow([str(ids[0])])
+    about = f"--index={shlex.quote(str(out))} --ids={shlex.quote(listed.getvalue())}"
     print(f"  python -m pinjax.index query {about}")
 
 

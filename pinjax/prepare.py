@@ -129,7 +129,7 @@ def _next(dataset: dataset_lib.Dataset) -> dict[str, str]:
         found["ItemSage"] = f"no engagement that could be learned among {', '.join(spec.tasks)}"
     else:
         found["ItemSage"] = (
-            f"{_itemsage(spec, shares)}\n{'':14}# {_queries_evaluated(dataset, spec.tasks)}"
+            f"{_itemsage(spec, shares)}\n{'':14}# {_queries_evaluated(dataset, shares)}"
         )
     if not searches:
         found["SearchSage"] = "no text of a search: it needs events.query"
@@ -137,7 +137,7 @@ def _next(dataset: dataset_lib.Dataset) -> dict[str, str]:
         found["SearchSage"] = f"no engagement that could be learned among {', '.join(searches)}"
     else:
         command = _command("searchsage.py", f"--config.tasks={_literal(shares)}", *_residual())
-        found["SearchSage"] = f"{command}\n{'':14}# {_queries_evaluated(dataset, searches)}"
+        found["SearchSage"] = f"{command}\n{'':14}# {_queries_evaluated(dataset, shares)}"
     found["PinSage"] = _pinsage(dataset)
     if "timelines" in spec.parts and spec.content_dim and _positives(spec):
         found["PinnerSage"] = _pinnersage(spec)
@@ -194,7 +194,8 @@ def _pinsage(dataset: dataset_lib.Dataset) -> str:
         () if spec.content_dim else ("--config.data.content=False", "--config.model.id_dim=64")
     )
     if images:
-        return f"{_command('pinsage.py', *content)}\n{'':14}# {_queries_evaluated(dataset, images)}"
+        about = _queries_evaluated(dataset, [(task,) for task in images])
+        return f"{_command('pinsage.py', *content)}\n{'':14}# {about}"
     if not spec.edges["test"]:
         return "no pair of items and no held-out edge: it needs pairs.sequence or events.group"
     content = ("--config.data.content=True",) if spec.content_dim else ()
@@ -246,12 +247,13 @@ def _users_evaluated(dataset: dataset_lib.Dataset) -> str:
     days = _WINDOW // DAY
     when = "" if spec.leave_one_out else f" in the {days} days after training"
     about = f"evaluated on {counts[0]:,} users of valid, {counts[1]:,} of test{when}"
-    return f"\n{'':14}# ".join([about, *source.too_few("test")])
+    warnings = [] if counts[0] else source.too_few("valid")
+    return f"\n{'':14}# ".join([about, *warnings, *source.too_few("test")])
 
 
-def _queries_evaluated(dataset: dataset_lib.Dataset, names: Sequence[str]) -> str:
-    """How many queries each table rests on."""
-    tasks = [dataset.spec.tasks.index(name) for name in names]
+def _queries_evaluated(dataset: dataset_lib.Dataset, tasks: Sequence[tuple]) -> str:
+    """How many queries each table rests on, of tasks as in `_shares`."""
+    tasks = [dataset.spec.tasks.index(name) for name, *_ in tasks]
     counts = []
     for split in SPLITS[1:]:
         pairs = dataset.pairs(split)

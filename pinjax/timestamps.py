@@ -28,7 +28,7 @@ def parse(name: str, iso: str) -> int:
         parsed = datetime.datetime.fromisoformat(iso)
         parsed = parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)
         seconds = int(parsed.timestamp())
-    except ValueError:
+    except (TypeError, ValueError):
         seconds = -1
     if not 0 <= seconds <= settings.UINT32:
         raise InputError(f"{name} is {iso!r}; expected ISO 8601, from 1970 to 2106")

@@ -218,6 +218,10 @@ def too_few(number: int, what: str, more: str) -> list[str]:
     """
     if number >= ENOUGH:
         return []
+    if not number:
+        return [
+            f"{WARNING}without {what} there is nothing to measure, which is an error; raise {more}"
+        ]
     return [f"{WARNING}{number} {what} are too few to tell methods apart; for more, raise {more}"]
 
 

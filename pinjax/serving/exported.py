@@ -17,6 +17,7 @@ was embedded. All vectors are float32.
 """
 
 import functools
+import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -102,7 +103,8 @@ class Exported:
           float32 (users, dim).
 
         Raises:
-          InputError: if users cannot be embedded, or an action lacks its item or its time.
+          InputError: if users cannot be embedded, or an action lacks its item or its time, or has
+            another time.
         """
         about = self._inputs("users")
         as_of = int(time.time()) if as_of is None else as_of
@@ -135,6 +137,9 @@ class Exported:
         try:
             known = [action for action in history if action["item"] in self._rows]
             if about["has_times"]:
+                for action in known:
+                    if not isinstance(action["time"], numbers.Real):
+                        raise InputError(f"time is {action['time']!r}; expected unix seconds")
                 first = {}
                 for action in sorted(known, key=lambda action: action["time"]):
                     if action["time"] <= as_of:

@@ -247,8 +247,8 @@ class Run:
           request: of `known`, `histories`, `items` or `texts`.
           k, filter_seen, allow, deny, index: as in `recommend`.
         """
-        if k < 1:
-            raise InputError(f"k is {k}; expected 1 or more")
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise InputError(f"k is {k!r}; expected 1 or more")
         own = catalogue.id_array(self.dataset.catalogue.ids)
         allowed, k, number = self._allowed(request.as_of, own, allow, deny), min(k, len(own)), 0
         if index is None:

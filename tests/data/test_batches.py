@@ -294,3 +294,28 @@ def test_hosts_share_a_batch_of_pairs(rng):
     shares = [make_pair_batches(made, shard=(host, 2))[7] for host in range(2)]
     joined = {name: np.concatenate([share[name] for share in shares]) for name in full}
     assert_equal(joined, full)
+
+
+def test_seed_changes_the_order_of_users():
+    assert len({tuple(make(seed=seed).users_of(0)) for seed in range(5)}) > 1
+
+
+def test_seed_changes_the_order_of_pairs_and_what_a_cap_leaves_out(rng):
+    made = make_pairs(rng)
+    made["query"] = np.arange(len(made))  # tells pairs apart
+    found = [make_pair_batches(made, seed=seed) for seed in (1, 2)]
+    drawn = [set(x[0]["query"][x[0]["task"] == 1]) for x in found]  # without a cap
+    assert drawn[0] != drawn[1]
+    assert (found[0].visits != found[1].visits).any()
+
+
+def test_a_cap_leaves_out_early_and_late_pairs(rng):
+    made = make_pairs(rng, number=2_000)
+    kept = np.flatnonzero(make_pair_batches(made).visits[made["task"] == 2])
+    assert 0.3 < (kept > (made["task"] == 2).sum() / 2).mean() < 0.7
+
+
+def test_tasks_are_mixed_within_a_batch(rng):
+    source = make_pair_batches(make_pairs(rng))
+    early = [(source[step]["task"][:7] == 2).sum() for step in range(40)]
+    assert abs(np.mean(early) - 1.5) < 0.65  # half of three, within five standard deviations

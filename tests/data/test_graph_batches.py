@@ -243,3 +243,26 @@ def test_a_pairs_own_edge_does_not_tell_one_item_of_the_other(tmp_path, layers):
             members = lists[-1][graph_of["group_at"][row]][graph_of["group_weights"][row] > 0]
             assert item not in members
             assert not any(set(members) & set(of_layer[16 + row]) for of_layer in near)
+
+
+def test_draws_are_others_with_each_seed_and_stream(graph):
+    query, item = np.random.default_rng(1).integers(ITEMS, size=(2, 30)).astype(np.int32)
+    sources = [item_pairs.Engagements(query, item, graph.items)]
+    sources += [item_pairs.Memberships(graph, stream) for stream in (1, 2)]
+    drawn = {tuple(source(seed, 0, 10).item) for source in sources for seed in (5, 6)}
+    assert len(drawn) == 6
+    one, other = (dataclasses.replace(make(graph), seed=seed)[8] for seed in (5, 6))
+    assert (one["negatives"] != other["negatives"]).any()
+
+
+def test_hard_negatives_are_any_of_the_candidates(graph):
+    made, places = make(graph), set()
+    for step in range(6, 9):
+        batch = made[step]
+        places |= set(((batch["hard"] - batch["query"][:, None]) % ITEMS)[batch["hard"] >= 0])
+    assert places == {1, 2, 3}
+
+
+def test_negatives_are_of_the_corpus(graph):
+    made = make(graph)
+    assert all((made[step]["negatives"] < 50).all() for step in range(9))

@@ -166,3 +166,21 @@ def test_missing_content_stays_missing(rng, components):
     there = np.arange(50) % 5 > 0
     np.testing.assert_allclose(made(gaps)[there], made(vectors[there]), rtol=1e-5)
     assert not made(gaps)[~there].any()
+
+
+def test_components_are_fitted_to_items_of_the_whole_catalogue(rng, monkeypatch):
+    """Of a large one only some are read: not the first ones, which may be alike."""
+    monkeypatch.setattr(item_features, "_PRINCIPAL", 20)
+    content = rng.standard_normal((400, 2)).astype(np.float16) * np.float16([1, 0.1])
+    content[:100, ::-1] = content[:100].copy()
+    axes = item_features.fit(in_memory(content), 1)["axes"]
+    assert abs(axes[0, 0]) > 0.9
+
+
+def test_the_first_second_of_a_window_is_before_it(dataset):
+    acted = np.concatenate([chunk.records["time"] for chunk in dataset.chunks("train")])
+    time = int(np.median(acted)) + 20 * DAY
+    assert (acted == time - 20 * DAY).any()
+    expected, _ = log_popularity(dataset, 20 * DAY, time)
+    found = popularity.log_popularity(dataset, 20 * DAY, np.array([time]))
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-5, atol=1e-6)

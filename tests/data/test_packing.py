@@ -181,3 +181,9 @@ def test_histories_are_embedded_in_order(rng, mix, groups):
             user += 1
     assert user == users
     assert list(packing.batches([], layout)) == []
+
+
+def test_windows_that_fill_their_rows_are_embedded(rng):
+    history = draw(rng, np.full(2, 6), 6)
+    found = itertools.islice(packing.batches([history], packing.Layout(1, 1, 1, 6)), 2)
+    assert [places.tolist() for _, places in found] == [[0], [0]]

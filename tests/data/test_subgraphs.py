@@ -84,3 +84,9 @@ def test_distinct_ids_keep_their_order(rng):
     found, places = subgraphs.distinct(ids)
     assert found.tolist() == list(dict.fromkeys(x for x in ids.tolist() if x >= 0))
     np.testing.assert_array_equal(np.where(places >= 0, found[places], -1), ids)
+
+
+def test_a_list_without_room_for_the_nodes_themselves_is_refused():
+    near = Neighbours(np.array([[1], [2], [0]], np.int32), np.ones((3, 1), np.float32))
+    with pytest.raises(ValueError, match="3 nodes do not fit into 2"):
+        subgraphs.sample(np.arange(3, dtype=np.int32), 0, near, near, [2])

@@ -257,3 +257,16 @@ def test_a_history_ends_at_its_request_time(rng):
             np.testing.assert_array_equal(
                 got["item"][u], [-1] * (6 - len(past)) + list(past["item"])
             )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_lengths_are_about_those_of_windows(rng, share):
+    row = np.zeros(20, ACTION)
+    row["item"], row["time"] = np.arange(20), 10 * np.arange(20)
+    row["action"], row["surface"] = 1, 1
+    records, offsets = unpack([pack(row)] * 4000)
+    draw = sampler("sasrec", length=20, last_action_share=share)
+    uniforms = draw.uniforms(rng, 4000)
+    found = (draw(records, offsets, uniforms)["item"] >= 0).sum(axis=1)
+    lengths = draw.lengths(np.full(4000, 20), uniforms[:, 0])
+    assert lengths.mean() == pytest.approx(found.mean(), rel=0.08)

@@ -1,6 +1,7 @@
 """`python -m pinjax.index`: from embeddings to neighbours."""
 
 import re
+import shlex
 import types
 
 import numpy as np
@@ -78,6 +79,15 @@ def test_an_index_reaches_its_recall_and_finds_neighbours(command, embedded, rng
         expected = np.argsort(-users[:number].astype(np.float64) @ items.T, axis=1)[:, :5]
         found = (rows[:, :, None] == expected[:, None]).any(axis=2).mean()
         assert found > (0.7 if number == USERS else 0.2)  # of two queries it is mostly chance
+
+
+def test_an_id_of_any_text_is_printed_as_it_is_read(command, rng, make_embeddings, tmp_path):
+    ids = np.array(['a, "b"', "c", "d"], object)
+    made = make_embeddings("texts", OF, {"items": (ids, rng.standard_normal((3, DIM)))})
+    build = "build", f"--embeddings={made}", f"--out={tmp_path}/index", "--backend=exact"
+    printed = shlex.split(run(command, *build).splitlines()[-1])
+    found = run(command, *printed[3:], "--k=1")
+    assert found.startswith('a, "b"\t')
 
 
 def test_of_an_empty_table_of_users_there_are_no_queries(command, rng, make_embeddings, tmp_path):

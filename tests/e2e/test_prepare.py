@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pinjax import config_flag, settings
+from pinjax.data import dataset
 from pinjax.distributed import sharding
 from pinjax.systems import registry
 from tests import commands
@@ -165,10 +166,36 @@ def test_dislike_is_no_engagement_to_learn(prepare, tmp_path):
         assert f"{system}no engagement that could be learned among text/hide" in out
 
 
-def test_the_report_and_a_second_call(prepare):
+@pytest.mark.parametrize(
+    ("days", "split", "counts"),
+    [
+        (0.001, "test", "2 users of valid, 0 of test"),
+        (0.05, "valid", "0 users of valid, 1 of test"),
+    ],
+)
+def test_a_split_that_nobody_is_evaluated_on(prepare, tmp_path, days, split, counts):
+    flags = "--config.split.valid=0.2" if split == "test" else "--config.split.valid=0.02"
+    code, out, _ = prepare(
+        "users", flags, f"--config.split.test_days={days}", f"--out={tmp_path}/x"
+    )
+    assert code == 0
+    assert f"# evaluated on {counts} in the 14 days after training" in out
+    told = "# warning: without users there is nothing to measure, which is an error; raise "
+    assert re.findall(f"{told}.* or split.(.*) of pinjax.prepare", out) == [split]
+
+
+def test_the_report_and_a_second_call(prepare, directory):
     _, first, _ = prepare("searches", "--memory=200MiB")
     assert re.search(r"events whose item is in the table +100\.0%", first)
-    assert re.search(r"# evaluated on \d+ queries of valid, \d+ of test", first)
+    opened = dataset.open_directory(directory / "searches")
+    learned = [not re.search("hide|unlike|hated", task.lower()) for task in opened.spec.tasks]
+    counts = [
+        len(np.unique(pairs["query"][np.array(learned)[pairs["task"]]]))
+        for pairs in (opened.pairs("valid"), opened.pairs("test"))
+    ]
+    assert not all(learned)
+    for line in re.findall("# evaluated on (.*)", first):
+        assert line == f"{counts[0]:,} queries of valid, {counts[1]:,} of test"
     _, again, _ = prepare("searches")
     assert again.partition("already prepared")[0] in first
 

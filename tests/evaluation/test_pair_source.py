@@ -1,5 +1,6 @@
 """The table of pairs, against a loop over engagements."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -9,7 +10,14 @@ from ml_collections import ConfigDict
 from pinjax.data import pairs
 from pinjax.data.spec import Spec
 from pinjax.errors import InputError
-from pinjax.evaluation import engagements, evaluator, pair_source, retrievers, vector_search
+from pinjax.evaluation import (
+    baselines,
+    engagements,
+    evaluator,
+    pair_source,
+    retrievers,
+    vector_search,
+)
 
 QUERIES, ITEMS, DIM = 12, 130, 4
 TASKS = ("image/click", "text/save", "text/checkout")
@@ -356,3 +364,29 @@ def test_a_split_or_an_index_without_anything_is_refused(rng):
         make(Dataset(rng))(retriever(np.zeros(0), np.zeros(0)), "valid", full=False)
     with pytest.raises(InputError, match="no item of shop has features that ours uses"):
         make(Dataset(rng), eligible=np.zeros(ITEMS, bool))
+
+
+def test_all_training_pairs_are_known_at_the_end_of_training(rng):
+    """With leave-one-out that is a rank, which times exceed."""
+    dataset = Dataset(rng)
+    dataset.spec = dataclasses.replace(dataset.spec, train_end=7)
+    counts = make(dataset).source.engagements.counts(7)
+    expected = np.bincount(dataset.pairs("train")["item"], minlength=ITEMS)
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_baselines_are_chosen_by_the_labels_of_each_query(rng):
+    dataset = Dataset(rng)
+    valid = dataset._pairs["valid"] = dataset.pairs("test")
+    source = make(dataset).source
+    values, cluster = baselines._recalls(source, baselines.Popularity(source.engagements))
+    counts, hits = np.bincount(dataset.pairs("train")["item"], minlength=ITEMS), []
+    for query, item in valid[["query", "item"]].tolist():
+        scores = counts.astype(float)
+        if dataset.queries.items[query] >= 0:
+            scores[dataset.queries.items[query]] = -np.inf
+        hits.append((scores >= scores[item]).sum() - 1 < 10)
+    assert values.mean() == pytest.approx(np.mean(hits))
+    np.testing.assert_array_equal(
+        np.sort(np.bincount(cluster)), np.sort(np.unique_counts(valid["query"]).counts)
+    )

@@ -213,3 +213,10 @@ def test_refusals():
         params_of(make(positions=4))
     with pytest.raises(ValueError, match=r"^width 8 is not divisible by 3 heads"):
         params_of(make(heads=3))
+
+
+def test_each_layer_begins_with_parameters_of_its_own():
+    blocks = jax.jit(make().init)(jax.random.key(0), IDS, MASK)["params"]["blocks"]
+    for kernel in (blocks["query_key_value"]["kernel"], blocks["ffn_in"]["kernel"]):
+        assert (kernel[0] != kernel[1]).any()
+        assert 0.01 < kernel.std() < 0.03

@@ -301,3 +301,14 @@ NO_IMAGES, NO_TEXTS = (None, None, *BOTH[2:]), (*BOTH[:2], None, None)
 def test_wrong_combinations(model, inputs, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         jax.eval_shape(model.init, jax.random.key(0), *inputs)
+
+
+def test_with_a_residual_products_begin_as_their_images(rng):
+    model = MODELS["residual"]
+    inputs = inputs_of(model, rng)
+    found, _ = model.init_with_output(jax.random.key(0), *jax.device_put(inputs), PRODUCTS)
+    images, mask = inputs[:2]
+    mean = (images / np.linalg.norm(images, axis=-1, keepdims=True) * mask[..., None]).sum(axis=1)
+    shown = mask.any(axis=1)
+    expected = mean[shown] / np.linalg.norm(mean[shown], axis=1, keepdims=True)
+    np.testing.assert_allclose(found[shown], expected, atol=1e-5)

@@ -276,3 +276,21 @@ def test_attention_may_start_with_larger_outputs():
     kernels = [blocks.pop("attention_out")["kernel"] for blocks in (plain, scaled)]
     np.testing.assert_allclose(kernels[1], 8 * kernels[0], rtol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, plain, scaled)
+
+
+def test_each_layer_begins_with_parameters_of_its_own(inputs):
+    blocks = jax.jit(make().init)(jax.random.key(0), *inputs)["params"]["blocks"]
+    for kernel in (blocks["query_key_value"]["kernel"], blocks["ffn_in"]["kernel"]):
+        assert (kernel[0] != kernel[1]).any()
+
+
+def test_each_layer_has_dropout_of_its_own(params, inputs):
+    """Layers that add 1, or with dropout 0 or 2, to zeros."""
+    x, end = inputs
+    zeros = jax.tree.map(np.zeros_like, params)["params"]
+    zeros["norm"]["scale"] += 1
+    zeros["blocks"]["ffn_out"]["bias"] += 1
+    model, rngs = make(dropout=0.5), {"dropout": jax.random.key(0)}
+    arguments = jax.device_put(({"params": zeros}, 0 * x, end))
+    found = model.apply(*arguments, train=True, rngs=rngs)
+    assert max(len(np.unique(np.round(row, 4))) for row in np.asarray(found[0])) > 2

@@ -13,7 +13,7 @@ from pinjax.data import dataset as dataset_lib
 from pinjax.data import timelines
 from pinjax.errors import InputError
 from pinjax.models import ranker
-from pinjax.ranking import export, lift, metrics, vectors
+from pinjax.ranking import export, lift, metrics, training, vectors
 from pinjax.ranking.lift import NOTHING
 from pinjax.ranking.rows import Log, Rows
 from pinjax.ranking.vectors import Vectors
@@ -159,3 +159,11 @@ def test_a_run_without_labels_is_refused(world):
     runs = vectors.find([name], dataset, epath.Path("/nowhere"), verify=True)
     with pytest.raises(InputError, match="system='itemsage' does not say which actions are labels"):
         lift.prepare(config_of("itemsage"), dataset, runs, None)
+
+
+def test_each_seed_trains_a_model_of_its_own(prepared, monkeypatch):
+    monkeypatch.setattr(training, "EPOCHS", 1)
+    features = training.Features(prepared.counts, None)
+    one, other, again = (training.train(features, prepared.rows, seed) for seed in (0, 1, 0))
+    assert (one != other).any()
+    np.testing.assert_array_equal(one, again)

@@ -252,3 +252,17 @@ print({"faiss", "scann", "plotly"} & {*sys.modules})
     root = pathlib.Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True)
     assert done.stdout == b"set()\n"
+
+
+@pytest.mark.parametrize("backend", LIBRARIES)
+def test_for_more_results_a_setting_searches_more_thoroughly(rng, backend):
+    pytest.importorskip(LIBRARIES[backend])
+    vectors, queries = unit_vectors(rng, ITEMS), unit_vectors(rng, 50)
+    built = index_lib.create(pa.array(np.arange(ITEMS)), vectors, backend).backend
+    for_one = built.ladders(1)[-1][0]
+    best = brute_force(queries, vectors, 100)[1]
+    recalls = [
+        np.mean([np.isin(*pair).mean() for pair in zip(best, rows, strict=True)])
+        for rows in (built.search(queries, 100, for_one | {"k": k})[1] for k in (100, 1))
+    ]
+    assert recalls[1] > recalls[0] + 0.1

@@ -118,3 +118,12 @@ def test_steps():
     assert backends.steps(1, 17) == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 17]
     assert backends.steps(10, 30) == [10, 12, 15, 17, 20, 25, 30]
     assert backends.steps(5, 5) == [5]
+
+
+def test_of_settings_that_reach_a_recall_the_fastest_is_chosen(rng, index, monkeypatch):
+    def timed(index, queries, points):
+        return [x._replace(queries_per_second=float(x.setting["each"])) for x in points]
+
+    monkeypatch.setattr(tuning, "_timed", timed)
+    queries = tuning.queries(index, rng.standard_normal((QUERIES, 8), np.float32), K)
+    assert tuning.tune(index, queries, 0.35).setting["each"] == 2

@@ -51,6 +51,8 @@ def test_what_a_history_may_hold(make):
     assert history[0]["item"] in run.exported
     with pytest.raises(InputError, match="an action of a history has no 'item'"):
         embed([[{"time": 3}]])
+    with pytest.raises(InputError, match="time is '2025-01-01'; expected unix seconds"):
+        embed([[{**history[0], "time": "2025-01-01"}]])
 
 
 def test_items(make):

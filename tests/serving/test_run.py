@@ -1,5 +1,6 @@
 """Recommendations against float64 and one query at a time, for systems of made-up vectors."""
 
+import datetime
 import doctest
 import pathlib
 import subprocess
@@ -12,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+import pinjax
 from pinjax import config_json, timestamps
 from pinjax.data import dataset as dataset_lib
 from pinjax.errors import InputError
@@ -290,6 +292,8 @@ def test_allowed_and_denied_items(dataset, items, open_run):
         run.recommend(user, deny=[-5])
     with pytest.raises(InputError, match=r"k is 0"):
         run.recommend(user, 0)
+    with pytest.raises(InputError, match=r"k is 2.0"):
+        run.recommend(user, 2.0)
     with pytest.raises(InputError, match=r"users: 1 of 1 ids are unknown.*'nobody'"):
         run.recommend(["nobody"])
     with pytest.raises(InputError, match=r"'nobody' is one text"):
@@ -363,6 +367,9 @@ def test_histories_alone_take_an_index_of_later(dataset, items, open_run, tmp_pa
 def test_groups_are_recommended_what_is_not_in_them(dataset, items, open_run, rng, monkeypatch):
     vectors, _ = items
     groups = rng.standard_normal((dataset.spec.num_groups, DIM)).astype(np.float32)
+    monkeypatch.setattr(
+        type(dataset), "held_out_edges", lambda *_: rng.integers(0, (len(groups), 50), (2_000, 2))
+    )
     run = open_run(groups=system.EmbeddedRows(np.arange(len(groups)), groups.__getitem__))
     some = np.arange(0, len(groups), 7)
     found = lists(run.recommend(dataset.groups[some], 6), "group")
@@ -472,3 +479,17 @@ def test_a_config_comes_back_from_a_work_directory(make_config, tmp_path):
     workdirs.check(tmp_path, found, {})
     with pytest.raises(InputError, match="holds no run"):
         run_lib.open_run(tmp_path / "x")
+
+
+def test_a_time_may_be_text_or_a_datetime(monkeypatch):
+    monkeypatch.setattr(run_lib, "open_run", lambda workdir, as_of: as_of)
+    zone = datetime.timezone(datetime.timedelta(hours=-2))
+    for as_of in (
+        *("2025-05-01T02:00", "2025-05-01T00:00-02:00"),
+        datetime.datetime(2025, 5, 1, 2),
+        datetime.datetime(2025, 5, 1, tzinfo=zone),
+    ):
+        assert pinjax.open("work", as_of) == 1_746_064_800
+    assert pinjax.open("work", datetime.date(2025, 5, 1)) == 1_746_057_600
+    with pytest.raises(InputError, match="as_of is 20250501; expected ISO 8601"):
+        pinjax.open("work", 20250501)

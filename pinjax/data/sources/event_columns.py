@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pinjax import timestamps
-from pinjax.data.sources import column_map
+from pinjax.data.sources import column_map, reading
 from pinjax.data.sources.columns import LATEST, TIMESTAMP, Column
 from pinjax.data.sources.engine import literal, name_of
 from pinjax.data.sources.reading import File
@@ -96,6 +96,8 @@ def checks(
     expect_id("item", "item", events.item, "an item's id")
     if events.time:
         unit = f" in {events.time_unit}" if events.time_unit else ""
+        if not unit and file.type_of(events.time) in ("VARCHAR", reading.WRITTEN):
+            unit = ", as ISO 8601 text or with events.time_unit"
         within = f"{values['time']} BETWEEN 0 AND {LATEST - 1}"
         expect("time", within, events.time, f"{TIMESTAMP}{unit}")
     if events.duration:
@@ -128,7 +130,7 @@ def _action(file: File, config: ConfigDict) -> str:
     """SQL of the action type of a row."""
     events = config.events
     if events.action:
-        return Column(file, events.action).text()
+        return _named(file, events.action)
     if events.action_by_file:
         types, name = dict(events.action_by_file), stem(file.path)
         if name not in types:
@@ -152,8 +154,11 @@ def _equals(file: File, column: str, value: str | float) -> str:
 
 def _surface(file: File, config: ConfigDict) -> str:
     if len(config.events.surface) == 1:
-        return Column(file, *config.events.surface).text()
-    named = [
-        f"coalesce({Column(file, c).text()}, {literal(UNKNOWN)})" for c in config.events.surface
-    ]
+        return _named(file, *config.events.surface)
+    named = [f"coalesce({_named(file, c)}, {literal(UNKNOWN)})" for c in config.events.surface]
     return " || '|' || ".join(named)
+
+
+def _named(file: File, column: str) -> str:
+    """SQL of a name, null if it is empty: CSV files do not tell these apart."""
+    return f"nullif({Column(file, column).text()}, '')"

@@ -260,6 +260,22 @@ def test_every_unit_in_every_kind_of_file_is_one_order(write, prepare, kind, uni
             assert [time for _, time, *_ in rows] == [START, START + 5 * DAY]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_an_empty_name_is_unknown(write, prepare, kind):
+    columns = {
+        "user": [*"abcdefghij"] * 2,
+        "item": [1] * 20,
+        "ms": [START * 1000] * 10 + [(START + 5 * DAY) * 1000] * 10,
+        "what": ["", "save"] * 10,
+        "where": ["home", ""] * 10,
+    }
+    config = config_of()
+    config.events.update(action="what", surface=("where",), duration="")
+    made, _ = prepare(config, [write(f"e.{kind}", columns)])
+    assert made.spec.actions == ("unknown", "save")
+    assert made.spec.surfaces == ("unknown", "home")
+
+
 @pytest.mark.parametrize(
     ("column", "unit"),
     [
@@ -461,3 +477,12 @@ def test_times_that_look_wrong_are_remarked_upon(prepare, times, remark):
     _, prepared = prepare(config, columns)
     assert len(prepared.remarks) == (remark is not None)
     assert remark is None or remark in prepared.remarks[0]
+
+
+def test_numbers_in_text_without_a_unit_are_told(write, prepare):
+    columns = {"user": [*"abcdefghij"], "item": [1] * 10, "ms": [START] * 10}
+    config = config_of(events__time_unit="")
+    config.events.update(action="", surface=(), duration="")
+    told = f"ms is '{START}'; expected a timestamp .*, as ISO 8601 text or with events.time_unit"
+    with pytest.raises(InputError, match=told):
+        prepare(config, [write("e.csv", columns)])
