@@ -103,8 +103,8 @@ class Exported:
           float32 (users, dim).
 
         Raises:
-          InputError: if users cannot be embedded, or an action lacks its item or its time, or has
-            another time.
+          InputError: if users cannot be embedded, or an action lacks its item or its time, or this
+            is no number.
         """
         about = self._inputs("users")
         as_of = int(time.time()) if as_of is None else as_of
