@@ -17,7 +17,6 @@ was embedded. All vectors are float32.
 """
 
 import functools
-import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -103,8 +102,7 @@ class Exported:
           float32 (users, dim).
 
         Raises:
-          InputError: if users cannot be embedded, or an action lacks its item or its time, or this
-            is no number.
+          InputError: if users cannot be embedded, or an action lacks its item or its time.
         """
         about = self._inputs("users")
         as_of = int(time.time()) if as_of is None else as_of
@@ -137,9 +135,6 @@ class Exported:
         try:
             known = [action for action in history if action["item"] in self._rows]
             if about["has_times"]:
-                for action in known:
-                    if not isinstance(action["time"], numbers.Real):
-                        raise InputError(f"time is {action['time']!r}; expected unix seconds")
                 first = {}
                 for action in sorted(known, key=lambda action: action["time"]):
                     if action["time"] <= as_of:
@@ -148,8 +143,9 @@ class Exported:
                 known = list(first.values())
             else:
                 known = [{**action, "time": rank} for rank, action in enumerate(known)]
-        except KeyError as error:
-            raise InputError(f"an action of a history has no {error}") from None
+        except (KeyError, TypeError) as error:
+            wrong = f"no {error}" if isinstance(error, KeyError) else "a time that is no number"
+            raise InputError(f"an action of a history has {wrong}") from None
         return known[-about["length"] :]
 
     def embed_items(self, ids: Sequence[int | str]) -> np.ndarray:
@@ -291,8 +287,9 @@ class Exported:
             some = things[start : start + _MOST]
             rows = ragged.power_of_two(len(some))
             inputs, known = prepare([*some, *[empty] * (rows - len(some))])
-            vectors = np.where(known[:, None], call(self._params, tables, inputs), 0)
-            parts.append(vectors[: len(some)])
+            parts.append(
+                np.where(known[:, None], call(self._params, tables, inputs), 0)[: len(some)]
+            )
         return np.concatenate(parts)
 
     def _inputs(self, name: str) -> Any:
