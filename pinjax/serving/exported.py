@@ -144,8 +144,8 @@ class Exported:
             else:
                 known = [{**action, "time": rank} for rank, action in enumerate(known)]
         except (KeyError, TypeError) as error:
-            wrong = f"no {error}" if isinstance(error, KeyError) else "a time that is no number"
-            raise InputError(f"an action of a history has {wrong}") from None
+            lacks = error if isinstance(error, KeyError) else "number as its time"
+            raise InputError(f"an action of a history has no {lacks}") from None
         return known[-about["length"] :]
 
     def embed_items(self, ids: Sequence[int | str]) -> np.ndarray:
@@ -230,9 +230,8 @@ class Exported:
         def prepare(texts: Sequence[str]) -> tuple[dict[str, np.ndarray], Any]:
             known = np.array([bool(text.strip()) for text in texts])
             if about["kind"] == "bag":
-                encoded = tokens.first(self._encode(texts), about["longest"])
-                inputs, _ = _padded(encoded, about["block"])
-                inputs["known"] = known
+                first = tokens.first(self._encode(texts), about["longest"])
+                inputs = _padded(first, about["block"])[0] | {"known": known}
             elif about["kind"] == "words":
                 encoded = self._vocabulary.encode(texts)
                 ids = word_ids.of_texts(encoded, about["words"], about["length"])
@@ -285,11 +284,10 @@ class Exported:
         parts = [np.zeros((0, exported.out_avals[0].shape[1]), np.float32)]
         for start in range(0, len(things), _MOST):
             some = things[start : start + _MOST]
-            rows = ragged.power_of_two(len(some))
-            inputs, known = prepare([*some, *[empty] * (rows - len(some))])
-            parts.append(
-                np.where(known[:, None], call(self._params, tables, inputs), 0)[: len(some)]
-            )
+            padding = ragged.power_of_two(len(some)) - len(some)
+            inputs, known = prepare([*some, *[empty] * padding])
+            vectors = call(self._params, tables, inputs)
+            parts.append(np.where(known[:, None], vectors, 0)[: len(some)])
         return np.concatenate(parts)
 
     def _inputs(self, name: str) -> Any:

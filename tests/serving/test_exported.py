@@ -51,7 +51,7 @@ def test_what_a_history_may_hold(make):
     assert history[0]["item"] in run.exported
     with pytest.raises(InputError, match="an action of a history has no 'item'"):
         embed([[{"time": 3}]])
-    with pytest.raises(InputError, match="an action of a history has a time that is no number"):
+    with pytest.raises(InputError, match="an action of a history has no number as its time"):
         embed([[{**history[0], "time": "2025-01-01"}]])
 
 
