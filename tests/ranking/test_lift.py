@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
@@ -159,6 +160,40 @@ def test_a_run_without_labels_is_refused(world):
     runs = vectors.find([name], dataset, epath.Path("/nowhere"), verify=True)
     with pytest.raises(InputError, match="system='itemsage' does not say which actions are labels"):
         lift.prepare(config_of("itemsage"), dataset, runs, None)
+
+
+def test_the_parameters_are_those_that_are_best_on_the_latest_rows(prepared, monkeypatch):
+    """Epochs are spoilt in turn; each has dropout of its own."""
+    rows, states, keys = prepared.rows, [], []
+    at = np.flatnonzero(~rows.test)
+    at = at[np.argsort(rows.time[at], kind="stable")]
+    latest = at[round(0.9 * len(at)) :]
+    labels = rows.labels[latest].astype(np.float64)
+    epoch = training._epoch
+
+    def spoilt(model, state, arrays, scaling, labels, batches, key):
+        assert not np.isin(batches, latest).any()
+        params, optimizer = epoch(model, state, arrays, scaling, labels, batches, key)
+        spoil = (0.0, -0.2, 0.2)[len(states) % 3]
+        params = jax.tree.map(lambda x: x + spoil, params)
+        states.append((params, scaling))
+        keys.append(tuple(jax.random.key_data(key).tolist()))
+        return params, optimizer
+
+    def logits(params, scaling, of):
+        return np.asarray(training._predict(ranker.Ranker(3), params, features.arrays, scaling, of))
+
+    monkeypatch.setattr(training, "_epoch", spoilt)
+    features = training.Features(prepared.counts, prepared.methods["signal"])
+    found = training.train(features, rows, 0)
+    losses = []
+    for state in states:
+        x = logits(*state, latest).astype(np.float64)
+        losses.append((np.logaddexp(0, x) - labels * x).mean())
+    best = int(np.argmin(losses))
+    assert 0 < best == len(states) - 1 - training.PATIENCE
+    np.testing.assert_allclose(found, logits(*states[best], np.flatnonzero(rows.test)), atol=1e-6)
+    assert len(set(keys)) == len(keys)
 
 
 def test_each_seed_trains_a_model_of_its_own(prepared, monkeypatch):
