@@ -40,6 +40,15 @@ def test_shares_of_queries_are_those_of_the_pairs(dataset):
         assert dataset.spec.largest_query[task] == pytest.approx(most / len(queries))
 
 
+def test_quantiles_of_lengths_are_those_of_training_users(dataset):
+    lengths = []
+    for chunk in dataset.chunks("train"):
+        trained = chunk.records["time"] <= dataset.spec.train_end
+        lengths += [own.sum() for own in np.split(trained, chunk.offsets[1:-1])]
+    places = np.ceil((np.arange(128) + 0.5) / 128 * len(lengths) - 1e-9).astype(int) - 1
+    assert dataset.spec.length_quantiles == tuple(np.sort(lengths)[places].tolist())
+
+
 @pytest.mark.parametrize("feature", ["", "title"])
 def test_quantiles_bound_how_long_texts_are(dataset, feature):
     spec, train = dataset.spec, dataset.pairs("train")

@@ -180,6 +180,19 @@ def test_refusals(data_dir, data, tmp_path):
         previous.PreviousRun.open(epath.Path(tmp_path / "other"), later, mesh, verify=True)
 
 
+def test_a_damaged_data_set_of_the_run_is_refused(data_dir, data, tmp_path):
+    mesh, workdir = sharding.make_mesh(jax.devices()[:1]), epath.Path(tmp_path / "run")
+    shutil.copytree(data[0], tmp_path / "data")
+    earlier, later = (
+        make_config("searchsage", data_dir, x) for x in (str(tmp_path / "data"), data[1])
+    )
+    write_run(workdir, earlier, mesh)
+    damaged = tmp_path / "data/pairs/test.parquet"
+    damaged.write_bytes(damaged.read_bytes() + b"?")
+    with pytest.raises(InputError, match=r"test\.parquet: damaged"):
+        previous.bind(workdir, later, mesh, verify=True)
+
+
 def turn(directory, file, column):
     """Gives every row of a table the vectors of the row before."""
     table = pq.read_table(directory / file)

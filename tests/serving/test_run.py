@@ -1,8 +1,10 @@
 """Recommendations against float64 and one query at a time, for systems of made-up vectors."""
 
+import dataclasses
 import datetime
 import doctest
 import pathlib
+import shutil
 import subprocess
 import sys
 import types
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 import pinjax
-from pinjax import config_json, timestamps
+from pinjax import checksums, config_json, timestamps
 from pinjax.data import dataset as dataset_lib
 from pinjax.errors import InputError
 from pinjax.retrieval import exact
@@ -162,6 +164,21 @@ def test_users_are_recommended_what_they_have_not_seen(
     wanted = run.recommend([*some, some[0]], k=7, filter_seen=filter_seen)  # each once
     assert list(dict.fromkeys(wanted["user"].to_pylist())) == some
     assert lists(wanted, "user") == {user: found[user] for user in some}
+
+
+def test_users_come_once_where_all_splits_have_all_of_them(dataset, make_config):
+    spec = dataclasses.replace(dataset.spec, leave_one_out=True)
+    users = requests.Users(make_config(), dataclasses.replace(dataset, spec=spec))
+
+    def embed(parts):
+        return np.zeros((len(parts[0]["item"]), DIM), np.float32)
+
+    found = [own for batch in users.known(embed, 2**31, None) for own in batch.ids.to_pylist()]
+    everybody = [user for chunk in dataset.chunks("train") for user in chunk.users]
+    assert found == everybody
+    some = pa.array(everybody[:3])
+    (batch,) = users.known(embed, 2**31, some)
+    assert batch.ids.equals(some)
 
 
 def test_histories_are_those_of_the_log(dataset, items, open_run, tmp_path):
@@ -324,6 +341,23 @@ def test_an_index_finds_what_exact_search_finds(dataset, items, open_run, rng, t
     index.save(tmp_path / "bare", {})
     with pytest.raises(InputError, match=r"bare is an index of embeddings of system None"):
         run.recommend(some, index=tmp_path / "bare")
+
+
+def test_the_checksums_of_an_index_are_compared_if_wanted(dataset, items, open_run, tmp_path):
+    run = open_run(users=mean_of_items(items[0]))
+    rows = items[1].rows
+    made_from = checkpoint.identity(run.config, run.system, None, 0)
+    manifest = {"table": "items", "embeddings": made_from | {"as_of": timestamps.iso(run.as_of)}}
+    for name, vectors in (("index", items[0]), ("other", -items[0])):
+        index = index_lib.create(pa.array(dataset.catalogue.ids[rows]), vectors[rows], "exact")
+        index.save(tmp_path / name, manifest)
+    (tmp_path / "other" / checksums.FILE).unlink()
+    shutil.copytree(tmp_path / "other", tmp_path / "index", dirs_exist_ok=True)
+    with pytest.raises(InputError, match="damaged: its checksum is not that of what was written"):
+        run.recommend(index=tmp_path / "index")
+    state = types.SimpleNamespace(params=None, step=0)
+    unchecked = run_lib.Run(run.config, run.system, state, verify=False)
+    assert len(unchecked.recommend(index=tmp_path / "index"))
 
 
 @pytest.mark.parametrize(

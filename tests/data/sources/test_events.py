@@ -260,6 +260,17 @@ def test_every_unit_in_every_kind_of_file_is_one_order(write, prepare, kind, uni
             assert [time for _, time, *_ in rows] == [START, START + 5 * DAY]
 
 
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_durations_are_in_seconds_whatever_their_unit(rng, prepare, unit):
+    rows = random_rows(rng)
+    config = config_of(events__duration_unit=unit)
+    expected, _ = plainly(in_file(columns_of(rows)), config)
+    scale = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    rows["seconds"] = [None if x is None else x * scale for x in rows["seconds"]]
+    made, _ = prepare(config, columns_of(rows))
+    assert {user: own for users in read(made).values() for user, own in users.items()} == expected
+
+
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
 def test_an_empty_name_is_unknown(write, prepare, kind):
     columns = {
@@ -424,6 +435,20 @@ def test_since_drops_and_tolerance_bounds_what_is_bad(rng, prepare, refuse):
     config.events.since = ""
     config.tolerance = 3 / total
     assert prepare(config, columns, out="b")[1].report["dropped for a bad time"] == 1
+
+
+def test_since_keeps_the_rows_of_that_moment(prepare):
+    times = [START * 1000 + n for n in (-1, 0, 1, 5 * DAY * 1000)]
+    columns = {
+        "user": [*"abcdefghij"] * 4,
+        "item": [1] * 40,
+        "ms": [time for time in times for _ in range(10)],
+    }
+    config = config_of(events__action="", events__since="2020-09-13T12:26:40")
+    config.events.update(surface=(), duration="")
+    report = prepare(config, columns)[1].report
+    assert report["dropped as too early"] == 10
+    assert report["events"] == 30
 
 
 def test_rare_actions_and_surfaces_become_unknown(prepare):

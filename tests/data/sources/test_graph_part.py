@@ -42,13 +42,13 @@ def make_config(kind, **events):
     return config
 
 
-def drawn(key, valid, test):
-    hashed = hashlib.blake2b(f"0:{key}".encode(), digest_size=8).digest()
+def drawn(seed, key, valid, test):
+    hashed = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
     share = int.from_bytes(hashed, "little") / 2**64
     return "test" if share < test else "valid" if share < test + valid else "train"
 
 
-def plainly(log, kind):
+def plainly(log, kind, seed):
     """{split: {(group, item)}}"""
     rows = [dict(zip(log, row, strict=True)) for row in zip(*log.values(), strict=True)]
     if kind == "leave_one_out":
@@ -70,13 +70,13 @@ def plainly(log, kind):
                 split = "train"
             case "time":
                 half = SHARES[1] / sum(SHARES)
-                split = drawn(board, 1 - half, half)
+                split = drawn(seed, board, 1 - half, half)
             case "random":
-                split = drawn(board, *SHARES)
+                split = drawn(seed, board, *SHARES)
             case "column" if all(row["tests"] for row in own):
                 split = "test"
             case "column":
-                hashed = hashlib.md5(f"0:{board}:{item}".encode()).digest()
+                hashed = hashlib.md5(f"{seed}:{board}:{item}".encode()).digest()
                 share = int.from_bytes(hashed[8:], "little") % 1_000_000
                 split = "valid" if share < SHARES[0] * 1_000_000 else "train"
             case _:
@@ -105,8 +105,10 @@ def read(made, split):
 def test_edges_equal_a_plain_reading(prepare, kind, seed):
     nulls = kind in ("time", "leave_one_out")  # whether rows also have a user
     log = random_log(np.random.default_rng(seed), nulls=nulls)
-    made, prepared = prepare(make_config(kind), log)
-    expected = plainly(log, kind)
+    config = make_config(kind)
+    config.split.seed = seed
+    made, prepared = prepare(config, log)
+    expected = plainly(log, kind, seed)
     for split in SPLITS:
         assert read(made, split) == expected[split]
         assert made.spec.edges[split] == len(expected[split])

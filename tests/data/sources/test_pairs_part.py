@@ -77,12 +77,13 @@ def drawn(key, valid, test):
 def expected_split(config, found, train_end):
     valid, test = config.split.valid, config.split.test
     half = test / (valid + test)
-    key = f"0:{found['key']}"
+    seed = config.split.seed
+    key = f"{seed}:{found['key']}"
     match config.split.kind:
         case "time" if found["time"] <= train_end:
             split = "train"
         case "time":
-            split = drawn(f"0:{tokens.normalise(found['query'])}", 1 - half, half)
+            split = drawn(f"{seed}:{tokens.normalise(found['query'])}", 1 - half, half)
         case "leave_one_out":
             split = SPLITS[found["left_out"]]
         case "column":
@@ -90,9 +91,9 @@ def expected_split(config, found, train_end):
         case _:
             split = drawn(key, valid, test)
     items = [found["item"], *([found["query"]] if found["kind"] == "image" else [])]
-    cold = [item for item in items if share(f"0:cold:{item}") < config.split.cold]
+    cold = [item for item in items if share(f"{seed}:cold:{item}") < config.split.cold]
     if split == "train" and cold:
-        split = drawn(f"0:held out:{cold[0]}", 1 - half, half)
+        split = drawn(f"{seed}:held out:{cold[0]}", 1 - half, half)
     return split
 
 
@@ -160,6 +161,7 @@ def read_plainly(events, config):
 
 CASES = {
     "searches": make_config(),
+    "searches, of another seed": make_config(split__seed=3),
     "searches that are relevant": make_config(events__least=(("relevance", 2.0),)),
     "searches in time": make_config(**TIMES),
     "searches, tested by a column": make_config(split__kind="column", split__column="tests"),
@@ -196,6 +198,7 @@ def test_pairs_equal_a_plain_reading(events, table, prepare, case):
     events["query"][5] = events["query"][4].upper()  # the same to the split
     if config.split.kind == "leave_one_out":  # one of the last two rows repeats another
         events = {name: [*column, *column[-40:]] for name, column in events.items()}
+        events["bought"][-20:] = [1 - bought for bought in events["bought"][-20:]]  # no repeats
     made, prepared = prepare(config, events, table)
     found = read_plainly(events, config)
     train_end = 0
@@ -221,7 +224,7 @@ def test_pairs_equal_a_plain_reading(events, table, prepare, case):
     ordered = sorted(by_task, key=lambda task: (-by_task[task], task))
     assert made.spec.tasks == tuple(ordered)
     trained_on = {item for split, _, _, item, *_ in expected if split == "train"}
-    cold = {item for item in events["item"] if share(f"0:cold:{item}") < 0.2}
+    cold = {item for item in events["item"] if share(f"{config.split.seed}:cold:{item}") < 0.2}
     assert cold
     assert not cold & trained_on
     led_from = {query for split, _, query, *_ in expected if split == "train"}
@@ -376,6 +379,28 @@ def test_tolerated_rows_are_counted(events, table, prepare):
     assert prepared.report["dropped for a bad item"] == 3
     assert prepared.report["dropped for a bad query"] == 1
     assert sum(made.spec.pairs.values()) == 396
+
+
+def test_events_of_items_that_are_not_described_are_tolerated_and_counted(
+    events, table, prepare, refuse
+):
+    events["item"][:3] = 7
+    config = make_config()
+    refuse("row 1: item is 7; .*3 of 400 rows are bad, tolerance is 0", config, events, table)
+    config.tolerance = 0.01
+    made, prepared = prepare(config, events, table)
+    assert prepared.report["events in no pair: no text or image"] == 3
+    assert sum(made.spec.pairs.values()) == 397
+
+
+def test_the_order_of_pairs_without_times_does_not_depend_on_that_of_rows(
+    events, table, prepare, rng
+):
+    first, _ = prepare(make_config(), events, table, out="first")
+    order = rng.permutation(400)
+    shuffled = {name: [column[row] for row in order] for name, column in events.items()}
+    made, _ = prepare(make_config(), shuffled, table)
+    assert made.spec.digest == first.spec.digest
 
 
 def test_a_group_may_lie_in_several_files(events, table, write, prepare):

@@ -105,13 +105,14 @@ def test_items_exist_at_the_end_of_training_where_the_split_is_not_by_time(
     log, table, prepare, kind
 ):
     log["tests"] = np.arange(500) % 5 == 0
-    table["created"][:2] = [START + 10**8] * 2  # items without an event, of the future
+    # Items without an event: one is made as training ends, the other in the future.
+    table["created"][:2] = [START + 10**8, max(log["time"])]
     config = make_config(events__user="", pairs__sequence="group", split__kind=kind)
     config.split.column = "tests" if kind == "column" else ""
     made, _ = prepare(config, log, table)
     assert made.spec.train_end == max(log["time"])
-    assert made.catalogue.created.tolist() == [START] * 20 + [START + 10**8] * 2
-    assert made.spec.num_existing == 20
+    assert made.catalogue.created.tolist() == [START] * 20 + [max(log["time"]), START + 10**8]
+    assert made.spec.num_existing == 21
 
 
 @pytest.mark.parametrize("kind", ["time", "leave_one_out"])
@@ -120,8 +121,10 @@ def test_without_pairs_the_vocabulary_is_of_items_with_events_in_training(
 ):
     config = make_config(events__query="", pairs__sequence="", split__kind=kind)
     late = log["time"] > max(log["time"]) - 10 * DAY
-    log["item"][~late & (log["item"] == 119)] = 118
+    log["item"][~late & (log["item"] >= 118)] = 117
+    log["item"][log["time"] == max(log["time"]) - 10 * DAY] = 118  # the last row of training
     known = range(100, 119)
+    assert 118 in log["item"][~late]
     if kind == "leave_one_out":  # without times, and as of all events
         config.events.time, config.timelines.min_actions = "", 3
         known = range(100, 120)
@@ -258,6 +261,31 @@ def test_the_same_input_is_prepared_once(log, table, write, prepare):
         prepare(make_config(), log, table)
 
 
+def test_the_order_of_files_counts_only_without_times(log, table, write, prepare):
+    paths = [
+        write(f"{n}.parquet", {name: values[n::2] for name, values in log.items()})
+        for n in range(2)
+    ]
+    table = [write("i.parquet", table)]
+    prepare(make_config(), paths, table)
+    assert not prepare(make_config(), paths[::-1], table)[1].is_new
+    config = make_config(split__kind="leave_one_out", timelines__min_actions=3)
+    config.events.update(time="", time_unit="")
+    prepare(config, paths, table, out="without")
+    with pytest.raises(InputError, match="holds something else"):
+        prepare(config, paths[::-1], table, out="without")
+
+
+@pytest.mark.parametrize("changed", ["e", "i", "side", "q"])
+def test_a_data_set_is_of_the_contents_of_every_file(write, changed):
+    paths = {name: write(f"{name}.csv", b"a,b\n1,2\n") for name in ("e", "i", "side", "q")}
+    inputs = prepare_lib.Inputs.find([paths["e"]], [paths["i"], paths["side"]], [paths["q"]])
+    before = inputs.identity(make_config())
+    assert inputs.identity(make_config()) == before
+    write(f"{changed}.csv", b"a,b\n1,3\n")
+    assert inputs.identity(make_config()) != before
+
+
 def test_columns_may_be_called_as_ours_are(log, table, prepare):
     """Also crosswise."""
     first, _ = prepare(make_config(), log, table, out="first")
@@ -354,6 +382,7 @@ BAD_LOGS = {
         "row 5: time is -1; expected a timestamp from 1970 to 2106",
     ),
     "after 2106": (put("time", 4, 2**33), "row 5: time is 8589934592; expected a timestamp"),
+    "the end of 2106": (put("time", 4, 2**32), "row 5: time is 4294967296; expected a timestamp"),
     "units mixed": (put("time", 4, START // 1000), "row 5: time is 1600000; .*mixed units"),
     "milliseconds": (
         column("time", lambda x: x * 1000),
@@ -420,6 +449,7 @@ BAD_CONFIGS = {
     "days below 0": ({"split.test_days": -1.0}, "split.test_days=-1.0: expected"),
     "days beyond all": ({"split.test_days": 3e38}, "train_end is .*expected a time between"),
     "train_end too late": ({"split.train_end": "2031-01-01"}, "train_end is 2031.*2020-09-13"),
+    "train_end at the end of the log": ({"split.test_days": 1e-9}, "expected a time between"),
     "train_end too early": (
         {"split.test_days": 400.0},
         "expected a time between the first and the last event",
