@@ -128,16 +128,16 @@ def _next(dataset: dataset_lib.Dataset) -> dict[str, str]:
     elif not (shares := _shares(dataset, spec.tasks, 0)):
         found["ItemSage"] = f"no engagement that could be learned among {', '.join(spec.tasks)}"
     else:
-        found["ItemSage"] = (
-            f"{_itemsage(spec, shares)}\n{'':14}# {_queries_evaluated(dataset, shares)}"
-        )
+        about = _queries_evaluated(dataset, [name for name, *_ in shares])
+        found["ItemSage"] = f"{_itemsage(spec, shares)}\n{'':14}# {about}"
     if not searches:
         found["SearchSage"] = "no text of a search: it needs events.query"
     elif not (shares := _shares(dataset, searches, 50)):
         found["SearchSage"] = f"no engagement that could be learned among {', '.join(searches)}"
     else:
         command = _command("searchsage.py", f"--config.tasks={_literal(shares)}", *_residual())
-        found["SearchSage"] = f"{command}\n{'':14}# {_queries_evaluated(dataset, shares)}"
+        about = _queries_evaluated(dataset, [name for name, *_ in shares])
+        found["SearchSage"] = f"{command}\n{'':14}# {about}"
     found["PinSage"] = _pinsage(dataset)
     if "timelines" in spec.parts and spec.content_dim and _positives(spec):
         found["PinnerSage"] = _pinnersage(spec)
@@ -194,8 +194,7 @@ def _pinsage(dataset: dataset_lib.Dataset) -> str:
         () if spec.content_dim else ("--config.data.content=False", "--config.model.id_dim=64")
     )
     if images:
-        about = _queries_evaluated(dataset, [(task,) for task in images])
-        return f"{_command('pinsage.py', *content)}\n{'':14}# {about}"
+        return f"{_command('pinsage.py', *content)}\n{'':14}# {_queries_evaluated(dataset, images)}"
     if not spec.edges["test"]:
         return "no pair of items and no held-out edge: it needs pairs.sequence or events.group"
     content = ("--config.data.content=True",) if spec.content_dim else ()
@@ -251,9 +250,9 @@ def _users_evaluated(dataset: dataset_lib.Dataset) -> str:
     return f"\n{'':14}# ".join([about, *warnings, *source.too_few("test")])
 
 
-def _queries_evaluated(dataset: dataset_lib.Dataset, tasks: Sequence[tuple]) -> str:
-    """How many queries each table rests on, of tasks as in `_shares`."""
-    tasks = [dataset.spec.tasks.index(name) for name, *_ in tasks]
+def _queries_evaluated(dataset: dataset_lib.Dataset, names: Sequence[str]) -> str:
+    """How many queries of some tasks each table rests on."""
+    tasks = [dataset.spec.tasks.index(name) for name in names]
     counts = []
     for split in SPLITS[1:]:
         pairs = dataset.pairs(split)

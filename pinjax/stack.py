@@ -5,8 +5,7 @@
 A stage trains or evaluates a system and embeds by it, in DIR/STAGE, with commands that are printed.
 A stage that is finished is not run again, one that was stopped goes on, and one whose data set,
 config or vectors have changed since is refused. Stages that the data set or their config cannot
-carry are left out.
-At the end a table compares every stage with its baselines.
+carry are left out. At the end a table compares every stage with its baselines.
 
     --config.train.seed=1              sets a field in the config of every stage that has it
     --itemsage="--config=FILE --config.model.image_slots=0"    the config of a system's stages

@@ -144,7 +144,7 @@ class Exported:
             else:
                 known = [{**action, "time": rank} for rank, action in enumerate(known)]
         except (KeyError, TypeError) as error:
-            lacks = error if isinstance(error, KeyError) else "number as its time"
+            lacks = error if isinstance(error, KeyError) else "number as its time, or no id"
             raise InputError(f"an action of a history has no {lacks}") from None
         return known[-about["length"] :]
 
